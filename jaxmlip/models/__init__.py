@@ -1,0 +1,1 @@
+"""The networks: pure functions from a graph to quantities of its atoms, read beside their papers."""

@@ -1,0 +1,196 @@
+"""CHGNet: Deng et al., Nature Machine Intelligence 5, 1031 (2023), section "Methods".
+
+The letters are the paper's: v for atoms, e for bonds, a for angles, φ for the gated MLPs and L for linear
+layers. A gated MLP of concatenated features, φ(v_i ‖ v_j ‖ e_ij), starts with a product W [v_i, v_j, e_ij]
+over edges. It is computed as W₁v_i + W₂v_j + W₃e_ij: products over atoms and bonds, fetched afterwards.
+The core and the gate of φ share their input, hence one product for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmlip import safe
+from jaxmlip.graph import BondEnd, CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.models.basis import bessel, fourier, polynomial_envelope
+from jaxmlip.models.layers import MLP, CentredNorm, Linear
+
+
+@dataclass(frozen=True)
+class CHGNetConfig:
+    """The choices in which the published generations differ; the defaults are those of 0.3.0."""
+
+    features: int = 64  # width of atom, bond and angle features
+    radial: int = 31  # number of radial basis functions
+    angular: int = 31  # number of angular basis functions, odd
+    blocks: int = 4  # atom convolutions; bonds and angles are updated between them
+    bond_cutoff: float = 6.0  # Å, of the atom graph
+    angle_cutoff: float = 3.0  # Å, of the bond graph
+    envelope: int = 8  # exponent p of the cutoff polynomial
+    norm: bool = True  # layer norms in the gated MLPs and before the readout
+    output_bias: bool = False  # bias of the linear layer that follows each sum of messages
+    readout: tuple[int, ...] = (64, 64, 64)  # hidden widths of the readout
+    elements: int = 94  # embedded atomic numbers, from hydrogen on
+
+
+class Gate(nn.Module):
+    """The rest of a gated MLP, φ(x) = σ(L_gate(x)) ∘ g(L_core(x)), after its first linear layer.
+
+    x holds core and gate side by side. With `hidden`, a SiLU and one more linear layer follow for each.
+    """
+
+    norm: bool
+    hidden: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n 2f"]) -> Float[Array, "n f"]:
+        core, gate = jnp.split(nn.silu(x) if self.hidden else x, 2, axis=-1)
+        if self.hidden:
+            core = Linear(core.shape[-1], centred=int(self.norm), name="core")(core)
+            gate = Linear(gate.shape[-1], centred=int(self.norm), name="gate")(gate)
+        if self.norm:
+            core = CentredNorm(name="core_norm")(core)
+            gate = CentredNorm(name="gate_norm")(gate)
+        return nn.silu(core) * nn.sigmoid(gate)
+
+
+class AtomConv(nn.Module):
+    """v_i ← v_i + L_v[ Σ_j ẽ_ij φ_v(v_i ‖ v_j ‖ e_ij) ]"""
+
+    config: CHGNetConfig
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, v, e, weight):
+        c, f = self.config, self.config.features
+        i, j, far = graph.first, graph.second, graph.shifts
+        centre, neighbour = jnp.split(Linear(4 * f, bias=False, name="atoms")(v), 2, axis=-1)
+        of_bond = Linear(2 * f, name="bond")(e)
+        gate = Gate(c.norm, hidden=True, name="phi")
+        at_i = gather(centre, i) + gather(neighbour, j, far) + of_bond
+        at_j = gather(centre, j, far) + gather(neighbour, i) + of_bond
+        message = gate(jnp.stack([at_i, at_j])) * weight
+        total = scatter_add(message[0], i, len(v)) + scatter_add(message[1], j, len(v), far)
+        return v + Linear(f, bias=c.output_bias, name="out")(total)
+
+
+class BondConv(nn.Module):
+    """e_ij ← e_ij + L_e[ Σ_k ẽ_ij ẽ_ik φ_e(e_ij ‖ e_ik ‖ a_jik ‖ v_i) ], the atom i between its bonds to j and k
+
+    Only short bonds make angles. The others still take part in L_e where it has a bias: the published
+    code leaves that bias out for a crystal that has no angle at all, unless it shares a batch with one
+    that has; here a crystal's energy depends on itself alone, and is smooth where its first angle appears.
+    """
+
+    config: CHGNetConfig
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, v, e, a, ij: BondEnd, ik: BondEnd, weight):
+        c, f, short = self.config, self.config.features, graph.short
+        x = AngleInput(c, hidden=True, name="inputs")(v, e[:short], a, ij, ik)
+        message = Gate(c.norm, hidden=True, name="phi")(x) * weight
+        total = scatter_add(message, ij.bond, short, ij.image)
+        out = Linear(f, bias=c.output_bias, name="out")
+        rest = out(jnp.zeros((1, f), e.dtype)) if c.output_bias else 0.0
+        return jnp.concatenate([e[:short] + out(total), e[short:] + rest])
+
+
+class AngleUpdate(nn.Module):
+    """a_jik ← a_jik + φ_a(e_ij ‖ e_ik ‖ a_jik ‖ v_i)"""
+
+    config: CHGNetConfig
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, v, e, a, ij: BondEnd, ik: BondEnd):
+        x = AngleInput(self.config, hidden=False, name="inputs")(v, e[: graph.short], a, ij, ik)
+        return a + Gate(self.config.norm, hidden=False, name="phi")(x)
+
+
+class AngleInput(nn.Module):
+    """The first linear layer of φ_e and φ_a, W [e_ij, e_ik, a_jik, v_i] + b."""
+
+    config: CHGNetConfig
+    hidden: bool
+
+    @nn.compact
+    def __call__(self, v, e, a, ij: BondEnd, ik: BondEnd) -> Float[Array, "angles 2f"]:
+        f = self.config.features
+        # The sum has zero mean where each of its terms has.
+        groups = 2 if self.config.norm and not self.hidden else 0
+        bonds = Linear(4 * f, bias=False, centred=2 * groups, name="bonds")(e)
+        of_ij, of_ik = jnp.split(bonds, 2, axis=-1)
+        of_atom = Linear(2 * f, bias=False, centred=groups, name="atom")(v)
+        of_angle = Linear(2 * f, centred=groups, name="angle")(a)
+        at_bonds = gather(of_ij, ij.bond, ij.image) + gather(of_ik, ik.bond, ik.image)
+        return at_bonds + gather(of_atom, ij.atom) + of_angle
+
+
+class CHGNet(nn.Module):
+    """From a graph to the energy (eV, without reference energies) and magnetic moment (μB) of each atom."""
+
+    config: CHGNetConfig
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        return Cutoffs(self.config.bond_cutoff, self.config.angle_cutoff)
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:
+        c, f, short = self.config, self.config.features, graph.short
+        vectors = bond_vectors(graph)
+        r = safe.norm(vectors)
+        ij, ik = graph.angle_ends()
+
+        # Smooth radial bases ẽ of the atom graph and of the bond graph, and angular basis.
+        radial = self._radial(r, c.bond_cutoff, "bond_frequencies")
+        radial_short = self._radial(r[:short], c.angle_cutoff, "short_bond_frequencies")
+        angular = self._angular(safe.unit(vectors[:short], r[:short]), ij, ik)
+
+        # Embeddings v⁰, e⁰, a⁰ and the weights of the messages.
+        table = self.param("elements", nn.initializers.normal(1.0), (c.elements, f))
+        v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
+        e = Linear(f, bias=False, name="bond_embedding")(radial)
+        a = Linear(f, bias=False, name="angle_embedding")(angular)
+        bond_weight = Linear(f, bias=False, name="bond_weight")(radial)
+        short_weight = Linear(f, bias=False, name="short_bond_weight")(radial_short)
+        angle_weight = gather(short_weight, ij.bond, ij.image) * gather(short_weight, ik.bond, ik.image)
+
+        last = c.blocks - 1
+        for t in range(last):
+            v = AtomConv(c, name=f"atom_conv_{t}")(graph, v, e, bond_weight)
+            e = BondConv(c, name=f"bond_conv_{t}")(graph, v, e, a, ij, ik, angle_weight)
+            if t < last - 1:  # nothing reads the angles after the last bond convolution
+                a = AngleUpdate(c, name=f"angle_update_{t}")(graph, v, e, a, ij, ik)
+
+        magmom = jnp.abs(Linear(1, name="magmom")(v))[:, 0]
+        v = AtomConv(c, name=f"atom_conv_{last}")(graph, v, e, bond_weight)
+        if c.norm:
+            v = CentredNorm(name="readout_norm")(v - v.mean(axis=-1, keepdims=True))
+        energy = MLP((*c.readout, 1), name="readout")(v)[:, 0]
+        return {
+            "site_energies": jnp.where(graph.is_atom, energy, 0.0),
+            "magmoms": jnp.where(graph.is_atom, magmom, 0.0),
+        }
+
+    def _radial(self, r, cutoff, name):
+        frequencies = self.param(name, _multiples_of(jnp.pi), (self.config.radial,))
+        envelope = polynomial_envelope(r, cutoff, self.config.envelope)
+        return bessel(r, frequencies, cutoff) * envelope[:, None]
+
+    def _angular(self, direction, ij: BondEnd, ik: BondEnd):
+        u_ij = gather(direction, ij.bond, ij.image) * ij.sign[:, None]
+        u_ik = gather(direction, ik.bond, ik.image) * ik.sign[:, None]
+        # The published network keeps the cosine this far from ±1, where arccos has no derivative.
+        angle = jnp.arccos(jnp.sum(u_ij * u_ik, axis=-1) * (1 - 1e-6))
+        frequencies = self.param("angle_frequencies", _multiples_of(1.0), (self.config.angular // 2,))
+        return fourier(angle, frequencies)
+
+
+def _multiples_of(unit: float):
+    def initialise(key, shape, dtype=float):
+        return unit * jnp.arange(1, shape[0] + 1, dtype=dtype)
+
+    return initialise

@@ -1,0 +1,56 @@
+"""Pieces that several networks share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Linear(nn.Module):
+    """x W + b, in the precision of x. `centred` takes the mean over the outputs of each group away first.
+
+    A layer norm that follows needs outputs of zero mean. Taking the mean out of W and b, a few thousand
+    numbers, gives the same as taking it out of every row of the product.
+    """
+
+    features: int
+    bias: bool = True
+    centred: int = 0  # number of groups of outputs that a layer norm follows; 0: none does
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
+        y = x @ self._centre(kernel)
+        if self.bias:
+            y = y + self._centre(self.param("bias", nn.initializers.zeros, (self.features,)))
+        return y
+
+    def _centre(self, w):
+        if not self.centred:
+            return w
+        groups = w.reshape(*w.shape[:-1], self.centred, -1)
+        return (groups - groups.mean(axis=-1, keepdims=True)).reshape(w.shape)
+
+
+class CentredNorm(nn.Module):
+    """Layer norm (Ba et al. 2016) of rows whose mean is zero already."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon) * scale + bias
+
+
+class MLP(nn.Module):
+    """Linear layers with SiLU between them; the last one is plain."""
+
+    features: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
+        for k, width in enumerate(self.features):
+            x = Linear(width, name=f"layer_{k}")(nn.silu(x) if k else x)
+        return x

@@ -1,0 +1,296 @@
+"""A potential: a network, its parameters, reference energies, and where they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxmlip import batching
+from jaxmlip.derivatives import with_derivatives
+from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, sum_over_crystals
+from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
+from jaxmlip.progress import track
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+FORMAT = 1  # of the folder that `save` writes; another number is another layout
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {"chgnet": (CHGNet, CHGNetConfig)}
+MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU
+
+
+class Prediction(TypedDict, total=False):
+    """What `Potential.predict` returns, as NumPy arrays in the precision of the potential."""
+
+    energy: float  # eV
+    forces: np.ndarray  # (atoms, 3), eV/Å
+    stress: np.ndarray  # (3, 3), eV/Å³, positive in tension as in ASE
+    site_energies: np.ndarray  # (atoms,), eV; they add up to the energy
+    magmoms: np.ndarray  # (atoms,), μB; only where the model has them
+
+
+@dataclass(frozen=True)
+class Energy:
+    """`energy(params, graph)` -> eV per crystal, for one architecture.
+
+    Equal architectures compare equal, so that potentials that differ in their parameters alone share
+    compiled programs.
+    """
+
+    model: nn.Module
+
+    def __call__(self, params: Any, graph: CrystalGraph) -> jax.Array:
+        return self.with_sites(params, graph)[0]
+
+    def with_sites(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The energies, and the quantities of each atom: site_energies (eV) and what else the model gives."""
+        sites = self.model.apply({"params": params["network"]}, graph)
+        # Element 0 of the table is padding's.
+        total = sites["site_energies"] + params["reference_energies"][graph.species]
+        return sum_over_crystals(total, graph), {**sites, "site_energies": total}
+
+
+@partial(jax.jit, static_argnames="energy")
+def _predict(energy: Energy, params: Any, graph: CrystalGraph):
+    e, forces, stress, sites = with_derivatives(partial(energy.with_sites, params), graph)
+    return e, stress, {"forces": forces, **sites}
+
+
+class ManifestError(ValueError):
+    """A model folder that cannot be used: what was found, what was needed, what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Potential:
+    """A potential energy surface E(positions, species, cell), with everything that is needed to use it.
+
+    Make one with `jaxmlip.load`. `predict` gives energies, forces, stresses and magnetic moments;
+    `jaxmlip.hessian` and its relatives take it as it is; `energy` is the bare function of a graph.
+    """
+
+    name: str
+    model: nn.Module
+    params: Any  # {"network": …, "reference_energies": by atomic number}, NumPy, float32 as published
+    elements: tuple[int, ...]  # atomic numbers that the potential was fitted to
+    manifest: dict[str, Any]
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"found dtype={self.dtype!r}, needed 'float32' or 'float64'.")
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        """How far the model looks (Å)."""
+        return self.model.cutoffs
+
+    @property
+    def energy_fn(self) -> Energy:
+        """The pure function (params, graph) -> eV per crystal."""
+        return Energy(self.model)
+
+    def energy(self, graph: CrystalGraph) -> jax.Array:
+        """eV of each crystal of `graph`. In float64 call it within `precision()`."""
+        return self.energy_fn(self.arrays, graph)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """The scope in which JAX computes as this potential's dtype asks, also on accelerators."""
+        with jax.enable_x64(self.dtype == "float64"), jax.default_matmul_precision("highest"):
+            yield
+
+    @cached_property
+    def arrays(self) -> Any:
+        """The parameters on the device, in the precision of the potential."""
+        with self.precision():
+            return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), self.params)
+
+    def astype(self, dtype: str) -> Potential:
+        """The same potential, computing in float32 or float64."""
+        return replace(self, dtype=dtype)
+
+    def graph(self, crystal: Atoms | Structure) -> CrystalGraph:
+        """The graph of `crystal` in NumPy, without padding. Raises ValueError as `from_atoms` does."""
+        return from_atoms(crystal, self)
+
+    def predict(self, crystals: Atoms | Structure | Sequence[Atoms | Structure]):
+        """Energy, forces, stress, site energies and magnetic moments, as a `Prediction` (a dictionary).
+
+        For a list of crystals, a list in the same order: they are computed in batches, with a progress
+        bar on a terminal. Raises ValueError, as `from_atoms` does, before anything is computed.
+        """
+        if not isinstance(crystals, Sequence) or _is_structure(crystals):
+            graph = self.graph(crystals)
+            return self.predict_graphs([graph], batching.capacity([graph]))[0]
+        graphs = [self.graph(crystal) for crystal in track(crystals, "neighbours")]
+        if not graphs:
+            return []
+        found: list[Prediction | None] = [None] * len(graphs)
+        index, room = batching.batches(graphs, MESSAGES_PER_BATCH)
+        for batch in track(index, "energies and forces"):
+            for k, prediction in zip(
+                batch, self.predict_graphs([graphs[k] for k in batch], room), strict=True
+            ):
+                found[k] = prediction
+        return found
+
+    def predict_graphs(self, graphs: Sequence[CrystalGraph], room: batching.Capacity) -> list[Prediction]:
+        """`Prediction`s for graphs computed as one batch of the given capacity."""
+        packed = batching.pack(graphs, room, np.dtype(self.dtype))
+        with self.precision():
+            e, stress, per_atom = jax.device_get(_predict(self.energy_fn, self.arrays, packed))
+        split = {name: batching.split_atoms(x, graphs) for name, x in per_atom.items()}
+        return [
+            Prediction(
+                energy=float(e[c]),
+                stress=stress[c],
+                **{name: parts[c] for name, parts in split.items()},
+            )
+            for c in range(len(graphs))
+        ]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes model.safetensors and manifest.json into `folder`, for `load`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = flax.traverse_util.flatten_dict(self.params, sep="/")
+        tensors = {name: np.ascontiguousarray(x) for name, x in flat.items()}
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        manifest = {
+            **self.manifest,
+            "format": FORMAT,
+            "name": self.name,
+            "architecture": architecture_of(self.model),
+            "hyperparameters": asdict(self.model.config),
+            "elements": list(self.elements),
+            "parameters": int(sum(x.size for x in tensors.values())),
+            "sha256": digest,
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, dtype: str = "float32") -> Potential:
+        """The potential that `save` wrote into `folder`.
+
+        Raises ManifestError where a file is missing, damaged, of another layout, or does not fill the model.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        model = _make_model(manifest, folder)
+        shapes = parameter_shapes(model)
+        tensors = _read_tensors(folder, manifest)
+        wrong = [f"{n}: missing" for n in shapes if n not in tensors]
+        wrong += [f"{n}: unknown" for n in tensors if n not in shapes]
+        wrong += [
+            f"{n}: found shape {tensors[n].shape}, needed {shapes[n]}"
+            for n in shapes
+            if n in tensors and tensors[n].shape != shapes[n]
+        ]
+        if wrong:
+            raise ManifestError(
+                f"{folder / 'model.safetensors'} does not fill the model that manifest.json describes; "
+                "convert the source again:\n  " + "\n  ".join(wrong)
+            )
+        params = flax.traverse_util.unflatten_dict(tensors, sep="/")
+        name = str(manifest.get("name", folder.name))
+        return cls(name, model, params, tuple(manifest["elements"]), manifest, dtype)
+
+
+def architecture_of(model: nn.Module) -> str:
+    return next(name for name, (kind, _) in ARCHITECTURES.items() if isinstance(model, kind))
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every parameter of a potential with this network."""
+    graph = _smallest_graph()
+    network = jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
+    elements = model.config.elements
+    tree = {"network": network, "reference_energies": jax.ShapeDtypeStruct((elements + 1,), float)}
+    return {n: x.shape for n, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: str = "random") -> Potential:
+    """A potential of the architecture of `config` with random parameters: to train, or to test laws with."""
+    model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
+    network = jax.device_get(jax.jit(model.init)(jax.random.key(seed), _smallest_graph())["params"])
+    params = {"network": network, "reference_energies": np.zeros(config.elements + 1, np.float32)}
+    manifest = {"source": f"random parameters, seed {seed}"}
+    return Potential(name, model, params, tuple(range(1, config.elements + 1)), manifest, dtype)
+
+
+def _smallest_graph() -> CrystalGraph:
+    """Padding alone: parameters do not depend on the sizes of a graph."""
+    return batching.pack([], batching.Capacity(1, 1, 1, 1, 1), np.float32)
+
+
+def _is_structure(crystal: Any) -> bool:
+    # Atoms and Structure are sequences of their sites.
+    return hasattr(crystal, "get_atomic_numbers") or hasattr(crystal, "to_ase_atoms")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ManifestError(
+            f"{folder} has no manifest.json; needed a folder that `jaxmlip convert` or Potential.save wrote."
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} is not JSON ({error}); convert the source again.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ManifestError(
+            f"{path} has format {found!r}, this version of jaxmlip reads format {FORMAT}. Convert the "
+            "source again with this version, or install the version of jaxmlip that wrote it"
+            + (f" ({manifest['jaxmlip']})." if isinstance(manifest, dict) and "jaxmlip" in manifest else ".")
+        )
+    return manifest
+
+
+def _make_model(manifest: dict[str, Any], folder: Path) -> nn.Module:
+    path, name = folder / "manifest.json", manifest.get("architecture")
+    if name not in ARCHITECTURES:
+        raise ManifestError(f"{path} names the architecture {name!r}, known are {', '.join(ARCHITECTURES)}.")
+    kind, config = ARCHITECTURES[name]
+    given, elements = manifest.get("hyperparameters"), manifest.get("elements")
+    if not isinstance(elements, list) or not all(isinstance(z, int) for z in elements):
+        raise ManifestError(f"{path} has elements={elements!r}, needed a list of atomic numbers.")
+    try:
+        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return kind(config(**frozen))
+    except (TypeError, AttributeError) as error:
+        raise ManifestError(f"{path} has hyperparameters that do not fit {name} ({error}).") from None
+
+
+def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ManifestError(
+            f"{folder} has a manifest.json and no model.safetensors; convert the source again."
+        )
+    raw = path.read_bytes()
+    try:
+        tensors = safetensors.numpy.load(raw)
+    except safetensors.SafetensorError as error:
+        raise ManifestError(f"{path} is damaged ({error}); convert the source again.") from None
+    if hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
+        warnings.warn(f"{path} is not the file that its manifest describes (sha256).", stacklevel=4)
+    return tensors

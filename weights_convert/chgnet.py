@@ -1,0 +1,190 @@
+"""CHGNet checkpoints: those inside the `chgnet` package, and those that its trainer writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmlip.models.chgnet import CHGNetConfig
+from weights_convert.rules import Rule
+from weights_convert.torch_zip import CheckpointError
+
+CONVENTION = (
+    "Deng et al. 2023. The output bias of a bond convolution (0.2.0 only) acts on the bonds of every crystal, "
+    "also of one without angles, for which the chgnet package leaves it out."
+)
+GATED = ("core", "gate")
+
+
+def recognises(checkpoint: Any) -> bool:
+    """Whether `checkpoint` is laid out as the chgnet package lays out its files."""
+    model = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
+    return isinstance(model, Mapping) and {"state_dict", "model_args"} <= set(model)
+
+
+def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
+    """The network's tensors by name."""
+    return dict(checkpoint["model"]["state_dict"])
+
+
+# Arguments of the original that fix the architecture, with the only value supported here; None: free.
+SUPPORTED: dict[str, Any] = {
+    "update_bond": True,
+    "update_angle": True,
+    "mlp_first": True,
+    "is_intensive": True,
+    "non_linearity": "silu",
+    "conv_norm": None,
+    "angle_layer_hidden_dim": 0,
+    "learnable_rbf": True,
+    "skip_connection": False,
+}
+# Arguments that change no number of a prediction, or are read below.
+IRRELEVANT = {
+    *("read_out", "mlp_dropout", "conv_dropout", "graph_converter_algorithm", "version", "final_mlp"),
+    *("cutofff_coeff", "composition_model", "converter_verbose", "num_heads"),
+}
+READ = {
+    *("atom_fea_dim", "bond_fea_dim", "angle_fea_dim", "atom_conv_hidden_dim", "bond_conv_hidden_dim"),
+    *("num_radial", "num_angular", "n_conv", "atom_graph_cutoff", "bond_graph_cutoff", "cutoff_coeff"),
+    *("gMLP_norm", "readout_norm", "mlp_hidden_dims", "mlp_out_bias"),
+}
+
+
+def config(checkpoint: Any) -> CHGNetConfig:
+    """The architecture of the checkpoint. Raises CheckpointError, naming the option, where it is unknown."""
+    args = dict(checkpoint["model"]["model_args"])
+    state = tensors(checkpoint)
+    wrong = [
+        f"{key}={args[key]!r} (needed {value!r})"
+        for key, value in SUPPORTED.items()
+        if key in args and args[key] != value
+    ]
+    wrong += [f"{key}={args[key]!r} (unknown)" for key in args if key not in {*SUPPORTED, *IRRELEVANT, *READ}]
+    norms = {args.get("gMLP_norm", "layer"), args.get("readout_norm", "layer")}
+    if norms not in ({None}, {"layer"}):
+        wrong.append(f"gMLP_norm and readout_norm are {norms} (needed both 'layer' or both None)")
+    widths = {
+        int(np.squeeze(args.get(key, 64))) for key in READ if key.endswith(("_fea_dim", "conv_hidden_dim"))
+    }
+    if len(widths) != 1:
+        wrong.append(f"features of different widths {sorted(widths)} (needed one)")
+    if wrong:
+        raise CheckpointError("this CHGNet has options that are not supported: " + "; ".join(wrong) + ".")
+    return CHGNetConfig(
+        features=widths.pop(),
+        radial=int(args.get("num_radial", 31)),
+        angular=int(args.get("num_angular", 31)),
+        blocks=int(args.get("n_conv", 4)),
+        bond_cutoff=float(args.get("atom_graph_cutoff", 6)),
+        angle_cutoff=float(args.get("bond_graph_cutoff", 3)),
+        envelope=int(args.get("cutoff_coeff", 8)),
+        norm=norms == {"layer"},
+        # The files of 0.2.0 have the biases and do not mention them.
+        output_bias="atom_conv_layers.0.mlp_out.layers.1.bias" in state,
+        readout=tuple(int(n) for n in args.get("mlp_hidden_dims", (64, 64, 64))),
+    )
+
+
+def rules(config: CHGNetConfig) -> list[Rule]:
+    """Which tensors become which parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
+    return [
+        Rule(("atom_embedding.embedding.weight",), ("network/elements",)),
+        Rule(("composition_model.fc.weight",), ("reference_energies",), _by_atomic_number),
+        *(
+            Rule((f"bond_basis_expansion.rbf_expansion_{graph}.frequencies",), (f"network/{name}",))
+            for graph, name in (("ag", "bond_frequencies"), ("bg", "short_bond_frequencies"))
+        ),
+        Rule(("angle_basis_expansion.fourier_expansion.frequencies",), ("network/angle_frequencies",)),
+        _linear("bond_embedding", "bond_embedding", bias=False),
+        _linear("bond_weights_ag", "bond_weight", bias=False),
+        _linear("bond_weights_bg", "short_bond_weight", bias=False),
+        _linear("angle_embedding", "angle_embedding", bias=False),
+        *_gated_mlp(
+            "atom_conv_layers.{k}.twoBody_atom", "atom_conv_{k}", config, hidden=True, split=_split_atom_conv,
+            parts=("atoms/kernel", "bond/kernel", "bond/bias"),
+        ),
+        *_gated_mlp(
+            "bond_conv_layers.{k}.twoBody_bond", "bond_conv_{k}", config, hidden=True, split=_split_angles,
+            parts=ANGLE_PARTS,
+        ),
+        *_gated_mlp(
+            "angle_layers.{k}.twoBody_bond", "angle_update_{k}", config, hidden=False, split=_split_angles,
+            parts=ANGLE_PARTS,
+        ),
+        _linear("atom_conv_layers.{k}.mlp_out.layers.1", "atom_conv_{k}/out", config.output_bias),
+        _linear("bond_conv_layers.{k}.mlp_out.layers.1", "bond_conv_{k}/out", config.output_bias),
+        _linear("site_wise", "magmom"),
+        *([_norm("readout_norm", "readout_norm")] if config.norm else []),
+        *(
+            # The original counts activations, and a dropout before the last layer.
+            _linear(f"mlp.layers.{2 * n + (n == len(config.readout))}", f"readout/layer_{n}")
+            for n in range(len(config.readout) + 1)
+        ),
+    ]  # fmt: skip
+
+
+def set_aside(config: CHGNetConfig) -> dict[str, str]:
+    """Patterns of tensors that are not used, with the reason."""
+    return {
+        rf"angle_layers\.{config.blocks - 2}\..*": "the angles after the last bond convolution are read by nothing"
+    }
+
+
+ANGLE_PARTS = ("inputs/bonds/kernel", "inputs/angle/kernel", "inputs/atom/kernel", "inputs/angle/bias")
+
+
+def _gated_mlp(source: str, target: str, config: CHGNetConfig, hidden: bool, split, parts) -> list[Rule]:
+    first = 0 if hidden else 1  # a dropout precedes a single layer
+    both = tuple(f"{source}.mlp_{g}.layers.{first}.{kind}" for kind in ("weight", "bias") for g in GATED)
+    found = [Rule(both, tuple(f"network/{target}/{part}" for part in parts), split)]
+    if hidden:
+        found += [_linear(f"{source}.mlp_{g}.layers.3", f"{target}/phi/{g}") for g in GATED]
+    if config.norm:
+        found += [_norm(f"{source}.bn{n}", f"{target}/phi/{g}_norm") for n, g in enumerate(GATED, start=1)]
+    return found
+
+
+def _linear(source: str, target: str, bias: bool = True) -> Rule:
+    if not bias:
+        return Rule((f"{source}.weight",), (f"network/{target}/kernel",), np.transpose)
+    return Rule(
+        (f"{source}.weight", f"{source}.bias"),
+        (f"network/{target}/kernel", f"network/{target}/bias"),
+        lambda weight, bias: (weight.T, bias),
+    )
+
+
+def _norm(source: str, target: str) -> Rule:
+    return Rule(
+        (f"{source}.weight", f"{source}.bias"),
+        (f"network/{target}/scale", f"network/{target}/bias"),
+        lambda weight, bias: (weight, bias),
+    )
+
+
+def _split_atom_conv(core, gate, core_bias, gate_bias):
+    """W of [v_i, e_ij, v_j], core and gate, as products over atoms and over bonds."""
+    (core_i, core_e, core_j), (gate_i, gate_e, gate_j) = (np.split(w.T, 3) for w in (core, gate))
+    atoms = np.concatenate([core_i, gate_i, core_j, gate_j], axis=1)
+    return atoms, np.concatenate([core_e, gate_e], axis=1), np.concatenate([core_bias, gate_bias])
+
+
+def _split_angles(core, gate, core_bias, gate_bias):
+    """W of [e_ij, e_ik, a_jik, v_i], core and gate, as products over bonds, angles and atoms."""
+    (core_j, core_k, core_a, core_v), (gate_j, gate_k, gate_a, gate_v) = (
+        np.split(w.T, 4) for w in (core, gate)
+    )
+    return (
+        np.concatenate([core_j, gate_j, core_k, gate_k], axis=1),
+        np.concatenate([core_a, gate_a], axis=1),
+        np.concatenate([core_v, gate_v], axis=1),
+        np.concatenate([core_bias, gate_bias]),
+    )
+
+
+def _by_atomic_number(weight):
+    """(1, elements) from hydrogen on, as an array indexed by Z; Z = 0 is padding."""
+    return np.concatenate([np.zeros(1, weight.dtype), weight[0]])

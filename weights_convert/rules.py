@@ -1,0 +1,87 @@
+"""A converter is a table and a strict clerk: each tensor is used once or set aside, each parameter is filled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from weights_convert.torch_zip import CheckpointError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors of a checkpoint that become parameters of ours.
+
+    Names are templates in which {k} stands for a number, the same in all of them. `make` takes one array for
+    each source and returns one for the target, or a tuple where there are several.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    make: Callable[..., np.ndarray | tuple[np.ndarray, ...]] = lambda tensor: tensor
+
+
+def convert(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    rules: Sequence[Rule],
+    set_aside: Mapping[str, str],
+) -> dict[str, np.ndarray]:
+    """The parameters that `rules` make of `tensors`, of the given `shapes` and with all of their names.
+
+    `set_aside` maps patterns of tensor names to the reason for leaving them out. Raises CheckpointError
+    with every disagreement: a tensor that no rule or several rules use, a parameter that is not filled or
+    filled twice, a shape that differs.
+    """
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(re.fullmatch(pattern, name) for pattern in set_aside)
+    }
+    uses: dict[str, int] = {name: 0 for name in tensors}
+    made: dict[str, np.ndarray] = {}
+    wrong: list[str] = []
+    for rule in rules:
+        for number in _numbers(rule.sources[0], tensors):
+            names = [source.format(k=number) for source in rule.sources]
+            missing = [name for name in names if name not in tensors]
+            if missing:
+                wrong += [f"{name}: missing, though {names[0]} is there" for name in missing]
+                continue
+            for name in names:
+                uses[name] += 1
+            try:
+                arrays = rule.make(*(tensors[name] for name in names))
+            except (ValueError, IndexError) as error:
+                wrong.append(f"{', '.join(names)}: {error}")
+                continue
+            arrays = arrays if isinstance(arrays, tuple) else (arrays,)
+            for template, array in zip(rule.targets, arrays, strict=True):
+                target = template.format(k=number)
+                if target in made:
+                    wrong.append(f"{target}: filled twice")
+                if target not in shapes:
+                    wrong.append(f"{target}: made from {names[0]}, but the model has no such parameter")
+                elif array.shape != tuple(shapes[target]):
+                    wrong.append(f"{target}: found shape {array.shape}, needed {tuple(shapes[target])}")
+                made[target] = array
+    wrong += [f"{name}: {count} rules match, needed one" for name, count in uses.items() if count != 1]
+    wrong += [f"{name}: no tensor of the checkpoint maps here" for name in shapes if name not in made]
+    if wrong:
+        raise CheckpointError(
+            f"the checkpoint and the model disagree in {len(wrong)} places; needed each tensor used once and "
+            "each parameter filled:\n  " + "\n  ".join(wrong)
+        )
+    return {name: np.ascontiguousarray(made[name]) for name in sorted(made)}
+
+
+def _numbers(template: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The values of {k} for which `template` names a tensor; one empty value where it has no {k}."""
+    if "{k}" not in template:
+        return [""] if template in tensors else []
+    before, after = template.split("{k}")
+    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    return [m[1] for m in map(pattern.fullmatch, tensors) if m]
