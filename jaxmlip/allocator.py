@@ -37,4 +37,4 @@ def keep_freed_memory() -> bool:
         M_TRIM_THRESHOLD: LARGEST,
         M_TOP_PAD: 64 * 2**20,
     }
-    return all([mallopt(parameter, value) for parameter, value in settings.items()])
+    return all(mallopt(parameter, value) for parameter, value in settings.items())

@@ -1,4 +1,4 @@
-"""Padding and packing: crystals of any size become arrays of a few shapes, so that few programs are compiled."""
+"""Padding and packing: crystals of any size become arrays of few shapes, so that few programs compile."""
 
 from __future__ import annotations
 
@@ -42,14 +42,18 @@ def round_up(n: int) -> int:
     return max(8, -(-n // step) * step)
 
 
-def capacity(graphs: Sequence[CrystalGraph], room: float = 1.0) -> Capacity:
-    """The capacity from a short ladder that holds `graphs`, or `room` times as much.
+def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
+    """The capacity from a short ladder that holds `graphs`, so that crystals of similar size share a program.
 
-    The ladder is short so that crystals of similar size share a compiled program.
+    `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
+    a little more, since they fluctuate more.
     """
     n = need(graphs)
-    atoms, short, long, angles = (round_up(int(np.ceil(room * k))) for k in n[:4])
-    return Capacity(atoms, short, long, angles, n.crystals)
+
+    def rung(k: int) -> int:
+        return round_up(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))))
+
+    return Capacity(rung(n.atoms), rung(n.short), rung(n.long), rung(n.angles), n.crystals)
 
 
 def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.float64) -> CrystalGraph:

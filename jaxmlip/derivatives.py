@@ -6,14 +6,21 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxmlip import batching
+from jaxmlip.columns import second_axis_vmap
 from jaxmlip.graph import CrystalGraph
+from jaxmlip.progress import track
 
 EnergyFn = Callable[[CrystalGraph], Float[Array, " crystals"]]  # eV per crystal
 
@@ -37,7 +44,7 @@ def energy_forces_stress(energy: EnergyFn, graph: CrystalGraph):
 def with_derivatives(
     energy: Callable[[CrystalGraph], tuple[Float[Array, " crystals"], Any]], graph: CrystalGraph
 ):
-    """As `energy_forces_stress`, for a function that returns the energies and something else, returned last."""
+    """As `energy_forces_stress`, for a function that returns something besides energies, returned last."""
 
     def total(r, eps):
         e, other = energy(strain(graph.replace(positions=r), eps))
@@ -56,3 +63,173 @@ def gradient(energy: EnergyFn, graph: CrystalGraph) -> Callable[[Array], Array]:
 def hvp(energy: EnergyFn, graph: CrystalGraph, v: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
     """H v (eV/Å² times the unit of v), forward over reverse; H itself is never formed."""
     return jax.jvp(gradient(energy, graph), (jnp.asarray(graph.positions),), (v,))[1]
+
+
+class Differentiable(Protocol):
+    """What the functions below need of a potential."""
+
+    dtype: str
+    arrays: Any
+
+    @property
+    def energy_fn(self) -> Callable[[Any, CrystalGraph], Float[Array, " crystals"]]: ...
+
+    def graph(self, crystal: Any) -> CrystalGraph: ...
+
+    def precision(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What Hessian columns of a crystal will need, in bytes, as XLA reports it for the compiled programs."""
+
+    fixed: int  # kept while columns are computed: everything that does not depend on the column
+    per_column: int  # more for each column of a block
+    block_size: int
+
+    @property
+    def total(self) -> int:
+        return self.needed(self.block_size)
+
+    def needed(self, block_size: int) -> int:
+        return self.fixed + block_size * self.per_column
+
+    def fitting(self, limit: float) -> int:
+        """The largest block that stays within `limit` bytes; 0 where none does."""
+        return max(0, int((limit - self.fixed) // self.per_column))
+
+
+class MemoryLimitError(MemoryError):
+    """Hessian columns that cannot be computed within the memory that was allowed."""
+
+
+BLOCK_SIZE = 16  # columns at once; more gain little
+
+
+def hessian(
+    potential: Differentiable,
+    crystal: Any,
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+) -> np.ndarray:
+    """The Hessian ∂²E/∂r∂r of a crystal, (3N, 3N) in eV/Å², rows and columns in the order x₀ y₀ z₀ x₁ ….
+
+    Atoms move together with all of their images. See `hessian_columns` for the arguments.
+    """
+    columns = np.arange(3 * len(crystal))
+    return hessian_columns(potential, crystal, columns, block_size, memory_limit)
+
+
+def hessian_columns(
+    potential: Differentiable,
+    crystal: Any,
+    columns: Sequence[int],
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+) -> np.ndarray:
+    """Columns of the Hessian as rows of an array (len(columns), 3N), in eV/Å².
+
+    Column 3a + x belongs to a displacement of atom a along x. The gradient is linearised once, and
+    the linear map is applied to `block_size` columns at a time (default: 16, or as many as stay within
+    `memory_limit` bytes). In float32 the result has about six digits; load the potential with
+    dtype="float64" for phonons.
+
+    Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
+    needed, before anything large is allocated.
+    """
+    columns = np.asarray(columns, dtype=int)
+    atoms = len(crystal)
+    if columns.ndim != 1 or np.any((columns < 0) | (columns >= 3 * atoms)):
+        raise ValueError(f"found columns {columns}, needed a list of numbers from 0 to {3 * atoms - 1}.")
+    if len(columns) == 0:
+        return np.zeros((0, 3 * atoms), potential.dtype)
+    graph = _pack_for_hessian(potential, crystal)
+    plan = _plan(potential, graph, block_size, memory_limit, len(columns))
+    rows = np.empty((len(columns), atoms, 3), potential.dtype)
+    with potential.precision():
+        tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
+        starts = range(0, len(columns), plan.block_size)
+        for start in track(starts, "Hessian columns"):
+            part = columns[start : start + plan.block_size]
+            padded = np.resize(part, plan.block_size)  # the last block repeats some columns
+            found = _apply(tangent_map, graph.positions, padded)
+            rows[start : start + len(part)] = np.asarray(found)[:atoms, : len(part)].swapaxes(0, 1)
+    return rows.reshape(len(columns), 3 * atoms)
+
+
+def plan_hessian(
+    potential: Differentiable,
+    crystal: Any,
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+) -> MemoryPlan:
+    """The memory that `hessian` and `hessian_columns` will use for this crystal with these arguments.
+
+    It compiles the programs, which those calls then find compiled. Raises MemoryLimitError as they do.
+    """
+    graph = _pack_for_hessian(potential, crystal)
+    return _plan(potential, graph, block_size, memory_limit, 3 * len(crystal))
+
+
+def _pack_for_hessian(potential, crystal) -> CrystalGraph:
+    graph = potential.graph(crystal)
+    return batching.pack([graph], dtype=np.dtype(potential.dtype))
+
+
+def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
+    block = min(columns, BLOCK_SIZE if block_size is None else block_size)
+    if block < 1:
+        raise ValueError(f"found block_size={block_size}, needed at least 1.")
+    with potential.precision():
+        args = (potential.energy_fn, potential.arrays, graph)
+        tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
+        kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tangent_map))
+        if memory_limit is not None and kept > memory_limit:
+            raise MemoryLimitError(
+                f"the linearised gradient alone needs {_gb(kept)} for {graph.is_atom.sum()} atoms in "
+                f"{potential.dtype}; memory_limit={_gb(memory_limit)} was given. Allow more"
+                + (", or use float32." if potential.dtype == "float64" else ".")
+            )
+        scratch = _scratch(_linearise.lower(*args))
+        for _ in range(3):
+            index = np.zeros(block, int)
+            per_block = _scratch(_apply.lower(tangent_map, graph.positions, index))
+            per_column = -(-per_block // block)
+            plan = MemoryPlan(max(kept, scratch), per_column, block)
+            if memory_limit is None or plan.total <= memory_limit:
+                return plan
+            fitting = min(plan.fitting(memory_limit), block - 1)
+            if block_size is not None or fitting < 1:
+                break
+            block = fitting
+    raise MemoryLimitError(
+        f"block_size={plan.block_size} needs {_gb(plan.total)} ({_gb(plan.fixed)} whatever the block, "
+        f"{_gb(plan.per_column)} for each column); memory_limit={_gb(memory_limit)} was given. "
+        + (f"block_size={fitting} fits." if fitting >= 1 else "No block size fits: allow more.")
+    )
+
+
+def _scratch(lowered) -> int:
+    """Bytes that a compiled program needs besides its arguments."""
+    memory = lowered.compile().memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+@partial(jax.jit, static_argnames="energy")
+def _linearise(energy, params, graph: CrystalGraph):
+    """The linear map from displacements to changes of the gradient, as a function that can be passed on."""
+    slope = gradient(partial(energy, params), graph)
+    return jax.linearize(slope, graph.positions)[1]
+
+
+@jax.jit
+def _apply(tangent_map, positions, index) -> Float[Array, "atoms columns 3"]:
+    """The columns of the Hessian with the given numbers."""
+    atoms, columns = len(positions), len(index)
+    unit = jnp.zeros((atoms, columns, 3), positions.dtype)
+    unit = unit.at[index // 3, jnp.arange(columns), index % 3].set(1)
+    return second_axis_vmap(tangent_map, positions)(unit)

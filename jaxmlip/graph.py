@@ -97,7 +97,7 @@ def gather(
     displacements differ from cell to cell by a phase. Models make every fetch through this function and
     every sum onto something shared through its transpose, `scatter_add`, so that a wave meets two rules.
     """
-    return x.at[index].get(mode="promise_in_bounds")
+    return jnp.asarray(x).at[index].get(mode="promise_in_bounds")
 
 
 def scatter_add(

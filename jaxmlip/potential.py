@@ -61,8 +61,8 @@ class Energy:
     def with_sites(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The energies, and the quantities of each atom: site_energies (eV) and what else the model gives."""
         sites = self.model.apply({"params": params["network"]}, graph)
-        # Element 0 of the table is padding's.
-        total = sites["site_energies"] + params["reference_energies"][graph.species]
+        reference = params["reference_energies"][graph.species]
+        total = sites["site_energies"] + jnp.where(graph.is_atom, reference, 0.0)
         return sum_over_crystals(total, graph), {**sites, "site_energies": total}
 
 
@@ -120,6 +120,11 @@ class Potential:
         """The parameters on the device, in the precision of the potential."""
         with self.precision():
             return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), self.params)
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters, reference energies included."""
+        return sum(x.size for x in jax.tree.leaves(self.params))
 
     def astype(self, dtype: str) -> Potential:
         """The same potential, computing in float32 or float64."""
@@ -180,7 +185,7 @@ class Potential:
             "architecture": architecture_of(self.model),
             "hyperparameters": asdict(self.model.config),
             "elements": list(self.elements),
-            "parameters": int(sum(x.size for x in tensors.values())),
+            "parameters": self.parameter_count,
             "sha256": digest,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

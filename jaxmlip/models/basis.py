@@ -7,7 +7,7 @@ from jaxmlip import safe
 
 
 def bessel(r: Float[Array, " n"], frequencies: Float[Array, " k"], cutoff: float) -> Float[Array, "n k"]:
-    """√(2/c) sin(ω_k r/c) / r: DimeNet eq. (7), with frequencies ω_k that may have been trained (nπ if not)."""
+    """√(2/c) sin(ω_k r/c) / r: DimeNet eq. (7); the frequencies ω_k start as nπ and are trained."""
     waves = jnp.sin(frequencies * (r[:, None] / cutoff))
     return safe.divide((2 / cutoff) ** 0.5 * waves, r[:, None])
 
@@ -20,7 +20,7 @@ def polynomial_envelope(r: Float[Array, " n"], cutoff: float, p: int) -> Float[A
 
 
 def fourier(angle: Float[Array, " n"], frequencies: Float[Array, " k"]) -> Float[Array, "n 2k+1"]:
-    """(1/√2, sin ω_k θ …, cos ω_k θ …) / √π, with frequencies ω_k that may have been trained (1, 2, … if not)."""
+    """(1/√2, sin ω_k θ …, cos ω_k θ …) / √π; the frequencies ω_k start as 1, 2, … and are trained."""
     phase = angle[:, None] * frequencies
     constant = jnp.full((len(angle), 1), 0.5**0.5, phase.dtype)
     return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / jnp.pi**0.5

@@ -72,13 +72,14 @@ class AtomConv(nn.Module):
         gate = Gate(c.norm, hidden=True, name="phi")
         at_i = gather(centre, i) + gather(neighbour, j, far) + of_bond
         at_j = gather(centre, j, far) + gather(neighbour, i) + of_bond
-        message = gate(jnp.stack([at_i, at_j])) * weight
-        total = scatter_add(message[0], i, len(v)) + scatter_add(message[1], j, len(v), far)
+        message = gate(jnp.concatenate([at_i, at_j])) * jnp.concatenate([weight, weight])
+        ends, images = jnp.concatenate([i, j]), jnp.concatenate([jnp.zeros_like(far), far])
+        total = scatter_add(message, ends, len(v), images)
         return v + Linear(f, bias=c.output_bias, name="out")(total)
 
 
 class BondConv(nn.Module):
-    """e_ij ← e_ij + L_e[ Σ_k ẽ_ij ẽ_ik φ_e(e_ij ‖ e_ik ‖ a_jik ‖ v_i) ], the atom i between its bonds to j and k
+    """e_ij ← e_ij + L_e[ Σ_k ẽ_ij ẽ_ik φ_e(e_ij ‖ e_ik ‖ a_jik ‖ v_i) ] for an atom i bonded to j and k
 
     Only short bonds make angles. The others still take part in L_e where it has a bias: the published
     code leaves that bias out for a crystal that has no angle at all, unless it shares a batch with one

@@ -1,0 +1,89 @@
+"""The layout of tangents changes their order in memory and nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmlip import batching, hessian, hessian_columns, plan_hessian
+from jaxmlip.columns import second_axis_vmap
+from jaxmlip.derivatives import MemoryLimitError, gradient
+
+index = np.array([0, 2, 2, 1, 3, 0])
+w = np.random.default_rng(0).normal(size=(3, 5))
+b = np.random.default_rng(1).normal(size=(4, 3))
+
+FUNCTIONS = {
+    "element-wise": lambda x: jnp.sin(1.0) * x * b - x / 2 + b,
+    "sum over features": lambda x: x.sum(axis=1),
+    "sum over rows": lambda x: x.sum(axis=0),
+    "product with a matrix": lambda x: x @ w,
+    "product from the left": lambda x: jnp.ones((2, 4)) @ x,
+    "product of rows": lambda x: jnp.einsum("nf,mf->nm", x, b),
+    "fetch": lambda x: x[index],
+    "fetch of a column": lambda x: x[:, 1],
+    "sum onto rows": lambda x: jnp.zeros((4, 3)).at[index].add(x[index]),
+    "slice and pad": lambda x: jnp.pad(x[1:3, :2], ((1, 0), (0, 2))),
+    "concatenation of rows": lambda x: jnp.concatenate([x, b, 2 * x]),
+    "concatenation of features": lambda x: jnp.concatenate([x, b], axis=1),
+    "halves": lambda x: jnp.split(x, [1], axis=1)[1] * 2,
+    "transpose": lambda x: x.T * 1.5,
+    "reshape": lambda x: x.reshape(2, 2, 3)[:, 1],
+    "choice": lambda x: jnp.where(b > 0, x, 0.0),
+    "cumulative sum": lambda x: jnp.cumsum(x, axis=1),
+    "constant": lambda x: jnp.asarray(b),
+    "inner jit": lambda x: jax.jit(lambda y, z: (y * z, z))(x, b)[0],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_step_gives_what_vmap_gives(name):
+    f = FUNCTIONS[name]
+    x = np.random.default_rng(2).normal(size=(4, 7, 3)).astype(np.float32)
+    axis = min(1, jax.eval_shape(f, x[:, 0]).ndim)
+    expected = jax.vmap(f, in_axes=1, out_axes=axis)(x)
+    np.testing.assert_allclose(second_axis_vmap(f, x[:, 0])(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_columns_of_a_model_are_those_of_vmap(potential, crystal):
+    packed = batching.pack([potential.graph(crystal)])
+    with potential.precision():
+        r = jnp.asarray(packed.positions)
+        tangent_map = jax.linearize(gradient(potential.energy, packed), r)[1]
+        v = np.random.default_rng(0).normal(size=(len(r), 3, 3))
+        expected = jax.vmap(tangent_map, 1, 1)(v)
+        np.testing.assert_allclose(second_axis_vmap(tangent_map, r)(v), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_block_size_does_not_change_the_hessian(potential, crystal):
+    whole = hessian(potential, crystal, block_size=15)
+    for block in (1, 4):
+        np.testing.assert_allclose(hessian(potential, crystal, block_size=block), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_a_memory_limit_makes_blocks_smaller_and_is_kept(potential, crystal):
+    free = plan_hessian(potential, crystal, block_size=15)
+    limit = free.fixed + 5.5 * free.per_column
+    plan = plan_hessian(potential, crystal, memory_limit=limit)
+    assert 1 <= plan.block_size < 15
+    assert plan.total <= limit
+
+
+def test_a_limit_that_a_block_exceeds_is_an_error_that_names_a_block_that_fits(potential, crystal):
+    free = plan_hessian(potential, crystal, block_size=15)
+    limit = free.fixed + 5.5 * free.per_column
+    with pytest.raises(MemoryLimitError, match=r"block_size=\d+ fits") as caught:
+        hessian(potential, crystal, block_size=15, memory_limit=limit)
+    fitting = int(str(caught.value).split("block_size=")[-1].split()[0])
+    assert plan_hessian(potential, crystal, block_size=fitting, memory_limit=limit).total <= limit
+
+
+def test_a_limit_that_nothing_meets_says_what_is_needed(potential, crystal):
+    with pytest.raises(MemoryLimitError, match=r"alone needs [\d.e+-]+ GB for 5 atoms"):
+        hessian(potential, crystal, memory_limit=1000.0)
+
+
+def test_columns_that_are_not_there_are_refused(potential, crystal):
+    with pytest.raises(ValueError, match="from 0 to 14"):
+        hessian_columns(potential, crystal, [15])
+    assert hessian_columns(potential, crystal, []).shape == (0, 15)

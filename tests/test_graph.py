@@ -1,0 +1,144 @@
+"""The graph of a crystal: every bond and angle once, in the cell that it is said to be in, and clear refusals."""
+
+import warnings
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from jaxmlip import from_atoms
+from jaxmlip.graph import Cutoffs
+
+CUTOFFS = Cutoffs(4.0, 3.0)
+
+
+@st.composite
+def cells(draw):
+    """Crystals of 1 to 4 atoms in any cell: skewed, flat, left-handed, atoms outside of it."""
+    seed = draw(st.integers(0, 10**6))
+    rng = np.random.default_rng(seed)
+    n = draw(st.integers(1, 4))
+    lengths = rng.uniform(1.8, 6.0, size=3)
+    cell = np.diag(lengths) + rng.uniform(-1.5, 1.5, size=(3, 3)) * draw(st.sampled_from([0.0, 0.5, 1.0]))
+    if abs(np.linalg.det(cell)) < 6:
+        cell = np.diag(lengths)
+    if draw(st.booleans()):
+        cell = cell[[1, 0, 2]]
+    return Atoms("H" * n, cell=cell, pbc=True, scaled_positions=rng.uniform(-2, 3, size=(n, 3)))
+
+
+def brute_force(atoms: Atoms, cutoff: float) -> list[tuple]:
+    """All directed bonds (i, j, S), by trying every image that could be near enough."""
+    cell = atoms.cell.array
+    heights = np.abs(np.linalg.det(cell)) / np.linalg.norm(np.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]), axis=1)
+    frac = atoms.get_scaled_positions(wrap=False)
+    reach = np.ceil(cutoff / heights + np.ptp(frac, axis=0)).astype(int)
+    grid = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), -1).reshape(-1, 3)
+    found = []
+    for i in range(len(atoms)):
+        for j in range(len(atoms)):
+            r = np.linalg.norm(atoms.positions[j] + grid @ cell - atoms.positions[i], axis=1)
+            near = (r < cutoff) & ~((i == j) & (grid == 0).all(axis=1))
+            found += [(i, j, *s) for s in grid[near].tolist()]
+    return sorted(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cells())
+def test_each_bond_is_stored_once_and_seen_from_both_ends(atoms):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # random atoms may be close
+        graph = from_atoms(atoms, CUTOFFS)
+    shifts = graph.shifts.astype(int)
+    forward = np.c_[graph.first, graph.second, shifts]
+    reverse = np.c_[graph.second, graph.first, -shifts]
+    assert sorted(map(tuple, np.concatenate([forward, reverse]).tolist())) == brute_force(atoms, 4.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cells())
+def test_angles_are_all_ordered_pairs_of_short_bonds_at_an_atom(atoms):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = from_atoms(atoms, CUTOFFS)
+    short = brute_force(atoms, 3.0)
+    assert 2 * graph.short == len(short)
+    first, second, s = graph.first[: graph.short], graph.second[: graph.short], graph.shifts[: graph.short]
+    directed = np.concatenate([np.c_[first, second, s], np.c_[second, first, -s]]).astype(int)
+    found = {
+        (tuple(directed[a]), tuple(directed[b]))
+        for a, b in zip(graph.angle_from, graph.angle_to, strict=True)
+    }
+    expected = {(a, b) for a in short for b in short if a[0] == b[0] and a != b}
+    assert found == expected
+    assert len(graph.angle_from) == len(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cells())
+def test_a_bond_fetched_by_an_angle_lies_where_its_image_says(atoms):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = from_atoms(atoms, CUTOFFS)
+    cell, r = graph.cell[0], atoms.positions
+    vectors = r[graph.second] + graph.shifts @ cell - r[graph.first]
+    middle = r[graph.first] + vectors / 2  # of each bond, where it is kept
+    for end in graph.angle_ends():
+        fetched = middle[end.bond] + np.asarray(end.image) @ cell
+        seen = r[end.atom] + np.asarray(end.sign)[:, None] * vectors[end.bond] / 2
+        np.testing.assert_allclose(fetched, seen, atol=1e-4)  # float32 images of a few cells
+
+
+def test_a_pymatgen_structure_gives_the_graph_of_the_same_atoms():
+    atoms = bulk("GaN", "wurtzite", a=3.19, c=5.19)
+    structure = AseAtomsAdaptor.get_structure(atoms)
+    for x, y in zip(
+        from_atoms(atoms, 5.0).__dict__.values(), from_atoms(structure, 5.0).__dict__.values(), strict=True
+    ):
+        np.testing.assert_allclose(x, y, atol=1e-12)
+
+
+def test_a_distance_alone_gives_a_graph_without_angles():
+    graph = from_atoms(bulk("Cu"), 5.0)
+    assert graph.short == 0
+    assert len(graph.angle_from) == 0
+    assert 2 * len(graph.first) == 12 + 6 + 24  # shells of fcc within 5 Å
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda a: a[:0], "empty structure"),
+        (lambda a: a.set_pbc([True, True, False]) or a, r"pbc=\[True, True, False\]"),
+        (lambda a: a.set_cell(np.zeros((3, 3))) or a, "volume of 0"),
+        (lambda a: a.set_cell([[3, 0, 0], [6, 0, 0], [0, 0, 3]]) or a, "volume of 0"),
+        (lambda a: a.positions.__setitem__((1, 2), np.nan) or a, r"atom 1 \(Cl\)"),
+        (lambda a: a.set_cell(np.full((3, 3), np.inf)) or a, "finite"),
+    ],
+    ids=["empty", "not periodic", "no cell", "flat cell", "NaN position", "infinite cell"],
+)
+def test_what_is_no_crystal_is_refused_with_the_reason(spoil, words):
+    with pytest.raises(ValueError, match=words):
+        from_atoms(spoil(bulk("NaCl", "rocksalt", 5.64)), 5.0)
+
+
+def test_what_is_no_structure_is_refused_with_its_type():
+    with pytest.raises(TypeError, match=r"builtins\.str"):
+        from_atoms("NaCl.cif", 5.0)
+
+
+def test_an_unknown_element_is_named_with_its_site(potential):
+    atoms = bulk("NaCl", "rocksalt", 5.64)
+    atoms.numbers[1] = 95
+    with pytest.raises(ValueError, match=r"Am \(Z = 95\) at site 1"):
+        potential.predict(atoms)
+
+
+def test_atoms_closer_than_half_an_ångström_give_a_warning_that_names_them():
+    atoms = Atoms("MgO", [[0, 0, 0], [0, 0, 0.3]], cell=[8, 8, 8], pbc=True)
+    with pytest.warns(UserWarning, match=r"0 \(Mg\) and 1 \(O\).*0\.300 Å"):
+        from_atoms(atoms, 5.0)
