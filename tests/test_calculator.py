@@ -1,0 +1,71 @@
+"""The ASE calculator in the work that ASE users do with it."""
+
+import numpy as np
+import pytest
+from ase import units
+from ase.build import bulk
+from ase.calculators.fd import calculate_numerical_stress
+from ase.filters import FrechetCellFilter
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from ase.vibrations import Vibrations
+
+import jaxmlip.potential
+from jaxmlip import Calculator, hessian
+
+
+@pytest.fixture
+def atoms(potential, crystal):
+    found = crystal.copy()
+    found.calc = Calculator(potential)
+    return found
+
+
+def test_every_property_is_what_the_potential_predicts(potential, atoms):
+    p = potential.predict(atoms)
+    np.testing.assert_allclose(atoms.get_potential_energy(), p["energy"])
+    np.testing.assert_allclose(atoms.get_potential_energy(force_consistent=True), p["energy"])
+    np.testing.assert_allclose(atoms.get_potential_energies(), p["site_energies"])
+    np.testing.assert_allclose(atoms.get_forces(), p["forces"])
+    np.testing.assert_allclose(atoms.get_stress(voigt=False), p["stress"])
+    np.testing.assert_allclose(atoms.get_magnetic_moments(), p["magmoms"])
+
+
+def test_ase_finds_the_stress_that_differences_of_its_energies_give(atoms):
+    numerical = calculate_numerical_stress(atoms, eps=1e-5)
+    np.testing.assert_allclose(atoms.get_stress(), numerical, rtol=1e-4, atol=1e-7)
+
+
+def test_vibrations_by_ase_have_the_frequencies_of_the_hessian(potential, atoms, tmp_path):
+    vibrations = Vibrations(atoms, name=str(tmp_path / "vib"), delta=1e-3)
+    vibrations.run()
+    by_ase = vibrations.get_vibrations().get_hessian_2d()
+    exact = hessian(potential, atoms)
+    np.testing.assert_allclose(by_ase, exact, atol=1e-4 * np.abs(exact).max())
+
+
+def test_a_relaxation_with_its_cell_lowers_the_energy(atoms):
+    before = atoms.get_potential_energy()
+    BFGS(FrechetCellFilter(atoms), logfile=None, maxstep=0.02).run(fmax=0.01, steps=4)
+    assert atoms.get_potential_energy() < before
+
+
+def test_200_steps_of_molecular_dynamics_compile_at_most_twice_and_conserve_energy(potential):
+    atoms = bulk("W", cubic=True) * (2, 2, 1)
+    atoms.calc = Calculator(potential)
+    rng = np.random.default_rng(0)
+    atoms.set_velocities(rng.normal(size=(8, 3)) * np.sqrt(units.kB * 600 / atoms.get_masses())[:, None])
+    before = jaxmlip.potential._predict._cache_size()
+    bonds, energies = set(), []
+
+    def watch():
+        bonds.add(len(potential.graph(atoms).first))
+        energies.append(atoms.get_total_energy())
+
+    dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
+    dynamics.attach(watch)
+    dynamics.run(200)
+    assert len(bonds) > 1, "the number of neighbours never changed, so nothing was proved"
+    assert jaxmlip.potential._predict._cache_size() - before <= 2
+    kinetic = 1.5 * units.kB * 600 * len(atoms)
+    assert np.ptp(energies) < 0.05 * kinetic
