@@ -1,0 +1,75 @@
+"""The torch package `chgnet` as a worker process: reads one request a line, answers one line of JSON.
+
+It is started by benchmarks.speed with an interpreter that has chgnet and torch, and imports nothing of jaxmlip.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+from chgnet.model.model import BatchedGraph, CHGNet
+from pymatgen.core import Structure
+
+
+def structure(request) -> Structure:
+    return Structure(request["cell"], request["numbers"], request["positions"], coords_are_cartesian=True)
+
+
+def predict(model, request) -> list[float]:
+    """Seconds for energy, forces, stress and magmoms, graph building included, several times."""
+    crystal = structure(request)
+    times = []
+    for _ in range(request["repeats"]):
+        start = time.perf_counter()
+        model.predict_structure(crystal, task="efsm")
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def hessian(model, request) -> list[float]:
+    """Seconds for the forces with their graph, then for single rows of the Hessian by autograd."""
+    graph = model.graph_converter(structure(request))
+    start = time.perf_counter()
+    batch = BatchedGraph.from_graphs(
+        [graph],
+        bond_basis_expansion=model.bond_basis_expansion,
+        angle_basis_expansion=model.angle_basis_expansion,
+    )
+    forces = model._compute(batch, compute_force=True)["f"][0].reshape(-1)
+    times = [time.perf_counter() - start]
+    for k in range(request["repeats"]):
+        start = time.perf_counter()
+        torch.autograd.grad(forces[k], batch.atom_positions[0], retain_graph=True)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def use_float64(model) -> CHGNet:
+    import chgnet.graph.converter
+    import chgnet.graph.crystalgraph
+    import chgnet.model.model
+
+    for module in (chgnet.graph.converter, chgnet.graph.crystalgraph, chgnet.model.model):
+        module.TORCH_DTYPE = torch.float64
+    torch.set_default_dtype(torch.float64)
+    return model.double()
+
+
+def main() -> None:
+    out, sys.stdout = sys.stdout, sys.stderr  # the package prints when it starts
+    model = CHGNet.load(model_name=sys.argv[1], use_device="cpu", verbose=False)
+    if sys.argv[2] == "float64":
+        model = use_float64(model)
+    tasks = {"predict": predict, "hessian": hessian}
+    print(json.dumps({"torch": torch.__version__}), file=out, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        torch.set_num_threads(request["threads"])
+        times = tasks[request["task"]](model, request)
+        print(json.dumps(np.round(times, 6).tolist()), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""How much faster than the original package: energies and forces, and full Hessians?
+
+    python -m benchmarks.speed --peer chgnet [--peer-python PYTHON]
+
+Energy, forces, stress and magnetic moments of rattled rock-salt NaCl, neighbours included, float32; and the
+Hessian of 64 atoms, against one reverse sweep of torch for each row (timed for some rows and multiplied, as the
+rows cost the same). The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with one
+thread and with all cores, and the better of the two counts. Both sides take turns; ratios are within a turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from ase import Atoms
+from ase.build import bulk
+from rich.console import Console
+from rich.table import Table
+
+import jaxmlip
+
+ROWS = 6  # of the peer's Hessian; all of them cost the same
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare, and how often."""
+
+    peer: Literal["chgnet"] = "chgnet"
+    peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = sys.executable
+    repeats: tuple[int, ...] = (1, 2, 3, 4)  # cubic cells of 8 atoms along each axis
+    hessian_repeats: int = 2
+    dtypes: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")  # of the Hessians
+    rounds: int = 5
+
+
+class Peer:
+    """A worker process that times the original package."""
+
+    def __init__(self, settings: Settings, version: str, dtype: str):
+        script = Path(__file__).with_name(f"peer_{settings.peer}.py")
+        self.process = subprocess.Popen(
+            [settings.peer_python, str(script), version, dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(
+                f"{settings.peer_python} cannot run the package {settings.peer}; install it there, or name an "
+                "interpreter that has it with --peer-python."
+            )
+        self.versions = json.loads(line)
+
+    def times(self, task: str, atoms: Atoms, repeats: int, threads: int) -> list[float]:
+        request = {
+            "task": task,
+            "cell": atoms.cell.array.tolist(),
+            "numbers": atoms.numbers.tolist(),
+            "positions": atoms.positions.tolist(),
+            "repeats": repeats,
+            "threads": threads,
+        }
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def best(self, seconds: Callable[[int], float]) -> float:
+        """The least of seconds(threads) for one thread and for all cores."""
+        return min(seconds(threads) for threads in sorted({1, os.cpu_count() or 1}))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def salt(n: int) -> Atoms:
+    """n x n x n cubic cells of rock-salt NaCl, rattled by 0.05 Å."""
+    atoms = bulk("NaCl", "rocksalt", 5.64, cubic=True) * (n, n, n)
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+def seconds(f: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int):
+    """Medians of both times and of their ratio, from rounds in which they take turns."""
+    ours(), theirs()  # compile, warm up
+    pairs = np.array([(ours(), theirs()) for _ in range(rounds)])
+    ratios = pairs[:, 1] / pairs[:, 0]
+    return *np.median(pairs, axis=0), np.median(ratios), ratios.min(), ratios.max()
+
+
+def main(settings: Settings) -> None:
+    version = "0.3.0"
+    table = Table(title=f"{settings.peer} {version}, median of {settings.rounds} rounds", title_justify="left")
+    for column in ("task", "atoms", "ours / ms", f"{settings.peer} / ms", "ratio", "lowest", "highest"):
+        table.add_column(column, justify="right")
+
+    def row(task: str, atoms: Atoms, result) -> None:
+        ours, theirs, *ratios = result
+        table.add_row(
+            task, str(len(atoms)), f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", *(f"{r:.1f}" for r in ratios)
+        )
+        console.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
+
+    console = Console()
+    potential = jaxmlip.load(f"chgnet-{version}")
+    peer = Peer(settings, version, "float32")
+    for n in settings.repeats:
+        atoms = salt(n)
+        repeats = 20 if len(atoms) < 100 else 5
+        result = compare(
+            lambda atoms=atoms, repeats=repeats: seconds(lambda: potential.predict(atoms), repeats),
+            lambda atoms=atoms, repeats=repeats: peer.best(
+                lambda threads: float(np.median(peer.times("predict", atoms, repeats, threads)))
+            ),
+            settings.rounds,
+        )
+        row("E, F, σ, m float32", atoms, result)
+    peer.close()
+
+    atoms = salt(settings.hessian_repeats)
+
+    def all_rows(peer: Peer, threads: int) -> float:
+        forces, *rows = peer.times("hessian", atoms, ROWS, threads)
+        return forces + 3 * len(atoms) * float(np.median(rows))
+
+    for dtype in settings.dtypes:
+        potential, peer = potential.astype(dtype), Peer(settings, version, dtype)
+        result = compare(
+            lambda potential=potential: seconds(lambda: jaxmlip.hessian(potential, atoms), 1),
+            lambda peer=peer: peer.best(lambda threads: all_rows(peer, threads)),
+            max(2, settings.rounds // 2),
+        )
+        row(f"Hessian {dtype}", atoms, result)
+        peer.close()
+    console.print(table)
+    console.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}, torch {peer.versions['torch']}")
+    console.print(f"The peer's Hessian is extrapolated from {ROWS} of its {3 * len(atoms)} rows.")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
