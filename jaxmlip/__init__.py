@@ -16,5 +16,6 @@ from jaxmlip.derivatives import plan_hessian as plan_hessian
 from jaxmlip.graph import CrystalGraph as CrystalGraph
 from jaxmlip.graph import from_atoms as from_atoms
 from jaxmlip.potential import Potential as Potential
+from jaxmlip.sources import load as load
 
 __version__ = "0.1.0"

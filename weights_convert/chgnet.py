@@ -12,10 +12,15 @@ from weights_convert.rules import Rule
 from weights_convert.torch_zip import CheckpointError
 
 CONVENTION = (
-    "Deng et al. 2023. The output bias of a bond convolution (0.2.0 only) acts on the bonds of every crystal, "
-    "also of one without angles, for which the chgnet package leaves it out."
+    "Deng et al. 2023. The output bias of a bond convolution (0.2.0 only) acts on the bonds of every "
+    "crystal, also of one without angles, for which the chgnet package leaves it out."
+)
+LAYOUT = (
+    "a dictionary with the key 'model', which holds 'state_dict' and 'model_args', as Trainer.save writes"
 )
 GATED = ("core", "gate")
+EMBEDDING = "atom_embedding.embedding.weight"
+NO_ENERGY = 1e-6  # eV; a fitted reference energy below this is a zero with rounding errors
 
 
 def recognises(checkpoint: Any) -> bool:
@@ -66,8 +71,16 @@ def config(checkpoint: Any) -> CHGNetConfig:
     norms = {args.get("gMLP_norm", "layer"), args.get("readout_norm", "layer")}
     if norms not in ({None}, {"layer"}):
         wrong.append(f"gMLP_norm and readout_norm are {norms} (needed both 'layer' or both None)")
+    wrong += [
+        f"{key}={args[key]!r} (needed one hidden layer)"
+        for key in ("atom_conv_hidden_dim", "bond_conv_hidden_dim")
+        if np.size(args.get(key, 64)) != 1
+    ]
     widths = {
-        int(np.squeeze(args.get(key, 64))) for key in READ if key.endswith(("_fea_dim", "conv_hidden_dim"))
+        int(width)
+        for key in READ
+        if key.endswith(("_fea_dim", "conv_hidden_dim"))
+        for width in np.atleast_1d(args.get(key, 64))
     }
     if len(widths) != 1:
         wrong.append(f"features of different widths {sorted(widths)} (needed one)")
@@ -84,14 +97,42 @@ def config(checkpoint: Any) -> CHGNetConfig:
         norm=norms == {"layer"},
         # The files of 0.2.0 have the biases and do not mention them.
         output_bias="atom_conv_layers.0.mlp_out.layers.1.bias" in state,
-        readout=tuple(int(n) for n in args.get("mlp_hidden_dims", (64, 64, 64))),
+        readout=tuple(int(n) for n in np.atleast_1d(args.get("mlp_hidden_dims", (64, 64, 64)))),
     )
+
+
+def elements(checkpoint: Any) -> tuple[int, ...]:
+    """The atomic numbers that occurred in the data that the checkpoint was fitted to.
+
+    Two traces tell of an absent element. The fit of the reference energies leaves it at zero; and the mean
+    square gradient that Adam keeps of its embedding, saved beside the weights, is zero to the last bit. The
+    published models lack Po, At, Rn, Fr and Ra, and the r2SCAN one also Yb, which PBE data once taught it.
+    """
+    state = tensors(checkpoint)
+    fitted = np.abs(np.ravel(state["composition_model.fc.weight"])) > NO_ENERGY
+    if not fitted.any():  # no reference energies were fitted
+        fitted[:] = True
+    squares = _mean_square_gradients(checkpoint, EMBEDDING)
+    if squares is not None:
+        fitted &= squares.any(axis=1)
+    return tuple(int(z) for z in np.flatnonzero(fitted) + 1)
+
+
+def _mean_square_gradients(checkpoint: Any, name: str) -> np.ndarray | None:
+    """What Adam kept for the tensor `name`; None where the file has no such record."""
+    state = tensors(checkpoint)
+    optimizer = checkpoint.get("optimizer")
+    kept = optimizer.get("state") if isinstance(optimizer, Mapping) else None
+    # torch numbers parameters in the order of the state dict, which has nothing but parameters here.
+    entry = kept.get(list(state).index(name)) if isinstance(kept, Mapping) else None
+    squares = entry.get("exp_avg_sq") if isinstance(entry, Mapping) else None
+    return squares if isinstance(squares, np.ndarray) and squares.shape == state[name].shape else None
 
 
 def rules(config: CHGNetConfig) -> list[Rule]:
     """Which tensors become which parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
     return [
-        Rule(("atom_embedding.embedding.weight",), ("network/elements",)),
+        Rule((EMBEDDING,), ("network/elements",)),
         Rule(("composition_model.fc.weight",), ("reference_energies",), _by_atomic_number),
         *(
             Rule((f"bond_basis_expansion.rbf_expansion_{graph}.frequencies",), (f"network/{name}",))
@@ -128,9 +169,8 @@ def rules(config: CHGNetConfig) -> list[Rule]:
 
 def set_aside(config: CHGNetConfig) -> dict[str, str]:
     """Patterns of tensors that are not used, with the reason."""
-    return {
-        rf"angle_layers\.{config.blocks - 2}\..*": "the angles after the last bond convolution are read by nothing"
-    }
+    last = rf"angle_layers\.{config.blocks - 2}\..*"
+    return {last: "the angles after the last bond convolution are read by nothing"}
 
 
 ANGLE_PARTS = ("inputs/bonds/kernel", "inputs/angle/kernel", "inputs/atom/kernel", "inputs/angle/bias")

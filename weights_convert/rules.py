@@ -1,4 +1,4 @@
-"""A converter is a table and a strict clerk: each tensor is used once or set aside, each parameter is filled."""
+"""A converter is a table and a strict clerk: each tensor is used once or set aside, no parameter is left."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def convert(
         for name, tensor in tensors.items()
         if not any(re.fullmatch(pattern, name) for pattern in set_aside)
     }
-    uses: dict[str, int] = {name: 0 for name in tensors}
+    uses: dict[str, int] = dict.fromkeys(tensors, 0)
     made: dict[str, np.ndarray] = {}
     wrong: list[str] = []
     for rule in rules:

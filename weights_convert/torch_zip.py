@@ -1,17 +1,20 @@
-"""Reads torch checkpoints (the zip format of torch >= 1.6) without torch, and without running anything in them.
+"""Reads torch checkpoints (the zip format of torch >= 1.6) without torch, and without running their contents.
 
 A checkpoint is a zip archive of raw storages and a pickle that says how they make up tensors. A pickle is a
 program: it names functions and calls them. The unpickler here knows a short list of harmless constructors and
-replaces every other class or function of the packages that write checkpoints by an inert record of its name and
-arguments. Names from anywhere else, such as os.system or builtins.eval, are refused.
+replaces every other class or function of the packages that write checkpoints by an inert record of its name
+and arguments. Names from anywhere else, such as os.system or builtins.eval, are refused. Nor can the file
+change the constructors or hand a state to a NumPy type (pickle's BUILD), because NumPy trusts such states.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,10 @@ STORAGES = {
 
 # Packages whose classes occur in honest checkpoints. Their names become records; they are never imported.
 RECORDED = {"torch", "numpy", "collections", "chgnet", "pymatgen", "matgl", "dgl", "mace", "e3nn"}
+
+
+# Elements of a tensor whose strides repeat its storage; without a bound a short file could fill the memory.
+LARGEST_REPEAT = 10**7
 
 
 class Record:
@@ -73,20 +80,23 @@ def read(path: str | Path) -> Any:
     the packages that write checkpoints.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(archive, path)
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(
-            f"{path} is not a zip archive, or is truncated ({error}); needed a checkpoint saved by "
-            f"torch.save of torch 1.6 or later. It has {path.stat().st_size} bytes: compare that with "
-            "its source and fetch it again."
-        ) from None
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is a zip archive, but its pickle cannot be read ({type(error).__name__}: {error}); "
-            "needed a checkpoint saved by torch.save. Fetch it again from its source."
-        ) from None
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _read(archive, path)
+        except CheckpointError:
+            raise
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(
+                f"{path} is not a zip archive, or is truncated ({error}); needed a checkpoint saved by "
+                f"torch.save of torch 1.6 or later. It has {path.stat().st_size} bytes: compare that with "
+                "its source and fetch it again."
+            ) from None
+        except Exception as error:  # a damaged archive or pickle can fail in any way
+            raise CheckpointError(
+                f"{path} is a zip archive, but its pickle cannot be read ({type(error).__name__}: {error}); "
+                "needed a checkpoint saved by torch.save. Fetch it again from its source."
+            ) from None
 
 
 def _read(archive: zipfile.ZipFile, path: Path) -> Any:
@@ -113,6 +123,9 @@ class _StorageType:
 
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("the file tries to change the type of a storage")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -164,6 +177,8 @@ def _rebuild_tensor(storage, offset, size, stride, *_) -> np.ndarray:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 in size:
         return np.empty(size, storage.dtype)
+    if math.prod(size) > max(len(storage), LARGEST_REPEAT):
+        raise pickle.UnpicklingError(f"a tensor of size {size} repeats a storage of {len(storage)} elements")
     if last >= len(storage):
         raise pickle.UnpicklingError(
             f"a tensor of size {size} reaches element {last} of a storage of {len(storage)}"
@@ -172,17 +187,24 @@ def _rebuild_tensor(storage, offset, size, stride, *_) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
 
 
-def _numpy_scalar(dtype, raw: bytes):
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+class _PlainType:
+    """A NumPy type of numbers. The state that a file gives it may tell its byte order, and nothing else."""
+
+    def __init__(self, name: Any, *_: Any):
+        self.dtype = np.dtype(str(name))
+        if self.dtype.kind not in "biufcSU":
+            raise pickle.UnpicklingError(f"found a NumPy type {name}, needed one of numbers or text")
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1]
+        if order not in ("<", "|", "="):
+            raise pickle.UnpicklingError(f"found NumPy numbers of byte order {order!r}, needed little-endian")
+
+
+def _numpy_scalar(kind: Any, raw: Any) -> Any:
+    if not isinstance(kind, _PlainType) or not isinstance(raw, bytes):
         raise pickle.UnpicklingError("a NumPy scalar of no plain type")
-    return np.frombuffer(raw, dtype)[0]
-
-
-def _numpy_dtype(name: str, *_) -> np.dtype:
-    dtype = np.dtype(str(name))
-    if dtype.hasobject:
-        raise pickle.UnpicklingError(f"a NumPy type of objects: {name}")
-    return dtype
+    return np.frombuffer(raw, kind.dtype)[0]
 
 
 def _codecs_encode(text: str, encoding: str = "latin1") -> bytes:
@@ -190,19 +212,41 @@ def _codecs_encode(text: str, encoding: str = "latin1") -> bytes:
     return str(text).encode("latin1")
 
 
+def _bytearray(data: Any = b"", *encoding: Any) -> bytearray:
+    if not isinstance(data, bytes | str):  # a number would ask for that much memory
+        raise pickle.UnpicklingError(f"a bytearray is made of {type(data).__name__}, not of bytes")
+    return bytearray(data, *encoding)
+
+
+class _Constructor:
+    """One of the calls that a file may ask for. The file cannot change it."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[..., Any]):
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("the file tries to change one of the constructors that it may call")
+
+
 ALLOWED: dict[str, Any] = {
+    # Built-in types cannot be changed, and OrderedDict is also made as an object of its class.
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
     "builtins.slice": slice,
     "builtins.complex": complex,
-    "builtins.bytearray": bytearray,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch.device": lambda *name: "torch.device(" + ", ".join(map(str, name)) + ")",
-    "numpy.dtype": _numpy_dtype,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
-    "_codecs.encode": _codecs_encode,
+    "builtins.bytearray": _Constructor(_bytearray),
+    "torch._utils._rebuild_tensor_v2": _Constructor(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _Constructor(lambda tensor, *_: tensor),
+    "torch.Size": _Constructor(lambda sizes=(): tuple(sizes)),
+    "torch.device": _Constructor(lambda *name: "torch.device(" + ", ".join(map(str, name)) + ")"),
+    "numpy.dtype": _Constructor(_PlainType),
+    "numpy.core.multiarray.scalar": _Constructor(_numpy_scalar),
+    "numpy._core.multiarray.scalar": _Constructor(_numpy_scalar),
+    "_codecs.encode": _Constructor(_codecs_encode),
 }

@@ -1,0 +1,256 @@
+"""From the tensors of a checkpoint to parameters: each used once or set aside, none left empty."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch_files as made
+from ase import Atoms
+from conftest import public
+
+from jaxmlip.potential import Potential, parameter_shapes
+from weights_convert import __main__ as command
+from weights_convert import chgnet, convert_file, golden, original_chgnet
+from weights_convert.rules import Rule, convert
+from weights_convert.torch_zip import CheckpointError
+
+SHAPES = {"a/kernel": (3, 2), "b/scale": (4,)}
+TENSORS = {"a.weight": np.arange(6.0).reshape(2, 3), "b.weight": np.arange(4.0)}
+RULES = [Rule(("a.weight",), ("a/kernel",), np.transpose), Rule(("b.weight",), ("b/scale",))]
+
+
+def disagreements(tensors=TENSORS, shapes=SHAPES, rules=RULES, set_aside=None):
+    with pytest.raises(CheckpointError) as caught:
+        convert(tensors, shapes, rules, set_aside or {})
+    count, *lines = re.split(r"\n  ", str(caught.value))
+    assert f"in {len(lines)} places" in count
+    return lines
+
+
+def test_tensors_that_agree_become_parameters():
+    made = convert(TENSORS, SHAPES, RULES, {})
+    np.testing.assert_array_equal(made["a/kernel"], TENSORS["a.weight"].T)
+    np.testing.assert_array_equal(made["b/scale"], TENSORS["b.weight"])
+
+
+def test_a_missing_tensor_is_told_by_the_parameter_that_stays_empty():
+    assert disagreements({"a.weight": TENSORS["a.weight"]}) == [
+        "b/scale: no tensor of the checkpoint maps here"
+    ]
+
+
+def test_a_tensor_that_no_rule_uses_is_told():
+    assert disagreements({**TENSORS, "c.weight": np.ones(1)}) == ["c.weight: 0 rules match, needed one"]
+
+
+def test_a_tensor_that_two_rules_use_is_told():
+    lines = disagreements(rules=[*RULES, Rule(("b.weight",), ("b/scale",))])
+    assert lines == ["b/scale: filled twice", "b.weight: 2 rules match, needed one"]
+
+
+def test_a_wrong_shape_is_told_with_both_shapes():
+    lines = disagreements({**TENSORS, "b.weight": np.ones(5)})
+    assert lines == ["b/scale: found shape (5,), needed (4,)"]
+
+
+def test_a_parameter_that_the_model_lacks_is_told():
+    lines = disagreements(shapes={"a/kernel": (3, 2)})
+    assert lines == ["b/scale: made from b.weight, but the model has no such parameter"]
+
+
+def test_half_of_a_pair_of_tensors_is_told():
+    rule = Rule(("b.weight", "b.bias"), ("b/scale",), np.add)
+    assert "b.bias: missing, though b.weight is there" in disagreements(rules=[RULES[0], rule])
+
+
+def test_all_disagreements_are_told_at_once():
+    lines = disagreements({"a.weight": np.ones((2, 2)), "c.weight": np.ones(1)})
+    assert len(lines) == 3
+
+
+def test_a_tensor_set_aside_is_not_used_and_only_the_whole_name_counts():
+    extra = {**TENSORS, "c.weight": np.ones(1), "xc.weight": np.ones(1)}
+    assert disagreements(extra, set_aside={r"c\..*": "a reason"}) == ["xc.weight: 0 rules match, needed one"]
+
+
+@pytest.mark.parametrize(("norm", "output_bias"), [(True, False), (False, True)])
+def test_every_number_of_a_checkpoint_is_kept_once_or_set_aside(tmp_path, norm, output_bias):
+    checkpoint = made.small_chgnet(norm, output_bias)
+    potential = convert_file(made.save(tmp_path / "small.pth.tar", checkpoint))
+
+    aside = [key for key in checkpoint["model"]["state_dict"] if key.startswith("angle_layers.1.")]
+    source = [v.ravel() for key, v in checkpoint["model"]["state_dict"].items() if key not in aside]
+    leaves = safetensors_of(potential, tmp_path / "converted").values()
+    found = np.sort(np.concatenate([leaf.ravel() for leaf in leaves]))
+    # The numbers are all different; the one more is the reference energy of padding.
+    np.testing.assert_array_equal(found, np.sort(np.append(np.concatenate(source), 0)))
+    assert list(potential.manifest["set_aside"]) == [r"angle_layers\.1\..*"]
+    assert len(aside) > 0
+
+
+def safetensors_of(potential, folder):
+    potential.save(folder)
+    return safetensors.numpy.load_file(folder / "model.safetensors")
+
+
+def test_saving_and_loading_gives_the_same_potential(tmp_path):
+    first = convert_file(made.save(tmp_path / "small.pth.tar", made.small_chgnet()), name="mine")
+    before = safetensors_of(first, tmp_path / "a")
+    second = Potential.from_folder(tmp_path / "a")
+    after = safetensors_of(second, tmp_path / "b")
+    assert (second.name, second.model, second.elements) == (first.name, first.model, first.elements)
+    assert before.keys() == after.keys() == parameter_shapes(first.model).keys()
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key])
+        assert before[key].dtype == np.float32
+
+
+def test_the_manifest_tells_where_the_parameters_come_from(tmp_path):
+    import hashlib
+
+    file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
+    manifest = convert_file(file).manifest
+    assert manifest["source"] == "small.pth.tar"
+    assert manifest["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert manifest["convention"] == chgnet.CONVENTION
+    assert manifest["jaxmlip"]
+    assert "licence" not in manifest  # of an unknown file
+
+
+def test_elements_without_a_gradient_or_a_reference_energy_are_unknown():
+    checkpoint = made.small_chgnet()
+    assert chgnet.elements(checkpoint) == (3, 8)
+    checkpoint["model"]["state_dict"]["composition_model.fc.weight"][0, 7] = 1e-14
+    assert chgnet.elements(checkpoint) == (3,)
+
+
+def test_without_a_trace_of_the_training_all_elements_are_taken_as_known():
+    checkpoint = made.small_chgnet()
+    del checkpoint["optimizer"]
+    assert chgnet.elements(checkpoint) == tuple(range(1, 95))
+    checkpoint["model"]["state_dict"]["composition_model.fc.weight"][:] = 0
+    assert chgnet.elements(checkpoint) == tuple(range(1, 95))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("update_angle", False, r"update_angle=False \(needed True\)"),
+        ("mlp_first", False, r"mlp_first=False \(needed True\)"),
+        ("non_linearity", "gelu", r"non_linearity='gelu' \(needed 'silu'\)"),
+        ("gMLP_norm", "batch", r"gMLP_norm and readout_norm are .*needed both"),
+        ("atom_fea_dim", 8, r"different widths \[4, 8\] \(needed one\)"),
+        ("atom_conv_hidden_dim", [4, 4], r"atom_conv_hidden_dim=\[4, 4\] \(needed one hidden layer\)"),
+        ("attention", True, r"attention=True \(unknown\)"),
+    ],
+)
+def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words):
+    checkpoint = made.small_chgnet()
+    checkpoint["model"]["model_args"][option] = value
+    with pytest.raises(CheckpointError, match=rf"small\.pth.*not supported: .*{words}"):
+        convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):
+    checkpoint = made.small_chgnet()
+    del checkpoint["model"]["state_dict"]["bond_conv_layers.0.mlp_out.layers.1.weight"]
+    with pytest.raises(CheckpointError, match=r"small\.pth.*\n +network/bond_conv_0/out/kernel: no tensor"):
+        convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+FOREIGN = [
+    ({"w": np.ones(2), "b": np.ones(2)}, r"a bare state dict of 2 tensors \(w, b\)"),
+    ({"epoch": 3, "net": {"w": np.ones(2)}}, "a dictionary with the keys epoch, net"),
+    ({"model": {"w": np.ones(2)}}, "a dictionary with the keys model"),
+    ({}, "an empty dictionary"),
+    ([1, 2], "an object of type list"),
+]
+
+
+@pytest.mark.parametrize(("content", "found"), FOREIGN)
+def test_a_foreign_checkpoint_is_refused_by_what_it_holds(tmp_path, content, found):
+    file = made.save(tmp_path / "foreign.pth", content)
+    with pytest.raises(CheckpointError, match=rf"holds {found}, .*Needed, for chgnet, .*state_dict"):
+        convert_file(file)
+
+
+def test_a_pickled_module_is_refused_by_its_class(tmp_path):
+    file = made.write(tmp_path / "module.pth", made.call("torch.nn.modules.container", "Sequential"))
+    with pytest.raises(CheckpointError, match=r"holds <record of torch\.nn\.modules\.container\.Sequential>"):
+        convert_file(file)
+
+
+# Parameters of the published networks as the chgnet package counts them, those set aside among them.
+PUBLISHED = {
+    "chgnet-0.2.0": (400_438, 32_896),
+    "chgnet-0.3.0": (412_525, 33_152),
+    "chgnet-r2scan": (412_525, 33_152),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_public_model_has_the_published_number_of_parameters(name):
+    potential = public(name, "float32")
+    counted, aside = PUBLISHED[name]
+    found = sum(int(np.prod(shape)) for shape in parameter_shapes(potential.model).values())
+    assert found == counted - aside + 1  # the reference energy of padding is ours
+    assert potential.manifest["parameters"] == found
+    assert len(potential.manifest["set_aside"]) == 1
+    assert potential.manifest["licence"].startswith("BSD-3-Clause-LBNL")
+
+
+@pytest.mark.parametrize(
+    ("name", "unknown"),
+    [
+        ("chgnet-0.2.0", {84, 85, 86, 87, 88}),
+        ("chgnet-0.3.0", {84, 85, 86, 87, 88}),
+        ("chgnet-r2scan", {70, 84, 85, 86, 87, 88}),
+    ],
+)
+def test_a_public_model_knows_the_elements_of_its_training_data(name, unknown):
+    assert set(public(name, "float32").elements) == set(range(1, 95)) - unknown
+
+
+def test_the_command_writes_a_folder_that_loads(tmp_path, monkeypatch, capsys):
+    file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
+    monkeypatch.setattr(sys, "argv", ["weights_convert", str(file), str(tmp_path / "out")])
+    assert command.main() == 0
+    assert "small, 2 elements" in capsys.readouterr().out
+    assert Potential.from_folder(tmp_path / "out").elements == (3, 8)
+
+
+def test_the_command_tells_of_a_file_that_it_cannot_convert(tmp_path, monkeypatch, capsys):
+    file = made.save(tmp_path / "foreign.pth", {"w": np.ones(2)})
+    monkeypatch.setattr(sys, "argv", ["weights_convert", str(file), str(tmp_path / "out")])
+    assert command.main() == 1
+    assert "a bare state dict" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verification_without_torch_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
+    monkeypatch.setattr(original_chgnet, "missing", lambda: ["torch"])
+    monkeypatch.setattr(sys, "argv", ["weights_convert", str(file), str(tmp_path / "out"), "--verify"])
+    assert command.main() == 1
+    assert "--verify found no torch in this environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("difference", "status"), [(1e-8, 0), (1e-3, 1), (np.inf, 1)])
+def test_verification_fails_above_its_tolerance(tmp_path, monkeypatch, capsys, difference, status):
+    file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
+    crystal = Atoms("LiO", [(0, 0, 0), (1.9, 0.1, 0)], cell=[4, 4, 4], pbc=True)
+    monkeypatch.setattr(original_chgnet, "missing", list)
+    monkeypatch.setattr(golden, "structures", lambda: {"LiO": crystal})
+    monkeypatch.setattr(original_chgnet, "compare", lambda *_: {"energy": 1e-15, "forces": difference})
+    monkeypatch.setattr(sys, "argv", ["weights_convert", str(file), str(tmp_path / "out"), "--verify"])
+    assert command.main() == status
+    assert f"forces   differs by at most {difference:.1e} eV/Å" in capsys.readouterr().out
+
+
+def test_recording_golden_values_needs_neither_jax_nor_torch_to_start():
+    script = "import sys, weights_convert.golden; print({'jax', 'torch', 'jaxmlip'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,332 @@
+"""load: by name from the cache, the user's folder or the package index; by path; and what it says else."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch_files as made
+
+from jaxmlip import sources
+from jaxmlip.potential import ManifestError, Potential
+from jaxmlip.sources import FetchError, Source, Wheel, load
+from weights_convert.torch_zip import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with two published files of weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    made.save(folder / "tiny_a.pth.tar", made.small_chgnet())
+    made.save(folder / "tiny_b.pth.tar", made.small_chgnet(norm=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(weights, tmp_path_factory):
+    """A folder with the wheel that both files come in."""
+    folder = tmp_path_factory.mktemp("index")
+    info = "tinyweights-1.0.dist-info"
+    with zipfile.ZipFile(folder / "tinyweights-1.0-py3-none-any.whl", "w") as archive:
+        for file in weights.iterdir():
+            archive.write(file, f"tinyweights/pretrained/{file.name}")
+        archive.writestr("tinyweights/__init__.py", "raise RuntimeError('code of the package was run')")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinyweights\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path, weights):
+    """Two tiny published models, an empty cache, no network, and JAX's settings left alone."""
+    for name in "ab":
+        file = weights / f"tiny_{name}.pth.tar"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        source = Source("chgnet", file.name, digest, Wheel("tinyweights", "1.0"), "MIT", "PBE", "tiny")
+        monkeypatch.setitem(sources.MODELS, f"tiny-{name}", source)
+    monkeypatch.setenv("JAXMLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PATH", "")  # no uv
+    monkeypatch.delenv("JAXMLIP_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def own_folder(monkeypatch, weights, tmp_path):
+    folder = tmp_path / "own" / "below"
+    shutil.copytree(weights, folder)
+    monkeypatch.setenv("JAXMLIP_WEIGHTS", str(folder.parent))
+    return folder
+
+
+def test_an_unknown_name_is_answered_with_near_names_and_all_names():
+    with pytest.raises(ValueError, match=r"found 'CHGNet-0.3'.*Near it: chgnet-0\.3\.0.*Known are .*tiny-b"):
+        load("CHGNet-0.3")
+
+
+@pytest.mark.parametrize("path", ["./nothing", "some/where", "weights.pth.tar"])
+def test_a_path_that_leads_nowhere_says_so(path):
+    with pytest.raises(FileNotFoundError, match="does not exist; needed a folder"):
+        load(path)
+
+
+def test_without_network_and_cache_the_error_says_what_was_tried_and_what_to_put_where(tmp_path):
+    with pytest.raises(FetchError) as caught:
+        load("tiny-a")
+    said = str(caught.value)
+    assert f"not in the cache ({tmp_path / 'cache' / 'models'})" in said
+    assert "JAXMLIP_WEIGHTS: not set" in said
+    assert "pip download: ERROR: No matching distribution found for tinyweights==1.0" in said
+    assert "Needed: tiny_a.pth.tar, or a wheel" in said
+    assert "set the environment variable JAXMLIP_WEIGHTS to that folder" in said
+
+
+def test_without_pip_and_uv_the_error_still_says_what_to_put_where(monkeypatch):
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FetchError, match=r"neither pip nor uv(.|\n)*Needed: tiny_a\.pth\.tar"):
+        load("tiny-a")
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "ERROR: Could not fetch URL https://someone:secret@index.example.org/simple/: gone",
+        "ERROR: HTTPSConnectionPool(host='index.example.org', port=443): timed out",
+        "error: failed to look up index.example.org:8080 (no such host)",
+    ],
+)
+def test_addresses_in_the_complaint_of_pip_are_not_repeated(complaint):
+    said = sources._complaint(f"some warning\n{complaint}\n")
+    assert "example" not in said
+    assert "secret" not in said
+    assert said.lower().startswith("error: ")
+
+
+def test_a_file_in_the_users_folder_is_found_checked_converted_and_kept(own_folder):
+    assert sources.cached() == []
+    first = load("tiny-a")
+    assert sources.cached() == ["tiny-a"]
+    shutil.rmtree(own_folder)
+    again = load("tiny-a")
+    np.testing.assert_array_equal(
+        first.params["network"]["elements"],
+        made.small_chgnet()["model"]["state_dict"]["atom_embedding.embedding.weight"],
+    )
+    np.testing.assert_array_equal(first.params["network"]["elements"], again.params["network"]["elements"])
+    assert first.manifest == again.manifest
+    assert again.name == "tiny-a"
+    assert again.manifest["licence"] == "MIT"
+
+
+def test_a_wheel_in_the_users_folder_gives_all_of_its_models(monkeypatch, wheel):
+    monkeypatch.setenv("JAXMLIP_WEIGHTS", str(wheel))
+    assert load("tiny-b").name == "tiny-b"
+    assert sources.cached() == ["tiny-a", "tiny-b"]
+
+
+def test_pip_fetches_the_wheel_and_nothing_in_it_is_run(monkeypatch, wheel):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel))
+    assert load("tiny-a").name == "tiny-a"
+    assert sources.cached() == ["tiny-a", "tiny-b"]
+    assert "tinyweights" not in sys.modules
+
+
+def test_a_truncated_wheel_is_passed_over_with_a_warning(monkeypatch, wheel, tmp_path):
+    file = tmp_path / "tinyweights-1.0-py3-none-any.whl"
+    file.write_bytes((wheel / file.name).read_bytes()[:500])
+    monkeypatch.setenv("JAXMLIP_WEIGHTS", str(tmp_path))
+    with (
+        pytest.warns(UserWarning, match="damaged or truncated"),
+        pytest.raises(FetchError, match="neither the file"),
+    ):
+        load("tiny-a")
+
+
+def test_a_file_that_is_not_the_published_one_is_refused_with_both_sums(own_folder):
+    file = own_folder / "tiny_a.pth.tar"
+    file.write_bytes(file.read_bytes() + b"x")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(FetchError, match=rf"has sha256 {found}, needed {sources.MODELS['tiny-a'].sha256}"):
+        load("tiny-a")
+    assert sources.cached() == []
+
+
+def cut_off(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def change_a_number(folder):
+    file = folder / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def remove_the_tensors(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def remove_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def break_the_manifest(folder):
+    (folder / "manifest.json").write_text('{"format": 1,')
+
+
+def write_another_format(folder):
+    edit(folder, format=99)
+
+
+def write_another_source(folder):
+    edit(folder, source_sha256="0" * 64)
+
+
+def edit(folder, **changes):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+DAMAGES = [cut_off, change_a_number, remove_the_tensors, remove_the_manifest, break_the_manifest]
+DAMAGES += [write_another_format, write_another_source]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.filterwarnings("ignore:.*is not the file that its manifest describes")
+def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage):
+    load("tiny-a")
+    kept = sources.models_folder() / "tiny-a"
+    before = (kept / "model.safetensors").read_bytes()
+    damage(kept)
+    with pytest.warns(UserWarning, match="cannot be used, and is made again"):
+        assert load("tiny-a").name == "tiny-a"
+    assert (kept / "model.safetensors").read_bytes() == before
+    assert load("tiny-a").name == "tiny-a"
+    assert [item.name for item in sources.models_folder().iterdir()] == ["tiny-a"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (write_another_format, r"has format 99, this version of jaxmlip reads format 1.*\(.+\)"),
+        (break_the_manifest, "is not JSON"),
+        (remove_the_manifest, "has no manifest.json"),
+        (cut_off, "is damaged"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damage, words):
+    load("tiny-a")
+    folder = sources.models_folder() / "tiny-a"
+    damage(folder)
+    with pytest.raises(ManifestError, match=words):
+        load(folder)
+
+
+def test_a_folder_is_loaded_by_its_path(own_folder, tmp_path):
+    load("tiny-a").save(tmp_path / "mine")
+    potential = load(str(tmp_path / "mine"), dtype="float64")
+    assert (potential.name, potential.dtype) == ("tiny-a", "float64")
+
+
+def test_a_checkpoint_file_is_converted_by_its_path_and_not_kept(weights, tmp_path):
+    file = shutil.copy(weights / "tiny_a.pth.tar", tmp_path / "fine-tuned.pth.tar")
+    known = load(file)
+    assert (known.name, known.manifest["source"]) == ("tiny-a", "fine-tuned.pth.tar")  # by its content
+    changed = made.small_chgnet()
+    changed["model"]["state_dict"]["site_wise.bias"][:] = 0
+    assert load(made.save(tmp_path / "fine-tuned.pth.tar", changed)).name == "fine-tuned"
+    assert sources.cached() == []
+
+
+def test_a_foreign_checkpoint_file_is_refused(tmp_path):
+    file = made.save(tmp_path / "other.pt", {"w": np.ones(3)})
+    with pytest.raises(CheckpointError, match="a bare state dict of 1 tensors"):
+        load(str(file))
+
+
+def test_an_unknown_precision_is_refused(own_folder):
+    with pytest.raises(ValueError, match="found dtype='float16', needed 'float32' or 'float64'"):
+        load("tiny-a", dtype="float16")
+
+
+def test_a_model_that_cannot_be_kept_is_still_loaded(monkeypatch, own_folder, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("JAXMLIP_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot be kept.*Set JAXMLIP_CACHE"):
+        assert load("tiny-a").name == "tiny-a"
+
+
+def test_another_process_may_finish_first(monkeypatch, own_folder):
+    save = Potential.save
+
+    def save_late(self, folder):
+        save(self, folder)
+        if folder != sources.models_folder() / "tiny-a":
+            save(self, sources.models_folder() / "tiny-a")
+
+    monkeypatch.setattr(Potential, "save", save_late)
+    assert load("tiny-a").name == "tiny-a"
+    assert [item.name for item in sources.models_folder().iterdir()] == ["tiny-a"]
+
+
+def test_many_that_replace_a_damaged_model_at_once_leave_a_sound_one(own_folder, tmp_path):
+    potential = load("tiny-a")
+    target, source = sources.models_folder() / "tiny-a", sources.MODELS["tiny-a"]
+    for _ in range(3):
+        remove_the_manifest(target)
+        fresh = [tmp_path / "fresh" / str(k) / "new" for k in range(4)]
+        for folder in fresh:
+            potential.save(folder)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda new: sources._put_in_place(new, target, source), fresh))
+        sources._read_kept(target, source)
+        shutil.rmtree(tmp_path / "fresh")
+
+
+LOADER = """
+import sys
+from jaxmlip import sources
+sha256 = sys.argv[1]
+wheel = sources.Wheel("tinyweights", "1.0")
+sources.MODELS["tiny-a"] = sources.Source("chgnet", "tiny_a.pth.tar", sha256, wheel, "MIT", "PBE", "tiny")
+print(sources.load("tiny-a").name)
+"""
+
+
+def test_two_processes_at_once_both_load_and_leave_a_sound_cache(own_folder):
+    command = [sys.executable, "-W", "error::UserWarning", "-c", LOADER, sources.MODELS["tiny-a"].sha256]
+    pair = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        for _ in range(2)
+    ]
+    for process in pair:
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, "tiny-a\n"), err
+    sources._read_kept(sources.models_folder() / "tiny-a", sources.MODELS["tiny-a"])
+
+
+PROGRAMS = """
+import jax, jaxmlip.sources
+try:
+    jaxmlip.sources.load("no model")
+except ValueError:
+    print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_compiled_programs_are_kept_in_the_cache_unless_the_user_chose_a_place(tmp_path, monkeypatch, chosen):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    if chosen:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "chosen"))
+    done = subprocess.run([sys.executable, "-c", PROGRAMS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "chosen" if chosen else tmp_path / "cache" / "xla")

@@ -1,0 +1,172 @@
+"""Writes checkpoints as torch does, and as an attacker would, without torch.
+
+A pickle is put together from pieces: each function here returns the bytes that leave one object on the stack.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+STORAGE_NAMES = {
+    np.dtype(np.float64): "DoubleStorage",
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+    np.dtype(np.int32): "IntStorage",
+    np.dtype(np.int16): "ShortStorage",
+    np.dtype(np.int8): "CharStorage",
+    np.dtype(np.uint8): "ByteStorage",
+    np.dtype(np.bool_): "BoolStorage",
+}
+
+
+def plain(value: Any) -> bytes:
+    """Numbers, text, and tuples, lists and dictionaries of them."""
+    return pickle.dumps(value, 2)[2:-1]  # without the protocol and the stop
+
+
+def name(module: str, attribute: str) -> bytes:
+    return b"c" + f"{module}\n{attribute}\n".encode()
+
+
+def tuple_of(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def dict_of(items: Mapping[Any, bytes]) -> bytes:
+    return b"}(" + b"".join(plain(key) + value for key, value in items.items()) + b"u"
+
+
+def call(module: str, attribute: str, *arguments: bytes) -> bytes:
+    return name(module, attribute) + tuple_of(*arguments) + b"R"
+
+
+def with_state(thing: bytes, state: bytes) -> bytes:
+    return thing + state + b"b"
+
+
+def storage(key: str, kind: str, count: int) -> bytes:
+    pieces = (plain("storage"), name("torch", kind), plain(key), plain("cpu"), plain(count))
+    return tuple_of(*pieces) + b"Q"
+
+
+def tensor(stored: bytes, offset: int, size: tuple, stride: tuple) -> bytes:
+    hooks = call("collections", "OrderedDict")
+    rest = (plain(offset), plain(size), plain(stride), plain(False), hooks)
+    return call("torch._utils", "_rebuild_tensor_v2", stored, *rest)
+
+
+def write(
+    path: Path,
+    content: bytes,
+    storages: Mapping[str, bytes] | None = None,
+    stop: bytes = b".",
+    **options: Any,
+) -> Path:
+    """A zip checkpoint around the pickle `content`, which ends with `stop`; `options` go to zipfile."""
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + content + stop)
+        archive.writestr("archive/byteorder", "little")
+        for key, raw in (storages or {}).items():
+            archive.writestr(f"archive/data/{key}", raw)
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def save(path: Path, value: Any) -> Path:
+    """Writes dictionaries of arrays and plain values as torch.save writes dictionaries of tensors."""
+    storages: dict[str, bytes] = {}
+
+    def piece(value: Any) -> bytes:
+        if isinstance(value, np.ndarray):
+            key = str(len(storages))
+            storages[key] = np.ascontiguousarray(value).tobytes()
+            stride = tuple(step // value.itemsize for step in np.empty_like(value, order="C").strides)
+            return tensor(storage(key, STORAGE_NAMES[value.dtype], value.size), 0, value.shape, stride)
+        if isinstance(value, Mapping):
+            return dict_of({key: piece(item) for key, item in value.items()})
+        return plain(value)
+
+    return write(path, piece(value), storages)
+
+
+def small_chgnet(norm: bool = True, output_bias: bool = False) -> dict[str, Any]:
+    """A checkpoint in chgnet's layout of a tiny network, each number in it different from the others.
+
+    Lithium and oxygen occurred in its training; hydrogen did not; it stops at oxygen.
+    """
+    f, radial, angular, blocks, elements = 4, 5, 3, 3, 94
+    shapes: dict[str, tuple[int, ...]] = {
+        "composition_model.fc.weight": (1, elements),
+        "atom_embedding.embedding.weight": (elements, f),
+        "bond_basis_expansion.rbf_expansion_ag.frequencies": (radial,),
+        "bond_basis_expansion.rbf_expansion_bg.frequencies": (radial,),
+        "bond_embedding.weight": (f, radial),
+        "bond_weights_ag.weight": (f, radial),
+        "bond_weights_bg.weight": (f, radial),
+        "angle_basis_expansion.fourier_expansion.frequencies": (angular // 2,),
+        "angle_embedding.weight": (f, angular),
+        "site_wise.weight": (1, f),
+        "site_wise.bias": (1,),
+        "mlp.layers.0.weight": (f, f),
+        "mlp.layers.0.bias": (f,),
+        "mlp.layers.3.weight": (1, f),
+        "mlp.layers.3.bias": (1,),
+    }
+    if norm:
+        shapes |= {"readout_norm.weight": (f,), "readout_norm.bias": (f,)}
+
+    def gated(prefix: str, inputs: int, hidden: bool) -> None:
+        first = 0 if hidden else 1
+        for gate in ("core", "gate"):
+            shapes[f"{prefix}.mlp_{gate}.layers.{first}.weight"] = (f, inputs)
+            shapes[f"{prefix}.mlp_{gate}.layers.{first}.bias"] = (f,)
+            if hidden:
+                shapes[f"{prefix}.mlp_{gate}.layers.3.weight"] = (f, f)
+                shapes[f"{prefix}.mlp_{gate}.layers.3.bias"] = (f,)
+        for n in (1, 2) if norm else ():
+            shapes[f"{prefix}.bn{n}.weight"] = shapes[f"{prefix}.bn{n}.bias"] = (f,)
+
+    for t in range(blocks):
+        layers = [("atom_conv_layers", "twoBody_atom", 3)]
+        if t < blocks - 1:
+            layers += [("bond_conv_layers", "twoBody_bond", 4), ("angle_layers", "twoBody_bond", 4)]
+        for layer, gate, inputs in layers:
+            gated(f"{layer}.{t}.{gate}", inputs * f, hidden=layer != "angle_layers")
+            if layer != "angle_layers":
+                shapes[f"{layer}.{t}.mlp_out.layers.1.weight"] = (f, f)
+                if output_bias:
+                    shapes[f"{layer}.{t}.mlp_out.layers.1.bias"] = (f,)
+
+    state, start = {}, 1
+    for key, shape in shapes.items():
+        count = int(np.prod(shape))
+        state[key] = np.arange(start, start + count, dtype=np.float32).reshape(shape) / 64
+        start += count
+    arguments = {
+        **dict.fromkeys(("atom_fea_dim", "bond_fea_dim", "angle_fea_dim"), f),
+        **dict.fromkeys(("atom_conv_hidden_dim", "bond_conv_hidden_dim"), f),
+        **dict.fromkeys(("gMLP_norm", "readout_norm"), "layer" if norm else None),
+        "num_radial": radial,
+        "num_angular": angular,
+        "n_conv": blocks,
+        "mlp_hidden_dims": [f],
+        "atom_graph_cutoff": 5,
+        "bond_graph_cutoff": 3,
+        "cutoff_coeff": 8,
+        "update_bond": True,
+    }
+    squares = np.zeros((elements, f), np.float32)
+    squares[[2, 7]] = 1e-9
+    return {
+        "model": {"state_dict": state, "model_args": arguments},
+        "optimizer": {"state": {1: {"step": 3, "exp_avg_sq": squares}}, "param_groups": []},
+    }

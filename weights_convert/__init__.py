@@ -1,0 +1,25 @@
+"""Reads public torch checkpoints without torch and converts them for jaxmlip.
+
+`python -m weights_convert SOURCE OUT` converts a file; `python -m weights_convert.golden OUT` records what
+the original computes, in an environment that has torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxmlip.potential import Potential
+
+
+def convert_file(source: Path, name: str | None = None) -> Potential:
+    """The potential that the checkpoint `source` holds, called `name` (default: as published, or the file).
+
+    Nothing in the file is run. Raises CheckpointError where no architecture recognises it, where it has
+    options that are not supported, and where its tensors and the model disagree.
+    """
+    # Late, because weights_convert.golden runs where there is no JAX.
+    from weights_convert.conversion import convert_file as convert
+
+    return convert(source, name)

@@ -1,0 +1,88 @@
+"""From a checkpoint to a potential: recognise the architecture, apply its table, keep the record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from jaxmlip import potential, sources
+from weights_convert import chgnet, rules, torch_zip
+
+# Each module has CONVENTION and the functions recognises, tensors, config and elements of a checkpoint, and
+# rules and set_aside of a configuration. Its name is that of the architecture in jaxmlip.potential.
+ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet}
+
+
+def convert_file(source: Path, name: str | None = None) -> potential.Potential:
+    """See weights_convert.convert_file."""
+    source = Path(source)
+    checkpoint = torch_zip.read(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    known = next((key for key, its in sources.MODELS.items() if its.sha256 == digest), None)
+    architecture = _recognise(checkpoint, source)
+    kind = ARCHITECTURES[architecture]
+    try:
+        tensors, config = kind.tensors(checkpoint), kind.config(checkpoint)
+        model = potential.ARCHITECTURES[architecture][0](config)
+        flat = rules.convert(
+            tensors, potential.parameter_shapes(model), kind.rules(config), kind.set_aside(config)
+        )
+    except torch_zip.CheckpointError as error:
+        raise torch_zip.CheckpointError(f"{source}: {error}") from None
+    manifest = {
+        "source": source.name,
+        "source_sha256": digest,
+        "convention": kind.CONVENTION,
+        "jaxmlip": _version(),
+        "set_aside": kind.set_aside(config),
+    }
+    if known:
+        manifest |= {
+            "licence": sources.MODELS[known].licence,
+            "functional": sources.MODELS[known].functional,
+        }
+    params = flax.traverse_util.unflatten_dict(
+        {key: np.asarray(tensor, np.float32) for key, tensor in flat.items()}, sep="/"
+    )
+    label = name or known or source.name.split(".")[0]
+    return potential.Potential(label, model, params, kind.elements(checkpoint), manifest)
+
+
+def _recognise(checkpoint: Any, source: Path) -> str:
+    found = [name for name, kind in ARCHITECTURES.items() if kind.recognises(checkpoint)]
+    if not found:
+        needed = "; ".join(f"for {name}, {kind.LAYOUT}" for name, kind in ARCHITECTURES.items())
+        raise torch_zip.CheckpointError(
+            f"{source} holds {_describe(checkpoint)}, a layout of no known architecture. Needed, {needed}. "
+            "Save the model again with the trainer of its own package."
+        )
+    return found[0]
+
+
+def _describe(checkpoint: Any) -> str:
+    """What lies at the top level of a file, in a line."""
+    if not isinstance(checkpoint, Mapping):
+        return (
+            f"{checkpoint!r}"[:200]
+            if isinstance(checkpoint, torch_zip.Record)
+            else (f"an object of type {type(checkpoint).__name__}")
+        )
+    keys = [str(key) for key in checkpoint]
+    some = ", ".join(keys[:6]) + (", …" if len(keys) > 6 else "")
+    if keys and all(isinstance(value, np.ndarray) for value in checkpoint.values()):
+        return f"a bare state dict of {len(keys)} tensors ({some})"
+    return f"a dictionary with the keys {some}" if keys else "an empty dictionary"
+
+
+def _version() -> str:
+    try:
+        return metadata.version("jaxmlip")
+    except metadata.PackageNotFoundError:
+        return "run from a checkout"
