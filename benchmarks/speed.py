@@ -37,7 +37,9 @@ class Settings:
     """What to compare, and how often."""
 
     peer: Literal["chgnet"] = "chgnet"
-    peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = sys.executable
+    peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = (
+        sys.executable
+    )
     repeats: tuple[int, ...] = (1, 2, 3, 4)  # cubic cells of 8 atoms along each axis
     hessian_repeats: int = 2
     dtypes: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")  # of the Hessians
@@ -112,7 +114,9 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
 
 def main(settings: Settings) -> None:
     version = "0.3.0"
-    table = Table(title=f"{settings.peer} {version}, median of {settings.rounds} rounds", title_justify="left")
+    table = Table(
+        title=f"{settings.peer} {version}, median of {settings.rounds} rounds", title_justify="left"
+    )
     for column in ("task", "atoms", "ours / ms", f"{settings.peer} / ms", "ratio", "lowest", "highest"):
         table.add_column(column, justify="right")
 

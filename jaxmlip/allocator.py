@@ -11,11 +11,14 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 # malloc.h: parameters of mallopt
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
 LARGEST = 2**31 - 1
+USUAL_MAPS = 65536  # the default of M_MMAP_MAX
 
 
 @cache
@@ -25,16 +28,37 @@ def keep_freed_memory() -> bool:
     It works with glibc, and best before JAX has started its threads. JAXMLIP_MALLOC=system leaves the
     allocator alone.
     """
-    if not sys.platform.startswith("linux") or os.environ.get("JAXMLIP_MALLOC") == "system":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = _mallopt()
+    if mallopt is None:
         return False
     settings = {
         M_ARENA_MAX: 1,  # arenas of other threads cannot grow beyond 64 MB
         M_MMAP_MAX: 0,  # large blocks come from the heap, which is kept, not from maps, which are not
+        M_MMAP_THRESHOLD: 2**20,  # where maps are allowed again, see below
         M_TRIM_THRESHOLD: LARGEST,
         M_TOP_PAD: 64 * 2**20,
     }
     return all(mallopt(parameter, value) for parameter, value in settings.items())
+
+
+@contextmanager
+def giving_memory_back() -> Iterator[None]:
+    """The scope of work that counts its memory: large blocks are given back to the system when freed.
+
+    A kept heap of gigabytes falls to pieces, and then holds more than was ever in use at once.
+    """
+    if not keep_freed_memory():
+        yield
+        return
+    _mallopt()(M_MMAP_MAX, USUAL_MAPS)
+    try:
+        yield
+    finally:
+        _mallopt()(M_MMAP_MAX, 0)
+
+
+def _mallopt():
+    """The function of that name in the C library, where there is one and it may be used."""
+    if not sys.platform.startswith("linux") or os.environ.get("JAXMLIP_MALLOC") == "system":
+        return None
+    return getattr(ctypes.CDLL(None), "mallopt", None)

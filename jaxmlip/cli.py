@@ -138,7 +138,7 @@ def hessian(
         model: which potential
         dtype: precision of the computation
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
-        block_size: number of columns computed at once; default: 16 or what the limit allows
+        block_size: number of columns computed at once; default: 8 or what the limit allows
         out: file for the Hessian, masses, eigenvectors and frequencies
     """
     import jaxmlip
@@ -239,6 +239,10 @@ def _print(table: Table) -> None:
     Console(width=None if console.is_terminal else 200).print(table)
 
 
+def _say(text: str, style: str) -> None:
+    Console(stderr=True).print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 COMMANDS = {
     "models": models,
     "convert": convert,
@@ -250,9 +254,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; what goes wrong is said in a few lines on standard error, with exit code 1."""
-    warnings.showwarning = lambda message, *_: Console(stderr=True).print(
-        f"warning: {message}", style="yellow", highlight=False, markup=False
-    )
+    warnings.showwarning = lambda message, *_: _say(f"warning: {message}", "yellow")
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
@@ -261,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=arguments,
         )
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        _say(f"error: {error}", "red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

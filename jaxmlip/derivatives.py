@@ -6,10 +6,12 @@ model.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -18,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlip import batching
+from jaxmlip.allocator import giving_memory_back
 from jaxmlip.columns import second_axis_vmap
 from jaxmlip.graph import CrystalGraph
 from jaxmlip.progress import track
@@ -83,27 +86,27 @@ class Differentiable(Protocol):
 class MemoryPlan:
     """What Hessian columns of a crystal will need, in bytes, as XLA reports it for the compiled programs."""
 
+    process: int  # what the process holds already (0 on an accelerator, whose memory is its own)
     fixed: int  # kept while columns are computed: everything that does not depend on the column
     per_column: int  # more for each column of a block
     block_size: int
 
     @property
     def total(self) -> int:
-        return self.needed(self.block_size)
-
-    def needed(self, block_size: int) -> int:
-        return self.fixed + block_size * self.per_column
+        """The peak that a block of `block_size` columns leads to."""
+        return self.process + self.fixed + self.block_size * self.per_column
 
     def fitting(self, limit: float) -> int:
         """The largest block that stays within `limit` bytes; 0 where none does."""
-        return max(0, int((limit - self.fixed) // self.per_column))
+        return max(0, int((limit - self.process - self.fixed) // self.per_column))
 
 
 class MemoryLimitError(MemoryError):
     """Hessian columns that cannot be computed within the memory that was allowed."""
 
 
-BLOCK_SIZE = 16  # columns at once; more gain little
+BLOCK_SIZE = 8  # columns at once; more gain little, and leave the cache of a CPU
+BLOCKS_PER_CALL = 8  # between two steps of the progress bar; each call asks for its memory anew
 
 
 def hessian(
@@ -130,9 +133,9 @@ def hessian_columns(
     """Columns of the Hessian as rows of an array (len(columns), 3N), in eV/Å².
 
     Column 3a + x belongs to a displacement of atom a along x. The gradient is linearised once, and
-    the linear map is applied to `block_size` columns at a time (default: 16, or as many as stay within
-    `memory_limit` bytes). In float32 the result has about six digits; load the potential with
-    dtype="float64" for phonons.
+    the linear map is applied to `block_size` columns at a time (default: 8, or as many as stay within
+    `memory_limit` bytes, counted for the whole process or, on an accelerator, for its memory). In float32
+    the result has about six digits; load the potential with dtype="float64" for phonons.
 
     Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
     needed, before anything large is allocated.
@@ -144,16 +147,18 @@ def hessian_columns(
     if len(columns) == 0:
         return np.zeros((0, 3 * atoms), potential.dtype)
     graph = _pack_for_hessian(potential, crystal)
-    plan = _plan(potential, graph, block_size, memory_limit, len(columns))
     rows = np.empty((len(columns), atoms, 3), potential.dtype)
-    with potential.precision():
+    with giving_memory_back(), potential.precision():
+        plan = _plan(potential, graph, block_size, memory_limit, len(columns))
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
-        starts = range(0, len(columns), plan.block_size)
-        for start in track(starts, "Hessian columns"):
-            part = columns[start : start + plan.block_size]
-            padded = np.resize(part, plan.block_size)  # the last block repeats some columns
-            found = _apply(tangent_map, graph.positions, padded)
-            rows[start : start + len(part)] = np.asarray(found)[:atoms, : len(part)].swapaxes(0, 1)
+        shape = _blocks(len(columns), plan.block_size)
+        size = shape[0] * shape[1]
+        for start in track(range(0, len(columns), size), "Hessian columns"):
+            part = columns[start : start + size]
+            index = np.resize(part, shape)  # the last call repeats some columns
+            found = np.asarray(_apply(tangent_map, graph.positions, index))
+            found = found.swapaxes(1, 2).reshape(size, -1, 3)
+            rows[start : start + len(part)] = found[: len(part), :atoms]
     return rows.reshape(len(columns), 3 * atoms)
 
 
@@ -168,7 +173,8 @@ def plan_hessian(
     It compiles the programs, which those calls then find compiled. Raises MemoryLimitError as they do.
     """
     graph = _pack_for_hessian(potential, crystal)
-    return _plan(potential, graph, block_size, memory_limit, 3 * len(crystal))
+    with giving_memory_back(), potential.precision():
+        return _plan(potential, graph, block_size, memory_limit, 3 * len(crystal))
 
 
 def _pack_for_hessian(potential, crystal) -> CrystalGraph:
@@ -176,37 +182,57 @@ def _pack_for_hessian(potential, crystal) -> CrystalGraph:
     return batching.pack([graph], dtype=np.dtype(potential.dtype))
 
 
+def _blocks(columns: int, block_size: int) -> tuple[int, int]:
+    """The number of blocks in one call, and of columns in a block."""
+    blocks = -(-columns // block_size)
+    calls = -(-blocks // BLOCKS_PER_CALL)
+    return -(-blocks // calls), block_size
+
+
 def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
     block = min(columns, BLOCK_SIZE if block_size is None else block_size)
     if block < 1:
         raise ValueError(f"found block_size={block_size}, needed at least 1.")
-    with potential.precision():
-        args = (potential.energy_fn, potential.arrays, graph)
-        tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
-        kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tangent_map))
-        if memory_limit is not None and kept > memory_limit:
-            raise MemoryLimitError(
-                f"the linearised gradient alone needs {_gb(kept)} for {graph.is_atom.sum()} atoms in "
-                f"{potential.dtype}; memory_limit={_gb(memory_limit)} was given. Allow more"
-                + (", or use float32." if potential.dtype == "float64" else ".")
-            )
-        scratch = _scratch(_linearise.lower(*args))
-        for _ in range(3):
-            index = np.zeros(block, int)
-            per_block = _scratch(_apply.lower(tangent_map, graph.positions, index))
-            per_column = -(-per_block // block)
-            plan = MemoryPlan(max(kept, scratch), per_column, block)
-            if memory_limit is None or plan.total <= memory_limit:
-                return plan
-            fitting = min(plan.fitting(memory_limit), block - 1)
-            if block_size is not None or fitting < 1:
-                break
-            block = fitting
+    limit = np.inf if memory_limit is None else memory_limit
+    args = (potential.energy_fn, potential.arrays, graph)
+    tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
+    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tangent_map))
+    if _resident() + kept > limit:
+        raise MemoryLimitError(
+            f"the linearised gradient alone needs {_gb(kept)} for {graph.is_atom.sum()} atoms in "
+            f"{potential.dtype}, beside {_gb(_resident())} that the process holds; "
+            f"memory_limit={_gb(limit)} was given. Allow more"
+            + (", or use float32." if potential.dtype == "float64" else ".")
+        )
+    fixed = max(kept, _scratch(_linearise.lower(*args)))
+    while True:
+        index = np.zeros(_blocks(columns, block), int)
+        per_block = _scratch(_apply.lower(tangent_map, graph.positions, index))
+        # Measured last, since compiling takes memory too, which is not given back at once.
+        plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
+        if plan.total <= limit:
+            return plan
+        fitting = min(plan.fitting(limit), block - 1)
+        if block_size is not None or fitting < 1:
+            break
+        block = fitting
     raise MemoryLimitError(
-        f"block_size={plan.block_size} needs {_gb(plan.total)} ({_gb(plan.fixed)} whatever the block, "
-        f"{_gb(plan.per_column)} for each column); memory_limit={_gb(memory_limit)} was given. "
+        f"block_size={plan.block_size} needs {_gb(plan.total)} ({_gb(plan.process)} held by the process, "
+        f"{_gb(fixed)} whatever the block, {_gb(plan.per_column)} for each column); "
+        f"memory_limit={_gb(limit)} was given. "
         + (f"block_size={fitting} fits." if fitting >= 1 else "No block size fits: allow more.")
     )
+
+
+def _resident() -> int:
+    """Bytes of memory that this process holds, where they are the memory that JAX computes in."""
+    if jax.default_backend() != "cpu":
+        return 0
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # only Linux has it
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _scratch(lowered) -> int:
@@ -227,9 +253,13 @@ def _linearise(energy, params, graph: CrystalGraph):
 
 
 @jax.jit
-def _apply(tangent_map, positions, index) -> Float[Array, "atoms columns 3"]:
-    """The columns of the Hessian with the given numbers."""
-    atoms, columns = len(positions), len(index)
-    unit = jnp.zeros((atoms, columns, 3), positions.dtype)
-    unit = unit.at[index // 3, jnp.arange(columns), index % 3].set(1)
-    return second_axis_vmap(tangent_map, positions)(unit)
+def _apply(tangent_map, positions, index) -> Float[Array, "blocks atoms columns 3"]:
+    """The columns of the Hessian with the given numbers, (blocks, columns), one block after the other."""
+    atoms, columns = len(positions), index.shape[1]
+    apply = second_axis_vmap(tangent_map, positions)
+
+    def block(index):
+        unit = jnp.zeros((atoms, columns, 3), positions.dtype)
+        return apply(unit.at[index // 3, jnp.arange(columns), index % 3].set(1))
+
+    return jax.lax.map(block, index)

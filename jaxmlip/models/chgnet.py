@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxmlip import safe
 from jaxmlip.graph import BondEnd, CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear
 
@@ -48,14 +49,14 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n 2f"]) -> Float[Array, "n f"]:
-        core, gate = jnp.split(nn.silu(x) if self.hidden else x, 2, axis=-1)
+        core, gate = jnp.split(silu(x) if self.hidden else x, 2, axis=-1)
         if self.hidden:
             core = Linear(core.shape[-1], centred=int(self.norm), name="core")(core)
             gate = Linear(gate.shape[-1], centred=int(self.norm), name="gate")(gate)
         if self.norm:
             core = CentredNorm(name="core_norm")(core)
             gate = CentredNorm(name="gate_norm")(gate)
-        return nn.silu(core) * nn.sigmoid(gate)
+        return silu_gate(core, gate)
 
 
 class AtomConv(nn.Module):

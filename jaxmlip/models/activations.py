@@ -1,0 +1,68 @@
+"""Activations with their derivatives written out.
+
+Hessians meet each activation in the forward pass, in the backward pass and in the tangents of both. Left to
+itself, differentiation of x / (1 + exp(-x)) leaves a chain of factors at each of these places; written out,
+one factor for each derivative remains, and a third of the memory that a linearised gradient keeps.
+"""
+
+import jax
+from jaxtyping import Array, Float
+
+
+@jax.custom_jvp
+def silu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """x σ(x), with derivatives of every order."""
+    return x * jax.nn.sigmoid(x)
+
+
+@silu.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return silu(x), _silu_slope(x) * dx
+
+
+@jax.custom_jvp
+def _silu_slope(x):
+    s = jax.nn.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+@_silu_slope.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _silu_slope(x), _silu_curvature(x) * dx
+
+
+def _silu_curvature(x):
+    s = jax.nn.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+@jax.custom_jvp
+def silu_gate(core: Float[Array, "*n"], gate: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """silu(core) σ(gate), the end of a gated MLP, with derivatives of every order."""
+    return silu(core) * jax.nn.sigmoid(gate)
+
+
+@silu_gate.defjvp
+def _(primals, tangents):
+    by_core, by_gate = _gate_slopes(*primals)
+    return silu_gate(*primals), by_core * tangents[0] + by_gate * tangents[1]
+
+
+@jax.custom_jvp
+def _gate_slopes(core, gate):
+    s = jax.nn.sigmoid(gate)
+    return _silu_slope(core) * s, silu(core) * (s * (1 - s))
+
+
+@_gate_slopes.defjvp
+def _(primals, tangents):
+    (core, gate), (d_core, d_gate) = primals, tangents
+    s = jax.nn.sigmoid(gate)
+    slope = s * (1 - s)
+    mixed = _silu_slope(core) * slope
+    return _gate_slopes(core, gate), (
+        _silu_curvature(core) * s * d_core + mixed * d_gate,
+        mixed * d_core + silu(core) * (slope * (1 - 2 * s)) * d_gate,
+    )
