@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,7 +106,6 @@ class MemoryLimitError(MemoryError):
 
 
 BLOCK_SIZE = 8  # columns at once; more gain little, and leave the cache of a CPU
-BLOCKS_PER_CALL = 8  # between two steps of the progress bar; each call asks for its memory anew
 
 
 def hessian(
@@ -148,17 +147,14 @@ def hessian_columns(
         return np.zeros((0, 3 * atoms), potential.dtype)
     graph = _pack_for_hessian(potential, crystal)
     rows = np.empty((len(columns), atoms, 3), potential.dtype)
-    with giving_memory_back(), potential.precision():
+    with _counted(memory_limit), potential.precision():
         plan = _plan(potential, graph, block_size, memory_limit, len(columns))
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
-        shape = _blocks(len(columns), plan.block_size)
-        size = shape[0] * shape[1]
-        for start in track(range(0, len(columns), size), "Hessian columns"):
-            part = columns[start : start + size]
-            index = np.resize(part, shape)  # the last call repeats some columns
+        for start in track(range(0, len(columns), plan.block_size), "Hessian columns"):
+            part = columns[start : start + plan.block_size]
+            index = np.resize(part, plan.block_size)  # the last block repeats some columns
             found = np.asarray(_apply(tangent_map, graph.positions, index))
-            found = found.swapaxes(1, 2).reshape(size, -1, 3)
-            rows[start : start + len(part)] = found[: len(part), :atoms]
+            rows[start : start + len(part)] = found[:atoms, : len(part)].swapaxes(0, 1)
     return rows.reshape(len(columns), 3 * atoms)
 
 
@@ -173,7 +169,7 @@ def plan_hessian(
     It compiles the programs, which those calls then find compiled. Raises MemoryLimitError as they do.
     """
     graph = _pack_for_hessian(potential, crystal)
-    with giving_memory_back(), potential.precision():
+    with _counted(memory_limit), potential.precision():
         return _plan(potential, graph, block_size, memory_limit, 3 * len(crystal))
 
 
@@ -182,11 +178,9 @@ def _pack_for_hessian(potential, crystal) -> CrystalGraph:
     return batching.pack([graph], dtype=np.dtype(potential.dtype))
 
 
-def _blocks(columns: int, block_size: int) -> tuple[int, int]:
-    """The number of blocks in one call, and of columns in a block."""
-    blocks = -(-columns // block_size)
-    calls = -(-blocks // BLOCKS_PER_CALL)
-    return -(-blocks // calls), block_size
+def _counted(memory_limit: float | None) -> AbstractContextManager:
+    """Where memory is limited, what is freed is given back, at the price of asking for it again."""
+    return nullcontext() if memory_limit is None else giving_memory_back()
 
 
 def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
@@ -206,8 +200,7 @@ def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPla
         )
     fixed = max(kept, _scratch(_linearise.lower(*args)))
     while True:
-        index = np.zeros(_blocks(columns, block), int)
-        per_block = _scratch(_apply.lower(tangent_map, graph.positions, index))
+        per_block = _scratch(_apply.lower(tangent_map, graph.positions, np.zeros(block, int)))
         # Measured last, since compiling takes memory too, which is not given back at once.
         plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
         if plan.total <= limit:
@@ -253,13 +246,9 @@ def _linearise(energy, params, graph: CrystalGraph):
 
 
 @jax.jit
-def _apply(tangent_map, positions, index) -> Float[Array, "blocks atoms columns 3"]:
-    """The columns of the Hessian with the given numbers, (blocks, columns), one block after the other."""
-    atoms, columns = len(positions), index.shape[1]
-    apply = second_axis_vmap(tangent_map, positions)
-
-    def block(index):
-        unit = jnp.zeros((atoms, columns, 3), positions.dtype)
-        return apply(unit.at[index // 3, jnp.arange(columns), index % 3].set(1))
-
-    return jax.lax.map(block, index)
+def _apply(tangent_map, positions, index) -> Float[Array, "atoms columns 3"]:
+    """The columns of the Hessian with the given numbers."""
+    atoms, columns = len(positions), len(index)
+    unit = jnp.zeros((atoms, columns, 3), positions.dtype)
+    unit = unit.at[index // 3, jnp.arange(columns), index % 3].set(1)
+    return second_axis_vmap(tangent_map, positions)(unit)

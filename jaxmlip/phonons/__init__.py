@@ -1,0 +1,1 @@
+"""Lattice vibrations: force constants of a potential, and the frequencies that follow from them."""

@@ -1,0 +1,118 @@
+"""The command line as a newcomer meets it: results, and mistakes answered in words."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import write
+from conftest import small_potential
+
+from jaxmlip import hessian, plan_hessian
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small model, and structures that are right and wrong."""
+    here = tmp_path_factory.mktemp("work")
+    small_potential("chgnet-0.3", "float32").save(here / "model")
+    salt = bulk("NaCl", "rocksalt", 5.64)
+    salt.rattle(0.05, seed=0)
+    write(here / "NaCl.cif", salt)
+    write(here / "POSCAR", salt)
+    write(here / "two.extxyz", [salt, bulk("Cu")])
+    molecule = salt.copy()
+    molecule.pbc = False
+    write(here / "molecule.xyz", molecule, format="extxyz")
+    (here / "nonsense.cif").write_text("hello")
+    return here
+
+
+def jaxmlip(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    run = "from jaxmlip.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", run, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "JAXMLIP_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_predict_prints_what_the_potential_predicts_for_each_file(folder):
+    done = jaxmlip(folder, "predict", "NaCl.cif", "POSCAR", "two.extxyz", "--model", "model", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [r["file"] for r in rows] == ["NaCl.cif", "POSCAR", "two.extxyz", "two.extxyz"]
+    assert [r["formula"] for r in rows] == ["ClNa", "ClNa", "ClNa", "Cu"]
+    from ase.io import read
+
+    expected = small_potential("chgnet-0.3", "float32").predict(read(folder / "POSCAR"))
+    np.testing.assert_allclose(rows[1]["energy"], expected["energy"], rtol=1e-5)
+    np.testing.assert_allclose(rows[1]["forces"], expected["forces"], atol=1e-4)
+
+
+def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder):
+    done = jaxmlip(folder, "hessian", "POSCAR", "--model", "model", "--out", "h.npz")
+    assert done.returncode == 0, done.stderr
+    assert "predicted memory" in done.stdout
+    from ase.io import read
+
+    saved = np.load(folder / "h.npz")
+    expected = hessian(small_potential("chgnet-0.3", "float64"), read(folder / "POSCAR"))
+    np.testing.assert_allclose(saved["hessian"], expected, atol=1e-8)
+    np.testing.assert_allclose(np.sort(np.abs(saved["frequencies"]))[:3], 0, atol=1e-3)
+
+
+def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
+    from ase.io import read
+
+    plan = plan_hessian(small_potential("chgnet-0.3"), read(folder / "POSCAR"), block_size=6)
+    too_little = f"{(plan.fixed / 2) / 1e9:.6f}"
+    done = jaxmlip(folder, "hessian", "POSCAR", "--model", "model", "--memory-limit", too_little)
+    assert done.returncode == 1
+    assert "memory_limit" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "missing.cif"], "missing.cif is not a file"),
+        (["predict", "nonsense.cif", "--model", "model"], "neither ASE nor pymatgen can read nonsense.cif"),
+        (["predict", "molecule.xyz", "--model", "model"], "molecule.xyz: ClNa has pbc=[False, False, False]"),
+        (["predict", "POSCAR", "--model", "chgnet-0.3"], "chgnet-0.3.0"),
+        (["predict", "POSCAR", "--model", "cache"], "no manifest.json"),
+        (["hessian", "two.extxyz", "--model", "model"], "two.extxyz holds 2 structures, needed one"),
+        (["convert", "POSCAR", "out"], "not a zip archive"),
+        (["convert", "missing.pt", "out"], "missing.pt is not a file"),
+    ],
+)
+def test_a_mistake_is_answered_in_words_without_a_traceback(folder, arguments, words):
+    (folder / "cache").mkdir(exist_ok=True)
+    done = jaxmlip(folder, *arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "out").exists()
+
+
+def test_models_lists_every_name_with_its_licence(folder):
+    done = jaxmlip(folder, "models")
+    assert done.returncode == 0
+    for word in ("chgnet-0.2.0", "chgnet-0.3.0", "chgnet-r2scan", "BSD-3-Clause-LBNL"):
+        assert word in done.stdout
+
+
+def test_help_names_every_command(folder):
+    done = jaxmlip(folder, "--help")
+    assert done.returncode == 0
+    for command in ("models", "convert", "predict", "hessian", "softening"):
+        assert command in done.stdout
