@@ -43,13 +43,14 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def giving_memory_back() -> Iterator[None]:
-    """The scope of work that counts its memory: large blocks are given back to the system when freed.
+    """The scope of work that counts its memory: what was kept, and large blocks when freed, are given back.
 
     A kept heap of gigabytes falls to pieces, and then holds more than was ever in use at once.
     """
     if not keep_freed_memory():
         yield
         return
+    ctypes.CDLL(None).malloc_trim(0)
     _mallopt()(M_MMAP_MAX, USUAL_MAPS)
     try:
         yield

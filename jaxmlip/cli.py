@@ -180,18 +180,19 @@ def softening(
     ] = None,
     data: Path | None = None,
     out: Path = Path(),
-    memory_limit: float = 4.0,
+    memory_limit: float | None = None,
 ) -> None:
     """Phonon frequencies of binary crystals against DFT: is the curvature of the model too soft?
 
     Args:
+        model: which potential; can be given several times; default: chgnet-0.3.0
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
         out: folder for softening.json and softening.png
-        memory_limit: in GB, for the Hessian of each supercell
+        memory_limit: in GB; supercells whose Hessian does not fit are made smaller, with a warning
     """
     from jaxmlip.softening import run
 
-    run(model or [DEFAULT_MODEL], data, out, memory_limit * 1e9)
+    run(model or (DEFAULT_MODEL,), data, out, None if memory_limit is None else memory_limit * 1e9)
 
 
 def read_crystals(path: Path) -> list[Atoms]:

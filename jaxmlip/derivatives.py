@@ -105,7 +105,9 @@ class MemoryLimitError(MemoryError):
     """Hessian columns that cannot be computed within the memory that was allowed."""
 
 
-BLOCK_SIZE = 8  # columns at once; more gain little, and leave the cache of a CPU
+# Columns at once: more than these gain no speed, and take memory.
+BLOCK_SIZE = 8
+MESSAGES_PER_BLOCK = 40_000  # bonds, seen from both ends, and angles, times columns
 
 
 def hessian(
@@ -128,13 +130,15 @@ def hessian_columns(
     columns: Sequence[int],
     block_size: int | None = None,
     memory_limit: float | None = None,
+    room: batching.Capacity | None = None,
 ) -> np.ndarray:
     """Columns of the Hessian as rows of an array (len(columns), 3N), in eV/Å².
 
     Column 3a + x belongs to a displacement of atom a along x. The gradient is linearised once, and
-    the linear map is applied to `block_size` columns at a time (default: 8, or as many as stay within
-    `memory_limit` bytes, counted for the whole process or, on an accelerator, for its memory). In float32
-    the result has about six digits; load the potential with dtype="float64" for phonons.
+    the linear map is applied to `block_size` columns at a time (default: 8, fewer for large crystals, and
+    as many as stay within `memory_limit` bytes, counted for the whole process or, on an accelerator, for its
+    memory). In float32 the result has about six digits; load the potential with dtype="float64" for phonons.
+    Crystals that are padded to the same `room` share the compiled programs.
 
     Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
     needed, before anything large is allocated.
@@ -145,7 +149,7 @@ def hessian_columns(
         raise ValueError(f"found columns {columns}, needed a list of numbers from 0 to {3 * atoms - 1}.")
     if len(columns) == 0:
         return np.zeros((0, 3 * atoms), potential.dtype)
-    graph = _pack_for_hessian(potential, crystal)
+    graph = batching.pack([potential.graph(crystal)], room, np.dtype(potential.dtype))
     rows = np.empty((len(columns), atoms, 3), potential.dtype)
     with _counted(memory_limit), potential.precision():
         plan = _plan(potential, graph, block_size, memory_limit, len(columns))
@@ -168,14 +172,9 @@ def plan_hessian(
 
     It compiles the programs, which those calls then find compiled. Raises MemoryLimitError as they do.
     """
-    graph = _pack_for_hessian(potential, crystal)
+    graph = batching.pack([potential.graph(crystal)], dtype=np.dtype(potential.dtype))
     with _counted(memory_limit), potential.precision():
         return _plan(potential, graph, block_size, memory_limit, 3 * len(crystal))
-
-
-def _pack_for_hessian(potential, crystal) -> CrystalGraph:
-    graph = potential.graph(crystal)
-    return batching.pack([graph], dtype=np.dtype(potential.dtype))
 
 
 def _counted(memory_limit: float | None) -> AbstractContextManager:
@@ -184,7 +183,9 @@ def _counted(memory_limit: float | None) -> AbstractContextManager:
 
 
 def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
-    block = min(columns, BLOCK_SIZE if block_size is None else block_size)
+    messages = 2 * len(graph.first) + len(graph.angle_from)
+    default = min(BLOCK_SIZE, max(1, MESSAGES_PER_BLOCK // max(1, messages)))
+    block = min(columns, default if block_size is None else block_size)
     if block < 1:
         raise ValueError(f"found block_size={block_size}, needed at least 1.")
     limit = np.inf if memory_limit is None else memory_limit

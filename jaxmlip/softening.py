@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -49,7 +50,7 @@ from jaxmlip.progress import track
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
-SUPERCELL = 128  # atoms at most; the Hessian of the densest then takes 7 GB in float64
+SUPERCELL = 128  # atoms at most
 DISPLACEMENT = 0.03  # Å, the default of phono3py
 MEASURES = {"hessian": "Hessian", "displaced": f"±{DISPLACEMENT} Å"}
 STRUCTURES = {225: "rocksalt", 216: "zincblende", 186: "wurtzite"}  # by space group
@@ -125,7 +126,8 @@ def softening(
     """One row for each material, in the same order. The potential should have dtype "float64".
 
     Of the supercells of at most `supercell` atoms the one whose images are farthest apart is taken, and
-    one of at most half as many atoms where its Hessian does not fit into `memory_limit` bytes.
+    one of at most half as many atoms, with a warning, where its Hessian does not fit into `memory_limit`
+    bytes.
 
     Raises ValueError where an element is unknown to the potential, and MemoryLimitError where even two
     cells do not fit.
@@ -144,6 +146,12 @@ def softening(
         except MemoryLimitError:
             n, by_hessian = _smaller(potential, material.atoms, supercell // 2, memory_limit)
             room = None
+            warnings.warn(
+                f"{material.formula}: the Hessian of the supercell does not fit into memory_limit="
+                f"{memory_limit / 1e9:.3g} GB; {np.prod(n) * len(material.atoms)} atoms are taken instead, "
+                "whose frequencies can be several per cent off. Allow more memory for comparable rows.",
+                stacklevel=2,
+            )
         by_forces = displaced_force_constants(potential, material.atoms, n, DISPLACEMENT, room)
         rows.append(_row(material, n, by_hessian, by_forces))
     return rows

@@ -17,7 +17,7 @@ from ase import Atoms
 
 from jaxmlip import batching
 from jaxmlip.derivatives import hessian_columns
-from jaxmlip.graph import CrystalGraph, as_atoms
+from jaxmlip.graph import as_atoms
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def supercell_force_constants(
     """
     primitive, supercell = _supercell(primitive, repeats)
     columns = np.arange(3 * len(primitive))
-    padded = potential if room is None else _Padded(potential, room)
-    rows = hessian_columns(padded, supercell, columns, memory_limit=memory_limit)
+    rows = hessian_columns(potential, supercell, columns, memory_limit=memory_limit, room=room)
     return _force_constants(primitive, repeats, rows)
 
 
@@ -122,19 +121,6 @@ def _force_constants(primitive, repeats, rows) -> ForceConstants:
     # ASE repeats cell by cell, the last lattice vector fastest, the original cell first.
     phi = np.asarray(rows).reshape(len(primitive), 3, *repeats, len(primitive), 3)
     return ForceConstants(primitive, np.ascontiguousarray(np.moveaxis(phi, (2, 3, 4), (0, 1, 2))))
-
-
-class _Padded:
-    """A potential whose graphs fill one capacity, so that supercells of several crystals share a program."""
-
-    def __init__(self, potential: Potential, room: batching.Capacity):
-        self.dtype, self.arrays, self.energy_fn = potential.dtype, potential.arrays, potential.energy_fn
-        self.precision, self._potential, self._room = potential.precision, potential, room
-
-    def graph(self, crystal) -> CrystalGraph:
-        # Packing once more adds one atom and one short bond; then it is `room` again, if on the ladder.
-        filled = self._room._replace(atoms=self._room.atoms - 1, short=self._room.short - 1)
-        return batching.pack([self._potential.graph(crystal)], filled)
 
 
 def repeat_distance(cell: np.ndarray, repeats: tuple[int, int, int]) -> float:

@@ -1,0 +1,281 @@
+"""Phonon softening: the reference, the summary, the record and its figure."""
+
+import gzip
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from PIL import Image
+from rich.console import Console
+
+from jaxmlip import batching
+from jaxmlip.derivatives import MemoryLimitError
+from jaxmlip.models.chgnet import CHGNetConfig
+from jaxmlip.phonons.commensurate import mesh_frequencies, supercell_force_constants
+from jaxmlip.potential import random_potential
+from jaxmlip.softening import (
+    FREQUENCIES_FILE,
+    STRUCTURES_FILE,
+    Row,
+    Spectrum,
+    builtin_materials,
+    draw,
+    primitive_cell,
+    read_phonondb,
+    run,
+    shared_rooms,
+    softening,
+    summary,
+    table,
+)
+
+CONFIG = CHGNetConfig(
+    features=8, radial=5, angular=5, blocks=3, readout=(8,), bond_cutoff=4.0, angle_cutoff=3.0
+)
+
+
+def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0) -> Row:
+    """A made-up row whose ratios are as given, those of the mean half as large."""
+
+    def spectrum(scale, lowest=0.0):
+        return Spectrum(8.0 * scale, 4.0 * scale / 2, lowest)
+
+    return Row(
+        id=f"mp-{formula}",
+        formula=formula,
+        structure="rocksalt",
+        repeats=(4, 4, 4),
+        atoms=128,
+        repeat_distance=15.0,
+        dft=Spectrum(8.0, 4.0, 0.0),
+        hessian=spectrum(ratio, lowest),
+        displaced=spectrum(displaced),
+        commensurate=spectrum(ratio, lowest),
+    )
+
+
+def write_phonondb(folder: Path, crystals, thz) -> None:
+    """The two files of the reference, with made-up frequencies on a mesh of 2 × 1 × 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ase.io.write(folder / STRUCTURES_FILE, crystals)
+    keys = [str(k) for k in range(len(crystals))]
+    columns = {
+        "mp_id": [c.info["mp_id"] for c in crystals],
+        "frequencies": [x.tolist() for x in thz],
+        "weights": [[1, 1]] * len(crystals),
+        "q_mesh": [[2, 1, 1]] * len(crystals),
+    }
+    with gzip.open(folder / FREQUENCIES_FILE, "wt") as file:
+        json.dump({name: dict(zip(keys, column, strict=True)) for name, column in columns.items()}, file)
+
+
+@pytest.fixture
+def salt() -> Atoms:
+    atoms = bulk("NaCl", "rocksalt", 5.0, cubic=True)
+    atoms.info = {"mp_id": "mp-1", "name": "NaCl", "symm.no": 225}
+    atoms.info["primitive_matrix"] = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    return atoms
+
+
+@pytest.fixture
+def phonondb(tmp_path, salt) -> Path:
+    write_phonondb(tmp_path / "data", [salt], [np.arange(12.0).reshape(2, 6)])
+    return tmp_path / "data"
+
+
+def text_of(rows) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table(rows, "a model"))
+    return captured.get()
+
+
+def test_the_summary_holds_the_geometric_mean_the_median_and_the_count_below_1():
+    rows = [row("A", 0.5, 1.1), row("B", 0.8, 1.2), row("C", 1.25, 0.9)]
+    found = summary(rows)
+    highest, mean = found["hessian"]["maximum"], found["hessian"]["mean"]
+    assert highest["geometric_mean"] == pytest.approx(0.5 ** (1 / 3))  # 0.5 · 0.8 · 1.25 = 0.5
+    assert highest["median"] == pytest.approx(0.8)
+    assert highest["below_1"] == 2
+    assert mean["geometric_mean"] == pytest.approx(0.5 ** (1 / 3) / 2)
+    assert mean["below_1"] == 3
+    assert found["displaced"]["maximum"]["geometric_mean"] == pytest.approx((1.1 * 1.2 * 0.9) ** (1 / 3))
+    assert found["displaced"]["maximum"]["below_1"] == 1
+    assert found["materials"] == 3
+
+
+def test_the_interval_of_the_geometric_mean_covers_it_and_shrinks_with_more_materials():
+    few = [row("A", 0.7), row("B", 0.9), row("C", 1.0), row("D", 0.8)]
+    widths = []
+    for rows in (few, 9 * few):
+        found = summary(rows)["hessian"]["maximum"]
+        low, high = found["interval"]
+        assert low < found["geometric_mean"] < high
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0] / 3, rel=0.15)  # 1/√9
+
+
+def test_imaginary_modes_are_counted_and_add_nothing_to_the_mean():
+    thz = np.array([[-3.0, 1.0], [2.0, 5.0]])
+    assert Spectrum.of(thz) == Spectrum(5.0, 2.0, -3.0)
+    assert Spectrum.of(thz, np.array([3, 1])) == Spectrum(5.0, (3 * 0.5 + 3.5) / 4, -3.0)
+    found = summary([row("A", 0.9, lowest=-0.5), row("B", 0.9, lowest=-1e-7)])
+    assert found["hessian"]["with_imaginary_modes"] == 1
+    assert found["displaced"]["with_imaginary_modes"] == 0
+
+
+def test_a_material_without_a_real_mode_has_ratio_0_and_so_has_the_geometric_mean():
+    hopeless = replace(row("A", 1.0), hessian=Spectrum(-1.0, 0.0, -4.0))
+    assert summary([hopeless, row("B", 1.0)])["hessian"]["maximum"]["geometric_mean"] == 0
+
+
+def test_the_table_shows_the_numbers_of_each_row():
+    rows = [row("LiF", 0.731, 0.917, lowest=-1.23), row("MgO", 1.02, 0.855)]
+    lines = {line.split()[0]: line.split() for line in text_of(rows).splitlines() if line.split()}
+    # structure, N, DFT, Hessian, ratio, displaced, ratio, ratios of the mean, lowest
+    assert " ".join(lines["LiF"][1:]) == "rs 128 8.00 5.85 0.731 7.34 0.917 0.365 0.459 -1.23"
+    assert " ".join(lines["MgO"][1:]) == "rs 128 8.00 8.16 1.020 6.84 0.855 0.510 0.427 0.00"
+
+
+def test_the_builtin_materials_are_a_spread_of_primitive_cells_with_their_source():
+    materials = builtin_materials()
+    assert 16 <= len(materials) <= 20
+    assert {m.structure for m in materials} == {"rocksalt", "zincblende", "wurtzite"}
+    for m in materials:
+        assert len(m.atoms) == (4 if m.structure == "wurtzite" else 2), m.formula
+        assert m.atoms.get_chemical_formula(empirical=True) in (m.formula, _reversed(m.formula))
+        assert 0 < m.dft.mean < m.dft.maximum < 45, m.formula
+    path = Path(__file__).parent.parent / "jaxmlip" / "phonondb_pbe.json"
+    assert "MPA2suite/k_SRME" in json.loads(path.read_text())["source"]["published_in"]
+    assert path.stat().st_size < 60_000
+
+
+def _reversed(formula: str) -> str:
+    return Atoms(formula).get_chemical_formula(empirical=True)
+
+
+def test_the_builtin_materials_agree_with_the_files_that_they_come_from():
+    folder = os.environ.get("JAXMLIP_DATA")
+    if not folder:
+        pytest.skip("JAXMLIP_DATA does not name the folder of the reference data")
+    published = {m.id: m for m in read_phonondb(folder)}
+    assert len(published) == 103
+    for ours in builtin_materials():
+        theirs = published[ours.id]
+        assert (ours.formula, ours.structure, ours.mesh) == (theirs.formula, theirs.structure, theirs.mesh)
+        np.testing.assert_array_equal(ours.atoms.numbers, theirs.atoms.numbers)
+        np.testing.assert_allclose(ours.atoms.cell.array, theirs.atoms.cell.array, atol=1e-9)
+        np.testing.assert_allclose(ours.atoms.positions, theirs.atoms.positions, atol=1e-8)
+        for name in ("maximum", "mean", "lowest"):
+            assert getattr(ours.dft, name) == pytest.approx(getattr(theirs.dft, name), abs=6e-5)
+
+
+def test_the_reader_reduces_cells_and_averages_frequencies_with_their_weights(tmp_path, salt):
+    thz = np.arange(12.0).reshape(2, 6)
+    write_phonondb(tmp_path, [salt], [thz])
+    (material,) = read_phonondb(tmp_path)
+    assert (material.id, material.formula, material.structure) == ("mp-1", "NaCl", "rocksalt")
+    assert len(material.atoms) == 2
+    assert material.atoms.cell.volume == pytest.approx(salt.cell.volume / 4)
+    assert material.dft == Spectrum(11.0, 5.5, 0.0)
+
+
+def test_missing_data_are_named_with_the_place_where_they_are_published(tmp_path):
+    (tmp_path / STRUCTURES_FILE).touch()
+    with pytest.raises(FileNotFoundError, match=r"(?s)no kappas.*github\.com/MPA2suite/k_SRME.*--data"):
+        read_phonondb(tmp_path)
+    with pytest.raises(FileNotFoundError, match=STRUCTURES_FILE):
+        read_phonondb(tmp_path / "nowhere")
+
+
+def test_files_of_different_materials_are_refused(phonondb, salt):
+    salt.info["mp_id"] = "mp-2"
+    ase.io.write(phonondb / STRUCTURES_FILE, [salt])
+    with pytest.raises(ValueError, match="mp-1, mp-2 are in one of them alone"):
+        read_phonondb(phonondb)
+
+
+def test_frequencies_that_do_not_belong_to_the_cell_are_refused(tmp_path, salt):
+    write_phonondb(tmp_path, [salt], [np.zeros((2, 12))])
+    with pytest.raises(ValueError, match=r"frequencies of shape \(2, 12\).*needed 6 branches"):
+        read_phonondb(tmp_path)
+
+
+def test_a_cell_that_the_crystal_does_not_repeat_with_is_refused(salt):
+    salt.numbers[0] = 19
+    with pytest.raises(ValueError, match="does not repeat with the cell"):
+        primitive_cell(salt, salt.info["primitive_matrix"])
+
+
+def test_crystals_of_like_size_share_a_room_and_others_do_not():
+    small, alike, large = (
+        batching.Capacity(129, s, 1600, a) for s, a in ((257, 1536), (257, 1700), (1100, 39000))
+    )
+    rooms = shared_rooms([small, large, alike])
+    assert rooms[0] == rooms[2] != rooms[1]
+    for room, need in zip(rooms, (small, large, alike), strict=True):
+        assert room.holds(need)
+
+
+def test_a_supercell_that_does_not_fit_the_memory_gives_way_to_a_smaller_one(monkeypatch):
+    def short_of_memory(potential, primitive, repeats, *args):
+        if np.prod(repeats) > fits:
+            raise MemoryLimitError("too large")
+        return supercell_force_constants(potential, primitive, repeats, *args)
+
+    monkeypatch.setattr("jaxmlip.softening.supercell_force_constants", short_of_memory)
+    potential = random_potential(CONFIG, dtype="float64")
+    material = replace(builtin_materials()[0], mesh=(3, 3, 3))
+    fits = 4
+    with pytest.warns(UserWarning, match="LiF: .* 2 atoms are taken instead"):
+        (found,) = softening(potential, [material], 16, 1e9)
+    assert (found.repeats, found.atoms) == ((1, 1, 1), 2)  # (2, 2, 1) brings images no farther apart
+    fits = 0
+    with pytest.raises(MemoryLimitError):
+        softening(potential, [material], 16, 1e9)
+
+
+def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, phonondb, capsys):
+    potential = random_potential(CONFIG, dtype="float64", name="a random network")
+    potential.save(tmp_path / "model")
+    run([str(tmp_path / "model")], phonondb, tmp_path / "out", supercell=8)
+
+    record = json.loads((tmp_path / "out" / "softening.json").read_text())
+    assert set(record) >= {"settings", "versions", "reference", "models"}
+    (found,) = record["models"]["a random network"]["rows"]
+    (material,) = read_phonondb(phonondb)
+    phonons = supercell_force_constants(potential, material.atoms, found["repeats"])
+    expected = mesh_frequencies(phonons, material.mesh)
+    assert found["hessian"]["maximum"] == pytest.approx(expected.max(), rel=1e-9)
+    assert found["ratios"]["hessian"]["maximum"] == pytest.approx(expected.max() / 11.0, rel=1e-9)
+    total = record["models"]["a random network"]["summary"]["hessian"]["maximum"]["geometric_mean"]
+    assert total == pytest.approx(expected.max() / 11.0, rel=1e-9)
+    assert f"{expected.max():.2f}" in capsys.readouterr().out
+
+    assert Image.open(tmp_path / "out" / "softening.png").size[0] > 1000
+
+
+def test_every_material_and_model_is_in_the_figure(tmp_path):
+    def drawn(rows_by_model) -> np.ndarray:
+        draw(rows_by_model, tmp_path / "figure.png")
+        return np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
+
+    rows = [row("A", 0.5), row("B", 0.9)]
+    one, other, two = (
+        drawn(x) for x in ({"m": rows}, {"m": [*rows, row("C", 0.7)]}, {"m": rows, "n": [row("A", 0.6)] * 2})
+    )
+    blue, red = np.array([0, 114, 178]), np.array([213, 94, 0])
+
+    def pixels(picture, colour) -> int:
+        return int((np.abs(picture.astype(int) - colour).max(axis=-1) < 90).sum())
+
+    assert pixels(one, blue) > 100
+    assert pixels(other, blue) > pixels(one, blue) + 20
+    assert pixels(one, red) == 0
+    assert pixels(two, red) > 100
