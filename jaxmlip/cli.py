@@ -175,9 +175,7 @@ def hessian(
 
 
 def softening(
-    model: Annotated[
-        list[str] | None, tyro.conf.arg(help="one or more models; default: chgnet-0.3.0")
-    ] = None,
+    model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
     data: Path | None = None,
     out: Path = Path(),
     memory_limit: float | None = None,

@@ -1,4 +1,4 @@
-"""Faults of jax that would silently spoil every result. A release that fails here is excluded in pyproject.toml."""
+"""Faults of jax that would silently spoil every result; pyproject.toml excludes releases that fail here."""
 
 import jax
 import numpy as np

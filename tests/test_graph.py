@@ -1,4 +1,4 @@
-"""The graph of a crystal: every bond and angle once, in the cell that it is said to be in, and clear refusals."""
+"""The graph of a crystal: each bond and angle once, in the cell that it is said to be in; clear refusals."""
 
 import warnings
 
