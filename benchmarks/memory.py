@@ -39,7 +39,8 @@ def main(settings: Settings) -> None:
     h = jaxmlip.hessian_columns(potential, atoms, columns, memory_limit=limit)
     took = time.perf_counter() - start
     print(
-        f"{len(atoms)} atoms, {len(columns)} of {3 * len(atoms)} columns, {plan.block_size} at once: {took:.0f} s"
+        f"{len(atoms)} atoms, {len(columns)} of {3 * len(atoms)} columns, {plan.block_size} at once: "
+        f"{took:.0f} s"
     )
     print(f"predicted {plan.total / 1e9:.2f} GB of at most {settings.memory_limit:g} GB")
     print(f"peak of the process {peak():.2f} GB, of which {before:.2f} GB before")

@@ -1,6 +1,6 @@
 """The torch package `chgnet` as a worker process: reads one request a line, answers one line of JSON.
 
-It is started by benchmarks.speed with an interpreter that has chgnet and torch, and imports nothing of jaxmlip.
+benchmarks.speed starts it with an interpreter that has chgnet and torch; it imports nothing of jaxmlip.
 """
 
 import json

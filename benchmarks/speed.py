@@ -3,9 +3,9 @@
     python -m benchmarks.speed --peer chgnet [--peer-python PYTHON]
 
 Energy, forces, stress and magnetic moments of rattled rock-salt NaCl, neighbours included, float32; and the
-Hessian of 64 atoms, against one reverse sweep of torch for each row (timed for some rows and multiplied, as the
-rows cost the same). The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with one
-thread and with all cores, and the better of the two counts. Both sides take turns; ratios are within a turn.
+Hessian of 64 atoms, against one reverse sweep of torch for each row (timed for some rows and multiplied, as
+the rows cost the same). The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with
+one thread and with all cores, and the better of both counts. The sides take turns; ratios are within a turn.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Peer:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(
-                f"{settings.peer_python} cannot run the package {settings.peer}; install it there, or name an "
-                "interpreter that has it with --peer-python."
+                f"{settings.peer_python} cannot run the package {settings.peer}; install it there, or name "
+                "an interpreter that has it with --peer-python."
             )
         self.versions = json.loads(line)
 

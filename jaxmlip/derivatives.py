@@ -152,11 +152,13 @@ def hessian_columns(
     graph = batching.pack([potential.graph(crystal)], room, np.dtype(potential.dtype))
     rows = np.empty((len(columns), atoms, 3), potential.dtype)
     with _counted(memory_limit), potential.precision():
-        plan = _plan(potential, graph, block_size, memory_limit, len(columns))
+        block = _block_size(graph, block_size, len(columns))
+        if memory_limit is not None:
+            block = _plan(potential, graph, block_size, memory_limit, len(columns)).block_size
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
-        for start in track(range(0, len(columns), plan.block_size), "Hessian columns"):
-            part = columns[start : start + plan.block_size]
-            index = np.resize(part, plan.block_size)  # the last block repeats some columns
+        for start in track(range(0, len(columns), block), "Hessian columns"):
+            part = columns[start : start + block]
+            index = np.resize(part, block)  # the last block repeats some columns
             found = np.asarray(_apply(tangent_map, graph.positions, index))
             rows[start : start + len(part)] = found[:atoms, : len(part)].swapaxes(0, 1)
     return rows.reshape(len(columns), 3 * atoms)
@@ -182,12 +184,16 @@ def _counted(memory_limit: float | None) -> AbstractContextManager:
     return nullcontext() if memory_limit is None else giving_memory_back()
 
 
-def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
+def _block_size(graph: CrystalGraph, asked: int | None, columns: int) -> int:
     messages = 2 * len(graph.first) + len(graph.angle_from)
     default = min(BLOCK_SIZE, max(1, MESSAGES_PER_BLOCK // max(1, messages)))
-    block = min(columns, default if block_size is None else block_size)
-    if block < 1:
-        raise ValueError(f"found block_size={block_size}, needed at least 1.")
+    if asked is not None and asked < 1:
+        raise ValueError(f"found block_size={asked}, needed at least 1.")
+    return min(columns, default if asked is None else asked)
+
+
+def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
+    block = _block_size(graph, block_size, columns)
     limit = np.inf if memory_limit is None else memory_limit
     args = (potential.energy_fn, potential.arrays, graph)
     tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])

@@ -69,11 +69,12 @@ class CrystalGraph:
         return self._end(self.angle_from), self._end(self.angle_to)
 
     def _end(self, directed: Int[Array, " angles"]) -> BondEnd:
+        first, second, shifts = map(jnp.asarray, (self.first, self.second, self.shifts))
         reverse = directed >= self.short
         bond = jnp.where(reverse, directed - self.short, directed)
-        atom = jnp.where(reverse, self.second[bond], self.first[bond])
+        atom = jnp.where(reverse, second[bond], first[bond])
         # Seen from its second atom, a bond is kept at the atom `shifts` cells back.
-        image = jnp.where(reverse[:, None], -self.shifts[bond], 0.0)
+        image = jnp.where(reverse[:, None], -shifts[bond], 0.0)
         return BondEnd(bond, jnp.where(reverse, -1.0, 1.0), atom, image)
 
 

@@ -118,7 +118,8 @@ class Potential:
     @cached_property
     def arrays(self) -> Any:
         """The parameters on the device, in the precision of the potential."""
-        with self.precision():
+        # Kept beyond the call, so never as a tracer of a function that asks first.
+        with self.precision(), jax.ensure_compile_time_eval():
             return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), self.params)
 
     @property

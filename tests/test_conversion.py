@@ -120,11 +120,25 @@ def test_the_manifest_tells_where_the_parameters_come_from(tmp_path):
     assert "licence" not in manifest  # of an unknown file
 
 
+def train_only_on(checkpoint, elements) -> None:
+    """Sets the trace that Adam leaves of the elements in its data."""
+    squares = checkpoint["optimizer"]["state"][1]["exp_avg_sq"]
+    squares[:] = 0
+    squares[np.array(elements) - 1] = 1e-6
+
+
 def test_elements_without_a_gradient_or_a_reference_energy_are_unknown():
     checkpoint = made.small_chgnet()
-    assert chgnet.elements(checkpoint) == (3, 8)
+    train_only_on(checkpoint, range(1, 84))
+    assert chgnet.elements(checkpoint) == tuple(range(1, 84))
     checkpoint["model"]["state_dict"]["composition_model.fc.weight"][0, 7] = 1e-14
-    assert chgnet.elements(checkpoint) == (3,)
+    assert chgnet.elements(checkpoint) == (*range(1, 8), *range(9, 84))
+
+
+def test_a_model_tuned_on_a_few_elements_still_knows_the_others():
+    checkpoint = made.small_chgnet()
+    train_only_on(checkpoint, [3, 8])
+    assert chgnet.elements(checkpoint) == tuple(range(1, 95))
 
 
 def test_without_a_trace_of_the_training_all_elements_are_taken_as_known():
@@ -218,8 +232,8 @@ def test_the_command_writes_a_folder_that_loads(tmp_path, monkeypatch, capsys):
     file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
     monkeypatch.setattr(sys, "argv", ["weights_convert", str(file), str(tmp_path / "out")])
     assert command.main() == 0
-    assert "small, 2 elements" in capsys.readouterr().out
-    assert Potential.from_folder(tmp_path / "out").elements == (3, 8)
+    assert "small, 94 elements" in capsys.readouterr().out
+    assert Potential.from_folder(tmp_path / "out").elements == tuple(range(1, 95))
 
 
 def test_the_command_tells_of_a_file_that_it_cannot_convert(tmp_path, monkeypatch, capsys):

@@ -87,14 +87,17 @@ def test_padding_changes_nothing_up_to_second_derivatives(potential, crystal):
     wide = batching.Capacity(*(n + 13 for n in exact[:4]), crystals=3)
     v = np.random.default_rng(1).normal(size=(len(crystal), 3))
     found = []
+
+    def derivatives(packed, padded):
+        energy = potential.energy
+        return energy(packed), gradient(energy, packed)(packed.positions), hvp(energy, packed, padded)
+
     for room in (exact, wide):
         packed = batching.pack([graph], room)
         padded = np.zeros_like(packed.positions)
         padded[: len(v)] = v
         with potential.precision():
-            e = potential.energy(packed)
-            slope = gradient(potential.energy, packed)(jnp.asarray(packed.positions))
-            curvature = hvp(potential.energy, packed, jnp.asarray(padded))
+            e, slope, curvature = jax.jit(derivatives)(packed, padded)
         assert np.isfinite(slope).all()
         assert np.isfinite(curvature).all()
         np.testing.assert_array_equal(e[1:], 0)
@@ -114,10 +117,18 @@ def test_a_loss_on_a_hessian_column_has_finite_derivatives_by_every_parameter(po
         return jnp.sum(hvp(energy, packed, v) ** 2)
 
     with potential.precision():
-        slopes = jax.grad(loss)(potential.arrays)
+        slopes = jax.jit(jax.grad(loss))(potential.arrays)
     flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(slopes)])
     assert np.isfinite(flat).all()
     assert np.abs(flat).max() > 0
+
+
+def test_a_potential_can_first_be_used_inside_a_function_that_is_compiled(crystal):
+    fresh = small_potential("chgnet-0.3")
+    packed = batching.pack([fresh.graph(crystal)])
+    with fresh.precision():
+        jax.jit(fresh.energy)(packed)
+        assert np.isfinite(fresh.energy(packed)).all()
 
 
 def test_forces_are_differences_of_energies(potential, crystal):

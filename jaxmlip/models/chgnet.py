@@ -9,6 +9,8 @@ The core and the gate of φ share their input, hence one product for both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxmlip import safe
 from jaxmlip.graph import BondEnd, CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
 from jaxmlip.models.activations import silu, silu_gate
-from jaxmlip.models.basis import bessel, fourier, polynomial_envelope
+from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear
 
 
@@ -36,6 +38,13 @@ class CHGNetConfig:
     output_bias: bool = False  # bias of the linear layer that follows each sum of messages
     readout: tuple[int, ...] = (64, 64, 64)  # hidden widths of the readout
     elements: int = 94  # embedded atomic numbers, from hydrogen on
+
+
+class Bonds(NamedTuple):
+    """Features e of the short bonds, which angles update, and of the long ones, which keep theirs."""
+
+    short: Expansion | Float[Array, "short f"]
+    long: Expansion
 
 
 class Gate(nn.Module):
@@ -69,7 +78,8 @@ class AtomConv(nn.Module):
         c, f = self.config, self.config.features
         i, j, far = graph.first, graph.second, graph.shifts
         centre, neighbour = jnp.split(Linear(4 * f, bias=False, name="atoms")(v), 2, axis=-1)
-        of_bond = Linear(2 * f, name="bond")(e)
+        of_bond = Linear(2 * f, name="bond")
+        of_bond = jnp.concatenate([of_bond(e.short), of_bond(e.long)])
         gate = Gate(c.norm, hidden=True, name="phi")
         at_i = gather(centre, i) + gather(neighbour, j, far) + of_bond
         at_j = gather(centre, j, far) + gather(neighbour, i) + of_bond
@@ -91,13 +101,14 @@ class BondConv(nn.Module):
 
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, a, ij: BondEnd, ik: BondEnd, weight):
-        c, f, short = self.config, self.config.features, graph.short
-        x = AngleInput(c, hidden=True, name="inputs")(v, e[:short], a, ij, ik)
+        c, f = self.config, self.config.features
+        x = AngleInput(c, hidden=True, name="inputs")(v, e.short, a, ij, ik)
         message = Gate(c.norm, hidden=True, name="phi")(x) * weight
-        total = scatter_add(message, ij.bond, short, ij.image)
+        total = scatter_add(message, ij.bond, graph.short, ij.image)
         out = Linear(f, bias=c.output_bias, name="out")
-        rest = out(jnp.zeros((1, f), e.dtype)) if c.output_bias else 0.0
-        return jnp.concatenate([e[:short] + out(total), e[short:] + rest])
+        if c.output_bias:
+            e = e._replace(long=e.long.replace(constant=e.long.constant + out(jnp.zeros((1, f)))[0]))
+        return e._replace(short=multiplied_out(e.short) + out(total))
 
 
 class AngleUpdate(nn.Module):
@@ -107,8 +118,8 @@ class AngleUpdate(nn.Module):
 
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, a, ij: BondEnd, ik: BondEnd):
-        x = AngleInput(self.config, hidden=False, name="inputs")(v, e[: graph.short], a, ij, ik)
-        return a + Gate(self.config.norm, hidden=False, name="phi")(x)
+        x = AngleInput(self.config, hidden=False, name="inputs")(v, e.short, a, ij, ik)
+        return multiplied_out(a) + Gate(self.config.norm, hidden=False, name="phi")(x)
 
 
 class AngleInput(nn.Module):
@@ -147,17 +158,22 @@ class CHGNet(nn.Module):
         ij, ik = graph.angle_ends()
 
         # Smooth radial bases ẽ of the atom graph and of the bond graph, and angular basis.
-        radial = self._radial(r, c.bond_cutoff, "bond_frequencies")
-        radial_short = self._radial(r[:short], c.angle_cutoff, "short_bond_frequencies")
-        angular = self._angular(safe.unit(vectors[:short], r[:short]), ij, ik)
+        radial = partial(smooth_bessel, cutoff=c.bond_cutoff, p=c.envelope)
+        radial_short = partial(smooth_bessel, cutoff=c.angle_cutoff, p=c.envelope)
+        ω = self.param("bond_frequencies", _multiples_of(jnp.pi), (c.radial,))
+        ω_short = self.param("short_bond_frequencies", _multiples_of(jnp.pi), (c.radial,))
+        ω_angle = self.param("angle_frequencies", _multiples_of(1.0), (c.angular // 2,))
+        angle = self._angle(safe.unit(vectors[:short], r[:short]), ij, ik)
 
         # Embeddings v⁰, e⁰, a⁰ and the weights of the messages.
         table = self.param("elements", nn.initializers.normal(1.0), (c.elements, f))
         v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
-        e = Linear(f, bias=False, name="bond_embedding")(radial)
-        a = Linear(f, bias=False, name="angle_embedding")(angular)
-        bond_weight = Linear(f, bias=False, name="bond_weight")(radial)
-        short_weight = Linear(f, bias=False, name="short_bond_weight")(radial_short)
+        embedding = _kernel(self, "bond_embedding", (c.radial, f))
+        e = Bonds(Expansion(radial, r[:short], ω, embedding), Expansion(radial, r[short:], ω, embedding))
+        a = Expansion(fourier, angle, ω_angle, _kernel(self, "angle_embedding", (c.angular, f)))
+        bond_weight = Expansion(radial, r, ω, _kernel(self, "bond_weight", (c.radial, f))).array()
+        kernel = _kernel(self, "short_bond_weight", (c.radial, f))
+        short_weight = Expansion(radial_short, r[:short], ω_short, kernel).array()
         angle_weight = gather(short_weight, ij.bond, ij.image) * gather(short_weight, ik.bond, ik.image)
 
         last = c.blocks - 1
@@ -177,18 +193,35 @@ class CHGNet(nn.Module):
             "magmoms": jnp.where(graph.is_atom, magmom, 0.0),
         }
 
-    def _radial(self, r, cutoff, name):
-        frequencies = self.param(name, _multiples_of(jnp.pi), (self.config.radial,))
-        envelope = polynomial_envelope(r, cutoff, self.config.envelope)
-        return bessel(r, frequencies, cutoff) * envelope[:, None]
-
-    def _angular(self, direction, ij: BondEnd, ik: BondEnd):
+    def _angle(self, direction, ij: BondEnd, ik: BondEnd) -> Float[Array, " angles"]:
         u_ij = gather(direction, ij.bond, ij.image) * ij.sign[:, None]
         u_ik = gather(direction, ik.bond, ik.image) * ik.sign[:, None]
         # The published network keeps the cosine this far from ±1, where arccos has no derivative.
-        angle = jnp.arccos(jnp.sum(u_ij * u_ik, axis=-1) * (1 - 1e-6))
-        frequencies = self.param("angle_frequencies", _multiples_of(1.0), (self.config.angular // 2,))
-        return fourier(angle, frequencies)
+        return jnp.arccos(jnp.sum(u_ij * u_ik, axis=-1) * (1 - 1e-6))
+
+
+def smooth_bessel(r, frequencies, cutoff: float, p: int):
+    """The radial basis with its envelope."""
+    return bessel(r, frequencies, cutoff) * polynomial_envelope(r, cutoff, p)[:, None]
+
+
+def multiplied_out(features: Expansion | Array) -> Array:
+    """Features to which something is added, as an array."""
+    return features.array() if isinstance(features, Expansion) else features
+
+
+class _Kernel(nn.Module):
+    """A matrix by itself, under the name that a linear layer would give it."""
+
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+
+
+def _kernel(scope: nn.Module, name: str, shape: tuple[int, int]) -> Array:
+    return _Kernel(shape, name=name, parent=scope)()
 
 
 def _multiples_of(unit: float):
