@@ -172,3 +172,30 @@ def test_of_all_supercells_that_fit_the_roundest_is_taken():
 def test_repeats_that_are_not_three_positive_numbers_are_refused(small_potential, primitive, repeats):
     with pytest.raises(ValueError, match="three positive whole numbers"):
         supercell_force_constants(small_potential, primitive, repeats)
+
+
+def test_phonopy_finds_the_same_frequencies_from_the_same_force_constants(constants, primitive):
+    phonopy = pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    cell = PhonopyAtoms(
+        numbers=primitive.numbers,
+        cell=primitive.cell.array,
+        scaled_positions=primitive.get_scaled_positions(wrap=False),
+        masses=primitive.get_masses(),
+    )
+    other = phonopy.Phonopy(cell, supercell_matrix=np.diag(REPEATS), primitive_matrix="P", is_symmetry=False)
+    # phonopy lists the atoms of a supercell in an order of its own; find each by its position.
+    place = other.supercell.positions @ np.linalg.inv(primitive.cell.array)
+    sites = primitive.get_scaled_positions(wrap=False)
+    compact = np.empty((len(primitive), len(place), 3, 3))
+    for s, x in enumerate(place):
+        near = np.abs((x - sites) - np.round(x - sites)).max(axis=1)
+        j = int(np.argmin(near))
+        cell_index = tuple(np.round(x - sites[j]).astype(int) % REPEATS)
+        assert near[j] < 1e-6
+        compact[:, s] = constants.phi[cell_index][:, :, j]
+    other.force_constants = compact
+    other.run_qpoints(constants.q_points)
+    found = other.get_qpoints_dict()["frequencies"]
+    np.testing.assert_allclose(found, frequencies(constants), atol=2e-4)
