@@ -237,6 +237,7 @@ ALLOWED: dict[str, Any] = {
     # Built-in types cannot be changed, and OrderedDict is also made as an object of its class.
     "collections.OrderedDict": OrderedDict,
     "builtins.set": set,
+    "__builtin__.set": set,  # as pickle protocol 2 writes it
     "builtins.frozenset": frozenset,
     "builtins.slice": slice,
     "builtins.complex": complex,
