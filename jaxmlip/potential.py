@@ -24,6 +24,7 @@ from jaxmlip import batching
 from jaxmlip.derivatives import with_derivatives
 from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, sum_over_crystals
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
+from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.progress import track
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 FORMAT = 1  # of the folder that `save` writes; another number is another layout
-ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {"chgnet": (CHGNet, CHGNetConfig)}
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
+    "chgnet": (CHGNet, CHGNetConfig),
+    "mace": (MACE, MACEConfig),
+}
 MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU
 
 
@@ -60,7 +64,8 @@ class Energy:
 
     def with_sites(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The energies, and the quantities of each atom: site_energies (eV) and what else the model gives."""
-        sites = self.model.apply({"params": params["network"]}, graph)
+        variables = {"params": params["network"], "constants": params.get("constants", {})}
+        sites = self.model.apply(variables, graph)
         reference = params["reference_energies"][graph.species]
         total = sites["site_energies"] + jnp.where(graph.is_atom, reference, 0.0)
         return sum_over_crystals(total, graph), {**sites, "site_energies": total}
@@ -86,7 +91,9 @@ class Potential:
 
     name: str
     model: nn.Module
-    params: Any  # {"network": …, "reference_energies": by atomic number}, NumPy, float32 as published
+    # {"network": …, "reference_energies": by atomic number, "constants": what training leaves alone, if any},
+    # in NumPy and the precision in which they were published.
+    params: Any
     elements: tuple[int, ...]  # atomic numbers that the potential was fitted to
     manifest: dict[str, Any]
     dtype: str = "float32"
@@ -225,25 +232,33 @@ def architecture_of(model: nn.Module) -> str:
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The name and shape of every parameter of a potential with this network."""
-    graph = _smallest_graph()
-    network = jax.eval_shape(model.init, jax.random.key(0), graph)["params"]
-    elements = model.config.elements
-    tree = {"network": network, "reference_energies": jax.ShapeDtypeStruct((elements + 1,), float)}
+    tree = jax.eval_shape(partial(_initial, model), jax.random.key(0))
     return {n: x.shape for n, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: str = "random") -> Potential:
     """A potential of the architecture of `config` with random parameters: to train, or to test laws with."""
     model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
-    network = jax.device_get(jax.jit(model.init)(jax.random.key(seed), _smallest_graph())["params"])
-    params = {"network": network, "reference_energies": np.zeros(config.elements + 1, np.float32)}
+    params = jax.device_get(jax.jit(partial(_initial, model))(jax.random.key(seed)))
     manifest = {"source": f"random parameters, seed {seed}"}
-    return Potential(name, model, params, tuple(range(1, config.elements + 1)), manifest, dtype)
+    return Potential(name, model, params, atomic_numbers(model), manifest, dtype)
 
 
-def _smallest_graph() -> CrystalGraph:
-    """Padding alone: parameters do not depend on the sizes of a graph."""
-    return batching.pack([], batching.Capacity(1, 1, 1, 1, 1), np.float32)
+def atomic_numbers(model: nn.Module) -> tuple[int, ...]:
+    """The elements that a network has parameters for."""
+    elements = model.config.elements
+    return tuple(range(1, elements + 1)) if isinstance(elements, int) else elements
+
+
+def _initial(model: nn.Module, key: jax.Array) -> dict[str, Any]:
+    """The parameters of a potential, as the network initialises them, with reference energies of zero."""
+    # Padding alone: parameters do not depend on the sizes of a graph.
+    graph = batching.pack([], batching.Capacity(1, 1, 1, 1, 1), np.float32)
+    variables = model.init(key, graph)
+    made = {"network": variables["params"]}
+    if "constants" in variables:
+        made["constants"] = variables["constants"]
+    return made | {"reference_energies": jnp.zeros(max(atomic_numbers(model)) + 1)}
 
 
 def _is_structure(crystal: Any) -> bool:

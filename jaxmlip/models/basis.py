@@ -57,42 +57,49 @@ class Expansion:
         return (len(self.x), self.kernel.shape[1])
 
     def __matmul__(self, matrix: Float[Array, "f m"]) -> Float[Array, "n m"]:
-        y = expand(self.basis, 0, self.x, self.frequencies, self.kernel @ matrix)
+        y = along(partial(_expand, self.basis), 0, self.x, self.frequencies, self.kernel @ matrix)
         return y if isinstance(self.constant, float) else y + self.constant @ matrix
 
     def array(self) -> Float[Array, "n f"]:
         """The features themselves."""
-        return expand(self.basis, 0, self.x, self.frequencies, self.kernel) + self.constant
+        return along(partial(_expand, self.basis), 0, self.x, self.frequencies, self.kernel) + self.constant
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def expand(
-    basis: Basis,
-    order: int,
-    x: Float[Array, " n"],
-    frequencies: Float[Array, " k"],
-    kernel: Float[Array, "basis m"],
-) -> Float[Array, "n m"]:
-    """∂ⁿ/∂xⁿ basis(x, ω) K for n = `order`; its derivative by x is the next order."""
-    for _ in range(order):
-        basis = partial(_slope, basis)
+def _expand(basis: Basis, x, frequencies, kernel):
     return basis(x, frequencies) @ kernel
 
 
-@partial(expand.defjvp, symbolic_zeros=True)
-def _(basis, order, primals, tangents):
-    (x, frequencies, kernel), (dx, *d_params) = primals, tangents
-    y = expand(basis, order, x, frequencies, kernel)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def along(f: Callable[..., Float[Array, "n m"]], order: int, x: Float[Array, " n"], *params):
+    """∂ⁿ/∂xⁿ f(x, *params) for n = `order`, where row i of f depends on x[i] alone.
+
+    Its derivative by x is the next order, computed once: linearised, f costs one product for each row and
+    column, whatever network it is. Derivatives by `params` are taken in the ordinary way.
+    """
+    return _nth(f, order)(x, *params)
+
+
+@partial(along.defjvp, symbolic_zeros=True)
+def _(f, order, primals, tangents):
+    (x, *params), (dx, *dparams) = primals, tangents
+    y = along(f, order, x, *params)
     dy = jnp.zeros_like(y)
     if type(dx) is not SymbolicZero:
-        dy = expand(basis, order + 1, x, frequencies, kernel) * dx[:, None]
-    if any(type(d) is not SymbolicZero for d in d_params):  # training
-        d_params = [jnp.zeros(d.shape, d.dtype) if type(d) is SymbolicZero else d for d in d_params]
-        for _ in range(order):
-            basis = partial(_slope, basis)
-        dy = dy + jax.jvp(lambda w, k: basis(x, w) @ k, (frequencies, kernel), tuple(d_params))[1]
+        dy = along(f, order + 1, x, *params) * dx[:, None]
+    is_zero = lambda d: type(d) is SymbolicZero  # noqa: E731
+    if not all(map(is_zero, jax.tree.leaves(dparams, is_leaf=is_zero))):  # training
+        dparams = jax.tree.map(
+            lambda d: jnp.zeros(d.shape, d.dtype) if is_zero(d) else d, dparams, is_leaf=is_zero
+        )
+        dy = dy + jax.jvp(lambda *p: _nth(f, order)(x, *p), params, dparams)[1]
     return y, dy
 
 
-def _slope(basis: Basis, x, frequencies):
-    return jax.jvp(lambda x: basis(x, frequencies), (x,), (jnp.ones_like(x),))[1]
+def _nth(f, order: int):
+    for _ in range(order):
+        f = partial(_slope, f)
+    return f
+
+
+def _slope(f, x, *params):
+    return jax.jvp(lambda x: f(x, *params), (x,), (jnp.ones_like(x),))[1]

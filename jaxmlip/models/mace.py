@@ -1,0 +1,351 @@
+"""MACE: Batatia, Kovács, Simm, Ortner & Csányi, NeurIPS 2022 (arXiv:2206.07697), with its equation numbers.
+
+Features h and A of an atom are spherical tensors, a list by l of arrays (atoms, 2l + 1, channels) in the real
+harmonics of e3nn, with parity (-1)^l throughout. Weights are kept as e3nn's layers keep them, with entries of
+order one, and divided by √(fan-in) where they are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+
+import e3nn_jax as e3nn
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from ase.data import covalent_radii
+from jaxtyping import Array, Float
+
+from jaxmlip import safe
+from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.models import symmetric
+from jaxmlip.models.activations import silu
+from jaxmlip.models.basis import along, polynomial_envelope
+
+BLOCKS = ("agnostic", "residual", "density", "density-residual")
+BOHR, E2 = 0.529, 14.3996  # Å, and eV Å: e²/4πε₀; the digits that the published potentials were fitted with
+ZBL_DECAYS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark 1985, in units of 1/a
+
+
+@dataclass(frozen=True)
+class MACEConfig:
+    """The choices in which published models differ; the defaults are those of mace-mp-0b3-medium."""
+
+    elements: tuple[int, ...]  # atomic numbers, in the order of the weights
+    channels: int = 128
+    hidden_l: int = 1  # highest l of the features between layers ("max_L")
+    harmonics_l: int = 3  # highest l of the spherical harmonics and of A ("max_ell")
+    correlation: tuple[int, ...] = (3, 3)  # highest degree ν of the products, for each layer
+    blocks: tuple[str, ...] = ("density", "density-residual")  # the interaction of each layer
+    cutoff: float = 6.0  # Å
+    radial: int = 10  # number of Bessel functions
+    envelope: int = 5  # exponent p of the cutoff polynomial
+    radial_widths: tuple[int, ...] = (64, 64, 64)  # hidden widths of the radial network
+    average_neighbours: float = 1.0  # divides the sum of messages where no density does
+    readout: int = 16  # hidden width of the last readout
+    agnesi: bool = True  # distances are transformed before the Bessel functions see them
+    repulsion: bool = True  # the ZBL pair repulsion is added
+    cutoff_on_basis: bool = True  # False: the cutoff polynomial multiplies what the radial network gives
+    activation_scale: float = 1.6791767923989418  # c with ⟨(c SiLU(x))²⟩ = 1 for normal x, as e3nn has it
+    # Numbers of couplings to (L, ν) = (0, 1), (0, 2), …, (1, 1), …; none: those of a basis. Published files
+    # have more, which depend on each other.
+    paths: tuple[int, ...] = ()
+
+    def out_l(self, layer: int) -> int:
+        """Highest l of the features after a layer; the last one gives scalars alone."""
+        return 0 if layer == len(self.blocks) - 1 else self.hidden_l
+
+    def couplings(self) -> list[tuple[int, int]]:
+        """The (L, ν) of all symmetric couplings."""
+        L = range(self.out_l(0) + 1)
+        return list(itertools.product(L, range(1, max(self.correlation) + 1)))
+
+
+class TensorLinear(nn.Module):
+    """Mixes channels: a matrix for each l, the same for all m, divided by √(fan-in)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: list[Float[Array, "n m f"]]) -> list[Float[Array, "n m g"]]:
+        """x[l] has m = 2l + 1 components; its numbers of channels may differ."""
+        return [self._matrix(l, y) for l, y in enumerate(x)]
+
+    def _matrix(self, l: int, y):
+        shape = (y.shape[-1], self.features)
+        return y @ self.param(f"l{l}", nn.initializers.normal(1.0), shape) / shape[0] ** 0.5
+
+
+class ElementLinear(nn.Module):
+    """As TensorLinear, with matrices of each element."""
+
+    features: int
+    elements: int
+
+    @nn.compact
+    def __call__(self, x: list[Float[Array, "n m f"]], element) -> list[Float[Array, "n m g"]]:
+        return [self._matrix(l, y, element) for l, y in enumerate(x)]
+
+    def _matrix(self, l: int, y, element):
+        shape = (self.elements, y.shape[-1], self.features)
+        kernel = self.param(f"l{l}", nn.initializers.normal(1.0), shape)
+        return jnp.einsum("nmf,nfg->nmg", y, kernel[element]) / (shape[0] * shape[1]) ** 0.5
+
+
+class RadialWeights(nn.Module):
+    """R_kcl₁l₂l₃(r) of eq. (8), and the edge density of density blocks: functions of the distance alone."""
+
+    config: MACEConfig
+    features: int
+    density: bool
+
+    @nn.compact
+    def __call__(self, r, radius, constants):
+        c = self.config
+        widths = (c.radial, *c.radial_widths, self.features)
+        normal = nn.initializers.normal(1.0)
+        layers = [
+            self.param(f"layer_{k}", normal, shape) for k, shape in enumerate(itertools.pairwise(widths))
+        ]
+        density = self.param("density", normal, (c.radial, 1)) if self.density else None
+        return along(partial(radial_weights, c), 0, r, radius, constants, layers, density)
+
+
+def radial_weights(config: MACEConfig, r, radius, constants, layers, density):
+    """The output of the radial network for each bond; the edge density is its last column."""
+    c = config
+    envelope = polynomial_envelope(r, c.cutoff, c.envelope)[:, None]
+    x = agnesi(r, radius, *constants["agnesi"]) if c.agnesi else r
+    waves = jnp.sin(constants["bessel_frequencies"] * x[:, None])
+    basis = safe.divide(constants["bessel_prefactor"] * waves, x[:, None])
+    if c.cutoff_on_basis:
+        basis = basis * envelope
+    y = basis
+    for k, w in enumerate(layers):
+        y = y @ (w / w.shape[0] ** 0.5)
+        if k < len(layers) - 1:
+            y = c.activation_scale * silu(y)
+    if density is not None:
+        each = jnp.tanh((basis @ (density / c.radial**0.5)) ** 2)
+        y = jnp.concatenate([y, each], axis=1)
+    return y if c.cutoff_on_basis else y * envelope
+
+
+def agnesi(r, radius, a, q, p):
+    """(1 + a x^q / (1 + x^(q-p)))⁻¹, x = r / r₀: Witt et al., J. Chem. Phys. 159, 164101 (2023)."""
+    x = jnp.where(r > 0, r, 1.0) / radius
+    return jnp.where(r > 0, 1 / (1 + a * x**q / (1 + x ** (q - p))), 0.0)
+
+
+class Interaction(nn.Module):
+    """The atomic basis A of eq. (9), the sum over neighbours of eq. (8), and the features that skip it."""
+
+    config: MACEConfig
+    layer: int
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, h, r, radius, harmonics, element, constants):
+        c, f = self.config, self.config.channels
+        density = self.config.blocks[self.layer].startswith("density")
+        residual = self.config.blocks[self.layer].endswith("residual")
+        skip = ElementLinear(f, len(c.elements), name="skip")
+        skipped = skip(h[: c.out_l(self.layer) + 1], element) if residual else None
+
+        h = TensorLinear(f, name="up")(h)
+        paths = message_paths(len(h) - 1, c.harmonics_l)
+        weights = RadialWeights(c, f * len(paths), density, name="radial")(r, radius, constants)
+        i, j, far = graph.first, graph.second, graph.shifts
+        h_i = [gather(x, i) for x in h]
+        h_j = [gather(x, j, far) for x in h]
+        flipped = [(-1) ** l * y for l, y in enumerate(harmonics)]  # seen from the other end
+        to_i = messages(paths, h_j, harmonics, weights, f)
+        to_j = messages(paths, h_i, flipped, weights, f)
+        ends, images = jnp.concatenate([i, j]), jnp.concatenate([jnp.zeros_like(far), far])
+        summed = [
+            scatter_add(jnp.concatenate(both), ends, len(graph.species), images)
+            for both in zip(to_i, to_j, strict=True)
+        ]
+        A = TensorLinear(f, name="mix")(summed)
+        if density:
+            each = jnp.concatenate([weights[:, -1:]] * 2)
+            total = scatter_add(each, ends, len(graph.species), images)
+            A = [x / (total[:, None] + 1) for x in A]
+        else:
+            A = [x / c.average_neighbours for x in A]
+        if not residual:
+            A = skip(A, element)
+        return A, skipped
+
+
+def message_paths(hidden_l: int, harmonics_l: int) -> list[tuple[int, int, int]]:
+    """The couplings (l₁ of the neighbour, l₂ of the harmonic, l₃ of the message) that keep natural parity."""
+    return [
+        (l1, l2, l3)
+        for l3 in range(harmonics_l + 1)
+        for l1 in range(hidden_l + 1)
+        for l2 in range(abs(l1 - l3), min(l1 + l3, harmonics_l) + 1)
+        if (l1 + l2 + l3) % 2 == 0
+    ]
+
+
+def messages(paths, h, harmonics, weights, channels: int) -> list[Float[Array, "bonds m f"]]:
+    """The summands of eq. (8), for each l₃ with the channels of all its paths side by side."""
+    found = [[] for _ in harmonics]
+    for k, (l1, l2, l3) in enumerate(paths):
+        coupling = (2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3)
+        along_bond = jnp.einsum("xyz,by->bxz", jnp.asarray(coupling, weights.dtype), harmonics[l2])
+        coupled = (along_bond[..., None] * h[l1][:, :, None]).sum(axis=1)
+        found[l3].append(weights[:, None, k * channels : (k + 1) * channels] * coupled)
+    return [jnp.concatenate(each, axis=-1) for each in found]
+
+
+class Product(nn.Module):
+    """The messages m of eqs. (10) and (11), and the update of eq. (12)."""
+
+    config: MACEConfig
+    layer: int
+
+    @nn.compact
+    def __call__(self, A, skipped, element, constants):
+        c = self.config
+        A = jnp.concatenate(A, axis=1)
+        B = []
+        for L in range(c.out_l(self.layer) + 1):
+            coefficients = {}
+            for degree in range(1, c.correlation[self.layer] + 1):
+                coupling = constants["coupling"][f"l{L}_nu{degree}"]
+                shape = (len(c.elements), coupling.shape[1], c.channels)
+                kernel = self.param(f"l{L}_nu{degree}", nn.initializers.normal(1 / shape[1]), shape)
+                coefficients[degree] = jnp.einsum("tp,npf->ntf", coupling, kernel[element])
+            B.append(symmetric.contract(coefficients, A, c.harmonics_l, L))
+        h = TensorLinear(c.channels, name="linear")(B)
+        if skipped is not None:
+            h = [x + skipped[l] if l < len(skipped) else x for l, x in enumerate(h)]
+        return h
+
+
+class MACE(nn.Module):
+    """From a graph to the energy (eV, without reference energies) of each atom."""
+
+    config: MACEConfig
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        return Cutoffs(self.config.cutoff)
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:
+        c = self.config
+        constants = self._constants()
+        element = jnp.asarray(_places(c.elements))[graph.species]  # species are the same in every cell
+        vectors = bond_vectors(graph)
+        r = safe.norm(vectors)
+        harmonics = spherical_harmonics(safe.unit(vectors, r), c.harmonics_l)
+        radius = None
+        if c.agnesi:
+            radii = constants["covalent_radii"][graph.species]
+            radius = (radii[graph.first] + radii[graph.second]) / 2
+
+        kernel = self.param("embedding", nn.initializers.normal(1.0), (len(c.elements), c.channels))
+        h = [kernel[element][:, None] / len(c.elements) ** 0.5]
+        energy = (
+            self._repulsion(graph, r, constants) if c.repulsion else jnp.zeros_like(r, shape=len(element))
+        )
+        for t in range(len(c.blocks)):
+            A, skipped = Interaction(c, t, name=f"interaction_{t}")(
+                graph, h, r, radius, harmonics, element, constants
+            )
+            h = Product(c, t, name=f"product_{t}")(A, skipped, element, constants)
+            scalars = h[0][:, 0]
+            if 0 < t == len(c.blocks) - 1:
+                energy = energy + Readout(c, name=f"readout_{t}")(scalars)
+            else:  # eq. (13): linear but for the last layer
+                kernel = self.param(f"readout_{t}", nn.initializers.normal(1.0), (c.channels, 1))
+                energy = energy + scalars @ kernel[:, 0] / c.channels**0.5
+        energy = energy * constants["scale"] + constants["shift"]
+        return {"site_energies": jnp.where(graph.is_atom, energy, 0.0)}
+
+    def _constants(self):
+        """The numbers that a published file fixes and training does not change."""
+        c, kept = self.config, {}
+
+        def keep(name, value):
+            kept[name] = self.variable("constants", name, lambda: jnp.asarray(value, float)).value
+
+        keep("bessel_frequencies", np.pi / c.cutoff * np.arange(1, c.radial + 1))  # 1/Å
+        keep("bessel_prefactor", (2 / c.cutoff) ** 0.5)
+        if c.agnesi:
+            keep("agnesi", (1.0805, 0.9183, 4.5791))  # a, q, p
+        if c.agnesi or c.repulsion:
+            keep("covalent_radii", covalent_radii)  # Å, by atomic number
+        if c.repulsion:
+            keep("zbl_coefficients", (0.1818, 0.5099, 0.2802, 0.02817))
+            keep("zbl_length", (0.300, 0.4543))  # exponent of Z, prefactor in Bohr radii
+        keep("scale", 1.0)
+        keep("shift", 0.0)  # eV
+        kept["coupling"] = Couplings(c, name="coupling")()
+        return kept
+
+    def _repulsion(self, graph: CrystalGraph, r, constants):
+        """The Ziegler-Biersack-Littmark energy of each atom, half of each of its bonds'."""
+        exponent, prefactor = constants["zbl_length"]
+        radii = constants["covalent_radii"][graph.species]
+        charges = jnp.maximum(graph.species, 1).astype(r.dtype)
+        powers = charges**exponent
+        i, j = graph.first, graph.second
+        length = prefactor * BOHR / (powers[i] + powers[j])
+        decays = jnp.exp(-jnp.asarray(ZBL_DECAYS, r.dtype) * (r / length)[:, None])
+        screening = decays @ constants["zbl_coefficients"]
+        envelope = polynomial_envelope(r, radii[i] + radii[j], self.config.envelope)
+        energy = safe.divide(E2 / 2 * charges[i] * charges[j] * screening * envelope, r)
+        ends = jnp.concatenate([i, j])
+        images = jnp.concatenate([jnp.zeros_like(graph.shifts), graph.shifts])
+        return scatter_add(jnp.concatenate([energy, energy]), ends, len(radii), images)
+
+
+class Couplings(nn.Module):
+    """The symmetric couplings of eq. (10), for each L and degree, shared by all layers; see `symmetric`."""
+
+    config: MACEConfig
+
+    @nn.compact
+    def __call__(self) -> dict[str, Float[Array, "terms paths"]]:
+        c, found = self.config, {}
+        for k, (L, degree) in enumerate(c.couplings()):
+            count = c.paths[k] if c.paths else None
+            initial = partial(symmetric.initial_coupling, c.harmonics_l, L, degree, count)
+            name = f"l{L}_nu{degree}"
+            made = self.variable("constants", name, lambda initial=initial: jnp.asarray(initial(), float))
+            found[name] = made.value
+        return found
+
+
+class Readout(nn.Module):
+    """Eq. (13): the last layer's, a network with one hidden layer."""
+
+    config: MACEConfig
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "atoms f"]) -> Float[Array, " atoms"]:
+        c, normal = self.config, nn.initializers.normal(1.0)
+        hidden = self.param("hidden", normal, (c.channels, c.readout))
+        out = self.param("out", normal, (c.readout, 1))
+        y = c.activation_scale * silu(h @ (hidden / c.channels**0.5))
+        return y @ out[:, 0] / c.readout**0.5
+
+
+def spherical_harmonics(u: Float[Array, "bonds 3"], l_max: int) -> list[Float[Array, "bonds m"]]:
+    """Y_l of unit vectors for each l ≤ l_max, normalised so that Σ_m Y_lm² = 2l + 1; zero vectors give 0."""
+    y = e3nn.spherical_harmonics(
+        symmetric.natural(l_max), u, normalize=False, normalization="component"
+    ).array
+    return [y[:, l**2 : (l + 1) ** 2] for l in range(l_max + 1)]
+
+
+def _places(elements: tuple[int, ...]) -> np.ndarray:
+    """The place of each atomic number among `elements`; 0 for padding."""
+    places = np.zeros(len(covalent_radii), np.int32)
+    places[list(elements)] = np.arange(len(elements))
+    return places
