@@ -194,7 +194,7 @@ def message_paths(components: int, harmonics_l: int) -> list[tuple[int, int, int
 
 
 def end_couplings(harmonics, components: int, l: int) -> Float[Array, "ends paths m components"]:
-    """C_l₁l₂l₃ Y_l₂ of eq. (8) for each path to l₃ = l, as first atoms of bonds see it, then as second ones do.
+    """C_l₁l₂l₃ Y_l₂ of eq. (8) for each path to l₃ = l, as first atoms see it, then as second ones.
 
     It takes the features of a neighbour, with so many components (l₁, m₁), to the components of its message.
     """
