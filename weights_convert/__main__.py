@@ -39,6 +39,7 @@ def main() -> int:
         action="store_true",
         help=f"compare with the original in float64 on small crystals; exit status 1 above {TOLERANCE:g}",
     )
+    parser.add_argument("--head", help="the head to take of a model with several")
     arguments = parser.parse_args()
     absent = original_chgnet.missing() if arguments.verify else []
     if absent:
@@ -49,7 +50,7 @@ def main() -> int:
         )
         return 1
     try:
-        potential = convert_file(arguments.source)
+        potential = convert_file(arguments.source, head=arguments.head)
     except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
