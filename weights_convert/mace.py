@@ -80,6 +80,8 @@ def tensors(checkpoint: Any, head: str) -> dict[str, np.ndarray]:
 
 def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int) -> np.ndarray:
     """What the tensor called `name` has for the head at `place` of `count`."""
+    if name.startswith("readouts.") and count == 1:
+        return array
     match name.split("."):
         case ["scale_shift", _]:
             return np.broadcast_to(np.ravel(array), count)[place]
@@ -91,7 +93,7 @@ def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int
         case ["readouts", _, "linear_1", "weight"]:
             return np.reshape(array, (channels, count, -1))[:, place]
         case ["readouts", _, "linear_2", "weight"]:
-            # Divided by the root of all hidden features, of which one head sees its block.
+            # e3nn divides by the root of the number of hidden features, of all heads; one head has its own.
             return np.reshape(array, (count, -1, count))[place, :, place] / np.sqrt(count)
     return array
 
@@ -101,7 +103,9 @@ def config(checkpoint: Any) -> MACEConfig:
     try:
         _raise("this MACE has options that are not supported", _unsupported(checkpoint))
         found = _config(checkpoint)
-        _raise("this MACE is not put together as mace-torch does", _unexpected(checkpoint, found))
+        _raise(
+            "this MACE is not put together as mace-torch does it", _differences(_layout(checkpoint, found))
+        )
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -130,46 +134,29 @@ def _channels(checkpoint: Any) -> int:
 
 
 def _unsupported(model: Any) -> list[tuple[str, Any, Any]]:
-    """What of the model's classes and options is none of those known here."""
-    if class_of(model) not in MODELS:
-        return [("the model", class_of(model), " or ".join(MODELS))]
-    return _differences(_options(model))
+    """What of the model's classes, or else of its options, is none of those known here."""
+    kind = class_of(model)
+    if kind not in MODELS:
+        return [("the model", kind, " or ".join(MODELS))]
+    return _differences(_classes(model)) or _differences(_options(model))
 
 
-def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Names, what is found, and what is supported."""
-    for name, needed in SUPPORTED.items():
-        yield name, get(model, name, needed), needed
-    yield "joint_embedding", _class_at(model, "joint_embedding"), None
+def _classes(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Paths, the classes of the modules there, and the classes that are supported."""
     for path, needed in (("bessel_fn", BESSEL), ("cutoff_fn", CUTOFF)):
-        yield f"radial_embedding.{path}", _class_at(model, f"radial_embedding.{path}"), needed
+        yield f"radial_embedding.{path}", class_of(at(model, f"radial_embedding.{path}")), needed
     transform = _class_at(model, "radial_embedding.distance_transform")
     yield "radial_embedding.distance_transform", transform, AGNESI if transform else None
-    yield "spherical_harmonics.normalize", at(model, "spherical_harmonics.normalize"), True
-    yield "spherical_harmonics.normalization", at(model, "spherical_harmonics.normalization"), "component"
-
-    for i, block in enumerate(children(model, "interactions")):
-        kind = class_of(block)
-        yield f"interactions.{i}", kind, kind if kind in BLOCKS else " or ".join(BLOCKS)
-        yield f"interactions.{i}.conv_fusion", get(block, "conv_fusion", None), None
-        for part in (block, at(block, "reshape")):
-            yield from _acceleration(f"interactions.{i}", part)
-        yield from _network(f"interactions.{i}.conv_tp_weights", at(block, "conv_tp_weights"))
-        if kind in BLOCKS and BLOCKS[kind].startswith("density"):
-            yield from _network(f"interactions.{i}.density_fn", at(block, "density_fn"))
-    for i, product in enumerate(children(model, "products")):
-        yield f"products.{i}", class_of(product), PRODUCT
-        yield f"products.{i}.use_agnostic_product", get(product, "use_agnostic_product", False), False
-        yield from _acceleration(f"products.{i}", product)
-    count = len(heads(model))
-    readouts = children(model, "readouts")
-    for i, readout in enumerate(readouts):
-        last = 0 < i == len(readouts) - 1
-        yield f"readouts.{i}", class_of(readout), READOUT if last else LINEAR_READOUT
-        if last:
-            yield f"readouts.{i}.num_heads", get(readout, "num_heads", 1), count
-            acts = [class_of(at(act, "f")) for act in children(readout, "non_linearity.acts")]
-            yield f"readouts.{i}.non_linearity", acts, [SILU]
+    yield "joint_embedding", _class_at(model, "joint_embedding"), None
+    for path in children(model, "interactions"):
+        kind = class_of(at(model, path))
+        yield path, kind, kind if kind in BLOCKS else " or ".join(BLOCKS)
+    for path in children(model, "products"):
+        yield path, class_of(at(model, path)), PRODUCT
+    first, *others = children(model, "readouts")
+    yield first, class_of(at(model, first)), LINEAR_READOUT
+    for path in others:
+        yield path, class_of(at(model, path)), READOUT if path == others[-1] else LINEAR_READOUT
 
 
 def _class_at(model: Any, path: str) -> str | None:
@@ -177,85 +164,96 @@ def _class_at(model: Any, path: str) -> str | None:
     return None if found is None else class_of(found)
 
 
-def _acceleration(path: str, module: Any) -> Iterator[tuple[str, Any, Any]]:
+def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Paths, what is found there, and what is supported."""
+    for name, needed in SUPPORTED.items():
+        yield name, get(model, name, needed), needed
+    yield "spherical_harmonics.normalize", at(model, "spherical_harmonics.normalize"), True
+    yield "spherical_harmonics.normalization", at(model, "spherical_harmonics.normalization"), "component"
+    for path in children(model, "interactions"):
+        yield f"{path}.conv_fusion", get(model, f"{path}.conv_fusion", None), None
+        yield from _acceleration(model, path)
+        yield from _acceleration(model, f"{path}.reshape")
+        yield from _network(model, f"{path}.conv_tp_weights")
+        if BLOCKS[class_of(at(model, path))].startswith("density"):
+            yield from _network(model, f"{path}.density_fn")
+    for path in children(model, "products"):
+        yield f"{path}.use_agnostic_product", get(model, f"{path}.use_agnostic_product", False), False
+        yield from _acceleration(model, path)
+    for path in children(model, "readouts")[1:][-1:]:
+        yield f"{path}.num_heads", get(model, f"{path}.num_heads", 1), len(heads(model))
+        acts = [class_of(at(model, f"{act}.f")) for act in children(model, f"{path}.non_linearity.acts")]
+        yield f"{path}.non_linearity", acts, [SILU]
+
+
+def _acceleration(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Libraries that compute the same faster keep the weights in orders of their own."""
     for name in ("cueq_config", "oeq_config"):
-        found = get(module, name, None)
-        enabled = found is not None and get(found, "enabled", True)
-        yield f"{path}.{name}.enabled", enabled, False
+        found = get(model, f"{path}.{name}", None)
+        yield f"{path}.{name}.enabled", found is not None and get(found, "enabled", True), False
         yield f"{path}.{name}.layout_str", get(found, "layout_str", "mul_ir"), "mul_ir"
 
 
-def _network(path: str, network: Any) -> Iterator[tuple[str, Any, Any]]:
+def _network(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """A FullyConnectedNet: SiLU but after the last layer, and e3nn's usual variances."""
-    layers = _layers(network)
-    for k, layer in enumerate(layers):
-        act = at(layer, "act")
-        found = act if act is None else class_of(at(act, "f"))
-        yield f"{path}.layer{k}.act", found, None if k == len(layers) - 1 else SILU
+    layers = _layers(model, path)
+    for layer in layers:
+        act = at(model, f"{layer}.act")
+        found = act if act is None else class_of(at(model, f"{layer}.act.f"))
+        yield f"{layer}.act", found, None if layer == layers[-1] else SILU
         for name in ("var_in", "var_out"):
-            yield f"{path}.layer{k}.{name}", get(layer, name, 1), 1
+            yield f"{layer}.{name}", get(model, f"{layer}.{name}", 1), 1
 
 
-def _layers(network: Any) -> list[Any]:
-    inside = contents(network)
-    return [inside[f"layer{k}"] for k in range(len(inside)) if f"layer{k}" in inside]
+def _layers(model: Any, path: str) -> list[str]:
+    """The paths of the layers of the FullyConnectedNet at `path`."""
+    inside = contents(at(model, path))
+    return [f"{path}.layer{k}" for k in range(len(inside)) if f"layer{k}" in inside]
 
 
 def _config(model: Any) -> MACEConfig:
-    """The sizes; `_unexpected` compares all else with them."""
-    blocks = children(model, "interactions")
-    products = children(model, "products")
-    readouts = children(model, "readouts")
-    numbers = tuple(int(z) for z in tensor(model, "atomic_numbers"))
-    networks = [_layers(at(block, "conv_tp_weights")) for block in blocks]
-    acts = [at(layer, "act") for layers in networks for layer in layers[:-1]]
-    hidden = irreps(at(products[0], "linear.irreps_out"), "products.0.linear.irreps_out")
-    harmonics = irreps(at(model, "spherical_harmonics.irreps_out"), "spherical_harmonics.irreps_out")
+    """The sizes; `_layout` compares all else with them."""
+    blocks, products, readouts = (children(model, name) for name in ("interactions", "products", "readouts"))
+    networks = [_layers(model, f"{block}.conv_tp_weights") for block in blocks]
+    acts = [f"{layer}.act" for layers in networks for layer in layers[:-1]]
     width = MACEConfig.readout
     if len(readouts) > 1:
-        width = at(readouts[-1], "linear_2.weight").size // len(heads(model)) ** 2
-        acts += children(readouts[-1], "non_linearity.acts")
+        width = tensor(model, f"{readouts[-1]}.linear_2.weight").size // len(heads(model)) ** 2
+        acts += children(model, f"{readouts[-1]}.non_linearity.acts")
+    scales = sorted({float(number(model, f"{act}.cst")) for act in acts})
+    averages = sorted({float(number(model, f"{block}.avg_num_neighbors")) for block in blocks})
+    counts = (
+        ("the number of products", len(products), len(blocks)),
+        ("the number of readouts", len(readouts), len(blocks)),
+        ("the constants of activations", scales, scales[:1]),
+        ("the averages of avg_num_neighbors", averages, averages[:1]),
+    )
+    _raise("this MACE has options that are not supported", _differences(counts))
+
+    def highest_l(path: str) -> int:
+        return len(irreps(at(model, path), path)) - 1
+
+    correlation = [f"{path}.symmetric_contractions.contractions.0.correlation" for path in products]
     found = MACEConfig(
-        elements=numbers,
+        elements=tuple(int(z) for z in tensor(model, "atomic_numbers")),
         channels=_channels(model),
-        hidden_l=len(hidden) - 1,
-        harmonics_l=len(harmonics) - 1,
-        correlation=tuple(
-            int(at(product, "symmetric_contractions.contractions.0.correlation")) for product in products
-        ),
-        blocks=tuple(BLOCKS[class_of(block)] for block in blocks),
+        hidden_l=highest_l("products.0.linear.irreps_out"),
+        harmonics_l=highest_l("spherical_harmonics.irreps_out"),
+        correlation=tuple(int(number(model, path)) for path in correlation),
+        blocks=tuple(BLOCKS[class_of(at(model, block))] for block in blocks),
         cutoff=float(number(model, "r_max")),
         radial=tensor(model, "radial_embedding.bessel_fn.bessel_weights").size,
         envelope=int(number(model, "radial_embedding.cutoff_fn.p")),
-        radial_widths=tuple(tensor(layer, "weight").shape[1] for layer in networks[0][:-1]),
-        average_neighbours=float(number(model, "interactions.0.avg_num_neighbors")),
+        radial_widths=tuple(tensor(model, f"{layer}.weight").shape[1] for layer in networks[0][:-1]),
+        average_neighbours=averages[0],
         readout=width,
         agnesi=get(model, "radial_embedding.distance_transform", None) is not None,
         repulsion="pair_repulsion" in contents(model),
         cutoff_on_basis=bool(get(model, "radial_embedding.apply_cutoff", True)),
-        activation_scale=float(number(acts[0], "cst")),
+        activation_scale=scales[0],
     )
-    scales = {float(number(act, "cst")) for act in acts}
-    averages = {float(number(model, f"interactions.{t}.avg_num_neighbors")) for t in range(len(blocks))}
-    _raise(
-        "this MACE has options that are not supported",
-        _differences(
-            [
-                ("the number of constants of its activations", len(scales), 1),
-                ("the number of different avg_num_neighbors", len(averages), 1),
-                ("the number of products", len(products), len(blocks)),
-                ("the number of readouts", len(readouts), len(blocks)),
-            ]
-        ),
-    )
-    sources = [(L, nu, _using(found, L, nu)[0]) for L, nu in found.couplings()]
-    paths = [tensor(model, _coupling(t, L, nu)).shape[-1] for L, nu, t in sources]
-    return replace(found, paths=tuple(paths))
-
-
-def _unexpected(model: Any, config: MACEConfig) -> list[tuple[str, Any, Any]]:
-    return _differences(_layout(model, config))
+    sources = [_coupling(_using(found, L, nu)[0], L, nu) for L, nu in found.couplings()]
+    return replace(found, paths=tuple(tensor(model, path).shape[-1] for path in sources))
 
 
 def _layout(model: Any, c: MACEConfig) -> Iterator[tuple[str, Any, Any]]:

@@ -14,7 +14,6 @@ import numpy as np
 from weights_convert.torch_zip import CheckpointError, Record
 
 PARTS = ("_parameters", "_buffers", "_modules")  # where a torch module keeps what is registered
-SEVERAL = ("ModuleList", "ParameterList")
 
 
 def contents(module: Any) -> dict[str, Any]:
@@ -69,13 +68,12 @@ def tensor(module: Any, path: str) -> np.ndarray:
     return found
 
 
-def children(module: Any, path: str) -> list[Any]:
-    """What the ModuleList or ParameterList at `path` holds, in its order."""
+def children(module: Any, path: str) -> list[str]:
+    """The paths of what the ModuleList at `path` holds, in its order."""
     found = at(module, path)
-    if class_of(found).split(".")[-1] not in SEVERAL:
-        raise CheckpointError(f"{path} is {describe(found)}, needed a list of modules or of parameters.")
-    numbered = {int(name): value for name, value in contents(found).items() if name.isdecimal()}
-    return [numbered[k] for k in sorted(numbered)]
+    if class_of(found).split(".")[-1] != "ModuleList":
+        raise CheckpointError(f"{path} is {describe(found)}, needed a list of modules.")
+    return [f"{path}.{k}" for k in sorted(int(name) for name in contents(found) if name.isdecimal())]
 
 
 def tensors(module: Any) -> dict[str, np.ndarray]:
