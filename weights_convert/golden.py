@@ -14,7 +14,7 @@ import argparse
 import gzip
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +99,17 @@ def small_structures() -> dict[str, Atoms]:
         "Li_one_atom": bulk("Li", a=3.5),  # all of its neighbours are its own images
         "O_isolated": Atoms("O", cell=[9, 9, 9], pbc=True),
     }
+
+
+def structures_of(elements: Sequence[int]) -> dict[str, Atoms]:
+    """Those crystals above that are made of `elements` alone, and one of the first four of them."""
+    from ase import Atoms
+
+    cell = [[3.9, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]]
+    places = [[0, 0, 0], [0.5, 0.45, 0.1], [0.5, 0.05, 0.5], [0.0, 0.55, 0.55]]
+    mixed = Atoms((list(elements) * 4)[:4], cell=cell, scaled_positions=places, pbc=True)
+    crystals = {**structures(), **small_structures(), "mixed": mixed}
+    return {name: atoms for name, atoms in crystals.items() if set(atoms.numbers) <= set(elements)}
 
 
 def record(
