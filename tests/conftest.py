@@ -14,21 +14,43 @@ from ase import Atoms
 from ase.build import bulk
 
 from jaxmlip.models.chgnet import CHGNetConfig
+from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
 
-SMALL = {"features": 8, "radial": 5, "angular": 5, "blocks": 3, "bond_cutoff": 4.0, "angle_cutoff": 3.0}
+CHGNET = {
+    "features": 8,
+    "radial": 5,
+    "angular": 5,
+    "blocks": 3,
+    "bond_cutoff": 4.0,
+    "angle_cutoff": 3.0,
+}
+MACE = {"elements": tuple(range(1, 95)), "channels": 4, "cutoff": 4.0, "radial": 4, "readout": 4}
 MODELS = {
-    "chgnet-0.3": CHGNetConfig(**SMALL, readout=(8, 8)),
-    "chgnet-0.2": CHGNetConfig(**SMALL, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "chgnet-0.3": CHGNetConfig(**CHGNET, readout=(8, 8)),
+    "chgnet-0.2": CHGNetConfig(**CHGNET, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
+    "mace-residual": MACEConfig(
+        **MACE,
+        hidden_l=2,
+        correlation=(2, 3),
+        blocks=("agnostic", "residual"),
+        radial_widths=(8,),
+        average_neighbours=30.0,
+        agnesi=False,
+        repulsion=False,
+        cutoff_on_basis=False,
+    ),
 }
 
 
 def small_potential(name: str, dtype: str = "float64"):
-    """A potential whose parameters are all random, biases and reference energies included."""
+    """A potential whose parameters are all random, biases and reference energies included, constants not."""
     potential = random_potential(MODELS[name], seed=7, dtype=dtype, name=name)
     rng = np.random.default_rng(7)
-    params = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype), potential.params)
-    return replace(potential, params=params)
+    trained = {key: potential.params[key] for key in ("network", "reference_energies")}
+    params = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype), trained)
+    return replace(potential, params=potential.params | params)
 
 
 @pytest.fixture(scope="session", params=list(MODELS))

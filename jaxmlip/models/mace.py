@@ -157,25 +157,27 @@ class Interaction(nn.Module):
         skip = ElementLinear(f, len(c.elements), name="skip")
         skipped = skip(h[: c.out_l(self.layer) + 1], element) if residual else None
 
-        h = TensorLinear(f, name="up")(h)
-        paths = message_paths(len(h) - 1, c.harmonics_l)
+        h = jnp.concatenate(TensorLinear(f, name="up")(h), axis=1)
+        paths = message_paths(h.shape[1], c.harmonics_l)
         weights = RadialWeights(c, f * len(paths), density, name="radial")(r, radius, constants)
+        # Each bond carries a message to its first atom and one to its second.
         i, j, far = graph.first, graph.second, graph.shifts
-        h_i = [gather(x, i) for x in h]
-        h_j = [gather(x, j, far) for x in h]
-        flipped = [(-1) ** l * y for l, y in enumerate(harmonics)]  # seen from the other end
-        to_i = messages(paths, h_j, harmonics, weights, f)
-        to_j = messages(paths, h_i, flipped, weights, f)
-        ends, images = jnp.concatenate([i, j]), jnp.concatenate([jnp.zeros_like(far), far])
-        summed = [
-            scatter_add(jnp.concatenate(both), ends, len(graph.species), images)
-            for both in zip(to_i, to_j, strict=True)
-        ]
+        here = jnp.zeros_like(far)
+        sent = gather(h, jnp.concatenate([j, i]), jnp.concatenate([far, here]))
+        ends, images = jnp.concatenate([i, j]), jnp.concatenate([here, far])
+        weights = jnp.concatenate([weights, weights])
+        summed, first = [], 0
+        for l in range(c.harmonics_l + 1):
+            count = sum(l3 == l for *_, l3 in paths)
+            R = weights[:, first * f : (first + count) * f].reshape(-1, count, 1, f)
+            coupled = jnp.einsum("epzx,exf->epzf", end_couplings(harmonics, h.shape[1], l), sent)
+            total = scatter_add(R * coupled, ends, len(h), images)
+            summed.append(total.swapaxes(1, 2).reshape(len(h), 2 * l + 1, count * f))
+            first += count
         A = TensorLinear(f, name="mix")(summed)
         if density:
-            each = jnp.concatenate([weights[:, -1:]] * 2)
-            total = scatter_add(each, ends, len(graph.species), images)
-            A = [x / (total[:, None] + 1) for x in A]
+            edges = scatter_add(weights[:, -1], ends, len(h), images)
+            A = [x / (edges[:, None, None] + 1) for x in A]
         else:
             A = [x / c.average_neighbours for x in A]
         if not residual:
@@ -183,8 +185,9 @@ class Interaction(nn.Module):
         return A, skipped
 
 
-def message_paths(hidden_l: int, harmonics_l: int) -> list[tuple[int, int, int]]:
+def message_paths(components: int, harmonics_l: int) -> list[tuple[int, int, int]]:
     """The couplings (l₁ of the neighbour, l₂ of the harmonic, l₃ of the message) that keep natural parity."""
+    hidden_l = round(components**0.5) - 1
     return [
         (l1, l2, l3)
         for l3 in range(harmonics_l + 1)
@@ -194,15 +197,21 @@ def message_paths(hidden_l: int, harmonics_l: int) -> list[tuple[int, int, int]]
     ]
 
 
-def messages(paths, h, harmonics, weights, channels: int) -> list[Float[Array, "bonds m f"]]:
-    """The summands of eq. (8), for each l₃ with the channels of all its paths side by side."""
-    found = [[] for _ in harmonics]
-    for k, (l1, l2, l3) in enumerate(paths):
-        coupling = (2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3)
-        along_bond = jnp.einsum("xyz,by->bxz", jnp.asarray(coupling, weights.dtype), harmonics[l2])
-        coupled = (along_bond[..., None] * h[l1][:, :, None]).sum(axis=1)
-        found[l3].append(weights[:, None, k * channels : (k + 1) * channels] * coupled)
-    return [jnp.concatenate(each, axis=-1) for each in found]
+def end_couplings(harmonics, components: int, l: int) -> Float[Array, "ends paths m components"]:
+    """C_l₁l₂l₃ Y_l₂ of eq. (8) for each path to l₃ = l, as first atoms of bonds see it, then as second ones do.
+
+    It takes the features of a neighbour, with so many components (l₁, m₁), to the components of its message.
+    """
+    there = []
+    for l1, l2, l3 in message_paths(components, len(harmonics) - 1):
+        if l3 == l:
+            coupling = (2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3)
+            each = jnp.einsum("xyz,by->bzx", jnp.asarray(coupling, harmonics[0].dtype), harmonics[l2])
+            there.append(jnp.pad(each, [(0, 0), (0, 0), (l1**2, components - (l1 + 1) ** 2)]))
+    there = jnp.stack(there, axis=1)
+    # The other end sees the opposite direction, Y_l₂(-r) = (-1)^l₂ Y_l₂(r), and l₁ + l₂ + l₃ is even.
+    signs = np.concatenate([np.full(2 * l1 + 1, (-1.0) ** (l1 + l)) for l1 in range(round(components**0.5))])
+    return jnp.concatenate([there, there * jnp.asarray(signs, there.dtype)])
 
 
 class Product(nn.Module):
