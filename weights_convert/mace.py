@@ -272,7 +272,7 @@ def _layout(model: Any, c: MACEConfig) -> Iterator[tuple[str, Any, Any]]:
     for t, block in enumerate(c.blocks):
         here, in_l, out_l = f"interactions.{t}", c.hidden_l if t else 0, c.out_l(t)
         h = features[in_l]
-        paths = message_paths(in_l, c.harmonics_l)
+        paths = message_paths((in_l + 1) ** 2, c.harmonics_l)
         messages = [(f, l3, (-1) ** l3) for *_, l3 in paths]
         yield from _linear(model, f"{here}.linear_up", h, h)
         yield from _irreps(model, f"{here}.conv_tp.irreps_in1", h)
@@ -382,7 +382,7 @@ def rules(config: MACEConfig) -> list[Rule]:
     for t, block in enumerate(c.blocks):
         source, target = f"interactions.{t}", f"network/interaction_{t}"
         in_l, out_l = c.hidden_l if t else 0, c.out_l(t)
-        paths = [l3 for *_, l3 in message_paths(in_l, c.harmonics_l)]
+        paths = [l3 for *_, l3 in message_paths((in_l + 1) ** 2, c.harmonics_l)]
         mixed = [(paths.count(l) * f, f) for l in range(c.harmonics_l + 1)]
         made += [
             _flat(f"{source}.linear_up", f"{target}/up", [(f, f)] * (in_l + 1)),
