@@ -45,19 +45,22 @@ def models() -> None:
     _print(table)
 
 
-def convert(source: Positional[Path], out: Positional[Path], name: str | None = None) -> None:
+def convert(
+    source: Positional[Path], out: Positional[Path], name: str | None = None, head: str | None = None
+) -> None:
     """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
 
     Args:
-        source: the checkpoint, for instance one written by CHGNet's trainer
+        source: the checkpoint, for instance one written by CHGNet's or MACE's trainer
         out: the folder to write model.safetensors and manifest.json to
         name: what to call the model; default: the name of the file
+        head: the one to take of a model with several
     """
     from weights_convert.conversion import convert_file
 
     if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file; needed a torch checkpoint (.pth.tar, .pt).")
-    potential = convert_file(source, name)
+        raise FileNotFoundError(f"{source} is not a file; needed a torch checkpoint (.pth.tar, .pt, .model).")
+    potential = convert_file(source, name, head)
     potential.save(out)
     Console().print(f"{potential.name}: {potential.parameter_count:,} parameters, written to {out}")
 

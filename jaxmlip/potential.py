@@ -183,7 +183,7 @@ class Potential:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         flat = flax.traverse_util.flatten_dict(self.params, sep="/")
-        tensors = {name: np.ascontiguousarray(x) for name, x in flat.items()}
+        tensors = {name: np.asarray(x, order="C") for name, x in flat.items()}
         safetensors.numpy.save_file(tensors, folder / "model.safetensors")
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         manifest = {

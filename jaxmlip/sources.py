@@ -107,29 +107,34 @@ class FetchError(RuntimeError):
     """A published file that cannot be had: what was tried, and which file to put where."""
 
 
-def load(name_or_path: str | Path, dtype: str = "float32") -> Potential:
+def load(name_or_path: str | Path, dtype: str = "float32", head: str | None = None) -> Potential:
     """The potential called `name_or_path`, computing in float32 or float64.
 
     A name of `MODELS` is looked for among the models converted before, then in the folder that the
     environment variable JAXMLIP_WEIGHTS names, then fetched from where it was published; what is found is
     converted once. Else it is the path of a folder that Potential.save wrote, or of a checkpoint file,
-    which is converted in memory.
+    which is converted in memory. `head` names the one to take of a checkpoint file with several.
 
-    Raises ValueError for an unknown name, FileNotFoundError for a path that leads nowhere, FetchError where
-    a file cannot be had or is not the published one, ManifestError for a folder and
-    weights_convert.torch_zip.CheckpointError for a file that cannot be read.
+    Raises ValueError for an unknown name and for a head of anything but a file, FileNotFoundError for a path
+    that leads nowhere, FetchError where a file cannot be had or is not the published one, ManifestError for a
+    folder and weights_convert.torch_zip.CheckpointError for a file that cannot be read.
     """
     keep_freed_memory()
     _keep_compiled_programs()
-    if isinstance(name_or_path, str) and name_or_path in MODELS:
-        return _load_known(name_or_path).astype(dtype)
     path = Path(name_or_path).expanduser()
+    known = isinstance(name_or_path, str) and name_or_path in MODELS
+    if head is not None and (known or path.is_dir()):
+        raise ValueError(
+            f"found head={head!r}, but {name_or_path} has one head; only a checkpoint file can have several."
+        )
+    if known:
+        return _load_known(name_or_path).astype(dtype)
     if path.is_dir():
         return Potential.from_folder(path, dtype)
     if path.is_file():
         from weights_convert import convert_file
 
-        return convert_file(path).astype(dtype)
+        return convert_file(path, head=head).astype(dtype)
     if isinstance(name_or_path, Path) or re.search(r"[/\\~]|\.tar$", name_or_path):
         raise FileNotFoundError(
             f"{path} does not exist; needed a folder that Potential.save wrote, a checkpoint file, or one of "

@@ -105,6 +105,12 @@ def test_a_class_of_torch_is_an_inert_record_of_its_arguments_and_state(path):
     assert found.state == {"weight": [1.0, 2.0], "__class__": "harmless"}
 
 
+def test_an_object_made_through_its_class_alone_is_a_record_of_its_arguments(path):
+    irrep = made.name("e3nn.o3._irreps", "Irrep") + made.tuple_of(made.plain((1, -1))) + b"\x81"
+    found = torch_zip.read(made.write(path, irrep))
+    assert (found.args, found.kwargs, found.state) == (((1, -1),), {}, None)
+
+
 HOSTILE = [
     ("os", "system", "touch {mark}"),
     ("posix", "system", "touch {mark}"),

@@ -257,7 +257,7 @@ def test_verification_fails_above_its_tolerance(tmp_path, monkeypatch, capsys, d
     file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
     crystal = Atoms("LiO", [(0, 0, 0), (1.9, 0.1, 0)], cell=[4, 4, 4], pbc=True)
     monkeypatch.setattr(original_chgnet, "missing", list)
-    monkeypatch.setattr(golden, "structures", lambda: {"LiO": crystal})
+    monkeypatch.setattr(golden, "structures_of", lambda _: {"LiO": crystal})
     monkeypatch.setattr(original_chgnet, "compare", lambda *_: {"energy": 1e-15, "forces": difference})
     monkeypatch.setattr(sys, "argv", ["weights_convert", str(file), str(tmp_path / "out"), "--verify"])
     assert command.main() == status

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 
-def convert_file(source: Path, name: str | None = None) -> Potential:
+def convert_file(source: Path, name: str | None = None, head: str | None = None) -> Potential:
     """The potential that the checkpoint `source` holds, called `name` (default: as published, or the file).
 
-    Nothing in the file is run. Raises CheckpointError where no architecture recognises it, where it has
-    options that are not supported, and where its tensors and the model disagree.
+    `head` names the one to take of a model with several. Nothing in the file is run. Raises CheckpointError
+    where no architecture recognises it, where it has options that are not supported, where its tensors and
+    the model disagree, and where it has several heads and `head` names none of them.
     """
     # Late, because weights_convert.golden runs where there is no JAX.
     from weights_convert.conversion import convert_file as convert
 
-    return convert(source, name)
+    return convert(source, name, head)

@@ -1,7 +1,7 @@
 """Converts a torch checkpoint into a folder that jaxmlip.load reads.
 
 python -m weights_convert SOURCE OUT
-python -m weights_convert SOURCE OUT --verify    # and compares with the original, where torch and chgnet are
+python -m weights_convert SOURCE OUT --verify    # and compares with the original, if installed
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from weights_convert import convert_file, golden, original_chgnet
+from jaxmlip.potential import Potential, architecture_of
+from weights_convert import convert_file, golden
 from weights_convert.torch_zip import CheckpointError
 
 TOLERANCE = 1e-6
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "magmoms": "μB"}
 
 
-def verify(source: Path, converted: Path) -> bool:
+def verify(source: Path, potential: Potential) -> bool:
     """Prints the largest differences in float64 from the original; True where all are within TOLERANCE."""
-    import jaxmlip
-
-    crystals = golden.structures()
-    potential = jaxmlip.Potential.from_folder(converted, dtype="float64")
+    original, *_ = golden.PACKAGES[potential.manifest["architecture"]]
+    head = {"head": potential.manifest["head"]} if "head" in potential.manifest else {}
+    crystals = golden.structures_of(potential.elements)
     ours = dict(zip(crystals, potential.predict(list(crystals.values())), strict=True))
-    worst = original_chgnet.compare(source, crystals, ours)
+    worst = original.compare(source, crystals, ours, **head)
     for quantity, difference in worst.items():
         print(f"{quantity:8} differs by at most {difference:.1e} {UNITS[quantity]}")
     return max(worst.values()) <= TOLERANCE
@@ -39,23 +39,26 @@ def main() -> int:
         action="store_true",
         help=f"compare with the original in float64 on small crystals; exit status 1 above {TOLERANCE:g}",
     )
+    parser.add_argument("--head", help="the head to take of a model with several")
     arguments = parser.parse_args()
-    absent = original_chgnet.missing() if arguments.verify else []
-    if absent:
-        print(
-            f"--verify found no {' and no '.join(absent)} in this environment, needed both beside jaxmlip: "
-            "pip install chgnet==0.4.2. Without --verify the conversion needs neither.",
-            file=sys.stderr,
-        )
-        return 1
     try:
-        potential = convert_file(arguments.source)
+        potential = convert_file(arguments.source, head=arguments.head)
     except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    original, _, requirement = golden.PACKAGES[architecture_of(potential.model)]
+    absent = original.missing() if arguments.verify else []
+    if absent:
+        print(
+            f"--verify found no {' and no '.join(absent)} in this environment, needed both beside jaxmlip: "
+            f"pip install {requirement}. Without --verify the conversion needs neither.",
+            file=sys.stderr,
+        )
+        return 1
     potential.save(arguments.out)
     print(f"{arguments.out}: {potential.name}, {len(potential.elements)} elements")
-    if arguments.verify and not verify(arguments.source, arguments.out):
+    saved = Potential.from_folder(arguments.out, dtype="float64")
+    if arguments.verify and not verify(arguments.source, saved):
         print(
             f"the converted model is not the original: needed differences up to {TOLERANCE:g}",
             file=sys.stderr,

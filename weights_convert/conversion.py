@@ -13,14 +13,15 @@ import flax.traverse_util
 import numpy as np
 
 from jaxmlip import potential, sources
-from weights_convert import chgnet, rules, torch_zip
+from weights_convert import chgnet, mace, rules, torch_zip
 
 # Each module has CONVENTION and the functions recognises, tensors, config and elements of a checkpoint, and
-# rules and set_aside of a configuration. Its name is that of the architecture in jaxmlip.potential.
-ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet}
+# rules and set_aside of a configuration. Its name is that of the architecture in jaxmlip.potential. Of models
+# that can have several heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
+ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "mace": mace}
 
 
-def convert_file(source: Path, name: str | None = None) -> potential.Potential:
+def convert_file(source: Path, name: str | None = None, head: str | None = None) -> potential.Potential:
     """See weights_convert.convert_file."""
     source = Path(source)
     checkpoint = torch_zip.read(source)
@@ -29,7 +30,9 @@ def convert_file(source: Path, name: str | None = None) -> potential.Potential:
     architecture = _recognise(checkpoint, source)
     kind = ARCHITECTURES[architecture]
     try:
-        tensors, config = kind.tensors(checkpoint), kind.config(checkpoint)
+        head = _head(kind, checkpoint, head)
+        config = kind.config(checkpoint)
+        tensors = kind.tensors(checkpoint) if head is None else kind.tensors(checkpoint, head)
         model = potential.ARCHITECTURES[architecture][0](config)
         flat = rules.convert(
             tensors, potential.parameter_shapes(model), kind.rules(config), kind.set_aside(config)
@@ -43,16 +46,41 @@ def convert_file(source: Path, name: str | None = None) -> potential.Potential:
         "jaxmlip": _version(),
         "set_aside": kind.set_aside(config),
     }
+    if head is not None:
+        manifest["head"] = head
     if known:
         manifest |= {
             "licence": sources.MODELS[known].licence,
             "functional": sources.MODELS[known].functional,
         }
     params = flax.traverse_util.unflatten_dict(
-        {key: np.asarray(tensor, np.float32) for key, tensor in flat.items()}, sep="/"
+        {key: _floating(tensor) for key, tensor in flat.items()}, sep="/"
     )
     label = name or known or source.name.split(".")[0]
     return potential.Potential(label, model, params, kind.elements(checkpoint), manifest)
+
+
+def _head(kind: ModuleType, checkpoint: Any, head: str | None) -> str | None:
+    """The head to convert; None for an architecture without heads."""
+    names = kind.heads(checkpoint) if hasattr(kind, "heads") else ()
+    if head is None and len(names) <= 1:
+        return names[0] if names else None
+    if head in names:
+        return head
+    if head is None:
+        raise torch_zip.CheckpointError(
+            f"has the heads {', '.join(names)}, needed one of them: load(…, head={names[0]!r}) in Python, "
+            f"--head {names[0]} on the command line."
+        )
+    raise torch_zip.CheckpointError(
+        f"found head={head!r}, but the file has "
+        + (f"the heads {', '.join(names)}." if names else "no heads; leave it out.")
+    )
+
+
+def _floating(tensor: np.ndarray) -> np.ndarray:
+    """In the precision of the source; float32 where that is none to compute in."""
+    return tensor if tensor.dtype in (np.float32, np.float64) else np.asarray(tensor, np.float32)
 
 
 def _recognise(checkpoint: Any, source: Path) -> str:

@@ -1,21 +1,26 @@
-"""Records what the original CHGNet computes in float64, for the tests of parity.
+"""Records what the original packages compute in float64, for the tests of parity.
 
-    python -m weights_convert.golden tests/golden    # where torch, chgnet 0.4.2 and ase are installed
+    python -m weights_convert.golden tests/golden              # where chgnet 0.4.2 is installed
+    python -m weights_convert.golden tests/golden/mace mace    # where mace-torch 0.3.16 is installed
 
 writes one .npz for each model with keys structure/quantity (the structure's positions, cell and numbers
-among them; all are periodic in three directions), and `versions`. It needs neither JAX nor jaxmlip.
+among them; all are periodic in three directions), and `versions`; for mace also the models, which are small
+and have random weights. It needs neither JAX nor jaxmlip.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weights_convert import original_chgnet
+from weights_convert import original_chgnet, original_mace
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -69,19 +74,104 @@ def structures() -> dict[str, Atoms]:
     }
 
 
-def record(checkpoint: Path, target: Path) -> None:
-    """Writes what the network of `checkpoint` gives for `structures()` to the file `target`."""
-    arrays = {"versions": np.array(json.dumps(original_chgnet.versions()))}
-    with original_chgnet.float64():
-        model = original_chgnet.read(checkpoint)
-        for name, atoms in structures().items():
-            found = original_chgnet.evaluate(model, atoms)
-            if name in WITH_HESSIAN:
-                found["hessian"] = original_chgnet.hessian(model, atoms)
-            found |= {"positions": atoms.positions, "cell": atoms.cell.array, "numbers": atoms.numbers}
-            arrays |= {f"{name}/{quantity}": value for quantity, value in found.items()}
+def small_structures() -> dict[str, Atoms]:
+    """Crystals of the elements of `original_mace.VARIANTS`."""
+    from ase import Atoms
+    from ase.build import bulk
+
+    salt = bulk("CoO", "rocksalt", a=4.26)
+    salt.set_cell(
+        salt.cell.array @ [[1.02, 0.01, -0.03], [0.0, 0.98, 0.02], [0.04, 0.0, 1.01]], scale_atoms=True
+    )
+    salt.rattle(0.05, seed=1)
+
+    layered = Atoms(
+        "LiCoO2",
+        cell=[[2.82, 0.05, 0.0], [1.41, 2.44, 0.0], [1.4, 0.8, 4.68]],
+        scaled_positions=[[0.5, 0.5, 0.5], [0, 0, 0], [0.24, 0.24, 0.24], [0.76, 0.76, 0.76]],
+        pbc=True,
+    )
+    layered.rattle(0.05, seed=2)
+    layered.positions[3] += layered.cell[0] - 2 * layered.cell[2]  # the same atom, named in another cell
+    return {
+        "CoO_strained": salt,
+        "LiCoO2_rattled": layered,
+        "Li_one_atom": bulk("Li", a=3.5),  # all of its neighbours are its own images
+        "O_isolated": Atoms("O", cell=[9, 9, 9], pbc=True),
+    }
+
+
+def structures_of(elements: Sequence[int]) -> dict[str, Atoms]:
+    """Those crystals above that are made of `elements` alone, and one of the first four of them."""
+    from ase import Atoms
+
+    cell = [[3.9, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]]
+    places = [[0, 0, 0], [0.5, 0.45, 0.1], [0.5, 0.05, 0.5], [0.0, 0.55, 0.55]]
+    mixed = Atoms((list(elements) * 4)[:4], cell=cell, scaled_positions=places, pbc=True)
+    crystals = {**structures(), **small_structures(), "mixed": mixed}
+    return {name: atoms for name, atoms in crystals.items() if set(atoms.numbers) <= set(elements)}
+
+
+def record(
+    evaluate: Callable[[str, Atoms], dict[str, np.ndarray]],
+    crystals: Mapping[str, Atoms],
+    versions: dict[str, str],
+    target: Path,
+) -> None:
+    """Writes what evaluate(name, atoms) gives for `crystals` to the file `target`."""
+    arrays = {"versions": np.array(json.dumps(versions))}
+    for name, atoms in crystals.items():
+        found = evaluate(name, atoms)
+        found |= {"positions": atoms.positions, "cell": atoms.cell.array, "numbers": atoms.numbers}
+        arrays |= {f"{name}/{quantity}": value for quantity, value in found.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(target, **arrays)
+
+
+def record_chgnet(out: Path) -> None:
+    """The published models."""
+    import chgnet
+
+    for model_name, folder in FOLDERS.items():
+        (checkpoint,) = (Path(chgnet.__file__).parent / "pretrained" / folder).glob("*.pth.tar")
+        with original_chgnet.float64():
+            model = original_chgnet.read(checkpoint)
+
+            def evaluate(name: str, atoms: Atoms, model=model) -> dict[str, np.ndarray]:
+                found = original_chgnet.evaluate(model, atoms)
+                if name in WITH_HESSIAN:
+                    found["hessian"] = original_chgnet.hessian(model, atoms)
+                return found
+
+            record(evaluate, structures(), original_chgnet.versions(), out / f"{model_name}.npz")
+
+
+def record_mace(out: Path) -> None:
+    """Random models of every kind, saved compressed, as their tensors of couplings are mostly zeros."""
+    out.mkdir(parents=True, exist_ok=True)
+    for seed, (variant, options) in enumerate(original_mace.VARIANTS.items()):
+        model = original_mace.random_model(seed=seed, **options)
+        original_mace.strengthen(model, small_structures()["LiCoO2_rattled"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{variant}.model"
+            original_mace.save(model, path)
+            # Without a time in it, the same model gives the same file.
+            (out / f"{variant}.model.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+            with original_mace.precision():
+                model = original_mace.read(path)
+                for head in options.get("heads", [None]):
+
+                    def evaluate(name: str, atoms: Atoms, model=model, head=head) -> dict[str, np.ndarray]:
+                        return original_mace.evaluate(model, atoms, head, with_hessian=len(atoms) > 1)
+
+                    target = out / (f"{variant}.{head}.npz" if head else f"{variant}.npz")
+                    record(evaluate, small_structures(), original_mace.versions(), target)
+
+
+PACKAGES = {
+    "chgnet": (original_chgnet, record_chgnet, "chgnet==0.4.2"),
+    "mace": (original_mace, record_mace, "mace-torch==0.3.16"),
+}
 
 
 def main() -> None:
@@ -89,19 +179,19 @@ def main() -> None:
         prog="python -m weights_convert.golden", description=__doc__.split("\n")[0]
     )
     parser.add_argument("out", type=Path, help="folder for one .npz of each model")
-    out = parser.parse_args().out
-    absent = original_chgnet.missing()
+    parser.add_argument("package", nargs="?", choices=PACKAGES, default="chgnet", help="default: chgnet")
+    arguments = parser.parse_args()
+    original, record_all, requirement = PACKAGES[arguments.package]
+    absent = original.missing()
     if absent:
         raise SystemExit(
-            f"found no {' and no '.join(absent)} here, needed both, in the versions that chgnet 0.4.2 "
-            "asks for: pip install chgnet==0.4.2"
+            f"found no {' and no '.join(absent)} here, needed both, in the versions that {requirement} "
+            f"asks for: pip install {requirement}"
         )
-    import chgnet
-
-    for name, folder in FOLDERS.items():
-        (checkpoint,) = (Path(chgnet.__file__).parent / "pretrained" / folder).glob("*.pth.tar")
-        record(checkpoint, out / f"{name}.npz")
-        print(f"{out / name}.npz: {(out / f'{name}.npz').stat().st_size / 1000:.0f} kB")
+    record_all(arguments.out)
+    for path in sorted(arguments.out.iterdir()):
+        if path.is_file():
+            print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def convert(
             f"the checkpoint and the model disagree in {len(wrong)} places; needed each tensor used once and "
             "each parameter filled:\n  " + "\n  ".join(wrong)
         )
-    return {name: np.ascontiguousarray(made[name]) for name in sorted(made)}
+    # Not np.ascontiguousarray, which gives single numbers an axis.
+    return {name: np.asarray(made[name], order="C") for name in sorted(made)}
 
 
 def _numbers(template: str, tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -50,8 +50,15 @@ LARGEST_REPEAT = 10**7
 class Record:
     """Stands for an object of a class that is not built here: where it is from and what it was given."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        self.args, self.kwargs, self.state = args, kwargs, None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: Any
+
+    # Not __init__, which pickle passes by for objects that it makes through their class alone (NEWOBJ).
+    def __new__(cls, *args: Any, **kwargs: Any) -> Record:
+        made = super().__new__(cls)
+        made.args, made.kwargs, made.state = args, kwargs, None
+        return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

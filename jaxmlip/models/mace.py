@@ -58,9 +58,13 @@ class MACEConfig:
         return 0 if layer == len(self.blocks) - 1 else self.hidden_l
 
     def couplings(self) -> list[tuple[int, int]]:
-        """The (L, ν) of all symmetric couplings."""
-        L = range(self.out_l(0) + 1)
-        return list(itertools.product(L, range(1, max(self.correlation) + 1)))
+        """The (L, ν) of all symmetric couplings that a layer uses."""
+        layers = list(enumerate(self.correlation))
+        return [
+            (L, degree)
+            for L in range(self.out_l(0) + 1)
+            for degree in range(1, max(nu for t, nu in layers if self.out_l(t) >= L) + 1)
+        ]
 
 
 class TensorLinear(nn.Module):

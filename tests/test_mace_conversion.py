@@ -1,0 +1,438 @@
+"""Models of mace-torch, read without it, repeat what it computes; files that are no such model are told."""
+
+import functools
+import gzip
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch_files as made
+from ase import Atoms
+from ase.build import bulk
+from conftest import public
+
+import jaxmlip
+from jaxmlip import cli, sources
+from jaxmlip.models.mace import MACEConfig
+from jaxmlip.potential import Potential, random_potential
+from weights_convert import __main__ as command
+from weights_convert import convert_file, mace, modules, torch_zip
+from weights_convert.conversion import convert_file as convert
+from weights_convert.torch_zip import CheckpointError, Record
+
+# Made by `python -m weights_convert.golden tests/golden/mace mace`.
+GOLDEN = Path(__file__).parent / "golden" / "mace"
+VARIANTS = sorted(path.stem for path in GOLDEN.glob("*.npz"))  # of models, and of heads as model.head
+# Of both sides in float64, relative to the largest value.
+EXACT = {"energy": 1e-10, "site_energies": 1e-10, "forces": 1e-9, "stress": 1e-9, "hessian": 1e-8}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("mace")
+    found = {}
+    for packed in GOLDEN.glob("*.model.gz"):
+        path = folder / packed.name.removesuffix(".gz")
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        found[path.stem] = path
+    return found
+
+
+def load(files, variant: str, dtype: str = "float64") -> Potential:
+    name, _, head = variant.partition(".")
+    return jaxmlip.load(files[name], dtype, head=head or None)
+
+
+@functools.cache
+def golden(variant: str) -> tuple[dict[str, Atoms], dict[str, dict[str, np.ndarray]]]:
+    """The crystals, and what the original gives for each."""
+    values: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(GOLDEN / f"{variant}.npz") as archive:
+        for key in archive.files:
+            if "/" in key:
+                crystal, quantity = key.split("/")
+                values.setdefault(crystal, {})[quantity] = archive[key]
+    crystals = {
+        key: Atoms(its["numbers"], positions=its["positions"], cell=its["cell"], pbc=True)
+        for key, its in values.items()
+    }
+    return crystals, values
+
+
+def assert_repeats(found, wanted, quantities) -> None:
+    """`found` and `wanted`: crystal -> quantity -> values."""
+    for quantity in quantities:
+        largest = max(np.abs(its[quantity]).max() for its in wanted.values())
+        for crystal, its in wanted.items():
+            np.testing.assert_allclose(
+                found[crystal][quantity],
+                its[quantity],
+                rtol=0,
+                atol=EXACT[quantity] * largest,
+                err_msg=f"{quantity} of {crystal}",
+            )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_converted_model_repeats_the_original(files, variant):
+    potential = load(files, variant)
+    crystals, wanted = golden(variant)
+    found = dict(zip(crystals, potential.predict(list(crystals.values())), strict=True))
+    assert_repeats(found, wanted, ("energy", "site_energies", "forces", "stress"))
+
+
+@pytest.mark.parametrize("variant", ["density", "cutoff-on-weights"])
+def test_the_hessian_of_a_converted_model_repeats_that_of_the_original(files, variant):
+    crystals, wanted = golden(variant)
+    name = "CoO_strained"
+    found = {name: {"hessian": jaxmlip.hessian(load(files, variant), crystals[name])}}
+    assert_repeats(found, {name: wanted[name]}, ["hessian"])
+
+
+PUBLIC_CLASSES = ("mp0b3_medium", "mp0a_small", "mp0a_medium")
+
+
+def public_class(name: str):
+    """A random model of a published class, the crystals, and what the original gives for each."""
+    from ase.io.jsonio import read_json
+
+    weights, reference = (Path(os.environ.get(f"JAXMLIP_{k}", "/none")) for k in ("WEIGHTS", "REFERENCE"))
+    file = weights / "mace_random" / f"{name}.model"
+    for needed in (file, reference / "mace_random.npz", reference / "structures.json"):
+        if not needed.is_file():
+            pytest.skip(f"{needed.name} is not where JAXMLIP_WEIGHTS and JAXMLIP_REFERENCE point")
+    with np.load(reference / "mace_random.npz") as archive:
+        keys = [key.split("/")[1:] for key in archive.files if key.startswith(f"{name}/")]
+        values: dict[str, dict[str, np.ndarray]] = {}
+        for crystal, quantity in keys:
+            values.setdefault(crystal, {})[quantity] = archive[f"{name}/{crystal}/{quantity}"]
+    structures = read_json(reference / "structures.json")
+    return jaxmlip.load(file, "float64"), {key: structures[key] for key in values}, values
+
+
+@pytest.mark.parametrize("name", PUBLIC_CLASSES)
+def test_a_random_model_of_a_published_class_repeats_the_original(name):
+    potential, crystals, wanted = public_class(name)
+    assert len(crystals) > 10
+    found = dict(zip(crystals, potential.predict(list(crystals.values())), strict=True))
+    assert_repeats(found, wanted, ("energy", "site_energies", "forces", "stress"))
+
+
+def test_the_hessian_of_a_random_model_of_a_published_class_repeats_that_of_the_original():
+    potential, crystals, wanted = public_class("mp0a_medium")
+    name = "MgO_prim_strained"
+    found = {name: {"hessian": jaxmlip.hessian(potential, crystals[name])}}
+    assert_repeats(found, {name: wanted[name]}, ["hessian"])
+
+
+def test_the_published_small_model_gives_what_janus_core_expects():
+    # janus-core, tests/test_single_point.py and test_eos.py: the cell of tests/data/NaCl.cif, and relaxed.
+    name = "mace-mp-0a-small"
+    if name not in sources.MODELS:
+        pytest.skip(f"no source of {name} is known")
+    potential = public(name)
+    for volume, energy in ((5.64**3, -27.035127799332745), (184.05884033013012, -27.046359959669214)):
+        salt = bulk("NaCl", "rocksalt", volume ** (1 / 3), cubic=True)
+        assert potential.predict(salt)["energy"] == pytest.approx(energy, abs=1e-6)
+
+
+def test_every_weight_of_a_file_is_kept_once(files):
+    potential = convert_file(files["density"])
+    checkpoint = torch_zip.read(files["density"])
+    weights = [array.ravel() for name, array in modules.tensors(checkpoint).items() if "weight" in name]
+    unused = [name for name in modules.tensors(checkpoint) if name.endswith("bessel_weights")]
+    kept = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(potential.params["network"])])
+    source = np.concatenate([w for w in weights if w.dtype != bool])
+    bessel = modules.tensors(checkpoint)[unused[0]]
+    np.testing.assert_array_equal(np.sort(np.append(kept, bessel)), np.sort(source))
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("agnostic-residual", np.float32), ("density", np.float64)])
+def test_parameters_keep_the_precision_of_the_file_also_when_saved(files, tmp_path, variant, dtype):
+    potential = convert_file(files[variant])
+    potential.save(tmp_path)
+    for one in (potential, Potential.from_folder(tmp_path)):
+        assert {leaf.dtype for leaf in jax.tree.leaves(one.params["network"])} == {np.dtype(dtype)}
+        assert one.params["reference_energies"].dtype == dtype
+    jax.tree.map(np.testing.assert_array_equal, potential.params, Potential.from_folder(tmp_path).params)
+
+
+def test_the_converted_file_of_a_published_size_is_no_larger_than_its_parameters(tmp_path):
+    config = MACEConfig(elements=tuple(range(1, 90)), paths=(1, 4, 23, 1, 6, 51))
+    potential = random_potential(config)
+    # As converted: couplings are in float64.
+    coupling = jax.tree.map(np.float64, potential.params["constants"]["coupling"])
+    potential.params["constants"]["coupling"] = coupling
+    potential.save(tmp_path)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(potential.params["network"]))
+    assert (tmp_path / "model.safetensors").stat().st_size < 1.01 * weights
+
+
+def test_the_reference_energies_are_those_of_the_file_by_atomic_number(files):
+    potential = convert_file(files["degrees-two-three"])
+    checkpoint = torch_zip.read(files["degrees-two-three"])
+    energies = modules.at(checkpoint, "atomic_energies_fn.atomic_energies")
+    assert potential.model.config.elements == (27, 3, 17, 8)
+    assert potential.elements == (3, 8, 17, 27)
+    reference = potential.params["reference_energies"]
+    assert reference.shape == (28,)
+    np.testing.assert_array_equal(reference[[27, 3, 17, 8]], energies)
+    assert np.count_nonzero(reference) == 4
+
+
+def test_an_element_that_the_file_does_not_have_is_told(files):
+    with pytest.raises(ValueError, match="Na"):
+        load(files, "density").predict(bulk("NaCl", "rocksalt", 5.64))
+
+
+def test_a_file_with_several_heads_needs_the_name_of_one(files):
+    with pytest.raises(CheckpointError, match=r"two-heads\.model.*has the heads pbe, r2scan.*head='pbe'"):
+        jaxmlip.load(files["two-heads"])
+
+
+def test_a_head_that_the_file_does_not_have_is_told(files):
+    with pytest.raises(CheckpointError, match=r"found head='scan'.*the heads pbe, r2scan"):
+        jaxmlip.load(files["two-heads"], head="scan")
+    with pytest.raises(CheckpointError, match=r"found head='scan'.*the heads Default"):
+        jaxmlip.load(files["density"], head="scan")
+
+
+def test_a_head_of_something_without_heads_is_an_error(files, tmp_path):
+    chgnet = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
+    with pytest.raises(CheckpointError, match="the file has no heads; leave it out"):
+        jaxmlip.load(chgnet, head="pbe")
+    with pytest.raises(ValueError, match=r"found head='pbe', but chgnet-0\.3\.0 has one head"):
+        jaxmlip.load("chgnet-0.3.0", head="pbe")
+    convert_file(files["two-heads"], head="pbe").save(tmp_path / "pbe")
+    with pytest.raises(ValueError, match="found head='pbe'"):
+        jaxmlip.load(tmp_path / "pbe", head="pbe")
+
+
+def test_both_commands_convert_a_head(files, tmp_path, monkeypatch):
+    source = str(files["two-heads"])
+    cli.main(["convert", source, str(tmp_path / "a"), "--head", "r2scan"])
+    arguments = ["weights_convert", source, str(tmp_path / "b"), "--head", "r2scan"]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert command.main() == 0
+    for folder in ("a", "b"):
+        assert json.loads((tmp_path / folder / "manifest.json").read_text())["head"] == "r2scan"
+        found = Potential.from_folder(tmp_path / folder).params
+        jax.tree.map(np.testing.assert_array_equal, found, convert(source, head="r2scan").params)
+
+
+@pytest.fixture
+def tampered(files, monkeypatch):
+    """Converts a file after change(checkpoint) on what was read."""
+
+    def convert_after(change, variant="density"):
+        checkpoint = torch_zip.read(files[variant])
+        change(checkpoint)
+        monkeypatch.setattr(torch_zip, "read", lambda _: checkpoint)
+        return convert_file(files[variant])
+
+    return convert_after
+
+
+def put(path: str, value):
+    """A change that replaces what is at `path`, or removes it if `value` is None."""
+    *above, name = path.split(".")
+
+    def change(checkpoint):
+        module = modules.at(checkpoint, ".".join(above)) if above else checkpoint
+        homes = [module.state, *(module.state[part] for part in modules.PARTS)]
+        for home in homes:
+            if name in home:
+                home.pop(name)
+                if value is not None:
+                    home[name] = value
+                return
+        module.state[name] = value
+
+    return change
+
+
+def record(full: str, **attributes) -> Record:
+    made = type(full.split(".")[-1], (Record,), {"__qualname__": full})()
+    made.state = attributes
+    return made
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("r_max", "r_max is missing; the model is a mace.modules.models.ScaleShiftMACE with "),
+        (
+            "interactions.1.avg_num_neighbors",
+            "avg_num_neighbors is missing; interactions.1 is a mace",
+        ),
+        ("interactions.0.skip_tp", "interactions.0.skip_tp is missing"),
+        ("products.1.symmetric_contractions", "products.1.symmetric_contractions is missing"),
+        ("radial_embedding.bessel_fn.bessel_weights", "bessel_weights is missing"),
+        ("interactions.0.linear_up.weight", r"network/interaction_0/up/l0: no tensor of the checkpoint"),
+        ("scale_shift.scale", "constants/scale: no tensor of the checkpoint maps here"),
+    ],
+)
+def test_a_missing_attribute_is_named_with_what_is_there(tampered, path, words):
+    with pytest.raises(CheckpointError, match=rf"density\.model: [\s\S]*{words}"):
+        tampered(put(path, None))
+
+
+CONTRACTION = "products.0.symmetric_contractions.contractions.1"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (
+            "interactions.1.linear.weight",
+            r"1\.linear\.weight: found shape \(3,\), needed \(160,\)",
+        ),
+        ("interactions.1.conv_tp_weights.layer0.weight", r"layer_0: found shape \(3,\), needed \(5, 12\)"),
+        (f"{CONTRACTION}.weights_max", r"product_0/l1_nu3: found shape \(3,\)"),
+        (f"{CONTRACTION}.U_matrix_1", r"found shape \(\) but for the paths, needed \(3, 16\)"),
+        ("readouts.0.linear.weight", r"readouts\.0\.linear\.weight: found shape \(3,\), needed one of 4"),
+    ],
+)
+def test_a_wrong_shape_is_told_with_both_shapes(tampered, path, words):
+    with pytest.raises(CheckpointError, match=words):
+        tampered(put(path, np.ones(3)))
+
+
+CUEQ = record("mace.modules.wrapper_ops.CuEquivarianceConfig", enabled=True, layout_str="ir_mul")
+TANH = type("tanh", (Record,), {"__qualname__": "torch.tanh"})
+OPTIONS = [
+    ("use_so3", True, r"use_so3=True \(needed False\)"),
+    ("use_agnostic_product", True, r"use_agnostic_product=True \(needed False\)"),
+    ("use_last_readout_only", True, r"use_last_readout_only=True \(needed False\)"),
+    ("edge_irreps", "8x0e", r"edge_irreps=8x0e \(needed None\)"),
+    ("joint_embedding", record("mace.modules.embeddings.GenericJointEmbedding"), r"joint_embedding=mace\."),
+    ("radial_embedding.bessel_fn", record("mace.modules.radial.GaussianBasis"), r"bessel_fn=.*GaussianBasis"),
+    ("radial_embedding.distance_transform", record("mace.modules.radial.SoftTransform"), "SoftTransform"),
+    ("spherical_harmonics.normalization", "norm", r"normalization=norm \(needed component\)"),
+    ("interactions.1", record("mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"), "AttResidual"),
+    ("readouts.1", record("mace.modules.blocks.NonLinearBiasReadoutBlock"), "NonLinearBiasReadoutBlock"),
+    ("products.0.cueq_config", CUEQ, r"products\.0\.cueq_config\.enabled=True \(needed False\)"),
+    ("interactions.0.conv_tp_weights.layer0.act.f", TANH, r"layer0\.act=torch\.tanh \(needed .*silu\)"),
+    ("interactions.0.conv_tp_weights.layer0.act.cst", 1.5, r"the constants of activations=\[1\.5, 1\.679"),
+    ("interactions.0.avg_num_neighbors", 7.0, r"avg_num_neighbors=\[7\.0, 8\.3\]"),
+    ("interactions.1.hidden_irreps", 1, None),  # nothing reads it
+    (
+        "interactions.1.linear_up.irreps_in",
+        "4x0e+4x1e",
+        r"irreps_in=4x0e\+4x1e \(needed 4x0e\+4x1o",
+    ),
+    ("products.0.linear.irreps_out", "4x0e+2x1o", r"irreps_out=4x0e\+2x1o \(needed 4x0e\+4x1o"),
+    ("products.1.use_sc", False, r"products\.1\.use_sc=False \(needed True\)"),
+    ("radial_embedding.cutoff_fn.r_max", np.array(4.0), r"cutoff_fn\.r_max=4\.0 \(needed 4\.5\)"),
+    ("pair_repulsion_fn.p", np.array(6), r"pair_repulsion_fn\.p=6 \(needed 5\)"),
+    ("atomic_numbers", np.array([3, 8, 8]), r"atomic_numbers=\[3, 8, 8\]"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), OPTIONS, ids=[path for path, *_ in OPTIONS])
+def test_an_option_that_is_not_supported_is_named(tampered, path, value, words):
+    if words is None:
+        tampered(put(path, value))
+        return
+    with pytest.raises(CheckpointError, match=rf"density\.model: this MACE [\s\S]*{words}"):
+        tampered(put(path, value))
+
+
+def test_messages_in_another_order_are_told(tampered):
+    def swap(checkpoint):
+        instructions = modules.at(checkpoint, "interactions.1.conv_tp.instructions")
+        instructions[2], instructions[3] = instructions[3], instructions[2]
+
+    with pytest.raises(CheckpointError, match=r"interactions\.1\.conv_tp\.instructions="):
+        tampered(swap)
+
+
+def test_couplings_that_differ_between_layers_are_told(tampered):
+    path = "products.1.symmetric_contractions.contractions.0.U_matrix_2"
+    with pytest.raises(CheckpointError, match=r"U_matrix_2: these differ, needed them to be equal"):
+        tampered(lambda checkpoint: put(path, 2 * modules.at(checkpoint, path))(checkpoint))
+
+
+def test_a_coupling_that_symmetry_forbids_is_told(tampered):
+    path = f"{CONTRACTION}.U_matrix_1"
+    with pytest.raises(CheckpointError, match=r"U_matrix_1: a coupling that symmetry forbids is 1\.0e\+00"):
+        tampered(put(path, np.ones((3, 16, 1))))
+
+
+def test_a_tensor_that_nothing_reads_is_told(tampered):
+    lora = record("mace.modules.lora.LoRADenseLinear", _parameters={"weight": np.ones(2)})
+    with pytest.raises(CheckpointError, match=r"interactions\.0\.lora\.weight: 0 rules match"):
+        tampered(lambda c: modules.at(c, "interactions.0").state["_modules"].update(lora=lora))
+
+
+def test_a_file_from_before_an_option_existed_means_its_default(tampered, files):
+    later = {
+        "": (*mace.SUPPORTED, "heads", "use_reduced_cg", "apply_cutoff", "lammps_mliap"),
+        "radial_embedding": ("apply_cutoff",),
+        "readouts.1": ("num_heads",),
+        **{f"interactions.{i}": ("cueq_config", "oeq_config", "radial_MLP", "edge_irreps") for i in (0, 1)},
+        **{f"interactions.{i}.reshape": ("cueq_config",) for i in (0, 1)},
+        **{f"products.{i}": ("cueq_config", "oeq_config", "use_agnostic_product") for i in (0, 1)},
+    }
+
+    def forget(checkpoint):
+        for path, names in later.items():
+            module = modules.at(checkpoint, path) if path else checkpoint
+            for name in names:
+                module.state.pop(name, None)
+
+    today = convert_file(files["density"])
+    before = tampered(forget)
+    assert before.model.config == today.model.config
+    jax.tree.map(np.testing.assert_array_equal, before.params, today.params)
+
+
+def test_a_model_class_that_is_not_known_is_named(tmp_path):
+    file = made.write(tmp_path / "dipole.model", made.call("mace.modules.models", "AtomicDipolesMACE"))
+    with pytest.raises(CheckpointError, match=r"the model=mace\.modules\.models\.AtomicDipolesMACE \(needed"):
+        convert_file(file)
+
+
+def test_a_state_dict_in_place_of_a_model_is_refused(tmp_path):
+    file = made.save(tmp_path / "state.model", {"interactions.0.linear_up.weight": np.ones(4)})
+    with pytest.raises(CheckpointError, match=r"a bare state dict of 1 tensors.*for mace, a whole module"):
+        convert_file(file)
+
+
+def test_modules_that_hold_themselves_are_refused(tampered):
+    def loop(checkpoint):
+        checkpoint.state["_modules"]["again"] = checkpoint
+
+    with pytest.raises(CheckpointError, match="holds itself"):
+        tampered(loop)
+
+
+@pytest.mark.parametrize("hostile", [b"cos\nsystem\n", b"cbuiltins\neval\n", b"c__builtin__\nexec\n"])
+def test_a_hostile_class_in_a_model_is_refused_by_its_name(files, tmp_path, hostile):
+    file = tmp_path / "hostile.model"
+    honest = b"cmace.modules.blocks\nLinearNodeEmbeddingBlock\n"
+    with zipfile.ZipFile(files["density"]) as source, zipfile.ZipFile(file, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("/data.pkl"):
+                assert honest in content
+                content = content.replace(honest, hostile)
+            target.writestr(name, content)
+    name = hostile[1:-1].replace(b"\n", b".").decode()
+    with pytest.raises(CheckpointError, match=rf"asks to load {name}.*nothing was run"):
+        convert_file(file)
+
+
+def test_compiled_code_in_a_model_is_not_looked_at(files, tmp_path):
+    # Compiled code lies in the pickle as bytes. Zeros in its place change nothing.
+    checkpoint = torch_zip.read(files["density"])
+    linear = modules.at(checkpoint, "interactions.0.linear_up")
+    code = linear.state["__codegen__"]
+    assert any(isinstance(value, bytes) and value.startswith(b"PK") for value in code.values())
+    linear.state["__codegen__"] = dict.fromkeys(code, pickle.dumps(None))
+    assert mace.config(checkpoint) == convert_file(files["density"]).model.config

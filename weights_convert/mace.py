@@ -1,0 +1,524 @@
+"""MACE `.model` files: whole modules of mace-torch, as torch.save pickles them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxmlip.models import symmetric
+from jaxmlip.models.mace import MACEConfig, message_paths
+from weights_convert.modules import at, children, class_of, contents, get, irreps, number, tensor
+from weights_convert.modules import tensors as registered
+from weights_convert.rules import Rule
+from weights_convert.torch_zip import CheckpointError, Record
+
+CONVENTION = (
+    "Batatia et al. 2022, as mace-torch 0.3 computes it. Weights are as e3nn keeps them, before the division "
+    "by √(fan-in); U tensors are summed over the orders of their indices."
+)
+LAYOUT = "a whole module of the classes of mace-torch, as its trainer saves in .model files"
+
+MODELS = {"mace.modules.models.MACE": False, "mace.modules.models.ScaleShiftMACE": True}  # whether it scales
+BLOCKS = {
+    "mace.modules.blocks.RealAgnosticInteractionBlock": "agnostic",
+    "mace.modules.blocks.RealAgnosticResidualInteractionBlock": "residual",
+    "mace.modules.blocks.RealAgnosticDensityInteractionBlock": "density",
+    "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": "density-residual",
+}
+PRODUCT = "mace.modules.blocks.EquivariantProductBasisBlock"
+LINEAR_READOUT = "mace.modules.blocks.LinearReadoutBlock"
+READOUT = "mace.modules.blocks.NonLinearReadoutBlock"
+BESSEL = "mace.modules.radial.BesselBasis"
+CUTOFF = "mace.modules.radial.PolynomialCutoff"
+AGNESI = "mace.modules.radial.AgnesiTransform"
+SILU = "torch.nn.functional.silu"
+RESIDUE = 1e-5  # of sums of float32 numbers of order one that should vanish
+
+# Attributes of the model that fix the architecture, with the only value supported here, which is also what a
+# file means that was saved before the attribute existed.
+SUPPORTED: dict[str, Any] = {
+    "use_so3": False,
+    "use_agnostic_product": False,
+    "use_last_readout_only": False,
+    "edge_irreps": None,
+    "embedding_specs": None,
+}
+
+
+def recognises(checkpoint: Any) -> bool:
+    """Whether `checkpoint` is a module of mace-torch."""
+    return isinstance(checkpoint, Record) and class_of(checkpoint).split(".")[0] == "mace"
+
+
+def heads(checkpoint: Any) -> tuple[str, ...]:
+    """The names of the heads, which share all but reference energies, readouts, scales and shifts."""
+    return tuple(map(str, get(checkpoint, "heads", ("Default",)) or ("Default",)))
+
+
+def tensors(checkpoint: Any, head: str) -> dict[str, np.ndarray]:
+    """The tensors of the model with one `head`, by their paths; a model without scale and shift gets 1 and 0.
+
+    Tensors without elements, which e3nn registers for biases that a layer lacks, are left out.
+    """
+    found = {name: array for name, array in registered(checkpoint).items() if array.size}
+    if not MODELS.get(class_of(checkpoint), True):
+        found |= {"scale_shift.scale": np.ones(()), "scale_shift.shift": np.zeros(())}
+    names = heads(checkpoint)
+    place, count, channels = names.index(head), len(names), _channels(checkpoint)
+    for name, array in found.items():
+        try:
+            found[name] = _of_head(name, array, place, count, channels)
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {error}; needed a part for each of {count} heads.") from None
+    return found
+
+
+def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int) -> np.ndarray:
+    """What the tensor called `name` has for the head at `place` of `count`."""
+    if name.startswith("readouts.") and count == 1:
+        return array
+    match name.split("."):
+        case ["scale_shift", _]:
+            return np.broadcast_to(np.ravel(array), count)[place]
+        case ["atomic_energies_fn", _]:
+            return np.reshape(array, (count, -1))[place]
+        case ["readouts", _, "linear", "weight"]:
+            return np.reshape(array, (-1, count))[:, place]
+        # The last readout masks its hidden features, but for a block that belongs to the head.
+        case ["readouts", _, "linear_1", "weight"]:
+            return np.reshape(array, (channels, count, -1))[:, place]
+        case ["readouts", _, "linear_2", "weight"]:
+            # e3nn divides by the root of the number of hidden features, of all heads; one head has its own.
+            return np.reshape(array, (count, -1, count))[place, :, place] / np.sqrt(count)
+    return array
+
+
+def config(checkpoint: Any) -> MACEConfig:
+    """The architecture of the model. Raises CheckpointError, naming the option, where it is unknown."""
+    try:
+        _raise("this MACE has options that are not supported", _unsupported(checkpoint))
+        found = _config(checkpoint)
+        _raise(
+            "this MACE is not put together as mace-torch does it", _differences(_layout(checkpoint, found))
+        )
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"this MACE cannot be read ({type(error).__name__}: {error}).") from None
+    return found
+
+
+def elements(checkpoint: Any) -> tuple[int, ...]:
+    """The atomic numbers that the model was made for."""
+    return tuple(sorted(map(int, tensor(checkpoint, "atomic_numbers"))))
+
+
+def _raise(what: str, wrong: Sequence[tuple[str, Any, Any]]) -> None:
+    if wrong:
+        lines = "\n  ".join(f"{path}={found} (needed {needed})" for path, found, needed in wrong)
+        raise CheckpointError(f"{what}:\n  {lines}")
+
+
+def _differences(triples) -> list[tuple[str, Any, Any]]:
+    return [(path, found, needed) for path, found, needed in triples if found != needed]
+
+
+def _channels(checkpoint: Any) -> int:
+    weight = tensor(checkpoint, "node_embedding.linear.weight")
+    return weight.size // tensor(checkpoint, "atomic_numbers").size
+
+
+def _unsupported(model: Any) -> list[tuple[str, Any, Any]]:
+    """What of the model's classes, or else of its options, is none of those known here."""
+    kind = class_of(model)
+    if kind not in MODELS:
+        return [("the model", kind, " or ".join(MODELS))]
+    return _differences(_classes(model)) or _differences(_options(model))
+
+
+def _classes(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Paths, the classes of the modules there, and the classes that are supported."""
+    for path, needed in (("bessel_fn", BESSEL), ("cutoff_fn", CUTOFF)):
+        yield f"radial_embedding.{path}", class_of(at(model, f"radial_embedding.{path}")), needed
+    transform = _class_at(model, "radial_embedding.distance_transform")
+    yield "radial_embedding.distance_transform", transform, AGNESI if transform else None
+    yield "joint_embedding", _class_at(model, "joint_embedding"), None
+    for path in children(model, "interactions"):
+        kind = class_of(at(model, path))
+        yield path, kind, kind if kind in BLOCKS else " or ".join(BLOCKS)
+    for path in children(model, "products"):
+        yield path, class_of(at(model, path)), PRODUCT
+    first, *others = children(model, "readouts")
+    yield first, class_of(at(model, first)), LINEAR_READOUT
+    for path in others:
+        yield path, class_of(at(model, path)), READOUT if path == others[-1] else LINEAR_READOUT
+
+
+def _class_at(model: Any, path: str) -> str | None:
+    found = get(model, path, None)
+    return None if found is None else class_of(found)
+
+
+def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Paths, what is found there, and what is supported."""
+    for name, needed in SUPPORTED.items():
+        yield name, get(model, name, needed), needed
+    yield "spherical_harmonics.normalize", at(model, "spherical_harmonics.normalize"), True
+    yield "spherical_harmonics.normalization", at(model, "spherical_harmonics.normalization"), "component"
+    for path in children(model, "interactions"):
+        yield f"{path}.conv_fusion", get(model, f"{path}.conv_fusion", None), None
+        yield from _acceleration(model, path)
+        yield from _acceleration(model, f"{path}.reshape")
+        yield from _network(model, f"{path}.conv_tp_weights")
+        if BLOCKS[class_of(at(model, path))].startswith("density"):
+            yield from _network(model, f"{path}.density_fn")
+    for path in children(model, "products"):
+        yield f"{path}.use_agnostic_product", get(model, f"{path}.use_agnostic_product", False), False
+        yield from _acceleration(model, path)
+    for path in children(model, "readouts")[1:][-1:]:
+        yield f"{path}.num_heads", get(model, f"{path}.num_heads", 1), len(heads(model))
+        acts = [class_of(at(model, f"{act}.f")) for act in children(model, f"{path}.non_linearity.acts")]
+        yield f"{path}.non_linearity", acts, [SILU]
+
+
+def _acceleration(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Libraries that compute the same faster keep the weights in orders of their own."""
+    for name in ("cueq_config", "oeq_config"):
+        found = get(model, f"{path}.{name}", None)
+        yield f"{path}.{name}.enabled", found is not None and get(found, "enabled", True), False
+        yield f"{path}.{name}.layout_str", get(found, "layout_str", "mul_ir"), "mul_ir"
+
+
+def _network(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """A FullyConnectedNet: SiLU but after the last layer, and e3nn's usual variances."""
+    layers = _layers(model, path)
+    for layer in layers:
+        act = at(model, f"{layer}.act")
+        found = act if act is None else class_of(at(model, f"{layer}.act.f"))
+        yield f"{layer}.act", found, None if layer == layers[-1] else SILU
+        for name in ("var_in", "var_out"):
+            yield f"{layer}.{name}", get(model, f"{layer}.{name}", 1), 1
+
+
+def _layers(model: Any, path: str) -> list[str]:
+    """The paths of the layers of the FullyConnectedNet at `path`."""
+    inside = contents(at(model, path))
+    return [f"{path}.layer{k}" for k in range(len(inside)) if f"layer{k}" in inside]
+
+
+def _config(model: Any) -> MACEConfig:
+    """The sizes; `_layout` compares all else with them."""
+    blocks, products, readouts = (children(model, name) for name in ("interactions", "products", "readouts"))
+    networks = [_layers(model, f"{block}.conv_tp_weights") for block in blocks]
+    acts = [f"{layer}.act" for layers in networks for layer in layers[:-1]]
+    width = MACEConfig.readout
+    if len(readouts) > 1:
+        width = tensor(model, f"{readouts[-1]}.linear_2.weight").size // len(heads(model)) ** 2
+        acts += children(model, f"{readouts[-1]}.non_linearity.acts")
+    scales = sorted({float(number(model, f"{act}.cst")) for act in acts})
+    averages = sorted({float(number(model, f"{block}.avg_num_neighbors")) for block in blocks})
+    counts = (
+        ("the number of products", len(products), len(blocks)),
+        ("the number of readouts", len(readouts), len(blocks)),
+        ("the constants of activations", scales, scales[:1]),
+        ("the averages of avg_num_neighbors", averages, averages[:1]),
+    )
+    _raise("this MACE has options that are not supported", _differences(counts))
+
+    def highest_l(path: str) -> int:
+        return len(irreps(at(model, path), path)) - 1
+
+    correlation = [f"{path}.symmetric_contractions.contractions.0.correlation" for path in products]
+    found = MACEConfig(
+        elements=tuple(int(z) for z in tensor(model, "atomic_numbers")),
+        channels=_channels(model),
+        hidden_l=highest_l("products.0.linear.irreps_out"),
+        harmonics_l=highest_l("spherical_harmonics.irreps_out"),
+        correlation=tuple(int(number(model, path)) for path in correlation),
+        blocks=tuple(BLOCKS[class_of(at(model, block))] for block in blocks),
+        cutoff=float(number(model, "r_max")),
+        radial=tensor(model, "radial_embedding.bessel_fn.bessel_weights").size,
+        envelope=int(number(model, "radial_embedding.cutoff_fn.p")),
+        radial_widths=tuple(tensor(model, f"{layer}.weight").shape[1] for layer in networks[0][:-1]),
+        average_neighbours=averages[0],
+        readout=width,
+        agnesi=get(model, "radial_embedding.distance_transform", None) is not None,
+        repulsion="pair_repulsion" in contents(model),
+        cutoff_on_basis=bool(get(model, "radial_embedding.apply_cutoff", True)),
+        activation_scale=scales[0],
+    )
+    sources = [_coupling(_using(found, L, nu)[0], L, nu) for L, nu in found.couplings()]
+    return replace(found, paths=tuple(tensor(model, path).shape[-1] for path in sources))
+
+
+def _layout(model: Any, c: MACEConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Paths, what is found there, and what the rules below take for granted."""
+    numbers, f = len(c.elements), c.channels
+    ordered = sorted({z for z in c.elements if 1 <= z <= 118})
+    yield "atomic_numbers", sorted(c.elements), ordered
+    yield "radial_embedding.cutoff_fn.r_max", number(model, "radial_embedding.cutoff_fn.r_max"), c.cutoff
+    if c.repulsion:
+        yield "pair_repulsion_fn.p", number(model, "pair_repulsion_fn.p"), c.envelope
+
+    features = [_spell([(f, l, (-1) ** l) for l in range(l_max + 1)]) for l_max in range(9)]
+    A, last = features[c.harmonics_l], len(c.blocks) - 1
+    one_each = _spell([(1, l, (-1) ** l) for l in range(c.harmonics_l + 1)])
+    yield from _irreps(model, "spherical_harmonics.irreps_out", one_each)
+    for t, block in enumerate(c.blocks):
+        here, in_l, out_l = f"interactions.{t}", c.hidden_l if t else 0, c.out_l(t)
+        h = features[in_l]
+        paths = message_paths((in_l + 1) ** 2, c.harmonics_l)
+        messages = [(f, l3, (-1) ** l3) for *_, l3 in paths]
+        yield from _linear(model, f"{here}.linear_up", h, h)
+        yield from _irreps(model, f"{here}.conv_tp.irreps_in1", h)
+        yield from _irreps(model, f"{here}.conv_tp.irreps_in2", one_each)
+        yield from _irreps(model, f"{here}.conv_tp.irreps_out", _spell(messages))
+        needed = [(l1, l2, k, "uvu", True, 2 * l3 + 1, (f, 1)) for k, (l1, l2, l3) in enumerate(paths)]
+        yield f"{here}.conv_tp.instructions", _instructions(model, f"{here}.conv_tp"), needed
+        yield from _linear(model, f"{here}.linear", _spell(_merged(messages)), A)
+        residual = block.endswith("residual")
+        first, second = (h, features[out_l]) if residual else (A, A)
+        yield from _irreps(model, f"{here}.skip_tp.irreps_in1", first)
+        yield from _irreps(model, f"{here}.skip_tp.irreps_in2", _spell([(numbers, 0, 1)]))
+        yield from _irreps(model, f"{here}.skip_tp.irreps_out", second)
+        needed = [
+            (l, 0, l, "uvw", True, (2 * l + 1) / (f * numbers), (f, numbers, f)) for l in _skipped(c, t)
+        ]
+        needed = [(*row[:5], round(row[5], 9), row[6]) for row in needed]
+        yield f"{here}.skip_tp.instructions", _instructions(model, f"{here}.skip_tp"), needed
+        yield from _irreps(model, f"{here}.reshape.irreps", A)
+
+        here = f"products.{t}"
+        if residual:
+            yield f"{here}.use_sc", at(model, f"{here}.use_sc"), True
+        yield from _irreps(model, f"{here}.symmetric_contractions.irreps_in", A)
+        yield from _irreps(model, f"{here}.symmetric_contractions.irreps_out", features[out_l])
+        yield from _linear(model, f"{here}.linear", features[out_l], features[out_l])
+        for L in range(out_l + 1):
+            part = f"{here}.symmetric_contractions.contractions.{L}.correlation"
+            yield part, at(model, part), c.correlation[t]
+
+        count, here = len(heads(model)), f"readouts.{t}"
+        energies = _spell([(count, 0, 1)])
+        if 0 < t == last:
+            hidden = _spell([(count * c.readout, 0, 1)])
+            yield from _linear(model, f"{here}.linear_1", features[0], hidden)
+            yield from _linear(model, f"{here}.linear_2", hidden, energies)
+        else:
+            yield from _linear(model, f"{here}.linear", features[out_l], energies)
+
+
+def _irreps(model: Any, path: str, needed: str) -> Iterator[tuple[str, Any, Any]]:
+    yield path, _spell(irreps(at(model, path), path)), needed
+
+
+def _linear(model: Any, path: str, inputs: str, outputs: str) -> Iterator[tuple[str, Any, Any]]:
+    """A Linear of e3nn without bias that mixes all inputs of an irrep, in their order, into all outputs."""
+    ins = irreps(at(model, f"{path}.irreps_in"), f"{path}.irreps_in")
+    outs = irreps(at(model, f"{path}.irreps_out"), f"{path}.irreps_out")
+    yield f"{path}.irreps_in", _spell(_merged(ins)), inputs
+    yield f"{path}.irreps_out", _spell(outs), outputs
+    found = [record.args for record in at(model, f"{path}.instructions")]
+    needed = [
+        (i, o, (n, m), round(1 / sum(each for each, *its in ins if its == irrep), 9))
+        for i, (n, *irrep) in enumerate(ins)
+        for o, (m, *other) in enumerate(outs)
+        if irrep == other
+    ]
+    yield f"{path}.instructions", [(i, o, shape, round(w**2, 9)) for i, o, shape, w in found], needed
+
+
+def _instructions(model: Any, path: str) -> list[tuple]:
+    """The instructions of a TensorProduct, with the squares of their weights."""
+    found = [record.args for record in at(model, f"{path}.instructions")]
+    return [(*first, round(weight**2, 9), shape) for *first, weight, shape in found]
+
+
+def _spell(triples: Sequence[tuple[int, int, int]]) -> str:
+    """Irreps as e3nn writes them."""
+    return "+".join(f"{n}x{l}{'e' if p == 1 else 'o'}" for n, l, p in triples)
+
+
+def _merged(triples: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Irreps with equal neighbours added up."""
+    merged: list[tuple[int, int, int]] = []
+    for n, *irrep in triples:
+        if merged and [*merged[-1][1:]] == irrep:
+            n += merged.pop()[0]
+        merged.append((n, *irrep))
+    return merged
+
+
+def _skipped(c: MACEConfig, layer: int) -> range:
+    """The l that the skip connection of a layer mixes: after the sum over neighbours, or around it."""
+    around = min(c.hidden_l if layer else 0, c.out_l(layer))
+    return range((around if c.blocks[layer].endswith("residual") else c.harmonics_l) + 1)
+
+
+def _using(c: MACEConfig, L: int, nu: int) -> list[int]:
+    """The layers with the coupling (L, ν)."""
+    return [t for t in range(len(c.blocks)) if c.out_l(t) >= L and c.correlation[t] >= nu]
+
+
+def _coupling(layer: int, L: int, nu: int) -> str:
+    return f"products.{layer}.symmetric_contractions.contractions.{L}.U_matrix_{nu}"
+
+
+def rules(config: MACEConfig) -> list[Rule]:
+    """Which tensors become which parameters; e3nn keeps those of a layer in one row, l after l."""
+    c, f, numbers = config, config.channels, len(config.elements)
+    made = [
+        Rule(("node_embedding.linear.weight",), ("network/embedding",), partial(_reshaped, (numbers, f))),
+        Rule(
+            ("atomic_energies_fn.atomic_energies",), ("reference_energies",), partial(_by_number, c.elements)
+        ),
+        *_constants(c),
+    ]
+    for t, block in enumerate(c.blocks):
+        source, target = f"interactions.{t}", f"network/interaction_{t}"
+        in_l, out_l = c.hidden_l if t else 0, c.out_l(t)
+        paths = [l3 for *_, l3 in message_paths((in_l + 1) ** 2, c.harmonics_l)]
+        mixed = [(paths.count(l) * f, f) for l in range(c.harmonics_l + 1)]
+        made += [
+            _flat(f"{source}.linear_up", f"{target}/up", [(f, f)] * (in_l + 1)),
+            Rule((f"{source}.conv_tp_weights.layer{{k}}.weight",), (f"{target}/radial/layer_{{k}}",)),
+            _flat(f"{source}.linear", f"{target}/mix", mixed),
+            Rule(
+                (f"{source}.skip_tp.weight",),
+                tuple(f"{target}/skip/l{l}" for l in _skipped(c, t)),
+                partial(_by_element, [(f, numbers, f) for _ in _skipped(c, t)]),
+            ),
+        ]
+        if block.startswith("density"):
+            made.append(Rule((f"{source}.density_fn.layer0.weight",), (f"{target}/radial/density",)))
+
+        source, target = f"products.{t}", f"network/product_{t}"
+        for L in range(out_l + 1):
+            contraction = f"{source}.symmetric_contractions.contractions.{L}"
+            made.append(Rule((f"{contraction}.weights_max",), (f"{target}/l{L}_nu{c.correlation[t]}",)))
+            made += [
+                Rule((f"{contraction}.weights.{c.correlation[t] - 1 - nu}",), (f"{target}/l{L}_nu{nu}",))
+                for nu in range(1, c.correlation[t])
+            ]
+        made.append(_flat(f"{source}.linear", f"{target}/linear", [(f, f)] * (out_l + 1)))
+
+        source, target = f"readouts.{t}", f"network/readout_{t}"
+        shapes = {"linear": (target, (f, 1))}
+        if 0 < t == len(c.blocks) - 1:
+            shapes = {
+                "linear_1": (f"{target}/hidden", (f, c.readout)),
+                "linear_2": (f"{target}/out", (c.readout, 1)),
+            }
+        made += [
+            Rule((f"{source}.{layer}.weight",), (name,), partial(_reshaped, shape))
+            for layer, (name, shape) in shapes.items()
+        ]
+    return made
+
+
+def _constants(c: MACEConfig) -> list[Rule]:
+    """Numbers that a file keeps and that training leaves alone."""
+    basis, transform, zbl = (
+        "radial_embedding.bessel_fn",
+        "radial_embedding.distance_transform",
+        "pair_repulsion_fn",
+    )
+    made = [
+        Rule((f"{basis}.bessel_weights",), ("constants/bessel_frequencies",)),
+        Rule((f"{basis}.prefactor",), ("constants/bessel_prefactor",)),
+        Rule(("scale_shift.scale",), ("constants/scale",)),
+        Rule(("scale_shift.shift",), ("constants/shift",)),
+    ]
+    if c.agnesi:
+        made.append(Rule(tuple(f"{transform}.{name}" for name in "aqp"), ("constants/agnesi",), _stacked))
+    if c.repulsion:
+        made += [
+            Rule((f"{zbl}.c",), ("constants/zbl_coefficients",)),
+            Rule((f"{zbl}.a_exp", f"{zbl}.a_prefactor"), ("constants/zbl_length",), _stacked),
+        ]
+    radii = [f"{part}.covalent_radii" for part, used in ((transform, c.agnesi), (zbl, c.repulsion)) if used]
+    if radii:
+        made.append(Rule(tuple(radii), ("constants/covalent_radii",), _same))
+    for L, nu in c.couplings():
+        sources = tuple(_coupling(t, L, nu) for t in _using(c, L, nu))
+        made.append(
+            Rule(sources, (f"constants/coupling/l{L}_nu{nu}",), partial(_folded, c.harmonics_l, L, nu))
+        )
+    return made
+
+
+def set_aside(config: MACEConfig) -> dict[str, str]:
+    """Patterns of tensors that are not used, with the reason."""
+    return {
+        r"atomic_numbers|num_interactions|(radial_embedding\.(bessel|cutoff)_fn\.)?r_max"
+        r"|(radial_embedding\.cutoff_fn|pair_repulsion_fn)\.p": "read as hyperparameters",
+        r".*\.output_mask": "tells which outputs of a layer can differ from zero",
+        r".*\.weights_\w+_zeroed": "tells which weights are zero; they are stored as zeros",
+    }
+
+
+def _flat(source: str, target: str, shapes: Sequence[tuple[int, int]]) -> Rule:
+    targets = tuple(f"{target}/l{l}" for l in range(len(shapes)))
+    return Rule((f"{source}.weight",), targets, partial(_parts, shapes))
+
+
+def _parts(shapes: Sequence[tuple[int, ...]], weight: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The matrices of all l that lie one after the other in a flat tensor."""
+    sizes = [math.prod(shape) for shape in shapes]
+    if weight.shape != (sum(sizes),):
+        raise ValueError(f"found shape {weight.shape}, needed ({sum(sizes)},)")
+    pieces = np.split(weight, np.cumsum(sizes)[:-1])
+    return tuple(piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+
+def _by_element(shapes: Sequence[tuple[int, int, int]], weight: np.ndarray) -> tuple[np.ndarray, ...]:
+    """As _parts, from (channel, element, channel) to (element, channel, channel)."""
+    return tuple(part.transpose(1, 0, 2) for part in _parts(shapes, weight))
+
+
+def _reshaped(shape: tuple[int, ...], weight: np.ndarray) -> np.ndarray:
+    if weight.size != math.prod(shape):
+        raise ValueError(f"found shape {weight.shape}, needed one of {math.prod(shape)} elements")
+    return weight.reshape(shape)
+
+
+def _by_number(numbers: tuple[int, ...], energies: np.ndarray) -> np.ndarray:
+    """The energies of the elements `numbers` as an array indexed by Z."""
+    if energies.shape != (len(numbers),):
+        raise ValueError(f"found shape {energies.shape}, needed ({len(numbers)},)")
+    made = np.zeros(max(numbers) + 1, energies.dtype)
+    made[list(numbers)] = energies
+    return made
+
+
+def _stacked(*numbers: np.ndarray) -> np.ndarray:
+    return np.array([number.reshape(()) for number in numbers])
+
+
+def _same(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    if any(not np.array_equal(first, other) for other in others):
+        raise ValueError("these differ, needed them to be equal")
+    return first
+
+
+def _folded(l_max: int, L: int, nu: int, *tensors: np.ndarray) -> np.ndarray:
+    """U_{M, i₁ … i_ν} of all layers, summed over the orders of the i, at the terms that symmetry allows.
+
+    In float64 whatever the file has, as sums of float32 are no float32.
+    """
+    U = _same(*tensors).astype(np.float64)
+    U = U if L else U[None]
+    shape = (2 * L + 1, *[(l_max + 1) ** 2] * nu)
+    if U.shape[:-1] != shape:
+        raise ValueError(f"found shape {U.shape[:-1]} but for the paths, needed {shape}")
+    coefficients = symmetric.folded(U)
+    kept = [coefficients.pop(tuple(map(int, row))) for row in symmetric.terms(l_max, L, nu)]
+    residue = max((np.abs(row).max() for row in coefficients.values()), default=0.0)
+    if residue > RESIDUE:
+        raise ValueError(f"a coupling that symmetry forbids is {residue:.1e}, needed 0 with natural parity")
+    return np.reshape(kept, (len(kept), U.shape[-1]))

@@ -1,0 +1,123 @@
+"""Walks torch modules as they lie in a pickled file: records whose states hold tensors and further modules.
+
+Code that a file carries (bytes of TorchScript, graphs of torch.fx) is never looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from weights_convert.torch_zip import CheckpointError, Record
+
+PARTS = ("_parameters", "_buffers", "_modules")  # where a torch module keeps what is registered
+
+
+def contents(module: Any) -> dict[str, Any]:
+    """The plain attributes, tensors and modules that `module` holds, by name; empty for other objects."""
+    state = module.state if isinstance(module, Record) else None
+    if not isinstance(state, Mapping):
+        return {}
+    parts = [state.get(part) for part in PARTS]
+    registered = {name: value for part in parts if isinstance(part, Mapping) for name, value in part.items()}
+    return registered | {name: value for name, value in state.items() if name not in PARTS}
+
+
+def at(module: Any, path: str) -> Any:
+    """The tensor, module or attribute at the dotted `path` within `module`.
+
+    Raises CheckpointError, with what is there instead, where the path leads nowhere.
+    """
+    here, names = module, path.split(".")
+    for k, name in enumerate(names):
+        inside = contents(here)
+        if name not in inside:
+            where = ".".join(names[:k]) or "the model"
+            shown = ", ".join(key for key in inside if not str(key).startswith("_")) or "nothing"
+            raise CheckpointError(
+                f"{'.'.join(names[: k + 1])} is missing; {where} is a {class_of(here)} with {shown}."
+            )
+        here = inside[name]
+    return here
+
+
+def get(module: Any, path: str, default: Any) -> Any:
+    """As `at`, with a default where only the last name of `path` is missing."""
+    *above, name = path.split(".")
+    return contents(at(module, ".".join(above)) if above else module).get(name, default)
+
+
+def number(module: Any, path: str) -> float:
+    """The number at `path`: a tensor of one element or a plain number. Raises CheckpointError for another."""
+    found = at(module, path)
+    if isinstance(found, np.ndarray | np.generic) and found.size == 1 and found.dtype.kind in "biuf":
+        return found.item()
+    if isinstance(found, int | float):
+        return found
+    raise CheckpointError(f"{path} is {describe(found)}, needed a number.")
+
+
+def tensor(module: Any, path: str) -> np.ndarray:
+    """The tensor at `path`. Raises CheckpointError where something else is there."""
+    found = at(module, path)
+    if not isinstance(found, np.ndarray):
+        raise CheckpointError(f"{path} is {describe(found)}, needed a tensor.")
+    return found
+
+
+def children(module: Any, path: str) -> list[str]:
+    """The paths of what the ModuleList at `path` holds, in its order."""
+    found = at(module, path)
+    if class_of(found).split(".")[-1] != "ModuleList":
+        raise CheckpointError(f"{path} is {describe(found)}, needed a list of modules.")
+    return [f"{path}.{k}" for k in sorted(int(name) for name in contents(found) if name.isdecimal())]
+
+
+def tensors(module: Any) -> dict[str, np.ndarray]:
+    """Every tensor registered in `module` or in a module within it, by its dotted path."""
+    found: dict[str, np.ndarray] = {}
+
+    def visit(here: Any, prefix: str, above: tuple[int, ...]) -> None:
+        if id(here) in above:
+            raise CheckpointError(f"{prefix} holds itself; needed modules within modules.")
+        state = here.state if isinstance(here, Record) else None
+        for part in PARTS:
+            inside = state.get(part) if isinstance(state, Mapping) else None
+            for name, value in inside.items() if isinstance(inside, Mapping) else ():
+                if isinstance(value, np.ndarray):
+                    found[f"{prefix}{name}"] = value
+                else:
+                    visit(value, f"{prefix}{name}.", (*above, id(here)))
+
+    visit(module, "", ())
+    return found
+
+
+def class_of(value: Any) -> str:
+    """The full name of the class of `value`, or of `value` where it is itself a class or function."""
+    if isinstance(value, type):
+        return value.__qualname__
+    return type(value).__qualname__ if isinstance(value, Record) else type(value).__name__
+
+
+def describe(value: Any) -> str:
+    """`value` in a few words, for messages."""
+    if isinstance(value, np.ndarray):
+        return f"a tensor of shape {value.shape}"
+    return f"a {class_of(value)}" if isinstance(value, Record) else repr(value)[:100]
+
+
+def irreps(value: Any, path: str) -> list[tuple[int, int, int]]:
+    """Irreps of e3nn, a record or text such as "8x0e+8x1o", as triples of multiplicity, l and parity ±1."""
+    try:
+        if isinstance(value, str):
+            matches = [re.fullmatch(r"(?:(\d+)x)?(\d+)([eo])", part.strip()) for part in value.split("+")]
+            return [(int(m[1] or 1), int(m[2]), 1 if m[3] == "e" else -1) for m in matches]
+        return [
+            (int(mul), *map(int, irrep.args[0])) for mul, irrep in (pair.args[0] for pair in value.args[0])
+        ]
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise CheckpointError(f"{path} is {describe(value)}, needed irreps of e3nn.") from None
