@@ -4,8 +4,14 @@ Laws are proved on small networks with random parameters, so that they need no w
 the public weights, fetched once, and skipped with the reason where they cannot be had.
 """
 
+import os
 import warnings
 from dataclasses import replace
+
+# The tests compile hundreds of programs and run each once or twice: LLVM's optimiser would cost more than
+# it gains.
+# XLA_FLAGS="" pytest tests what users run; .ci/run does so for parity.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import numpy as np

@@ -182,11 +182,12 @@ def test_hessian_columns_are_hessian_vector_products(potential, crystal):
     columns = [4, 0, 13]
     rows = hessian_columns(potential, crystal, columns, block_size=2)
     packed = batching.pack([potential.graph(crystal)])
+    product = jax.jit(partial(hvp, potential.energy, packed))
     for row, k in zip(rows, columns, strict=True):
         v = np.zeros_like(packed.positions)
         v.reshape(-1)[k] = 1
         with potential.precision():
-            column = hvp(potential.energy, packed, jnp.asarray(v))
+            column = product(v)
         np.testing.assert_allclose(row, np.ravel(column)[: len(row)], **TIGHT)
 
 
