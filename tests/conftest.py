@@ -14,12 +14,23 @@ from ase import Atoms
 from ase.build import bulk
 
 from jaxmlip.models.chgnet import CHGNetConfig
+from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import random_potential
 
-SMALL = {"features": 8, "radial": 5, "angular": 5, "blocks": 3, "bond_cutoff": 4.0, "angle_cutoff": 3.0}
+SMALL_CHGNET = {
+    "features": 8,
+    "radial": 5,
+    "angular": 5,
+    "blocks": 3,
+    "bond_cutoff": 4.0,
+    "angle_cutoff": 3.0,
+}
+SMALL_M3GNET = {"features": 8, "hidden": 6, "radial": 2, "blocks": 2, "bond_cutoff": 4.0, "angle_cutoff": 3.0}
 MODELS = {
-    "chgnet-0.3": CHGNetConfig(**SMALL, readout=(8, 8)),
-    "chgnet-0.2": CHGNetConfig(**SMALL, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "chgnet-0.3": CHGNetConfig(**SMALL_CHGNET, readout=(8, 8)),
+    "chgnet-0.2": CHGNetConfig(**SMALL_CHGNET, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "m3gnet-smooth": M3GNetConfig(**SMALL_M3GNET),
+    "m3gnet-spherical": M3GNetConfig(**{**SMALL_M3GNET, "blocks": 1}, smooth=False),
 }
 
 
