@@ -1,6 +1,6 @@
 """Does the Hessian of a large cell stay within the memory that was allowed?
 
-    python -m benchmarks.memory --cells 4 --memory-limit 4
+    python -m benchmarks.memory --cells 4 --memory-limit 4 [--model m3gnet-mp-2021.2.8]
 
 The Hessian of rattled NaCl (4 x 4 x 4 cubic cells: 512 atoms) in float64, or with --columns the first columns
 alone, and the peak memory of the whole process as the operating system counted it.
@@ -22,6 +22,7 @@ from benchmarks.speed import salt
 
 @dataclass(frozen=True)
 class Settings:
+    model: str = "chgnet-0.3.0"
     cells: int = 4
     memory_limit: float = 4.0  # GB
     dtype: Literal["float32", "float64"] = "float64"
@@ -30,7 +31,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     atoms = salt(settings.cells)
-    potential = jaxmlip.load("chgnet-0.3.0", settings.dtype)
+    potential = jaxmlip.load(settings.model, settings.dtype)
     limit = settings.memory_limit * 1e9
     before = peak()
     plan = jaxmlip.plan_hessian(potential, atoms, memory_limit=limit)
@@ -39,8 +40,8 @@ def main(settings: Settings) -> None:
     h = jaxmlip.hessian_columns(potential, atoms, columns, memory_limit=limit)
     took = time.perf_counter() - start
     print(
-        f"{len(atoms)} atoms, {len(columns)} of {3 * len(atoms)} columns, {plan.block_size} at once: "
-        f"{took:.0f} s"
+        f"{potential.name}, {len(atoms)} atoms, {len(columns)} of {3 * len(atoms)} columns, "
+        f"{plan.block_size} at once: {took:.0f} s"
     )
     print(f"predicted {plan.total / 1e9:.2f} GB of at most {settings.memory_limit:g} GB")
     print(f"peak of the process {peak():.2f} GB, of which {before:.2f} GB before")

@@ -1,9 +1,10 @@
 """How much faster than the original package: energies and forces, and full Hessians?
 
     python -m benchmarks.speed --peer chgnet [--peer-python PYTHON]
+    python -m benchmarks.speed --peer matgl [--model m3gnet-matpes-pbe-2025.1]
 
-Energy, forces, stress and magnetic moments of rattled rock-salt NaCl, neighbours included, float32; and the
-Hessian of 64 atoms, against one reverse sweep of torch for each row (timed for some rows and multiplied, as
+Everything that the model predicts of rattled rock-salt NaCl, neighbours included, float32; and the Hessian of
+64 atoms, against one reverse sweep of torch for each row (timed for some rows and multiplied, as
 the rows cost the same). The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with
 one thread and with all cores, and the better of both counts. The sides take turns; ratios are within a turn.
 """
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -28,15 +29,42 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.sources import MODELS
 
 ROWS = 6  # of the peer's Hessian; all of them cost the same
+REST = 0.5  # s after which the peer's threads no longer wait for work, which takes a core as work does
+
+
+class Opponent(NamedTuple):
+    """A package to compare with, and how its worker benchmarks/peer_NAME.py is told which model to load."""
+
+    model: str  # ours, unless another is asked for
+    told: Callable[[str], str]
+    predicts: str
+
+
+def matgl_folder(model: str) -> str:
+    """The folder of the published files, which matgl reads too, in JAXMLIP_WEIGHTS."""
+    name = MODELS[model].origin.folder
+    for folder in sorted(Path(os.environ.get("JAXMLIP_WEIGHTS", ".")).rglob(name)):
+        return str(folder)
+    raise SystemExit(
+        f"the environment variable JAXMLIP_WEIGHTS names no folder with {name} in it, which matgl reads too."
+    )
+
+
+OPPONENTS = {
+    "chgnet": Opponent("chgnet-0.3.0", lambda model: model.removeprefix("chgnet-"), "E, F, σ, m"),
+    "matgl": Opponent("m3gnet-mp-2021.2.8", matgl_folder, "E, F, σ"),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to compare, and how often."""
 
-    peer: Literal["chgnet"] = "chgnet"
+    peer: Literal["chgnet", "matgl"] = "chgnet"
+    model: str | None = None  # ours, with the same weights at the peer; default: by peer
     peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = (
         sys.executable
     )
@@ -49,10 +77,10 @@ class Settings:
 class Peer:
     """A worker process that times the original package."""
 
-    def __init__(self, settings: Settings, version: str, dtype: str):
+    def __init__(self, settings: Settings, model: str, dtype: str):
         script = Path(__file__).with_name(f"peer_{settings.peer}.py")
         self.process = subprocess.Popen(
-            [settings.peer_python, str(script), version, dtype],
+            [settings.peer_python, str(script), OPPONENTS[settings.peer].told(model), dtype],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -77,7 +105,9 @@ class Peer:
         }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        times = json.loads(self.process.stdout.readline())
+        time.sleep(REST)
+        return times
 
     def best(self, seconds: Callable[[int], float]) -> float:
         """The least of seconds(threads) for one thread and for all cores."""
@@ -113,10 +143,9 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
 
 
 def main(settings: Settings) -> None:
-    version = "0.3.0"
-    table = Table(
-        title=f"{settings.peer} {version}, median of {settings.rounds} rounds", title_justify="left"
-    )
+    opponent = OPPONENTS[settings.peer]
+    model = settings.model or opponent.model
+    table = Table(title=f"{model}, median of {settings.rounds} rounds", title_justify="left")
     for column in ("task", "atoms", "ours / ms", f"{settings.peer} / ms", "ratio", "lowest", "highest"):
         table.add_column(column, justify="right")
 
@@ -128,8 +157,8 @@ def main(settings: Settings) -> None:
         console.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
 
     console = Console()
-    potential = jaxmlip.load(f"chgnet-{version}")
-    peer = Peer(settings, version, "float32")
+    potential = jaxmlip.load(model)
+    peer = Peer(settings, model, "float32")
     for n in settings.repeats:
         atoms = salt(n)
         repeats = 20 if len(atoms) < 100 else 5
@@ -140,7 +169,7 @@ def main(settings: Settings) -> None:
             ),
             settings.rounds,
         )
-        row("E, F, σ, m float32", atoms, result)
+        row(f"{opponent.predicts} float32", atoms, result)
     peer.close()
 
     atoms = salt(settings.hessian_repeats)
@@ -150,7 +179,7 @@ def main(settings: Settings) -> None:
         return forces + 3 * len(atoms) * float(np.median(rows))
 
     for dtype in settings.dtypes:
-        potential, peer = potential.astype(dtype), Peer(settings, version, dtype)
+        potential, peer = potential.astype(dtype), Peer(settings, model, dtype)
         result = compare(
             lambda potential=potential: seconds(lambda: jaxmlip.hessian(potential, atoms), 1),
             lambda peer=peer: peer.best(lambda threads: all_rows(peer, threads)),

@@ -30,6 +30,7 @@ class Cutoffs(NamedTuple):
 
     bond: float
     angle: float = 0.0
+    listed: bool = True  # False: the model sums over angles without a list of them
 
 
 @flax.struct.dataclass
@@ -42,7 +43,7 @@ class CrystalGraph:
 
     A directed short bond is numbered d: d < short is bond d seen from its first atom, d >= short is bond
     d - short seen from its second. An angle is an ordered pair of two different directed short bonds
-    (angle_from, angle_to) that start at the same atom.
+    (angle_from, angle_to) that start at the same atom; a model that needs no list of them gets none.
 
     Padding atoms have species 0 and belong to the last crystal; padding bonds are loops of zero length on
     a padding atom; padding angles lie between padding bonds; padding crystals have no atoms.
@@ -219,7 +220,8 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     order = np.argsort(~is_short, kind="stable")
     i, j, shifts = i[order].astype(np.int32), j[order].astype(np.int32), shifts[order]
     short = int(is_short.sum())
-    angle_from, angle_to = _angles(np.concatenate([i[:short], j[:short]]), len(atoms))
+    ends = np.concatenate([i[:short], j[:short]]) if cutoffs.listed else np.zeros(0, np.int32)
+    angle_from, angle_to = _angles(ends, len(atoms))
     return CrystalGraph(
         positions=atoms.positions,
         species=atoms.numbers.astype(np.int32),

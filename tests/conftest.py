@@ -20,6 +20,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from jaxmlip.models.chgnet import CHGNetConfig
+from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
 
@@ -31,10 +32,13 @@ CHGNET = {
     "bond_cutoff": 4.0,
     "angle_cutoff": 3.0,
 }
+M3GNET = {"features": 8, "hidden": 6, "radial": 2, "blocks": 2, "bond_cutoff": 4.0, "angle_cutoff": 3.0}
 MACE = {"elements": tuple(range(1, 95)), "channels": 4, "cutoff": 4.0, "radial": 4, "readout": 4}
 MODELS = {
     "chgnet-0.3": CHGNetConfig(**CHGNET, readout=(8, 8)),
     "chgnet-0.2": CHGNetConfig(**CHGNET, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "m3gnet-smooth": M3GNetConfig(**M3GNET),
+    "m3gnet-spherical": M3GNetConfig(**{**M3GNET, "blocks": 1}, smooth=False),
     "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
     "mace-residual": MACEConfig(
         **MACE,

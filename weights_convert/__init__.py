@@ -13,12 +13,22 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` looks like one that a trainer wrote, whole or not, rather than Potential.save."""
+    return not (folder / "manifest.json").exists() and any(
+        (folder / name).is_file() for name in ("state.pt", "model.json")
+    )
+
+
 def convert_file(source: Path, name: str | None = None, head: str | None = None) -> Potential:
     """The potential that the checkpoint `source` holds, called `name` (default: as published, or the file).
 
-    `head` names the one to take of a model with several. Nothing in the file is run. Raises CheckpointError
-    where no architecture recognises it, where it has options that are not supported, where its tensors and
-    the model disagree, and where it has several heads and `head` names none of them.
+    A folder is a checkpoint where its architecture is published as several files, as M3GNet is. `head` names
+    the one to take of a model with several.
+
+    Nothing in the file is run. Raises CheckpointError where no architecture recognises it, where it has
+    options that are not supported, where its tensors and the model disagree, and where it has several heads
+    and `head` names none of them.
     """
     # Late, because weights_convert.golden runs where there is no JAX.
     from weights_convert.conversion import convert_file as convert

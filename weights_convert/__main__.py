@@ -30,6 +30,23 @@ def verify(source: Path, potential: Potential) -> bool:
     return max(worst.values()) <= TOLERANCE
 
 
+def _cannot_verify(architecture: str) -> str:
+    """Why the original cannot be run here; empty where it can."""
+    if architecture not in golden.PACKAGES:
+        return (
+            f"--verify runs the original of {', '.join(golden.PACKAGES)}, and found {architecture}, whose "
+            "package numbers the bonds of its three-body terms differently. Convert without --verify."
+        )
+    original, _, requirement = golden.PACKAGES[architecture]
+    absent = original.missing()
+    if not absent:
+        return ""
+    return (
+        f"--verify found no {' and no '.join(absent)} in this environment, needed both beside jaxmlip: "
+        f"pip install {requirement}. Without --verify the conversion needs neither."
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="checkpoint file written by the model's own trainer")
@@ -46,14 +63,8 @@ def main() -> int:
     except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    original, _, requirement = golden.PACKAGES[architecture_of(potential.model)]
-    absent = original.missing() if arguments.verify else []
-    if absent:
-        print(
-            f"--verify found no {' and no '.join(absent)} in this environment, needed both beside jaxmlip: "
-            f"pip install {requirement}. Without --verify the conversion needs neither.",
-            file=sys.stderr,
-        )
+    if arguments.verify and (complaint := _cannot_verify(architecture_of(potential.model))):
+        print(complaint, file=sys.stderr)
         return 1
     potential.save(arguments.out)
     print(f"{arguments.out}: {potential.name}, {len(potential.elements)} elements")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,19 +12,19 @@ import flax.traverse_util
 import numpy as np
 
 from jaxmlip import potential, sources
-from weights_convert import chgnet, mace, rules, torch_zip
+from weights_convert import chgnet, m3gnet, mace, rules, torch_zip
 
 # Each module has CONVENTION and the functions recognises, tensors, config and elements of a checkpoint, and
 # rules and set_aside of a configuration. Its name is that of the architecture in jaxmlip.potential. Of models
 # that can have several heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
-ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "mace": mace}
+ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mace": mace}
 
 
 def convert_file(source: Path, name: str | None = None, head: str | None = None) -> potential.Potential:
     """See weights_convert.convert_file."""
     source = Path(source)
-    checkpoint = torch_zip.read(source)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    checkpoint = m3gnet.read(source) if source.is_dir() else torch_zip.read(source)
+    digest = sources.digest(source, m3gnet.FILES)
     known = next((key for key, its in sources.MODELS.items() if its.sha256 == digest), None)
     architecture = _recognise(checkpoint, source)
     kind = ARCHITECTURES[architecture]
@@ -56,7 +55,7 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     params = flax.traverse_util.unflatten_dict(
         {key: _floating(tensor) for key, tensor in flat.items()}, sep="/"
     )
-    label = name or known or source.name.split(".")[0]
+    label = name or known or (source.resolve().name if source.is_dir() else source.name.split(".")[0])
     return potential.Potential(label, model, params, kind.elements(checkpoint), manifest)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
+from scipy.optimize import brentq
+from scipy.special import spherical_jn
 
 from jaxmlip import safe
 
@@ -103,3 +107,65 @@ def _nth(f, order: int):
 
 def _slope(f, x, *params):
     return jax.jvp(lambda x: f(x, *params), (x,), (jnp.ones_like(x),))[1]
+
+
+def spherical_bessel(
+    r: Float[Array, " n"], roots: Float[Array, " k"], cutoff: float, degrees: int
+) -> Float[Array, "n k"]:
+    """j_l(z r/c) for l from 0 to `degrees` - 1, where each l has an equal share of the `roots` z in turn."""
+    x = r[:, None] / cutoff * roots
+    bonded = x > 0
+    x = jnp.where(bonded, x, 1.0)
+    columns = []
+    for degree, y in enumerate(jnp.split(x, degrees, axis=1)):
+        before, j = jnp.cos(y) / y, jnp.sin(y) / y
+        for k in range(degree):
+            before, j = j, (2 * k + 1) / y * j - before
+        columns.append(j)
+    return jnp.where(bonded, jnp.concatenate(columns, axis=1), 0.0)
+
+
+@cache
+def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
+    """The first `count` positive roots of j_l for each l below `degrees`: (degrees, count)."""
+    roots = [np.pi * np.arange(1, count + degrees)]
+    for degree in range(1, degrees):
+        # They lie between those of the degree below.
+        pairs = itertools.pairwise(roots[-1])
+        roots.append(np.array([brentq(partial(spherical_jn, degree), *pair, xtol=1e-15) for pair in pairs]))
+    return np.array([its[:count] for its in roots])
+
+
+def spherical_bessel_norms(roots: np.ndarray, cutoff: float) -> np.ndarray:
+    """√(2/c³) / |j_{l+1}(z)|, for `roots` (degrees, count): j_l(z r/c) times it is normalised within c."""
+    above = [spherical_jn(degree + 1, z) for degree, z in enumerate(roots)]
+    return (2 / cutoff**3) ** 0.5 / np.abs(above)
+
+
+def smooth_mixing(count: int) -> np.ndarray:
+    """The matrix (count + 1, count) that makes the functions h_m of `bessel` with the frequencies π, 2π, …
+
+    h_m are orthonormal within the cutoff, where their first two derivatives vanish too: Kocer, Mason &
+    Erturk, AIP Advances 10, 015021 (2020). f and the recursion for d and h are theirs.
+    """
+    h: list[np.ndarray] = []
+    d = 1.0
+    for m in range(count):
+        f = np.zeros(count + 1)
+        f[m : m + 2] = np.array([m + 2, m + 1]) * (-1) ** m / np.hypot(m + 1, m + 2)
+        e = m**2 * (m + 2) ** 2 / (4 * (m + 1) ** 4 + 1)
+        before, d = d, 1 - e / d
+        h.append((f + (e / before) ** 0.5 * h[-1]) / d**0.5 if h else f)
+    return np.stack(h, axis=1)
+
+
+def harmonics(u: Float[Array, "n 3"], degrees: int) -> Float[Array, "n degrees²"]:
+    """Real spherical harmonics Y_lm of unit vectors for l below `degrees`, which is at most 3.
+
+    They are scaled so that Σ_m Y_lm(u) Y_lm(w) = P_l(u·w). At u = 0 all but Y_00 vanish.
+    """
+    x, y, z = u.T
+    columns = [jnp.ones_like(x), x, y, z]
+    columns += [3**0.5 * x * y, 3**0.5 * y * z, 3**0.5 * z * x]
+    columns += [3**0.5 / 2 * (x * x - y * y), z * z - (x * x + y * y) / 2]
+    return jnp.stack(columns[: degrees**2], axis=1)

@@ -1,0 +1,69 @@
+"""matgl 1.1.3 as a worker process: reads one request a line, answers one line of JSON.
+
+benchmarks.speed starts it with an interpreter that has matgl, dgl and torch; it imports nothing of jaxmlip.
+The model is the path of a folder as matgl publishes it.
+"""
+
+import json
+import sys
+import time
+
+import matgl
+import numpy as np
+import torch
+from ase import Atoms
+from matgl.ext.ase import Atoms2Graph
+
+
+def crystal(request) -> Atoms:
+    return Atoms(request["numbers"], positions=request["positions"], cell=request["cell"], pbc=True)
+
+
+def graph(potential, atoms: Atoms):
+    built, lattice, state = Atoms2Graph(potential.model.element_types, potential.model.cutoff).get_graph(
+        atoms
+    )
+    return built, torch.as_tensor(lattice, dtype=matgl.float_th), state
+
+
+def predict(potential, request) -> list[float]:
+    """Seconds for energy, forces and stress, graph building included, several times."""
+    atoms = crystal(request)
+    times = []
+    for _ in range(request["repeats"]):
+        start = time.perf_counter()
+        potential(*graph(potential, atoms))
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def hessian(potential, request) -> list[float]:
+    """Seconds for the forces with their graph, then for single rows of the Hessian by autograd."""
+    built, lattice, state = graph(potential, crystal(request))
+    potential.calc_stresses = False
+    start = time.perf_counter()
+    forces = potential(built, lattice, state)[1].reshape(-1)
+    times = [time.perf_counter() - start]
+    for k in range(request["repeats"]):
+        start = time.perf_counter()
+        torch.autograd.grad(forces[k], built.ndata["pos"], retain_graph=True)
+        times.append(time.perf_counter() - start)
+    potential.calc_stresses = True
+    return times
+
+
+def main() -> None:
+    out, sys.stdout = sys.stdout, sys.stderr  # its packages print when they start
+    matgl.set_default_dtype("float", int(sys.argv[2].removeprefix("float")))
+    potential = matgl.load_model(sys.argv[1])
+    tasks = {"predict": predict, "hessian": hessian}
+    print(json.dumps({"torch": torch.__version__}), file=out, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        torch.set_num_threads(request["threads"])
+        times = tasks[request["task"]](potential, request)
+        print(json.dumps(np.round(times, 6).tolist()), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()

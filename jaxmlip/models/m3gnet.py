@@ -1,0 +1,163 @@
+"""M3GNet: Chen & Ong, Nature Computational Science 2, 718 (2022), section "Methods".
+
+The letters and the numbers of equations are the paper's: v for atoms, e for bonds, θ_jik for the angle at
+atom i between its bonds to j and k, f_c for the envelope, ⊕ for features side by side.
+
+Features of bonds have a direction. Arrays of them have the shape (bonds, 2, features), the two being
+first -> second and second -> first; both live at the bond's first atom. Messages run along that direction,
+from i to j, as in the code that the published weights were fitted with; the paper's (5) sums those of each i.
+
+The sum over k in (2) is not taken for each pair of bonds. By the addition theorem P_l(cos θ_jik) is a sum of
+products of spherical harmonics of the two bonds, so one sum over the bonds of atom i serves all of them, and
+each takes out what it gave itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmlip import safe
+from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.models.activations import silu, silu_gate
+from jaxmlip.models.basis import (
+    Expansion,
+    bessel,
+    harmonics,
+    polynomial_envelope,
+    smooth_mixing,
+    spherical_bessel,
+    spherical_bessel_norms,
+    spherical_bessel_roots,
+)
+from jaxmlip.models.layers import Linear
+
+
+@dataclass(frozen=True)
+class M3GNetConfig:
+    """The choices in which the published models differ; the defaults are those of MatPES 2025.1."""
+
+    features: int = 64  # width of atom and bond features
+    hidden: int = 128  # width of the hidden layers of the gated MLPs
+    radial: int = 3  # number n of radial functions for each degree
+    angular: int = 3  # number of degrees l, from 0 on; at most 3
+    blocks: int = 3  # three-body terms, each with a graph convolution
+    bond_cutoff: float = 5.0  # Å
+    angle_cutoff: float = 4.0  # Å, of the bonds in three-body terms
+    smooth: bool = True  # radial functions whose first two derivatives vanish at the cutoff too
+    elements: int = 94  # embedded atomic numbers, from hydrogen on
+
+
+class Gated(nn.Module):
+    """The rest of a gated MLP after its first linear layer, whose core and gate x holds side by side."""
+
+    features: tuple[int, ...]  # of the layers that follow
+    linear: bool = False  # no activation after the last layer of the core
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n 2h"]) -> Float[Array, "*n f"]:
+        core, gate = jnp.split(x, 2, axis=-1)
+        for k, width in enumerate(self.features, start=1):
+            core = Linear(width, name=f"core_{k}")(silu(core))
+            gate = Linear(width, name=f"gate_{k}")(silu(gate))
+        return core * jax.nn.sigmoid(gate) if self.linear else silu_gate(core, gate)
+
+
+class ThreeBody(nn.Module):
+    """What bonds learn of the angles that they make: eqs. (2) and (3)."""
+
+    config: M3GNetConfig
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, v, radial, Y, f_c) -> Float[Array, "short 2 f"]:
+        c, short = self.config, graph.short
+        i, j, far = graph.first[:short], graph.second[:short], graph.shifts[:short]
+        atom = jax.nn.sigmoid(Linear(c.radial * c.angular, name="atom")(v))  # σ(W_v v_k + b_v)
+        end = jnp.stack([gather(atom, j, far), gather(atom, i)], axis=1)
+        x = radial[:, None] * end  # of bond ik, for each l and n
+        spread = jnp.asarray(_orders(c.angular, c.radial), x.dtype)
+        # Σ_k P_l(cos θ_jik) x_ik = Σ_m Y_lm(r_ij) Σ_k Y_lm(r_ik) x_ik
+        moments = (x @ spread) * Y
+        total = scatter_add(moments[:, 0], i, len(v)) + scatter_add(moments[:, 1], j, len(v), far)
+        total = jnp.stack([gather(total, i), gather(total, j, far)], axis=1)
+        e_tilde = ((total * Y) @ spread.T - x) * f_c[:, None, None]  # (2); k is not j
+        return silu_gate(*jnp.split(Linear(2 * c.features, bias=False, name="bond")(e_tilde), 2, axis=-1))
+
+
+class Message(nn.Module):
+    """φ(v_i ⊕ v_j ⊕ e_ij) ∘ W h(r_ij) for both directions of each bond."""
+
+    config: M3GNetConfig
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, v, e, h: Expansion) -> Float[Array, "bonds 2 f"]:
+        c = self.config
+        of_atoms = Linear(4 * c.hidden, bias=False, name="atoms")(v).reshape(len(v), 2, -1)
+        x = Linear(2 * c.hidden, name="bond")(e)
+        x = x + gather(of_atoms, graph.first) + gather(of_atoms[:, ::-1], graph.second, graph.shifts)
+        weight = Linear(c.features, bias=False, name="weight")(h)
+        return Gated((c.hidden, c.features), name="phi")(x) * weight[:, None]
+
+
+class M3GNet(nn.Module):
+    """From a graph to the energy of each atom (eV, without reference energies)."""
+
+    config: M3GNetConfig
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        return Cutoffs(self.config.bond_cutoff, self.config.angle_cutoff, listed=False)
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:
+        c, short = self.config, graph.short
+        vectors = bond_vectors(graph)
+        r = safe.norm(vectors)
+        f_c = polynomial_envelope(r[:short], c.angle_cutoff, 3)
+        h = self._radial(r, c.radial if c.smooth else c.radial * c.angular)
+        radial = self._radial(r[:short], c.radial * c.angular).array() * f_c[:, None]
+        # Y_l0(θ) = √((2l+1)/4π) P_l(cos θ)
+        radial = radial * np.repeat(((2 * np.arange(c.angular) + 1) / (4 * np.pi)) ** 0.5, c.radial)
+        u = safe.unit(vectors[:short], r[:short])
+        Y = jnp.stack([harmonics(u, c.angular), harmonics(-u, c.angular)], axis=1)
+        Y = jnp.repeat(Y, c.radial, axis=-1)
+
+        table = self.param("elements", nn.initializers.normal(1.0), (c.elements, c.features))
+        v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
+        e = silu(Linear(c.features, name="bond_embedding")(h))[:, None]
+        e = jnp.concatenate([e, e], axis=1)
+        for t in range(c.blocks):
+            learnt = ThreeBody(c, name=f"three_body_{t}")(graph, v, radial, Y, f_c)
+            e = jnp.concatenate([e[:short] + learnt, e[short:]])  # (3)
+            e = e + Message(c, name=f"bond_update_{t}")(graph, v, e, h)  # (4)
+            m = Message(c, name=f"atom_update_{t}")(graph, v, e, h)
+            v = v + scatter_add(m[:, 0], graph.second, len(v), graph.shifts)  # (5)
+            v = v + scatter_add(m[:, 1], graph.first, len(v))
+
+        x = Linear(2 * c.features, name="readout_first")(v)
+        energy = Gated((c.hidden, c.hidden, 1), linear=True, name="readout")(x)[:, 0]
+        energy = energy * self.param("scale", nn.initializers.ones, (1,))
+        return {"site_energies": jnp.where(graph.is_atom, energy, 0.0)}
+
+    def _radial(self, r, count: int) -> Expansion:
+        c = self.config
+        if c.smooth:
+            basis = partial(bessel, cutoff=c.bond_cutoff)
+            frequencies, kernel = np.pi * np.arange(1, count + 2), smooth_mixing(count)
+        else:
+            basis = partial(spherical_bessel, cutoff=c.bond_cutoff, degrees=c.angular)
+            roots = spherical_bessel_roots(c.angular, c.radial)
+            frequencies, kernel = roots.ravel(), np.diag(spherical_bessel_norms(roots, c.bond_cutoff).ravel())
+        return Expansion(basis, r, jnp.asarray(frequencies, r.dtype), jnp.asarray(kernel, r.dtype))
+
+
+def _orders(degrees: int, count: int) -> np.ndarray:
+    """The matrix that repeats the numbers of l and n for each m."""
+    per_m = np.repeat(np.eye(degrees), 2 * np.arange(degrees) + 1, axis=1)
+    return np.kron(per_m, np.eye(count))

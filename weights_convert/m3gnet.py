@@ -1,0 +1,264 @@
+"""M3GNet as matgl before 3.0.0 saves it: a folder with state.pt (tensors) and model.json (options)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from jaxmlip.models.m3gnet import M3GNetConfig
+from weights_convert import torch_zip
+from weights_convert.rules import Rule
+from weights_convert.torch_zip import CheckpointError
+
+CONVENTION = (
+    "Chen & Ong 2022, with right bond numbers in the three-body term: each bond is given the sum over its "
+    "own angles, which matgl up to 4.0.3 gives to other bonds where the three-body cutoff is below the "
+    "cutoff. Messages run from i to j and are summed at j, as in matgl before 3.0.0, with which the weights "
+    "were fitted."
+)
+FILES = ("state.pt", "model.json")
+LAYOUT = "a folder with state.pt and model.json, as Potential.save of matgl writes for an M3GNet"
+
+# Options that fix the architecture, with the only value supported here.
+SUPPORTED: dict[str, Any] = {
+    "include_state": False,
+    "is_intensive": False,
+    "use_phi": False,
+    "rbf_type": "SphericalBessel",
+    "activation_type": "swish",
+    "task_type": "regression",
+    "ntargets": 1,
+}
+COUNTS = {
+    "dim_node_embedding": 4096,
+    "dim_edge_embedding": 4096,
+    "units": 4096,
+    "max_n": 64,
+    "max_l": 3,
+    "nblocks": 64,
+}  # and the most that is believed
+LENGTHS = ("cutoff", "threebody_cutoff")
+# Without effect where the energy is a sum over atoms and there is no state.
+IRRELEVANT = {
+    *("readout_type", "niters_set2set", "nlayers_set2set", "field"),
+    *("dim_state_embedding", "dim_state_feats", "ntypes_state"),
+}
+VERSION = 2  # of the class M3GNet in the files
+
+EMBEDDING = "model.embedding.layer_node_embedding.weight"
+REFERENCES = "element_refs.property_offset"
+SIDES = ("layers", "gates")  # the core and the gate of a gated MLP
+BUFFERS = ("model.bond_expansion.rbf.cutoff", "model.basis_expansion.sbf.cutoff")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The files of a folder that matgl saved, by name. Nothing in them is run.
+
+    Raises CheckpointError where one is missing or cannot be read.
+    """
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; needed {LAYOUT}.")
+    options = folder / "model.json"
+    try:
+        found = json.loads(options.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{options} is not JSON ({str(error)[:200]}); needed the file as matgl wrote it. Fetch it again."
+        ) from None
+    return {"state.pt": torch_zip.read(folder / "state.pt"), "model.json": found}
+
+
+def recognises(checkpoint: Any) -> bool:
+    """Whether `checkpoint` is a folder that matgl saved, by the names of its files."""
+    return isinstance(checkpoint, Mapping) and set(checkpoint) == set(FILES)
+
+
+def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
+    """The network's tensors by name, with a row for each atomic number where the file has elements."""
+    state = checkpoint["state.pt"]
+    if not isinstance(state, Mapping) or not all(isinstance(x, np.ndarray) for x in state.values()):
+        raise CheckpointError("state.pt holds something else than named tensors; fetch it again.")
+    numbers, state = elements(checkpoint), dict(state)
+    for name, first in ((EMBEDDING, 1), (REFERENCES, 0)):
+        rows = state.get(name)
+        if rows is None:
+            continue  # told with what else is missing
+        if rows.shape[:1] != (len(numbers),):
+            raise CheckpointError(
+                f"{name}: found shape {rows.shape}, needed {len(numbers)} rows, as many as element_types."
+            )
+        by_number = np.zeros((max(numbers) + 1 - first, *rows.shape[1:]), rows.dtype)
+        by_number[np.array(numbers) - first] = rows
+        state[name] = by_number
+    return state
+
+
+def config(checkpoint: Any) -> M3GNetConfig:
+    """The architecture of the checkpoint. Raises CheckpointError, naming the option, where it is unknown."""
+    around, args = _options(checkpoint)
+    wrong = [
+        f"{key}={args[key]!r} (needed {value!r})"
+        for key, value in SUPPORTED.items()
+        if args.get(key, value) != value
+    ]
+    known = {*SUPPORTED, *COUNTS, *LENGTHS, *IRRELEVANT, "element_types", "use_smooth"}
+    wrong += [f"{key}={str(args[key])[:80]!r} (unknown)" for key in args if key not in known]
+    if around.get("calc_repuls"):
+        wrong.append(f"calc_repuls={around['calc_repuls']!r} (needed False)")
+    wrong += [
+        f"{key}={args.get(key)!r} (needed a whole number from 1 to {most})"
+        for key, most in COUNTS.items()
+        if type(args.get(key)) is not int or not 1 <= args[key] <= most
+    ]
+    wrong += [
+        f"{key}={args.get(key)!r} (needed a length in Å)"
+        for key in LENGTHS
+        if type(args.get(key)) not in (int, float) or not 0 < args[key] < math.inf
+    ]
+    if type(args.get("use_smooth")) is not bool:
+        wrong.append(f"use_smooth={args.get('use_smooth')!r} (needed true or false)")
+    if not wrong and args["threebody_cutoff"] > args["cutoff"]:
+        wrong.append(f"threebody_cutoff={args['threebody_cutoff']} (needed at most cutoff={args['cutoff']})")
+    if args.get("dim_edge_embedding") != args.get("dim_node_embedding"):
+        wrong.append("dim_node_embedding and dim_edge_embedding differ (needed one width)")
+    if not wrong:
+        wrong = _other_numbers(checkpoint["state.pt"], args)
+    if wrong:
+        raise CheckpointError("this M3GNet has options that are not supported: " + "; ".join(wrong) + ".")
+    return M3GNetConfig(
+        features=args["dim_node_embedding"],
+        hidden=args["units"],
+        radial=args["max_n"],
+        angular=args["max_l"],
+        blocks=args["nblocks"],
+        bond_cutoff=float(args["cutoff"]),
+        angle_cutoff=float(args["threebody_cutoff"]),
+        smooth=args["use_smooth"],
+        elements=max(elements(checkpoint)),
+    )
+
+
+def elements(checkpoint: Any) -> tuple[int, ...]:
+    """The atomic numbers of the file's element_types, in its order."""
+    symbols = _options(checkpoint)[1].get("element_types")
+    if not isinstance(symbols, list) or not symbols or len(set(map(str, symbols))) != len(symbols):
+        raise CheckpointError(f"model.json has element_types={str(symbols)[:80]}, needed different elements.")
+    unknown = [str(s)[:20] for s in symbols if not isinstance(s, str) or not atomic_numbers.get(s)]
+    if unknown:
+        raise CheckpointError(f"model.json names the elements {', '.join(unknown[:8])}, which do not exist.")
+    return tuple(atomic_numbers[s] for s in symbols)
+
+
+def rules(config: M3GNetConfig) -> list[Rule]:
+    """Which tensors become which parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
+    three_body, conv = "model.three_body_interactions.{k}", "model.graph_layers.{k}.conv"
+    readout = "model.final_layer.gated"
+    return [
+        Rule((EMBEDDING,), ("network/elements",)),
+        Rule((REFERENCES,), ("reference_energies",)),
+        Rule(("data_std",), ("network/scale",), lambda x: np.reshape(x, 1)),
+        _linear("model.embedding.layer_edge_embedding.layers.0", "bond_embedding"),
+        _linear(f"{three_body}.update_network_atom.layers.0", "three_body_{k}/atom"),
+        Rule(
+            tuple(f"{three_body}.update_network_bond.{side}.0.weight" for side in SIDES),
+            ("network/three_body_{k}/bond/kernel",),
+            lambda core, gate: np.concatenate([core.T, gate.T], axis=1),
+        ),
+        *_message(f"{conv}.edge", "bond_update_{k}"),
+        *_message(f"{conv}.node", "atom_update_{k}"),
+        Rule(
+            _sides(f"{readout}.{{side}}.0"),
+            ("network/readout_first/kernel", "network/readout_first/bias"),
+            lambda *x: (np.concatenate([x[0].T, x[1].T], axis=1), np.concatenate(x[2:])),
+        ),
+        *_later_layers(readout, "readout", 3),
+    ]
+
+
+def set_aside(config: M3GNetConfig) -> dict[str, str]:
+    """Patterns of tensors that are not used, with the reason."""
+    return {
+        "|".join(map(re.escape, BUFFERS)): "the cutoff, which is among the hyperparameters",
+        "data_mean": "zero",
+        r"element_refs\.onehot": "the identity matrix",
+    }
+
+
+def _options(checkpoint: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The arguments of matgl's Potential, and of its M3GNet."""
+    model, found = checkpoint["model.json"], "no JSON object"
+    if isinstance(model, Mapping):
+        around = model.get("kwargs")
+        inner = around.get("model") if isinstance(around, Mapping) else None
+        kinds = (model.get("@class"), inner.get("@class") if isinstance(inner, Mapping) else None)
+        found = f"@class {str(kinds[0])[:40]!r} around {str(kinds[1])[:40]!r}"
+        if kinds == ("Potential", "M3GNet"):
+            version, args = inner.get("@model_version"), inner.get("init_args")
+            if version == VERSION and isinstance(args, Mapping):
+                return around, args
+            found = (
+                f"an M3GNet with @model_version {str(version)[:40]} and options of type {type(args).__name__}"
+            )
+    raise CheckpointError(
+        f"model.json has {found}; needed a Potential around an M3GNet with @model_version {VERSION} and "
+        "init_args, as matgl before 3.0.0 saves it."
+    )
+
+
+def _other_numbers(state: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
+    """Tensors that are set aside because of their value, where it is another."""
+    wrong = [
+        f"{name}={state[name].tolist()} (needed cutoff={args['cutoff']})"
+        for name in BUFFERS
+        if name in state and not np.array_equal(state[name], np.asarray(args["cutoff"], state[name].dtype))
+    ]
+    if "data_mean" in state and np.any(state["data_mean"]):
+        wrong.append(f"data_mean={state['data_mean'].tolist()} (needed 0: energies add up over atoms)")
+    return wrong
+
+
+def _message(source: str, target: str) -> list[Rule]:
+    first = _sides(f"{source}_update_func.{{side}}.0")
+    parts = ("atoms/kernel", "bond/kernel", "bond/bias")
+    return [
+        Rule(first, tuple(f"network/{target}/{part}" for part in parts), _split_message),
+        *_later_layers(f"{source}_update_func", f"{target}/phi", 2),
+        Rule((f"{source}_weight_func.weight",), (f"network/{target}/weight/kernel",), np.transpose),
+    ]
+
+
+def _later_layers(source: str, target: str, count: int) -> list[Rule]:
+    # The original counts activations too.
+    return [
+        _linear(f"{source}.{side}.{2 * n}", f"{target}/{name}_{n}")
+        for n in range(1, count + 1)
+        for side, name in zip(SIDES, ("core", "gate"), strict=True)
+    ]
+
+
+def _sides(template: str) -> tuple[str, ...]:
+    """Weights of core and gate, then their biases."""
+    return tuple(f"{template.replace('{side}', s)}.{kind}" for kind in ("weight", "bias") for s in SIDES)
+
+
+def _linear(source: str, target: str) -> Rule:
+    return Rule(
+        (f"{source}.weight", f"{source}.bias"),
+        (f"network/{target}/kernel", f"network/{target}/bias"),
+        lambda weight, bias: (weight.T, bias),
+    )
+
+
+def _split_message(core, gate, core_bias, gate_bias):
+    """W of [v_i, v_j, e_ij], core and gate, as products over atoms and over bonds."""
+    (core_i, core_j, core_e), (gate_i, gate_j, gate_e) = (np.split(w.T, 3) for w in (core, gate))
+    atoms = np.concatenate([core_i, gate_i, core_j, gate_j], axis=1)
+    return atoms, np.concatenate([core_e, gate_e], axis=1), np.concatenate([core_bias, gate_bias])
