@@ -30,7 +30,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    atoms = salt(settings.cells)
+    atoms = salt(*[settings.cells] * 3)
     potential = jaxmlip.load(settings.model, settings.dtype)
     limit = settings.memory_limit * 1e9
     before = peak()

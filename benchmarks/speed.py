@@ -2,11 +2,13 @@
 
     python -m benchmarks.speed --peer chgnet [--peer-python PYTHON]
     python -m benchmarks.speed --peer matgl [--model m3gnet-matpes-pbe-2025.1]
+    python -m benchmarks.speed --peer mace [--model FILE.model]
 
 Everything that the model predicts of rattled rock-salt NaCl, neighbours included, float32; and the Hessian of
-64 atoms, against one reverse sweep of torch for each row (timed for some rows and multiplied, as
-the rows cost the same). The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with
-one thread and with all cores, and the better of both counts. The sides take turns; ratios are within a turn.
+64 atoms (MACE: 32), against one reverse sweep of torch for each row (timed for some rows and multiplied, as
+the rows cost the same). MACE is compared with random weights, in a file that its worker makes. The peer runs
+in a process of its own, with PYTHON if it is installed elsewhere, with one thread and with all cores, and the
+better of both counts. The sides take turns; ratios are within a turn.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
-from jaxmlip.sources import MODELS
+from jaxmlip.sources import MODELS, cache_folder
 
 ROWS = 6  # of the peer's Hessian; all of them cost the same
 REST = 0.5  # s after which the peer's threads no longer wait for work, which takes a core as work does
@@ -41,6 +43,7 @@ class Opponent(NamedTuple):
     model: str  # ours, unless another is asked for
     told: Callable[[str], str]
     predicts: str
+    hessian: tuple[int, int, int] = (2, 2, 2)  # cubic cells of 8 atoms
 
 
 def matgl_folder(model: str) -> str:
@@ -56,6 +59,7 @@ def matgl_folder(model: str) -> str:
 OPPONENTS = {
     "chgnet": Opponent("chgnet-0.3.0", lambda model: model.removeprefix("chgnet-"), "E, F, σ, m"),
     "matgl": Opponent("m3gnet-mp-2021.2.8", matgl_folder, "E, F, σ"),
+    "mace": Opponent("mace-128x0e-128x1o.model", str, "E, F, σ", hessian=(2, 2, 1)),
 }
 
 
@@ -63,13 +67,13 @@ OPPONENTS = {
 class Settings:
     """What to compare, and how often."""
 
-    peer: Literal["chgnet", "matgl"] = "chgnet"
+    peer: Literal["chgnet", "matgl", "mace"] = "chgnet"
     model: str | None = None  # ours, with the same weights at the peer; default: by peer
     peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = (
         sys.executable
     )
     repeats: tuple[int, ...] = (1, 2, 3, 4)  # cubic cells of 8 atoms along each axis
-    hessian_repeats: int = 2
+    hessian: tuple[int, int, int] | None = None  # cubic cells of the Hessian's crystal; default: by peer
     dtypes: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")  # of the Hessians
     rounds: int = 5
 
@@ -118,9 +122,9 @@ class Peer:
         self.process.wait()
 
 
-def salt(n: int) -> Atoms:
-    """n x n x n cubic cells of rock-salt NaCl, rattled by 0.05 Å."""
-    atoms = bulk("NaCl", "rocksalt", 5.64, cubic=True) * (n, n, n)
+def salt(*cells: int) -> Atoms:
+    """So many cubic cells of rock-salt NaCl along x, y and z, rattled by 0.05 Å."""
+    atoms = bulk("NaCl", "rocksalt", 5.64, cubic=True) * cells
     atoms.rattle(0.05, seed=1)
     return atoms
 
@@ -145,6 +149,8 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
 def main(settings: Settings) -> None:
     opponent = OPPONENTS[settings.peer]
     model = settings.model or opponent.model
+    if model.endswith(".model"):
+        model = str(cache_folder() / model)
     table = Table(title=f"{model}, median of {settings.rounds} rounds", title_justify="left")
     for column in ("task", "atoms", "ours / ms", f"{settings.peer} / ms", "ratio", "lowest", "highest"):
         table.add_column(column, justify="right")
@@ -157,10 +163,10 @@ def main(settings: Settings) -> None:
         console.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
 
     console = Console()
+    peer = Peer(settings, model, "float32")  # first, because it may make the file
     potential = jaxmlip.load(model)
-    peer = Peer(settings, model, "float32")
     for n in settings.repeats:
-        atoms = salt(n)
+        atoms = salt(n, n, n)
         repeats = 20 if len(atoms) < 100 else 5
         result = compare(
             lambda atoms=atoms, repeats=repeats: seconds(lambda: potential.predict(atoms), repeats),
@@ -172,7 +178,7 @@ def main(settings: Settings) -> None:
         row(f"{opponent.predicts} float32", atoms, result)
     peer.close()
 
-    atoms = salt(settings.hessian_repeats)
+    atoms = salt(*(settings.hessian or opponent.hessian))
 
     def all_rows(peer: Peer, threads: int) -> float:
         forces, *rows = peer.times("hessian", atoms, ROWS, threads)
