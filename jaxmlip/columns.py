@@ -153,11 +153,27 @@ def _split(equation, inputs, columns):
 
 def _dot_general(equation, inputs, columns):
     (x, x_batched), (w, w_batched) = inputs
-    (over_x, over_w), (batch_x, _) = equation.params["dimension_numbers"]
-    if w_batched or not x_batched or batch_x or 0 in over_x:
+    (over_x, over_w), (batch_x, batch_w) = equation.params["dimension_numbers"]
+
+    def bind(x, w, numbers):
+        return lax.dot_general_p.bind(x, w, **{**equation.params, "dimension_numbers": numbers})
+
+    def later(axes):
+        return tuple(d + 1 for d in axes)
+
+    if not batch_x:
+        if w_batched or 0 in over_x:
+            return None
+        return bind(x, w, ((later(over_x), over_w), ((), ())))
+    if batch_x != (0,) or batch_w != (0,):
         return None
-    numbers = ((tuple(d + 1 for d in over_x), over_w), ((), ()))
-    return lax.dot_general_p.bind(x, w, **{**equation.params, "dimension_numbers": numbers})
+    if not w_batched:  # the columns come out as the first of the free axes, in their place
+        return bind(x, w, ((later(over_x), over_w), ((0,), (0,))))
+    if not x_batched:
+        if x.size * columns > w.size:
+            return None
+        x = _spread(x, False, columns)
+    return bind(x, w, ((later(over_x), later(over_w)), ((0, 1), (0, 1))))
 
 
 def _gather(equation, inputs, columns):
