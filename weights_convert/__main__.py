@@ -1,7 +1,7 @@
-"""Converts a torch checkpoint into a folder that jaxmlip.load reads.
+"""Converts a torch checkpoint, a file or a folder, into a folder that jaxmlip.load reads.
 
 python -m weights_convert SOURCE OUT
-python -m weights_convert SOURCE OUT --verify    # and compares with the original, where torch and chgnet are
+python -m weights_convert SOURCE OUT --verify    # and compares a CHGNet with the torch original
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from jaxmlip.potential import architecture_of
 from weights_convert import convert_file, golden, original_chgnet
 from weights_convert.torch_zip import CheckpointError
 
@@ -32,7 +33,7 @@ def verify(source: Path, converted: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="checkpoint file written by the model's own trainer")
+    parser.add_argument("source", type=Path, help="checkpoint written by the model's own trainer")
     parser.add_argument("out", type=Path, help="folder for model.safetensors and manifest.json")
     parser.add_argument(
         "--verify",
@@ -52,6 +53,10 @@ def main() -> int:
         potential = convert_file(arguments.source)
     except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
+        return 1
+    architecture = architecture_of(potential.model)
+    if arguments.verify and architecture != "chgnet":
+        print(f"--verify found an architecture {architecture}, needed chgnet.", file=sys.stderr)
         return 1
     potential.save(arguments.out)
     print(f"{arguments.out}: {potential.name}, {len(potential.elements)} elements")
