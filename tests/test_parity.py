@@ -14,7 +14,7 @@ from ase import Atoms
 from conftest import public
 
 import jaxmlip
-from jaxmlip import batching
+from jaxmlip import batching, sources
 
 MODELS = ["chgnet-0.2.0", "chgnet-0.3.0", "chgnet-r2scan"]
 # Of both sides in float64: eV/atom, eV/Å, eV/Å³, eV, μB.
@@ -116,9 +116,9 @@ def test_a_hessian_repeats_that_of_the_original(name, crystal):
 REFERENCE = {
     "chgnet.npz": {name: name.removeprefix("chgnet-") for name in MODELS},
     "m3gnet.npz": {
-        "m3gnet-mp-2021.2.8": "M3GNet-MP-2021.2.8-PES",
-        "m3gnet-matpes-pbe-2025.1": "M3GNet-MatPES-PBE-v2025.1-PES",
-        "m3gnet-matpes-r2scan-2025.1": "M3GNet-MatPES-r2SCAN-v2025.1-PES",
+        name: source.origin.folder
+        for name, source in sources.MODELS.items()
+        if source.architecture == "m3gnet"
     },
 }
 REFERENCED = [(file, name) for file, names in REFERENCE.items() for name in names]
