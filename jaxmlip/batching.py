@@ -35,10 +35,13 @@ def need(graphs: Sequence[CrystalGraph]) -> Capacity:
 
 
 def round_up(n: int) -> int:
-    """The next of 0, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, …: four steps to a doubling, waste below 25 %."""
+    """The next of 0, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, …: four steps to a doubling, waste below 25 %.
+
+    Above 256, where the work that is wasted takes longer than another program is worth, eight steps.
+    """
     if n <= 0:
         return 0
-    step = 1 << max((n - 1).bit_length() - 3, 1)
+    step = 1 << max((n - 1).bit_length() - (3 if n <= 256 else 4), 1)
     return max(8, -(-n // step) * step)
 
 

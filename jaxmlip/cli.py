@@ -38,7 +38,7 @@ def models() -> None:
             name,
             model.architecture,
             model.functional,
-            model.origin,
+            str(model.origin),
             model.licence,
             "yes" if name in here else "no",
         )
@@ -51,15 +51,15 @@ def convert(
     """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
 
     Args:
-        source: the checkpoint, for instance one written by CHGNet's or MACE's trainer
+        source: the checkpoint, such as a file of CHGNet's or MACE's trainer or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: what to call the model; default: the name of the file
         head: the one to take of a model with several
     """
     from weights_convert.conversion import convert_file
 
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file; needed a torch checkpoint (.pth.tar, .pt, .model).")
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; needed a torch checkpoint, a file or a folder.")
     potential = convert_file(source, name, head)
     potential.save(out)
     Console().print(f"{potential.name}: {potential.parameter_count:,} parameters, written to {out}")

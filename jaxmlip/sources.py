@@ -59,11 +59,12 @@ class Address:
         """Its last part, the name of the folder that several files are published in."""
         return self.url.rsplit("/", 1)[-1]
 
-    def __str__(self) -> str:
-        return self.url
-
     def of(self, file: str) -> str:
         return f"{self.url}/{urllib.parse.quote(file)}"
+
+    def __str__(self) -> str:
+        parts = urllib.parse.urlsplit(self.url)
+        return parts.netloc.replace("raw.githubusercontent", "github") + "/".join(parts.path.split("/")[:3])
 
 
 @dataclass(frozen=True)
@@ -409,6 +410,9 @@ def _from_address(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, (target / file).open("wb") as out:
                 shutil.copyfileobj(answer, out)
+                size = answer.headers.get("Content-Length")
+                if size not in (None, str(out.tell())):
+                    raise OSError(f"it broke off after {out.tell()} of {size} bytes")
         except (OSError, http.client.HTTPException) as error:
             tried.append(f"{url}: {error}")
             return {}

@@ -20,8 +20,10 @@ def test_a_rung_of_the_ladder_holds_what_was_asked_and_wastes_less_than_a_quarte
     assert round_up(rung) == rung
 
 
-def test_the_ladder_has_four_rungs_to_a_doubling():
-    assert len({round_up(n) for n in range(1, 100_001)}) <= 4 * np.log2(100_000 / 8) + 2
+def test_the_ladder_has_four_rungs_to_a_doubling_and_eight_where_waste_is_large():
+    assert len({round_up(n) for n in range(1, 257)}) <= 4 * np.log2(256 / 8) + 2
+    assert len({round_up(n) for n in range(257, 100_001)}) <= 8 * np.log2(100_000 / 256) + 2
+    assert all(round_up(n) < 1.125 * n for n in range(257, 3000))
 
 
 def test_packing_and_splitting_give_every_atom_back(potential, crystals):

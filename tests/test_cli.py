@@ -92,7 +92,7 @@ def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
         (["predict", "POSCAR", "--model", "cache"], "no manifest.json"),
         (["hessian", "two.extxyz", "--model", "model"], "two.extxyz holds 2 structures, needed one"),
         (["convert", "POSCAR", "out"], "not a zip archive"),
-        (["convert", "missing.pt", "out"], "missing.pt is not a file"),
+        (["convert", "missing.pt", "out"], "missing.pt does not exist"),
     ],
 )
 def test_a_mistake_is_answered_in_words_without_a_traceback(folder, arguments, words):

@@ -15,7 +15,8 @@ import torch_files as made
 
 from jaxmlip import sources
 from jaxmlip.potential import ManifestError, Potential
-from jaxmlip.sources import FetchError, Source, Wheel, load
+from jaxmlip.sources import Address, FetchError, Source, Wheel, load
+from weights_convert import m3gnet
 from weights_convert.torch_zip import CheckpointError
 
 
@@ -49,7 +50,8 @@ def offline(monkeypatch, tmp_path, weights):
     for name in "ab":
         file = weights / f"tiny_{name}.pth.tar"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        source = Source("chgnet", file.name, digest, Wheel("tinyweights", "1.0"), "MIT", "PBE", "tiny")
+        origin = Wheel("tinyweights", "1.0")
+        source = Source("chgnet", {file.name: digest}, origin, "MIT", "PBE", "tiny")
         monkeypatch.setitem(sources.MODELS, f"tiny-{name}", source)
     monkeypatch.setenv("JAXMLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
@@ -145,7 +147,7 @@ def test_a_truncated_wheel_is_passed_over_with_a_warning(monkeypatch, wheel, tmp
     monkeypatch.setenv("JAXMLIP_WEIGHTS", str(tmp_path))
     with (
         pytest.warns(UserWarning, match="damaged or truncated"),
-        pytest.raises(FetchError, match="neither the file"),
+        pytest.raises(FetchError, match=r"no tiny_a\.pth\.tar and no wheel with it is in"),
     ):
         load("tiny-a")
 
@@ -292,12 +294,93 @@ def test_many_that_replace_a_damaged_model_at_once_leave_a_sound_one(own_folder,
         shutil.rmtree(tmp_path / "fresh")
 
 
+@pytest.fixture
+def website(tmp_path, monkeypatch):
+    """A folder served as a place on the web, with a model of two files and one whose sum is not known."""
+    root = tmp_path / "website"
+    folder = made.save_m3gnet(root / "tiny-folder", *made.small_m3gnet())
+    made.save(folder / "tiny-file.tar", made.small_chgnet())
+    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in m3gnet.FILES}
+    address = Address(folder.as_uri())
+    folder_of_two = Source("m3gnet", files, address, "MIT", "PBE", "two files")
+    unknown = Source("chgnet", {"tiny-file.tar": None}, address, "MIT", "PBE", "a file")
+    monkeypatch.setitem(sources.MODELS, "tiny-folder", folder_of_two)
+    monkeypatch.setitem(sources.MODELS, "tiny-unknown", unknown)
+    return folder
+
+
+def test_a_folder_of_files_is_fetched_from_its_address_checked_and_kept(website):
+    first = load("tiny-folder")
+    assert sources.cached() == ["tiny-folder"]
+    assert first.manifest["source_sha256"] == sources.MODELS["tiny-folder"].sha256
+    assert first.manifest["licence"] == "MIT"
+    shutil.rmtree(website)
+    assert load("tiny-folder").elements == first.elements == (8, 1, 12)
+
+
+def test_a_folder_of_files_is_found_below_the_users_folder(website, monkeypatch, tmp_path):
+    shutil.copytree(website, tmp_path / "own" / "below" / "tiny-folder")
+    shutil.rmtree(website)
+    for setting in (tmp_path / "own", tmp_path / "own" / "below" / "tiny-folder"):
+        monkeypatch.setenv("JAXMLIP_WEIGHTS", str(setting))
+        assert load("tiny-folder").name == "tiny-folder"
+        shutil.rmtree(sources.models_folder())
+
+
+def test_a_file_whose_sum_is_not_known_is_taken_as_it_comes_and_its_sum_recorded(website):
+    potential = load("tiny-unknown")
+    found = hashlib.sha256((website / "tiny-file.tar").read_bytes()).hexdigest()
+    assert potential.manifest["source_sha256"] == found
+    assert load("tiny-unknown").name == "tiny-unknown"  # from the cache
+
+
+def test_a_fetched_file_that_is_not_the_published_one_is_refused(website):
+    (website / "model.json").write_text("{}")
+    with pytest.raises(FetchError, match=r"tiny-folder has sha256 .*model\.json.*needed .*model\.json"):
+        load("tiny-folder")
+    assert sources.cached() == []
+
+
+def test_without_network_the_error_names_the_addresses_and_the_folder(website):
+    shutil.rmtree(website)
+    with pytest.raises(FetchError) as caught:
+        load("tiny-folder")
+    said = str(caught.value)
+    assert "JAXMLIP_WEIGHTS: not set" in said
+    assert f"{website.as_uri()}/state.pt: <urlopen error" in said
+    assert "Needed: state.pt and model.json" in said
+    assert "put what you get into a folder named tiny-folder in a folder of this machine" in said
+
+
+def test_an_answer_that_breaks_off_is_told(website, monkeypatch):
+    served = sources.urllib.request.urlopen
+
+    def cut(url, timeout):
+        answer = served(url, timeout=timeout)
+        answer.headers.replace_header("Content-Length", "999999")
+        return answer
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", cut)
+    with pytest.raises(FetchError, match=r"state\.pt: it broke off after \d+ of 999999 bytes"):
+        load("tiny-folder")
+
+
+def test_every_known_model_says_where_it_comes_from():
+    for source in sources.MODELS.values():
+        assert source.architecture
+        assert source.licence
+        assert str(source.origin)
+        if isinstance(source.origin, Address):
+            assert all(source.origin.of(file).startswith("https://") for file in source.files)
+
+
 LOADER = """
 import sys
 from jaxmlip import sources
 sha256 = sys.argv[1]
 wheel = sources.Wheel("tinyweights", "1.0")
-sources.MODELS["tiny-a"] = sources.Source("chgnet", "tiny_a.pth.tar", sha256, wheel, "MIT", "PBE", "tiny")
+files = {"tiny_a.pth.tar": sha256}
+sources.MODELS["tiny-a"] = sources.Source("chgnet", files, wheel, "MIT", "PBE", "tiny")
 print(sources.load("tiny-a").name)
 """
 

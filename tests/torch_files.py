@@ -5,6 +5,8 @@ A pickle is put together from pieces: each function here returns the bytes that 
 
 from __future__ import annotations
 
+import itertools
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -170,3 +172,79 @@ def small_chgnet(norm: bool = True, output_bias: bool = False) -> dict[str, Any]
         "model": {"state_dict": state, "model_args": arguments},
         "optimizer": {"state": {1: {"step": 3, "exp_avg_sq": squares}}, "param_groups": []},
     }
+
+
+def small_m3gnet(smooth: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """state.pt and model.json in matgl's layout of a tiny network, each number different from the others.
+
+    Its elements are oxygen, hydrogen and magnesium, in this order.
+    """
+    f, hidden, radial, angular, blocks = 4, 3, 2, 3, 2
+    h = radial if smooth else radial * angular
+    shapes: dict[str, tuple[int, ...]] = {
+        "data_std": (),
+        "element_refs.property_offset": (3,),
+        "model.embedding.layer_node_embedding.weight": (3, f),
+    }
+
+    def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs)
+        if bias:
+            shapes[f"{name}.bias"] = (outputs,)
+
+    def gated(name: str, *widths: int, bias: bool = True) -> None:
+        for side in ("layers", "gates"):
+            for k, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+                linear(f"{name}.{side}.{2 * k}", inputs, outputs, bias)
+
+    linear("model.embedding.layer_edge_embedding.layers.0", h, f)
+    for t in range(blocks):
+        three_body, conv = f"model.three_body_interactions.{t}", f"model.graph_layers.{t}.conv"
+        linear(f"{three_body}.update_network_atom.layers.0", f, radial * angular)
+        gated(f"{three_body}.update_network_bond", radial * angular, f, bias=False)
+        for kind in ("edge", "node"):
+            gated(f"{conv}.{kind}_update_func", 3 * f, hidden, hidden, f)
+            linear(f"{conv}.{kind}_weight_func", h, f, bias=False)
+    gated("model.final_layer.gated", f, f, hidden, hidden, 1)
+
+    state, start = {}, 1
+    for key, shape in shapes.items():
+        count = int(np.prod(shape))
+        state[key] = np.asarray(np.arange(start, start + count, dtype=np.float32).reshape(shape) / 64)
+        start += count
+    state |= {
+        "data_mean": np.zeros((), np.float32),
+        "element_refs.onehot": np.eye(3, dtype=np.float32),
+        "model.bond_expansion.rbf.cutoff": np.array(5, np.float32),
+        "model.basis_expansion.sbf.cutoff": np.array(5, np.float32),
+    }
+    options = {
+        "element_types": ["O", "H", "Mg"],
+        **dict.fromkeys(("dim_node_embedding", "dim_edge_embedding"), f),
+        "units": hidden,
+        "max_n": radial,
+        "max_l": angular,
+        "nblocks": blocks,
+        "cutoff": 5.0,
+        "threebody_cutoff": 4.0,
+        "use_smooth": smooth,
+        "use_phi": False,
+        "include_state": False,
+        "is_intensive": False,
+        "readout_type": "weighted_atom",
+        "field": "node_feat",
+        "rbf_type": "SphericalBessel",
+        "activation_type": "swish",
+        "task_type": "regression",
+        "ntargets": 1,
+    }
+    network = {"@class": "M3GNet", "@model_version": 2, "init_args": options}
+    return state, {"@class": "Potential", "kwargs": {"model": network, "calc_repuls": False}}
+
+
+def save_m3gnet(folder: Path, state: Mapping[str, np.ndarray], options: Any) -> Path:
+    """Writes the two files of an M3GNet into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / "state.pt", state)
+    (folder / "model.json").write_text(json.dumps(options))
+    return folder

@@ -1,4 +1,4 @@
-"""Converts a torch checkpoint into a folder that jaxmlip.load reads.
+"""Converts a torch checkpoint, a file or a folder, into a folder that jaxmlip.load reads.
 
 python -m weights_convert SOURCE OUT
 python -m weights_convert SOURCE OUT --verify    # and compares with the original, if installed
@@ -49,7 +49,7 @@ def _cannot_verify(architecture: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m weights_convert", description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="checkpoint file written by the model's own trainer")
+    parser.add_argument("source", type=Path, help="checkpoint written by the model's own trainer")
     parser.add_argument("out", type=Path, help="folder for model.safetensors and manifest.json")
     parser.add_argument(
         "--verify",

@@ -146,7 +146,7 @@ def smooth_mixing(count: int) -> np.ndarray:
     """The matrix (count + 1, count) that makes the functions h_m of `bessel` with the frequencies π, 2π, …
 
     h_m are orthonormal within the cutoff, where their first two derivatives vanish too: Kocer, Mason &
-    Erturk, AIP Advances 10, 015021 (2020). f and the recursion for d and h are theirs.
+    Erturk, arXiv:1907.02384, whose f, e, d and recursion for h these are.
     """
     h: list[np.ndarray] = []
     d = 1.0
