@@ -51,7 +51,7 @@ def convert(
     """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
 
     Args:
-        source: the checkpoint, such as a file of CHGNet's or MACE's trainer or the folder of an M3GNet of matgl
+        source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: what to call the model; default: the name of the file
         head: the one to take of a model with several

@@ -104,11 +104,10 @@ def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tm
     assert potential.predict(crystal)["energy"] == jaxmlip.load(folder).predict(crystal)["energy"]
 
 
-def test_verification_is_told_to_be_for_chgnet(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.original_chgnet, "missing", list)
+def test_verification_says_for_which_architectures_it_is(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["weights_convert", str(folder), str(tmp_path / "out"), "--verify"])
     assert command.main() == 1
-    assert "--verify found an architecture m3gnet, needed chgnet" in capsys.readouterr().err
+    assert "runs the original of chgnet, mace, and found m3gnet" in capsys.readouterr().err
 
 
 def test_tensors_in_double_precision_stay_so(tmp_path):
