@@ -53,6 +53,13 @@ class MACEConfig:
     # have more, which depend on each other.
     paths: tuple[int, ...] = ()
 
+    def __post_init__(self):
+        if self.hidden_l > self.harmonics_l:
+            raise ValueError(
+                f"found hidden_l={self.hidden_l} and harmonics_l={self.harmonics_l}, needed features between "
+                "layers that go no higher than the harmonics that they are made of."
+            )
+
     def out_l(self, layer: int) -> int:
         """Highest l of the features after a layer; the last one gives scalars alone."""
         return 0 if layer == len(self.blocks) - 1 else self.hidden_l
