@@ -98,9 +98,12 @@ class Message(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, h: Expansion) -> Float[Array, "bonds 2 f"]:
         c = self.config
-        of_atoms = Linear(4 * c.hidden, bias=False, name="atoms")(v).reshape(len(v), 2, -1)
+        first, second, far = graph.first, graph.second, graph.shifts
+        start, end = jnp.split(Linear(4 * c.hidden, bias=False, name="atoms")(v), 2, axis=-1)
         x = Linear(2 * c.hidden, name="bond")(e)
-        x = x + gather(of_atoms, graph.first) + gather(of_atoms[:, ::-1], graph.second, graph.shifts)
+        forward = x[:, 0] + gather(start, first) + gather(end, second, far)
+        backward = x[:, 1] + gather(start, second, far) + gather(end, first)
+        x = jnp.stack([forward, backward], axis=1)
         weight = Linear(c.features, bias=False, name="weight")(h)
         return Gated((c.hidden, c.features), name="phi")(x) * weight[:, None]
 
