@@ -107,7 +107,8 @@ class MemoryLimitError(MemoryError):
 
 # Columns at once: more than these gain no speed, and take memory.
 BLOCK_SIZE = 8
-MESSAGES_PER_BLOCK = 40_000  # bonds, seen from both ends, and angles, times columns
+# Bytes that the linearised gradient keeps, times columns: what is computed for a column is of that size.
+BLOCK_BYTES = 1.5e9
 
 
 def hessian(
@@ -152,10 +153,11 @@ def hessian_columns(
     graph = batching.pack([potential.graph(crystal)], room, np.dtype(potential.dtype))
     rows = np.empty((len(columns), atoms, 3), potential.dtype)
     with _counted(memory_limit), potential.precision():
-        block = _block_size(graph, block_size, len(columns))
+        planned = block_size
         if memory_limit is not None:
-            block = _plan(potential, graph, block_size, memory_limit, len(columns)).block_size
+            planned = _plan(potential, graph, block_size, memory_limit, len(columns)).block_size
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
+        block = _block_size(tangent_map, planned, len(columns))
         for start in track(range(0, len(columns), block), "Hessian columns"):
             part = columns[start : start + block]
             index = np.resize(part, block)  # the last block repeats some columns
@@ -184,20 +186,24 @@ def _counted(memory_limit: float | None) -> AbstractContextManager:
     return nullcontext() if memory_limit is None else giving_memory_back()
 
 
-def _block_size(graph: CrystalGraph, asked: int | None, columns: int) -> int:
-    messages = 2 * len(graph.first) + len(graph.angle_from)
-    default = min(BLOCK_SIZE, max(1, MESSAGES_PER_BLOCK // max(1, messages)))
+def _kept(tangent_map: Any) -> int:
+    """Bytes that a linearised gradient, or its shapes, keeps."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tangent_map))
+
+
+def _block_size(tangent_map: Any, asked: int | None, columns: int) -> int:
+    default = min(BLOCK_SIZE, max(1, int(BLOCK_BYTES / _kept(tangent_map))))
     if asked is not None and asked < 1:
         raise ValueError(f"found block_size={asked}, needed at least 1.")
     return min(columns, default if asked is None else asked)
 
 
 def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
-    block = _block_size(graph, block_size, columns)
     limit = np.inf if memory_limit is None else memory_limit
     args = (potential.energy_fn, potential.arrays, graph)
     tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
-    kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tangent_map))
+    block = _block_size(tangent_map, block_size, columns)
+    kept = _kept(tangent_map)
     if _resident() + kept > limit:
         raise MemoryLimitError(
             f"the linearised gradient alone needs {_gb(kept)} for {graph.is_atom.sum()} atoms in "
