@@ -69,6 +69,12 @@ def potential(request):
 
 
 @pytest.fixture(scope="session")
+def any_potential():
+    """For claims about the library, which no model makes truer."""
+    return small_potential("chgnet-0.3")
+
+
+@pytest.fixture(scope="session")
 def crystal() -> Atoms:
     """Five atoms in a triclinic cell narrower than the cutoff: images of one neighbour, and self images."""
     rng = np.random.default_rng(3)

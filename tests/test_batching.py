@@ -26,16 +26,16 @@ def test_the_ladder_has_four_rungs_to_a_doubling_and_eight_where_waste_is_large(
     assert all(round_up(n) < 1.125 * n for n in range(257, 3000))
 
 
-def test_packing_and_splitting_give_every_atom_back(potential, crystals):
-    graphs = [potential.graph(c) for c in crystals]
+def test_packing_and_splitting_give_every_atom_back(any_potential, crystals):
+    graphs = [any_potential.graph(c) for c in crystals]
     packed = batching.pack(graphs)
     assert packed.is_atom.sum() == sum(map(len, crystals))
     for part, c in zip(batching.split_atoms(packed.positions, graphs), crystals, strict=True):
         np.testing.assert_array_equal(part, c.positions)
 
 
-def test_packed_bonds_join_the_atoms_that_they_joined(potential, crystals):
-    graphs = [potential.graph(c) for c in crystals]
+def test_packed_bonds_join_the_atoms_that_they_joined(any_potential, crystals):
+    graphs = [any_potential.graph(c) for c in crystals]
     packed = batching.pack(graphs)
     real = packed.is_atom[packed.first]
     assert real.sum() == sum(len(g.first) for g in graphs)
@@ -47,19 +47,19 @@ def test_packed_bonds_join_the_atoms_that_they_joined(potential, crystals):
     )
     assert (length[real] > 1).all()
     assert (length[~real] == 0).all()
-    assert (length[: packed.short][real[: packed.short]] < potential.cutoffs.angle).all()
-    assert (length[packed.short :][real[packed.short :]] >= potential.cutoffs.angle).all()
+    assert (length[: packed.short][real[: packed.short]] < any_potential.cutoffs.angle).all()
+    assert (length[packed.short :][real[packed.short :]] >= any_potential.cutoffs.angle).all()
 
 
-def test_what_does_not_fit_is_refused_with_what_it_needs(potential):
-    graph = potential.graph(bulk("NaCl", "rocksalt", 5.64))
+def test_what_does_not_fit_is_refused_with_what_it_needs(any_potential):
+    graph = any_potential.graph(bulk("NaCl", "rocksalt", 5.64))
     room = batching.need([graph])
     with pytest.raises(ValueError, match=r"need 4 atoms.*holds 2"):
         batching.pack([graph, graph], room)
 
 
-def test_batches_hold_every_crystal_once_within_one_capacity(potential, crystals):
-    graphs = [potential.graph(c) for c in crystals] * 7
+def test_batches_hold_every_crystal_once_within_one_capacity(any_potential, crystals):
+    graphs = [any_potential.graph(c) for c in crystals] * 7
     index, room = batching.batches(graphs, 500)
     assert len(index) > 1
     assert sorted(k for batch in index for k in batch) == list(range(len(graphs)))
@@ -67,7 +67,7 @@ def test_batches_hold_every_crystal_once_within_one_capacity(potential, crystals
         assert room.holds(batching.need([graphs[k] for k in batch]))
 
 
-def test_screening_many_crystals_compiles_one_program(potential):
+def test_screening_many_crystals_compiles_one_program(any_potential):
     rng = np.random.default_rng(0)
     crystals = []
     for symbol in ("Cu", "Al", "Si", "Fe", "Mg") * 12:
@@ -75,26 +75,26 @@ def test_screening_many_crystals_compiles_one_program(potential):
         atoms.rattle(0.1, rng=rng)
         crystals.append(atoms)
     before = jaxmlip.potential._predict._cache_size()
-    found = potential.predict(crystals)
+    found = any_potential.predict(crystals)
     assert jaxmlip.potential._predict._cache_size() - before <= 1
     assert len(found) == len(crystals)
 
 
-def test_predict_accepts_no_crystals_and_keeps_the_order(potential, crystals):
-    assert potential.predict([]) == []
-    found = potential.predict(crystals[::-1])
+def test_predict_accepts_no_crystals_and_keeps_the_order(any_potential, crystals):
+    assert any_potential.predict([]) == []
+    found = any_potential.predict(crystals[::-1])
     assert [len(p["forces"]) for p in found] == [len(c) for c in crystals[::-1]]
 
 
-def test_potentials_of_one_architecture_share_compiled_programs(potential, crystal):
-    potential.predict(crystal)
+def test_potentials_of_one_architecture_share_compiled_programs(any_potential, crystal):
+    any_potential.predict(crystal)
     before = jaxmlip.potential._predict._cache_size()
-    other = jaxmlip.potential.random_potential(potential.model.config, seed=3, dtype=potential.dtype)
+    other = jaxmlip.potential.random_potential(any_potential.model.config, seed=3, dtype=any_potential.dtype)
     other.predict(crystal)
     assert jaxmlip.potential._predict._cache_size() == before
 
 
-def test_nothing_of_float64_outlives_a_prediction(potential, crystal):
-    potential.predict(crystal)
+def test_nothing_of_float64_outlives_a_prediction(any_potential, crystal):
+    any_potential.predict(crystal)
     assert not jax.config.jax_enable_x64
     assert jax.numpy.ones(1).dtype == np.float32

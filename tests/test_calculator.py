@@ -10,30 +10,34 @@ from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
+from conftest import small_potential
 
 import jaxmlip.potential
 from jaxmlip import Calculator, hessian
 
 
 @pytest.fixture
-def atoms(potential, crystal):
+def atoms(any_potential, crystal):
     found = crystal.copy()
-    found.calc = Calculator(potential)
+    found.calc = Calculator(any_potential)
     return found
 
 
-def test_every_property_is_what_the_potential_predicts(potential, atoms):
-    p = potential.predict(atoms)
+def test_every_property_is_what_the_potential_predicts(any_potential, atoms):
+    p = any_potential.predict(atoms)
     np.testing.assert_allclose(atoms.get_potential_energy(), p["energy"])
     np.testing.assert_allclose(atoms.get_potential_energy(force_consistent=True), p["energy"])
     np.testing.assert_allclose(atoms.get_potential_energies(), p["site_energies"])
     np.testing.assert_allclose(atoms.get_forces(), p["forces"])
     np.testing.assert_allclose(atoms.get_stress(voigt=False), p["stress"])
-    if "magmoms" in p:
-        np.testing.assert_allclose(atoms.get_magnetic_moments(), p["magmoms"])
-    else:
-        with pytest.raises(PropertyNotImplementedError, match="magmoms"):
-            atoms.get_magnetic_moments()
+    np.testing.assert_allclose(atoms.get_magnetic_moments(), p["magmoms"])
+
+
+def test_a_model_without_magnetic_moments_has_none(crystal):
+    atoms = crystal.copy()
+    atoms.calc = Calculator(small_potential("m3gnet-smooth"))
+    with pytest.raises(PropertyNotImplementedError, match="magmoms"):
+        atoms.get_magnetic_moments()
 
 
 def test_ase_finds_the_stress_that_differences_of_its_energies_give(atoms):
@@ -41,11 +45,11 @@ def test_ase_finds_the_stress_that_differences_of_its_energies_give(atoms):
     np.testing.assert_allclose(atoms.get_stress(), numerical, rtol=1e-4, atol=1e-7)
 
 
-def test_vibrations_by_ase_have_the_frequencies_of_the_hessian(potential, atoms, tmp_path):
+def test_vibrations_by_ase_have_the_frequencies_of_the_hessian(any_potential, atoms, tmp_path):
     vibrations = Vibrations(atoms, name=str(tmp_path / "vib"), delta=1e-3)
     vibrations.run()
     by_ase = vibrations.get_vibrations().get_hessian_2d()
-    exact = hessian(potential, atoms)
+    exact = hessian(any_potential, atoms)
     np.testing.assert_allclose(by_ase, exact, atol=1e-4 * np.abs(exact).max())
 
 

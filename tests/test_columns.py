@@ -56,10 +56,12 @@ def test_columns_of_a_model_are_those_of_vmap(potential, crystal):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_block_size_does_not_change_the_hessian(potential, crystal):
-    whole = hessian(potential, crystal, block_size=15)
+def test_the_block_size_does_not_change_the_hessian(any_potential, crystal):
+    whole = hessian(any_potential, crystal, block_size=15)
     for block in (1, 4):
-        np.testing.assert_allclose(hessian(potential, crystal, block_size=block), whole, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            hessian(any_potential, crystal, block_size=block), whole, rtol=1e-9, atol=1e-9
+        )
 
 
 @pytest.fixture
@@ -68,29 +70,31 @@ def steady(monkeypatch):
     monkeypatch.setattr("jaxmlip.derivatives._resident", lambda: 10**8)
 
 
-def test_a_memory_limit_makes_blocks_smaller_and_is_kept(potential, crystal, steady):
-    free = plan_hessian(potential, crystal, block_size=15)
+def test_a_memory_limit_makes_blocks_smaller_and_is_kept(any_potential, crystal, steady):
+    free = plan_hessian(any_potential, crystal, block_size=15)
     limit = free.process + free.fixed + 5.5 * free.per_column
-    plan = plan_hessian(potential, crystal, memory_limit=limit)
+    plan = plan_hessian(any_potential, crystal, memory_limit=limit)
     assert 1 <= plan.block_size < 8
     assert plan.total <= limit
 
 
-def test_a_limit_that_a_block_exceeds_is_an_error_that_names_a_block_that_fits(potential, crystal, steady):
-    free = plan_hessian(potential, crystal, block_size=15)
+def test_a_limit_that_a_block_exceeds_is_an_error_that_names_a_block_that_fits(
+    any_potential, crystal, steady
+):
+    free = plan_hessian(any_potential, crystal, block_size=15)
     limit = free.process + free.fixed + 5.5 * free.per_column
     with pytest.raises(MemoryLimitError, match=r"block_size=\d+ fits") as caught:
-        hessian(potential, crystal, block_size=15, memory_limit=limit)
+        hessian(any_potential, crystal, block_size=15, memory_limit=limit)
     fitting = int(str(caught.value).split("block_size=")[-1].split()[0])
-    assert plan_hessian(potential, crystal, block_size=fitting, memory_limit=limit).total <= limit
+    assert plan_hessian(any_potential, crystal, block_size=fitting, memory_limit=limit).total <= limit
 
 
-def test_a_limit_that_nothing_meets_says_what_is_needed(potential, crystal):
+def test_a_limit_that_nothing_meets_says_what_is_needed(any_potential, crystal):
     with pytest.raises(MemoryLimitError, match=r"alone needs [\d.e+-]+ GB for 5 atoms"):
-        hessian(potential, crystal, memory_limit=1000.0)
+        hessian(any_potential, crystal, memory_limit=1000.0)
 
 
-def test_columns_that_are_not_there_are_refused(potential, crystal):
+def test_columns_that_are_not_there_are_refused(any_potential, crystal):
     with pytest.raises(ValueError, match="from 0 to 14"):
-        hessian_columns(potential, crystal, [15])
-    assert hessian_columns(potential, crystal, []).shape == (0, 15)
+        hessian_columns(any_potential, crystal, [15])
+    assert hessian_columns(any_potential, crystal, []).shape == (0, 15)

@@ -131,11 +131,11 @@ def test_what_is_no_structure_is_refused_with_its_type():
         from_atoms("NaCl.cif", 5.0)
 
 
-def test_an_unknown_element_is_named_with_its_site(potential):
+def test_an_unknown_element_is_named_with_its_site(any_potential):
     atoms = bulk("NaCl", "rocksalt", 5.64)
     atoms.numbers[1] = 95
     with pytest.raises(ValueError, match=r"Am \(Z = 95\) at site 1"):
-        potential.predict(atoms)
+        any_potential.predict(atoms)
 
 
 def test_atoms_closer_than_half_an_ångström_give_a_warning_that_names_them():
