@@ -11,7 +11,6 @@ import itertools
 from dataclasses import dataclass
 from functools import partial
 
-import e3nn_jax as e3nn
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +211,7 @@ def end_couplings(harmonics, components: int, l: int) -> Float[Array, "ends path
     there = []
     for l1, l2, l3 in message_paths(components, len(harmonics) - 1):
         if l3 == l:
-            coupling = (2 * l3 + 1) ** 0.5 * e3nn.clebsch_gordan(l1, l2, l3)
+            coupling = (2 * l3 + 1) ** 0.5 * symmetric.clebsch_gordan(l1, l2, l3)
             each = jnp.einsum("xyz,by->bzx", jnp.asarray(coupling, harmonics[0].dtype), harmonics[l2])
             there.append(jnp.pad(each, [(0, 0), (0, 0), (l1**2, components - (l1 + 1) ** 2)]))
     there = jnp.stack(there, axis=1)
@@ -262,7 +261,7 @@ class MACE(nn.Module):
         element = jnp.asarray(_places(c.elements))[graph.species]  # species are the same in every cell
         vectors = bond_vectors(graph)
         r = safe.norm(vectors)
-        harmonics = spherical_harmonics(safe.unit(vectors, r), c.harmonics_l)
+        harmonics = symmetric.spherical_harmonics(safe.unit(vectors, r), c.harmonics_l)
         radius = None
         if c.agnesi:
             radii = constants["covalent_radii"][graph.species]
@@ -354,14 +353,6 @@ class Readout(nn.Module):
         out = self.param("out", normal, (c.readout, 1))
         y = c.activation_scale * silu(h @ (hidden / c.channels**0.5))
         return y @ out[:, 0] / c.readout**0.5
-
-
-def spherical_harmonics(u: Float[Array, "bonds 3"], l_max: int) -> list[Float[Array, "bonds m"]]:
-    """Y_l of unit vectors for each l ≤ l_max, normalised so that Σ_m Y_lm² = 2l + 1; zero vectors give 0."""
-    y = e3nn.spherical_harmonics(
-        symmetric.natural(l_max), u, normalize=False, normalization="component"
-    ).array
-    return [y[:, l**2 : (l + 1) ** 2] for l in range(l_max + 1)]
 
 
 def _places(elements: tuple[int, ...]) -> np.ndarray:

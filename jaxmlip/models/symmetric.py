@@ -1,4 +1,4 @@
-"""The symmetric contraction of MACE: Batatia et al., NeurIPS 2022, eqs. (10) and (11).
+"""The symmetric contraction of MACE: Batatia et al., NeurIPS 2022, eqs. (10) and (11), and its couplings.
 
 Eq. (10) multiplies ν copies of the atomic basis A of an atom and channel and couples them to spherical
 tensors B_LM = Σ_η w_η Σ U^η_{M, i₁ … i_ν} A_{i₁} … A_{i_ν}; i runs over all (l, m). The copies are equal,
@@ -13,18 +13,40 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import TYPE_CHECKING
 
-import e3nn_jax as e3nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+if TYPE_CHECKING:
+    import e3nn_jax as e3nn
+
 SMALLEST = 1e-9  # of the coefficients of an orthonormal basis; below are rounding errors
+
+# e3nn_jax is imported where it is used: that takes most of a second, which users of other models keep.
 
 
 def natural(l_max: int) -> e3nn.Irreps:
     """One irrep of each l ≤ l_max with the parity of the spherical harmonics, 0e + 1o + 2e + …"""
+    import e3nn_jax as e3nn
+
     return e3nn.Irreps([(1, (l, (-1) ** l)) for l in range(l_max + 1)])
+
+
+def clebsch_gordan(l1: int, l2: int, l3: int) -> Float[np.ndarray, "m1 m2 m3"]:
+    """The coupling of l₁ and l₂ to l₃ in the real basis of e3nn, with Σ C² = 1."""
+    import e3nn_jax as e3nn
+
+    return e3nn.clebsch_gordan(l1, l2, l3)
+
+
+def spherical_harmonics(u: Float[Array, "bonds 3"], l_max: int) -> list[Float[Array, "bonds m"]]:
+    """Y_l of unit vectors for each l ≤ l_max, normalised so that Σ_m Y_lm² = 2l + 1; zero vectors give 0."""
+    import e3nn_jax as e3nn
+
+    y = e3nn.spherical_harmonics(natural(l_max), u, normalize=False, normalization="component").array
+    return [y[:, l**2 : (l + 1) ** 2] for l in range(l_max + 1)]
 
 
 @functools.cache
@@ -33,6 +55,8 @@ def couplings(l_max: int, L: int, degree: int) -> np.ndarray:
 
     Of shape (2L + 1, (l_max + 1)², …, (l_max + 1)², paths).
     """
+    import e3nn_jax as e3nn
+
     irrep = e3nn.Irrep(L, (-1) ** L)
     basis = e3nn.reduced_symmetric_tensor_product_basis(natural(l_max), degree, keep_ir=[irrep])
     paths = basis.irreps.count(irrep)
