@@ -65,7 +65,16 @@ def small_potential(name: str, dtype: str = "float64"):
 
 @pytest.fixture(scope="session", params=list(MODELS))
 def potential(request):
-    return small_potential(request.param)
+    """Each model in turn, and all of its tests before the next one's."""
+    yield small_potential(request.param)
+    jax.clear_caches()  # a process can map only so many compiled programs into its memory
+
+
+@pytest.fixture(scope="session", params=["chgnet-0.3", "m3gnet-smooth", "mace-density"])
+def architecture(request):
+    """One model of each architecture, for laws whose proof takes long."""
+    yield small_potential(request.param)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -45,11 +45,11 @@ def test_every_step_gives_what_vmap_gives(name):
     np.testing.assert_allclose(second_axis_vmap(f, x[:, 0])(x), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_columns_of_a_model_are_those_of_vmap(potential, crystal):
-    packed = batching.pack([potential.graph(crystal)])
-    with potential.precision():
+def test_columns_of_a_model_are_those_of_vmap(architecture, crystal):
+    packed = batching.pack([architecture.graph(crystal)])
+    with architecture.precision():
         r = jnp.asarray(packed.positions)
-        tangent_map = jax.jit(lambda r: jax.linearize(gradient(potential.energy, packed), r)[1])(r)
+        tangent_map = jax.jit(lambda r: jax.linearize(gradient(architecture.energy, packed), r)[1])(r)
         v = np.random.default_rng(0).normal(size=(len(r), 3, 3))
         expected = jax.jit(jax.vmap(tangent_map, 1, 1))(v)
         found = jax.jit(second_axis_vmap(tangent_map, r))(v)

@@ -71,9 +71,9 @@ def test_a_supercell_has_the_energy_of_its_cells_and_their_forces(potential, cry
     assert_same(q, {**twice, "energy": 2 * p["energy"], "stress": p["stress"]})
 
 
-def test_a_batch_gives_what_each_crystal_gives_alone(potential, crystals):
-    together = potential.predict(crystals)
-    for alone, one in zip(map(potential.predict, crystals), together, strict=True):
+def test_a_batch_gives_what_each_crystal_gives_alone(architecture, crystals):
+    together = architecture.predict(crystals)
+    for alone, one in zip(map(architecture.predict, crystals), together, strict=True):
         assert_same(one, alone)
 
 
@@ -82,22 +82,22 @@ def test_site_energies_add_up_to_the_energy(potential, crystals):
         np.testing.assert_allclose(p["site_energies"].sum(), p["energy"], **TIGHT)
 
 
-def test_padding_changes_nothing_up_to_second_derivatives(potential, crystal):
-    graph = potential.graph(crystal)
+def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal):
+    graph = architecture.graph(crystal)
     exact = batching.need([graph])
     wide = batching.Capacity(*(n + 13 for n in exact[:4]), crystals=3)
     v = np.random.default_rng(1).normal(size=(len(crystal), 3))
     found = []
 
     def derivatives(packed, padded):
-        energy = potential.energy
+        energy = architecture.energy
         return energy(packed), gradient(energy, packed)(packed.positions), hvp(energy, packed, padded)
 
     for room in (exact, wide):
         packed = batching.pack([graph], room)
         padded = np.zeros_like(packed.positions)
         padded[: len(v)] = v
-        with potential.precision():
+        with architecture.precision():
             e, slope, curvature = jax.jit(derivatives)(packed, padded)
         assert np.isfinite(slope).all()
         assert np.isfinite(curvature).all()
@@ -109,16 +109,16 @@ def test_padding_changes_nothing_up_to_second_derivatives(potential, crystal):
         np.testing.assert_allclose(narrow, padded, **TIGHT)
 
 
-def test_a_loss_on_a_hessian_column_has_finite_derivatives_by_every_parameter(potential, crystal):
-    packed = batching.pack([potential.graph(crystal)])
+def test_a_loss_on_a_hessian_column_has_finite_derivatives_by_every_parameter(architecture, crystal):
+    packed = batching.pack([architecture.graph(crystal)])
 
     def loss(params):
-        energy = partial(potential.energy_fn, params)
+        energy = partial(architecture.energy_fn, params)
         v = jnp.zeros_like(packed.positions).at[0, 0].set(1.0)
         return jnp.sum(hvp(energy, packed, v) ** 2)
 
-    with potential.precision():
-        slopes = jax.jit(jax.grad(loss))(potential.arrays)
+    with architecture.precision():
+        slopes = jax.jit(jax.grad(loss))(architecture.arrays)
     flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(slopes)])
     assert np.isfinite(flat).all()
     assert np.abs(flat).max() > 0
@@ -178,15 +178,15 @@ def test_the_hessian_is_differences_of_forces_and_symmetric_with_three_zero_mode
     np.testing.assert_allclose(h @ shifts, 0, atol=1e-10 * scale)
 
 
-def test_hessian_columns_are_hessian_vector_products(potential, crystal):
+def test_hessian_columns_are_hessian_vector_products(architecture, crystal):
     columns = [4, 0, 13]
-    rows = hessian_columns(potential, crystal, columns, block_size=2)
-    packed = batching.pack([potential.graph(crystal)])
-    product = jax.jit(partial(hvp, potential.energy, packed))
+    rows = hessian_columns(architecture, crystal, columns, block_size=2)
+    packed = batching.pack([architecture.graph(crystal)])
+    product = jax.jit(partial(hvp, architecture.energy, packed))
     for row, k in zip(rows, columns, strict=True):
         v = np.zeros_like(packed.positions)
         v.reshape(-1)[k] = 1
-        with potential.precision():
+        with architecture.precision():
             column = product(v)
         np.testing.assert_allclose(row, np.ravel(column)[: len(row)], **TIGHT)
 
