@@ -437,9 +437,8 @@ def draw(rows_by_model: Mapping[str, Sequence[Row]], path: Path) -> None:
             name = {"maximum": "highest", "mean": "mean"}[of]
             axes.set_xlabel(f"{name} frequency, DFT (THz)")
             axes.set_ylabel(f"{name} frequency, model (THz)")
-            axes.set_title(
-                {"hessian": "Hessian", "displaced": f"forces at {label}"}[measure], loc="left", fontsize=10
-            )
+            by = {"hessian": "Hessian", "displaced": f"forces at {label}"}[measure]
+            axes.set_title(f"{by}; median ratios model / DFT", loc="left", fontsize=10)
     figure.legend(handles=_legend(rows_by_model), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -464,9 +463,9 @@ def _parity(axes, rows_by_model, of: str, measure: str) -> None:
                 linewidths=0.6,
                 zorder=3,
             )
-        note = f"{model}: median ratio {np.median([row.ratio(of, measure) for row in rows]):.2f}"
+        note = f"{np.median([row.ratio(of, measure) for row in rows]):.2f}  {model}"
         place = (0.03, 0.97 - 0.055 * k)
-        axes.text(*place, note, transform=axes.transAxes, va="top", fontsize=9, color=colour, weight="bold")
+        axes.text(*place, note, transform=axes.transAxes, va="top", fontsize=8, color=colour, weight="bold")
     limit = 1.06 * highest
     axes.plot([0, limit], [0, limit], color="0.4", lw=0.9, zorder=1)
     axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
