@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,36 @@ from jax import lax
 from jax.extend import core
 
 
-def second_axis_vmap(f: Callable, *example: Any) -> Callable:
+class Columns(NamedTuple):
+    """The axis of tangents: how many there are, and what a fetch from another cell does to them."""
+
+    count: int
+    wave: Wave | None = None
+
+
+# Phases for arrays (m, columns, *features) that were fetched from the cells (m, 3); the sign is +1 for a
+# fetch and -1 for its transpose.
+Wave = Callable[[jax.Array, jax.Array, int], jax.Array]
+
+
+def second_axis_vmap(f: Callable, *example: Any, wave: Wave | None = None) -> Callable:
     """`f` on arrays that have one more axis, at position 1, like jax.vmap(f, in_axes=1, out_axes=1).
 
-    f takes and returns arrays of at least one axis; `example` gives the shapes of its arguments.
+    f takes and returns arrays of at least one axis, and is linear where a `wave` is given; `example` gives
+    the shapes of its arguments.
     """
     closed = jax.make_jaxpr(f)(*example)
 
     def batched(*args):
-        outs = _evaluate(closed.jaxpr, closed.consts, [(x, True) for x in args], args[0].shape[1])
-        outs = [_spread(*pair, args[0].shape[1]) for pair in outs]
+        columns = Columns(args[0].shape[1], wave)
+        outs = _evaluate(closed.jaxpr, closed.consts, [(x, True) for x in args], columns)
+        outs = [_spread(*pair, columns) for pair in outs]
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     return batched
 
 
-def _evaluate(jaxpr, consts, args, columns: int) -> list:
+def _evaluate(jaxpr, consts, args, columns: Columns) -> list:
     """Evaluates `jaxpr` on pairs (array, whether it has the axis of columns), and returns such pairs."""
     values: dict = dict(zip(jaxpr.constvars, ((c, False) for c in consts), strict=True))
     values.update(zip(jaxpr.invars, args, strict=True))
@@ -49,7 +63,7 @@ def _evaluate(jaxpr, consts, args, columns: int) -> list:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(equation, inputs, columns: int) -> list:
+def _apply(equation, inputs, columns: Columns) -> list:
     primitive, params = equation.primitive, equation.params
     if primitive.name in ("jit", "pjit"):
         inner = params["jaxpr"]
@@ -64,12 +78,12 @@ def _apply(equation, inputs, columns: int) -> list:
     return [(out, True) for out in (outs if primitive.multiple_results else [outs])]
 
 
-def _spread(x, batched: bool, columns: int):
+def _spread(x, batched: bool, columns: Columns):
     """x with the axis of columns, which is added where it is missing."""
     if batched:
         return x
     x = jnp.expand_dims(x, min(1, jnp.ndim(x)))
-    return jnp.broadcast_to(x, (*x.shape[:1], columns, *x.shape[2:]))
+    return jnp.broadcast_to(x, (*x.shape[:1], columns.count, *x.shape[2:]))
 
 
 def _by_vmap(equation, inputs):
@@ -85,7 +99,7 @@ def _elementwise(equation, inputs, columns):
     shape = equation.outvars[0].aval.shape
     if not shape:
         return None
-    shape = (shape[0], columns, *shape[1:])
+    shape = (shape[0], columns.count, *shape[1:])
 
     def fit(x, batched):
         if batched:
@@ -107,14 +121,14 @@ def _broadcast_in_dim(equation, inputs, columns):
     shape = equation.params["shape"]
     if len(inputs) > 1 or not dims or dims[0] != 0:
         return None
-    return lax.broadcast_in_dim(x, (shape[0], columns, *shape[1:]), (0, 1, *(d + 1 for d in dims[1:])))
+    return lax.broadcast_in_dim(x, (shape[0], columns.count, *shape[1:]), (0, 1, *(d + 1 for d in dims[1:])))
 
 
 def _reshape(equation, inputs, columns):
     x, sizes = inputs[0][0], equation.params["new_sizes"]
     if not sizes or sizes[0] != x.shape[0] or equation.params["dimensions"] is not None:
         return None
-    return lax.reshape(x, (sizes[0], columns, *sizes[1:]))
+    return lax.reshape(x, (sizes[0], columns.count, *sizes[1:]))
 
 
 def _squeeze(equation, inputs, columns):
@@ -129,7 +143,7 @@ def _slice(equation, inputs, columns):
     return lax.slice(
         inputs[0][0],
         (start[0], 0, *start[1:]),
-        (limit[0], columns, *limit[1:]),
+        (limit[0], columns.count, *limit[1:]),
         (strides[0], 1, *strides[1:]),
     )
 
@@ -170,7 +184,7 @@ def _dot_general(equation, inputs, columns):
     if not w_batched:  # the columns come out as the first of the free axes, in their place
         return bind(x, w, ((later(over_x), over_w), ((0,), (0,))))
     if not x_batched:
-        if x.size * columns > w.size:
+        if x.size * columns.count > w.size:
             return None
         x = _spread(x, False, columns)
     return bind(x, w, ((later(over_x), later(over_w)), ((0, 1), (0, 1))))
@@ -198,6 +212,19 @@ def _scatter_add(equation, inputs, columns):
     return lax.scatter_add(_spread(*x, columns), index, y, numbers, mode=p["mode"])
 
 
+def _fetch(equation, inputs, columns):
+    (x, _), (index, _), (image, _) = inputs
+    y = equation.primitive.bind(x, index, image)
+    return y if columns.wave is None else columns.wave(y, image, 1)
+
+
+def _deposit(equation, inputs, columns):
+    (y, _), (index, _), (image, _) = inputs
+    if columns.wave is not None:
+        y = columns.wave(y, image, -1)
+    return equation.primitive.bind(y, index, image, **equation.params)
+
+
 RULES = {
     **dict.fromkeys(
         ("mul", "add_any", "add", "sub", "neg", "div", "select_n", "convert_element_type", "copy"),
@@ -214,4 +241,6 @@ RULES = {
     "dot_general": _dot_general,
     "gather": _gather,
     "scatter-add": _scatter_add,
+    "fetch": _fetch,
+    "deposit": _deposit,
 }

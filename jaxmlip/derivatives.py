@@ -191,14 +191,18 @@ def _kept(tangent_map: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tangent_map))
 
 
-def _block_size(tangent_map: Any, asked: int | None, columns: int) -> int:
-    default = min(BLOCK_SIZE, max(1, int(BLOCK_BYTES / _kept(tangent_map))))
+def _block_size(
+    tangent_map: Any, asked: int | None, columns: int, most: int = BLOCK_SIZE, size: float = BLOCK_BYTES
+) -> int:
+    default = min(most, max(1, int(size / _kept(tangent_map))))
     if asked is not None and asked < 1:
         raise ValueError(f"found block_size={asked}, needed at least 1.")
     return min(columns, default if asked is None else asked)
 
 
-def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPlan:
+def _plan(potential, graph, block_size, memory_limit, columns: int, program=None) -> MemoryPlan:
+    """`program(tangent_map, positions, block)` lowers what runs for each block; default: Hessian columns."""
+    program = program or (lambda *args: _apply.lower(*args[:2], np.zeros(args[2], int)))
     limit = np.inf if memory_limit is None else memory_limit
     args = (potential.energy_fn, potential.arrays, graph)
     tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
@@ -213,7 +217,7 @@ def _plan(potential, graph, block_size, memory_limit, columns: int) -> MemoryPla
         )
     fixed = max(kept, _scratch(_linearise.lower(*args)))
     while True:
-        per_block = _scratch(_apply.lower(tangent_map, graph.positions, np.zeros(block, int)))
+        per_block = _scratch(program(tangent_map, graph.positions, block))
         # Measured last, since compiling takes memory too, which is not given back at once.
         plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
         if plan.total <= limit:

@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from vesin import NeighborList
 
+from jaxmlip.fetch import gather
+
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
@@ -86,31 +88,6 @@ class BondEnd(NamedTuple):
     sign: Float[Array, " n"]  # +1 where the bond's own direction leads away from the atom, else -1
     atom: Int[Array, " n"]  # the atom it is seen from
     image: Float[Array, "n 3"]  # the cell, relative to that atom's, in which the bond is kept
-
-
-def gather(
-    x: Float[Array, "n *features"],
-    index: Int[Array, " m"],
-    image: Float[Array, "m 3"] | None = None,
-) -> Float[Array, "m *features"]:
-    """x[index], where entity e fetches from the cell `image[e]` away (None: from its own).
-
-    All cells of a crystal are alike, so the image changes nothing here; it matters to a lattice wave, whose
-    displacements differ from cell to cell by a phase. Models make every fetch through this function and
-    every sum onto something shared through its transpose, `scatter_add`, so that a wave meets two rules.
-    """
-    return jnp.asarray(x).at[index].get(mode="promise_in_bounds")
-
-
-def scatter_add(
-    y: Float[Array, "m *features"],
-    index: Int[Array, " m"],
-    size: int,
-    image: Float[Array, "m 3"] | None = None,
-) -> Float[Array, "n *features"]:
-    """Sum of y over the entities that fetch from each of `size` places: the transpose of `gather`."""
-    zeros = jnp.zeros((size, *y.shape[1:]), y.dtype)
-    return zeros.at[index].add(y, mode="promise_in_bounds")
 
 
 def bond_vectors(graph: CrystalGraph) -> Float[Array, "bonds 3"]:

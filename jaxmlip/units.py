@@ -13,3 +13,8 @@ GPA_PER_EV_PER_A3 = ELEMENTARY_CHARGE * 1e21  # 160.2176634
 
 # ω² [1/s²] = λ [eV/(Å² u)] · (e J / (1e-10 m)²) / (u kg), and a frequency in THz is ω / 2π / 1e12.
 THZ_PER_ROOT_EV_PER_A2_U = math.sqrt(ELEMENTARY_CHARGE * 1e20 / ATOMIC_MASS) / (2 * math.pi) / 1e12  # 15.6333
+
+# h ν in eV for ν in THz: h / e · 1e12
+EV_PER_THZ = 6.62607015e-34 / ELEMENTARY_CHARGE * 1e12  # 4.1357e-3
+KELVIN_PER_EV = ELEMENTARY_CHARGE / 1.380649e-23  # e / k_B: 11604.5
+J_PER_MOL_PER_EV = ELEMENTARY_CHARGE * 6.02214076e23  # e · N_A: 96485.3

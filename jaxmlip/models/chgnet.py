@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmlip import safe
-from jaxmlip.graph import BondEnd, CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.fetch import gather, scatter_add
+from jaxmlip.graph import BondEnd, CrystalGraph, Cutoffs, bond_vectors
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear

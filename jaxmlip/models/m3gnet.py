@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlip import safe
-from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.fetch import gather, scatter_add
+from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import (
     Expansion,

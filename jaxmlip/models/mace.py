@@ -18,7 +18,8 @@ from ase.data import covalent_radii
 from jaxtyping import Array, Float
 
 from jaxmlip import safe
-from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors, gather, scatter_add
+from jaxmlip.fetch import gather, scatter_add
+from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors
 from jaxmlip.models import symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope

@@ -150,7 +150,12 @@ def dynamical_matrices(constants: ForceConstants) -> np.ndarray:
 
 
 def interpolated_dynamical_matrices(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
-    """D(q), (q, 3n, 3n) in eV/(Å² u), at any wave vectors (q, 3) in reciprocal lattice units.
+    """D(q), (q, 3n, 3n) in eV/(Å² u), at wave vectors (q, 3) in reciprocal lattice units; see `fourier`."""
+    return _weigh(fourier(constants, q_points), constants)
+
+
+def fourier(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
+    """Σ_R Φ(R; ia, jb) e^{2πi q·R}, (q, n, 3, n, 3) in eV/Å², at any wave vectors (q, 3).
 
     Each force constant is given to the nearest image of the pair of atoms, in equal parts where several are
     equally near. Exact at the commensurate wave vectors.
@@ -165,10 +170,11 @@ def interpolated_dynamical_matrices(constants: ForceConstants, q_points: np.ndar
         distance = np.linalg.norm(images @ cell + r[j] - r[i], axis=-1)
         nearest = distance < distance.min(axis=1, keepdims=True) + SAME_DISTANCE
         where, image = np.nonzero(nearest)
-        phase = np.exp(2j * np.pi * q_points @ images[where, image].T)
         shared = phi[where, i, :, j] / nearest.sum(axis=1)[where, None, None]
-        sums[:, i, :, j] = np.tensordot(phase, shared, 1)
-    return _weigh(sums, constants)
+        for some in np.array_split(np.arange(len(q_points)), 1 + len(q_points) * len(where) // 10**7):
+            phase = np.exp(2j * np.pi * q_points[some] @ images[where, image].T)
+            sums[some, i, :, j] = np.tensordot(phase, shared, 1)
+    return sums
 
 
 def _weigh(sums, constants: ForceConstants) -> np.ndarray:

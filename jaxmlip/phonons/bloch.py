@@ -1,0 +1,296 @@
+"""Dynamical matrices at any wave vector, exactly, from the primitive cell alone.
+
+A lattice wave displaces atom j of cell R by u_j e^{2πi q·R}. Everything that a network computes along the way
+then differs from cell to cell by the same phase, so the response of one cell is enough: in the linearised
+gradient, each fetch from the cell R away multiplies by e^{2πi q·R}, and each transpose of a fetch by
+e^{-2πi q·R} (see `fetch`). Column (j, b) of
+
+    D(q)_{ia,jb} = Σ_R Φ(0ia; Rjb) e^{2πi q·R}
+
+is the response to u = 1 for coordinate b of atom j. The sum over cells is never formed, and nothing is cut
+off, however far messages travel. Real and imaginary parts are carried as two columns; the gradient is
+linearised once for all wave vectors. D is Hermitian because second derivatives commute; it is not made so.
+
+Wave vectors q are in reciprocal lattice units throughout: q·R with R in whole lattice vectors.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmlip import batching
+from jaxmlip.columns import second_axis_vmap
+from jaxmlip.derivatives import _block_size, _counted, _linearise, _plan, gradient, strain
+from jaxmlip.graph import CrystalGraph, as_atoms
+from jaxmlip.phonons.symmetry import Pairs, completed, needed_columns, space_group
+from jaxmlip.progress import track
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+    from jaxmlip.potential import Potential
+
+Phase = Literal["cells", "atoms"]
+# Real columns at once, where memory allows: more gain no speed. Small cells need many to be worth a call.
+COLUMNS, COLUMN_BYTES = 96, 4e8
+
+
+def dynamical_matrix(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: Float[Array, "q 3"],
+    *,
+    mass_weighted: bool = False,
+    phase: Phase = "cells",
+    symmetry: bool = False,
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+    room: batching.Capacity | None = None,
+) -> np.ndarray:
+    """D(q) at each of `q_points` (reciprocal lattice units): complex, (q, 3N, 3N), in eV/Å².
+
+    `mass_weighted` divides by √(m_i m_j): eV/(Å² u), with the masses of the crystal. With `phase="cells"` a
+    wave has the phase e^{2πi q·R} of its cell, and D is periodic in q; with "atoms" that of the atom's
+    position, e^{2πi q·(R + x)}, as phonopy has it. Both have the same eigenvalues.
+
+    With `symmetry` only those columns are computed that the operations of the space group that keep q, and
+    time reversal, do not give; the others follow, as exactly as the crystal has that symmetry.
+
+    `block_size` real columns are computed at once, two for each coordinate and wave vector; `memory_limit`
+    (bytes) bounds them as in `hessian_columns`. Use a potential of dtype "float64": in float32 the lowest
+    frequencies are noise. Any cell serves; D of a supercell has the wave vectors of the primitive cell
+    folded into its own. Crystals padded to the same `room` share the compiled programs.
+
+    Raises ValueError where `q_points` is not of shape (q, 3) and finite, or as `from_atoms` does, and
+    MemoryLimitError as `hessian_columns` does.
+    """
+    atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
+    graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
+    group = space_group(atoms) if symmetry else None
+    pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
+    with _counted(memory_limit), potential.precision():
+        if memory_limit is not None:
+            block_size = _plan(
+                potential, graph, block_size, memory_limit, 6 * len(atoms), _columns_program
+            ).block_size
+        tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
+        real = _real_columns(tangent_map, block_size)
+        respond = partial(_response, tangent_map, graph.positions)
+        columns = _in_blocks(respond, q_points, pairs, len(atoms), real, potential.dtype)
+    whole = group is None
+    D = _matrices(columns, len(atoms)) if whole else completed(columns, pairs, q_points, group)
+    return _convention(D, atoms, q_points, mass_weighted, phase)
+
+
+def dynamical_matrix_slopes(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: Float[Array, "q 3"],
+    *,
+    mass_weighted: bool = False,
+    block_size: int | None = None,
+    room: batching.Capacity | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """D(q), (q, 3N, 3N), and ∂D/∂q, (q, 3, 3N, 3N), with the phases of cells; see `dynamical_matrix`.
+
+    The derivative is exact, by the three components of q in reciprocal lattice units.
+    """
+    atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
+    graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
+    with potential.precision():
+        tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
+        real = max(6, _real_columns(tangent_map, block_size) // 4)
+        respond = partial(_response_and_slopes, tangent_map, graph.positions)
+        pairs = _all_pairs(len(q_points), len(atoms))
+        columns = _in_blocks(respond, q_points, pairs, len(atoms), real, potential.dtype)
+    D = _convention(_matrices(columns, len(atoms)), atoms, q_points, mass_weighted, "cells")
+    return D[0], D[1:].swapaxes(0, 1)
+
+
+def dynamical_matrix_strained(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: Float[Array, "q 3"],
+    eps: Float[Array, "3 3"],
+    *,
+    relaxed: bool = True,
+    mass_weighted: bool = False,
+    block_size: int | None = None,
+    room: batching.Capacity | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), where the crystal is strained by 1 + s·`eps`.
+
+    With `relaxed` the atoms of the cell follow the strain as far as keeps their forces, to first order;
+    otherwise they keep their fractional coordinates. q keeps its reciprocal lattice units.
+    """
+    atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
+    graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
+    eps = np.asarray(eps, potential.dtype)
+    along = np.zeros_like(graph.positions)
+    if relaxed:
+        along[: len(atoms)] = internal_response(potential, atoms, eps, room)
+    with potential.precision():
+        args = (potential.energy_fn, potential.arrays, graph, eps, along)
+        tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:3])
+        # Each column takes the second derivative's place twice, and all that it needs is made anew.
+        real = max(6, _real_columns(tangent_map, block_size) // 2)
+        pairs, respond = _all_pairs(len(q_points), len(atoms)), partial(_strained_response, *args)
+        columns = _in_blocks(respond, q_points, pairs, len(atoms), real, potential.dtype)
+    return tuple(_convention(_matrices(columns, len(atoms)), atoms, q_points, mass_weighted, "cells"))
+
+
+def internal_response(
+    potential: Potential, crystal: Atoms | Structure, eps, room: batching.Capacity | None = None
+) -> np.ndarray:
+    """dr/ds (Å, (N, 3)), beyond the homogeneous motion, of the atoms of a cell strained by 1 + s·`eps`.
+
+    It keeps the forces: Σ H dr/ds = -∂²E/∂r∂s, up to shifts of the whole crystal.
+    """
+    atoms = as_atoms(crystal)
+    n = 3 * len(atoms)
+    graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
+    with potential.precision():
+        slope = _force_slope(potential.energy_fn, potential.arrays, graph, np.asarray(eps, potential.dtype))
+    slope = np.asarray(slope, float)[: len(atoms)].ravel()
+    H = dynamical_matrix(potential, atoms, np.zeros((1, 3)), symmetry=True, room=room)[0].real
+    shifts = np.tile(np.eye(3), (len(atoms), 1)) / len(atoms) ** 0.5  # (3N, 3), orthonormal
+    inside = np.eye(n) - shifts @ shifts.T
+    stiffness = inside @ ((H + H.T) / 2) @ inside + shifts @ shifts.T * np.abs(H).max()
+    return -np.linalg.solve(stiffness, inside @ slope).reshape(-1, 3)
+
+
+def wave_vectors(q_points: Any) -> np.ndarray:
+    """`q_points` as an array (q, 3). Raises ValueError where they are something else."""
+    q = np.asarray(q_points, float)
+    if q.ndim != 2 or q.shape[1] != 3:
+        raise ValueError(
+            f"found wave vectors of shape {q.shape}, needed (q, 3): rows of three numbers in reciprocal "
+            "lattice units. For one wave vector write [[q1, q2, q3]]."
+        )
+    if not np.isfinite(q).all():
+        raise ValueError(f"wave vector {np.flatnonzero(~np.isfinite(q).all(axis=1))[0]} is not finite.")
+    return q
+
+
+def asymmetry(D: np.ndarray) -> float:
+    """max |D - D†|: what rounding leaves of a symmetry that exact second derivatives have."""
+    return float(np.abs(D - np.conj(D.swapaxes(-1, -2))).max(initial=0))
+
+
+def position_phases(atoms: Atoms, q_points: np.ndarray) -> np.ndarray:
+    """e^{2πi q·x} of each coordinate at fractional position x, (q, 3N)."""
+    x = atoms.cell.scaled_positions(atoms.positions)
+    return np.repeat(np.exp(2j * np.pi * q_points @ x.T), 3, axis=1)
+
+
+def _convention(D, atoms, q_points, mass_weighted: bool, phase: Phase):
+    if mass_weighted:
+        root = np.sqrt(np.repeat(atoms.get_masses(), 3))
+        D = D / (root[:, None] * root)
+    if phase == "atoms":
+        turn = position_phases(atoms, q_points)
+        D = D * (turn.conj()[:, :, None] * turn[:, None, :])
+    elif phase != "cells":
+        raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
+    return D
+
+
+def _real_columns(tangent_map, asked: int | None) -> int:
+    return _block_size(tangent_map, asked, COLUMNS, COLUMNS, COLUMN_BYTES)
+
+
+def _in_blocks(respond, q_points, pairs: Pairs, atoms: int, real: int, dtype) -> np.ndarray:
+    """`respond(q, index)`, parts (…, padded atoms, 2, pairs, 3), for all pairs: complex (…, pairs, 3N)."""
+    wave, index = pairs
+    size, found = max(1, real // 2), []
+    for start in track(range(0, len(wave), size), "dynamical matrices"):
+        count = len(wave[start : start + size])
+        # The last block repeats some of its pairs.
+        some = np.resize(np.arange(start, start + count), size)
+        parts = np.asarray(respond(q_points[wave[some]].astype(dtype), index[some]))
+        parts = np.moveaxis(parts[..., :atoms, :, :count, :], (-3, -2), (0, -3))  # 2 … pairs atoms 3
+        found.append((parts[0] + 1j * parts[1]).reshape(*parts.shape[1:-2], 3 * atoms))
+    return np.concatenate(found, axis=-2) if found else np.zeros((0, 3 * atoms), complex)
+
+
+def _all_pairs(waves: int, atoms: int) -> Pairs:
+    return Pairs(np.repeat(np.arange(waves), 3 * atoms), np.tile(np.arange(3 * atoms), waves))
+
+
+def _matrices(columns, atoms: int) -> np.ndarray:
+    """Columns (…, q · 3N, 3N) of all pairs as matrices (…, q, 3N, 3N)."""
+    n = 3 * atoms
+    return columns.reshape(*columns.shape[:-2], -1, n, n).swapaxes(-1, -2)
+
+
+def _waves(tangent_map: Any, positions, q: Float[Array, "pairs 3"], index) -> Float[Array, "atoms 2 pairs 3"]:
+    """The gradient's response to waves q of the coordinates numbered `index`: real and imaginary parts."""
+    atoms, pairs = len(positions), len(q)
+    unit = jnp.zeros((atoms, 2, pairs, 3), positions.dtype)
+    unit = unit.at[index // 3, 0, jnp.arange(pairs), index % 3].set(1)
+
+    def turn(x, image, sign):
+        angle = 2 * jnp.pi * sign * (image @ q.T)
+        axes = (*angle.shape, *(1,) * (x.ndim - 2))
+        c, s = jnp.cos(angle).reshape(axes), jnp.sin(angle).reshape(axes)
+        parts = x.reshape(len(x), 2, pairs, *x.shape[2:])
+        re, im = parts[:, 0], parts[:, 1]
+        return jnp.stack([c * re - s * im, s * re + c * im], axis=1).reshape(x.shape)
+
+    flat = unit.reshape(atoms, 2 * pairs, 3)
+    return second_axis_vmap(tangent_map, positions, wave=turn)(flat).reshape(unit.shape)
+
+
+_response = jax.jit(_waves)
+
+
+@jax.jit
+def _response_and_slopes(tangent_map, positions, q, index):
+    """The response, and its derivatives by the three components of q: the first axis has four entries."""
+    respond = partial(_waves, tangent_map, positions, index=index)
+    value, slope = jax.linearize(lambda q: respond(q=q), q)
+    slopes = [slope(jnp.broadcast_to(direction, q.shape)) for direction in jnp.eye(3, dtype=q.dtype)]
+    return jnp.stack([value, *slopes])
+
+
+@partial(jax.jit, static_argnames="energy")
+def _strained_response(energy, params, graph: CrystalGraph, eps, along, q, index):
+    """The response, and its derivative by s where strain is s·eps and atoms move by s·along besides."""
+
+    def respond(s):
+        moved = _moved(graph, s, eps, along)
+        tangent_map = jax.linearize(gradient(partial(energy, params), moved), moved.positions)[1]
+        return _waves(tangent_map, moved.positions, q, index)
+
+    return jnp.stack(jax.jvp(respond, (jnp.zeros((), q.dtype),), (jnp.ones((), q.dtype),)))
+
+
+@partial(jax.jit, static_argnames="energy")
+def _force_slope(energy, params, graph: CrystalGraph, eps):
+    """d/ds ∂E/∂r (eV/Å) where the crystal is strained by 1 + s·eps."""
+
+    def slope(s):
+        moved = _moved(graph, s, eps, jnp.zeros_like(graph.positions))
+        return gradient(partial(energy, params), moved)(moved.positions)
+
+    return jax.jvp(slope, (jnp.zeros((), eps.dtype),), (jnp.ones((), eps.dtype),))[1]
+
+
+def _moved(graph: CrystalGraph, s, eps, along) -> CrystalGraph:
+    moved = strain(graph, jnp.broadcast_to(s * eps, graph.cell.shape))
+    return moved.replace(positions=moved.positions + s * along)
+
+
+def _columns_program(tangent_map, positions, block: int):
+    """The program that `dynamical_matrix` runs for `block` real columns, to ask what memory it takes."""
+    pairs = max(1, block // 2)
+    return _response.lower(
+        tangent_map, positions, np.zeros((pairs, 3), positions.dtype), np.zeros(pairs, int)
+    )

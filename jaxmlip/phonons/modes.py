@@ -1,0 +1,406 @@
+"""Phonon modes: frequencies and eigenvectors on paths and meshes of wave vectors, and what follows from them.
+
+    D(q) e = ω² e,  D mass-weighted; the displacement of atom j in cell R is e_j e^{2πi q·(R + x_j)} / √m_j
+
+with eigenvectors in the phases of positions, as phonopy has them. Frequencies are in THz; an imaginary one
+is a negative number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.graph import as_atoms
+from jaxmlip.phonons import bloch
+from jaxmlip.phonons.commensurate import ForceConstants, fourier
+from jaxmlip.phonons.nac import Polarity, long_range
+from jaxmlip.phonons.symmetry import Mesh, mesh_shape, reduced_mesh, space_group, unfold
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from jaxmlip.potential import Potential
+
+TOLERANCE = 1e-4  # THz: how far a Fourier sum may be from the matrices that it stands for
+REACH = 12.0  # Å, the distance of images in the first mesh that is tried for a Fourier sum
+PROBES = 4  # wave vectors at which it is tried
+SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Frequencies and eigenvectors at some wave vectors, and how they were found."""
+
+    primitive: Atoms
+    q_points: np.ndarray  # (q, 3), reciprocal lattice units
+    weights: np.ndarray  # (q,), adding up to 1
+    frequencies: np.ndarray  # (q, 3n) THz, ascending
+    eigenvectors: np.ndarray  # (q, 3n, 3n), the modes in columns; phases of positions
+    max_force: float  # eV/Å: how far from rest the atoms are
+    asymmetry: float  # eV/Å²: the largest |D - D†|
+    method: str  # how D(q) was found
+    polarity: Polarity | None = None  # of the long-range part that was added, once
+    mesh: Mesh | None = None  # where the wave vectors are those of a mesh
+
+
+def modes(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    polarity: Polarity | None = None,
+    directions: np.ndarray | None = None,
+    method: str = "auto",
+    symmetry: bool = True,
+    memory_limit: float | None = None,
+) -> Modes:
+    """The modes at any wave vectors (q, 3), in reciprocal lattice units.
+
+    `polarity` adds the long-range part of polar crystals (see `nac`), at q = 0 its limit along the rows of
+    `directions` (q, 3). `method` is "exact", each D(q) by itself; or "fourier", as a sum from a mesh that
+    is refined until it repeats exact frequencies within 1e-4 THz; or "auto", whichever is cheaper. The space
+    group saves work in each; without `symmetry` it is left alone.
+
+    Raises as `bloch.dynamical_matrix` does, and ValueError where `polarity` belongs to another cell.
+    """
+    atoms, q_points = _checked(crystal), bloch.wave_vectors(q_points)
+    how = How(method, symmetry, memory_limit)
+    return _modes(potential, atoms, q_points, weights, polarity, directions, how)
+
+
+class How(NamedTuple):
+    """How D(q) is to be found."""
+
+    method: str
+    symmetry: bool
+    memory_limit: float | None
+
+
+def _modes(potential, atoms, q_points, weights, polarity, directions, how: How) -> Modes:
+    D, asymmetry, method = _matrices(potential, atoms, q_points, how)
+    if polarity is not None:
+        polarity = polarity.check(atoms)
+        rows = [None] * len(q_points) if directions is None else directions
+        added = [long_range(polarity, atoms, q[None], d)[0] for q, d in zip(q_points, rows, strict=True)]
+        D = D + np.array(added)
+    squares, vectors = np.linalg.eigh(_hermitian(_weighed(D, atoms)))
+    turn = bloch.position_phases(atoms, q_points).conj()
+    even = np.full(len(q_points), 1 / max(1, len(q_points)))
+    return Modes(
+        primitive=atoms,
+        q_points=q_points,
+        weights=even if weights is None else np.asarray(weights) / np.sum(weights),
+        frequencies=_thz(squares),
+        eigenvectors=turn[:, :, None] * vectors,
+        max_force=float(np.linalg.norm(potential.predict(atoms)["forces"], axis=1).max()),
+        asymmetry=asymmetry,
+        method=method,
+        polarity=polarity,
+    )
+
+
+def mesh_modes(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    mesh: tuple[int, int, int],
+    *,
+    symmetry: bool = True,
+    polarity: Polarity | None = None,
+    method: str = "auto",
+    memory_limit: float | None = None,
+) -> Modes:
+    """The modes on a Γ-centred mesh; with `symmetry` those of one of each star of wave vectors, weighted."""
+    atoms = _checked(crystal)
+    reduced = reduced_mesh(mesh, space_group(atoms) if symmetry else None)
+    found = _modes(
+        potential,
+        atoms,
+        reduced.q_points,
+        reduced.weights,
+        polarity,
+        None,
+        How(method, symmetry, memory_limit),
+    )
+    return replace(found, mesh=reduced)
+
+
+def mesh_force_constants(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    mesh: tuple[int, int, int],
+    *,
+    symmetry: bool = True,
+    memory_limit: float | None = None,
+) -> ForceConstants:
+    """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
+
+    The same as `supercell_force_constants` without the supercell, and with `symmetry` from few wave vectors.
+    """
+    how = How("exact", symmetry, memory_limit)
+    return _mesh_constants(potential, as_atoms(crystal), mesh_shape(mesh), how)[0]
+
+
+def _mesh_constants(potential, atoms, mesh, how: How) -> tuple[ForceConstants, float]:
+    group = space_group(atoms) if how.symmetry else None
+    reduced, n = reduced_mesh(mesh, group), len(atoms)
+    D = _exact(potential, atoms, reduced.q_points, how)
+    full = unfold(D, reduced, group).reshape(*mesh, n, 3, n, 3)
+    phi = np.fft.fftn(full, axes=(0, 1, 2), norm="forward").real
+    return ForceConstants(atoms, phi), bloch.asymmetry(D)
+
+
+def _exact(potential, atoms, q_points, how: How) -> np.ndarray:
+    return bloch.dynamical_matrix(
+        potential, atoms, q_points, symmetry=how.symmetry, memory_limit=how.memory_limit
+    )
+
+
+def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, str]:
+    """D(q), its asymmetry, and how it was found."""
+    if how.method not in ("auto", "exact", "fourier"):
+        raise ValueError(f"found method={how.method!r}, needed 'auto', 'exact' or 'fourier'.")
+    group = space_group(atoms) if how.symmetry else identity(len(atoms))
+    size = 3 * len(atoms)
+    cost, reach = 0, REACH
+    direct = len(needed_columns(q_points, group).wave)
+    probes = q_points[np.unique(np.linspace(0, len(q_points) - 1, PROBES + 2).astype(int)[1:-1])]
+    while how.method != "exact":
+        mesh = tuple(
+            np.maximum(1, np.rint(reach / np.linalg.norm(atoms.cell.array, axis=1))).astype(int).tolist()
+        )
+        # Each mesh that turns out too coarse was in vain.
+        cost += len(needed_columns(reduced_mesh(mesh, group).q_points, group).wave)
+        if how.method == "auto" and cost + len(probes) * size >= direct:
+            break
+        constants, asymmetry = _mesh_constants(potential, atoms, mesh, how)
+        summed = fourier(constants, probes).reshape(-1, size, size)
+        off = _frequencies(summed, atoms) - _frequencies(_exact(potential, atoms, probes, how), atoms)
+        off = np.abs(off).max(initial=0)
+        if off < TOLERANCE:
+            points = " x ".join(map(str, mesh))
+            method = f"Fourier sum from {points} wave vectors, off by {off:.0e} THz at {len(probes)} others"
+            return fourier(constants, q_points).reshape(-1, size, size), asymmetry, method
+        reach *= 1.5
+    D = _exact(potential, atoms, q_points, how)
+    return D, bloch.asymmetry(D), "exact at each wave vector"
+
+
+def _checked(crystal) -> Atoms:
+    """The crystal, with a warning where something about it is not what it seems."""
+    import spglib
+
+    atoms = as_atoms(crystal)
+    if np.abs(atoms.get_initial_magnetic_moments()).max(initial=0) > 0:
+        warnings.warn(
+            f"{atoms.get_chemical_formula()} carries magnetic moments, which potentials of this library do "
+            "not take: phonons are those of the crystal without them.",
+            stacklevel=3,
+        )
+    found = spglib.find_primitive(
+        (atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), atoms.numbers)
+    )
+    if found is not None and len(found[2]) < len(atoms):
+        warnings.warn(
+            f"{atoms.get_chemical_formula()} is {len(atoms) // len(found[2])} primitive cells: its branches "
+            "are folded, and cost more than those of the primitive cell (spglib.find_primitive gives one).",
+            stacklevel=3,
+        )
+    return atoms
+
+
+def _weighed(D, atoms: Atoms) -> np.ndarray:
+    root = np.sqrt(np.repeat(atoms.get_masses(), 3))
+    return D / (root[:, None] * root)
+
+
+def _hermitian(D) -> np.ndarray:
+    return (D + np.conj(D.swapaxes(-1, -2))) / 2
+
+
+def _thz(squares) -> np.ndarray:
+    return np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+
+
+def _frequencies(D, atoms: Atoms) -> np.ndarray:
+    return _thz(np.linalg.eigvalsh(_hermitian(_weighed(D, atoms))))
+
+
+class Segment(NamedTuple):
+    """A straight piece of a path between two special points."""
+
+    first: str
+    last: str
+    rows: slice  # of Bands.modes
+
+
+@dataclass(frozen=True, eq=False)
+class Bands:
+    """Modes along a path of wave vectors."""
+
+    modes: Modes
+    distance: np.ndarray  # (q,), 1/Å along the path, 2π included
+    segments: list[Segment]
+
+
+def band_modes(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    path: str | None = None,
+    points: int = 101,
+    *,
+    polarity: Polarity | None = None,
+    method: str = "auto",
+    symmetry: bool = True,
+    memory_limit: float | None = None,
+) -> Bands:
+    """The modes along a path between special points, such as "GXWKGL,UX".
+
+    The names are ASE's for the crystal's Bravais lattice (Setyawan & Curtarolo 2010); without a path, ASE's
+    own is taken. About `points` wave vectors are spread over it evenly; both ends of each segment are
+    among them. Raises ValueError where a name is unknown.
+    """
+    atoms = _checked(crystal)
+    lattice = atoms.cell.bandpath(npoints=0)
+    special = lattice.special_points
+    reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T
+    pieces = []
+    for part in _labels(path or lattice.path, special):
+        pieces += list(itertools.pairwise(part))
+    lengths = [np.linalg.norm((special[b] - special[a]) @ reciprocal) for a, b in pieces]
+    rows, distance, directions, segments = [], [], [], []
+    at = 0.0
+    for (a, b), length in zip(pieces, lengths, strict=True):
+        count = max(2, round((points - len(pieces)) * length / sum(lengths)) + 1)
+        s = np.linspace(0, 1, count)
+        segments.append(Segment(a, b, slice(len(rows), len(rows) + count)))
+        rows += list(special[a] + s[:, None] * (special[b] - special[a]))
+        distance += list(at + s * length)
+        directions += [special[b] - special[a]] * count
+        at += length
+    found = _modes(
+        potential,
+        atoms,
+        np.array(rows),
+        None,
+        polarity,
+        np.array(directions),
+        How(method, symmetry, memory_limit),
+    )
+    return Bands(found, np.array(distance), segments)
+
+
+def _labels(path: str, special: dict[str, np.ndarray]) -> list[list[str]]:
+    from ase.dft.kpoints import parse_path_string
+
+    try:
+        parts = parse_path_string(path)
+    except Exception as error:
+        raise ValueError(f"found the path {path!r}, which ASE cannot read ({error}).") from None
+    unknown = sorted({name for part in parts for name in part} - set(special))
+    if unknown or not any(len(part) > 1 for part in parts):
+        raise ValueError(
+            f"found the path {path!r}"
+            + (f" with the unknown points {', '.join(unknown)}" if unknown else " with no segment")
+            + f", needed names of this lattice, {', '.join(special)}, such as GX,KG for two segments."
+        )
+    return parts
+
+
+def group_velocities(
+    potential: Potential, crystal: Atoms | Structure, q_points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (q, 3n) in THz and group velocities ∂ω/∂k, (q, 3n, 3) in Å THz, 100 m/s each.
+
+    By differentiating D(q), exactly: v = e†(∂D/∂q)e / 2ω. Modes of one frequency are chosen so that they
+    split along a generic direction. Zero where the frequency is zero.
+    """
+    atoms = as_atoms(crystal)
+    D, slopes = bloch.dynamical_matrix_slopes(potential, atoms, q_points, mass_weighted=True)
+    squares, vectors = np.linalg.eigh(_hermitian(D))
+    thz = _thz(squares)
+    # ∂/∂k = Σ ∂/∂q_α a_α / 2π, for ω in 2π THz.
+    slopes = np.einsum("qdij,dx->qxij", slopes, atoms.cell.array) * THZ_PER_ROOT_EV_PER_A2_U**2
+    generic = np.array([0.61, 0.33, 0.72])
+    vectors = _split(thz, vectors, np.einsum("x,qxij->qij", generic, slopes))
+    along = np.einsum("qim,qxij,qjm->qmx", vectors.conj(), slopes, vectors).real
+    return thz, _divide(along, 2 * thz[:, :, None])
+
+
+def grueneisen(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: np.ndarray,
+    *,
+    strain: np.ndarray | None = None,
+    relaxed: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (q, 3n) in THz and mode Grüneisen parameters γ = -∂ln ω/∂ln V, (q, 3n).
+
+    By differentiating D(q) with respect to strain, exactly, without steps of volume. `strain` is the
+    direction (3, 3) in which to strain, and γ is then -∂ln ω/∂s; without it, all lengths change alike. With
+    `relaxed` the atoms of the cell follow to first order. Zero where the frequency is zero.
+    """
+    atoms = as_atoms(crystal)
+    eps = np.eye(3) / 3 if strain is None else np.asarray(strain, float)
+    if eps.shape != (3, 3):
+        raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
+    D, slope = bloch.dynamical_matrix_strained(
+        potential, atoms, q_points, eps, relaxed=relaxed, mass_weighted=True
+    )
+    squares, vectors = np.linalg.eigh(_hermitian(D))
+    thz = _thz(squares)
+    vectors = _split(thz, vectors, slope)
+    along = np.einsum("qim,qij,qjm->qm", vectors.conj(), slope, vectors).real
+    # The sign of ω² comes out right by itself: ∂ln ω = ∂ω² / 2ω².
+    return thz, _divide(-along * THZ_PER_ROOT_EV_PER_A2_U**2, 2 * thz * np.abs(thz))
+
+
+def _split(thz, vectors, slope) -> np.ndarray:
+    """Eigenvectors that diagonalise `slope` within each space of equal frequencies."""
+    vectors = vectors.copy()
+    for q, row in enumerate(thz):
+        for some in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row) > SAME_FREQUENCY) + 1):
+            if len(some) > 1:
+                inside = vectors[q][:, some]
+                _, turn = np.linalg.eigh(_hermitian(inside.conj().T @ slope[q] @ inside))
+                vectors[q][:, some] = inside @ turn
+    return vectors
+
+
+def _divide(a, b) -> np.ndarray:
+    zero = np.abs(b) < 2 * SAME_FREQUENCY**2
+    return np.where(zero, 0.0, a / np.where(zero, 1.0, b))
+
+
+def animation(
+    modes: Modes, q: int, branch: int, *, repeats=(1, 1, 1), amplitude: float = 0.3, frames: int = 20
+) -> list[Atoms]:
+    """One period of a mode as frames of a crystal repeated `repeats` times, the largest motion `amplitude` Å.
+
+    Write them with ase.io.write("mode.extxyz", frames); arrays of velocities are not set.
+    """
+    atoms = modes.primitive
+    n = mesh_shape(repeats)
+    cells = np.moveaxis(np.indices(n), 0, -1).reshape(-1, 3)
+    x = atoms.cell.scaled_positions(atoms.positions)
+    places = (cells[:, None] + x).reshape(-1, 3)
+    wave = np.exp(2j * np.pi * places @ modes.q_points[q])
+    shape = modes.eigenvectors[q][:, branch].reshape(-1, 3) / np.sqrt(atoms.get_masses())[:, None]
+    u = np.tile(shape, (len(cells), 1)) * wave[:, None]
+    u *= amplitude / np.linalg.norm(np.abs(u), axis=1).max()
+    still = atoms.repeat(n)
+    found = []
+    for k in range(frames):
+        frame = still.copy()
+        frame.positions += (u * np.exp(-2j * np.pi * k / frames)).real
+        frame.info |= {"q": modes.q_points[q].tolist(), "frequency_THz": modes.frequencies[q, branch]}
+        found.append(frame)
+    return found

@@ -1,0 +1,217 @@
+"""What `jaxmlip phonons` prints, draws and writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import jaxmlip
+from jaxmlip.phonons.density import IMAGINARY, Density, Thermodynamics, density_of_states, thermodynamics
+from jaxmlip.phonons.modes import Bands, Modes, band_modes, mesh_modes
+from jaxmlip.phonons.nac import Polarity
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from jaxmlip.potential import Potential
+
+SPACING = 0.02  # 1/Å, without 2π, between the wave vectors of the mesh where none is asked for
+TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
+
+
+@dataclass(frozen=True, eq=False)
+class Phonons:
+    """Bands, density of states and thermodynamics of one crystal in one potential."""
+
+    potential: str
+    bands: Bands
+    mesh: Modes
+    density: Density
+    thermodynamics: Thermodynamics
+
+
+def phonons(
+    potential: Potential,
+    crystal: Atoms,
+    *,
+    path: str | None = None,
+    points: int = 101,
+    mesh: tuple[int, int, int] | None = None,
+    width: float | None = None,
+    polarity: Polarity | None = None,
+    memory_limit: float | None = None,
+) -> Phonons:
+    """Everything that `jaxmlip phonons` shows; see `band_modes`, `mesh_modes` and `density_of_states`."""
+    bands = band_modes(potential, crystal, path, points, polarity=polarity, memory_limit=memory_limit)
+    mesh = mesh or default_mesh(crystal)
+    on_mesh = mesh_modes(potential, crystal, mesh, polarity=polarity, memory_limit=memory_limit)
+    density = density_of_states(on_mesh, width=width)
+    return Phonons(potential.name, bands, on_mesh, density, thermodynamics(on_mesh, TEMPERATURES))
+
+
+def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
+    """Wave vectors at most 0.02 1/Å apart along each reciprocal lattice vector."""
+    lengths = np.linalg.norm(np.linalg.inv(crystal.cell.array).T, axis=1)
+    return tuple(np.maximum(1, np.ceil(lengths / SPACING)).astype(int).tolist())
+
+
+def draw(found: Phonons, path: Path) -> None:
+    """Bands, and the density of states with the share of each element beside them."""
+    bands, atoms = found.bands, found.mesh.primitive
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    for segment in bands.segments:
+        left.plot(
+            bands.distance[segment.rows], bands.modes.frequencies[segment.rows], color=COLOURS[0], lw=1.1
+        )
+    ticks, names = _ticks(bands)
+    for x in ticks:
+        left.axvline(x, color="0.8", lw=0.7, zorder=0)
+    left.set_xticks(ticks, names)
+    left.set(xlim=(ticks[0], ticks[-1]), ylabel="frequency (THz)", xlabel="wave vector")
+    density = found.density
+    right.plot(density.total, density.thz, color="0.25", lw=1.1, label="total")
+    numbers = atoms.numbers
+    for k, z in enumerate(dict.fromkeys(numbers.tolist())):
+        share = density.projected[numbers == z].sum(axis=0)
+        right.fill_betweenx(
+            density.thz,
+            share,
+            color=COLOURS[(k + 1) % len(COLOURS)],
+            alpha=0.45,
+            lw=0,
+            label=chemical_symbols[z],
+        )
+    right.set(xlabel="density of states (1/THz)", xlim=(0, 1.08 * density.total.max()))
+    right.legend(frameon=False, fontsize=8)
+    lowest = min(bands.modes.frequencies.min(), found.mesh.frequencies.min())
+    for axes in (left, right):
+        axes.axhline(0, color="0.5", lw=0.7, zorder=0)
+    highest = max(bands.modes.frequencies.max(), density.thz[density.total > 0].max(initial=0))
+    left.set_ylim(1.06 * lowest if lowest < IMAGINARY else 0, 1.04 * highest)
+    title = f"{atoms.get_chemical_formula('metal')}, {found.potential}"
+    if lowest < IMAGINARY:
+        title += " (imaginary modes below 0)"
+    left.set_title(title, loc="left", fontsize=10)
+    figure.savefig(path, dpi=160)
+
+
+def _ticks(bands: Bands) -> tuple[list[float], list[str]]:
+    """Places and names of special points; two names where the path jumps."""
+    ticks, names = [], []
+    for segment in bands.segments:
+        first, last = bands.distance[segment.rows][[0, -1]]
+        if not ticks:
+            ticks, names = [float(first)], [_label(segment.first)]
+        elif names[-1] != _label(segment.first):
+            names[-1] += f"|{_label(segment.first)}"
+        ticks.append(float(last))
+        names.append(_label(segment.last))
+    return ticks, names
+
+
+def _label(name: str) -> str:
+    return "Γ" if name == "G" else name
+
+
+def as_record(found: Phonons) -> dict[str, Any]:
+    """Everything that was computed, for JSON."""
+    bands, mesh, t = found.bands, found.mesh, found.thermodynamics
+    atoms, modes = mesh.primitive, bands.modes
+    return {
+        "what": "phonons of a crystal in a potential; frequencies in THz, negative where imaginary",
+        "potential": found.potential,
+        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
+        "crystal": {
+            "symbols": atoms.get_chemical_symbols(),
+            "cell_A": atoms.cell.array.tolist(),
+            "scaled_positions": atoms.cell.scaled_positions(atoms.positions).tolist(),
+            "masses_u": atoms.get_masses().tolist(),
+        },
+        "max_force_eV_per_A": modes.max_force,
+        "asymmetry_eV_per_A2": max(modes.asymmetry, mesh.asymmetry),
+        "long_range": None if modes.polarity is None else _polarity(modes.polarity),
+        "bands": {
+            "method": modes.method,
+            "segments": [
+                {"from": s.first, "to": s.last, "start": s.rows.start, "stop": s.rows.stop}
+                for s in bands.segments
+            ],
+            "distance_per_A": bands.distance.tolist(),
+            "q_points": modes.q_points.tolist(),
+            "frequencies": modes.frequencies.tolist(),
+        },
+        "mesh": {
+            "method": mesh.method,
+            "shape": list(mesh.mesh.shape),
+            "q_points": mesh.q_points.tolist(),
+            "weights": mesh.mesh.weights.tolist(),
+            "frequencies": mesh.frequencies.tolist(),
+        },
+        "density_of_states": {
+            "method": found.density.method,
+            "THz": found.density.thz.tolist(),
+            "total_per_THz": found.density.total.tolist(),
+            "by_atom_per_THz": found.density.projected.tolist(),
+        },
+        "thermodynamics": {
+            "per": "mole of primitive cells",
+            "left_out": t.left_out,
+            "temperature_K": t.temperature.tolist(),
+            "free_energy_kJ_per_mol": t.free_energy.tolist(),
+            "entropy_J_per_K_mol": t.entropy.tolist(),
+            "heat_capacity_J_per_K_mol": t.heat_capacity.tolist(),
+        },
+    }
+
+
+def _polarity(p: Polarity) -> dict[str, Any]:
+    return {
+        "method": "Gonze & Lee 1997",
+        "born_charges": p.born_charges.tolist(),
+        "dielectric": p.dielectric.tolist(),
+        "mesh": list(p.mesh),
+    }
+
+
+def table(found: Phonons) -> Table:
+    """The main numbers for a terminal."""
+    modes, t = found.mesh, found.thermodynamics
+    result = Table(
+        title=f"phonons of {modes.primitive.get_chemical_formula('metal')}, {found.potential}",
+        title_justify="left",
+        show_header=False,
+    )
+    room = int(np.abs(t.temperature - 300).argmin())
+    every = np.concatenate([modes.frequencies.ravel(), found.bands.modes.frequencies.ravel()])
+    for name, value in (
+        ("highest frequency", f"{every.max():.3f} THz"),
+        ("mean frequency", f"{modes.weights @ np.maximum(modes.frequencies, 0).mean(axis=1):.3f} THz"),
+        ("lowest frequency", f"{round(every.min(), 3) + 0.0:.3f} THz"),
+        ("imaginary modes", f"{100 * t.left_out:.2g} % of the mesh"),
+        ("zero-point energy", f"{t.free_energy[0]:.3f} kJ/mol of cells"),
+        (f"F, S, C_V at {t.temperature[room]:g} K", _at(t, room)),
+        ("largest force", f"{modes.max_force:.2g} eV/Å"),
+        ("bands", found.bands.modes.method),
+        ("mesh", f"{' x '.join(map(str, modes.mesh.shape))}, {modes.method}"),
+        ("density of states", found.density.method),
+    ):
+        result.add_row(name, value)
+    return result
+
+
+def _at(t: Thermodynamics, k: int) -> str:
+    return f"{t.free_energy[k]:.3f} kJ/mol, {t.entropy[k]:.3f} and {t.heat_capacity[k]:.3f} J/K/mol"
+
+
+def save_json(found: Phonons, path: Path) -> None:
+    path.write_text(json.dumps(as_record(found), ensure_ascii=False) + "\n")

@@ -1,0 +1,161 @@
+"""Dynamical matrices from the primitive cell: what they equal, and what their derivatives are."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase import Atoms
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmlip.derivatives import MemoryLimitError
+from jaxmlip.fetch import gather, scatter_add
+from jaxmlip.phonons.bloch import (
+    asymmetry,
+    dynamical_matrix,
+    dynamical_matrix_slopes,
+    dynamical_matrix_strained,
+    internal_response,
+    position_phases,
+)
+from jaxmlip.phonons.commensurate import supercell_force_constants
+
+Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
+STEP = 1e-3
+
+
+@pytest.fixture(scope="module")
+def cell() -> Atoms:
+    """Three atoms without any symmetry, in a triclinic cell narrower than the cutoff."""
+    vectors = np.array([[3.6, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]])
+    places = [[0.02, 0.01, 0.0], [0.52, 0.5, 0.13], [0.48, 0.03, 0.5]]
+    return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)
+
+
+def central(f, step=STEP):
+    """df/ds at 0 by central differences of two widths, whose leading errors cancel."""
+    near, wide = ((f(s) - f(-s)) / (2 * s) for s in (step, 2 * step))
+    return (4 * near - wide) / 3
+
+
+def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(potential, cell):
+    constants = supercell_force_constants(potential, cell, (2, 1, 3))
+    sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
+    found = dynamical_matrix(potential, cell, constants.q_points)
+    assert np.abs(sums).max() > 1e-4
+    np.testing.assert_allclose(found, sums, rtol=0, atol=1e-12)
+
+
+def test_a_dynamical_matrix_is_hermitian_and_conjugate_at_the_opposite_wave_vector(architecture, cell):
+    D = dynamical_matrix(architecture, cell, np.concatenate([Q, -Q, Q + np.array([1, 0, -2])]))
+    assert np.abs(D.imag).max() > 1e-3 * np.abs(D).max()
+    assert asymmetry(D) < 1e-12
+    np.testing.assert_allclose(D[2:4], D[:2].conj(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(D[4:], D[:2], rtol=0, atol=1e-12)
+
+
+def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
+    D = dynamical_matrix(architecture, cell, np.zeros((1, 3)))[0]
+    assert np.abs(D.reshape(9, 3, 3).sum(axis=1)).max() < 1e-12
+    assert np.abs(D.imag).max() < 1e-12
+
+
+def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
+    D, slopes = dynamical_matrix_slopes(architecture, cell, Q)
+    np.testing.assert_allclose(D, dynamical_matrix(architecture, cell, Q), rtol=0, atol=1e-12)
+    for k, direction in enumerate(np.eye(3)):
+        expected = central(lambda s, d=direction: dynamical_matrix(architecture, cell, Q + s * d))
+        np.testing.assert_allclose(slopes[:, k], expected, rtol=0, atol=1e-8 * np.abs(slopes).max())
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
+    eps = np.array([[1, 0.3, 0], [0.3, 0.5, 0.1], [0, 0.1, -0.2]])
+    D, slope = dynamical_matrix_strained(architecture, cell, Q, eps, relaxed=relaxed)
+    along = internal_response(architecture, cell, eps) if relaxed else np.zeros((3, 3))
+    assert relaxed == (np.abs(along).max() > 1e-3)
+
+    def strained(s: float) -> Atoms:
+        moved = cell.copy()
+        moved.set_cell(cell.cell.array @ (np.eye(3) + s * eps))
+        moved.positions = cell.positions @ (np.eye(3) + s * eps) + s * along
+        return moved
+
+    np.testing.assert_allclose(D, dynamical_matrix(architecture, cell, Q), rtol=0, atol=1e-12)
+    expected = central(lambda s: dynamical_matrix(architecture, strained(s), Q), 2e-4)
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6 * np.abs(slope).max())
+    if relaxed:
+        forces = central(lambda s: architecture.predict(strained(s))["forces"], 2e-4)
+        np.testing.assert_allclose(forces, 0, atol=1e-6 * np.abs(slope).max())
+
+
+def test_neither_blocks_nor_padding_nor_room_change_the_result(any_potential, cell):
+    D = dynamical_matrix(any_potential, cell, Q)
+    for block in (1, 4, 40):
+        found = dynamical_matrix(any_potential, cell, Q, block_size=block)
+        np.testing.assert_allclose(found, D, rtol=0, atol=1e-13)
+    limit = dynamical_matrix(any_potential, cell, Q, memory_limit=2e10)
+    np.testing.assert_allclose(limit, D, rtol=0, atol=1e-13)
+    with pytest.raises(MemoryLimitError, match="alone needs"):
+        dynamical_matrix(any_potential, cell, Q, memory_limit=1000.0)
+
+
+def test_the_phases_of_positions_turn_the_matrix_and_leave_its_eigenvalues(any_potential, cell):
+    by_cell = dynamical_matrix(any_potential, cell, Q, mass_weighted=True)
+    by_atom = dynamical_matrix(any_potential, cell, Q, mass_weighted=True, phase="atoms")
+    assert np.abs(by_atom - by_cell).max() > 1e-3 * np.abs(by_cell).max()
+    np.testing.assert_allclose(np.linalg.eigvalsh(by_atom), np.linalg.eigvalsh(by_cell), rtol=0, atol=1e-12)
+    # An atom written into another cell changes phases of cells, not of positions.
+    moved = cell.copy()
+    moved.positions[1] += cell.cell[0]
+    found = dynamical_matrix(any_potential, moved, Q, mass_weighted=True, phase="atoms")
+    np.testing.assert_allclose(found, by_atom, rtol=0, atol=1e-12)
+    assert position_phases(cell, Q).shape == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("q_points", "message"),
+    [
+        ([0.0, 0.5, 0.0], r"shape \(3,\), needed \(q, 3\)"),
+        ([[0.0, 0.5]], r"shape \(1, 2\)"),
+        ([[0.0, 0.5, np.nan]], "wave vector 0 is not finite"),
+    ],
+)
+def test_wave_vectors_of_another_shape_are_refused(any_potential, cell, q_points, message):
+    with pytest.raises(ValueError, match=message):
+        dynamical_matrix(any_potential, cell, q_points)
+
+
+def test_no_wave_vectors_give_no_matrices(any_potential, cell):
+    assert dynamical_matrix(any_potential, cell, np.zeros((0, 3))).shape == (0, 9, 9)
+
+
+def test_one_program_serves_all_wave_vectors_of_all_crystals_of_a_size(any_potential, cell):
+    from jaxmlip.phonons.bloch import _response
+
+    dynamical_matrix(any_potential, cell, Q)
+    before = _response._cache_size()
+    other = cell.copy()
+    other.rattle(0.01, seed=1)
+    dynamical_matrix(any_potential, other, Q + 0.1)
+    assert _response._cache_size() == before
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31))
+def test_a_sum_onto_places_is_the_transpose_of_the_fetch_from_them(places, entities, seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(places, 2)), rng.normal(size=(entities, 2))
+    index, image = rng.integers(0, places, entities), rng.normal(size=(entities, 3))
+    with jax.enable_x64(True), warnings.catch_warnings():
+        there = jnp.vdot(gather(x, index, image), y)
+        back = jnp.vdot(x, scatter_add(y, index, places, image))
+        np.testing.assert_allclose(there, back, rtol=1e-12, atol=1e-12)
+        # With and without images they are the same to a plain function and to its derivatives.
+        slope = jax.grad(lambda x: jnp.sin(gather(x, index, image) * y).sum())(x)
+        plain = jax.grad(lambda x: jnp.sin(x[index] * y).sum())(x)
+        np.testing.assert_allclose(slope, plain, rtol=1e-12, atol=1e-12)
+        many = jax.vmap(lambda x: gather(x, index, image))(jnp.stack([x, 2 * x]))
+        np.testing.assert_allclose(many[1], 2 * x[index], rtol=1e-12)

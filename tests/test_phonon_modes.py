@@ -1,0 +1,293 @@
+"""Phonon modes: symmetry, Fourier sums, slopes, densities of states, thermodynamics, the long-range part."""
+
+import json
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmlip.phonons import bloch
+from jaxmlip.phonons.commensurate import supercell_force_constants
+from jaxmlip.phonons.density import _corner_weights, density_of_states, thermodynamics
+from jaxmlip.phonons.modes import (
+    animation,
+    band_modes,
+    group_velocities,
+    grueneisen,
+    mesh_force_constants,
+    mesh_modes,
+    modes,
+)
+from jaxmlip.phonons.nac import E2, Polarity, long_range
+from jaxmlip.phonons.report import as_record, draw, phonons, table
+from jaxmlip.phonons.symmetry import needed_columns, reduced_mesh, space_group, unfold
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+
+Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
+
+
+@pytest.fixture(scope="module")
+def salt() -> Atoms:
+    return bulk("NaCl", "rocksalt", 5.0)
+
+
+def corundum() -> Atoms:
+    """Ten atoms, inversion between them, and a glide plane."""
+    from ase.spacegroup import crystal
+
+    whole = crystal(
+        ["Al", "O"],
+        [(0, 0, 0.352), (0.306, 0, 0.25)],
+        spacegroup=167,
+        cellpar=[4.8, 4.8, 13.1, 90, 90, 120],
+        primitive_cell=True,
+    )
+    return Atoms(whole.numbers, whole.positions, cell=whole.cell, pbc=True)
+
+
+@pytest.fixture(scope="module")
+def wurtzite() -> Atoms:
+    """A space group with a screw axis and a glide plane."""
+    return bulk("ZnO", "wurtzite", a=3.2, c=5.2, u=0.38)
+
+
+def test_the_group_takes_atoms_to_atoms_and_keeps_distances(wurtzite):
+    group = space_group(wurtzite)
+    assert (group.number, len(group.rotations)) == (186, 12)
+    np.testing.assert_array_equal(group.orbits, [0, 0, 2, 2] if wurtzite.numbers[1] == 30 else [0, 1, 0, 1])
+    identity = np.eye(3)[None]
+    np.testing.assert_allclose(
+        group.cartesian @ group.cartesian.swapaxes(1, 2), identity + 0 * group.cartesian, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("mesh", [(3, 3, 2), (2, 3, 4)])
+def test_a_reduced_mesh_stands_for_all_points_whatever_its_shape(any_potential, wurtzite, mesh):
+    group = space_group(wurtzite)
+    reduced = reduced_mesh(mesh, group)
+    assert reduced.weights.sum() == np.prod(mesh)
+    assert len(reduced.q_points) < np.prod(mesh)
+    D = bloch.dynamical_matrix(any_potential, wurtzite, reduced.q_points)
+    expected = bloch.dynamical_matrix(any_potential, wurtzite, reduced.points)
+    assert np.abs(expected.imag).max() > 1e-3 * np.abs(expected).max()
+    np.testing.assert_allclose(unfold(D, reduced, group), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["wurtzite", "corundum", "salt"])
+def test_symmetry_gives_the_columns_that_are_not_computed(any_potential, name, request):
+    crystal = corundum() if name == "corundum" else request.getfixturevalue(name)
+    q = np.array(
+        [[0, 0, 0], [0.5, 0, 0], [0.1, 0.1, 0.1], [0.2, -0.2, 0], [0.1, 0.2, 0.2], [0.13, -0.41, 0.27]]
+    )
+    pairs = needed_columns(q, space_group(crystal))
+    assert np.bincount(pairs.wave).min() < 3 * len(crystal) / 2
+    found = bloch.dynamical_matrix(any_potential, crystal, q, symmetry=True)
+    expected = bloch.dynamical_matrix(any_potential, crystal, q)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+def test_force_constants_of_a_mesh_are_those_of_the_supercell(architecture, wurtzite):
+    found = mesh_force_constants(architecture, wurtzite, (2, 2, 1))
+    expected = supercell_force_constants(architecture, wurtzite, (2, 2, 1))
+    np.testing.assert_allclose(found.phi, expected.phi, rtol=0, atol=1e-10)
+
+
+def test_a_fourier_sum_is_taken_where_it_is_cheaper_and_agrees_with_exact_matrices(any_potential, salt):
+    mesh = (16, 16, 16)
+    chosen = mesh_modes(any_potential, salt, mesh)
+    assert chosen.method.startswith("Fourier sum from")
+    exact = mesh_modes(any_potential, salt, mesh, method="exact")
+    assert exact.method == "exact at each wave vector"
+    np.testing.assert_allclose(chosen.frequencies, exact.frequencies, rtol=0, atol=2e-4)
+    assert modes(any_potential, salt, Q).method == "exact at each wave vector"
+
+
+def test_acoustic_modes_at_gamma_are_still(architecture, salt):
+    found = modes(architecture, salt, np.zeros((1, 3)))
+    slowest = np.sort(np.abs(found.frequencies[0]))[:3]
+    assert slowest.max() < 1e-4
+    assert found.asymmetry < 1e-12
+    assert found.max_force < 1e-10
+
+
+def test_eigenvectors_diagonalise_the_matrix_in_the_phases_of_positions(any_potential, wurtzite):
+    found = modes(any_potential, wurtzite, Q)
+    D = bloch.dynamical_matrix(any_potential, wurtzite, Q, mass_weighted=True, phase="atoms")
+    e = found.eigenvectors
+    squares = np.sign(found.frequencies) * (found.frequencies / THZ_PER_ROOT_EV_PER_A2_U) ** 2
+    np.testing.assert_allclose(D @ e, e * squares[:, None], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(e.conj().swapaxes(1, 2) @ e, np.eye(12) + np.zeros((2, 1, 1)), atol=1e-12)
+
+
+def test_group_velocities_are_slopes_of_the_branches(architecture, wurtzite):
+    thz, v = group_velocities(architecture, wurtzite, Q)
+    direction, h = np.array([0.3, -0.5, 0.8]), 1e-3  # 1/Å, 2π included
+    step = direction @ wurtzite.cell.array.T / (2 * np.pi)
+
+    def at(s):
+        return modes(architecture, wurtzite, Q + s * step, method="exact").frequencies
+
+    slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    # ω = 2π ν; v = ∂ω/∂k
+    expected = 2 * np.pi * slope
+    np.testing.assert_allclose(v @ direction, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert np.abs(thz).min() > 1e-2
+
+
+def test_grueneisen_parameters_are_logarithmic_slopes_of_the_branches(architecture, wurtzite):
+    thz, gamma = grueneisen(architecture, wurtzite, Q, relaxed=False)
+
+    def at(s):
+        strained = wurtzite.copy()
+        strained.set_cell(wurtzite.cell.array * (1 + s / 3), scale_atoms=True)
+        return modes(architecture, strained, Q, method="exact").frequencies
+
+    h = 3e-4
+    slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+    np.testing.assert_allclose(gamma, -slope / thz, rtol=0, atol=1e-6 * np.abs(gamma).max())
+    following = grueneisen(architecture, wurtzite, Q)[1]
+    assert np.abs(following - gamma).max() > 1e-6
+
+
+@pytest.fixture(scope="module")
+def on_mesh(any_potential):
+    crystal = bulk("ZnO", "wurtzite", a=3.2, c=5.2, u=0.38)
+    return mesh_modes(any_potential, crystal, (4, 4, 3), method="exact")
+
+
+@pytest.mark.parametrize("width", [None, 0.3])
+def test_a_density_of_states_counts_every_mode_once(any_potential, on_mesh, width):
+    f = on_mesh.frequencies
+    thz = np.linspace(f.min() - 3, f.max() + 3, 4001)
+    density = density_of_states(on_mesh, thz, width)
+    np.testing.assert_allclose(np.trapezoid(density.total, thz), 12, rtol=2e-3)
+    np.testing.assert_allclose(density.projected.sum(axis=0), density.total, rtol=0, atol=1e-9)
+    every = mesh_modes(any_potential, on_mesh.primitive, (4, 4, 3), symmetry=False, method="exact")
+    assert len(every.q_points) > len(on_mesh.q_points)
+    whole = density_of_states(every, thz, width)
+    np.testing.assert_allclose(density.total, whole.total, rtol=0, atol=1e-4 * whole.total.max())
+    np.testing.assert_allclose(density.projected, whole.projected, rtol=0, atol=1e-3 * whole.total.max())
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
+def test_weights_of_corners_are_those_of_counting_points_in_a_tetrahedron(corners, where):
+    e = np.sort(np.array(corners)) + 0.05 * np.arange(4)
+    E = e[0] + where * (e[3] - e[0])
+    rng = np.random.default_rng(0)
+    inside = rng.dirichlet(np.ones(4), 400_000)  # evenly over the tetrahedron
+    width = 0.02 * (e[3] - e[0])
+    near = np.abs(inside @ e - E) < width
+    counted = (inside * near[:, None]).mean(axis=0) / (2 * width)
+    # The same average over the width, of the formula.
+    shifts = np.linspace(-width, width, 81) * (1 - 1e-9)
+    some = [_corner_weights(E + s, e[None])[0] * (e[0] < E + s < e[3]) for s in shifts]
+    np.testing.assert_allclose(np.mean(some, axis=0), counted, rtol=0, atol=0.06 / (e[3] - e[0]))
+
+
+def test_thermodynamic_functions_are_slopes_of_each_other_and_reach_dulong_and_petit(on_mesh):
+    T = np.array([299.0, 300.0, 301.0])
+    t = thermodynamics(on_mesh, T)
+    np.testing.assert_allclose(-(t.free_energy[2] - t.free_energy[0]) / 2 * 1e3, t.entropy[1], rtol=1e-5)
+    np.testing.assert_allclose(300 * (t.entropy[2] - t.entropy[0]) / 2, t.heat_capacity[1], rtol=1e-5)
+    real = (on_mesh.frequencies > 1e-2) * on_mesh.weights[:, None]
+    hot = thermodynamics(on_mesh, [1e5])
+    np.testing.assert_allclose(hot.heat_capacity, 8.31446 * real.sum(), rtol=1e-4)
+    cold = thermodynamics(on_mesh, [0.0])
+    zero_point = (real * on_mesh.frequencies).sum() / 2 * 6.62607015e-34 * 1e12 * 6.02214076e23 / 1e3
+    np.testing.assert_allclose(cold.free_energy, zero_point, rtol=1e-9)
+    assert cold.entropy[0] == cold.heat_capacity[0] == 0
+    with pytest.raises(ValueError, match="0 or more"):
+        thermodynamics(on_mesh, [-1.0])
+
+
+@pytest.fixture(scope="module")
+def polarity() -> Polarity:
+    return Polarity(np.array([1.1 * np.eye(3), -1.1 * np.eye(3)]), 2.4 * np.eye(3), (3, 3, 3))
+
+
+def test_the_long_range_part_splits_optical_modes_by_the_plasma_frequency(any_potential, salt, polarity):
+    direction = np.array([0.2, 0.5, -0.1])
+    plain = modes(any_potential, salt, np.zeros((1, 3))).frequencies[0]
+    split = modes(any_potential, salt, np.zeros((1, 3)), polarity=polarity, directions=direction[None])
+    m = salt.get_masses()
+    reduced = m.prod() / m.sum()
+    plasma = 4 * np.pi * E2 * 1.1**2 / (salt.cell.volume * 2.4 * reduced) * THZ_PER_ROOT_EV_PER_A2_U**2
+    squares, before = (np.sort(np.sign(f) * f**2) for f in (split.frequencies[0], plain))
+    np.testing.assert_allclose(squares.sum() - before.sum(), plasma, rtol=1e-8)
+    assert split.polarity is not None
+    # Along no direction there is no limit, and nothing is added.
+    same = modes(any_potential, salt, np.zeros((1, 3)), polarity=polarity).frequencies[0]
+    np.testing.assert_allclose(same, plain, rtol=0, atol=1e-6)
+
+
+def test_the_long_range_part_vanishes_on_its_mesh_and_is_continuous_towards_its_limit(salt, polarity):
+    q = np.array([[1 / 3, 0, 0], [2 / 3, 1 / 3, 0]])
+    scale = np.abs(long_range(polarity, salt, np.zeros((1, 3)), np.array([1.0, 0, 0]))).max()
+    assert np.abs(long_range(polarity, salt, q)).max() < 1e-6 * scale
+    direction = np.array([0.1, 0.3, -0.2])
+    limit = long_range(polarity, salt, np.zeros((1, 3)), direction)
+    near = long_range(polarity, salt, 1e-4 * direction[None])
+    np.testing.assert_allclose(near, limit, rtol=0, atol=1e-2 * scale * 0.05)
+    D = long_range(polarity, salt, Q)
+    assert bloch.asymmetry(D) < 1e-9 * scale
+
+
+def test_charges_of_another_cell_are_refused(any_potential, salt, polarity):
+    other = Polarity(np.zeros((3, 3, 3)), np.eye(3))
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 3\).*needed \(2, 3, 3\).*another cell"):
+        modes(any_potential, salt, Q, polarity=other)
+    with pytest.raises(ValueError, match="positive definite"):
+        long_range(Polarity(polarity.born_charges, -np.eye(3)), salt, Q)
+
+
+def test_bands_hold_both_ends_of_each_segment_and_name_them(any_potential, salt):
+    bands = band_modes(any_potential, salt, "GXK,GL", points=20)
+    assert [(s.first, s.last) for s in bands.segments] == [("G", "X"), ("X", "K"), ("G", "L")]
+    q = bands.modes.q_points
+    np.testing.assert_allclose(q[bands.segments[0].rows][[0, -1]], [[0, 0, 0], [0.5, 0, 0.5]], atol=1e-12)
+    assert 18 <= len(q) <= 24
+    assert (np.diff(bands.distance) >= 0).all()
+    with pytest.raises(ValueError, match=r"unknown points Y.*needed names of this lattice, .*such as GX,KG"):
+        band_modes(any_potential, salt, "GY")
+
+
+def test_what_a_cell_is_not_is_said_and_the_work_done(any_potential):
+    cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
+    with pytest.warns(UserWarning, match="is 4 primitive cells"):
+        found = modes(any_potential, cubic, np.zeros((1, 3)))
+    assert found.frequencies.shape == (1, 24)
+    iron = bulk("Fe", "bcc", 2.8)
+    iron.set_initial_magnetic_moments([2.0])
+    with pytest.warns(UserWarning, match="magnetic moments"):
+        modes(any_potential, iron, np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="three positive whole numbers"):
+        mesh_modes(any_potential, iron, (2, 0, 1))
+    with pytest.raises(ValueError, match="'auto', 'exact' or 'fourier'"):
+        modes(any_potential, iron, Q, method="fast")
+
+
+def test_an_animation_is_one_period_of_the_wave(any_potential, salt):
+    found = modes(any_potential, salt, np.array([[0.5, 0.0, 0.5]]))
+    frames = animation(found, 0, 5, repeats=(2, 1, 2), amplitude=0.2, frames=8)
+    still = salt.repeat((2, 1, 2))
+    moved = np.array([frame.positions - still.positions for frame in frames])
+    np.testing.assert_allclose(moved.sum(axis=0), 0, atol=1e-12)
+    assert 0.14 < np.linalg.norm(moved, axis=-1).max() <= 0.2 + 1e-12
+    # At this wave vector cells along the first and the third vector are in antiphase.
+    np.testing.assert_allclose(moved[:, :2], -moved[:, 2:4], atol=1e-12)
+    assert frames[0].info["frequency_THz"] == found.frequencies[0, 5]
+
+
+def test_the_report_is_json_and_a_figure(any_potential, salt, polarity, tmp_path):
+    found = phonons(any_potential, salt, points=15, mesh=(3, 3, 3), polarity=polarity)
+    record = json.loads(json.dumps(as_record(found)))
+    assert record["long_range"]["mesh"] == [3, 3, 3]
+    assert np.shape(record["bands"]["frequencies"])[1] == 6
+    assert np.sum(record["mesh"]["weights"]) == 27
+    assert table(found).row_count == 10
+    draw(found, tmp_path / "phonons.png")
+    assert (tmp_path / "phonons.png").stat().st_size > 10_000
