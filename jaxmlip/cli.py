@@ -177,6 +177,57 @@ def hessian(
     console.print(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
 
 
+def phonons(
+    file: Positional[Path],
+    model: Model = DEFAULT_MODEL,
+    relax: bool = False,
+    path: str | None = None,
+    points: int = 101,
+    mesh: tuple[int, int, int] | None = None,
+    width: float | None = None,
+    born: Path | None = None,
+    animate: tuple[int, int] | None = None,
+    memory_limit: float | None = None,
+    out: Path = Path(),
+) -> None:
+    """Phonon bands, density of states and thermodynamics of the primitive cell in FILE, without supercells.
+
+    Args:
+        file: a structure in any format that ASE or pymatgen reads
+        model: which potential; it computes in float64
+        relax: relax the cell and the atoms first, the space group kept
+        path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
+        points: wave vectors on the path, about
+        mesh: wave vectors of the density of states along each reciprocal lattice vector
+        width: of a Gaussian for each mode (THz); default: linear tetrahedra
+        born: a BORN file of phonopy for this cell: splits longitudinal from transverse optical modes
+        animate: write this mode as frames: the number of the wave vector on the path, and of the branch
+        memory_limit: in GB; the number of columns computed at once is chosen to stay below it
+        out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
+    """
+    from jaxmlip.phonons import report
+    from jaxmlip.sources import load
+
+    (atoms, *rest) = read_crystals(file)
+    if rest:
+        raise ValueError(f"{file} holds {1 + len(rest)} structures, needed one.")
+    potential = load(model, "float64")
+    _naming(file, 0, potential.graph, atoms)
+    report.run(
+        potential,
+        atoms,
+        out,
+        relaxed=relax,
+        path=path,
+        points=points,
+        mesh=mesh,
+        width=width,
+        born=born,
+        animate=animate,
+        memory_limit=None if memory_limit is None else memory_limit * 1e9,
+    )
+
+
 def softening(
     model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
     data: Path | None = None,
@@ -250,6 +301,7 @@ COMMANDS = {
     "convert": convert,
     "predict": predict,
     "hessian": hessian,
+    "phonons": phonons,
     "softening": softening,
 }
 

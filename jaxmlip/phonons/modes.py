@@ -20,7 +20,15 @@ from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import ForceConstants, fourier
 from jaxmlip.phonons.nac import Polarity, long_range
-from jaxmlip.phonons.symmetry import Mesh, mesh_shape, reduced_mesh, space_group, unfold
+from jaxmlip.phonons.symmetry import (
+    Mesh,
+    identity,
+    mesh_shape,
+    needed_columns,
+    reduced_mesh,
+    space_group,
+    unfold,
+)
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 if TYPE_CHECKING:

@@ -8,14 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ase.io
 import numpy as np
 from ase.data import chemical_symbols
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
 from jaxmlip.phonons.density import IMAGINARY, Density, Thermodynamics, density_of_states, thermodynamics
-from jaxmlip.phonons.modes import Bands, Modes, band_modes, mesh_modes
+from jaxmlip.phonons.modes import Bands, Modes, animation, band_modes, mesh_modes
 from jaxmlip.phonons.nac import Polarity
 
 if TYPE_CHECKING:
@@ -215,3 +217,46 @@ def _at(t: Thermodynamics, k: int) -> str:
 
 def save_json(found: Phonons, path: Path) -> None:
     path.write_text(json.dumps(as_record(found), ensure_ascii=False) + "\n")
+
+
+def run(
+    potential: Potential,
+    crystal: Atoms,
+    out: Path,
+    *,
+    relaxed: bool = False,
+    born: Path | None = None,
+    animate: tuple[int, int] | None = None,
+    **settings: Any,
+) -> None:
+    """What the command does: prints `table`, writes phonons.json, phonons.png and what phonopy reads to `out`.
+
+    `settings` go to `phonons`.
+    """
+    console = Console()
+    if relaxed:
+        found = relax(potential, crystal, fix_symmetry=True)
+        if not found.converged:
+            raise RuntimeError(f"the relaxation did not converge: {found.reason}. Relax with `jaxmlip relax`.")
+        change = found.atoms.cell.volume / crystal.cell.volume - 1
+        console.print(f"relaxed in {found.steps} steps, volume {100 * change:+.2f} %", highlight=False)
+        crystal = found.atoms
+    polarity = None if born is None else read_born(born, crystal)
+    found = phonons(potential, crystal, polarity=polarity, **settings)
+    out.mkdir(parents=True, exist_ok=True)
+    console.print(table(found))
+    draw(found, out / "phonons.png")
+    save_json(found, out / "phonons.json")
+    written = ["phonons.json", "phonons.png"]
+    if animate is not None:
+        q, branch = animate
+        modes = found.bands.modes
+        if not (0 <= q < len(modes.q_points) and 0 <= branch < modes.frequencies.shape[1]):
+            raise ValueError(
+                f"found --animate {q} {branch}, needed a wave vector from 0 to {len(modes.q_points) - 1} and a "
+                f"branch from 0 to {modes.frequencies.shape[1] - 1}; both are numbered in phonons.json."
+            )
+        repeats = [min(4, next((k for k in range(1, 5) if abs(k * x - round(k * x)) < 1e-6), 4)) for x in modes.q_points[q]]
+        ase.io.write(out / "mode.extxyz", animation(modes, q, branch, repeats=tuple(repeats)))
+        written.append("mode.extxyz")
+    console.print(f"written to {out}: {', '.join(written)}", highlight=False)

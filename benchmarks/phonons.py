@@ -1,0 +1,246 @@
+"""Time against error of phonon bands: D(q) of the primitive cell, and finite displacements of supercells.
+
+    python -m benchmarks.phonons --peer chgnet | matgl | mace [--peer-python PYTHON] [--out phonons_benchmark.png]
+    python -m benchmarks.phonons --scaling [--model m3gnet-mp-2021.2.8]
+
+Bands at about 101 wave vectors of NaCl (2 atoms) and of corundum, Al2O3 (10 atoms), each relaxed in the model
+with its symmetry kept. Errors are the largest deviation of a frequency on the path from D(q) at each wave
+vector by itself, in float64.
+
+Ours: exact, and Fourier sums from growing meshes, in float64, programs compiled before. Theirs: phonopy with
+its default displacement of 0.01 Å; the time is that of the original package's forces in its own precision for
+every displaced supercell, and of phonopy's work. The forces themselves are ours in float64, which are the
+original's to rounding (`benchmarks.parity`; matgl: with the right bond numbers).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import tyro
+from ase import Atoms
+from ase.build import bulk
+from ase.spacegroup import crystal
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import jaxmlip
+from benchmarks.speed import OPPONENTS, Peer, salt, seconds
+from jaxmlip import batching
+from jaxmlip.phonons.bloch import _linearise, _real_columns, _response, dynamical_matrix
+from jaxmlip.phonons.commensurate import fourier
+from jaxmlip.phonons.modes import _frequencies, mesh_force_constants
+from jaxmlip.relaxation import relax
+from jaxmlip.sources import cache_folder
+
+MESHES = (2, 3, 4, 6, 8, 10, 12)
+FINE = 1e-3  # THz
+
+
+class Point(NamedTuple):
+    label: str
+    atoms: int  # whose forces or responses are computed
+    seconds: float
+    error: float  # THz
+
+
+@dataclass(frozen=True)
+class Settings:
+    peer: Literal["chgnet", "matgl", "mace"] = "chgnet"
+    model: str | None = None  # ours; default: by peer
+    peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = "python"
+    points: int = 101
+    largest: int = 1000  # atoms of phonopy's supercells
+    rounds: int = 3
+    out: Path = Path("phonons_benchmark.png")
+    scaling: bool = False  # time and memory against the number of atoms instead
+
+
+def corundum() -> Atoms:
+    whole = crystal(
+        ["Al", "O"],
+        [(0, 0, 0.352), (0.306, 0, 0.25)],
+        spacegroup=167,
+        cellpar=[4.81, 4.81, 13.12, 90, 90, 120],
+        primitive_cell=True,
+    )
+    return Atoms(whole.numbers, whole.positions, cell=whole.cell, pbc=True)
+
+
+def ours(potential, atoms: Atoms, q: np.ndarray, rounds: int) -> tuple[np.ndarray, list[Point]]:
+    """The exact frequencies, and a point for them and for each mesh."""
+
+    def exact():
+        return _frequencies(dynamical_matrix(potential, atoms, q, symmetry=True), atoms)
+
+    reference = exact()
+    points = [Point("exact", len(atoms), median(exact, rounds), 0.0)]
+    single = potential.astype("float32")
+    rough = _frequencies(dynamical_matrix(single, atoms, q, symmetry=True), atoms)
+    took = median(lambda: dynamical_matrix(single, atoms, q, symmetry=True), rounds)
+    points.append(Point("exact, float32", len(atoms), took, np.abs(rough - reference).max()))
+    for n in MESHES:
+        mesh = (n, n, n)
+
+        def summed(mesh=mesh):
+            constants = mesh_force_constants(potential, atoms, mesh)
+            return _frequencies(fourier(constants, q).reshape(len(q), *[3 * len(atoms)] * 2), atoms)
+
+        error = np.abs(summed() - reference).max()
+        points.append(Point(f"mesh {n}³", len(atoms), median(summed, rounds), error))
+        if error < 1e-6:
+            break
+    return reference, points
+
+
+def theirs(potential, peer: Peer, atoms: Atoms, q, reference, settings: Settings) -> list[Point]:
+    from phonopy import Phonopy
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    cell = PhonopyAtoms(
+        symbols=atoms.get_chemical_symbols(), cell=atoms.cell.array, scaled_positions=atoms.get_scaled_positions()
+    )
+    points = []
+    for n in range(2, 9):
+        if n**3 * len(atoms) > settings.largest:
+            break
+        start = time.perf_counter()
+        phonon = Phonopy(cell, supercell_matrix=np.diag([n, n, n]), primitive_matrix=np.eye(3))
+        phonon.generate_displacements()
+        own = time.perf_counter() - start
+        displaced = [
+            Atoms(s.symbols, cell=s.cell, scaled_positions=s.scaled_positions, pbc=True)
+            for s in phonon.supercells_with_displacements
+        ]
+        took = peer.best(
+            lambda threads, displaced=displaced: sum(
+                float(np.median(peer.times("predict", each, settings.rounds, threads))) for each in displaced
+            )
+        )
+        forces = [p["forces"] for p in potential.predict(displaced)]
+        start = time.perf_counter()
+        phonon.forces = forces
+        phonon.produce_force_constants()
+        phonon.run_qpoints(q)
+        own += time.perf_counter() - start
+        error = np.abs(np.sort(phonon.get_qpoints_dict()["frequencies"], axis=1) - reference).max()
+        points.append(Point(f"supercell {n}³", n**3 * len(atoms), took + own, error))
+    return points
+
+
+def median(f, rounds: int) -> float:
+    return seconds(f, rounds)
+
+
+def verdict(mine: list[Point], other: list[Point], console: Console) -> None:
+    """The fastest of ours at each accuracy of theirs, and below 1e-3 THz."""
+    for point in other:
+        fit = [p for p in mine if p.error <= max(point.error, 1e-9)]
+        best = min(fit, key=lambda p: p.seconds)
+        console.print(
+            f"  within {point.error:.1e} THz ({point.label}, {point.atoms} atoms): {best.label} takes "
+            f"{best.seconds:.2f} s, {point.seconds / best.seconds:.1f} times as fast"
+        )
+    best = min((p for p in mine if p.error < FINE), key=lambda p: p.seconds)
+    fine = [p for p in other if p.error < FINE]
+    if fine:
+        ratio = min(p.seconds for p in fine) / best.seconds
+        console.print(f"  below {FINE:g} THz: {best.label} is {ratio:.1f} times as fast")
+    else:
+        last = other[-1]
+        console.print(
+            f"  below {FINE:g} THz: {best.label} takes {best.seconds:.2f} s; displacements do not get there: "
+            f"{last.atoms} atoms take {last.seconds:.1f} s ({last.seconds / best.seconds:.1f} times as long) for "
+            f"{last.error:.1e} THz"
+        )
+
+
+def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: str, path: Path) -> None:
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axes, (name, (mine, other)) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        for points, colour, marker, label in (
+            (other, "#D55E00", "s", f"phonopy with {peer}"),
+            ([p for p in mine if p.label.startswith("mesh")], "#0072B2", "o", "jaxmlip, Fourier sums"),
+        ):
+            shown = [p for p in points if p.error > 0]
+            axes.loglog([p.seconds for p in shown], [p.error for p in shown], marker=marker, color=colour, label=label)
+            for p in shown:
+                axes.annotate(p.label.split()[-1], (p.seconds, p.error), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        exact = mine[0]
+        axes.axvline(exact.seconds, color="#009E73", lw=1, ls="--", label="jaxmlip, exact at each wave vector")
+        axes.axhline(FINE, color="0.7", lw=0.8)
+        axes.set(xlabel="time for the bands (s)", title=f"{name}, {model}")
+        axes.title.set_fontsize(10)
+    figure.axes[0].set_ylabel("largest error on the path (THz)")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def scaling(model: str) -> None:
+    """Time for each wave vector and memory, from one block of columns, against the number of atoms."""
+    potential = jaxmlip.load(model, "float64")
+    table = Table(title=f"D(q), {model}, float64", title_justify="left")
+    for column in ("atoms", "ms per real column", "s per wave vector", "kept / MB", "columns at once", "block / MB"):
+        table.add_column(column, justify="right")
+    for cells in (None, (1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2), (3, 3, 3)):
+        atoms = bulk("NaCl", "rocksalt", 5.64) if cells is None else salt(*cells)
+        graph = batching.pack([potential.graph(atoms)], dtype=np.dtype(potential.dtype))
+        with potential.precision():
+            tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
+            kept = sum(x.nbytes for x in __import__("jax").tree.leaves(tangent_map))
+            real = _real_columns(tangent_map, None)
+            pairs = max(1, real // 2)
+            q, index = np.full((pairs, 3), 0.1), np.arange(pairs) % (3 * len(atoms))
+            program = _response.lower(tangent_map, graph.positions, q, index).compile()
+            memory = program.memory_analysis()
+            took = median(lambda: np.asarray(_response(tangent_map, graph.positions, q, index)), 3)
+        table.add_row(
+            str(len(atoms)),
+            f"{1e3 * took / (2 * pairs):.2f}",
+            f"{took / pairs * 3 * len(atoms):.3g}",
+            f"{kept / 1e6:.0f}",
+            str(2 * pairs),
+            f"{(memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6:.0f}",
+        )
+    Console().print(table)
+
+
+def main(settings: Settings) -> None:
+    opponent = OPPONENTS[settings.peer]
+    model = settings.model or opponent.model
+    if model.endswith(".model"):
+        model = str(cache_folder() / model)
+    if settings.scaling:
+        return scaling(model)
+    console = Console(width=140)
+    peer = Peer(settings, model, "float32")
+    potential = jaxmlip.load(model, "float64")
+    panels = {}
+    for name, atoms in (("NaCl", bulk("NaCl", "rocksalt", 5.64)), ("Al2O3", corundum())):
+        atoms = relax(potential, atoms, fix_symmetry=True).atoms
+        q = atoms.cell.bandpath(npoints=settings.points).kpts
+        reference, mine = ours(potential, atoms, q, settings.rounds)
+        other = theirs(potential, peer, atoms, q, reference, settings)
+        panels[name] = mine, other
+        table = Table(title=f"{name}, {len(q)} wave vectors, {Path(model).stem}", title_justify="left")
+        for column in ("method", "atoms", "s", "error / THz"):
+            table.add_column(column, justify="right")
+        for p in mine + other:
+            table.add_row(p.label, str(p.atoms), f"{p.seconds:.3f}", f"{p.error:.1e}")
+        console.print(table)
+        console.print(f"frequencies from {reference.min():.2f} to {reference.max():.2f} THz", highlight=False)
+        verdict(mine, other, console)
+    peer.close()
+    draw(panels, Path(model).stem, settings.peer, settings.out)
+    console.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}; figure: {settings.out}")
+    return None
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings))
