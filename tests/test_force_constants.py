@@ -1,0 +1,287 @@
+"""Force constants: the same whichever way they come, and what may be imposed on them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, make_supercell
+from ase.spacegroup import crystal as spacegroup_crystal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxmlip import batching
+from jaxmlip.derivatives import hessian
+from jaxmlip.phonons.commensurate import (
+    acoustic,
+    dynamical_matrices,
+    frequencies,
+    interpolated_dynamical_matrices,
+)
+from jaxmlip.phonons.force_constants import (
+    ForceConstants,
+    displaced_force_constants,
+    force_constants,
+    repeat_distance,
+    repeats_within,
+    triangular,
+    with_space_group,
+    with_sum_rule,
+)
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+
+CUBIC = [[-1, 1, 1], [1, -1, 1], [1, 1, -1]]  # the cube of a face-centred cell
+
+
+def rutile() -> Atoms:
+    """Fourfold screw axes, mirror planes and a coordinate that symmetry leaves free."""
+    places = [(0, 0, 0), (0.306, 0.306, 0)]
+    return spacegroup_crystal("SiO", places, spacegroup=136, cellpar=[4.18, 4.18, 2.67, 90, 90, 90])
+
+
+def turned_salt() -> Atoms:
+    """No axis of the crystal lies along x, y or z."""
+    salt = bulk("NaCl", "rocksalt", 5.0)
+    salt.rotate(37, (1, 2, 3), rotate_cell=True)
+    return salt
+
+
+SYMMETRIC = {
+    "rutile": (rutile(), (1, 1, 2)),
+    "turned salt in a cube": (turned_salt(), CUBIC),
+    "salt with few operations left": (bulk("NaCl", "rocksalt", 5.0), (3, 2, 1)),
+    "wurtzite": (bulk("ZnS", "wurtzite", a=3.8, c=6.2, u=0.377), (2, 2, 1)),
+    "a cell that is not primitive": (bulk("NaCl", "rocksalt", 5.0, cubic=True), (1, 1, 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def primitive() -> Atoms:
+    """A triclinic cell without symmetry, with two elements and masses far apart."""
+    atoms = bulk("NaCl", "rocksalt", 5.0)
+    atoms.numbers[1] = 53
+    skew = np.array([[0.0, 0.1, 0.3], [0.2, 0.0, 0.0], [0.1, 0.4, -0.2]])
+    atoms.set_cell(atoms.cell.array + skew, scale_atoms=True)
+    atoms.positions[1] += [0.1, 0.2, -0.15]
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def constants(any_potential, primitive) -> ForceConstants:
+    return force_constants(any_potential, primitive, (3, 2, 2))
+
+
+def assert_same(found: ForceConstants, expected: ForceConstants, tolerance: float) -> None:
+    assert found.supercell.tolist() == expected.supercell.tolist()
+    np.testing.assert_allclose(found.phi, expected.phi, rtol=0, atol=tolerance)
+
+
+def one_room(potential) -> batching.Capacity:
+    """For all of the symmetric crystals, so that they share compiled programs."""
+    repeated = [make_supercell(a, s if np.ndim(s) == 2 else np.diag(s)) for a, s in SYMMETRIC.values()]
+    needs = [batching.need([potential.graph(a)]) for a in repeated]
+    return batching.Capacity(*(max(column) + 1 for column in zip(*needs, strict=True)))._replace(crystals=1)
+
+
+def counted(monkeypatch) -> list[int]:
+    """The columns that are computed from now on."""
+    import jaxmlip.phonons.force_constants as module
+
+    seen: list[int] = []
+    compute = module.hessian_columns
+
+    def remember(potential, crystal, columns, **options):
+        seen.extend(columns)
+        return compute(potential, crystal, columns, **options)
+
+    monkeypatch.setattr(module, "hessian_columns", remember)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["rutile", "turned salt in a cube"])
+def test_symmetry_gives_the_force_constants_of_all_columns(architecture, name, monkeypatch):
+    atoms, supercell = SYMMETRIC[name]
+    room = one_room(architecture)
+    full = force_constants(architecture, atoms, supercell, room=room)
+    seen = counted(monkeypatch)
+    found = force_constants(architecture, atoms, supercell, symmetry=True, room=room)
+    assert len(seen) == {"rutile": 4, "turned salt in a cube": 2}[name]
+    assert_same(found, full, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("salt with few operations left", 4), ("wurtzite", 4), ("a cell that is not primitive", 2)],
+)
+def test_symmetry_is_used_as_far_as_the_supercell_has_it(any_potential, name, columns, monkeypatch):
+    atoms, supercell = SYMMETRIC[name]
+    room = one_room(any_potential)
+    full = force_constants(any_potential, atoms, supercell, room=room)
+    seen = counted(monkeypatch)
+    found = force_constants(any_potential, atoms, supercell, symmetry=True, room=room)
+    assert len(seen) == columns
+    assert_same(found, full, 1e-10)
+
+
+def test_a_crystal_without_symmetry_is_computed_whole(any_potential, primitive, constants):
+    assert_same(force_constants(any_potential, primitive, (3, 2, 2), symmetry=True), constants, 1e-12)
+
+
+def test_symmetry_that_the_crystal_has_not_shows_as_a_difference(any_potential):
+    """So that the tests above could fail: a tolerance that lets a moved atom pass for a symmetric one."""
+    atoms = rutile()
+    atoms.positions[2] += [0.01, 0, 0.02]
+    room = one_room(any_potential)
+    full = force_constants(any_potential, atoms, (1, 1, 1), room=room)
+    found = force_constants(any_potential, atoms, (1, 1, 1), symmetry=True, symprec=0.1, room=room)
+    assert np.abs(found.phi - full.phi).max() > 1e-4
+
+
+def test_a_matrix_names_the_supercell_by_its_lattice_vectors(any_potential, primitive):
+    """Frequencies at the commensurate wave vectors are those of the supercell's whole Hessian."""
+    matrix = np.array([[0, 1, 1], [2, 0, 1], [1, 1, -1]])
+    found = force_constants(any_potential, primitive, matrix)
+    supercell = Atoms(cell=matrix @ primitive.cell.array, pbc=True)
+    for R in found.cells:
+        supercell += Atoms(primitive.numbers, primitive.positions + R @ primitive.cell.array)
+    assert len(found.cells) == round(abs(np.linalg.det(matrix)))
+    root_mass = np.sqrt(np.repeat(supercell.get_masses(), 3))
+    squared = np.linalg.eigvalsh(hessian(any_potential, supercell) / np.outer(root_mass, root_mass))
+    thz = frequencies(found)
+    ours = np.sort((np.sign(thz) * thz**2).ravel())
+    np.testing.assert_allclose(
+        ours, squared * THZ_PER_ROOT_EV_PER_A2_U**2, atol=1e-9 * np.abs(squared).max() * 250
+    )
+    exact = dynamical_matrices(found)
+    between = interpolated_dynamical_matrices(found, found.q_points)
+    np.testing.assert_allclose(between, exact, atol=1e-12 * np.abs(exact).max())
+
+
+def test_matrices_that_span_the_same_lattice_give_the_same(any_potential, primitive):
+    matrix = np.diag([2, 1, 2])
+    other = np.array([[1, 1, 0], [0, 1, 0], [3, -2, 1]]) @ matrix
+    expected = force_constants(any_potential, primitive, (2, 1, 2))
+    assert_same(force_constants(any_potential, primitive, other), expected, 1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(int, (3, 3), elements=st.integers(-5, 5)))
+def test_the_triangular_matrix_spans_the_lattice_of_the_given_one(matrix):
+    volume = abs(round(np.linalg.det(matrix)))
+    if volume == 0:
+        with pytest.raises(ValueError, match="determinant that is not zero"):
+            triangular(matrix)
+        return
+    found = triangular(matrix)
+    change = found @ np.linalg.inv(matrix)
+    np.testing.assert_allclose(change, change.round(), atol=1e-9)
+    assert abs(round(np.linalg.det(change))) == 1
+    assert not np.tril(found, -1).any()
+    assert (found.diagonal() > 0).all()
+    assert ((found >= 0) & (found <= found.diagonal())).all()
+
+    phi = np.zeros((*found.diagonal(), 1, 3, 1, 3))
+    constants = ForceConstants(bulk("Cu"), phi, tuple(found[np.triu_indices(3, 1)]))
+    np.testing.assert_array_equal(constants.number(constants.cells), np.arange(volume))
+    shifted = constants.cells + np.array([2, -1, 3]) @ matrix
+    np.testing.assert_array_equal(constants.number(shifted), np.arange(volume))
+    # Each wave vector fits the supercell, and no two are the same wave.
+    waves = constants.q_points @ found.T
+    np.testing.assert_allclose(waves, waves.round(), atol=1e-9)
+    gram = np.exp(2j * np.pi * constants.q_points @ constants.cells.T)
+    np.testing.assert_allclose(gram @ gram.conj().T, volume * np.eye(volume), atol=1e-6)
+
+
+def disturbed(constants: ForceConstants, size: float) -> ForceConstants:
+    noise = np.random.default_rng(5).normal(size=constants.phi.shape)
+    return replace(constants, phi=constants.phi + size * noise)
+
+
+def test_the_sum_rule_holds_once_imposed_and_keeps_the_symmetry_of_the_indices(constants):
+    rough = disturbed(constants, 1e-3)
+    assert acoustic(rough).sum_rule > 1e-3
+    found = with_sum_rule(rough)
+    assert acoustic(found).sum_rule < 1e-14
+    flat = found.phi.reshape(-1, *found.phi.shape[3:])
+    reverse = flat[found.number(-found.cells)].transpose(0, 3, 4, 1, 2)
+    np.testing.assert_allclose(flat, reverse, atol=1e-15)
+    assert found.imposed == {"sum_rule": pytest.approx(np.abs(found.phi - rough.phi).max())}
+
+
+def test_nothing_nearer_obeys_the_sum_rule(constants):
+    """The change is orthogonal to every difference of force constants that obey it."""
+    rough = disturbed(constants, 1e-3)
+    change = with_sum_rule(rough).phi - rough.phi
+    other = with_sum_rule(disturbed(constants, 0.1)).phi
+    assert abs(np.vdot(change, other - with_sum_rule(rough).phi)) < 1e-12
+    assert np.linalg.norm(change) > 1e-3
+
+
+def test_the_sum_rule_changes_no_wave_but_the_one_at_gamma(constants):
+    rough = disturbed(constants, 1e-3)
+    before, after = dynamical_matrices(rough), dynamical_matrices(with_sum_rule(rough))
+    np.testing.assert_allclose(after[1:], before[1:], atol=1e-14)
+    assert np.abs(after[0] - before[0]).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_the_space_group_once_imposed_is_a_projection_that_leaves_exact_constants(any_potential, name):
+    atoms, supercell = SYMMETRIC[name]
+    exact = force_constants(any_potential, atoms, supercell, symmetry=True, room=one_room(any_potential))
+    assert with_space_group(exact).imposed["space_group"] < 1e-10
+    rough = disturbed(exact, 1e-3)
+    once = with_space_group(rough)
+    assert once.imposed["space_group"] > 1e-3
+    assert with_space_group(once).imposed["space_group"] < 1e-14
+    assert np.linalg.norm(once.phi - exact.phi) < np.linalg.norm(rough.phi - exact.phi)
+    # The sum rule keeps the symmetry.
+    both = with_sum_rule(once)
+    assert with_space_group(both).imposed["space_group"] < 1e-14
+    assert set(both.imposed) == {"space_group", "sum_rule"}
+
+
+def test_what_is_imposed_is_off_by_default_and_reported(any_potential):
+    atoms, supercell = SYMMETRIC["rutile"]
+    options = {"room": one_room(any_potential)}
+    assert force_constants(any_potential, atoms, supercell, **options).imposed == {}
+    found = force_constants(any_potential, atoms, supercell, sum_rule=True, space_group=True, **options)
+    assert set(found.imposed) == {"space_group", "sum_rule"}
+    assert max(found.imposed.values()) < 1e-9  # an exact Hessian has both
+
+
+def test_small_displacements_give_the_hessian(any_potential, primitive, constants):
+    found = displaced_force_constants(any_potential, primitive, (3, 2, 2), 1e-4).phi
+    scale = np.abs(constants.phi).max()
+    assert np.abs(found - constants.phi).max() < 1e-5 * scale
+
+
+def test_padding_to_a_shared_room_changes_nothing(any_potential, primitive, constants):
+    need = batching.need([any_potential.graph(primitive.repeat((3, 2, 2)))])
+    room = batching.Capacity(*(2 * n for n in need[:4]))
+    by_hessian = force_constants(any_potential, primitive, (3, 2, 2), room=room).phi
+    by_forces = displaced_force_constants(any_potential, primitive, (3, 2, 2), 1e-4, room=room).phi
+    scale = np.abs(constants.phi).max()
+    np.testing.assert_allclose(by_hessian, constants.phi, atol=1e-12 * scale)
+    np.testing.assert_allclose(by_forces, constants.phi, atol=1e-5 * scale)
+
+
+def test_of_all_supercells_that_fit_the_roundest_is_taken():
+    fcc = bulk("Cu").cell.array
+    assert repeats_within(fcc, 64) == (4, 4, 4)
+    assert repeats_within(np.diag([3.0, 3.0, 6.0]), 33) == (4, 4, 2)
+    assert repeat_distance(fcc, (2, 2, 2)) == pytest.approx(3.61 * np.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    "supercell", [(2, 2), (2, 2, 0), (2, 2, 1.5), np.ones((3, 3)), np.eye(3) / 2, (2, 2, np.nan)]
+)
+def test_what_is_no_supercell_is_refused(any_potential, primitive, supercell):
+    with pytest.raises(ValueError, match=r"three positive whole numbers, how often .* or a matrix"):
+        force_constants(any_potential, primitive, supercell)
+
+
+def test_two_atoms_in_one_place_have_no_symmetry_to_use(any_potential, primitive):
+    doubled = primitive + primitive[:1]
+    with pytest.raises(ValueError, match="spglib finds no symmetry of INa"):
+        force_constants(any_potential, doubled, (1, 1, 1), symmetry=True)
