@@ -142,7 +142,9 @@ def hessian(
         dtype: precision of the computation
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
-        out: file for the Hessian, masses, eigenvectors and frequencies
+        out: file for the Hessian, masses, eigenvectors and frequencies (.npz); with a name that ends in .npy,
+            the Hessian alone is written there as it is computed, memory never holds all of it, and a run that
+            was interrupted goes on when it is started again
     """
     import jaxmlip
     from jaxmlip.sources import load
@@ -159,6 +161,9 @@ def hessian(
         f"{atoms.get_chemical_formula()}: {3 * len(atoms)} columns, {plan.block_size} at once, "
         f"predicted memory {plan.total / 1e9:.3g} GB"
     )
+    if out.suffix == ".npy":
+        _stream(potential, atoms, out, block_size, limit)
+        return
     h = jaxmlip.hessian(potential, atoms, plan.block_size, limit)
     masses = np.repeat(atoms.get_masses(), 3)
     squares, modes = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
@@ -175,6 +180,18 @@ def hessian(
         table.add_row(str(k + 1), f"{thz[k]:.3f}")
     console.print(table)
     console.print(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
+
+
+def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | None) -> None:
+    from jaxmlip.streaming import columns_done, stream_hessian
+
+    done = columns_done(out)
+    if done:
+        Console().print(f"{done} of {3 * len(atoms)} columns are in {out} already", highlight=False)
+    stream_hessian(potential, atoms, out, None, block_size, limit)
+    Console().print(
+        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, row k is column k', highlight=False
+    )
 
 
 def softening(
