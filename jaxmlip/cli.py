@@ -213,6 +213,26 @@ def softening(
     run(model or (DEFAULT_MODEL,), data, out, None if memory_limit is None else memory_limit * 1e9)
 
 
+def compare(
+    folders: Positional[list[Path]],
+    model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
+    mesh: tuple[int, int, int] = (12, 12, 12),
+    out: Path = Path(),
+) -> None:
+    """Phonons of a potential against the DFT of phonopy runs: same displacements, same settings.
+
+    Args:
+        folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
+            FORCE_SETS, or such yaml files with forces in them
+        model: which potential; can be given several times; default: chgnet-0.3.0
+        mesh: of wave vectors, Γ-centred
+        out: folder for compare.json and compare.png
+    """
+    from jaxmlip.phonons.compare import run
+
+    run(folders, model or (DEFAULT_MODEL,), mesh, out)
+
+
 def read_crystals(path: Path) -> list[Atoms]:
     """Every structure in a file that ASE or pymatgen reads. Raises ValueError with the reasons of both."""
     import ase.io
@@ -268,6 +288,7 @@ COMMANDS = {
     "predict": predict,
     "hessian": hessian,
     "softening": softening,
+    "compare": compare,
 }
 
 

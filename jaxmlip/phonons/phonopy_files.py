@@ -125,7 +125,9 @@ def to_phonopy(constants: ForceConstants, nac: NAC | None = None) -> Phonopy:
 
 
 def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None = None) -> None:
-    """Writes phonopy.yaml (cells, charges) and FORCE_CONSTANTS into `folder`, where phonopy-load reads them.
+    """Writes phonopy_params.yaml (cells, charges) and FORCE_CONSTANTS into `folder`.
+
+    There, `phonopy-load phonopy_params.yaml` reads both.
 
     Raises ImportError where phonopy is not installed.
     """
@@ -134,7 +136,7 @@ def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    phonon.save(folder / "phonopy.yaml", settings={"force_constants": False})
+    phonon.save(folder / "phonopy_params.yaml", settings={"force_constants": False})
     write_FORCE_CONSTANTS(
         phonon.force_constants, folder / "FORCE_CONSTANTS", p2s_map=phonon.primitive.p2s_map
     )
