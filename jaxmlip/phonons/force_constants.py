@@ -157,10 +157,11 @@ def displaced_force_constants(
 def with_sum_rule(constants: ForceConstants) -> ForceConstants:
     """The nearest force constants that obey Σ_{Rj} Φ(R; ia, jb) = 0 and Φ(R; ia, jb) = Φ(-R; jb, ia).
 
-    Nearest in the sum of squares of all elements, as N. Mounet and N. Marzari project them (Phys. Rev. B
-    71, 205214 (2005)). Both conditions together are a projection in closed form: of all the wave vectors
-    that fit the supercell only Γ is touched, where F = Σ_R Φ(R) becomes P F P, P taking uniform shifts away.
-    Crystal symmetry is kept. `imposed["sum_rule"]` of the result is the largest change (eV/Å²).
+    Nearest in the sum of squares of all elements, as matdyn.x of Quantum ESPRESSO projects them (asr =
+    "crystal"). On a supercell both conditions together are a projection in closed form: the matrix of all its
+    atoms is symmetrised, and uniform shifts are projected out of it on both sides. Of all wave vectors that
+    fit the supercell that touches only Γ, where F = Σ_R Φ(R) becomes P F P. Crystal symmetry is kept.
+    `imposed["sum_rule"]` of the result is the largest change (eV/Å²).
     """
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
     reverse = phi[constants.number(-constants.cells)].transpose(0, 3, 4, 1, 2)
