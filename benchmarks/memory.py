@@ -3,7 +3,8 @@
     python -m benchmarks.memory --cells 4 --memory-limit 4 [--model m3gnet-mp-2021.2.8]
 
 The Hessian of rattled NaCl (4 x 4 x 4 cubic cells: 512 atoms) in float64, or with --columns the first columns
-alone, and the peak memory of the whole process as the operating system counted it.
+alone, and the peak memory of the whole process as the operating system counted it. With --out FILE.npy the
+columns are written as they are computed, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ import tyro
 
 import jaxmlip
 from benchmarks.speed import salt
+from jaxmlip.streaming import stream_hessian
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Settings:
     memory_limit: float = 4.0  # GB
     dtype: Literal["float32", "float64"] = "float64"
     columns: int | None = None  # default: all
+    out: Path | None = None
 
 
 def main(settings: Settings) -> None:
@@ -37,7 +41,10 @@ def main(settings: Settings) -> None:
     plan = jaxmlip.plan_hessian(potential, atoms, memory_limit=limit)
     columns = np.arange(settings.columns or 3 * len(atoms))
     start = time.perf_counter()
-    h = jaxmlip.hessian_columns(potential, atoms, columns, memory_limit=limit)
+    if settings.out is None:
+        h = jaxmlip.hessian_columns(potential, atoms, columns, memory_limit=limit)
+    else:
+        h = stream_hessian(potential, atoms, settings.out, columns, memory_limit=limit)
     took = time.perf_counter() - start
     print(
         f"{potential.name}, {len(atoms)} atoms, {len(columns)} of {3 * len(atoms)} columns, "

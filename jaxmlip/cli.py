@@ -142,7 +142,9 @@ def hessian(
         dtype: precision of the computation
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
-        out: file for the Hessian, masses, eigenvectors and frequencies
+        out: file for the Hessian, masses, eigenvectors and frequencies (.npz); with a name that ends in .npy,
+            the Hessian alone is written there as it is computed, memory never holds all of it, and a run that
+            was interrupted goes on when it is started again
     """
     import jaxmlip
     from jaxmlip.sources import load
@@ -159,6 +161,9 @@ def hessian(
         f"{atoms.get_chemical_formula()}: {3 * len(atoms)} columns, {plan.block_size} at once, "
         f"predicted memory {plan.total / 1e9:.3g} GB"
     )
+    if out.suffix == ".npy":
+        _stream(potential, atoms, out, block_size, limit)
+        return
     h = jaxmlip.hessian(potential, atoms, plan.block_size, limit)
     masses = np.repeat(atoms.get_masses(), 3)
     squares, modes = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
@@ -228,6 +233,18 @@ def phonons(
     )
 
 
+def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | None) -> None:
+    from jaxmlip.streaming import columns_done, stream_hessian
+
+    done = columns_done(out)
+    if done:
+        Console().print(f"{done} of {3 * len(atoms)} columns are in {out} already", highlight=False)
+    stream_hessian(potential, atoms, out, None, block_size, limit)
+    Console().print(
+        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, row k is column k', highlight=False
+    )
+
+
 def softening(
     model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
     data: Path | None = None,
@@ -245,6 +262,26 @@ def softening(
     from jaxmlip.softening import run
 
     run(model or (DEFAULT_MODEL,), data, out, None if memory_limit is None else memory_limit * 1e9)
+
+
+def compare(
+    folders: Positional[list[Path]],
+    model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
+    mesh: tuple[int, int, int] = (12, 12, 12),
+    out: Path = Path(),
+) -> None:
+    """Phonons of a potential against the DFT of phonopy runs: same displacements, same settings.
+
+    Args:
+        folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
+            FORCE_SETS, or such yaml files with forces in them
+        model: which potential; can be given several times; default: chgnet-0.3.0
+        mesh: of wave vectors, Γ-centred
+        out: folder for compare.json and compare.png
+    """
+    from jaxmlip.phonons.compare import run
+
+    run(folders, model or (DEFAULT_MODEL,), mesh, out)
 
 
 def read_crystals(path: Path) -> list[Atoms]:
@@ -303,6 +340,7 @@ COMMANDS = {
     "hessian": hessian,
     "phonons": phonons,
     "softening": softening,
+    "compare": compare,
 }
 
 

@@ -144,26 +144,53 @@ def hessian_columns(
     Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
     needed, before anything large is allocated.
     """
+    columns = checked_columns(crystal, columns)
+    rows = np.empty((len(columns), 3 * len(crystal)), potential.dtype)
+
+    def keep(start: int, part: np.ndarray) -> None:
+        rows[start : start + len(part)] = part
+
+    each_block(potential, crystal, columns, keep, block_size, memory_limit, room)
+    return rows
+
+
+def checked_columns(crystal: Any, columns: Sequence[int]) -> np.ndarray:
+    """`columns` as an array. Raises ValueError unless they are columns of the Hessian of `crystal`."""
     columns = np.asarray(columns, dtype=int)
     atoms = len(crystal)
     if columns.ndim != 1 or np.any((columns < 0) | (columns >= 3 * atoms)):
         raise ValueError(f"found columns {columns}, needed a list of numbers from 0 to {3 * atoms - 1}.")
-    if len(columns) == 0:
-        return np.zeros((0, 3 * atoms), potential.dtype)
-    graph = batching.pack([potential.graph(crystal)], room, np.dtype(potential.dtype))
-    rows = np.empty((len(columns), atoms, 3), potential.dtype)
+    return columns
+
+
+def each_block(
+    potential: Differentiable,
+    crystal: Any,
+    columns: np.ndarray,
+    keep: Callable[[int, np.ndarray], None],
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+    room: batching.Capacity | None = None,
+    done: int = 0,
+) -> None:
+    """Calls keep(start, rows) with the rows that `hessian_columns` returns, block by block, from `done` on.
+
+    `done` is a multiple of the block size; then the blocks are the same whether or not some are left out.
+    """
+    if done >= len(columns):
+        return
+    graph = _packed(potential, crystal, memory_limit, room)
     with _counted(memory_limit), potential.precision():
         planned = block_size
         if memory_limit is not None:
             planned = _plan(potential, graph, block_size, memory_limit, len(columns)).block_size
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
         block = _block_size(tangent_map, planned, len(columns))
-        for start in track(range(0, len(columns), block), "Hessian columns"):
+        for start in track(range(done, len(columns), block), "Hessian columns"):
             part = columns[start : start + block]
             index = np.resize(part, block)  # the last block repeats some columns
             found = np.asarray(_apply(tangent_map, graph.positions, index))
-            rows[start : start + len(part)] = found[:atoms, : len(part)].swapaxes(0, 1)
-    return rows.reshape(len(columns), 3 * atoms)
+            keep(start, found[: len(crystal), : len(part)].swapaxes(0, 1).reshape(len(part), -1))
 
 
 def plan_hessian(
@@ -176,9 +203,16 @@ def plan_hessian(
 
     It compiles the programs, which those calls then find compiled. Raises MemoryLimitError as they do.
     """
-    graph = batching.pack([potential.graph(crystal)], dtype=np.dtype(potential.dtype))
+    graph = _packed(potential, crystal, memory_limit, None)
     with _counted(memory_limit), potential.precision():
         return _plan(potential, graph, block_size, memory_limit, 3 * len(crystal))
+
+
+def _packed(potential, crystal, memory_limit, room) -> CrystalGraph:
+    graph = potential.graph(crystal)
+    if room is None and memory_limit is not None:  # padding would take some of it
+        room = batching.need([graph])
+    return batching.pack([graph], room, np.dtype(potential.dtype))
 
 
 def _counted(memory_limit: float | None) -> AbstractContextManager:

@@ -36,14 +36,13 @@ from rich.table import Table
 import jaxmlip
 from jaxmlip import batching
 from jaxmlip.derivatives import MemoryLimitError
-from jaxmlip.phonons.commensurate import (
+from jaxmlip.phonons.commensurate import frequencies, mesh_frequencies
+from jaxmlip.phonons.force_constants import (
     ForceConstants,
     displaced_force_constants,
-    frequencies,
-    mesh_frequencies,
+    force_constants,
     repeat_distance,
     repeats_within,
-    supercell_force_constants,
 )
 from jaxmlip.progress import track
 
@@ -142,7 +141,7 @@ def softening(
     rows = []
     for material, n, room in track(jobs, f"phonons of {potential.name}"):
         try:
-            by_hessian = supercell_force_constants(potential, material.atoms, n, memory_limit, room)
+            by_hessian = force_constants(potential, material.atoms, n, memory_limit=memory_limit, room=room)
         except MemoryLimitError:
             n, by_hessian = _smaller(potential, material.atoms, supercell // 2, memory_limit)
             room = None
@@ -165,7 +164,7 @@ def _smaller(potential, primitive, atoms, memory_limit) -> tuple[tuple[int, int,
     while True:
         n = _repeats(primitive, atoms)
         try:
-            return n, supercell_force_constants(potential, primitive, n, memory_limit)
+            return n, force_constants(potential, primitive, n, memory_limit=memory_limit)
         except MemoryLimitError:
             atoms //= 2
             if atoms < 2 * len(primitive):

@@ -114,5 +114,5 @@ def test_models_lists_every_name_with_its_licence(folder):
 def test_help_names_every_command(folder):
     done = jaxmlip(folder, "--help")
     assert done.returncode == 0
-    for command in ("models", "convert", "predict", "hessian", "softening"):
+    for command in ("models", "convert", "predict", "hessian", "softening", "compare"):
         assert command in done.stdout

@@ -1,25 +1,20 @@
-"""Force constants of a supercell and the frequencies that follow from them."""
+"""Frequencies that follow from the force constants of a supercell."""
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from jaxmlip import batching
 from jaxmlip.derivatives import hessian
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.phonons.commensurate import (
-    ForceConstants,
     acoustic,
-    displaced_force_constants,
     dynamical_matrices,
     frequencies,
     interpolated_dynamical_matrices,
     mesh_frequencies,
-    repeat_distance,
-    repeats_within,
-    supercell_force_constants,
 )
+from jaxmlip.phonons.force_constants import ForceConstants, force_constants
 from jaxmlip.potential import random_potential
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
@@ -47,7 +42,7 @@ def primitive() -> Atoms:
 
 @pytest.fixture(scope="module")
 def constants(small_potential, primitive) -> ForceConstants:
-    return supercell_force_constants(small_potential, primitive, REPEATS)
+    return force_constants(small_potential, primitive, REPEATS)
 
 
 def chain(springs: list[float], cells: int, masses=(20.0,)) -> ForceConstants:
@@ -95,8 +90,8 @@ def test_the_sign_of_the_phase_is_that_of_the_definition(constants):
 def test_a_wave_and_its_reverse_have_the_same_frequencies(constants):
     every = np.linalg.eigvalsh(dynamical_matrices(constants))
     expected = np.sign(every) * np.sqrt(np.abs(every)) * THZ_PER_ROOT_EV_PER_A2_U
-    # `frequencies` computes half of them.
-    np.testing.assert_allclose(frequencies(constants)[1:], expected[1:], rtol=1e-7)
+    # `mesh_frequencies` computes half of them.
+    np.testing.assert_allclose(mesh_frequencies(constants, REPEATS)[1:], expected[1:], rtol=1e-7)
 
 
 def test_three_modes_at_gamma_have_no_frequency(constants):
@@ -143,59 +138,3 @@ def test_interpolation_is_exact_at_the_commensurate_wave_vectors(constants):
     exact = dynamical_matrices(constants)
     found = interpolated_dynamical_matrices(constants, constants.q_points)
     np.testing.assert_allclose(found, exact, atol=1e-12 * np.abs(exact).max())
-
-
-def test_small_displacements_give_the_hessian(small_potential, primitive, constants):
-    found = displaced_force_constants(small_potential, primitive, REPEATS, 1e-4).phi
-    scale = np.abs(constants.phi).max()
-    assert np.abs(found - constants.phi).max() < 1e-5 * scale
-
-
-def test_padding_to_a_shared_room_changes_nothing(small_potential, primitive, constants):
-    need = batching.need([small_potential.graph(primitive.repeat(REPEATS))])
-    room = batching.Capacity(*(2 * n for n in need[:4]))
-    by_hessian = supercell_force_constants(small_potential, primitive, REPEATS, room=room).phi
-    by_forces = displaced_force_constants(small_potential, primitive, REPEATS, 1e-4, room=room).phi
-    scale = np.abs(constants.phi).max()
-    np.testing.assert_allclose(by_hessian, constants.phi, atol=1e-12 * scale)
-    np.testing.assert_allclose(by_forces, constants.phi, atol=1e-5 * scale)
-
-
-def test_of_all_supercells_that_fit_the_roundest_is_taken():
-    fcc = bulk("Cu").cell.array
-    assert repeats_within(fcc, 64) == (4, 4, 4)
-    assert repeats_within(np.diag([3.0, 3.0, 6.0]), 33) == (4, 4, 2)
-    assert repeat_distance(fcc, (2, 2, 2)) == pytest.approx(3.61 * np.sqrt(2))
-
-
-@pytest.mark.parametrize("repeats", [(2, 2), (2, 2, 0), (2, 2, 1.5)])
-def test_repeats_that_are_not_three_positive_numbers_are_refused(small_potential, primitive, repeats):
-    with pytest.raises(ValueError, match="three positive whole numbers"):
-        supercell_force_constants(small_potential, primitive, repeats)
-
-
-def test_phonopy_finds_the_same_frequencies_from_the_same_force_constants(constants, primitive):
-    phonopy = pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
-    from phonopy.structure.atoms import PhonopyAtoms
-
-    cell = PhonopyAtoms(
-        numbers=primitive.numbers,
-        cell=primitive.cell.array,
-        scaled_positions=primitive.get_scaled_positions(wrap=False),
-        masses=primitive.get_masses(),
-    )
-    other = phonopy.Phonopy(cell, supercell_matrix=np.diag(REPEATS), primitive_matrix="P", is_symmetry=False)
-    # phonopy lists the atoms of a supercell in an order of its own; find each by its position.
-    place = other.supercell.positions @ np.linalg.inv(primitive.cell.array)
-    sites = primitive.get_scaled_positions(wrap=False)
-    compact = np.empty((len(primitive), len(place), 3, 3))
-    for s, x in enumerate(place):
-        near = np.abs((x - sites) - np.round(x - sites)).max(axis=1)
-        j = int(np.argmin(near))
-        cell_index = tuple(np.round(x - sites[j]).astype(int) % REPEATS)
-        assert near[j] < 1e-6
-        compact[:, s] = constants.phi[cell_index][:, :, j]
-    other.force_constants = compact
-    other.run_qpoints(constants.q_points)
-    found = other.get_qpoints_dict()["frequencies"]
-    np.testing.assert_allclose(found, frequencies(constants), atol=2e-4)

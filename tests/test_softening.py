@@ -17,7 +17,8 @@ from rich.console import Console
 from jaxmlip import batching
 from jaxmlip.derivatives import MemoryLimitError
 from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.phonons.commensurate import mesh_frequencies, supercell_force_constants
+from jaxmlip.phonons.commensurate import mesh_frequencies
+from jaxmlip.phonons.force_constants import force_constants
 from jaxmlip.potential import random_potential
 from jaxmlip.softening import (
     FREQUENCIES_FILE,
@@ -224,12 +225,12 @@ def test_crystals_of_like_size_share_a_room_and_others_do_not():
 
 
 def test_a_supercell_that_does_not_fit_the_memory_gives_way_to_a_smaller_one(monkeypatch):
-    def short_of_memory(potential, primitive, repeats, *args):
+    def short_of_memory(potential, primitive, repeats, **options):
         if np.prod(repeats) > fits:
             raise MemoryLimitError("too large")
-        return supercell_force_constants(potential, primitive, repeats, *args)
+        return force_constants(potential, primitive, repeats, **options)
 
-    monkeypatch.setattr("jaxmlip.softening.supercell_force_constants", short_of_memory)
+    monkeypatch.setattr("jaxmlip.softening.force_constants", short_of_memory)
     monkeypatch.setattr("jaxmlip.derivatives._resident", lambda: 0)  # whatever ran in this process before
     potential = random_potential(CONFIG, dtype="float64")
     material = replace(builtin_materials()[0], mesh=(3, 3, 3))
@@ -251,7 +252,7 @@ def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, ph
     assert set(record) >= {"settings", "versions", "reference", "models"}
     (found,) = record["models"]["a random network"]["rows"]
     (material,) = read_phonondb(phonondb)
-    phonons = supercell_force_constants(potential, material.atoms, found["repeats"])
+    phonons = force_constants(potential, material.atoms, found["repeats"])
     expected = mesh_frequencies(phonons, material.mesh)
     assert found["hessian"]["maximum"] == pytest.approx(expected.max(), rel=1e-9)
     assert found["ratios"]["hessian"]["maximum"] == pytest.approx(expected.max() / 11.0, rel=1e-9)

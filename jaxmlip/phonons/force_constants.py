@@ -1,0 +1,355 @@
+"""Force constants of a crystal that repeats with a supercell, from second derivatives or from forces.
+
+All cells are alike, so the columns of one primitive cell hold the whole Hessian of a supercell. Where the
+crystal has symmetry, columns of inequivalent atoms hold it, and of these often one direction in three.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip import batching
+from jaxmlip.derivatives import hessian_columns
+from jaxmlip.graph import as_atoms, check_crystal
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from jaxmlip.potential import Potential
+
+Supercell = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+SYMPREC = 1e-5  # Å, spglib's default
+# The directions of the columns that are computed must span space well: this is the smallest eigenvalue of
+# the mean of v vᵀ over their images v, which is 1/3 where symmetry makes all directions alike.
+SPANS = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class ForceConstants:
+    """Φ(R; ia, jb) = ∂²E / ∂r(0, i, a) ∂r(R, j, b) of a crystal that repeats with a supercell.
+
+    R = (R1, R2, R3) counts cells along the lattice vectors of the primitive cell, 0 <= R < repeats. Each is
+    the sum over the images of cell R in all supercells, so R may be read modulo the rows of `supercell`.
+    """
+
+    primitive: Atoms  # n atoms; its masses (u) are the ones that vibrate
+    phi: np.ndarray  # (repeats 1, 2, 3, n, 3, n, 3), eV/Å²
+    # Where the supercell is more than the primitive cell repeated along each of its vectors: the elements
+    # 12, 13 and 23 of `supercell`. Every lattice of supercells can be written with these six numbers.
+    twist: tuple[int, int, int] = (0, 0, 0)
+    # What was imposed on the force constants, and the largest change of one of them (eV/Å²).
+    imposed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def repeats(self) -> tuple[int, int, int]:
+        return self.phi.shape[:3]
+
+    @property
+    def supercell(self) -> np.ndarray:
+        """The supercell's lattice vectors (rows) in whole vectors of the primitive cell, upper triangular."""
+        result = np.diag(self.repeats)
+        result[np.triu_indices(3, 1)] = self.twist
+        return result
+
+    @property
+    def cells(self) -> np.ndarray:
+        """R of every cell in whole lattice vectors, (cells, 3), in the order of `phi`."""
+        return np.moveaxis(np.indices(self.repeats), 0, -1).reshape(-1, 3)
+
+    @property
+    def q_points(self) -> np.ndarray:
+        """The commensurate wave vectors in reciprocal lattice units, (cells, 3), Γ first.
+
+        Without a twist they are (m1/n1, m2/n2, m3/n3).
+        """
+        # q · R must be whole for the supercell's vectors. Whole vectors modulo the columns of an upper
+        # triangular matrix fill the same box as those modulo its rows.
+        return self.cells @ np.linalg.inv(self.supercell).T if any(self.twist) else self.cells / self.repeats
+
+    def number(self, R: np.ndarray) -> np.ndarray:
+        """The place in `cells` of the cell that R (…, 3), whole numbers, is an image of."""
+        return _number(R, self.supercell)
+
+
+def force_constants(
+    potential: Potential,
+    atoms: Atoms | Structure,
+    supercell: Supercell,
+    *,
+    symmetry: bool = False,
+    symprec: float = SYMPREC,
+    sum_rule: bool = False,
+    space_group: bool = False,
+    memory_limit: float | None = None,
+    room: batching.Capacity | None = None,
+) -> ForceConstants:
+    """Force constants between the atoms of one primitive cell and those of a supercell of it.
+
+    `supercell` is how often the cell is repeated along each of its lattice vectors, or a matrix (3, 3) of
+    whole numbers whose rows are the supercell's lattice vectors in units of the cell's, as in ASE (phonopy's
+    supercell_matrix is its transpose). The 3n columns of the supercell's Hessian that belong to one cell hold
+    all of it. With `symmetry` only those that the space group does not give from others are computed: the
+    same numbers, up to how well (`symprec`, Å) the crystal has the symmetry that spglib finds. Operations
+    that do not leave the lattice of supercells as it is are not used.
+
+    `sum_rule` and `space_group` impose what `with_sum_rule` and `with_space_group` do; `imposed` of the
+    result says what that changed. Use a potential of dtype "float64": in float32 the lowest frequencies are
+    noise. Atoms stay where they are, relaxed or not. `memory_limit` (bytes) goes to `hessian_columns`.
+    Supercells that are padded to the same `room` share a compiled program; it must hold an atom and a short
+    bond more than they need.
+
+    Raises ValueError where `supercell` is neither of the two, or as `from_atoms` does, and MemoryLimitError
+    as `hessian_columns` does.
+    """
+    primitive, matrix, repeated = _repeated(atoms, supercell)
+    if symmetry:
+        operations = _operations(primitive, matrix, symprec)
+        chosen = _chosen_columns(operations)
+    else:
+        chosen = dict.fromkeys(range(len(primitive)), (0, 1, 2))
+    columns = [3 * atom + x for atom, directions in chosen.items() for x in directions]
+    rows = hessian_columns(potential, repeated, columns, memory_limit=memory_limit, room=room)
+    rows = np.asarray(rows, float).reshape(len(rows), -1, len(primitive), 3)
+    if symmetry:
+        found = _with_twist(primitive, matrix, _completed(rows, chosen, operations, matrix))
+    else:
+        found = _from_rows(primitive, matrix, rows)
+    if space_group:
+        found = with_space_group(found, symprec)
+    return with_sum_rule(found) if sum_rule else found
+
+
+def displaced_force_constants(
+    potential: Potential,
+    atoms: Atoms | Structure,
+    supercell: Supercell,
+    displacement: float,
+    room: batching.Capacity | None = None,
+) -> ForceConstants:
+    """As `force_constants`, from the forces at ±`displacement` (Å) of each coordinate of one cell.
+
+    What finite displacements measure is the curvature of the energy averaged over the displacement: the
+    Hessian where the energy is smooth on that scale, something else where it is not.
+    """
+    primitive, matrix, repeated = _repeated(atoms, supercell)
+
+    def forces(coordinate: int, step: float) -> np.ndarray:
+        moved = repeated.copy()
+        moved.positions[coordinate // 3, coordinate % 3] += step
+        graph = potential.graph(moved)
+        # A displacement can bring an atom within the cutoff of others.
+        fits = room is not None and room.holds(batching.need([graph]))
+        return potential.predict_graphs([graph], room if fits else batching.capacity([graph]))[0]["forces"]
+
+    rows = [
+        (forces(k, -displacement) - forces(k, displacement)) / (2 * displacement)
+        for k in range(3 * len(primitive))
+    ]
+    return _from_rows(primitive, matrix, np.array(rows, float))
+
+
+def with_sum_rule(constants: ForceConstants) -> ForceConstants:
+    """The nearest force constants that obey Σ_{Rj} Φ(R; ia, jb) = 0 and Φ(R; ia, jb) = Φ(-R; jb, ia).
+
+    Nearest in the sum of squares of all elements, as matdyn.x of Quantum ESPRESSO projects them (asr =
+    "crystal"). On a supercell both conditions together are a projection in closed form: the matrix of all its
+    atoms is symmetrised, and uniform shifts are projected out of it on both sides. Of all wave vectors that
+    fit the supercell that touches only Γ, where F = Σ_R Φ(R) becomes P F P. Crystal symmetry is kept.
+    `imposed["sum_rule"]` of the result is the largest change (eV/Å²).
+    """
+    phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
+    reverse = phi[constants.number(-constants.cells)].transpose(0, 3, 4, 1, 2)
+    phi = (phi + reverse) / 2
+    at_gamma = phi.sum(axis=0)
+    without = at_gamma - at_gamma.mean(axis=0)
+    without -= without.mean(axis=2, keepdims=True)
+    return _imposed(constants, phi + (without - at_gamma) / len(phi), "sum_rule")
+
+
+def with_space_group(constants: ForceConstants, symprec: float = SYMPREC) -> ForceConstants:
+    """The nearest force constants with the symmetry of the crystal, their mean over its space group.
+
+    spglib finds the symmetry, to `symprec` (Å); operations that do not leave the lattice of supercells as it
+    is are left out. `imposed["space_group"]` of the result is the largest change of an element (eV/Å²).
+    """
+    operations = _operations(constants.primitive, constants.supercell, symprec)
+    phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
+    total = np.zeros_like(phi)
+    for operation in operations:
+        for i in range(len(constants.primitive)):
+            to = operation.cells(i, constants.supercell)
+            total[to, operation.atom[i], :, operation.atom] += _turned(phi[:, i], operation).swapaxes(1, 2)
+    return _imposed(constants, total / len(operations), "space_group")
+
+
+def repeat_distance(cell: np.ndarray, repeats: Sequence[int]) -> float:
+    """How far (Å) an atom is from its nearest image in the supercell of `cell` (rows, Å)."""
+    supercell = np.array(repeats)[:, None] * cell
+    steps = np.array([s for s in itertools.product((-2, -1, 0, 1, 2), repeat=3) if any(s)])
+    return float(np.linalg.norm(steps @ supercell, axis=1).min())
+
+
+def repeats_within(cell: np.ndarray, cells: int) -> tuple[int, int, int]:
+    """Of the supercells of at most `cells` cells the one whose images are farthest apart."""
+    highest = max(cells, 1)
+    candidates = (
+        n for n in itertools.product(range(1, min(highest, 16) + 1), repeat=3) if np.prod(n) <= highest
+    )
+    return max(candidates, key=lambda n: (round(repeat_distance(cell, n), 6), -np.prod(n)))
+
+
+def triangular(supercell: np.ndarray) -> np.ndarray:
+    """The upper triangular matrix whose rows span the same lattice as those of `supercell` (Hermite's form).
+
+    Raises ValueError unless `supercell` is three positive whole numbers or a matrix (3, 3) of whole numbers
+    whose determinant is not zero.
+    """
+    given = np.asarray(supercell, float)
+    whole = np.isfinite(given).all() and (given == given.round()).all()
+    if whole and given.shape == (3,) and (given > 0).all():
+        return np.diag(given.astype(int))
+    if not whole or given.shape != (3, 3) or round(np.linalg.det(given)) == 0:
+        raise ValueError(
+            f"found supercell={np.asarray(supercell).tolist()}, needed three positive whole numbers, how "
+            "often the cell is repeated along each of its lattice vectors, or a matrix of 3 x 3 whole "
+            "numbers whose rows are the supercell's lattice vectors, with a determinant that is not zero. "
+            "repeats_within(cell, size) finds three numbers."
+        )
+    rows = given.astype(int)
+    for k in range(3):
+        while np.count_nonzero(rows[k:, k]) > 1:  # Euclid's algorithm, by rows
+            used = k + np.flatnonzero(rows[k:, k])
+            least = used[np.abs(rows[used, k]).argmin()]
+            others = used[used != least]
+            rows[others] -= rows[others, k, None] // rows[least, k] * rows[least]
+        pivot = k + np.flatnonzero(rows[k:, k])[0]
+        rows[[k, pivot]] = rows[[pivot, k]]
+        rows[k] *= np.sign(rows[k, k])
+        rows[:k] -= rows[:k, k, None] // rows[k, k] * rows[k]
+    return rows
+
+
+class Operation(NamedTuple):
+    """An operation of the space group: what is at x (in lattice vectors) comes to W x + w."""
+
+    whole: np.ndarray  # W, (3, 3) whole numbers
+    turn: np.ndarray  # the same for Cartesian vectors
+    atom: np.ndarray  # (n,), the atom whose place each atom takes
+    shift: np.ndarray  # (n, 3), the cell that it comes to from cell 0
+
+    def cells(self, i: int, supercell: np.ndarray) -> np.ndarray:
+        """(cells, n): the cell to which atom j of each cell comes, counted from that of atom i of cell 0."""
+        R = np.moveaxis(np.indices(supercell.diagonal()), 0, -1).reshape(-1, 1, 3)
+        return _number(R @ self.whole.T + self.shift - self.shift[i], supercell)
+
+
+def _repeated(crystal, supercell) -> tuple[Atoms, np.ndarray, Atoms]:
+    """The cell, the triangular matrix of the supercell, and the supercell, cell by cell, cell 0 first."""
+    primitive = as_atoms(crystal).copy()
+    matrix = triangular(supercell)
+    check_crystal(primitive)
+    cells = np.moveaxis(np.indices(matrix.diagonal()), 0, -1).reshape(-1, 1, 3)
+    positions = cells @ primitive.cell.array + primitive.positions
+    numbers = np.tile(primitive.numbers, len(cells))
+    repeated = Atoms(numbers, positions.reshape(-1, 3), cell=matrix @ primitive.cell.array, pbc=True)
+    return primitive, matrix, repeated
+
+
+def _number(R, supercell) -> np.ndarray:
+    R = np.array(R, int)
+    for k in range(3):
+        R -= (R[..., k] // supercell[k, k])[..., None] * supercell[k]
+    return np.ravel_multi_index(tuple(np.moveaxis(R, -1, 0)), supercell.diagonal())
+
+
+def _from_rows(primitive, matrix, rows) -> ForceConstants:
+    """From the columns of all atoms of cell 0, (3n, …) in the order of the supercell's atoms."""
+    n = len(primitive)
+    phi = np.asarray(rows).reshape(n, 3, -1, n, 3)
+    return _with_twist(primitive, matrix, np.ascontiguousarray(np.moveaxis(phi, 2, 0)))
+
+
+def _with_twist(primitive, matrix, phi) -> ForceConstants:
+    twist = tuple(int(x) for x in matrix[np.triu_indices(3, 1)])
+    return ForceConstants(primitive, phi.reshape(*matrix.diagonal(), *phi.shape[1:]), twist)
+
+
+def _imposed(constants, phi, what) -> ForceConstants:
+    phi = phi.reshape(constants.phi.shape)
+    change = float(np.abs(phi - constants.phi).max())
+    return replace(constants, phi=phi, imposed={**constants.imposed, what: change})
+
+
+def _turned(block, operation) -> np.ndarray:
+    """Pairs of Cartesian indices (cells, 3, n, 3), turned."""
+    return np.einsum("xa,yb,cajb->cxjy", operation.turn, operation.turn, block)
+
+
+def _operations(primitive: Atoms, supercell: np.ndarray, symprec: float) -> list[Operation]:
+    """The space group of the crystal, as far as it maps the lattice of supercells to itself."""
+    import spglib
+
+    x = primitive.get_scaled_positions(wrap=False)
+    cell = primitive.cell.array
+    found = spglib.get_symmetry_dataset((cell, x, primitive.numbers), symprec=symprec)
+    if found is None:
+        raise ValueError(
+            f"spglib finds no symmetry of {primitive.get_chemical_formula()} with symprec={symprec:g} Å; two "
+            "atoms in one place are the usual reason. Compute without symmetry to see whether it has forces."
+        )
+    operations = []
+    for W, w in zip(found.rotations.astype(int), found.translations, strict=True):
+        if _number(supercell @ W.T, supercell).any():
+            continue
+        apart = (x @ W.T + w)[:, None] - x
+        distance = np.linalg.norm((apart - apart.round()) @ cell, axis=-1)
+        distance[primitive.numbers[:, None] != primitive.numbers] = np.inf
+        atom = distance.argmin(axis=1)
+        shift = apart[np.arange(len(x)), atom].round().astype(int)
+        # Columns of cellᵀ are the lattice vectors.
+        operations.append(Operation(W, cell.T @ W @ np.linalg.inv(cell.T), atom, shift))
+    return operations
+
+
+def _chosen_columns(operations: list[Operation]) -> dict[int, tuple[int, ...]]:
+    """Inequivalent atoms, and of each the directions that the symmetry of its site spreads over space."""
+    chosen = {}
+    for atom in np.unique(np.min([o.atom for o in operations], axis=0)):
+        turns = np.array([o.turn for o in operations if o.atom[atom] == atom])
+        for directions in itertools.chain(*(itertools.combinations(range(3), k) for k in (1, 2, 3))):
+            images = turns[:, :, directions]
+            spread = np.einsum("oxd,oyd->xy", images, images) / (len(turns) * len(directions))
+            if np.linalg.eigvalsh(spread)[0] > SPANS:
+                break
+        chosen[int(atom)] = directions
+    return chosen
+
+
+def _completed(rows, chosen, operations: list[Operation], supercell) -> np.ndarray:
+    """Φ, (cells, n, 3, n, 3), from the columns (k, cells, n, 3) of `chosen` atoms and directions."""
+    _, cells, n, _ = rows.shape
+    phi = np.empty((cells, n, 3, n, 3))
+    parts = np.split(rows, np.cumsum([len(d) for d in chosen.values()])[:-1])
+    for (i, directions), known in zip(chosen.items(), parts, strict=True):
+        # A displacement u of atom i and its response turn together. So the unknown block solves
+        # block (T u) = T response for every operation T of the site and every direction that was computed.
+        products, spread = np.zeros((cells, n, 3, 3)), np.zeros((3, 3))
+        for o in operations:
+            if o.atom[i] == i:
+                u = o.turn[:, directions]
+                response = np.einsum("yb,kcjb,xk->cjxy", o.turn, known, u)
+                products[o.cells(i, supercell), o.atom] += response
+                spread += u @ u.T
+        block = np.einsum("wx,cjxy->cwjy", np.linalg.inv(spread), products)
+        for k in range(n):
+            to_k = next((o for o in operations if o.atom[i] == k), None)
+            if to_k is not None:
+                to = to_k.cells(i, supercell)
+                phi[to, k, :, to_k.atom] = _turned(block, to_k).swapaxes(1, 2)
+    return phi
