@@ -319,9 +319,9 @@ def _writable(out: Path, structures: int) -> str:
 
     try:
         kind = filetype(str(out), read=False, guess=False)
-    except (UnknownFileTypeError, KeyError):
+    except UnknownFileTypeError:
         kind = None
-    if kind is None or not ioformats[kind].can_write:
+    if kind not in ioformats or not ioformats[kind].can_write:
         raise ValueError(
             f"ASE writes no format that is named as {out} is; take .extxyz, .traj, .cif or POSCAR."
         )

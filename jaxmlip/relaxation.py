@@ -1,19 +1,19 @@
 """Relaxation: crystals moved, with their cells, to where forces and stress vanish.
 
-`relax` takes one crystal there with an optimiser of ASE. `relax_many` takes many at once: one call of the
-potential for all of them, and each with its own steps and its own end. Graphs are built anew in each step.
-That takes a few per cent of the time on a CPU, and is right for every model; a list of neighbours with a skin
-would hold bonds beyond the cutoff, and make each call dearer by more than it saves.
+Many are moved side by side: one call of the potential for all of them, and each with its own steps and its
+own end. Graphs are built anew in each step. That takes a few per cent of the time on a CPU, and is right for
+every model; a list of neighbours with a skin would hold bonds beyond the cutoff, and make each call dearer by
+more than it saves.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -35,9 +35,7 @@ MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
 # Crystals that have needed less than 1 / SHRINK of the room for PATIENCE steps get a smaller one. To compile
 # its program takes about as long as those steps did, and most crystals end before.
 SHRINK, PATIENCE = 4, 50
-
-ASEOptimiser = Literal["BFGS", "BFGSLineSearch", "LBFGS", "LBFGSLineSearch", "FIRE", "FIRE2", "GPMin"]
-BatchOptimiser = Literal["LBFGS", "FIRE"]
+OF_ASE = ("BFGS", "BFGSLineSearch", "LBFGSLineSearch", "FIRE2", "GPMin")
 
 
 class NotConvergedWarning(UserWarning):
@@ -123,52 +121,29 @@ def relax(
     fmax: float = 1e-3,
     smax: float = 0.01,
     cell: bool = True,
-    optimiser: ASEOptimiser = "BFGS",
+    optimiser: str = "LBFGS",
     fix_symmetry: bool = False,
     pressure: float = 0.0,
     steps: int = 500,
-    logfile: IO | str | Path | None = None,
-    trajectory: str | Path | None = None,
 ) -> Relaxation:
-    """`crystal` relaxed by an optimiser of ASE until the largest force is below `fmax` (eV/Å).
+    """`crystal` moved until the largest force is below `fmax` (eV/Å), a copy of it: the input stays as it is.
 
-    With `cell`, lattice vectors vary too (FrechetCellFilter), until each component of σ + p is below `smax`
-    (GPa), where p is the `pressure` (GPa). `fix_symmetry` makes the crystal exactly as symmetric as it is
-    within 0.01 Å, and keeps its space group. Constraints of the atoms are kept; `crystal` itself stays as
-    it is. `logfile` and `trajectory` are ASE's. The defaults are for phonons; in float32 forces carry a
-    noise of about 3e-5 eV/Å.
+    With `cell` its lattice vectors vary too, until each component of σ + p is below `smax` (GPa), where p is
+    the `pressure` (GPa). `fix_symmetry` first makes the crystal exactly as symmetric as it is within 0.01 Å,
+    and then keeps its space group. Constraints of the atoms are respected. The defaults are for phonons; in
+    float32 forces carry a noise of about 3e-5 eV/Å.
 
-    Where it does not converge, in `steps` steps or because the crystal falls apart, it warns
+    Optimisers: "LBFGS" or "FIRE", which takes two to three times as many steps; and BFGS, BFGSLineSearch,
+    LBFGSLineSearch, FIRE2 and GPMin of ASE, with its FrechetCellFilter.
+
+    Where it does not converge, in so many `steps` or because the crystal falls apart, it warns
     (NotConvergedWarning) and the result says why. Raises ValueError as `Potential.graph` does.
     """
-    import ase.optimize
-    from ase.filters import FrechetCellFilter
-
     goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
-    make = getattr(ase.optimize, _known(optimiser, ASEOptimiser))
-    descent = Descent(crystal, goal)
-    atoms = descent.atoms
-    potential.graph(atoms)  # what is wrong with the crystal itself is said here
-    atoms.calc = calculator = Calculator(potential)
-    moving = atoms
-    if cell:
-        # With √N instead of ASE's N a strain is as stiff as a bond, however many atoms there are.
-        scale, p = len(atoms) ** 0.5, pressure / GPA_PER_EV_PER_A3
-        moving = FrechetCellFilter(atoms, exp_cell_factor=scale, scalar_pressure=p)
-    run = make(moving, logfile=logfile, trajectory=None if trajectory is None else str(trajectory))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="atoms .* apart")
-        try:
-            # ASE's own criterion knows no stress; 0 is never reached.
-            for _ in run.irun(fmax=0.0, steps=steps):
-                descent.steps = run.nsteps
-                found = calculator.results
-                stress = voigt_6_to_full_3x3_stress(found["stress"])
-                if descent.see({**found, "stress": stress}):
-                    break
-        except ValueError as error:  # no crystal is left, or a matrix of the optimiser has no eigenvalues
-            descent.reason = f"it fell apart in step {run.nsteps + 1}: {error}"
-    result = descent.result()
+    if optimiser in OF_ASE:
+        result = _relax_by_ase(potential, crystal, goal, optimiser)
+    else:
+        (result,) = _relax_side_by_side(potential, [crystal], goal, _method(optimiser, (*METHODS, *OF_ASE)))
     _warn([result])
     return result
 
@@ -180,7 +155,7 @@ def relax_many(
     fmax: float = 1e-3,
     smax: float = 0.01,
     cell: bool = True,
-    optimiser: BatchOptimiser = "LBFGS",
+    optimiser: str = "LBFGS",
     fix_symmetry: bool = False,
     pressure: float = 0.0,
     steps: int = 500,
@@ -189,27 +164,64 @@ def relax_many(
 
     Each call of the potential computes all crystals of a batch. A crystal that has ended makes room for the
     next, so that few programs are compiled, and one that falls apart disturbs no other. On a terminal a
-    progress bar counts those that have ended. Optimisers: "LBFGS" or "FIRE", which takes two to three times
-    as many steps.
+    progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE".
 
     Raises ValueError, as `Potential.graph` does, before anything is computed.
     """
     goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
-    make = METHODS[_known(optimiser, BatchOptimiser)]
-    descents = [BatchDescent(crystal, goal, make()) for crystal in crystals]
-    graphs = [potential.graph(d.atoms) for d in track(descents, "neighbours")]
-    ended = _descend(potential, list(zip(descents, graphs, strict=True)))
-    for _ in track(range(len(descents)), "relaxing"):
-        next(ended)
-    results = [d.result() for d in descents]
+    results = _relax_side_by_side(potential, crystals, goal, _method(optimiser, METHODS))
     _warn(results)
     return results
 
 
-def _known(name: str, names) -> str:
-    if name not in get_args(names):
-        raise ValueError(f"found optimiser={name!r}, needed one of {', '.join(get_args(names))}.")
-    return name
+def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
+    if name not in METHODS:
+        raise ValueError(f"found optimiser={name!r}, needed one of {', '.join(known)}.")
+    return METHODS[name]
+
+
+def _relax_side_by_side(potential, crystals, goal: Goal, method: Callable[[], Method]) -> list[Relaxation]:
+    descents = [BatchDescent(crystal, goal, method()) for crystal in crystals]
+    graphs = [potential.graph(d.atoms) for d in track(descents, "neighbours")]
+    ended = _descend(potential, list(zip(descents, graphs, strict=True)))
+    for _ in track(range(len(descents)), "relaxing"):
+        next(ended)
+    return [d.result() for d in descents]
+
+
+def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> Relaxation:
+    import ase.optimize
+    from ase.filters import FrechetCellFilter
+
+    descent = Descent(crystal, goal)
+    atoms = moving = descent.atoms
+    potential.graph(atoms)  # what is wrong with the crystal itself is said here
+    atoms.calc = calculator = Calculator(potential)
+    if goal.cell:
+        # With √N instead of ASE's N a strain is as stiff as a bond, however many atoms there are.
+        scale, p = len(atoms) ** 0.5, goal.pressure / GPA_PER_EV_PER_A3
+        moving = FrechetCellFilter(atoms, exp_cell_factor=scale, scalar_pressure=p)
+    run = getattr(ase.optimize, optimiser)(moving, logfile=None)
+    with _quiet():
+        try:
+            # ASE's own criterion knows no stress; 0 is never reached.
+            for _ in run.irun(fmax=0.0, steps=goal.steps):
+                descent.steps = run.nsteps
+                stress = voigt_6_to_full_3x3_stress(calculator.results["stress"])
+                if descent.see({**calculator.results, "stress": stress}):
+                    break
+        except ValueError as error:  # no crystal is left, or a matrix of the optimiser has no eigenvalues
+            descent.reason = f"it fell apart in step {run.nsteps + 1}: {error}"
+    return descent.result()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """On the way atoms may come close to each other; where they end there, the result says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* Å apart; no potential was fitted")
+        warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell may be ill behaved")
+        yield
 
 
 def _warn(results: Sequence[Relaxation]) -> None:
@@ -339,8 +351,7 @@ class Seen:
 
 
 def _collided(atoms: Atoms) -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return len(from_atoms(atoms, CLOSEST).first) > 0
 
 
@@ -419,7 +430,7 @@ class FIRE:
         return back + self.dt * self.v
 
 
-METHODS: dict[str, type[Method]] = {"LBFGS": LBFGS, "FIRE": FIRE}
+METHODS: dict[str, Callable[[], Method]] = {"LBFGS": LBFGS, "FIRE": FIRE}
 
 
 class BatchDescent(Descent):
@@ -500,8 +511,7 @@ def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGrap
             else:
                 descent.move()
                 moved.append(descent)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="atoms .* apart")
+        with _quiet():
             active = [(descent, potential.graph(descent.atoms)) for descent in moved]
 
 

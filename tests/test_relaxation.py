@@ -3,6 +3,8 @@
 Most laws are proved on a pair potential with a known minimum, which no random network has.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -32,33 +34,33 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 
 GOOD, NO_NUMBER, FLEES = "Cu", "Au", "Xe"
 WAYS = {
-    "ASE's BFGS": relax,
-    "batched L-BFGS": lambda p, c, **options: relax_many(p, [c], **options)[0],
-    "batched FIRE": lambda p, c, **options: relax_many(p, [c], optimiser="FIRE", **options)[0],
+    "L-BFGS": relax,
+    "FIRE": partial(relax, optimiser="FIRE"),
+    "ASE's BFGS": partial(relax, optimiser="BFGS"),
 }
 
 
 class Morse(nn.Module):
-    """Morse pairs, cut off smoothly at 5.5 Å; an element can have them upside down."""
+    """Morse pairs, cut off smoothly at 5.5 Å; an element can be without their attraction."""
 
     cutoffs = Cutoffs(5.5)
 
     @nn.compact
     def __call__(self, graph):
-        depth = self.param("depth", nn.initializers.ones, (100,))
+        attraction = self.param("attraction", nn.initializers.ones, (100,))
         r = safe.norm(bond_vectors(graph))
         x = jnp.exp(-1.6 * (r - 2.6))
-        pair = depth[graph.species[graph.first]] * (x**2 - 2 * x) * polynomial_envelope(r, 5.5, 6)
-        pair = jnp.where(r > 0, pair, 0.0) / 2
+        pair = 0.4 * (x**2 - 2 * attraction[graph.species[graph.first]] * x) * polynomial_envelope(r, 5.5, 6)
+        pair = jnp.where(r > 0, pair, 0.0) / 2  # one half for each end
         energy = jnp.zeros(len(graph.species)).at[graph.first].add(pair).at[graph.second].add(pair)
         return {"site_energies": jnp.where(graph.is_atom, energy, 0.0)}
 
 
 @pytest.fixture(scope="module")
 def morse() -> Potential:
-    depth, reference = np.full(100, 0.4), np.zeros(100)
-    depth[Atoms(FLEES).numbers], reference[Atoms(NO_NUMBER).numbers] = -0.4, np.nan
-    params = {"network": {"depth": depth}, "reference_energies": reference}
+    attraction, reference = np.ones(100), np.zeros(100)
+    attraction[Atoms(FLEES).numbers], reference[Atoms(NO_NUMBER).numbers] = 0.0, np.nan
+    params = {"network": {"attraction": attraction}, "reference_energies": reference}
     return Potential("Morse", Morse(), params, tuple(range(1, 100)), {}, "float64")
 
 
@@ -124,21 +126,18 @@ def test_many_crystals_end_where_each_ends_alone(morse):
         np.testing.assert_allclose(one.energy, alone.energy, rtol=1e-10)
 
 
-def test_networks_relax_many_crystals_as_they_relax_each(architecture):
-    rng = np.random.default_rng(0)
-    crystals = [bulk("NaCl", "rocksalt", 5.6), bulk("Si"), bulk("MgO", "rocksalt", 4.2, cubic=True)]
-    for atoms in crystals:
-        atoms.rattle(0.05, rng=rng)
-    # With the cell fixed even random parameters have a minimum; few steps are enough to compare.
-    options = {"cell": False, "steps": 5}
-    with pytest.warns(NotConvergedWarning):
-        together = relax_many(architecture, crystals, **options, fmax=1e-9)
-    for crystal, one in zip(crystals, together, strict=True):
-        with pytest.warns(NotConvergedWarning):
-            (alone,) = relax_many(architecture, [crystal], **options, fmax=1e-9)
-        np.testing.assert_allclose(one.atoms.positions, alone.atoms.positions, atol=1e-7)
+@pytest.mark.filterwarnings("ignore::jaxmlip.relaxation.NotConvergedWarning")
+def test_networks_relax_many_crystals_as_they_relax_each_and_keep_a_fixed_space_group(architecture):
+    """Few steps are enough: random parameters need have no minimum."""
+    crystals = [bulk("ZnO", "wurtzite", a=3.25, c=5.2), bulk("MgO", "rocksalt", 4.2)]
+    together = relax_many(architecture, crystals, fix_symmetry=True, steps=3, fmax=1e-9)
+    (alone,) = relax_many(architecture, crystals[:1], fix_symmetry=True, steps=3, fmax=1e-9)
+    np.testing.assert_allclose(together[0].atoms.positions, alone.atoms.positions, atol=1e-7)
+    np.testing.assert_allclose(together[0].atoms.cell, alone.atoms.cell, atol=1e-7)
+    assert [one.space_group for one in together] == ["P6_3mc (186)", "Fm-3m (225)"]
+    for one in together:
         assert one.energy < one.start_energy
-        np.testing.assert_allclose(one.max_force, residuals(architecture, one.atoms)[0], rtol=1e-6)
+        assert one.volume_change != 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -193,23 +192,15 @@ def test_force_is_minus_the_derivative_of_the_enthalpy_by_the_coordinates(morse)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_fixed_symmetry_keeps_the_space_group_that_the_minimum_has_not(morse, way):
-    """Morse's body-centred crystal is a saddle: stretched and nudged, it becomes a close-packed one."""
-    start = bulk(GOOD, "bcc", a=2.9, cubic=True)
-    start.set_cell(start.cell.array * [1, 1, 1.05], scale_atoms=True)
-    start.positions[0] += 0.004
-    found = WAYS[way](morse, start, fix_symmetry=True)
-    assert found.converged
-    assert (found.start_space_group, found.space_group) == ("I4/mmm (139)", "I4/mmm (139)")
-    assert found.atoms.constraints == []
-
-
-def test_networks_keep_the_space_group_where_it_is_fixed(architecture):
-    wurtzite = bulk("ZnO", "wurtzite", a=3.25, c=5.2)
-    with pytest.warns(NotConvergedWarning):
-        found = relax_many(architecture, [wurtzite] * 2, fix_symmetry=True, steps=3)
-    for one in found:
-        assert one.space_group == "P6_3mc (186)"
-        assert np.abs(one.atoms.cell.array - wurtzite.cell.array).max() > 1e-3
+    """Morse's simple cubic crystal is a saddle: sheared ever so little, it becomes a close-packed one."""
+    start = bulk(GOOD, "sc", a=2.5)
+    start.set_cell(start.cell.array + 0.002 * (1 - np.eye(3)), scale_atoms=True)
+    fixed, free = (WAYS[way](morse, start, fix_symmetry=fix) for fix in (True, False))
+    assert fixed.converged
+    assert fixed.start_space_group == fixed.space_group == "Pm-3m (221)"
+    assert fixed.atoms.constraints == []
+    assert free.space_group == "Fm-3m (225)"
+    assert free.energy < fixed.energy
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -271,6 +262,7 @@ def test_relaxing_many_crystals_compiles_few_programs_and_more_of_them_none(mors
 
 
 def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
+    easy = relax(morse, rattled()).atoms
     monkeypatch.setattr("jaxmlip.relaxation.PATIENCE", 3)
     seen = []
     compute = Potential.predict_graphs
@@ -279,9 +271,7 @@ def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
         "predict_graphs",
         lambda self, graphs, room: seen.append(room) or compute(self, graphs, room),
     )
-    easy = relax(morse, rattled()).atoms
-    slow = rattled(a=4.6)
-    relax_many(morse, [easy] * 20 + [slow])
+    relax_many(morse, [easy] * 20 + [rattled(a=4.1)])
     assert len(set(seen)) == 2
     assert seen[-1].atoms < seen[0].atoms / 4
 
@@ -322,11 +312,11 @@ def test_a_crystal_that_is_none_is_refused_before_anything_is_computed(morse, mo
         relax_many(morse, [rattled(), molecule])
 
 
-def test_chgnet_brings_rattled_rock_salt_back_by_every_way():
-    potential = public("chgnet-0.3.0")
+def test_chgnet_brings_rattled_rock_salt_back_with_and_without_ase():
+    potential = public("chgnet-0.3.0", "float32")
     salt = bulk("NaCl", "rocksalt", 5.7)
     salt.rattle(0.03, seed=1)
-    found = [way(potential, salt) for way in WAYS.values()]
+    found = [relax(potential, salt, optimiser=name) for name in ("LBFGS", "BFGS")]
     assert all(r.converged for r in found)
     np.testing.assert_allclose([r.energy for r in found], found[0].energy, atol=1e-4)
     volumes = [r.atoms.cell.volume for r in found]
