@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import jax
 import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 SYMPREC = 0.01  # Å; how far atoms may be from the symmetry that spglib finds
 VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has been lost
 MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
+# Bonds and angles at once on a CPU: from a thousand or two on, time goes with their number there, and in more
+# room the last crystals would take their last steps beside empty places.
+MESSAGES_ON_CPU = 4_000
 # Crystals that have needed less than 1 / SHRINK of the room for PATIENCE steps get a smaller one. To compile
 # its program takes about as long as those steps did, and most crystals end before.
 SHRINK, PATIENCE = 4, 50
@@ -493,8 +497,9 @@ def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGrap
     active: list[tuple[BatchDescent, CrystalGraph]] = []
     room: batching.Capacity | None = None
     wasted = 0  # steps in which most of the room was empty
+    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
     while waiting or active:
-        while waiting and _fits([g for _, g in (*active, waiting[-1])], room):
+        while waiting and _fits([g for _, g in (*active, waiting[-1])], room, most):
             active.append(waiting.pop())
         graphs = [g for _, g in active]
         need = batching.need(graphs)
@@ -524,7 +529,7 @@ def _messages(need: batching.Capacity) -> int:
     return 2 * (need.short + need.long) + need.angles
 
 
-def _fits(graphs: Sequence[CrystalGraph], room: batching.Capacity | None) -> bool:
+def _fits(graphs: Sequence[CrystalGraph], room: batching.Capacity | None, most: int) -> bool:
     need = batching.need(graphs)
-    fits = _messages(need) <= MESSAGES_PER_BATCH and (room is None or room.holds(need))
+    fits = _messages(need) <= most and (room is None or room.holds(need))
     return fits or len(graphs) == 1

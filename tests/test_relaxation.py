@@ -251,7 +251,7 @@ def test_too_few_steps_are_said_with_what_is_left(morse, way):
 
 
 def test_relaxing_many_crystals_compiles_few_programs_and_more_of_them_none(morse, monkeypatch):
-    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_PER_BATCH", 3000)
+    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 3000)
     before = jaxmlip.potential._predict._cache_size()
     found = relax_many(morse, several() * 6)
     assert sum(r.steps for r in found) > 100
