@@ -245,6 +245,97 @@ def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | 
     )
 
 
+def relax(
+    files: Positional[list[Path]],
+    model: Model = DEFAULT_MODEL,
+    dtype: DType = "float32",
+    fmax: float = 1e-3,
+    smax: float = 0.01,
+    fixed_cell: tyro.conf.FlagCreatePairsOff[bool] = False,
+    fix_symmetry: tyro.conf.FlagCreatePairsOff[bool] = False,
+    pressure: float = 0.0,
+    steps: int = 500,
+    out: Path = Path("relaxed.extxyz"),
+) -> None:
+    """Relaxes every structure in FILES, several of them side by side, and writes them to one file.
+
+    Where some do not converge they are written as far as they came, marked, and the exit code is 1.
+
+    Args:
+        files: structures in any format that ASE or pymatgen reads
+        model: which potential
+        dtype: precision of the computation; float64 for forces below 1e-4 eV/Å
+        fmax: largest force to leave, in eV/Å
+        smax: largest component of the stress to leave, in GPa
+        fixed_cell: move atoms alone
+        fix_symmetry: keep the space group, found within 0.01 Å
+        pressure: in GPa
+        steps: at most so many for each structure
+        out: file for all of them (.extxyz, .traj), or for one alone (.cif, POSCAR and what else ASE writes)
+    """
+    import ase.io
+
+    from jaxmlip.relaxation import NotConvergedWarning, relax_many
+    from jaxmlip.sources import load
+
+    crystals = [(path, k, atoms) for path in files for k, atoms in enumerate(read_crystals(path))]
+    kind = _writable(out, len(crystals))
+    potential = load(model, dtype)
+    for path, k, atoms in crystals:
+        _naming(path, k, potential.graph, atoms)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)  # said below, with the exit code
+        found = relax_many(
+            potential,
+            [atoms for *_, atoms in crystals],
+            fmax=fmax,
+            smax=smax,
+            cell=not fixed_cell,
+            fix_symmetry=fix_symmetry,
+            pressure=pressure,
+            steps=steps,
+        )
+    names = [f"{path}" + (f" [{k}]" if k else "") for path, k, _ in crystals]
+    for name, r in zip(names, found, strict=True):
+        r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
+    ase.io.write(out, [r.atoms for r in found], format=kind)
+    table = Table(title=f"{potential.name}, {dtype}", title_justify="left")
+    for column in (
+        "file",
+        "formula",
+        "steps",
+        "eV/atom before",
+        "after",
+        "max |F| / eV/Å",
+        "p / GPa",
+        "ΔV / %",
+        "space group",
+    ):
+        left = column in ("file", "formula", "space group")
+        table.add_column(column, justify="left" if left else "right")
+    for name, r in zip(names, found, strict=True):
+        groups = list(dict.fromkeys([r.start_space_group, r.space_group]))
+        table.add_row(
+            name,
+            r.atoms.get_chemical_formula(),
+            f"{r.steps}" if r.converged else f"{r.steps}, not converged",
+            f"{r.start_energy / len(r.atoms):.4f}",
+            f"{r.energy / len(r.atoms):.4f}",
+            f"{r.max_force:.1e}",
+            f"{r.pressure:.3f}",
+            f"{100 * r.volume_change:+.2f}",
+            " → ".join(groups),
+        )
+    _print(table)
+    Console().print(f"written to {out}", highlight=False)
+    failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(found)} structures did not converge; {out} has them as far as they came. "
+            "More --steps, a larger --fmax and --smax, or --dtype float64 may help.\n  " + "\n  ".join(failed)
+        )
+
+
 def softening(
     model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
     data: Path | None = None,
@@ -310,6 +401,28 @@ def read_crystals(path: Path) -> list[Atoms]:
     return found
 
 
+def _writable(out: Path, structures: int) -> str:
+    """The format of ASE that the name of a file means, once it is known to be one that can be written."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+    try:
+        kind = filetype(str(out), read=False, guess=False)
+    except UnknownFileTypeError:
+        kind = None
+    if kind not in ioformats or not ioformats[kind].can_write:
+        raise ValueError(
+            f"ASE writes no format that is named as {out} is; take .extxyz, .traj, .cif or POSCAR."
+        )
+    if structures > 1 and kind not in ("extxyz", "traj"):
+        raise ValueError(
+            f"{structures} structures are to go to {out}, needed a file that keeps several with their "
+            "energies and forces: .extxyz or .traj."
+        )
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {out} does not exist; make it first.")
+    return kind
+
+
 def _naming(path: Path, index: int, check, atoms) -> None:
     """Calls check(atoms); an error then names the file."""
     try:
@@ -339,6 +452,7 @@ COMMANDS = {
     "predict": predict,
     "hessian": hessian,
     "phonons": phonons,
+    "relax": relax,
     "softening": softening,
     "compare": compare,
 }

@@ -1,0 +1,535 @@
+"""Relaxation: crystals moved, with their cells, to where forces and stress vanish.
+
+Many are moved side by side: one call of the potential for all of them, and each with its own steps and its
+own end. Graphs are built anew in each step. That takes a few per cent of the time on a CPU, and is right for
+every model; a list of neighbours with a skin would hold bonds beyond the cutoff, and make each call dearer by
+more than it saves.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import jax
+import numpy as np
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+
+from jaxmlip import batching
+from jaxmlip.calculator import GROWTH, SPARE, Calculator
+from jaxmlip.graph import CLOSEST, CrystalGraph, as_atoms, from_atoms
+from jaxmlip.potential import MESSAGES_PER_BATCH, Potential, Prediction
+from jaxmlip.progress import track
+from jaxmlip.units import GPA_PER_EV_PER_A3
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+SYMPREC = 0.01  # Å; how far atoms may be from the symmetry that spglib finds
+VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has been lost
+MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
+# Bonds and angles at once on a CPU: from a thousand or two on, time goes with their number there, and in more
+# room the last crystals would take their last steps beside empty places.
+MESSAGES_ON_CPU = 4_000
+# Crystals that have needed less than 1 / SHRINK of the room for PATIENCE steps get a smaller one. To compile
+# its program takes about as long as those steps did, and most crystals end before.
+SHRINK, PATIENCE = 4, 50
+OF_ASE = ("BFGS", "BFGSLineSearch", "LBFGSLineSearch", "FIRE2", "GPMin")
+
+
+class NotConvergedWarning(UserWarning):
+    """A relaxation ended before forces and stress were small enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """A crystal before and after its relaxation."""
+
+    start: Atoms  # as it was given
+    atoms: Atoms  # where it ended, with energy, forces, stress (and magmoms) as calculator results
+    converged: bool
+    reason: str  # why it did not converge; empty where it did
+    steps: int
+    start_energy: float  # eV
+    energy: float  # eV
+    max_force: float  # eV/Å, the largest that the constraints leave to an atom
+    max_stress: float  # GPa, the largest |σ_ij + p δ_ij| that they leave; not judged where the cell was fixed
+
+    @property
+    def pressure(self) -> float:
+        """-tr σ / 3 of the end in GPa."""
+        return float(
+            -np.trace(self.atoms.get_stress(voigt=False, apply_constraint=False)) / 3 * GPA_PER_EV_PER_A3
+        )
+
+    @property
+    def volume_change(self) -> float:
+        """V / V₀ - 1."""
+        return self.atoms.cell.volume / self.start.cell.volume - 1
+
+    @property
+    def start_space_group(self) -> str:
+        return space_group(self.start)
+
+    @property
+    def space_group(self) -> str:
+        return space_group(self.atoms)
+
+
+def space_group(atoms: Atoms, symprec: float = SYMPREC) -> str:
+    """The space group that spglib finds within `symprec` (Å), such as "Fm-3m (225)", or "-"."""
+    from ase.spacegroup.symmetrize import check_symmetry
+
+    try:
+        found = check_symmetry(atoms, symprec)
+    except Exception:  # spglib has changed its exceptions more than once
+        found = None
+    return "-" if found is None else f"{found.international} ({found.number})"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Where a relaxation is to end, and what it may move; see `relax`."""
+
+    fmax: float
+    smax: float
+    cell: bool
+    fix_symmetry: bool
+    pressure: float
+    steps: int
+
+    def __post_init__(self):
+        for name, unit in (("fmax", "eV/Å"), ("smax", "GPa")):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"found {name}={getattr(self, name)!r}, needed a number above 0 ({unit}).")
+        if not np.isfinite(self.pressure):
+            raise ValueError(f"found pressure={self.pressure!r}, needed a number (GPa).")
+        if self.pressure and not self.cell:
+            raise ValueError(
+                f"found pressure={self.pressure:g} GPa with a fixed cell, which no pressure can change. "
+                "Let the cell vary, or leave the pressure out."
+            )
+        if self.steps < 0:
+            raise ValueError(f"found steps={self.steps}, needed 0 or more.")
+
+
+def relax(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    *,
+    fmax: float = 1e-3,
+    smax: float = 0.01,
+    cell: bool = True,
+    optimiser: str = "LBFGS",
+    fix_symmetry: bool = False,
+    pressure: float = 0.0,
+    steps: int = 500,
+) -> Relaxation:
+    """`crystal` moved until the largest force is below `fmax` (eV/Å), a copy of it: the input stays as it is.
+
+    With `cell` its lattice vectors vary too, until each component of σ + p is below `smax` (GPa), where p is
+    the `pressure` (GPa). `fix_symmetry` first makes the crystal exactly as symmetric as it is within 0.01 Å,
+    and then keeps its space group. Constraints of the atoms are respected. The defaults are for phonons; in
+    float32 forces carry a noise of about 3e-5 eV/Å.
+
+    Optimisers: "LBFGS" or "FIRE", which takes two to three times as many steps; and BFGS, BFGSLineSearch,
+    LBFGSLineSearch, FIRE2 and GPMin of ASE, with its FrechetCellFilter.
+
+    Where it does not converge, in so many `steps` or because the crystal falls apart, it warns
+    (NotConvergedWarning) and the result says why. Raises ValueError as `Potential.graph` does.
+    """
+    goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
+    if optimiser in OF_ASE:
+        result = _relax_by_ase(potential, crystal, goal, optimiser)
+    else:
+        (result,) = _relax_side_by_side(potential, [crystal], goal, _method(optimiser, (*METHODS, *OF_ASE)))
+    _warn([result])
+    return result
+
+
+def relax_many(
+    potential: Potential,
+    crystals: Sequence[Atoms | Structure],
+    *,
+    fmax: float = 1e-3,
+    smax: float = 0.01,
+    cell: bool = True,
+    optimiser: str = "LBFGS",
+    fix_symmetry: bool = False,
+    pressure: float = 0.0,
+    steps: int = 500,
+) -> list[Relaxation]:
+    """`crystals` relaxed side by side, in the same order; see `relax` for what the arguments mean.
+
+    Each call of the potential computes all crystals of a batch. A crystal that has ended makes room for the
+    next, so that few programs are compiled, and one that falls apart disturbs no other. On a terminal a
+    progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE".
+
+    Raises ValueError, as `Potential.graph` does, before anything is computed.
+    """
+    goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
+    results = _relax_side_by_side(potential, crystals, goal, _method(optimiser, METHODS))
+    _warn(results)
+    return results
+
+
+def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
+    if name not in METHODS:
+        raise ValueError(f"found optimiser={name!r}, needed one of {', '.join(known)}.")
+    return METHODS[name]
+
+
+def _relax_side_by_side(potential, crystals, goal: Goal, method: Callable[[], Method]) -> list[Relaxation]:
+    descents = [BatchDescent(crystal, goal, method()) for crystal in crystals]
+    graphs = [potential.graph(d.atoms) for d in track(descents, "neighbours")]
+    ended = _descend(potential, list(zip(descents, graphs, strict=True)))
+    for _ in track(range(len(descents)), "relaxing"):
+        next(ended)
+    return [d.result() for d in descents]
+
+
+def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> Relaxation:
+    import ase.optimize
+    from ase.filters import FrechetCellFilter
+
+    descent = Descent(crystal, goal)
+    atoms = moving = descent.atoms
+    potential.graph(atoms)  # what is wrong with the crystal itself is said here
+    atoms.calc = calculator = Calculator(potential)
+    if goal.cell:
+        # With √N instead of ASE's N a strain is as stiff as a bond, however many atoms there are.
+        scale, p = len(atoms) ** 0.5, goal.pressure / GPA_PER_EV_PER_A3
+        moving = FrechetCellFilter(atoms, exp_cell_factor=scale, scalar_pressure=p)
+    run = getattr(ase.optimize, optimiser)(moving, logfile=None)
+    with _quiet():
+        try:
+            # ASE's own criterion knows no stress; 0 is never reached.
+            for _ in run.irun(fmax=0.0, steps=goal.steps):
+                descent.steps = run.nsteps
+                stress = voigt_6_to_full_3x3_stress(calculator.results["stress"])
+                if descent.see({**calculator.results, "stress": stress}):
+                    break
+        except ValueError as error:  # no crystal is left, or a matrix of the optimiser has no eigenvalues
+            descent.reason = f"it fell apart in step {run.nsteps + 1}: {error}"
+    return descent.result()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """On the way atoms may come close to each other; where they end there, the result says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* Å apart; no potential was fitted")
+        warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell may be ill behaved")
+        yield
+
+
+def _warn(results: Sequence[Relaxation]) -> None:
+    failed = [r for r in results if not r.converged]
+    if failed:
+        which = ", ".join(f"{r.start.get_chemical_formula()} ({r.reason})" for r in failed[:5])
+        warnings.warn(
+            f"{len(failed)} of {len(results)} relaxations did not converge: {which}"
+            + (", …" if len(failed) > 5 else "")
+            + ".",
+            NotConvergedWarning,
+            stacklevel=3,
+        )
+
+
+class Descent:
+    """A crystal on its way to a minimum: where it is, how it started, and whether it has ended."""
+
+    def __init__(self, crystal: Atoms | Structure, goal: Goal):
+        from ase.constraints import FixSymmetry
+
+        self.goal = goal
+        self.start = as_atoms(crystal).copy()
+        self.atoms = self.start.copy()
+        if goal.fix_symmetry:
+            # Made before it is set: it moves the atoms onto the symmetry that it finds.
+            symmetry = FixSymmetry(self.atoms, SYMPREC)
+            self.atoms.set_constraint([*self.atoms.constraints, symmetry])
+        self.steps = 0
+        self.converged, self.reason = False, ""
+        self.start_energy = float("nan")
+        self.seen: Seen | None = None  # the last state that made sense
+
+    def see(self, prediction: Prediction) -> bool:
+        """Takes note of what the potential predicts for the present state; True where that is the end."""
+        seen = Seen.of(self.atoms, prediction, self.goal)
+        if self.seen is None:
+            self.seen, self.start_energy = seen, seen.energy
+        if not seen.finite:
+            self.reason = f"energy, forces or stress were not finite after {self.steps} steps"
+            return True
+        ratio = self.atoms.cell.volume / self.start.cell.volume
+        if not 1 / VOLUME_RATIO < ratio < VOLUME_RATIO:
+            self.reason = f"its volume was {ratio:.2g} times that of the start after {self.steps} steps"
+            return True
+        self.seen = seen
+        if seen.max_force < self.goal.fmax and (not self.goal.cell or seen.max_stress < self.goal.smax):
+            self.converged = not _collided(self.atoms)
+            self.reason = "" if self.converged else f"atoms came closer than {CLOSEST} Å"
+            return True
+        if self.steps >= self.goal.steps:
+            stress = f" and stress {seen.max_stress:.2g} GPa" if self.goal.cell else ""
+            self.reason = f"force {seen.max_force:.2g} eV/Å{stress} were left after {self.steps} steps"
+            return True
+        return False
+
+    def result(self) -> Relaxation:
+        from ase.calculators.singlepoint import SinglePointCalculator
+
+        seen = self.seen
+        atoms = self.start.copy()
+        # What constraints allow has been done; set_cell and set_positions would ask them again.
+        atoms.set_cell(seen.cell, apply_constraint=False)
+        atoms.set_positions(seen.positions, apply_constraint=False)
+        atoms.calc = SinglePointCalculator(atoms, **seen.properties)
+        return Relaxation(
+            self.start,
+            atoms,
+            self.converged,
+            self.reason,
+            self.steps,
+            self.start_energy,
+            seen.energy,
+            seen.max_force,
+            seen.max_stress,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A state of a crystal, and what the potential predicts for it."""
+
+    positions: np.ndarray
+    cell: np.ndarray
+    properties: dict  # by ASE's names
+    forces: np.ndarray  # (atoms, 3), eV/Å, that the constraints leave
+    stress: np.ndarray  # (3, 3), eV/Å³: σ + p, that they leave
+
+    @classmethod
+    def of(cls, atoms: Atoms, prediction: Prediction, goal: Goal) -> Seen:
+        voigt = full_3x3_to_voigt_6_stress(prediction["stress"])
+        properties = {
+            name: prediction[name] for name in ("energy", "forces", "magmoms") if name in prediction
+        }
+        forces, left = np.array(prediction["forces"], float), np.array(voigt, float)
+        left[:3] += goal.pressure / GPA_PER_EV_PER_A3
+        for constraint in atoms.constraints:
+            constraint.adjust_forces(atoms, forces)
+            if hasattr(constraint, "adjust_stress"):
+                constraint.adjust_stress(atoms, left)
+        properties["stress"] = voigt
+        return cls(
+            atoms.positions.copy(),
+            atoms.cell.array.copy(),
+            properties,
+            forces,
+            voigt_6_to_full_3x3_stress(left),
+        )
+
+    @property
+    def energy(self) -> float:
+        return float(self.properties["energy"])
+
+    @property
+    def finite(self) -> bool:
+        return bool(
+            np.isfinite(self.energy) and np.isfinite(self.forces).all() and np.isfinite(self.stress).all()
+        )
+
+    @property
+    def max_force(self) -> float:
+        return float(np.linalg.norm(self.forces, axis=1).max())
+
+    @property
+    def max_stress(self) -> float:
+        return float(np.abs(self.stress).max() * GPA_PER_EV_PER_A3)
+
+
+def _collided(atoms: Atoms) -> bool:
+    with _quiet():
+        return len(from_atoms(atoms, CLOSEST).first) > 0
+
+
+class Method(Protocol):
+    """A way downhill, for one crystal."""
+
+    def step(self, x: np.ndarray, force: np.ndarray) -> np.ndarray:
+        """Where to go from the coordinates x, given the force there; both are (n, 3)."""
+
+
+class LBFGS:
+    """Limited-memory BFGS, Liu & Nocedal, Math. Program. 45, 503 (1989), without a line search.
+
+    The inverse Hessian of the two loops starts as γ = sᵀy / yᵀy of the last step (Nocedal & Wright, Numerical
+    Optimization, 2nd ed., algorithm 7.4 and eq. 7.20), so the first steps need no guess but one. Where the
+    curvature along a step is not positive, what was learnt is forgotten.
+    """
+
+    MEMORY = 30
+    STIFFNESS = 30.0  # eV/Å², for the first step: few bonds are stiffer
+
+    def __init__(self):
+        self.pairs: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=self.MEMORY)
+        self.before: tuple[np.ndarray, np.ndarray] | None = None
+
+    def step(self, x: np.ndarray, force: np.ndarray) -> np.ndarray:
+        if self.before is not None:
+            s, y = x - self.before[0], self.before[1] - force
+            if np.vdot(s, y) > 0:
+                self.pairs.append((s, y))
+            else:
+                self.pairs.clear()
+        self.before = x.copy(), force
+        q, shares = force.copy(), []
+        for s, y in reversed(self.pairs):
+            shares.append(np.vdot(s, q) / np.vdot(s, y))
+            q -= shares[-1] * y
+        if self.pairs:
+            s, y = self.pairs[-1]
+            q *= np.vdot(s, y) / np.vdot(y, y)
+        else:
+            q /= self.STIFFNESS
+        for (s, y), share in zip(self.pairs, reversed(shares), strict=True):
+            q += (share - np.vdot(y, q) / np.vdot(s, y)) * s
+        return q
+
+
+class FIRE:
+    """FIRE, Bitzek et al., PRL 97, 170201 (2006), as FIRE 2.0, Guénolé et al., Comput. Mater. Sci. 175,
+    109584 (2020): half a step back where the way turns uphill, then semi-implicit Euler.
+
+    Names and constants are those of FIRE 2.0, but for N_min, which is that of 2006. All masses are 1, so
+    that time has the unit Å / √eV.
+    """
+
+    F_INC, F_DEC, F_ALPHA, ALPHA, N_MIN = 1.1, 0.5, 0.99, 0.25, 5
+    DT, DT_MIN, DT_MAX = 0.2, 0.004, 1.0
+
+    def __init__(self):
+        self.v: np.ndarray | float = 0.0
+        self.dt, self.alpha, self.downhill = self.DT, self.ALPHA, 0
+
+    def step(self, x: np.ndarray, force: np.ndarray) -> np.ndarray:
+        back = np.zeros_like(force)
+        if np.sum(force * self.v) > 0:
+            self.downhill += 1
+            if self.downhill > self.N_MIN:
+                self.dt = min(self.dt * self.F_INC, self.DT_MAX)
+                self.alpha *= self.F_ALPHA
+        elif np.any(self.v):
+            back = -0.5 * self.dt * self.v
+            self.dt = max(self.dt * self.F_DEC, self.DT_MIN)
+            self.v, self.alpha, self.downhill = 0.0, self.ALPHA, 0
+        v = self.v + self.dt * force
+        self.v = (1 - self.alpha) * v + self.alpha * np.linalg.norm(v) / np.linalg.norm(force) * force
+        return back + self.dt * self.v
+
+
+METHODS: dict[str, Callable[[], Method]] = {"LBFGS": LBFGS, "FIRE": FIRE}
+
+
+class BatchDescent(Descent):
+    """A crystal among those of a batch, in coordinates in which cell and atoms are alike.
+
+    They are those of ASE's FrechetCellFilter, rotations left out: with F = exp(U), U symmetric, the cell is
+    cell₀ F and the positions are x F; the coordinates are the N rows of x and the three of √N U, in Å. The
+    factor makes a strain as stiff as a bond is, for any N.
+    """
+
+    def __init__(self, crystal: Atoms | Structure, goal: Goal, method: Method):
+        super().__init__(crystal, goal)
+        self.method = method
+        self.cell = self.atoms.cell.array.copy()
+        self.scale = len(self.atoms) ** 0.5
+        self.coordinates = np.concatenate([self.atoms.positions, np.zeros((3, 3))])
+
+    def move(self) -> None:
+        """Takes one step from the state that was seen last."""
+        step = self.method.step(self.coordinates, self.force())
+        longest = np.linalg.norm(step, axis=1).max()
+        self.place(self.coordinates + step * (MAX_STEP / max(longest, MAX_STEP)))
+        self.steps += 1
+
+    def place(self, coordinates: np.ndarray) -> None:
+        """Puts atoms and cell where `coordinates` say."""
+        self.coordinates = coordinates
+        value, vector = self._logarithm()
+        F = (vector * np.exp(value)) @ vector.T
+        if self.goal.cell:
+            self.atoms.set_cell(self.cell @ F, scale_atoms=True)
+        self.atoms.set_positions(self.coordinates[:-3] @ F)
+        if self.atoms.constraints:  # they may have moved them elsewhere
+            self.coordinates[:-3] = np.linalg.solve(F, self.atoms.positions.T).T
+
+    def force(self) -> np.ndarray:
+        """Minus the derivative of the enthalpy E + pV by the coordinates, (N + 3, 3)."""
+        value, vector = self._logarithm()
+        F = (vector * np.exp(value)) @ vector.T
+        on_cell = np.zeros((3, 3))
+        if self.goal.cell:
+            # dE = V tr(σ F⁻¹ dF). In the eigenvectors of U, d exp(U)_kl = dU_kl (e^k - e^l) / (k - l), the
+            # formula of Daleckii and Krein, here written without cancellation.
+            by_F = self.atoms.cell.volume * np.linalg.solve(F, self.seen.stress)
+            half = (value[:, None] - value) / 2
+            ratio = np.where(half == 0, 1.0, np.sinh(half) / np.where(half == 0, 1.0, half))
+            ratio *= np.exp((value[:, None] + value) / 2)
+            on_cell = -vector @ (ratio * (vector.T @ (by_F + by_F.T) @ vector / 2)) @ vector.T
+        return np.concatenate([self.seen.forces @ F, on_cell / self.scale])
+
+    def _logarithm(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors of U."""
+        return np.linalg.eigh(self.coordinates[-3:] / self.scale)
+
+
+def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGraph]]) -> Iterator[None]:
+    """Moves all crystals until each has ended; yields once for each."""
+    # The largest first: what follows then fits where they were.
+    waiting.sort(key=lambda pair: _messages(batching.need([pair[1]])))
+    active: list[tuple[BatchDescent, CrystalGraph]] = []
+    room: batching.Capacity | None = None
+    wasted = 0  # steps in which most of the room was empty
+    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
+    while waiting or active:
+        while waiting and _fits([g for _, g in (*active, waiting[-1])], room, most):
+            active.append(waiting.pop())
+        graphs = [g for _, g in active]
+        need = batching.need(graphs)
+        if room is None or wasted == PATIENCE:
+            room, wasted = _for_any_number(batching.capacity(graphs, SPARE)), 0
+        elif not room.holds(need):
+            grown = batching.Capacity(*map(max, batching.capacity(graphs, GROWTH), room))
+            room, wasted = _for_any_number(grown), 0
+        wasted = wasted + 1 if SHRINK * _messages(need) < _messages(room) else 0
+        moved = []
+        for (descent, _), prediction in zip(active, potential.predict_graphs(graphs, room), strict=True):
+            if descent.see(prediction):
+                yield
+            else:
+                descent.move()
+                moved.append(descent)
+        with _quiet():
+            active = [(descent, potential.graph(descent.atoms)) for descent in moved]
+
+
+def _for_any_number(room: batching.Capacity) -> batching.Capacity:
+    """With as many crystals as there can be of so many atoms: their number alone makes no new program."""
+    return room._replace(crystals=room.atoms)
+
+
+def _messages(need: batching.Capacity) -> int:
+    return 2 * (need.short + need.long) + need.angles
+
+
+def _fits(graphs: Sequence[CrystalGraph], room: batching.Capacity | None, most: int) -> bool:
+    need = batching.need(graphs)
+    fits = _messages(need) <= most and (room is None or room.holds(need))
+    return fits or len(graphs) == 1
