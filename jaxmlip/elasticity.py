@@ -174,19 +174,19 @@ class Elasticity:
 
     def as_record(self) -> dict[str, Any]:
         """Everything as lists and numbers for JSON, units in the names; None for what does not exist."""
-        bounds = {"voigt": self.voigt}
+        moduli = None
         if self.resists_everything:
-            bounds |= {"reuss": self.reuss, "hill": self.hill}
+            moduli = {
+                name: {"bulk": m.bulk, "shear": m.shear, "young": m.young, "poisson": m.poisson}
+                for name, m in (("voigt", self.voigt), ("reuss", self.reuss), ("hill", self.hill))
+            }
         return {
             "voigt_order": "xx yy zz yz xz xy",
             "C_GPa": self.C.tolist(),
             "clamped_GPa": self.clamped.tolist(),
             "stress_strain_GPa": self.stress_strain.tolist(),
             "compliance_per_GPa": self.compliance.tolist() if self.resists_everything else None,
-            "moduli_GPa": {
-                name: {"bulk": m.bulk, "shear": m.shear, "young": m.young, "poisson": m.poisson}
-                for name, m in bounds.items()
-            },
+            "moduli_GPa": moduli,
             "universal_anisotropy": self.anisotropy if self.resists_everything else None,
             "eigenvalues_GPa": self.eigenvalues.tolist(),
             "stable": self.stable,

@@ -123,7 +123,7 @@ def by_material(
     """
     groups: dict[str, list[Frame]] = {}
     for frame in frames:
-        name = frame.atoms.get_chemical_formula(empirical=True)
+        name = frame.atoms.get_chemical_formula("metal", empirical=True)
         if key is not None:
             if key not in frame.atoms.info:
                 known = ", ".join(map(repr, frame.atoms.info)) or "nothing"
@@ -245,17 +245,20 @@ def draw(rows_by_model: Mapping[str, Sequence[Row]], path: Path) -> None:
 
 
 def _panel(axes, rows: Sequence[Row]) -> None:
-    limit = 1.08 * max(max(np.abs(row.dft).max(), np.abs(row.model).max()) for row in rows)
-    for k, row in enumerate(rows):
-        colour = COLOURS[k % len(COLOURS)]
-        chosen = np.random.default_rng(0).permutation(len(row.dft))[:POINTS]
-        points = {"s": 5, "alpha": 0.35, "linewidths": 0, "rasterized": True}
-        axes.scatter(row.dft[chosen], row.model[chosen], color=colour, zorder=2 + k, **points)
+    x = np.concatenate([row.dft for row in rows])
+    y = np.concatenate([row.model for row in rows])
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(rows))]
+    limit = 1.08 * max(np.abs(x).max(), np.abs(y).max())
+    # In random order, so that no model hides another.
+    chosen = np.random.default_rng(0).permutation(len(x))[:POINTS]
+    of_point = np.repeat(colours, [len(row.dft) for row in rows])[chosen]
+    size = 5 if len(x) > 1000 else 14
+    axes.scatter(x[chosen], y[chosen], s=size, c=of_point, alpha=0.4, lw=0, zorder=2, rasterized=True)
+    reach = limit * np.array([-1, 1])
+    for k, (row, colour) in enumerate(zip(rows, colours, strict=True)):
         # White below the line keeps it apart from the points.
-        reach = limit / max(row.slope.slope, 1)
-        ends = np.array([-reach, reach])
-        axes.plot(ends, row.slope.slope * ends, color="white", lw=2.8, zorder=20 + 2 * k)
-        axes.plot(ends, row.slope.slope * ends, color=colour, lw=1.4, zorder=21 + 2 * k)
+        axes.plot(reach, row.slope.slope * reach, color="white", lw=2.4, zorder=20)
+        axes.plot(reach, row.slope.slope * reach, color=colour, lw=1.4, zorder=21)
         axes.text(
             *(0.04, 0.96 - 0.085 * k),
             f"slope {row.slope.slope:.3f}, r² {row.slope.r_squared:.3f}",

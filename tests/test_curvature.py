@@ -271,9 +271,9 @@ def test_the_command_finds_the_slope_of_each_material(folder, capsys):
     printed = capsys.readouterr().out
     (rows,) = json.loads((folder / "a.out" / "softening_scale.json").read_text())["models"].values()
     found = {row["material"]: row for row in rows}
-    assert found["ClNa"]["slope"] == pytest.approx(0.8, abs=0.02)
+    assert found["NaCl"]["slope"] == pytest.approx(0.8, abs=0.02)
     assert found["Si"]["slope"] == pytest.approx(1.1, rel=1e-4)
-    assert (found["ClNa"]["samples"], found["Si"]["samples"]) == (5, 3)
+    assert (found["NaCl"]["samples"], found["Si"]["samples"]) == (5, 3)
     assert found["Si"]["shrinkage_share"] is None
     for row in rows:
         assert f"{row['slope']:.3f}" in printed
@@ -284,13 +284,13 @@ def test_the_command_finds_the_slope_of_each_material(folder, capsys):
 def test_frames_are_told_apart_by_formula_and_by_what_their_info_says(folder):
     salt = read_frames(folder / "salt.extxyz")
     silicon = read_frames(folder / "silicon.extxyz")
-    assert {k: len(v) for k, v in by_material([*salt, *silicon]).items()} == {"ClNa": 5, "Si": 3}
-    assert {k: len(v) for k, v in by_material(salt, "kind").items()} == {"ClNa cold": 2, "ClNa hot": 3}
-    taken = by_material(salt, most=3)["ClNa"]
+    assert {k: len(v) for k, v in by_material([*salt, *silicon]).items()} == {"NaCl": 5, "Si": 3}
+    assert {k: len(v) for k, v in by_material(salt, "kind").items()} == {"NaCl cold": 2, "NaCl hot": 3}
+    taken = by_material(salt, most=3)["NaCl"]
     assert [frame.where for frame in taken] == [salt[k].where for k in (0, 2, 4)]
     largest = [np.linalg.norm(frame.forces, axis=1).max() for frame in salt]
     limit = sorted(largest)[2]
-    assert len(by_material(salt, max_force=limit)["ClNa"]) == 3
+    assert len(by_material(salt, max_force=limit)["NaCl"]) == 3
     with pytest.raises(ValueError, match="none is left"):
         by_material(salt, max_force=1e-9)
     with pytest.raises(ValueError, match=r"silicon.extxyz, frame 0 \(Si2\) has no 'kind'"):
