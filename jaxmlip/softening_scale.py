@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PANELS = 20  # of the figure at most
 POINTS = 4000  # of a panel at most
+LOOSE = 0.5  # r² below which a slope is not worth reading
 
 
 class Frame(NamedTuple):
@@ -183,14 +184,21 @@ def _range(interval: tuple[float, float]) -> str:
     return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
-def in_words(rows: Sequence[Row]) -> str:
-    """All materials in one line."""
+def in_words(rows: Sequence[Row]) -> list[str]:
+    """All materials in one line, and one on those whose slope says little."""
     slopes = np.array([row.slope.slope for row in rows])
     inverses = np.array([row.slope.inverse for row in rows])
-    return (
+    lines = [
         f"{(slopes < 1).sum()} of {len(rows)} slopes below 1, median {np.median(slopes):.3f}; "
         f"{(inverses < 1).sum()} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
-    )
+    ]
+    loose = [row.material for row in rows if row.slope.r_squared < LOOSE]
+    if loose:
+        lines.append(
+            f"r² below {LOOSE}: {', '.join(loose)}. Their slopes say little: near equilibrium the model's "
+            "forces are mostly those of a structure that rests elsewhere."
+        )
+    return lines
 
 
 def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: Mapping[str, Any]) -> None:
@@ -299,7 +307,8 @@ def run(
     rows_by_model = {potential.name: softening_scale(potential, materials) for potential in potentials}
     for model, rows in rows_by_model.items():
         console.print(table(rows, model))
-        console.print(in_words(rows))
+        for line in in_words(rows):
+            console.print(line)
     settings = {
         "files": [str(path) for path in files],
         "forces": forces,

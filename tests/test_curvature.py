@@ -23,7 +23,7 @@ from jaxmlip.curvature import (
     hessian_slope,
     mode_slope,
 )
-from jaxmlip.softening_scale import Frame, by_material, draw, read_frames, softening_scale
+from jaxmlip.softening_scale import Frame, Row, by_material, draw, in_words, read_frames, softening_scale
 
 
 def frames(values: np.ndarray, atoms: int = 10) -> list[np.ndarray]:
@@ -330,6 +330,19 @@ def test_a_frame_that_the_potential_cannot_take_is_named(any_potential):
     frame = Frame("h.xyz, frame 7 (H2)", molecule, np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"h.xyz, frame 7 \(H2\): H2 has pbc="):
         softening_scale(any_potential, {"H": [frame]})
+
+
+def test_a_slope_that_says_little_is_pointed_out():
+    """A model that rests elsewhere than DFT has forces where DFT has none."""
+    x, offset = 0.05 * normal(0, 300), normal(1, 300)
+    rows = [
+        Row(name, force_slope(frames(y), frames(x)), y, x)
+        for name, y in (("right", 0.9 * x), ("off", 0.9 * x + offset))
+    ]
+    first, second = in_words(rows)
+    assert "of 2 slopes below 1" in first
+    assert "r² below 0.5: off. " in second
+    assert len(in_words(rows[:1])) == 1
 
 
 def test_every_model_and_material_is_in_the_figure(folder, tmp_path):
