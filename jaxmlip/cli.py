@@ -23,6 +23,7 @@ Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
 DType = Literal["float32", "float64"]
+RELAXED = 0.001  # eV/Å, on atoms and on the cell
 
 
 def models() -> None:
@@ -211,6 +212,25 @@ def phonons(
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
     from jaxmlip.phonons import report
+
+
+def elastic(
+    file: Positional[Path],
+    model: Model = DEFAULT_MODEL,
+    relax: bool = False,
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    out: Path = Path("elastic.json"),
+) -> None:
+    """The elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
+
+    Args:
+        file: a structure in any format that ASE or pymatgen reads
+        model: which potential; computed in float64
+        relax: first let atoms and cell come to rest with this potential
+        json_: print everything as JSON instead of a table, and write no file
+        out: file for everything that was computed
+    """
+    from jaxmlip.elasticity import elastic_tensor
     from jaxmlip.sources import load
 
     (atoms, *rest) = read_crystals(file)
@@ -334,6 +354,49 @@ def relax(
             f"{len(failed)} of {len(found)} structures did not converge; {out} has them as far as they came. "
             "More --steps, a larger --fmax and --smax, or --dtype float64 may help.\n  " + "\n  ".join(failed)
         )
+    if relax:
+        atoms = _relaxed(potential, atoms)
+    found = elastic_tensor(potential, atoms)
+    record = {
+        "file": str(file),
+        "formula": atoms.get_chemical_formula(),
+        "model": potential.name,
+        "relaxed_first": relax,
+        "cell_A": atoms.cell.tolist(),
+        "scaled_positions": atoms.get_scaled_positions().tolist(),
+        **found.as_record(),
+    }
+    if json_:
+        print(json.dumps(record, indent=1))
+        return
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    table = Table(title=f"{record['formula']}: C / GPa, {potential.name}", title_justify="left")
+    for column in ("", "xx", "yy", "zz", "yz", "xz", "xy"):
+        table.add_column(column, justify="right")
+    for name, row in zip(("xx", "yy", "zz", "yz", "xz", "xy"), found.C, strict=True):
+        table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
+    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console.print(table)
+    for line in found.in_words():
+        console.print(line)
+    console.print(f"written to {out}")
+
+
+def _relaxed(potential, atoms: Atoms) -> Atoms:
+    """`atoms` with positions and cell where forces and stress of the potential vanish."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import BFGS
+
+    from jaxmlip import Calculator
+
+    moved = atoms.copy()
+    moved.calc = Calculator(potential)
+    if not BFGS(FrechetCellFilter(moved), logfile=None).run(fmax=RELAXED, steps=500):
+        raise RuntimeError(
+            f"{atoms.get_chemical_formula()} has not come to rest (forces below {RELAXED} eV/Å) within 500 "
+            "steps. Start from a structure closer to a minimum of this potential, or leave out --relax."
+        )
+    return moved
 
 
 def softening(
@@ -373,6 +436,31 @@ def compare(
     from jaxmlip.phonons.compare import run
 
     run(folders, model or (DEFAULT_MODEL,), mesh, out)
+
+
+def softening_scale(
+    files: Positional[list[Path]],
+    model: tyro.conf.UseAppendAction[tuple[Model, ...]] = (),
+    forces: str = "forces",
+    group_by: str | None = None,
+    frames: int | None = None,
+    max_force: float | None = None,
+    out: Path = Path(),
+) -> None:
+    """Slopes of a model's forces against the DFT forces in FILES, material by material: are they too weak?
+
+    Args:
+        files: crystals with DFT forces, such as extxyz, also as .gz
+        model: which potential; can be given several times; default: chgnet-0.3.0
+        forces: name of the per-atom array with the DFT forces
+        group_by: an entry of the frames' info line that tells materials apart, besides the formula
+        frames: at most so many of each material, evenly spread; default: all
+        max_force: leave out frames with a DFT force above this, in eV/Å
+        out: folder for softening_scale.json and softening_scale.png
+    """
+    from jaxmlip.softening_scale import run
+
+    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force)
 
 
 def read_crystals(path: Path) -> list[Atoms]:
@@ -455,6 +543,9 @@ COMMANDS = {
     "relax": relax,
     "softening": softening,
     "compare": compare,
+    "elastic": elastic,
+    "softening": softening,
+    "softening-scale": softening_scale,
 }
 
 
