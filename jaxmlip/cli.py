@@ -23,7 +23,6 @@ Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
 DType = Literal["float32", "float64"]
-RELAXED = 0.001  # eV/Å, on atoms and on the cell
 
 
 def models() -> None:
@@ -183,6 +182,18 @@ def hessian(
     console.print(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
 
 
+def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | None) -> None:
+    from jaxmlip.streaming import columns_done, stream_hessian
+
+    done = columns_done(out)
+    if done:
+        Console().print(f"{done} columns are there already", highlight=False)
+    stream_hessian(potential, atoms, out, None, block_size, limit)
+    Console().print(
+        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, row k is column k', highlight=False
+    )
+
+
 def phonons(
     file: Positional[Path],
     model: Model = DEFAULT_MODEL,
@@ -212,6 +223,28 @@ def phonons(
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
     from jaxmlip.phonons import report
+    from jaxmlip.relaxation import at_rest
+    from jaxmlip.sources import load
+
+    (atoms, *rest) = read_crystals(file)
+    if rest:
+        raise ValueError(f"{file} holds {1 + len(rest)} structures, needed one.")
+    potential = load(model, "float64")
+    _naming(file, 0, potential.graph, atoms)
+    if relax:
+        atoms = at_rest(potential, atoms)
+    report.run(
+        potential,
+        atoms,
+        out,
+        path=path,
+        points=points,
+        mesh=mesh,
+        width=width,
+        born=born,
+        animate=animate,
+        memory_limit=None if memory_limit is None else memory_limit * 1e9,
+    )
 
 
 def elastic(
@@ -226,11 +259,12 @@ def elastic(
     Args:
         file: a structure in any format that ASE or pymatgen reads
         model: which potential; computed in float64
-        relax: first let atoms and cell come to rest with this potential
+        relax: relax the cell and the atoms first, the space group kept
         json_: print everything as JSON instead of a table, and write no file
         out: file for everything that was computed
     """
     from jaxmlip.elasticity import elastic_tensor
+    from jaxmlip.relaxation import at_rest
     from jaxmlip.sources import load
 
     (atoms, *rest) = read_crystals(file)
@@ -238,31 +272,32 @@ def elastic(
         raise ValueError(f"{file} holds {1 + len(rest)} structures, needed one.")
     potential = load(model, "float64")
     _naming(file, 0, potential.graph, atoms)
-    report.run(
-        potential,
-        atoms,
-        out,
-        relaxed=relax,
-        path=path,
-        points=points,
-        mesh=mesh,
-        width=width,
-        born=born,
-        animate=animate,
-        memory_limit=None if memory_limit is None else memory_limit * 1e9,
-    )
-
-
-def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | None) -> None:
-    from jaxmlip.streaming import columns_done, stream_hessian
-
-    done = columns_done(out)
-    if done:
-        Console().print(f"{done} of {3 * len(atoms)} columns are in {out} already", highlight=False)
-    stream_hessian(potential, atoms, out, None, block_size, limit)
-    Console().print(
-        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, row k is column k', highlight=False
-    )
+    if relax:
+        atoms = at_rest(potential, atoms)
+    found = elastic_tensor(potential, atoms)
+    record = {
+        "file": str(file),
+        "formula": atoms.get_chemical_formula(),
+        "model": potential.name,
+        "relaxed_first": relax,
+        "cell_A": atoms.cell.tolist(),
+        "scaled_positions": atoms.get_scaled_positions().tolist(),
+        **found.as_record(),
+    }
+    if json_:
+        print(json.dumps(record, indent=1))
+        return
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    table = Table(title=f"{record['formula']}: C / GPa, {potential.name}", title_justify="left")
+    for column in ("", "xx", "yy", "zz", "yz", "xz", "xy"):
+        table.add_column(column, justify="right")
+    for name, row in zip(("xx", "yy", "zz", "yz", "xz", "xy"), found.C, strict=True):
+        table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
+    console = Console(width=None if Console().is_terminal else 110, highlight=False)
+    console.print(table)
+    for line in found.in_words():
+        console.print(line)
+    console.print(f"written to {out}")
 
 
 def relax(
@@ -354,49 +389,6 @@ def relax(
             f"{len(failed)} of {len(found)} structures did not converge; {out} has them as far as they came. "
             "More --steps, a larger --fmax and --smax, or --dtype float64 may help.\n  " + "\n  ".join(failed)
         )
-    if relax:
-        atoms = _relaxed(potential, atoms)
-    found = elastic_tensor(potential, atoms)
-    record = {
-        "file": str(file),
-        "formula": atoms.get_chemical_formula(),
-        "model": potential.name,
-        "relaxed_first": relax,
-        "cell_A": atoms.cell.tolist(),
-        "scaled_positions": atoms.get_scaled_positions().tolist(),
-        **found.as_record(),
-    }
-    if json_:
-        print(json.dumps(record, indent=1))
-        return
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    table = Table(title=f"{record['formula']}: C / GPa, {potential.name}", title_justify="left")
-    for column in ("", "xx", "yy", "zz", "yz", "xz", "xy"):
-        table.add_column(column, justify="right")
-    for name, row in zip(("xx", "yy", "zz", "yz", "xz", "xy"), found.C, strict=True):
-        table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
-    console.print(table)
-    for line in found.in_words():
-        console.print(line)
-    console.print(f"written to {out}")
-
-
-def _relaxed(potential, atoms: Atoms) -> Atoms:
-    """`atoms` with positions and cell where forces and stress of the potential vanish."""
-    from ase.filters import FrechetCellFilter
-    from ase.optimize import BFGS
-
-    from jaxmlip import Calculator
-
-    moved = atoms.copy()
-    moved.calc = Calculator(potential)
-    if not BFGS(FrechetCellFilter(moved), logfile=None).run(fmax=RELAXED, steps=500):
-        raise RuntimeError(
-            f"{atoms.get_chemical_formula()} has not come to rest (forces below {RELAXED} eV/Å) within 500 "
-            "steps. Start from a structure closer to a minimum of this potential, or leave out --relax."
-        )
-    return moved
 
 
 def softening(
@@ -541,10 +533,9 @@ COMMANDS = {
     "hessian": hessian,
     "phonons": phonons,
     "relax": relax,
-    "softening": softening,
-    "compare": compare,
     "elastic": elastic,
     "softening": softening,
+    "compare": compare,
     "softening-scale": softening_scale,
 }
 

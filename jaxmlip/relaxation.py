@@ -152,6 +152,24 @@ def relax(
     return result
 
 
+def at_rest(potential: Potential, crystal: Atoms | Structure) -> Atoms:
+    """The crystal where forces and stress vanish, its space group kept: where phonons and elasticity start.
+
+    Raises RuntimeError where it does not get there.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        found = relax(potential, crystal, fix_symmetry=True)
+    if not found.converged:
+        raise RuntimeError(
+            f"{found.start.get_chemical_formula()} did not come to rest ({found.reason}): the largest force "
+            f"is {found.max_force:.2g} eV/Å, the largest stress {found.max_stress:.2g} GPa. Relax it by itself "
+            "with more --steps (jaxmlip relax), or leave out --relax."
+        )
+    # Without the results and the constraints of the relaxation.
+    return Atoms(found.atoms.numbers, found.atoms.positions, cell=found.atoms.cell, pbc=True)
+
+
 def relax_many(
     potential: Potential,
     crystals: Sequence[Atoms | Structure],

@@ -20,7 +20,7 @@ from jaxmlip.phonons.bloch import (
     internal_response,
     position_phases,
 )
-from jaxmlip.phonons.commensurate import supercell_force_constants
+from jaxmlip.phonons.force_constants import force_constants
 
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
 STEP = 1e-3
@@ -41,7 +41,7 @@ def central(f, step=STEP):
 
 
 def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(potential, cell):
-    constants = supercell_force_constants(potential, cell, (2, 1, 3))
+    constants = force_constants(potential, cell, (2, 1, 3))
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
     found = dynamical_matrix(potential, cell, constants.q_points)
     assert np.abs(sums).max() > 1e-4

@@ -20,8 +20,8 @@ from jaxmlip.phonons.commensurate import (  # noqa: E402
     mesh_frequencies,
 )
 from jaxmlip.phonons.force_constants import ForceConstants, with_sum_rule  # noqa: E402
+from jaxmlip.phonons.nac import NAC  # noqa: E402
 from jaxmlip.phonons.phonopy_files import (  # noqa: E402
-    NAC,
     from_phonopy,
     read_phonopy,
     to_phonopy,

@@ -18,8 +18,9 @@ from ase import Atoms
 
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
-from jaxmlip.phonons.commensurate import ForceConstants, fourier
-from jaxmlip.phonons.nac import Polarity, long_range
+from jaxmlip.phonons.commensurate import fourier
+from jaxmlip.phonons.force_constants import ForceConstants
+from jaxmlip.phonons.nac import NAC, long_range
 from jaxmlip.phonons.symmetry import (
     Mesh,
     identity,
@@ -54,7 +55,7 @@ class Modes:
     max_force: float  # eV/Å: how far from rest the atoms are
     asymmetry: float  # eV/Å²: the largest |D - D†|
     method: str  # how D(q) was found
-    polarity: Polarity | None = None  # of the long-range part that was added, once
+    nac: NAC | None = None  # of the long-range part that was added, once
     mesh: Mesh | None = None  # where the wave vectors are those of a mesh
 
 
@@ -64,7 +65,7 @@ def modes(
     q_points: np.ndarray,
     *,
     weights: np.ndarray | None = None,
-    polarity: Polarity | None = None,
+    nac: NAC | None = None,
     directions: np.ndarray | None = None,
     method: str = "auto",
     symmetry: bool = True,
@@ -72,16 +73,16 @@ def modes(
 ) -> Modes:
     """The modes at any wave vectors (q, 3), in reciprocal lattice units.
 
-    `polarity` adds the long-range part of polar crystals (see `nac`), at q = 0 its limit along the rows of
+    `nac` adds the long-range part of polar crystals (see `long_range`), at q = 0 its limit along the rows of
     `directions` (q, 3). `method` is "exact", each D(q) by itself; or "fourier", as a sum from a mesh that
     is refined until it repeats exact frequencies within 1e-4 THz; or "auto", whichever is cheaper. The space
     group saves work in each; without `symmetry` it is left alone.
 
-    Raises as `bloch.dynamical_matrix` does, and ValueError where `polarity` belongs to another cell.
+    Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
     """
     atoms, q_points = _checked(crystal), bloch.wave_vectors(q_points)
     how = How(method, symmetry, memory_limit)
-    return _modes(potential, atoms, q_points, weights, polarity, directions, how)
+    return _modes(potential, atoms, q_points, weights, nac, directions, how)
 
 
 class How(NamedTuple):
@@ -92,12 +93,12 @@ class How(NamedTuple):
     memory_limit: float | None
 
 
-def _modes(potential, atoms, q_points, weights, polarity, directions, how: How) -> Modes:
+def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Modes:
     D, asymmetry, method = _matrices(potential, atoms, q_points, how)
-    if polarity is not None:
-        polarity = polarity.check(atoms)
+    if nac is not None:
+        nac = nac.check(atoms)
         rows = [None] * len(q_points) if directions is None else directions
-        added = [long_range(polarity, atoms, q[None], d)[0] for q, d in zip(q_points, rows, strict=True)]
+        added = [long_range(nac, atoms, q[None], d)[0] for q, d in zip(q_points, rows, strict=True)]
         D = D + np.array(added)
     squares, vectors = np.linalg.eigh(_hermitian(_weighed(D, atoms)))
     turn = bloch.position_phases(atoms, q_points).conj()
@@ -111,7 +112,7 @@ def _modes(potential, atoms, q_points, weights, polarity, directions, how: How) 
         max_force=float(np.linalg.norm(potential.predict(atoms)["forces"], axis=1).max()),
         asymmetry=asymmetry,
         method=method,
-        polarity=polarity,
+        nac=nac,
     )
 
 
@@ -121,7 +122,7 @@ def mesh_modes(
     mesh: tuple[int, int, int],
     *,
     symmetry: bool = True,
-    polarity: Polarity | None = None,
+    nac: NAC | None = None,
     method: str = "auto",
     memory_limit: float | None = None,
 ) -> Modes:
@@ -133,7 +134,7 @@ def mesh_modes(
         atoms,
         reduced.q_points,
         reduced.weights,
-        polarity,
+        nac,
         None,
         How(method, symmetry, memory_limit),
     )
@@ -150,7 +151,7 @@ def mesh_force_constants(
 ) -> ForceConstants:
     """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
 
-    The same as `supercell_force_constants` without the supercell, and with `symmetry` from few wave vectors.
+    The same as `force_constants` without the supercell, and with `symmetry` from few wave vectors.
     """
     how = How("exact", symmetry, memory_limit)
     return _mesh_constants(potential, as_atoms(crystal), mesh_shape(mesh), how)[0]
@@ -181,9 +182,7 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
     direct = len(needed_columns(q_points, group).wave)
     probes = q_points[np.unique(np.linspace(0, len(q_points) - 1, PROBES + 2).astype(int)[1:-1])]
     while how.method != "exact":
-        mesh = tuple(
-            np.maximum(1, np.rint(reach / np.linalg.norm(atoms.cell.array, axis=1))).astype(int).tolist()
-        )
+        mesh = wide_mesh(atoms, reach)
         # Each mesh that turns out too coarse was in vain.
         cost += len(needed_columns(reduced_mesh(mesh, group).q_points, group).wave)
         if how.method == "auto" and cost + len(probes) * size >= direct:
@@ -199,6 +198,13 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
         reach *= 1.5
     D = _exact(potential, atoms, q_points, how)
     return D, bloch.asymmetry(D), "exact at each wave vector"
+
+
+def wide_mesh(atoms: Atoms, reach: float = REACH) -> tuple[int, int, int]:
+    """The wave vectors that fit a supercell about `reach` Å wide along each lattice vector."""
+    return tuple(
+        np.maximum(1, np.rint(reach / np.linalg.norm(atoms.cell.array, axis=1))).astype(int).tolist()
+    )
 
 
 def _checked(crystal) -> Atoms:
@@ -264,7 +270,7 @@ def band_modes(
     path: str | None = None,
     points: int = 101,
     *,
-    polarity: Polarity | None = None,
+    nac: NAC | None = None,
     method: str = "auto",
     symmetry: bool = True,
     memory_limit: float | None = None,
@@ -298,7 +304,7 @@ def band_modes(
         atoms,
         np.array(rows),
         None,
-        polarity,
+        nac,
         np.array(directions),
         How(method, symmetry, memory_limit),
     )

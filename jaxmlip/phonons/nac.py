@@ -18,25 +18,26 @@ from dataclasses import dataclass
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.phonons.commensurate import ForceConstants, fourier
+from jaxmlip.phonons.commensurate import fourier
+from jaxmlip.phonons.force_constants import ForceConstants
+from jaxmlip.units import COULOMB
 
-E2 = 14.399645478  # eV Å: e²/4πε₀, CODATA 2018
 DECAY = 1e-10  # of the terms of the sum that are left out
 
 
 @dataclass(frozen=True, eq=False)
-class Polarity:
+class NAC:
     """What the long-range part of a crystal's dynamical matrices needs: of DFT or experiment."""
 
-    born_charges: np.ndarray  # (n, 3, 3): Z[i, x, a] = dP_x/du_a V, in e
+    born: np.ndarray  # (n, 3, 3): Z[i, x, a] = dP_x/du_a V, in e
     dielectric: np.ndarray  # (3, 3), electronic, relative
     mesh: tuple[int, int, int] | None = (
         None  # None: the smallest whose wave vectors are at least 1/12 Å apart
     )
 
-    def check(self, atoms: Atoms) -> Polarity:
+    def check(self, atoms: Atoms) -> NAC:
         """Itself, with a mesh. Raises ValueError where it belongs to another cell."""
-        charges, dielectric = np.asarray(self.born_charges, float), np.asarray(self.dielectric, float)
+        charges, dielectric = np.asarray(self.born, float), np.asarray(self.dielectric, float)
         if charges.shape != (len(atoms), 3, 3) or dielectric.shape != (3, 3):
             raise ValueError(
                 f"found Born charges of shape {charges.shape} and a dielectric tensor of shape "
@@ -49,17 +50,17 @@ class Polarity:
         lengths = np.linalg.norm(atoms.cell.array, axis=1)
         mesh = self.mesh or tuple(np.ceil(12.0 / lengths - 1e-9).astype(int).tolist())
         # The sum over all charges vanishes in a crystal; what DFT leaves of it would bend acoustic branches.
-        return Polarity(charges - charges.mean(axis=0), dielectric, mesh)
+        return NAC(charges - charges.mean(axis=0), dielectric, mesh)
 
 
 def long_range(
-    polarity: Polarity, atoms: Atoms, q_points: np.ndarray, direction: np.ndarray | None = None
+    nac: NAC, atoms: Atoms, q_points: np.ndarray, direction: np.ndarray | None = None
 ) -> np.ndarray:
     """What to add to D(q), (q, 3N, 3N) in eV/Å², with the phases of cells.
 
     At q = 0 the limit along `direction` (reciprocal lattice units) is taken, or, without one, none.
     """
-    p = polarity.check(atoms)
+    p = nac.check(atoms)
     mesh = np.moveaxis(np.indices(p.mesh), 0, -1).reshape(-1, 3) / p.mesh
     n = len(atoms)
     on_mesh = _dipoles(p, atoms, np.where(mesh > 0.5, mesh - 1, mesh), None)
@@ -68,7 +69,7 @@ def long_range(
     return _dipoles(p, atoms, q_points, direction) - smooth
 
 
-def _dipoles(p: Polarity, atoms: Atoms, q_points, direction) -> np.ndarray:
+def _dipoles(p: NAC, atoms: Atoms, q_points, direction) -> np.ndarray:
     reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T  # rows
     # Beyond the mesh's supercell the smooth part must be gone: e^{-Λ² r²/ε} there.
     width = np.linalg.norm(np.array(p.mesh)[:, None] * atoms.cell.array, axis=1).min()
@@ -90,10 +91,10 @@ def _dipoles(p: Polarity, atoms: Atoms, q_points, direction) -> np.ndarray:
         if not np.any(q) and direction is not None and np.any(direction):
             unit = direction @ reciprocal
             K, weight = np.concatenate([K, unit[None]]), np.append(weight, 1 / (unit @ p.dielectric @ unit))
-        charge = np.einsum("kx,ixa->kia", K, p.born_charges)
+        charge = np.einsum("kx,ixa->kia", K, p.born)
         # The limit along a direction has no phase: it is the term G = 0 at q = 0.
         limit = np.arange(len(K)) >= len(stretch)
         phase = np.where(limit[:, None], 1, np.exp(1j * K @ r.T))
         terms = charge * phase[:, :, None]
         D[k] = np.einsum("k,kia,kjb->iajb", weight, terms, terms.conj())
-    return (4 * np.pi * E2 / atoms.cell.volume * D).reshape(-1, 3 * n, 3 * n)
+    return (4 * np.pi * COULOMB / atoms.cell.volume * D).reshape(-1, 3 * n, 3 * n)

@@ -11,30 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ase.units
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.graph import as_atoms
 from jaxmlip.phonons.force_constants import ForceConstants, triangular
+from jaxmlip.phonons.nac import NAC
+from jaxmlip.units import COULOMB
 
 if TYPE_CHECKING:
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
+    from pymatgen.core import Structure
 
 # In the order in which they are looked for: what holds most comes first.
 YAML_FILES = ("phonopy_params.yaml", "phonopy_params.yaml.xz", "phonopy_disp.yaml", "phonopy.yaml")
 CELL_FILES = ("POSCAR-unitcell", "POSCAR")
 CALCULATORS = {None, "vasp", "aims", "castep", "crystal", "lammps", "pwmat"}  # whose units are eV and Å
 SAME_PLACE = 1e-3  # Å
-COULOMB = ase.units.Hartree * ase.units.Bohr  # e²/4πε₀ in eV Å: one Coulomb energy at one distance
-
-
-@dataclass(frozen=True, eq=False)
-class NAC:
-    """What the non-analytical correction of a polar crystal needs."""
-
-    born: np.ndarray  # Born effective charges, (n, 3, 3) in e, atoms as in the primitive cell
-    dielectric: np.ndarray  # of the electrons alone, (3, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +99,7 @@ def to_phonopy(constants: ForceConstants, nac: NAC | None = None) -> Phonopy:
     Raises ImportError where phonopy is not installed.
     """
     _import_phonopy()
-    from phonopy.structure.atoms import PhonopyAtoms
-
-    atoms = constants.primitive
-    cell = PhonopyAtoms(
-        numbers=atoms.numbers,
-        cell=atoms.cell.array,
-        scaled_positions=atoms.get_scaled_positions(wrap=False),
-        masses=atoms.get_masses(),
-    )
+    cell = _as_phonopy(constants.primitive)
     # phonopy multiplies columns of lattice vectors, so its matrix is the transpose.
     phonon = _phonon(cell, constants.supercell.T, "P")
     R, i, j = _pairs(phonon, constants)
@@ -140,6 +126,19 @@ def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None
     write_FORCE_CONSTANTS(
         phonon.force_constants, folder / "FORCE_CONSTANTS", p2s_map=phonon.primitive.p2s_map
     )
+
+
+def read_born(file: str | Path, crystal: Atoms | Structure) -> NAC:
+    """The charges and the dielectric tensor in a BORN file of phonopy, for a primitive cell.
+
+    Raises ValueError where it is of another cell, and ImportError where phonopy is not installed.
+    """
+    _import_phonopy()
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
+    cell = _as_phonopy(as_atoms(crystal))
+    found = _told(Path(file), _read_born, Path(file), _phonon(cell, np.eye(3, dtype=int), "P").primitive)
+    return NAC(np.array(found["born"]), np.array(found["dielectric"]))
 
 
 def from_phonopy(phonon: Phonopy) -> ForceConstants:
@@ -367,6 +366,17 @@ def _told(file: Path, f, *args, **kwargs):
 
 def _first(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _as_phonopy(atoms: Atoms) -> PhonopyAtoms:
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    return PhonopyAtoms(
+        numbers=atoms.numbers,
+        cell=atoms.cell.array,
+        scaled_positions=atoms.get_scaled_positions(wrap=False),
+        masses=atoms.get_masses(),
+    )
 
 
 def _as_atoms(cell: PhonopyAtoms) -> Atoms:

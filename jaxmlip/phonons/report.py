@@ -17,8 +17,17 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip.phonons.density import IMAGINARY, Density, Thermodynamics, density_of_states, thermodynamics
-from jaxmlip.phonons.modes import Bands, Modes, animation, band_modes, mesh_modes
-from jaxmlip.phonons.nac import Polarity
+from jaxmlip.phonons.modes import (
+    Bands,
+    Modes,
+    animation,
+    band_modes,
+    mesh_force_constants,
+    mesh_modes,
+    wide_mesh,
+)
+from jaxmlip.phonons.nac import NAC
+from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -49,13 +58,13 @@ def phonons(
     points: int = 101,
     mesh: tuple[int, int, int] | None = None,
     width: float | None = None,
-    polarity: Polarity | None = None,
+    nac: NAC | None = None,
     memory_limit: float | None = None,
 ) -> Phonons:
     """Everything that `jaxmlip phonons` shows; see `band_modes`, `mesh_modes` and `density_of_states`."""
-    bands = band_modes(potential, crystal, path, points, polarity=polarity, memory_limit=memory_limit)
+    bands = band_modes(potential, crystal, path, points, nac=nac, memory_limit=memory_limit)
     mesh = mesh or default_mesh(crystal)
-    on_mesh = mesh_modes(potential, crystal, mesh, polarity=polarity, memory_limit=memory_limit)
+    on_mesh = mesh_modes(potential, crystal, mesh, nac=nac, memory_limit=memory_limit)
     density = density_of_states(on_mesh, width=width)
     return Phonons(potential.name, bands, on_mesh, density, thermodynamics(on_mesh, TEMPERATURES))
 
@@ -141,7 +150,7 @@ def as_record(found: Phonons) -> dict[str, Any]:
         },
         "max_force_eV_per_A": modes.max_force,
         "asymmetry_eV_per_A2": max(modes.asymmetry, mesh.asymmetry),
-        "long_range": None if modes.polarity is None else _polarity(modes.polarity),
+        "long_range": None if modes.nac is None else _nac_record(modes.nac),
         "bands": {
             "method": modes.method,
             "segments": [
@@ -176,10 +185,10 @@ def as_record(found: Phonons) -> dict[str, Any]:
     }
 
 
-def _polarity(p: Polarity) -> dict[str, Any]:
+def _nac_record(p: NAC) -> dict[str, Any]:
     return {
         "method": "Gonze & Lee 1997",
-        "born_charges": p.born_charges.tolist(),
+        "born": p.born.tolist(),
         "dielectric": p.dielectric.tolist(),
         "mesh": list(p.mesh),
     }
@@ -224,39 +233,42 @@ def run(
     crystal: Atoms,
     out: Path,
     *,
-    relaxed: bool = False,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
     **settings: Any,
 ) -> None:
-    """What the command does: prints `table`, writes phonons.json, phonons.png and what phonopy reads to `out`.
+    """What the command does: prints `table`, writes JSON, a figure and what phonopy reads to `out`.
 
     `settings` go to `phonons`.
     """
     console = Console()
-    if relaxed:
-        found = relax(potential, crystal, fix_symmetry=True)
-        if not found.converged:
-            raise RuntimeError(f"the relaxation did not converge: {found.reason}. Relax with `jaxmlip relax`.")
-        change = found.atoms.cell.volume / crystal.cell.volume - 1
-        console.print(f"relaxed in {found.steps} steps, volume {100 * change:+.2f} %", highlight=False)
-        crystal = found.atoms
-    polarity = None if born is None else read_born(born, crystal)
-    found = phonons(potential, crystal, polarity=polarity, **settings)
+    nac = None if born is None else read_born(born, crystal)
+    found = phonons(potential, crystal, nac=nac, **settings)
     out.mkdir(parents=True, exist_ok=True)
     console.print(table(found))
     draw(found, out / "phonons.png")
     save_json(found, out / "phonons.json")
     written = ["phonons.json", "phonons.png"]
+    try:
+        constants = mesh_force_constants(potential, crystal, wide_mesh(crystal))
+        write_phonopy(constants, out, nac)
+        written += ["phonopy_params.yaml", "FORCE_CONSTANTS"]
+    except ImportError as error:
+        console.print(f"no files for phonopy: {error}", highlight=False)
     if animate is not None:
         q, branch = animate
         modes = found.bands.modes
         if not (0 <= q < len(modes.q_points) and 0 <= branch < modes.frequencies.shape[1]):
             raise ValueError(
-                f"found --animate {q} {branch}, needed a wave vector from 0 to {len(modes.q_points) - 1} and a "
-                f"branch from 0 to {modes.frequencies.shape[1] - 1}; both are numbered in phonons.json."
+                f"found --animate {q} {branch}, needed a wave vector from 0 to {len(modes.q_points) - 1} and "
+                f"a branch from 0 to {modes.frequencies.shape[1] - 1}; both are numbered in phonons.json."
             )
-        repeats = [min(4, next((k for k in range(1, 5) if abs(k * x - round(k * x)) < 1e-6), 4)) for x in modes.q_points[q]]
-        ase.io.write(out / "mode.extxyz", animation(modes, q, branch, repeats=tuple(repeats)))
+        repeats = tuple(_period(x) for x in modes.q_points[q])
+        ase.io.write(out / "mode.extxyz", animation(modes, q, branch, repeats=repeats))
         written.append("mode.extxyz")
     console.print(f"written to {out}: {', '.join(written)}", highlight=False)
+
+
+def _period(q: float, most: int = 4) -> int:
+    """After how many cells a wave repeats, or `most`."""
+    return next((k for k in range(1, most) if abs(k * q - round(k * q)) < 1e-6), most)
