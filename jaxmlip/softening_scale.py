@@ -147,9 +147,9 @@ def by_material(
 
 
 def table(rows: Sequence[Row], model: str) -> Table:
-    """The rows for a terminal."""
+    """The rows for a terminal, each slope beside what else could make it differ from 1."""
     result = Table(
-        title=f"{model}: slope of its forces against DFT, and what else could make it differ from 1",
+        title=f"{model}: slopes of its forces against DFT",
         caption="slope: Σxy/Σxx, x DFT, y model, with 95 % interval (bootstrap over frames);\n"
         "inverse: Σyy/Σxy; Deming: equal errors on both sides; shrinkage: (1 - r²)/(1 - slope), what a\n"
         "conditional mean of this r² would show; MAE in eV/Å, corrected: of model / slope",
