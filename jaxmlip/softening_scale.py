@@ -118,7 +118,8 @@ def by_material(
     """Frames by reduced formula, and by what their info says under `key`, where it is given.
 
     Of each material at most `most` frames are taken, evenly spread over their order. Frames with a DFT force
-    (a vector's length) above `max_force` (eV/Å) are left out first: to choose by DFT does not bend the slope.
+    (a vector's length) above `max_force` (eV/Å) are left out first: to choose by DFT forces does not bend a
+    slope against them, though it lowers r².
 
     Raises ValueError where a frame lacks the key, and where none is left.
     """
