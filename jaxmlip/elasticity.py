@@ -2,8 +2,8 @@
 
 A crystal answers a strain twice: its cell deforms, and its atoms move within the cell until no force is left.
 Both answers are second derivatives of E(r, ε), so both come from one linear map, the change of the gradient
-(∂E/∂r, ∂E/∂ε) with positions and strain: M. Born and K. Huang, Dynamical Theory of Crystal Lattices (1954),
-§ 27; X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev. B 72, 035105 (2005), whose letters these are.
+(∂E/∂r, ∂E/∂ε) with positions and strain: M. Born and K. Huang, Dynamical Theory of Crystal Lattices (1954);
+X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev. B 72, 035105 (2005), whose letters these are.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def elastic_tensor(
 ) -> Elasticity:
     """The elastic constants of `crystal` as it is, by linear response. Use a potential of dtype "float64".
 
-    C = C⁰ - Λᵀ H⁺ Λ / V (Wu, Vanderbilt and Hamann, eq. 13) with the clamped-ion C⁰ = ∂²E/∂ε∂ε / V, the
+    C = C⁰ - Λᵀ H⁺ Λ / V (Wu, Vanderbilt and Hamann) with the clamped-ion C⁰ = ∂²E/∂ε∂ε / V, the
     coupling Λ = -∂²E/∂r∂ε and the Hessian H = ∂²E/∂r∂r at Γ, all of them exact derivatives. H⁺ is the
     inverse for displacements other than the three rigid shifts. Nothing is moved: relax the crystal first.
     Where forces or stresses remain that would change the constants, a warning says so and the result holds

@@ -118,7 +118,8 @@ def by_material(
     """Frames by reduced formula, and by what their info says under `key`, where it is given.
 
     Of each material at most `most` frames are taken, evenly spread over their order. Frames with a DFT force
-    (a vector's length) above `max_force` (eV/Å) are left out first: to choose by DFT does not bend the slope.
+    (a vector's length) above `max_force` (eV/Å) are left out first: to choose by DFT forces does not bend a
+    slope against them, though it lowers r².
 
     Raises ValueError where a frame lacks the key, and where none is left.
     """
@@ -147,9 +148,9 @@ def by_material(
 
 
 def table(rows: Sequence[Row], model: str) -> Table:
-    """The rows for a terminal."""
+    """The rows for a terminal, each slope beside what else could make it differ from 1."""
     result = Table(
-        title=f"{model}: slope of its forces against DFT, and what else could make it differ from 1",
+        title=f"{model}: slopes of its forces against DFT",
         caption="slope: Σxy/Σxx, x DFT, y model, with 95 % interval (bootstrap over frames);\n"
         "inverse: Σyy/Σxy; Deming: equal errors on both sides; shrinkage: (1 - r²)/(1 - slope), what a\n"
         "conditional mean of this r² would show; MAE in eV/Å, corrected: of model / slope",

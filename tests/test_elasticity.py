@@ -321,11 +321,11 @@ def test_the_command_prints_and_saves_the_constants_of_the_crystal_that_it_relax
     main([*command, "--relax", "--out", str(out)])
     printed, record = capsys.readouterr().out, json.loads(out.read_text())
     potential = small_potential("chgnet-0.3")
-    assert np.abs(potential.predict(start)["stress"] * GPA_PER_EV_PER_A3).max() > 0.5
-    assert np.abs(record["residual"]["stress_GPa"]).max() < 0.1
     rested = Atoms(
         start.symbols, cell=record["cell_A"], scaled_positions=record["scaled_positions"], pbc=True
     )
+    assert np.abs(record["residual"]["stress_GPa"]).max() < 0.1
+    assert abs(rested.get_volume() / start.get_volume() - 1) > 0.01
     expected = elastic_tensor(potential, rested)
     np.testing.assert_allclose(record["C_GPa"], expected.C, atol=1e-6)
     np.testing.assert_allclose(record["clamped_GPa"], expected.clamped, atol=1e-6)
