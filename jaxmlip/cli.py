@@ -403,7 +403,7 @@ def softening(
         model: which potential; can be given several times; default: chgnet-0.3.0
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
         out: folder for softening.json and softening.png
-        memory_limit: in GB; supercells whose Hessian does not fit are made smaller, with a warning
+        memory_limit: in GB; the number of columns computed at once is chosen to stay below it
     """
     from jaxmlip.softening import run
 

@@ -163,7 +163,7 @@ def at_rest(potential: Potential, crystal: Atoms | Structure) -> Atoms:
     if not found.converged:
         raise RuntimeError(
             f"{found.start.get_chemical_formula()} did not come to rest ({found.reason}): the largest force "
-            f"is {found.max_force:.2g} eV/Å, the largest stress {found.max_stress:.2g} GPa. Relax it by itself "
+            f"is {found.max_force:.2g} eV/Å, the largest stress {found.max_stress:.2g} GPa. Relax it alone "
             "with more --steps (jaxmlip relax), or leave out --relax."
         )
     # Without the results and the constraints of the relaxation.

@@ -1,30 +1,25 @@
 """Is the curvature of a potential too soft? Phonon frequencies of binary crystals against DFT.
 
-The reference is phononDB-PBE as k_SRME publishes it: 103 rocksalt, zincblende and wurtzite crystals. Both
-sides take the PBE cell as it is, without relaxation, leave out the non-analytical correction of polar
-crystals (which the potentials lack), and look at the same Γ-centred mesh of wave vectors, 19 × 19 × 19
-(wurtzite: 19 × 19 × 15). The potential's frequencies there are interpolated from a supercell of at most 128
-atoms, whose images are 9 Å (BeO), and mostly 12 to 21 Å, apart.
+The reference is `phonondb`. Both sides take the PBE cell as it is, without relaxation, leave out the
+non-analytical correction of polar crystals (which the potentials lack), and look at the same mesh of wave
+vectors.
 
-They come twice: from the Hessian, the curvature at the lattice sites, and from forces at displacements of
-0.03 Å, as DFT's force constants are made. For an energy that is smooth on that scale the two are one. Where
-they differ, the potential is rough there, and neither number alone would say so.
+The potential's frequencies come twice: from the Hessian, the curvature at the lattice sites, through exact
+dynamical matrices of the primitive cell; and from forces at displacements of 0.03 Å in a supercell of at most
+128 atoms, as DFT's force constants are made, interpolated between the wave vectors that fit it. For an energy
+that is smooth on that scale the two are one. Where they differ, the potential is rough there, and neither
+number alone would say so.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ase.io
 import numpy as np
 import rich.box
 from ase import Atoms
@@ -35,15 +30,10 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip import batching
-from jaxmlip.derivatives import MemoryLimitError
-from jaxmlip.phonons.commensurate import frequencies, mesh_frequencies
-from jaxmlip.phonons.force_constants import (
-    ForceConstants,
-    displaced_force_constants,
-    force_constants,
-    repeat_distance,
-    repeats_within,
-)
+from jaxmlip.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
+from jaxmlip.phonons.commensurate import mesh_frequencies
+from jaxmlip.phonons.force_constants import displaced_force_constants, repeat_distance, repeats_within
+from jaxmlip.phonons.modes import Modes, mesh_modes
 from jaxmlip.progress import track
 
 if TYPE_CHECKING:
@@ -52,64 +42,40 @@ if TYPE_CHECKING:
 SUPERCELL = 128  # atoms at most
 DISPLACEMENT = 0.03  # Å, the default of phono3py
 MEASURES = {"hessian": "Hessian", "displaced": f"±{DISPLACEMENT} Å"}
-STRUCTURES = {225: "rocksalt", 216: "zincblende", 186: "wurtzite"}  # by space group
 SHORT = {"rocksalt": "rs", "zincblende": "zb", "wurtzite": "wz"}
 MARKERS = {"rocksalt": "s", "zincblende": "D", "wurtzite": "H"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
 IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding
-STRUCTURES_FILE, FREQUENCIES_FILE = "phononDB-PBE-structures.extxyz", "kappas_phononDB_PBE_noNAC.json.gz"
-SOURCE = {
-    "data": "phononDB-PBE, A. Togo: harmonic frequencies of VASP force constants (PBE), without the "
-    "non-analytical correction",
-    "published_in": "https://github.com/MPA2suite/k_SRME, folder data, files "
-    f"{STRUCTURES_FILE} and {FREQUENCIES_FILE}",
-    "commit": "0269a946a1e4c53552b060a92b98df94e039fd80",
-    "licence": "that repository is under GPL-3.0; quoted here are cells and frequencies, no code",
-    "paper": "B. Póta, P. Ahlawat, G. Csányi and M. Simoncelli, arXiv:2408.00755",
+
+
+class Published(NamedTuple):
+    """What others found for a potential: maximum frequencies of PhononDB crystals (PBEsol), model / DFT."""
+
+    median: float  # of 298 materials, from the table of janosh/ffonons (df-summary-tol=0.01)
+    below_1: float  # share of 229 materials: Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 4b
+
+
+PUBLISHED = {
+    "m3gnet-mp-2021.2.8": Published(0.784, 0.974),
+    "chgnet-0.3.0": Published(0.894, 0.908),
+    "mace-mp-0a-medium": Published(0.921, 0.939),
 }
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Frequencies of one crystal in THz."""
-
-    maximum: float
-    mean: float  # over wave vectors and branches; an imaginary frequency counts as 0
-    lowest: float  # negative where it is imaginary
-
-    @classmethod
-    def of(cls, thz: np.ndarray, weights: np.ndarray | None = None) -> Spectrum:
-        """From frequencies (q, branches), and the weights of the wave vectors where these differ."""
-        mean = np.average(np.maximum(thz, 0).mean(axis=1), weights=weights)
-        return cls(float(thz.max()), float(mean), float(thz.min()))
-
-
-@dataclass(frozen=True)
-class Material:
-    """A crystal with its DFT frequencies."""
-
-    id: str  # of the Materials Project, as far as it has one
-    formula: str
-    structure: str
-    atoms: Atoms  # primitive cell, as relaxed with PBE
-    mesh: tuple[int, int, int]  # of wave vectors, Γ-centred
-    dft: Spectrum
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """A potential against DFT for one material; all frequencies in THz."""
 
     id: str
     formula: str
     structure: str
-    repeats: tuple[int, int, int]  # of the primitive cell
-    atoms: int  # of the supercell
-    repeat_distance: float  # Å between nearest images
     dft: Spectrum
     hessian: Spectrum
     displaced: Spectrum
-    commensurate: Spectrum  # the Hessian's, at the wave vectors that fit the supercell: not interpolated
+    repeats: tuple[int, int, int]  # of the primitive cell, for displacements
+    atoms: int  # of that supercell
+    repeat_distance: float  # Å between its nearest images
+    modes: Modes  # from the Hessian
 
     def ratio(self, of: str = "maximum", measure: str = "hessian") -> float:
         """Potential over DFT, for "maximum" or "mean", and for one of MEASURES."""
@@ -124,67 +90,44 @@ def softening(
 ) -> list[Row]:
     """One row for each material, in the same order. The potential should have dtype "float64".
 
-    Of the supercells of at most `supercell` atoms the one whose images are farthest apart is taken, and
-    one of at most half as many atoms, with a warning, where its Hessian does not fit into `memory_limit`
-    bytes.
+    For displacements, of the supercells of at most `supercell` atoms the one whose images are farthest apart
+    is taken. `memory_limit` (bytes) goes to `dynamical_matrix`.
 
-    Raises ValueError where an element is unknown to the potential, and MemoryLimitError where even two
-    cells do not fit.
+    Raises ValueError where an element is unknown to the potential, and MemoryLimitError where the limit
+    cannot be met.
     """
     repeats = [_repeats(m.atoms, supercell) for m in materials]
-    graphs = [
-        potential.graph(m.atoms.repeat(n))
-        for m, n in zip(track(materials, "supercells"), repeats, strict=True)
-    ]
-    rooms = shared_rooms([batching.need([g]) for g in graphs])
-    jobs = list(zip(materials, repeats, rooms, strict=True))
+    primitive = shared_rooms([batching.need([potential.graph(m.atoms)]) for m in materials])
+    repeated = shared_rooms(
+        [
+            batching.need([potential.graph(m.atoms.repeat(n))])
+            for m, n in zip(track(materials, "supercells"), repeats, strict=True)
+        ]
+    )
+    jobs = list(zip(materials, repeats, primitive, repeated, strict=True))
     rows = []
-    for material, n, room in track(jobs, f"phonons of {potential.name}"):
-        try:
-            by_hessian = force_constants(potential, material.atoms, n, memory_limit=memory_limit, room=room)
-        except MemoryLimitError:
-            n, by_hessian = _smaller(potential, material.atoms, supercell // 2, memory_limit)
-            room = None
-            warnings.warn(
-                f"{material.formula}: the Hessian of the supercell does not fit into memory_limit="
-                f"{memory_limit / 1e9:.3g} GB; {np.prod(n) * len(material.atoms)} atoms are taken instead, "
-                "whose frequencies can be several per cent off. Allow more memory for comparable rows.",
-                stacklevel=2,
+    for material, n, room, wide in track(jobs, f"phonons of {potential.name}"):
+        modes = mesh_modes(potential, material.atoms, material.mesh, memory_limit=memory_limit, room=room)
+        by_forces = displaced_force_constants(potential, material.atoms, n, DISPLACEMENT, wide)
+        rows.append(
+            Row(
+                id=material.id,
+                formula=material.formula,
+                structure=material.structure,
+                dft=material.dft,
+                hessian=Spectrum.of(modes.frequencies, modes.weights),
+                displaced=Spectrum.of(mesh_frequencies(by_forces, material.mesh)),
+                repeats=n,
+                atoms=int(np.prod(n)) * len(material.atoms),
+                repeat_distance=repeat_distance(material.atoms.cell.array, n),
+                modes=modes,
             )
-        by_forces = displaced_force_constants(potential, material.atoms, n, DISPLACEMENT, room)
-        rows.append(_row(material, n, by_hessian, by_forces))
+        )
     return rows
 
 
 def _repeats(primitive: Atoms, atoms: int) -> tuple[int, int, int]:
     return repeats_within(primitive.cell.array, atoms // len(primitive))
-
-
-def _smaller(potential, primitive, atoms, memory_limit) -> tuple[tuple[int, int, int], ForceConstants]:
-    while True:
-        n = _repeats(primitive, atoms)
-        try:
-            return n, force_constants(potential, primitive, n, memory_limit=memory_limit)
-        except MemoryLimitError:
-            atoms //= 2
-            if atoms < 2 * len(primitive):
-                raise
-
-
-def _row(material: Material, n, by_hessian: ForceConstants, by_forces: ForceConstants) -> Row:
-    on_mesh = partial(mesh_frequencies, mesh=material.mesh)
-    return Row(
-        id=material.id,
-        formula=material.formula,
-        structure=material.structure,
-        repeats=n,
-        atoms=int(np.prod(n)) * len(material.atoms),
-        repeat_distance=repeat_distance(material.atoms.cell.array, n),
-        dft=material.dft,
-        hessian=Spectrum.of(on_mesh(by_hessian)),
-        displaced=Spectrum.of(on_mesh(by_forces)),
-        commensurate=Spectrum.of(frequencies(by_hessian)),
-    )
 
 
 def shared_rooms(needs: Sequence[batching.Capacity], waste: float = 2.5) -> list[batching.Capacity]:
@@ -247,97 +190,6 @@ def summary(rows: Sequence[Row], resamples: int = 10_000) -> dict[str, Any]:
     return result
 
 
-def builtin_materials() -> list[Material]:
-    """The materials whose cells and DFT frequencies come with this package."""
-    record = json.loads(files("jaxmlip").joinpath("phonondb_pbe.json").read_text())
-    return [
-        Material(
-            id=m["id"],
-            formula=m["formula"],
-            structure=m["structure"],
-            atoms=Atoms(m["symbols"], cell=m["cell"], scaled_positions=m["scaled_positions"], pbc=True),
-            mesh=tuple(m["mesh"]),
-            dft=Spectrum(**m["dft"]),
-        )
-        for m in record["materials"]
-    ]
-
-
-def read_phonondb(folder: str | Path) -> list[Material]:
-    """All materials of k_SRME's phononDB-PBE files in `folder`, or in its folder phonondb_PBE_103.
-
-    Raises FileNotFoundError where a file is missing, and ValueError where the two files do not agree.
-    """
-    folder = Path(folder)
-    if not (folder / STRUCTURES_FILE).is_file() and (folder / "phonondb_PBE_103").is_dir():
-        folder = folder / "phonondb_PBE_103"
-    missing = [name for name in (STRUCTURES_FILE, FREQUENCIES_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} has no {' and no '.join(missing)}. Both files are published at "
-            f"{SOURCE['published_in'].split(',')[0]}, commit {SOURCE['commit'][:8]}, in its folder data; put "
-            "them into one folder and name that folder with --data. Without --data the built-in list is "
-            "used, which needs no files."
-        )
-    with gzip.open(folder / FREQUENCIES_FILE, "rt") as file:
-        columns = json.load(file)
-    index = {mp_id: k for k, mp_id in columns["mp_id"].items()}
-    crystals = ase.io.read(folder / STRUCTURES_FILE, ":")
-    unmatched = sorted({a.info["mp_id"] for a in crystals} ^ set(index))
-    if unmatched:
-        raise ValueError(
-            f"{STRUCTURES_FILE} and {FREQUENCIES_FILE} in {folder} name different materials: "
-            f"{', '.join(unmatched[:5])}{' …' * (len(unmatched) > 5)} are in one of them alone. Take both "
-            "from the same commit."
-        )
-    found = []
-    for crystal in crystals:
-        k = index[crystal.info["mp_id"]]
-        thz, weights = np.array(columns["frequencies"][k]), np.array(columns["weights"][k])
-        primitive = primitive_cell(crystal, crystal.info.get("primitive_matrix"))
-        if thz.shape != (len(weights), 3 * len(primitive)) or weights.sum() != np.prod(columns["q_mesh"][k]):
-            raise ValueError(
-                f"{crystal.info['mp_id']} ({crystal.info['name']}) has frequencies of shape {thz.shape} and "
-                f"weights that add up to {weights.sum()}; needed {3 * len(primitive)} branches, and weights "
-                f"for a mesh of {columns['q_mesh'][k]}. Take both files from the same commit."
-            )
-        found.append(
-            Material(
-                id=crystal.info["mp_id"],
-                formula=crystal.info["name"],
-                structure=STRUCTURES[int(crystal.info["symm.no"])],
-                atoms=primitive,
-                mesh=tuple(columns["q_mesh"][k]),
-                dft=Spectrum.of(thz, weights),
-            )
-        )
-    return found
-
-
-def primitive_cell(crystal: Atoms, matrix: np.ndarray | None) -> Atoms:
-    """The primitive cell: its lattice vectors are the columns of `matrix` in units of the crystal's.
-
-    Without a matrix, the cell as it is. Raises ValueError where the crystal does not repeat with that cell.
-    """
-    if matrix is None:
-        return Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)
-    cell = np.asarray(matrix).T @ crystal.cell.array
-    scaled = crystal.positions @ np.linalg.inv(cell)
-    apart = scaled[:, None] - scaled
-    same = np.linalg.norm((apart - apart.round()) @ cell, axis=-1) < 1e-3  # Å
-    first = same.argmax(axis=1)
-    kept = np.flatnonzero(first == np.arange(len(crystal)))
-    copies = round(len(crystal) / len(kept))
-    alike = (crystal.numbers[first] == crystal.numbers).all() and (same.sum(axis=1) == copies).all()
-    if not alike or abs(copies * abs(np.linalg.det(cell)) / crystal.cell.volume - 1) > 1e-6:
-        raise ValueError(
-            f"{crystal.get_chemical_formula()} does not repeat with the cell {cell.round(4).tolist()} Å that "
-            f"its primitive_matrix names: of its {len(crystal)} atoms, {len(kept)} are no lattice copies of "
-            "others. Check that structure and matrix belong together."
-        )
-    return Atoms(crystal.numbers[kept], scaled_positions=scaled[kept] % 1.0, cell=cell, pbc=True)
-
-
 def table(rows: Sequence[Row], model: str) -> Table:
     """The rows for a terminal: frequencies in THz, ratios potential / DFT."""
     result = Table(
@@ -395,6 +247,19 @@ def in_words(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def published_in_words(model: str, rows: Sequence[Row]) -> list[str]:
+    """The published ratios beside ours, where there are some for this potential."""
+    if model not in PUBLISHED:
+        return []
+    ours = np.array([row.ratio("maximum", "displaced") for row in rows])
+    published = PUBLISHED[model]
+    return [
+        f"published, displacements of other crystals (PhononDB, PBEsol, relaxed): median ω_max ratio "
+        f"{published.median:.3f} of 298, {100 * published.below_1:.1f} % of 229 below 1; here, "
+        f"±{DISPLACEMENT} Å: {np.median(ours):.3f}, {100 * (ours < 1).mean():.1f} % of {len(ours)}"
+    ]
+
+
 def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: Mapping[str, Any]) -> None:
     """Everything that was computed, with settings, versions and the source of the reference."""
     record = {
@@ -402,8 +267,8 @@ def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: 
         "settings": {
             "cell": "primitive PBE cell of the reference, not relaxed",
             "non_analytical_correction": "left out on both sides",
-            "wave_vectors": "the reference's Γ-centred mesh, interpolated from the supercell; "
-            "`commensurate`: those that fit the supercell",
+            "wave_vectors": "the reference's Γ-centred mesh; from the Hessian by exact dynamical matrices, "
+            "see `method`, from displacements interpolated from the supercell",
             "mean": "over wave vectors and branches, the acoustic branches at Γ included, imaginary "
             "frequencies as 0",
             "displacement_A": DISPLACEMENT,
@@ -417,12 +282,23 @@ def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: 
             for model, rows in rows_by_model.items()
         },
     }
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _as_record(row: Row) -> dict[str, Any]:
+    names = ("dft", "hessian", "displaced")
     ratios = {measure: {of: row.ratio(of, measure) for of in ("maximum", "mean")} for measure in MEASURES}
-    return asdict(row) | {"ratios": ratios}
+    return {
+        **{name: getattr(row, name) for name in ("id", "formula", "structure", "repeats", "atoms")},
+        "repeat_distance": row.repeat_distance,
+        **{name: asdict(getattr(row, name)) for name in names},
+        "ratios": ratios,
+        "method": row.modes.method,
+        "max_force_eV_per_A": row.modes.max_force,
+        "q_points": row.modes.q_points.round(6).tolist(),
+        "weights": row.modes.mesh.weights.tolist(),
+        "frequencies": row.modes.frequencies.round(5).tolist(),
+    }
 
 
 def draw(rows_by_model: Mapping[str, Sequence[Row]], path: Path) -> None:
@@ -500,7 +376,7 @@ def run(
         rows = softening(potential, materials, supercell, memory_limit)
         rows_by_model[potential.name] = rows
         console.print(table(rows, potential.name))
-        for line in in_words(summary(rows)):
+        for line in in_words(summary(rows)) + published_in_words(potential.name, rows):
             console.print(line, highlight=False)
     settings = {
         "dtype": "float64",

@@ -17,24 +17,17 @@ from rich.console import Console
 from jaxmlip import batching
 from jaxmlip.derivatives import MemoryLimitError
 from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.phonons.commensurate import mesh_frequencies
-from jaxmlip.phonons.force_constants import force_constants
-from jaxmlip.potential import random_potential
-from jaxmlip.softening import (
+from jaxmlip.phonondb import (
     FREQUENCIES_FILE,
     STRUCTURES_FILE,
-    Row,
     Spectrum,
     builtin_materials,
-    draw,
     primitive_cell,
     read_phonondb,
-    run,
-    shared_rooms,
-    softening,
-    summary,
-    table,
 )
+from jaxmlip.phonons.modes import mesh_modes
+from jaxmlip.potential import random_potential
+from jaxmlip.softening import Row, draw, run, shared_rooms, softening, summary, table
 
 CONFIG = CHGNetConfig(
     features=8, radial=5, angular=5, blocks=3, readout=(8,), bond_cutoff=4.0, angle_cutoff=3.0
@@ -57,7 +50,7 @@ def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0)
         dft=Spectrum(8.0, 4.0, 0.0),
         hessian=spectrum(ratio, lowest),
         displaced=spectrum(displaced),
-        commensurate=spectrum(ratio, lowest),
+        modes=None,
     )
 
 
@@ -224,23 +217,9 @@ def test_crystals_of_like_size_share_a_room_and_others_do_not():
         assert room.holds(need)
 
 
-def test_a_supercell_that_does_not_fit_the_memory_gives_way_to_a_smaller_one(monkeypatch):
-    def short_of_memory(potential, primitive, repeats, **options):
-        if np.prod(repeats) > fits:
-            raise MemoryLimitError("too large")
-        return force_constants(potential, primitive, repeats, **options)
-
-    monkeypatch.setattr("jaxmlip.softening.force_constants", short_of_memory)
-    monkeypatch.setattr("jaxmlip.derivatives._resident", lambda: 0)  # whatever ran in this process before
-    potential = random_potential(CONFIG, dtype="float64")
-    material = replace(builtin_materials()[0], mesh=(3, 3, 3))
-    fits = 4
-    with pytest.warns(UserWarning, match="LiF: .* 2 atoms are taken instead"):
-        (found,) = softening(potential, [material], 16, 1e9)
-    assert (found.repeats, found.atoms) == ((1, 1, 1), 2)  # (2, 2, 1) brings images no farther apart
-    fits = 0
-    with pytest.raises(MemoryLimitError):
-        softening(potential, [material], 16, 1e9)
+def test_a_memory_limit_that_cannot_be_met_is_said():
+    with pytest.raises(MemoryLimitError, match="alone needs"):
+        softening(random_potential(CONFIG, dtype="float64"), builtin_materials()[:1], 16, memory_limit=1e3)
 
 
 def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, phonondb, capsys):
@@ -252,12 +231,13 @@ def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, ph
     assert set(record) >= {"settings", "versions", "reference", "models"}
     (found,) = record["models"]["a random network"]["rows"]
     (material,) = read_phonondb(phonondb)
-    phonons = force_constants(potential, material.atoms, found["repeats"])
-    expected = mesh_frequencies(phonons, material.mesh)
+    expected = mesh_modes(potential, material.atoms, material.mesh, symmetry=False).frequencies
     assert found["hessian"]["maximum"] == pytest.approx(expected.max(), rel=1e-9)
     assert found["ratios"]["hessian"]["maximum"] == pytest.approx(expected.max() / 11.0, rel=1e-9)
     total = record["models"]["a random network"]["summary"]["hessian"]["maximum"]["geometric_mean"]
     assert total == pytest.approx(expected.max() / 11.0, rel=1e-9)
+    assert np.max(found["frequencies"]) == pytest.approx(expected.max(), abs=1e-5)
+    assert np.sum(found["weights"]) == np.prod(material.mesh)
     assert f"{expected.max():.2f}" in capsys.readouterr().out
 
     assert Image.open(tmp_path / "out" / "softening.png").size[0] > 1000

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from ase import Atoms
 
+from jaxmlip import batching
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
@@ -91,6 +92,7 @@ class How(NamedTuple):
     method: str
     symmetry: bool
     memory_limit: float | None
+    room: batching.Capacity | None = None
 
 
 def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Modes:
@@ -125,8 +127,12 @@ def mesh_modes(
     nac: NAC | None = None,
     method: str = "auto",
     memory_limit: float | None = None,
+    room: batching.Capacity | None = None,
 ) -> Modes:
-    """The modes on a Γ-centred mesh; with `symmetry` those of one of each star of wave vectors, weighted."""
+    """The modes on a Γ-centred mesh; with `symmetry` those of one of each star of wave vectors, weighted.
+
+    Crystals that are padded to the same `room` share compiled programs. See `modes` for the rest.
+    """
     atoms = _checked(crystal)
     reduced = reduced_mesh(mesh, space_group(atoms) if symmetry else None)
     found = _modes(
@@ -136,7 +142,7 @@ def mesh_modes(
         reduced.weights,
         nac,
         None,
-        How(method, symmetry, memory_limit),
+        How(method, symmetry, memory_limit, room),
     )
     return replace(found, mesh=reduced)
 
@@ -168,7 +174,12 @@ def _mesh_constants(potential, atoms, mesh, how: How) -> tuple[ForceConstants, f
 
 def _exact(potential, atoms, q_points, how: How) -> np.ndarray:
     return bloch.dynamical_matrix(
-        potential, atoms, q_points, symmetry=how.symmetry, memory_limit=how.memory_limit
+        potential,
+        atoms,
+        q_points,
+        symmetry=how.symmetry,
+        memory_limit=how.memory_limit,
+        room=how.room,
     )
 
 

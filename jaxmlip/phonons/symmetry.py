@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,12 @@ class SpaceGroup:
 
     def moved(self, k: int, q: np.ndarray) -> np.ndarray:
         """Where operation k takes wave vectors (q, 3): q·x keeps its value when q goes to q W⁻¹."""
-        return q @ np.rint(np.linalg.inv(self.rotations[k])).astype(int)
+        return q @ self.inverse[k]
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """W⁻¹ of each operation."""
+        return np.rint(np.linalg.inv(self.rotations)).astype(int)
 
     def turned(self, k: int, q: np.ndarray, waves: np.ndarray) -> np.ndarray:
         """Waves u_j e^{2πi q·R}, (q, 3n, columns), at wave vectors (q, 3), as operation k takes them.
@@ -97,10 +103,9 @@ def reduced_mesh(mesh: tuple[int, int, int], group: SpaceGroup | None) -> Mesh:
     Raises ValueError where `mesh` is not three positive whole numbers.
     """
     shape = mesh_shape(mesh)
-    rotations = np.eye(3, dtype=int)[None] if group is None else group.rotations
     m = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, 3)
     # q·x keeps its value when q goes to q W⁻¹ where x goes to W x.
-    inverse = np.rint(np.linalg.inv(rotations)).astype(int)
+    inverse = np.eye(3, dtype=int)[None] if group is None else group.inverse
     smallest = np.arange(len(m))
     for W in np.concatenate([inverse, -inverse]):
         moved = (m / shape) @ W * shape
@@ -158,7 +163,7 @@ def needed_columns(q_points: np.ndarray, group: SpaceGroup) -> Pairs:
     n = 3 * group.atom.shape[1]
     for k, q in enumerate(q_points):
         span = np.zeros((n, 0), complex)
-        if sum(1 for _ in _images(q, group, span, span)) == 1:  # nothing but the identity keeps q
+        if len(_keeping(q, group)[0]) == 1:  # nothing but the identity keeps q
             wave += [k] * n
             coordinate += range(n)
             continue
@@ -194,11 +199,17 @@ def completed(columns: np.ndarray, pairs: Pairs, q_points: np.ndarray, group: Sp
 
 def _images(q, group: SpaceGroup, x: np.ndarray, y: np.ndarray):
     """Where y = D(q) x, all pairs that follow from it, (3n, columns) each: of D itself, by symmetry."""
-    for k in range(len(group.rotations)):
-        moved = group.moved(k, q[None])[0]
-        for sign in (1, -1):
-            apart = moved - sign * q
-            if np.abs(apart - np.rint(apart)).max() < 1e-9:
-                there = (group.turned(k, q[None], x[None])[0], group.turned(k, q[None], y[None])[0])
-                # Time reversal: D(-q) = D(q)*.
-                yield there if sign == 1 else (there[0].conj(), there[1].conj())
+    for k, sign in zip(*_keeping(q, group), strict=True):
+        there = (group.turned(k, q[None], x[None])[0], group.turned(k, q[None], y[None])[0])
+        # Time reversal: D(-q) = D(q)*.
+        yield there if sign == 1 else (there[0].conj(), there[1].conj())
+
+
+def _keeping(q: np.ndarray, group: SpaceGroup) -> tuple[np.ndarray, np.ndarray]:
+    """The operations that take q to itself (1) or to -q (-1), up to a reciprocal lattice vector."""
+    moved = q @ group.inverse
+    found = []
+    for sign in (1, -1):
+        apart = moved - sign * q
+        found.append(np.flatnonzero(np.abs(apart - np.rint(apart)).max(axis=1) < 1e-9))
+    return np.concatenate(found), np.repeat([1, -1], [len(k) for k in found])
