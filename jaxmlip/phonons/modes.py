@@ -356,7 +356,8 @@ def group_velocities(
     generic = np.array([0.61, 0.33, 0.72])
     vectors = _split(thz, vectors, np.einsum("x,qxij->qij", generic, slopes))
     along = np.einsum("qim,qxij,qjm->qmx", vectors.conj(), slopes, vectors).real
-    return thz, _divide(along, 2 * thz[:, :, None])
+    # Of signed frequencies, whose squares have the sign that ω² has.
+    return thz, _divide(along, 2 * np.abs(thz)[:, :, None])
 
 
 def grueneisen(
