@@ -19,7 +19,7 @@ from jaxmlip.phonons.modes import (
     grueneisen,
     mesh_force_constants,
     mesh_modes,
-    modes,
+    phonon_modes,
 )
 from jaxmlip.phonons.nac import NAC, long_range
 from jaxmlip.phonons.report import as_record, draw, phonons, table
@@ -102,11 +102,11 @@ def test_a_fourier_sum_is_taken_where_it_is_cheaper_and_agrees_with_exact_matric
     exact = mesh_modes(any_potential, salt, mesh, method="exact")
     assert exact.method == "exact at each wave vector"
     np.testing.assert_allclose(chosen.frequencies, exact.frequencies, rtol=0, atol=2e-4)
-    assert modes(any_potential, salt, Q).method == "exact at each wave vector"
+    assert phonon_modes(any_potential, salt, Q).method == "exact at each wave vector"
 
 
 def test_acoustic_modes_at_gamma_are_still(architecture, salt):
-    found = modes(architecture, salt, np.zeros((1, 3)))
+    found = phonon_modes(architecture, salt, np.zeros((1, 3)))
     slowest = np.sort(np.abs(found.frequencies[0]))[:3]
     assert slowest.max() < 1e-4
     assert found.asymmetry < 1e-12
@@ -114,7 +114,7 @@ def test_acoustic_modes_at_gamma_are_still(architecture, salt):
 
 
 def test_eigenvectors_diagonalise_the_matrix_in_the_phases_of_positions(any_potential, wurtzite):
-    found = modes(any_potential, wurtzite, Q)
+    found = phonon_modes(any_potential, wurtzite, Q)
     D = bloch.dynamical_matrix(any_potential, wurtzite, Q, mass_weighted=True, phase="atoms")
     e = found.eigenvectors
     squares = np.sign(found.frequencies) * (found.frequencies / THZ_PER_ROOT_EV_PER_A2_U) ** 2
@@ -128,7 +128,7 @@ def test_group_velocities_are_slopes_of_the_branches(architecture, wurtzite):
     step = direction @ wurtzite.cell.array.T / (2 * np.pi)
 
     def at(s):
-        return modes(architecture, wurtzite, Q + s * step, method="exact").frequencies
+        return phonon_modes(architecture, wurtzite, Q + s * step, method="exact").frequencies
 
     slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
     # ω = 2π ν; v = ∂ω/∂k
@@ -143,7 +143,7 @@ def test_grueneisen_parameters_are_logarithmic_slopes_of_the_branches(architectu
     def at(s):
         strained = wurtzite.copy()
         strained.set_cell(wurtzite.cell.array * (1 + s / 3), scale_atoms=True)
-        return modes(architecture, strained, Q, method="exact").frequencies
+        return phonon_modes(architecture, strained, Q, method="exact").frequencies
 
     h = 3e-4
     slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
@@ -211,8 +211,8 @@ def nac() -> NAC:
 
 def test_the_long_range_part_splits_optical_modes_by_the_plasma_frequency(any_potential, salt, nac):
     direction = np.array([0.2, 0.5, -0.1])
-    plain = modes(any_potential, salt, np.zeros((1, 3))).frequencies[0]
-    split = modes(any_potential, salt, np.zeros((1, 3)), nac=nac, directions=direction[None])
+    plain = phonon_modes(any_potential, salt, np.zeros((1, 3))).frequencies[0]
+    split = phonon_modes(any_potential, salt, np.zeros((1, 3)), nac=nac, directions=direction[None])
     m = salt.get_masses()
     reduced = m.prod() / m.sum()
     plasma = 4 * np.pi * COULOMB * 1.1**2 / (salt.cell.volume * 2.4 * reduced) * THZ_PER_ROOT_EV_PER_A2_U**2
@@ -220,7 +220,7 @@ def test_the_long_range_part_splits_optical_modes_by_the_plasma_frequency(any_po
     np.testing.assert_allclose(squares.sum() - before.sum(), plasma, rtol=1e-8)
     assert split.nac is not None
     # Along no direction there is no limit, and nothing is added.
-    same = modes(any_potential, salt, np.zeros((1, 3)), nac=nac).frequencies[0]
+    same = phonon_modes(any_potential, salt, np.zeros((1, 3)), nac=nac).frequencies[0]
     np.testing.assert_allclose(same, plain, rtol=0, atol=1e-6)
 
 
@@ -239,7 +239,7 @@ def test_the_long_range_part_vanishes_on_its_mesh_and_is_continuous_towards_its_
 def test_charges_of_another_cell_are_refused(any_potential, salt, nac):
     other = NAC(np.zeros((3, 3, 3)), np.eye(3))
     with pytest.raises(ValueError, match=r"shape \(3, 3, 3\).*needed \(2, 3, 3\).*another cell"):
-        modes(any_potential, salt, Q, nac=other)
+        phonon_modes(any_potential, salt, Q, nac=other)
     with pytest.raises(ValueError, match="positive definite"):
         long_range(NAC(nac.born, -np.eye(3)), salt, Q)
 
@@ -258,20 +258,20 @@ def test_bands_hold_both_ends_of_each_segment_and_name_them(any_potential, salt)
 def test_what_a_cell_is_not_is_said_and_the_work_done(any_potential):
     cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
     with pytest.warns(UserWarning, match="is 4 primitive cells"):
-        found = modes(any_potential, cubic, np.zeros((1, 3)))
+        found = phonon_modes(any_potential, cubic, np.zeros((1, 3)))
     assert found.frequencies.shape == (1, 24)
     iron = bulk("Fe", "bcc", 2.8)
     iron.set_initial_magnetic_moments([2.0])
     with pytest.warns(UserWarning, match="magnetic moments"):
-        modes(any_potential, iron, np.zeros((1, 3)))
+        phonon_modes(any_potential, iron, np.zeros((1, 3)))
     with pytest.raises(ValueError, match="three positive whole numbers"):
         mesh_modes(any_potential, iron, (2, 0, 1))
     with pytest.raises(ValueError, match="'auto', 'exact' or 'fourier'"):
-        modes(any_potential, iron, Q, method="fast")
+        phonon_modes(any_potential, iron, Q, method="fast")
 
 
 def test_an_animation_is_one_period_of_the_wave(any_potential, salt):
-    found = modes(any_potential, salt, np.array([[0.5, 0.0, 0.5]]))
+    found = phonon_modes(any_potential, salt, np.array([[0.5, 0.0, 0.5]]))
     frames = animation(found, 0, 5, repeats=(2, 1, 2), amplitude=0.2, frames=8)
     still = salt.repeat((2, 1, 2))
     moved = np.array([frame.positions - still.positions for frame in frames])

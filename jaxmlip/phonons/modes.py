@@ -60,7 +60,7 @@ class Modes:
     mesh: Mesh | None = None  # where the wave vectors are those of a mesh
 
 
-def modes(
+def phonon_modes(
     potential: Potential,
     crystal: Atoms | Structure,
     q_points: np.ndarray,
@@ -131,7 +131,7 @@ def mesh_modes(
 ) -> Modes:
     """The modes on a Γ-centred mesh; with `symmetry` those of one of each star of wave vectors, weighted.
 
-    Crystals that are padded to the same `room` share compiled programs. See `modes` for the rest.
+    Crystals that are padded to the same `room` share compiled programs. See `phonon_modes` for the rest.
     """
     atoms = _checked(crystal)
     reduced = reduced_mesh(mesh, space_group(atoms) if symmetry else None)
