@@ -142,9 +142,8 @@ def hessian(
         dtype: precision of the computation
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
-        out: file for the Hessian, masses, eigenvectors and frequencies (.npz); with a name that ends in .npy,
-            the Hessian alone is written there as it is computed, memory never holds all of it, and a run that
-            was interrupted goes on when it is started again
+        out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
+            it is computed and never as a whole in memory: started again, an interrupted run goes on
     """
     import jaxmlip
     from jaxmlip.sources import load
@@ -187,7 +186,7 @@ def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | 
 
     done = columns_done(out)
     if done:
-        Console().print(f"{done} of {3 * len(atoms)} columns are in {out} already", highlight=False)
+        Console().print(f"{done} columns are there already", highlight=False)
     stream_hessian(potential, atoms, out, None, block_size, limit)
     Console().print(
         f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, row k is column k', highlight=False

@@ -161,8 +161,8 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
         )
     if differing:
         raise ValueError(
-            f"{record.name} says that {path.name} is the Hessian of {told}; {', '.join(differing)} differ "
-            f"from what is asked for with {name}. Choose another file name, or remove {record} and what it "
+            f"{record.name} says that {path.name} is the Hessian of {told}; what is asked for with {name} "
+            f"differs in {', '.join(differing)}. Choose another file name, or remove {record} and what it "
             "describes."
         )
     if state["done"] and not path.exists() and not part.exists():
@@ -204,8 +204,9 @@ def _explained(file: Path, size: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            error.errno,
+        told = type(error)(
             f"{file}{size} cannot be written ({error.strerror}). Make room, or choose a folder that can be "
-            "written; columns that are done stay, and the same call goes on from there",
-        ) from None
+            "written; columns that are done stay, and the same call goes on from there."
+        )
+        told.errno = error.errno
+        raise told from None
