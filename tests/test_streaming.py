@@ -172,6 +172,19 @@ def test_a_file_that_is_not_ours_is_not_touched(any_potential, crystal, tmp_path
     np.testing.assert_array_equal(np.load(path), np.zeros(3))
 
 
+def test_two_processes_do_not_write_one_file(any_potential, crystal, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks")
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        with pytest.raises(StopError):
+            stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4)
+    with (tmp_path / "h.npy.part").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match=r"another process is writing .*h\.npy\.part"):
+            stream_hessian(any_potential, crystal, tmp_path / "h.npy")
+    assert len(stream_hessian(any_potential, crystal, tmp_path / "h.npy")) == 15
+
+
 def test_a_lost_array_is_missed(any_potential, crystal, tmp_path):
     stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4)
     (tmp_path / "h.npy").unlink()
