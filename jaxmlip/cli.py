@@ -142,9 +142,8 @@ def hessian(
         dtype: precision of the computation
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
-        out: file for the Hessian, masses, eigenvectors and frequencies (.npz); with a name that ends in .npy,
-            the Hessian alone is written there as it is computed, memory never holds all of it, and a run that
-            was interrupted goes on when it is started again
+        out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
+            it is computed and never as a whole in memory: started again, an interrupted run goes on
     """
     import jaxmlip
     from jaxmlip.sources import load

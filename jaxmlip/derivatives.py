@@ -139,7 +139,8 @@ def hessian_columns(
     the linear map is applied to `block_size` columns at a time (default: 8, fewer for large crystals, and
     as many as stay within `memory_limit` bytes, counted for the whole process or, on an accelerator, for its
     memory). In float32 the result has about six digits; load the potential with dtype="float64" for phonons.
-    Crystals that are padded to the same `room` share the compiled programs.
+    Crystals that are padded to the same `room` share the compiled programs; with a limit and no room nothing
+    is padded, since that takes memory.
 
     Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
     needed, before anything large is allocated.

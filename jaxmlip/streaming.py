@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jax
 import numpy as np
@@ -56,8 +56,9 @@ def stream_hessian(
     is returned as it is.
 
     Raises ValueError where `path` holds something else (another crystal, potential, precision or choice of
-    columns), OSError where the disk is full, before anything is computed if the file system can tell, and
-    MemoryLimitError as `hessian_columns` does. Whatever was done stays valid.
+    columns), RuntimeError where another process is writing it, OSError where the disk is full, before
+    anything is computed if the file system can tell, and MemoryLimitError as `hessian_columns` does.
+    Whatever was done stays valid.
     """
     path = _named(path)
     atoms = as_atoms(crystal)
@@ -81,14 +82,16 @@ def stream_hessian(
             "block_size": block_size,
         }
         _write(record, state)
-        _reserve(part, record, (len(columns), 3 * len(atoms)), np.dtype(potential.dtype))
-    array = np.load(part, mmap_mode="r")
-    header = array.offset
-    with part.open("r+b") as file:
+    with _alone(part) as file:
+        if state["done"] == 0:
+            _reserve(file, part, record, (len(columns), 3 * len(atoms)), np.dtype(potential.dtype))
+        array = np.load(part, mmap_mode="r")
+        begin, row = array.offset, array.strides[0]
+        del array
 
         def keep(start: int, rows: np.ndarray) -> None:
             with _explained(part):
-                file.seek(header + start * array.strides[0])
+                file.seek(begin + start * row)
                 file.write(np.ascontiguousarray(rows).data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -161,8 +164,8 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
         )
     if differing:
         raise ValueError(
-            f"{record.name} says that {path.name} is the Hessian of {told}; {', '.join(differing)} differ "
-            f"from what is asked for with {name}. Choose another file name, or remove {record} and what it "
+            f"{record.name} says that {path.name} is the Hessian of {told}; what is asked for with {name} "
+            f"differs in {', '.join(differing)}. Choose another file name, or remove {record} and what it "
             "describes."
         )
     if state["done"] and not path.exists() and not part.exists():
@@ -173,20 +176,41 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
     return state
 
 
-def _reserve(part: Path, record: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[BinaryIO]:
+    """The file, open for writing by this process and no other. The lock ends with the process."""
+    with _explained(part):
+        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+    with os.fdopen(handle, "r+b") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process is writing {part}; wait until it is done, or choose another file name."
+            ) from None
+        except (ImportError, OSError):  # a system, or a file system, without locks
+            pass
+        yield file
+
+
+def _reserve(file: BinaryIO, part: Path, record: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
     """An array file of its full size, in which nothing is written but the header."""
     size = int(np.prod(shape)) * dtype.itemsize
     header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
     try:
-        with _explained(part, f" ({size / 1e9:.3g} GB)"), part.open("wb") as file:
+        with _explained(part, f" ({size / 1e9:.3g} GB)"):
+            file.truncate(0)
             np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), file.tell(), size)
             else:
                 file.truncate(file.tell() + size)
     except OSError:
-        for file in (part, record):
-            file.unlink(missing_ok=True)
+        for each in (part, record):
+            each.unlink(missing_ok=True)
         raise
 
 
@@ -204,8 +228,9 @@ def _explained(file: Path, size: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
-            error.errno,
+        told = type(error)(
             f"{file}{size} cannot be written ({error.strerror}). Make room, or choose a folder that can be "
-            "written; columns that are done stay, and the same call goes on from there",
-        ) from None
+            "written; columns that are done stay, and the same call goes on from there."
+        )
+        told.errno = error.errno
+        raise told from None

@@ -71,6 +71,23 @@ def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder):
     np.testing.assert_allclose(np.sort(np.abs(saved["frequencies"]))[:3], 0, atol=1e-3)
 
 
+def test_hessian_writes_an_array_file_as_it_goes_and_goes_on_with_it(folder):
+    command = ("hessian", "POSCAR", "--model", "model", "--out", "h.npy")
+    done = jaxmlip(folder, *command)
+    assert done.returncode == 0, done.stderr
+    from ase.io import read
+
+    saved = np.load(folder / "h.npy", mmap_mode="r")
+    expected = hessian(small_potential("chgnet-0.3", "float64"), read(folder / "POSCAR"))
+    np.testing.assert_allclose(saved, expected, atol=1e-8)
+    again = jaxmlip(folder, *command)
+    assert again.returncode == 0, again.stderr
+    assert "6 columns are there already" in again.stdout
+    other = jaxmlip(folder, *command, "--dtype", "float32")
+    assert other.returncode == 1
+    assert "differs in the precision" in other.stderr
+
+
 def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
     from ase.io import read
 

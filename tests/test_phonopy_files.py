@@ -210,7 +210,7 @@ def test_forces_of_another_supercell_are_refused(copy):
 
 def test_forces_of_all_atoms_in_supercells_of_another_size_are_refused(copy):
     (copy / "FORCE_SETS").write_text("0.01 0 0 0.1 0 0\n" * 12)
-    with pytest.raises(ValueError, match="has forces on 12 lines for supercells, needed 8 atoms"):
+    with pytest.raises(ValueError, match="has forces on 12 atoms, needed a multiple of 8 atoms"):
         read_phonopy(copy)
 
 

@@ -150,13 +150,13 @@ def test_another_hessian_of_that_name_is_not_touched(any_potential, crystal, tmp
     before = path.read_bytes()
     moved = crystal.copy()
     moved.positions[0, 0] += 1e-3
-    with pytest.raises(ValueError, match=r"HAlMgO2 with .*, float64; cell, elements or positions differ"):
+    with pytest.raises(ValueError, match=r"HAlMgO2 with .*, float64; .* differs in cell, elements or pos"):
         stream_hessian(any_potential, moved, path)
-    with pytest.raises(ValueError, match="; the network or its parameters differ from what is asked"):
+    with pytest.raises(ValueError, match="differs in the network or its parameters\\. Choose"):
         stream_hessian(small_potential("chgnet-0.2"), crystal, path)
-    with pytest.raises(ValueError, match="; the precision differ"):
+    with pytest.raises(ValueError, match="differs in the precision"):
         stream_hessian(any_potential.astype("float32"), crystal, path)
-    with pytest.raises(ValueError, match="; the columns differ"):
+    with pytest.raises(ValueError, match="differs in the columns"):
         stream_hessian(any_potential, crystal, path, [0, 1])
     assert path.read_bytes() == before
 
@@ -170,6 +170,19 @@ def test_a_file_that_is_not_ours_is_not_touched(any_potential, crystal, tmp_path
     with pytest.raises(ValueError, match="is not what this version of jaxmlip writes"):
         stream_hessian(any_potential, crystal, path)
     np.testing.assert_array_equal(np.load(path), np.zeros(3))
+
+
+def test_two_processes_do_not_write_one_file(any_potential, crystal, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="this system has no locks")
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        with pytest.raises(StopError):
+            stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4)
+    with (tmp_path / "h.npy.part").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match=r"another process is writing .*h\.npy\.part"):
+            stream_hessian(any_potential, crystal, tmp_path / "h.npy")
+    assert len(stream_hessian(any_potential, crystal, tmp_path / "h.npy")) == 15
 
 
 def test_a_lost_array_is_missed(any_potential, crystal, tmp_path):
@@ -188,8 +201,11 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_computed(
     seen = counted(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(OSError, match=r"h\.npy\.part \(1\.8e-06 GB\) cannot be written \(No space left"):
+        with pytest.raises(
+            OSError, match=r"h\.npy\.part \(1\.8e-06 GB\) cannot be written \(No space left"
+        ) as e:
             stream_hessian(any_potential, crystal, tmp_path / "h.npy")
+    assert e.value.errno == errno.ENOSPC
     assert seen == []
     assert list(tmp_path.iterdir()) == []
 

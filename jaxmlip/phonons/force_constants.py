@@ -297,7 +297,10 @@ def _operations(primitive: Atoms, supercell: np.ndarray, symprec: float) -> list
 
     x = primitive.get_scaled_positions(wrap=False)
     cell = primitive.cell.array
-    found = spglib.get_symmetry_dataset((cell, x, primitive.numbers), symprec=symprec)
+    try:
+        found = spglib.get_symmetry_dataset((cell, x, primitive.numbers), symprec=symprec)
+    except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
+        found = None
     if found is None:
         raise ValueError(
             f"spglib finds no symmetry of {primitive.get_chemical_formula()} with symprec={symprec:g} Å; two "

@@ -291,14 +291,13 @@ def _check_size(file: Path, dataset, phonon: Phonopy, size: str) -> None:
     if "first_atoms" in dataset:
         found, fits = dataset["natom"], dataset["natom"] == atoms
     else:  # displacements and forces of all atoms, one line each, supercells one after the other
-        lines = len(dataset["forces"].reshape(-1, 3))
-        found, fits = f"{lines} lines for supercells", lines % atoms == 0
-        for name in ("displacements", "forces"):
-            dataset[name] = dataset[name].reshape(-1, atoms, 3) if fits else dataset[name]
+        found = len(dataset["forces"].reshape(-1, 3))
+        fits, size = found % atoms == 0, f"a multiple of {size}"
+        if fits:
+            dataset |= {name: dataset[name].reshape(-1, atoms, 3) for name in ("displacements", "forces")}
     if not fits:
         raise ValueError(
-            f"{file} has forces on {found}{' atoms' * isinstance(found, int)}, needed {size}. It belongs to "
-            "another supercell."
+            f"{file} has forces on {found} atoms, needed {size}. It belongs to another supercell."
         )
 
 
