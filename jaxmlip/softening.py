@@ -30,10 +30,11 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip import batching
+from jaxmlip.figures import COLOURS
 from jaxmlip.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
 from jaxmlip.phonons.commensurate import mesh_frequencies
-from jaxmlip.phonons.force_constants import displaced_force_constants, repeat_distance, repeats_within
 from jaxmlip.phonons.modes import Modes, mesh_modes
+from jaxmlip.phonons.supercell import displaced_force_constants, repeat_distance, repeats_within
 from jaxmlip.progress import track
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ DISPLACEMENT = 0.03  # Å, the default of phono3py
 MEASURES = {"hessian": "Hessian", "displaced": f"±{DISPLACEMENT} Å"}
 SHORT = {"rocksalt": "rs", "zincblende": "zb", "wurtzite": "wz"}
 MARKERS = {"rocksalt": "s", "zincblende": "D", "wurtzite": "H"}
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
 IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding
 
 

@@ -23,8 +23,8 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip.curvature import Slope, force_slope
+from jaxmlip.figures import COLOURS
 from jaxmlip.graph import check_crystal, check_elements
-from jaxmlip.softening import COLOURS
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential

@@ -20,7 +20,7 @@ from jaxmlip.phonons.bloch import (
     internal_response,
     position_phases,
 )
-from jaxmlip.phonons.force_constants import force_constants
+from jaxmlip.phonons.supercell import force_constants
 
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
 STEP = 1e-3

@@ -14,7 +14,7 @@ from jaxmlip.phonons.commensurate import (
     interpolated_dynamical_matrices,
     mesh_frequencies,
 )
-from jaxmlip.phonons.force_constants import ForceConstants, force_constants
+from jaxmlip.phonons.supercell import ForceConstants, force_constants
 from jaxmlip.potential import random_potential
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 

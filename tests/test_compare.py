@@ -19,8 +19,8 @@ from test_phonopy_files import write_run
 
 from jaxmlip.phonons.commensurate import mesh_frequencies
 from jaxmlip.phonons.compare import Frequencies, compare, density_of_states, draw
-from jaxmlip.phonons.force_constants import displaced_force_constants
 from jaxmlip.phonons.phonopy_files import read_phonopy
+from jaxmlip.phonons.supercell import displaced_force_constants
 
 SCALE = 0.81  # of the potential's forces against those that are called DFT's
 

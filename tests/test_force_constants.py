@@ -19,7 +19,7 @@ from jaxmlip.phonons.commensurate import (
     frequencies,
     interpolated_dynamical_matrices,
 )
-from jaxmlip.phonons.force_constants import (
+from jaxmlip.phonons.supercell import (
     ForceConstants,
     displaced_force_constants,
     force_constants,
@@ -99,7 +99,7 @@ def assert_same(found: ForceConstants, expected: ForceConstants, tolerance: floa
 
 def counted(monkeypatch) -> list[int]:
     """The columns that are computed from now on."""
-    import jaxmlip.phonons.force_constants as module
+    import jaxmlip.phonons.supercell as module
 
     seen: list[int] = []
     compute = module.hessian_columns

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.density import _corner_weights, density_of_states, thermodynamics
-from jaxmlip.phonons.force_constants import force_constants
 from jaxmlip.phonons.modes import (
     animation,
     band_modes,
@@ -23,6 +22,7 @@ from jaxmlip.phonons.modes import (
 )
 from jaxmlip.phonons.nac import NAC, long_range
 from jaxmlip.phonons.report import as_record, draw, phonons, table
+from jaxmlip.phonons.supercell import force_constants
 from jaxmlip.phonons.symmetry import needed_columns, reduced_mesh, space_group, unfold
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 

@@ -19,7 +19,6 @@ from jaxmlip.phonons.commensurate import (  # noqa: E402
     interpolated_dynamical_matrices,
     mesh_frequencies,
 )
-from jaxmlip.phonons.force_constants import ForceConstants, with_sum_rule  # noqa: E402
 from jaxmlip.phonons.nac import NAC  # noqa: E402
 from jaxmlip.phonons.phonopy_files import (  # noqa: E402
     from_phonopy,
@@ -27,6 +26,7 @@ from jaxmlip.phonons.phonopy_files import (  # noqa: E402
     to_phonopy,
     write_phonopy,
 )
+from jaxmlip.phonons.supercell import ForceConstants, with_sum_rule  # noqa: E402
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U  # noqa: E402
 
 SUPERCELLS = {"(3, 2, 1)": ((3, 2, 1), (0, 0, 0)), "a matrix": ((1, 2, 3), (0, 0, 1))}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from ase.geometry import minkowski_reduce
 
-from jaxmlip.phonons.force_constants import ForceConstants
+from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 SAME_DISTANCE = 1e-4  # Å; images this close to equally far share a force constant

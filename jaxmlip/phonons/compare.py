@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.figures import COLOURS
 from jaxmlip.phonons.commensurate import mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 MESH = (12, 12, 12)
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
 SMEARING = 0.015  # of the density of states: σ of the Gaussian as a part of DFT's highest frequency
 
 

@@ -20,8 +20,8 @@ from jaxmlip import batching
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.force_constants import ForceConstants
 from jaxmlip.phonons.nac import NAC, long_range
+from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.phonons.symmetry import (
     Mesh,
     identity,

@@ -19,7 +19,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.force_constants import ForceConstants
+from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import COULOMB
 
 DECAY = 1e-10  # of the terms of the sum that are left out

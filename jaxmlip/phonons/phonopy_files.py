@@ -15,8 +15,8 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.graph import as_atoms
-from jaxmlip.phonons.force_constants import ForceConstants, triangular
 from jaxmlip.phonons.nac import NAC
+from jaxmlip.phonons.supercell import ForceConstants, triangular
 from jaxmlip.units import COULOMB
 
 if TYPE_CHECKING:

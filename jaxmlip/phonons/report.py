@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.figures import COLOURS
 from jaxmlip.phonons.density import IMAGINARY, Density, Thermodynamics, density_of_states, thermodynamics
 from jaxmlip.phonons.modes import (
     Bands,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 SPACING = 0.02  # 1/Å, without 2π, between the wave vectors of the mesh where none is asked for
 TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
 
 
 @dataclass(frozen=True, eq=False)

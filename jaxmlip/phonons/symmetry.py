@@ -61,13 +61,19 @@ def identity(n: int) -> SpaceGroup:
 
 
 def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
-    """The space group of a crystal of elements and places; magnetic moments are not looked at."""
+    """The space group of a crystal of elements and places; magnetic moments are not looked at.
+
+    Raises ValueError where spglib finds none within `tolerance` (Å).
+    """
     x = atoms.cell.scaled_positions(atoms.positions)
-    found = spglib.get_symmetry_dataset((atoms.cell.array, x, atoms.numbers), symprec=tolerance)
+    try:
+        found = spglib.get_symmetry_dataset((atoms.cell.array, x, atoms.numbers), symprec=tolerance)
+    except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
+        found = None
     if found is None:
         raise ValueError(
-            f"spglib finds no space group for {atoms.get_chemical_formula()} within {tolerance} Å. Check "
-            "that no two atoms share a place."
+            f"spglib finds no symmetry of {atoms.get_chemical_formula()} within {tolerance:g} Å; two atoms "
+            "in one place are the usual reason. Compute without symmetry to see whether it has forces."
         )
     W, w = found.rotations, found.translations
     to = np.einsum("kxy,iy->kix", W, x) + w[:, None]

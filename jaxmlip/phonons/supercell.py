@@ -17,6 +17,7 @@ from ase import Atoms
 from jaxmlip import batching
 from jaxmlip.derivatives import hessian_columns
 from jaxmlip.graph import as_atoms, check_crystal
+from jaxmlip.phonons.symmetry import space_group as find_space_group
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -293,31 +294,12 @@ def _turned(block, operation) -> np.ndarray:
 
 def _operations(primitive: Atoms, supercell: np.ndarray, symprec: float) -> list[Operation]:
     """The space group of the crystal, as far as it maps the lattice of supercells to itself."""
-    import spglib
-
-    x = primitive.get_scaled_positions(wrap=False)
-    cell = primitive.cell.array
-    try:
-        found = spglib.get_symmetry_dataset((cell, x, primitive.numbers), symprec=symprec)
-    except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
-        found = None
-    if found is None:
-        raise ValueError(
-            f"spglib finds no symmetry of {primitive.get_chemical_formula()} with symprec={symprec:g} Å; two "
-            "atoms in one place are the usual reason. Compute without symmetry to see whether it has forces."
-        )
-    operations = []
-    for W, w in zip(found.rotations.astype(int), found.translations, strict=True):
-        if _number(supercell @ W.T, supercell).any():
-            continue
-        apart = (x @ W.T + w)[:, None] - x
-        distance = np.linalg.norm((apart - apart.round()) @ cell, axis=-1)
-        distance[primitive.numbers[:, None] != primitive.numbers] = np.inf
-        atom = distance.argmin(axis=1)
-        shift = apart[np.arange(len(x)), atom].round().astype(int)
-        # Columns of cellᵀ are the lattice vectors.
-        operations.append(Operation(W, cell.T @ W @ np.linalg.inv(cell.T), atom, shift))
-    return operations
+    g = find_space_group(primitive, symprec)
+    return [
+        Operation(W, turn, atom, shift)
+        for W, turn, atom, shift in zip(g.rotations, g.cartesian, g.atom, g.cell, strict=True)
+        if not _number(supercell @ W.T, supercell).any()
+    ]
 
 
 def _chosen_columns(operations: list[Operation]) -> dict[int, tuple[int, ...]]:
