@@ -55,7 +55,7 @@ class Relaxation:
     converged: bool
     reason: str  # why it did not converge; empty where it did
     steps: int
-    start_energy: float  # eV
+    start_energy: float  # eV, of the start, made symmetric where the symmetry was to be fixed
     energy: float  # eV
     max_force: float  # eV/Å, the largest that the constraints leave to an atom
     max_stress: float  # GPa, the largest |σ_ij + p δ_ij| that they leave; not judged where the cell was fixed
@@ -407,8 +407,8 @@ class FIRE:
     """FIRE, Bitzek et al., PRL 97, 170201 (2006), as FIRE 2.0, Guénolé et al., Comput. Mater. Sci. 175,
     109584 (2020): half a step back where the way turns uphill, then semi-implicit Euler.
 
-    Names and constants are those of FIRE 2.0, but for N_min, which is that of 2006. All masses are 1, so
-    that time has the unit Å / √eV.
+    The factors, the first α and the ratio of the shortest to the first time step are those of FIRE 2.0, N_min
+    is that of 2006. All masses are 1, so that time has the unit Å / √eV.
     """
 
     F_INC, F_DEC, F_ALPHA, ALPHA, N_MIN = 1.1, 0.5, 0.99, 0.25, 5
@@ -531,5 +531,8 @@ def _messages(need: batching.Capacity) -> int:
 
 def _fits(graphs: Sequence[CrystalGraph], room: batching.Capacity | None, most: int) -> bool:
     need = batching.need(graphs)
-    fits = _messages(need) <= most and (room is None or room.holds(need))
-    return fits or len(graphs) == 1
+    if room is None:
+        return len(graphs) == 1 or _messages(need) <= most
+    # Room that was made for a large crystal is filled with small ones, but for what is to stay spare.
+    most = max(most, _messages(room) / (1 + 2 * SPARE))
+    return len(graphs) == 1 or (_messages(need) <= most and room.holds(need))
