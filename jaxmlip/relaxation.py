@@ -492,18 +492,17 @@ class BatchDescent(Descent):
 
 def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGraph]]) -> Iterator[None]:
     """Moves all crystals until each has ended; yields once for each."""
-    # The largest first: what follows then fits where they were.
-    waiting.sort(key=lambda pair: _messages(batching.need([pair[1]])))
+    if not waiting:
+        return
+    waiting.sort(key=lambda pair: -_messages(batching.need([pair[1]])))
     active: list[tuple[BatchDescent, CrystalGraph]] = []
-    room: batching.Capacity | None = None
+    room = _shared_room([g for _, g in waiting])
     wasted = 0  # steps in which most of the room was empty
-    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
     while waiting or active:
-        while waiting and _fits([g for _, g in (*active, waiting[-1])], room, most):
-            active.append(waiting.pop())
+        waiting = _fill(active, waiting, room)
         graphs = [g for _, g in active]
         need = batching.need(graphs)
-        if room is None or wasted == PATIENCE:
+        if wasted == PATIENCE:
             room, wasted = _for_any_number(batching.capacity(graphs, SPARE)), 0
         elif not room.holds(need):
             grown = batching.Capacity(*map(max, batching.capacity(graphs, GROWTH), room))
@@ -520,6 +519,29 @@ def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGrap
             active = [(descent, potential.graph(descent.atoms)) for descent in moved]
 
 
+def _shared_room(graphs: Sequence[CrystalGraph]) -> batching.Capacity:
+    """Room for the largest of `graphs`, or for a batch of them in which all kinds have their share."""
+    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
+    share = min(1.0, most / _messages(batching.need(graphs)))
+    largest = [max(column) for column in zip(*(batching.need([g]) for g in graphs), strict=True)]
+    mixed = [int(share * n) for n in batching.need(graphs)]
+    return _for_any_number(batching.rounded(batching.Capacity(*map(max, largest, mixed)), SPARE))
+
+
+def _fill(active: list, waiting: list, room: batching.Capacity) -> list:
+    """Adds to `active` what fits into the room, but for what is to stay spare, and returns the rest."""
+    free = np.array(room) / (1 + SPARE) - batching.need([g for _, g in active])
+    left = []
+    for pair in waiting:
+        need = np.array(batching.need([pair[1]])) - batching.need([])
+        if active and np.any(need > free):
+            left.append(pair)
+        else:
+            active.append(pair)
+            free -= need
+    return left
+
+
 def _for_any_number(room: batching.Capacity) -> batching.Capacity:
     """With as many crystals as there can be of so many atoms: their number alone makes no new program."""
     return room._replace(crystals=room.atoms)
@@ -527,12 +549,3 @@ def _for_any_number(room: batching.Capacity) -> batching.Capacity:
 
 def _messages(need: batching.Capacity) -> int:
     return 2 * (need.short + need.long) + need.angles
-
-
-def _fits(graphs: Sequence[CrystalGraph], room: batching.Capacity | None, most: int) -> bool:
-    need = batching.need(graphs)
-    if room is None:
-        return len(graphs) == 1 or _messages(need) <= most
-    # Room that was made for a large crystal is filled with small ones, but for what is to stay spare.
-    most = max(most, _messages(room) / (1 + 2 * SPARE))
-    return len(graphs) == 1 or (_messages(need) <= most and room.holds(need))

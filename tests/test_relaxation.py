@@ -281,7 +281,6 @@ def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch
         lambda self, graphs, room: batches.append((len(graphs), room)) or compute(self, graphs, room),
     )
     relax_many(morse, [rattled(repeat=(3, 2, 2)), *(rattled(cubic=False, seed=k) for k in range(30))])
-    assert batches[0][0] == 1
     assert max(count for count, _ in batches) > 20
     assert len({room for _, room in batches}) <= 2  # a shell of neighbours may come within the cutoff
 
