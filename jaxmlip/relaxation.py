@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 SYMPREC = 0.01  # Å; how far atoms may be from the symmetry that spglib finds
 VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has been lost
 MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
-# Bonds and angles at once on a CPU: from a thousand or two on, time goes with their number there, and in more
+# Bonds and angles at once on a CPU: from a thousand on, time goes with their number there, and in more
 # room the last crystals would take their last steps beside empty places.
-MESSAGES_ON_CPU = 4_000
+MESSAGES_ON_CPU = 2_000
 # Crystals that have needed less than 1 / SHRINK of the room for PATIENCE steps get a smaller one. To compile
 # its program takes about as long as those steps did, and most crystals end before.
 SHRINK, PATIENCE = 4, 50
