@@ -287,6 +287,7 @@ def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch
 
 def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
     easy = relax(morse, rattled()).atoms
+    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 100_000)
     monkeypatch.setattr("jaxmlip.relaxation.PATIENCE", 3)
     seen = []
     compute = Potential.predict_graphs
