@@ -51,7 +51,11 @@ def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
     `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
     a little more, since they fluctuate more.
     """
-    n = need(graphs)
+    return rounded(need(graphs), spare)
+
+
+def rounded(n: Capacity, spare: float = 0.0) -> Capacity:
+    """The capacity from the ladder of `capacity` that holds n."""
 
     def rung(k: int) -> int:
         return round_up(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))))

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 SYMPREC = 0.01  # Å; how far atoms may be from the symmetry that spglib finds
 VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has been lost
 MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
-# Bonds and angles at once on a CPU: from a thousand or two on, time goes with their number there, and in more
+# Bonds and angles at once on a CPU: from a thousand on, time goes with their number there, and in more
 # room the last crystals would take their last steps beside empty places.
-MESSAGES_ON_CPU = 4_000
+MESSAGES_ON_CPU = 2_000
 # Crystals that have needed less than 1 / SHRINK of the room for PATIENCE steps get a smaller one. To compile
 # its program takes about as long as those steps did, and most crystals end before.
 SHRINK, PATIENCE = 4, 50
@@ -55,7 +55,7 @@ class Relaxation:
     converged: bool
     reason: str  # why it did not converge; empty where it did
     steps: int
-    start_energy: float  # eV
+    start_energy: float  # eV, of the start, made symmetric where the symmetry was to be fixed
     energy: float  # eV
     max_force: float  # eV/Å, the largest that the constraints leave to an atom
     max_stress: float  # GPa, the largest |σ_ij + p δ_ij| that they leave; not judged where the cell was fixed
@@ -425,8 +425,8 @@ class FIRE:
     """FIRE, Bitzek et al., PRL 97, 170201 (2006), as FIRE 2.0, Guénolé et al., Comput. Mater. Sci. 175,
     109584 (2020): half a step back where the way turns uphill, then semi-implicit Euler.
 
-    Names and constants are those of FIRE 2.0, but for N_min, which is that of 2006. All masses are 1, so
-    that time has the unit Å / √eV.
+    The factors, the first α and the ratio of the shortest to the first time step are those of FIRE 2.0, N_min
+    is that of 2006. All masses are 1, so that time has the unit Å / √eV.
     """
 
     F_INC, F_DEC, F_ALPHA, ALPHA, N_MIN = 1.1, 0.5, 0.99, 0.25, 5
@@ -510,18 +510,17 @@ class BatchDescent(Descent):
 
 def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGraph]]) -> Iterator[None]:
     """Moves all crystals until each has ended; yields once for each."""
-    # The largest first: what follows then fits where they were.
-    waiting.sort(key=lambda pair: _messages(batching.need([pair[1]])))
+    if not waiting:
+        return
+    waiting.sort(key=lambda pair: -_messages(batching.need([pair[1]])))
     active: list[tuple[BatchDescent, CrystalGraph]] = []
-    room: batching.Capacity | None = None
+    room = _shared_room([g for _, g in waiting])
     wasted = 0  # steps in which most of the room was empty
-    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
     while waiting or active:
-        while waiting and _fits([g for _, g in (*active, waiting[-1])], room, most):
-            active.append(waiting.pop())
+        waiting = _fill(active, waiting, room)
         graphs = [g for _, g in active]
         need = batching.need(graphs)
-        if room is None or wasted == PATIENCE:
+        if wasted == PATIENCE:
             room, wasted = _for_any_number(batching.capacity(graphs, SPARE)), 0
         elif not room.holds(need):
             grown = batching.Capacity(*map(max, batching.capacity(graphs, GROWTH), room))
@@ -538,6 +537,29 @@ def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGrap
             active = [(descent, potential.graph(descent.atoms)) for descent in moved]
 
 
+def _shared_room(graphs: Sequence[CrystalGraph]) -> batching.Capacity:
+    """Room for the largest of `graphs`, or for a batch of them in which all kinds have their share."""
+    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
+    share = min(1.0, most / _messages(batching.need(graphs)))
+    largest = [max(column) for column in zip(*(batching.need([g]) for g in graphs), strict=True)]
+    mixed = [int(share * n) for n in batching.need(graphs)]
+    return _for_any_number(batching.rounded(batching.Capacity(*map(max, largest, mixed)), SPARE))
+
+
+def _fill(active: list, waiting: list, room: batching.Capacity) -> list:
+    """Adds to `active` what fits into the room, but for what is to stay spare, and returns the rest."""
+    free = np.array(room) / (1 + SPARE) - batching.need([g for _, g in active])
+    left = []
+    for pair in waiting:
+        need = np.array(batching.need([pair[1]])) - batching.need([])
+        if active and np.any(need > free):
+            left.append(pair)
+        else:
+            active.append(pair)
+            free -= need
+    return left
+
+
 def _for_any_number(room: batching.Capacity) -> batching.Capacity:
     """With as many crystals as there can be of so many atoms: their number alone makes no new program."""
     return room._replace(crystals=room.atoms)
@@ -545,9 +567,3 @@ def _for_any_number(room: batching.Capacity) -> batching.Capacity:
 
 def _messages(need: batching.Capacity) -> int:
     return 2 * (need.short + need.long) + need.angles
-
-
-def _fits(graphs: Sequence[CrystalGraph], room: batching.Capacity | None, most: int) -> bool:
-    need = batching.need(graphs)
-    fits = _messages(need) <= most and (room is None or room.holds(need))
-    return fits or len(graphs) == 1

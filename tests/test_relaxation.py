@@ -121,6 +121,7 @@ def test_many_crystals_end_where_each_ends_alone(morse):
         (alone,) = relax_many(morse, [crystal])
         assert one.converged
         assert one.steps == alone.steps
+        assert one.energy < one.start_energy
         np.testing.assert_allclose(one.atoms.positions, alone.atoms.positions, atol=1e-8)
         np.testing.assert_allclose(one.atoms.cell, alone.atoms.cell, atol=1e-8)
         np.testing.assert_allclose(one.energy, alone.energy, rtol=1e-10)
@@ -160,7 +161,7 @@ def test_a_fixed_cell_stays_exactly_what_it_was(morse, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_under_pressure_the_stress_is_minus_the_pressure(morse, way):
-    free, pressed = (WAYS[way](morse, rattled(), pressure=p) for p in (0.0, 5.0))
+    free, pressed = relax(morse, rattled()), WAYS[way](morse, rattled(), pressure=5.0)
     assert pressed.converged
     assert residuals(morse, pressed.atoms, pressure=5.0)[1] < 0.01
     assert pressed.pressure == pytest.approx(5.0, abs=0.01)
@@ -242,6 +243,15 @@ def test_one_crystal_that_cannot_be_relaxed_is_reported_with_the_reason(morse, s
     assert not found.converged
 
 
+def test_atoms_on_top_of_each_other_are_no_minimum(morse):
+    """There the forces between them vanish, if only because they have no direction."""
+    twice = bulk(GOOD, "fcc", a=3.6) + bulk(GOOD, "fcc", a=3.6)
+    with pytest.warns(NotConvergedWarning, match="closer than 0.5 Å"):
+        found = relax(morse, twice, cell=False)
+    assert not found.converged
+    assert found.max_force < 1e-3
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_too_few_steps_are_said_with_what_is_left(morse, way):
     with pytest.warns(NotConvergedWarning, match="after 2 steps"):
@@ -261,8 +271,23 @@ def test_relaxing_many_crystals_compiles_few_programs_and_more_of_them_none(mors
     assert jaxmlip.potential._predict._cache_size() - before <= 1
 
 
+def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch):
+    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 500)
+    batches = []
+    compute = Potential.predict_graphs
+    monkeypatch.setattr(
+        Potential,
+        "predict_graphs",
+        lambda self, graphs, room: batches.append((len(graphs), room)) or compute(self, graphs, room),
+    )
+    relax_many(morse, [rattled(repeat=(3, 2, 2)), *(rattled(cubic=False, seed=k) for k in range(30))])
+    assert max(count for count, _ in batches) > 20
+    assert len({room for _, room in batches}) <= 2  # a shell of neighbours may come within the cutoff
+
+
 def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
     easy = relax(morse, rattled()).atoms
+    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 100_000)
     monkeypatch.setattr("jaxmlip.relaxation.PATIENCE", 3)
     seen = []
     compute = Potential.predict_graphs
