@@ -32,7 +32,7 @@ import jaxmlip
 from jaxmlip import batching
 from jaxmlip.figures import COLOURS
 from jaxmlip.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
-from jaxmlip.phonons.commensurate import mesh_frequencies
+from jaxmlip.phonons.commensurate import interpolated_frequencies
 from jaxmlip.phonons.modes import Modes, mesh_modes
 from jaxmlip.phonons.supercell import displaced_force_constants, repeat_distance, repeats_within
 from jaxmlip.progress import track
@@ -108,7 +108,10 @@ def softening(
     rows = []
     for material, n, room, wide in track(jobs, f"phonons of {potential.name}"):
         modes = mesh_modes(potential, material.atoms, material.mesh, memory_limit=memory_limit, room=room)
-        by_forces = displaced_force_constants(potential, material.atoms, n, DISPLACEMENT, wide)
+        by_forces = displaced_force_constants(
+            potential, material.atoms, n, DISPLACEMENT, symmetry=True, room=wide
+        )
+        displaced = interpolated_frequencies(by_forces, modes.q_points)
         rows.append(
             Row(
                 id=material.id,
@@ -116,7 +119,7 @@ def softening(
                 structure=material.structure,
                 dft=material.dft,
                 hessian=Spectrum.of(modes.frequencies, modes.weights),
-                displaced=Spectrum.of(mesh_frequencies(by_forces, material.mesh)),
+                displaced=Spectrum.of(displaced, modes.weights),
                 repeats=n,
                 atoms=int(np.prod(n)) * len(material.atoms),
                 repeat_distance=repeat_distance(material.atoms.cell.array, n),

@@ -86,6 +86,11 @@ def frequencies(constants: ForceConstants) -> np.ndarray:
     return _roots(dynamical_matrices(constants))
 
 
+def interpolated_frequencies(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
+    """As `frequencies`, interpolated at any wave vectors (q, 3)."""
+    return _roots(interpolated_dynamical_matrices(constants, q_points))
+
+
 def mesh_frequencies(constants: ForceConstants, mesh: tuple[int, int, int]) -> np.ndarray:
     """As `frequencies`, interpolated on the Γ-centred mesh (m1/mesh1, m2/mesh2, m3/mesh3) of wave vectors."""
     q = np.moveaxis(np.indices(mesh), 0, -1).reshape(-1, 3) / mesh
@@ -93,7 +98,7 @@ def mesh_frequencies(constants: ForceConstants, mesh: tuple[int, int, int]) -> n
     index = np.arange(np.prod(mesh)).reshape(mesh)
     minus = index[np.ix_(*(-np.arange(k) for k in mesh))]
     half, where = np.unique(np.minimum(index, minus).ravel(), return_inverse=True)
-    return _roots(interpolated_dynamical_matrices(constants, q[half]))[where]
+    return interpolated_frequencies(constants, q[half])[where]
 
 
 def _roots(D) -> np.ndarray:

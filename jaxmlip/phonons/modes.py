@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 TOLERANCE = 1e-4  # THz: how far a Fourier sum may be from the matrices that it stands for
-REACH = 12.0  # Å, the distance of images in the first mesh that is tried for a Fourier sum
+REACH = 20.0  # Å: how wide the supercell is that fits the first mesh that is tried for a Fourier sum
+GROWTH = 1.4  # from one mesh to the next
 PROBES = 4  # wave vectors at which it is tried
 SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
 
@@ -86,6 +87,12 @@ def phonon_modes(
     return _modes(potential, atoms, q_points, weights, nac, directions, how)
 
 
+def _max_force(potential, atoms, room) -> float:
+    graphs = [potential.graph(atoms)]
+    found = potential.predict_graphs(graphs, batching.capacity(graphs) if room is None else room)[0]
+    return float(np.linalg.norm(found["forces"], axis=1).max())
+
+
 class How(NamedTuple):
     """How D(q) is to be found."""
 
@@ -111,7 +118,7 @@ def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Mo
         weights=even if weights is None else np.asarray(weights) / np.sum(weights),
         frequencies=_thz(squares),
         eigenvectors=turn[:, :, None] * vectors,
-        max_force=float(np.linalg.norm(potential.predict(atoms)["forces"], axis=1).max()),
+        max_force=_max_force(potential, atoms, how.room),
         asymmetry=asymmetry,
         method=method,
         nac=nac,
@@ -206,12 +213,12 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
             points = " x ".join(map(str, mesh))
             method = f"Fourier sum from {points} wave vectors, off by {off:.0e} THz at {len(probes)} others"
             return fourier(constants, q_points).reshape(-1, size, size), asymmetry, method
-        reach *= 1.5
+        reach *= GROWTH
     D = _exact(potential, atoms, q_points, how)
     return D, bloch.asymmetry(D), "exact at each wave vector"
 
 
-def wide_mesh(atoms: Atoms, reach: float = REACH) -> tuple[int, int, int]:
+def wide_mesh(atoms: Atoms, reach: float) -> tuple[int, int, int]:
     """The wave vectors that fit a supercell about `reach` Å wide along each lattice vector."""
     return tuple(
         np.maximum(1, np.rint(reach / np.linalg.norm(atoms.cell.array, axis=1))).astype(int).tolist()

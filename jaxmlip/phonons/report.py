@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 SPACING = 0.02  # 1/Å, without 2π, between the wave vectors of the mesh where none is asked for
+WIDE = 14.0  # Å, the supercell of the force constants that are written for phonopy
 TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K
 
 
@@ -250,7 +251,7 @@ def run(
     save_json(found, out / "phonons.json")
     written = ["phonons.json", "phonons.png"]
     try:
-        constants = mesh_force_constants(potential, crystal, wide_mesh(crystal))
+        constants = mesh_force_constants(potential, crystal, wide_mesh(crystal, WIDE))
         write_phonopy(constants, out, nac)
         written += ["phonopy_params.yaml", "FORCE_CONSTANTS"]
     except ImportError as error:

@@ -7,7 +7,7 @@ crystal has symmetry, columns of inequivalent atoms hold it, and of these often 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -109,18 +109,11 @@ def force_constants(
     as `hessian_columns` does.
     """
     primitive, matrix, repeated = _repeated(atoms, supercell)
-    if symmetry:
-        operations = _operations(primitive, matrix, symprec)
-        chosen = _chosen_columns(operations)
-    else:
-        chosen = dict.fromkeys(range(len(primitive)), (0, 1, 2))
-    columns = [3 * atom + x for atom, directions in chosen.items() for x in directions]
-    rows = hessian_columns(potential, repeated, columns, memory_limit=memory_limit, room=room)
-    rows = np.asarray(rows, float).reshape(len(rows), -1, len(primitive), 3)
-    if symmetry:
-        found = _with_twist(primitive, matrix, _completed(rows, chosen, operations, matrix))
-    else:
-        found = _from_rows(primitive, matrix, rows)
+
+    def columns(numbers) -> np.ndarray:
+        return hessian_columns(potential, repeated, numbers, memory_limit=memory_limit, room=room)
+
+    found = _by_columns(primitive, matrix, columns, symmetry, symprec)
     if space_group:
         found = with_space_group(found, symprec)
     return with_sum_rule(found) if sum_rule else found
@@ -131,12 +124,16 @@ def displaced_force_constants(
     atoms: Atoms | Structure,
     supercell: Supercell,
     displacement: float,
+    *,
+    symmetry: bool = False,
+    symprec: float = SYMPREC,
     room: batching.Capacity | None = None,
 ) -> ForceConstants:
     """As `force_constants`, from the forces at ±`displacement` (Å) of each coordinate of one cell.
 
     What finite displacements measure is the curvature of the energy averaged over the displacement: the
-    Hessian where the energy is smooth on that scale, something else where it is not.
+    Hessian where the energy is smooth on that scale, something else where it is not. With `symmetry` those
+    coordinates alone are displaced that the space group needs, as DFT's are.
     """
     primitive, matrix, repeated = _repeated(atoms, supercell)
 
@@ -148,11 +145,11 @@ def displaced_force_constants(
         fits = room is not None and room.holds(batching.need([graph]))
         return potential.predict_graphs([graph], room if fits else batching.capacity([graph]))[0]["forces"]
 
-    rows = [
-        (forces(k, -displacement) - forces(k, displacement)) / (2 * displacement)
-        for k in range(3 * len(primitive))
-    ]
-    return _from_rows(primitive, matrix, np.array(rows, float))
+    def columns(numbers) -> np.ndarray:
+        rows = [(forces(k, -displacement) - forces(k, displacement)) / (2 * displacement) for k in numbers]
+        return np.array(rows, float)
+
+    return _by_columns(primitive, matrix, columns, symmetry, symprec)
 
 
 def with_sum_rule(constants: ForceConstants) -> ForceConstants:
@@ -269,11 +266,26 @@ def _number(R, supercell) -> np.ndarray:
     return np.ravel_multi_index(tuple(np.moveaxis(R, -1, 0)), supercell.diagonal())
 
 
-def _from_rows(primitive, matrix, rows) -> ForceConstants:
-    """From the columns of all atoms of cell 0, (3n, …) in the order of the supercell's atoms."""
+def _by_columns(
+    primitive: Atoms,
+    matrix: np.ndarray,
+    columns: Callable[[list[int]], np.ndarray],
+    symmetry: bool,
+    symprec: float,
+) -> ForceConstants:
+    """From the columns of the supercell's Hessian that belong to cell 0, or those that symmetry needs."""
     n = len(primitive)
-    phi = np.asarray(rows).reshape(n, 3, -1, n, 3)
-    return _with_twist(primitive, matrix, np.ascontiguousarray(np.moveaxis(phi, 2, 0)))
+    chosen = dict.fromkeys(range(n), (0, 1, 2))
+    if symmetry:
+        operations = _operations(primitive, matrix, symprec)
+        chosen = _chosen_columns(operations)
+    rows = columns([3 * atom + x for atom, directions in chosen.items() for x in directions])
+    rows = np.asarray(rows, float).reshape(len(rows), -1, n, 3)
+    if symmetry:
+        phi = _completed(rows, chosen, operations, matrix)
+    else:
+        phi = np.ascontiguousarray(np.moveaxis(rows.reshape(n, 3, -1, n, 3), 2, 0))
+    return _with_twist(primitive, matrix, phi)
 
 
 def _with_twist(primitive, matrix, phi) -> ForceConstants:
