@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # THz: how far a Fourier sum may be from the matrices that it stands for
 REACH = 20.0  # Å: how wide the supercell is that fits the first mesh that is tried for a Fourier sum
 GROWTH = 1.4  # from one mesh to the next
-PROBES = 4  # wave vectors at which it is tried
+PROBES = 4  # wave vectors at which it is tried, and as many more of the lowest frequencies
 SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
 
 
@@ -198,24 +198,40 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
     size = 3 * len(atoms)
     cost, reach = 0, REACH
     direct = len(needed_columns(q_points, group).wave)
-    probes = q_points[np.unique(np.linspace(0, len(q_points) - 1, PROBES + 2).astype(int)[1:-1])]
     while how.method != "exact":
         mesh = wide_mesh(atoms, reach)
         # Each mesh that turns out too coarse was in vain.
         cost += len(needed_columns(reduced_mesh(mesh, group).q_points, group).wave)
-        if how.method == "auto" and cost + len(probes) * size >= direct:
+        if how.method == "auto" and cost + 2 * PROBES * size >= direct:
             break
         constants, asymmetry = _mesh_constants(potential, atoms, mesh, how)
-        summed = fourier(constants, probes).reshape(-1, size, size)
-        off = _frequencies(summed, atoms) - _frequencies(_exact(potential, atoms, probes, how), atoms)
-        off = np.abs(off).max(initial=0)
+        D = fourier(constants, q_points).reshape(-1, size, size)
+        probes = _probes(_frequencies(D, atoms), q_points, mesh)
+        exact = _frequencies(_exact(potential, atoms, q_points[probes], how), atoms)
+        off = np.abs(_frequencies(D[probes], atoms) - exact).max(initial=0)
         if off < TOLERANCE:
             points = " x ".join(map(str, mesh))
             method = f"Fourier sum from {points} wave vectors, off by {off:.0e} THz at {len(probes)} others"
-            return fourier(constants, q_points).reshape(-1, size, size), asymmetry, method
+            return D, asymmetry, method
         reach *= GROWTH
     D = _exact(potential, atoms, q_points, how)
     return D, bloch.asymmetry(D), "exact at each wave vector"
+
+
+def _probes(frequencies, q_points, mesh) -> np.ndarray:
+    """Wave vectors off the mesh at which a sum is tried: some that lie evenly, and the softest ones.
+
+    Where ω is small, an error of D makes a large one of ω.
+    """
+    apart = q_points * mesh
+    off = np.flatnonzero(np.abs(apart - np.rint(apart)).max(axis=1, initial=0) > 1e-6)
+    evenly = (
+        off[np.unique(np.linspace(0, max(0, len(off) - 1), PROBES + 2).astype(int)[1:-1])]
+        if len(off)
+        else off
+    )
+    softest = off[np.argsort(np.abs(frequencies[off]).min(axis=1))[:PROBES]]
+    return np.union1d(evenly, softest)
 
 
 def wide_mesh(atoms: Atoms, reach: float) -> tuple[int, int, int]:
