@@ -13,6 +13,9 @@ from ase.io import write
 from conftest import small_potential
 
 from jaxmlip import hessian, plan_hessian
+from jaxmlip.cli import COMMANDS
+from jaxmlip.phonons import dynamical_matrix
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,28 @@ def test_hessian_writes_an_array_file_as_it_goes_and_goes_on_with_it(folder):
     assert "differs in the precision" in other.stderr
 
 
+def test_phonons_writes_bands_a_figure_and_what_phonopy_reads(folder):
+    size = ("--points", "9", "--mesh", "2", "2", "2", "--path", "GX,GL", "--animate", "0", "5")
+    done = jaxmlip(folder, "phonons", "POSCAR", "--model", "model", "--out", "bands", *size)
+    assert done.returncode == 0, done.stderr
+    assert "highest frequency" in done.stdout
+    record = json.loads((folder / "bands" / "phonons.json").read_text())
+    from ase.io import read
+
+    D = dynamical_matrix(
+        small_potential("chgnet-0.3"),
+        read(folder / "POSCAR"),
+        record["bands"]["q_points"],
+        mass_weighted=True,
+    )
+    squares = np.linalg.eigvalsh(D)
+    expected = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+    np.testing.assert_allclose(record["bands"]["frequencies"], expected, atol=1e-4)
+    assert record["max_force_eV_per_A"] > 1e-3  # rattled, and said so
+    written = {path.name for path in (folder / "bands").iterdir()}
+    assert written >= {"phonons.json", "phonons.png", "mode.extxyz", "phonopy_params.yaml", "FORCE_CONSTANTS"}
+
+
 def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
     from ase.io import read
 
@@ -108,6 +133,12 @@ def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
         (["predict", "POSCAR", "--model", "chgnet-0.3"], "chgnet-0.3.0"),
         (["predict", "POSCAR", "--model", "cache"], "no manifest.json"),
         (["hessian", "two.extxyz", "--model", "model"], "two.extxyz holds 2 structures, needed one"),
+        (["phonons", "two.extxyz", "--model", "model", "--out", "out"], "holds 2 structures, needed one"),
+        (
+            ["phonons", "POSCAR", "--model", "model", "--path", "GQ", "--out", "out"],
+            "with the unknown points",
+        ),
+        (["phonons", "POSCAR", "--model", "model", "--born", "BORN", "--out", "out"], "BORN is not a file"),
         (["convert", "POSCAR", "out"], "not a zip archive"),
         (["convert", "missing.pt", "out"], "missing.pt does not exist"),
     ],
@@ -131,5 +162,5 @@ def test_models_lists_every_name_with_its_licence(folder):
 def test_help_names_every_command(folder):
     done = jaxmlip(folder, "--help")
     assert done.returncode == 0
-    for command in ("models", "convert", "predict", "hessian", "softening", "compare"):
+    for command in COMMANDS:
         assert command in done.stdout
