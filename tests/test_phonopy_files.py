@@ -15,11 +15,13 @@ from conftest import small_potential
 phonopy = pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
 
 from jaxmlip.phonons.commensurate import (  # noqa: E402
+    fourier,
     frequencies,
     interpolated_dynamical_matrices,
     mesh_frequencies,
 )
-from jaxmlip.phonons.nac import NAC  # noqa: E402
+from jaxmlip.phonons.modes import mesh_force_constants  # noqa: E402
+from jaxmlip.phonons.nac import NAC, long_range  # noqa: E402
 from jaxmlip.phonons.phonopy_files import (  # noqa: E402
     from_phonopy,
     read_phonopy,
@@ -284,3 +286,21 @@ def test_the_examples_of_phonopy_have_the_frequencies_known_of_them(name):
     ours = mesh_frequencies(run.constants, (12, 12, 12))
     assert ours.max() == pytest.approx(scale * plain.mesh.frequencies.max(), rel=1e-9)
     assert (ours.max() < thz.max() - 0.1) == (run.nac is not None)
+
+
+def test_the_long_range_part_is_that_of_phonopy(any_potential):
+    """To a few per cent of it: phonopy cuts the sum over reciprocal vectors elsewhere."""
+    salt = bulk("NaCl", "rocksalt", 5.0)
+    constants = mesh_force_constants(any_potential, salt, (3, 3, 3))
+    nac = NAC(np.array([1.1 * np.eye(3), -1.1 * np.eye(3)]), 2.4 * np.eye(3), (3, 3, 3))
+    q = np.array([[0.02, 0.01, -0.03], [0.1, 0.05, 0.2], [0.5, 0.1, -0.2]])
+    root = np.sqrt(np.repeat(salt.get_masses(), 3))
+
+    def eigenvalues(D) -> np.ndarray:
+        return np.linalg.eigvalsh(D / (root[:, None] * root)) * THZ_PER_ROOT_EV_PER_A2_U**2
+
+    plain = fourier(constants, q).reshape(3, 6, 6)
+    found = eigenvalues(plain + long_range(nac, salt, q))
+    effect = np.abs(found - eigenvalues(plain)).max()
+    assert effect > 1
+    np.testing.assert_allclose(found, squares(to_phonopy(constants, nac), q), rtol=0, atol=0.03 * effect)
