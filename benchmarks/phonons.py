@@ -235,7 +235,15 @@ def scaling(model: str) -> None:
             str(2 * pairs),
             f"{(memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6:.0f}",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    atoms, rng = bulk("NaCl", "rocksalt", 5.64), np.random.default_rng(0)
+    counts = (8, 80, 800)
+    times = [median(partial(dynamical_matrix, potential, atoms, rng.random((n, 3))), 3) for n in counts]
+    console.print(
+        "2 atoms, time for "
+        + ", ".join(f"{n} wave vectors {t:.2f} s" for n, t in zip(counts, times, strict=True))
+    )
 
 
 def main(settings: Settings) -> None:
