@@ -145,7 +145,8 @@ def median(f, rounds: int) -> float:
 def verdict(mine: list[Point], other: list[Point], console: Console) -> None:
     """The fastest of ours at each accuracy of theirs, and below 1e-3 THz."""
     for point in other:
-        fit = [p for p in mine if p.error <= max(point.error, 1e-9)]
+        # A mesh and a supercell of one size are off by the same, up to what a displacement adds.
+        fit = [p for p in mine if p.error <= 1.01 * point.error]
         best = min(fit, key=lambda p: p.seconds)
         console.print(
             f"  within {point.error:.1e} THz ({point.label}, {point.atoms} atoms): {best.label} takes "
