@@ -64,6 +64,10 @@ class Settings:
     scaling: bool = False  # time and memory against the number of atoms instead
 
 
+def name_of(model: str) -> str:
+    return Path(model).name.removesuffix(".model")
+
+
 def corundum() -> Atoms:
     whole = crystal(
         ["Al", "O"],
@@ -195,7 +199,8 @@ def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: s
         axes.set(xlabel="time for the bands (s)", title=f"{name}, {model}")
         axes.title.set_fontsize(10)
     figure.axes[0].set_ylabel("largest error on the path (THz)")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
@@ -264,7 +269,7 @@ def main(settings: Settings) -> None:
         reference, mine = ours(potential, atoms, q, settings.rounds)
         other = theirs(potential, peer, atoms, q, reference, settings)
         panels[name] = mine, other
-        table = Table(title=f"{name}, {len(q)} wave vectors, {Path(model).stem}", title_justify="left")
+        table = Table(title=f"{name}, {len(q)} wave vectors, {name_of(model)}", title_justify="left")
         for column in ("method", "atoms", "s", "error / THz"):
             table.add_column(column, justify="right")
         for p in mine + other:
@@ -273,7 +278,7 @@ def main(settings: Settings) -> None:
         console.print(f"frequencies from {reference.min():.2f} to {reference.max():.2f} THz", highlight=False)
         verdict(mine, other, console)
     peer.close()
-    draw(panels, Path(model).stem, settings.peer, settings.out)
+    draw(panels, name_of(model), settings.peer, settings.out)
     console.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}; figure: {settings.out}")
     return None
 
