@@ -57,6 +57,7 @@ class Settings:
     peer: Literal["chgnet", "matgl", "mace"] = "chgnet"
     model: str | None = None  # ours; default: by peer
     peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = "python"
+    crystals: tuple[Literal["NaCl", "Al2O3"], ...] = ("NaCl", "Al2O3")
     points: int = 101
     largest: int = 1000  # atoms of phonopy's supercells
     rounds: int = 3
@@ -173,7 +174,7 @@ def verdict(mine: list[Point], other: list[Point], console: Console) -> None:
 def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: str, path: Path) -> None:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, (name, (mine, other)) in zip(
-        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
+        np.atleast_1d(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True
     ):
         for points, colour, marker, label in (
             (other, "#D55E00", "s", f"phonopy with {peer}"),
@@ -263,7 +264,8 @@ def main(settings: Settings) -> None:
     peer = Peer(settings, model, "float32")
     potential = jaxmlip.load(model, "float64")
     panels = {}
-    for name, atoms in (("NaCl", bulk("NaCl", "rocksalt", 5.64)), ("Al2O3", corundum())):
+    for name in settings.crystals:
+        atoms = corundum() if name == "Al2O3" else bulk("NaCl", "rocksalt", 5.64)
         atoms = relax(potential, atoms, fix_symmetry=True).atoms
         q = atoms.cell.bandpath(npoints=settings.points).kpts
         reference, mine = ours(potential, atoms, q, settings.rounds)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 SUPERCELL = 128  # atoms at most
+TOLERANCE = 2e-3  # THz, of Fourier sums; the table has two digits
 DISPLACEMENT = 0.03  # Å, the default of phono3py
 MEASURES = {"hessian": "Hessian", "displaced": f"±{DISPLACEMENT} Å"}
 SHORT = {"rocksalt": "rs", "zincblende": "zb", "wurtzite": "wz"}
@@ -107,7 +108,14 @@ def softening(
     jobs = list(zip(materials, repeats, primitive, repeated, strict=True))
     rows = []
     for material, n, room, wide in track(jobs, f"phonons of {potential.name}"):
-        modes = mesh_modes(potential, material.atoms, material.mesh, memory_limit=memory_limit, room=room)
+        modes = mesh_modes(
+            potential,
+            material.atoms,
+            material.mesh,
+            tolerance=TOLERANCE,
+            memory_limit=memory_limit,
+            room=room,
+        )
         by_forces = displaced_force_constants(
             potential, material.atoms, n, DISPLACEMENT, symmetry=True, room=wide
         )

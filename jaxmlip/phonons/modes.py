@@ -42,6 +42,7 @@ TOLERANCE = 1e-4  # THz: how far a Fourier sum may be from the matrices that it 
 REACH = 20.0  # Å: how wide the supercell is that fits the first mesh that is tried for a Fourier sum
 GROWTH = 1.4  # from one mesh to the next
 PROBES = 4  # wave vectors at which it is tried, and as many more of the lowest frequencies
+SOFT = 0.1  # THz
 SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
 
 
@@ -77,7 +78,8 @@ def phonon_modes(
 
     `nac` adds the long-range part of polar crystals (see `long_range`), at q = 0 its limit along the rows of
     `directions` (q, 3). `method` is "exact", each D(q) by itself; or "fourier", as a sum from a mesh that
-    is refined until it repeats exact frequencies within 1e-4 THz; or "auto", whichever is cheaper. The space
+    is refined until it repeats exact frequencies within 1e-4 THz (those below 0.1 THz: their squares as
+    well as that); or "auto", whichever is cheaper. The space
     group saves work in each; without `symmetry` it is left alone.
 
     Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
@@ -100,6 +102,7 @@ class How(NamedTuple):
     symmetry: bool
     memory_limit: float | None
     room: batching.Capacity | None = None
+    tolerance: float = TOLERANCE  # THz
 
 
 def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Modes:
@@ -133,12 +136,14 @@ def mesh_modes(
     symmetry: bool = True,
     nac: NAC | None = None,
     method: str = "auto",
+    tolerance: float = TOLERANCE,
     memory_limit: float | None = None,
     room: batching.Capacity | None = None,
 ) -> Modes:
     """The modes on a Γ-centred mesh; with `symmetry` those of one of each star of wave vectors, weighted.
 
-    Crystals that are padded to the same `room` share compiled programs. See `phonon_modes` for the rest.
+    `tolerance` (THz) is how far a Fourier sum may be off. Crystals that are padded to the same `room` share
+    compiled programs. See `phonon_modes` for the rest.
     """
     atoms = _checked(crystal)
     reduced = reduced_mesh(mesh, space_group(atoms) if symmetry else None)
@@ -149,7 +154,7 @@ def mesh_modes(
         reduced.weights,
         nac,
         None,
-        How(method, symmetry, memory_limit, room),
+        How(method, symmetry, memory_limit, room, tolerance),
     )
     return replace(found, mesh=reduced)
 
@@ -208,14 +213,23 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
         D = fourier(constants, q_points).reshape(-1, size, size)
         probes = _probes(_frequencies(D, atoms), q_points, mesh)
         exact = _frequencies(_exact(potential, atoms, q_points[probes], how), atoms)
-        off = np.abs(_frequencies(D[probes], atoms) - exact).max(initial=0)
-        if off < TOLERANCE:
+        off = _apart(_frequencies(D[probes], atoms), exact)
+        if off < how.tolerance:
             points = " x ".join(map(str, mesh))
             method = f"Fourier sum from {points} wave vectors, off by {off:.0e} THz at {len(probes)} others"
             return D, asymmetry, method
         reach *= GROWTH
     D = _exact(potential, atoms, q_points, how)
     return D, bloch.asymmetry(D), "exact at each wave vector"
+
+
+def _apart(found, exact) -> float:
+    """The largest deviation in THz; of modes below 0.1 THz that of the square, as if they were at 0.1 THz.
+
+    Where ω² passes through zero, no sum is so fine that its root could be compared.
+    """
+    squares = np.sign(found) * found**2 - np.sign(exact) * exact**2
+    return float(np.abs(squares / (2 * np.maximum(np.abs(exact), SOFT))).max(initial=0))
 
 
 def _probes(frequencies, q_points, mesh) -> np.ndarray:
