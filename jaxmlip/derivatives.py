@@ -235,13 +235,17 @@ def _block_size(
     return min(columns, default if asked is None else asked)
 
 
-def _plan(potential, graph, block_size, memory_limit, columns: int, program=None) -> MemoryPlan:
-    """`program(tangent_map, positions, block)` lowers what runs for each block; default: Hessian columns."""
+def _plan(potential, graph, block_size, memory_limit, columns: int, program=None, blocks=None) -> MemoryPlan:
+    """As for Hessian columns, or for another program.
+
+    `program(tangent_map, positions, block)` lowers what runs for each block, whose size is at first
+    `blocks(tangent_map, block_size)`.
+    """
     program = program or (lambda *args: _apply.lower(*args[:2], np.zeros(args[2], int)))
     limit = np.inf if memory_limit is None else memory_limit
     args = (potential.energy_fn, potential.arrays, graph)
     tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
-    block = _block_size(tangent_map, block_size, columns)
+    block = (blocks or partial(_block_size, columns=columns))(tangent_map, block_size)
     kept = _kept(tangent_map)
     if _resident() + kept > limit:
         raise MemoryLimitError(

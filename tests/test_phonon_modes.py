@@ -228,10 +228,10 @@ def test_the_long_range_part_splits_optical_modes_by_the_plasma_frequency(any_po
 
 def test_the_long_range_part_vanishes_on_its_mesh_and_is_continuous_towards_its_limit(salt, nac):
     q = np.array([[1 / 3, 0, 0], [2 / 3, 1 / 3, 0]])
-    scale = np.abs(long_range(nac, salt, np.zeros((1, 3)), np.array([1.0, 0, 0]))).max()
+    scale = np.abs(long_range(nac, salt, np.zeros((1, 3)), np.array([[1.0, 0, 0]]))).max()
     assert np.abs(long_range(nac, salt, q)).max() < 1e-6 * scale
     direction = np.array([0.1, 0.3, -0.2])
-    limit = long_range(nac, salt, np.zeros((1, 3)), direction)
+    limit = long_range(nac, salt, np.zeros((1, 3)), direction[None])
     near = long_range(nac, salt, 1e-4 * direction[None])
     np.testing.assert_allclose(near, limit, rtol=0, atol=1e-2 * scale * 0.05)
     D = long_range(nac, salt, Q)

@@ -17,7 +17,7 @@ Wave vectors q are in reciprocal lattice units throughout: q·R with R in whole 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from jaxmlip import batching
 from jaxmlip.columns import second_axis_vmap
-from jaxmlip.derivatives import _block_size, _counted, _linearise, _plan, gradient, strain
+from jaxmlip.derivatives import _block_size, _counted, _linearise, _packed, _plan, gradient, strain
 from jaxmlip.graph import CrystalGraph, as_atoms
 from jaxmlip.phonons.symmetry import Pairs, completed, needed_columns, space_group
 from jaxmlip.progress import track
@@ -71,14 +71,19 @@ def dynamical_matrix(
     Raises ValueError where `q_points` is not of shape (q, 3) and finite, or as `from_atoms` does, and
     MemoryLimitError as `hessian_columns` does.
     """
+    if phase not in get_args(Phase):
+        raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
     atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
-    graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
+    graph = _packed(potential, atoms, memory_limit, room)
     group = space_group(atoms) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
     with _counted(memory_limit), potential.precision():
         if memory_limit is not None:
+            # At most so many as without a limit.
+            columns = min(COLUMNS, 2 * len(pairs.wave))
+            blocks = partial(_block_size, columns=columns, most=COLUMNS, size=COLUMN_BYTES)
             block_size = _plan(
-                potential, graph, block_size, memory_limit, 6 * len(atoms), _columns_program
+                potential, graph, block_size, memory_limit, columns, _columns_program, blocks
             ).block_size
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
         real = _real_columns(tangent_map, block_size)
@@ -197,8 +202,6 @@ def _convention(D, atoms, q_points, mass_weighted: bool, phase: Phase):
     if phase == "atoms":
         turn = position_phases(atoms, q_points)
         D = D * (turn.conj()[:, :, None] * turn[:, None, :])
-    elif phase != "cells":
-        raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
     return D
 
 

@@ -79,8 +79,8 @@ def phonon_modes(
     `nac` adds the long-range part of polar crystals (see `long_range`), at q = 0 its limit along the rows of
     `directions` (q, 3). `method` is "exact", each D(q) by itself; or "fourier", as a sum from a mesh that
     is refined until it repeats exact frequencies within 1e-4 THz (those below 0.1 THz: their squares as
-    well as that); or "auto", whichever is cheaper. The space
-    group saves work in each; without `symmetry` it is left alone.
+    well as that); or "auto", whichever is cheaper. The space group saves work in each; without `symmetry` it
+    is left alone.
 
     Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
     """
@@ -109,9 +109,7 @@ def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Mo
     D, asymmetry, method = _matrices(potential, atoms, q_points, how)
     if nac is not None:
         nac = nac.check(atoms)
-        rows = [None] * len(q_points) if directions is None else directions
-        added = [long_range(nac, atoms, q[None], d)[0] for q, d in zip(q_points, rows, strict=True)]
-        D = D + np.array(added)
+        D = D + long_range(nac, atoms, q_points, directions)
     squares, vectors = np.linalg.eigh(_hermitian(_weighed(D, atoms)))
     turn = bloch.position_phases(atoms, q_points).conj()
     even = np.full(len(q_points), 1 / max(1, len(q_points)))
@@ -202,7 +200,7 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
     group = space_group(atoms) if how.symmetry else identity(len(atoms))
     size = 3 * len(atoms)
     cost, reach = 0, REACH
-    direct = len(needed_columns(q_points, group).wave)
+    direct = len(needed_columns(q_points, group).wave) if how.method == "auto" else 0
     while how.method != "exact":
         mesh = wide_mesh(atoms, reach)
         # Each mesh that turns out too coarse was in vain.

@@ -54,11 +54,12 @@ class NAC:
 
 
 def long_range(
-    nac: NAC, atoms: Atoms, q_points: np.ndarray, direction: np.ndarray | None = None
+    nac: NAC, atoms: Atoms, q_points: np.ndarray, directions: np.ndarray | None = None
 ) -> np.ndarray:
     """What to add to D(q), (q, 3N, 3N) in eV/Å², with the phases of cells.
 
-    At q = 0 the limit along `direction` (reciprocal lattice units) is taken, or, without one, none.
+    At q = 0 the limit along its row of `directions` (q, 3) is taken, in reciprocal lattice units, or, without
+    them, none.
     """
     p = nac.check(atoms)
     mesh = np.moveaxis(np.indices(p.mesh), 0, -1).reshape(-1, 3) / p.mesh
@@ -66,10 +67,10 @@ def long_range(
     on_mesh = _dipoles(p, atoms, np.where(mesh > 0.5, mesh - 1, mesh), None)
     phi = np.fft.fftn(on_mesh.reshape(*p.mesh, n, 3, n, 3), axes=(0, 1, 2), norm="forward").real
     smooth = fourier(ForceConstants(atoms, phi), q_points).reshape(-1, 3 * n, 3 * n)
-    return _dipoles(p, atoms, q_points, direction) - smooth
+    return _dipoles(p, atoms, q_points, directions) - smooth
 
 
-def _dipoles(p: NAC, atoms: Atoms, q_points, direction) -> np.ndarray:
+def _dipoles(p: NAC, atoms: Atoms, q_points, directions) -> np.ndarray:
     reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T  # rows
     # Beyond the mesh's supercell the smooth part must be gone: e^{-Λ² r²/ε} there.
     width = np.linalg.norm(np.array(p.mesh)[:, None] * atoms.cell.array, axis=1).min()
@@ -88,8 +89,8 @@ def _dipoles(p: NAC, atoms: Atoms, q_points, direction) -> np.ndarray:
             K = np.delete(K, origin, axis=0)
         stretch = np.einsum("kx,xy,ky->k", K, p.dielectric, K)
         weight = np.exp(-stretch / (4 * Λ**2)) / stretch
-        if not np.any(q) and direction is not None and np.any(direction):
-            unit = direction @ reciprocal
+        if not np.any(q) and directions is not None and np.any(directions[k]):
+            unit = directions[k] @ reciprocal
             K, weight = np.concatenate([K, unit[None]]), np.append(weight, 1 / (unit @ p.dielectric @ unit))
         charge = np.einsum("kx,ixa->kia", K, p.born)
         # The limit along a direction has no phase: it is the term G = 0 at q = 0.
