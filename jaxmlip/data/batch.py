@@ -1,0 +1,112 @@
+"""Several labelled crystals as arrays of one shape, with a weight for every label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmlip import batching
+from jaxmlip.data.labels import Labels
+from jaxmlip.graph import CrystalGraph
+
+
+class Example(NamedTuple):
+    """One crystal as its graph (NumPy, without padding), with its labels."""
+
+    graph: CrystalGraph
+    labels: Labels
+
+
+@flax.struct.dataclass
+class PerLabel:
+    """One number for each label of a batch: how much it counts; 0 for padding and for what is not known."""
+
+    energy: Float[Array, " crystals"]
+    forces: Float[Array, " atoms"]
+    stress: Float[Array, " crystals"]
+    magmoms: Float[Array, " atoms"]
+    hessian: Float[Array, " atoms"]
+
+
+@flax.struct.dataclass
+class Batch:
+    """A packed graph with the labels of its crystals; zeros where there is none.
+
+    `hessian` is what the Hessian makes of the displacements `probe`, H · probe: the two together are one
+    column of the Hessian of each crystal, or one random mixture of those that are known.
+    """
+
+    graph: CrystalGraph
+    energy: Float[Array, " crystals"]  # eV, without the reference energies that `collate` was given
+    forces: Float[Array, "atoms 3"]  # eV/Å
+    stress: Float[Array, "crystals 3 3"]  # eV/Å³
+    magmoms: Float[Array, " atoms"]  # μB
+    probe: Float[Array, "atoms 3"]  # Å
+    hessian: Float[Array, "atoms 3"]  # eV/Å
+    atoms: Float[Array, " crystals"]  # number of atoms of each crystal; 1 for padding
+    weights: PerLabel
+
+
+def collate(
+    examples: Sequence[Example],
+    room: batching.Capacity,
+    reference_energies: Float[np.ndarray, " elements"],
+    rng: np.random.Generator,
+    dtype=np.float32,
+    mixed: bool = False,
+) -> Batch:
+    """`examples` as one batch of the capacity `room`.
+
+    `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that what is
+    left fits float32. For each crystal with a Hessian `rng` picks one of its columns, or, where `mixed`, a
+    mixture of all with normal weights (Hutchinson's probe).
+
+    Raises ValueError where they do not fit.
+    """
+    graph = batching.pack([e.graph for e in examples], room, dtype)
+    A, C = room.atoms, room.crystals
+    energy, stress, atoms = np.zeros(C, dtype), np.zeros((C, 3, 3), dtype), np.ones(C, dtype)
+    forces, probe, hessian = (np.zeros((A, 3), dtype) for _ in range(3))
+    magmoms = np.zeros(A, dtype)
+    per_crystal = {"energy": np.zeros(C, dtype), "stress": np.zeros(C, dtype)}
+    per_atom = {name: np.zeros(A, dtype) for name in ("forces", "magmoms", "hessian")}
+    start = 0
+    for c, (g, labels) in enumerate(examples):
+        own = slice(start, start + len(g.species))
+        start = own.stop
+        atoms[c] = len(g.species)
+        if labels.energy is not None:
+            energy[c] = labels.energy - reference_energies[g.species].sum()
+        if labels.forces is not None:
+            forces[own] = labels.forces
+        if labels.stress is not None:
+            stress[c] = labels.stress
+        if labels.magmoms is not None:
+            magmoms[own] = labels.magmoms
+        if labels.hessian is not None:
+            probe[own], hessian[own] = _probe(labels, len(g.species), rng, mixed)
+        for name in labels.known:
+            if name in per_crystal:
+                per_crystal[name][c] = labels.weight
+            else:
+                per_atom[name][own] = labels.weight
+    weights = PerLabel(**per_crystal, **per_atom)
+    return Batch(graph, energy, forces, stress, magmoms, probe, hessian, atoms, weights)
+
+
+def _probe(labels: Labels, atoms: int, rng: np.random.Generator, mixed: bool):
+    k = len(labels.hessian)
+    mixture = rng.normal(size=k) if mixed else np.eye(k)[rng.integers(k)]
+    probe = np.zeros(3 * atoms)
+    probe[labels.columns] = mixture
+    return probe.reshape(atoms, 3), np.einsum("k,kax->ax", mixture, labels.hessian)
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Batches of one capacity with a new leading axis, one entry for each device."""
+    return jax.tree.map(lambda *x: np.stack(x), *batches)

@@ -1,0 +1,104 @@
+"""What is known of a crystal from DFT: the one type that readers make and that everything else takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase import Atoms
+from jaxtyping import Float, Int
+
+PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian")
+
+
+class LabelError(ValueError):
+    """A label that cannot be true: what was found, of which crystal, and what was needed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of one crystal of N atoms, in NumPy and float64; None: not known.
+
+    `hessian[k]` is the column of the Hessian that belongs to the displacement of atom `columns[k] // 3` along
+    axis `columns[k] % 3`: the force constants ∂²E/∂r∂r of that row with all atoms of this cell.
+    """
+
+    energy: float | None = None  # eV, of the whole crystal
+    forces: Float[np.ndarray, "N 3"] | None = None  # eV/Å
+    stress: Float[np.ndarray, "3 3"] | None = None  # eV/Å³, positive in tension, as in ASE
+    magmoms: Float[np.ndarray, " N"] | None = None  # μB
+    columns: Int[np.ndarray, " k"] | None = None
+    hessian: Float[np.ndarray, "k N 3"] | None = None  # eV/Å²
+    weight: float = 1.0  # of this crystal in every loss
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Which of PROPERTIES there are."""
+        return tuple(p for p in PROPERTIES if getattr(self, p) is not None)
+
+    def check(self, atoms: int, of: str) -> Labels:
+        """These labels, as float64. Raises LabelError where one is not finite or not of its shape."""
+        shapes = {
+            "energy": (),
+            "forces": (atoms, 3),
+            "stress": (3, 3),
+            "magmoms": (atoms,),
+            "hessian": (None, atoms, 3),
+        }
+        found = {}
+        for name in self.known:
+            value = np.asarray(getattr(self, name), dtype=np.float64)
+            needed = (
+                tuple(n if m is None else m for m, n in zip(shapes[name], value.shape, strict=False))
+                if value.ndim == len(shapes[name])
+                else shapes[name]
+            )
+            if value.shape != needed:
+                raise LabelError(f"{of}: found {name} of shape {value.shape}, needed {needed}.")
+            if not np.isfinite(value).all():
+                raise LabelError(
+                    f"{of}: found {name} with {int((~np.isfinite(value)).sum())} numbers that are not finite. "
+                    "Leave out the label or the crystal; the calculation probably did not converge."
+                )
+            found[name] = float(value) if name == "energy" else value
+        if self.hessian is not None:
+            columns = np.asarray(() if self.columns is None else self.columns)
+            if columns.shape != (len(self.hessian),) or not np.issubdtype(columns.dtype, np.integer):
+                raise LabelError(
+                    f"{of}: found {len(self.hessian)} columns of the Hessian and columns={self.columns!r}, needed "
+                    "the number 3 * atom + axis of each."
+                )
+            if len(columns) and (columns.min() < 0 or columns.max() >= 3 * atoms):
+                raise LabelError(f"{of}: found columns up to {columns.max()}, needed 0 to {3 * atoms - 1}.")
+            found["columns"] = columns.astype(np.int32)
+        if not (np.isfinite(self.weight) and self.weight >= 0):
+            raise LabelError(f"{of}: found weight {self.weight}, needed a number that is not negative.")
+        return replace(self, **found)
+
+    def only(self, properties) -> Labels:
+        """These labels without those that are not among `properties`."""
+        gone = {p: None for p in PROPERTIES if p not in properties}
+        return replace(self, **gone, **({"columns": None} if "hessian" in gone else {}))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCrystal:
+    """A crystal with its labels. Readers make it; `checked` proves it."""
+
+    atoms: Atoms  # periodic, without calculator
+    labels: Labels
+    material: str = ""  # crystals of one material stay on one side of a split; default: the formula
+    name: str = ""  # where it comes from, for messages: a file and a number, or an identifier
+
+    def checked(self) -> LabelledCrystal:
+        """This crystal with labels in float64. Raises LabelError, or ValueError as `from_atoms` does."""
+        from jaxmlip.graph import check_crystal
+
+        of = self.name or self.atoms.get_chemical_formula()
+        try:
+            check_crystal(self.atoms)
+        except ValueError as error:
+            raise LabelError(f"{of}: {error}") from None
+        labels = self.labels.check(len(self.atoms), of)
+        material = self.material or self.atoms.get_chemical_formula("hill", empirical=True)
+        return replace(self, labels=labels, material=material, name=of)
