@@ -57,16 +57,16 @@ class Labels:
                 raise LabelError(f"{of}: found {name} of shape {value.shape}, needed {needed}.")
             if not np.isfinite(value).all():
                 raise LabelError(
-                    f"{of}: found {name} with {int((~np.isfinite(value)).sum())} numbers that are not finite. "
-                    "Leave out the label or the crystal; the calculation probably did not converge."
+                    f"{of}: found {name} with {int((~np.isfinite(value)).sum())} numbers that are not "
+                    "finite. Leave out the label or the crystal; the calculation probably did not converge."
                 )
             found[name] = float(value) if name == "energy" else value
         if self.hessian is not None:
             columns = np.asarray(() if self.columns is None else self.columns)
             if columns.shape != (len(self.hessian),) or not np.issubdtype(columns.dtype, np.integer):
                 raise LabelError(
-                    f"{of}: found {len(self.hessian)} columns of the Hessian and columns={self.columns!r}, needed "
-                    "the number 3 * atom + axis of each."
+                    f"{of}: found {len(self.hessian)} columns of the Hessian and columns={self.columns!r}, "
+                    "needed the number 3 * atom + axis of each."
                 )
             if len(columns) and (columns.min() < 0 or columns.max() >= 3 * atoms):
                 raise LabelError(f"{of}: found columns up to {columns.max()}, needed 0 to {3 * atoms - 1}.")
