@@ -13,7 +13,7 @@ from ase.io import write
 from conftest import small_potential
 
 from jaxmlip import hessian, plan_hessian
-from jaxmlip.cli import COMMANDS
+from jaxmlip.cli import COMMANDS, Group, main
 from jaxmlip.phonons import dynamical_matrix
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
@@ -164,3 +164,18 @@ def test_help_names_every_command(folder):
     assert done.returncode == 0
     for command in COMMANDS:
         assert command in done.stdout
+
+
+@pytest.mark.parametrize("others", [{}, {"sing": lambda: None}])
+def test_a_command_of_two_words_runs_and_is_described_with_its_group(monkeypatch, capsys, others):
+    def count(to: int) -> None:
+        """Counts."""
+        print("counted to", to)
+
+    monkeypatch.setitem(COMMANDS, "numbers", Group("What numbers are for.", {"count": count, **others}))
+    main(["numbers", "count", "--to", "3"])
+    assert capsys.readouterr().out == "counted to 3\n"
+    for words, said in ((["--help"], "What numbers are for."), (["numbers", "--help"], "Counts.")):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert said in capsys.readouterr().out

@@ -1,0 +1,66 @@
+"""The console script `jaxmlip`: each command is one function, its arguments are its options."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, Union
+
+import tyro
+from rich.console import Console
+
+from jaxmlip.cli import against_dft, curvature, models
+
+
+class Group(NamedTuple):
+    """Commands of two words, such as `jaxmlip data inspect`, by their second."""
+
+    about: str  # what `jaxmlip --help` says of them together
+    commands: dict[str, Callable]
+
+
+COMMANDS: dict[str, Callable | Group] = {
+    "models": models.models,
+    "convert": models.convert,
+    "predict": models.predict,
+    "hessian": curvature.hessian,
+    "phonons": curvature.phonons,
+    "relax": curvature.relax,
+    "elastic": curvature.elastic,
+    "softening": against_dft.softening,
+    "compare": against_dft.compare,
+    "softening-scale": against_dft.softening_scale,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; what goes wrong is said in a few lines on standard error, with exit code 1."""
+    warnings.showwarning = lambda message, *_: _say(f"warning: {message}", "yellow")
+    try:
+        tyro.cli(
+            _one_of(COMMANDS),
+            prog="jaxmlip",
+            description="The curvature of universal interatomic potentials.",
+            args=arguments,
+        )
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        _say(f"error: {error}", "red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _one_of(commands: dict[str, Callable | Group]) -> Any:
+    """The type that tyro reads as a choice of these; making an instance of it runs one."""
+    found = [Annotated[None, tyro.conf.Suppress]]  # never offered; makes a choice of a single command, too
+    for name, run in commands.items():
+        about = None
+        if isinstance(run, Group):
+            about, run = run.about, _one_of(run.commands)
+        found.append(Annotated[Any, tyro.conf.subcommand(name, description=about, constructor=run)])
+    return Union[tuple(found)]  # noqa: UP007 (the number of commands is known here alone)
+
+
+def _say(text: str, style: str) -> None:
+    Console(stderr=True).print(text, style=style, highlight=False, markup=False, soft_wrap=True)

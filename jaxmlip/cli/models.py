@@ -1,0 +1,106 @@
+"""Models and what they predict: `jaxmlip models`, `convert`, `predict`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional
+from jaxmlip.cli.crystals import naming, read_all
+from jaxmlip.cli.tables import print_table, table_of
+
+
+def models() -> None:
+    """Lists the known public models, where they come from, and which are cached."""
+    from jaxmlip.sources import MODELS, cached
+
+    columns = ("name", "architecture", "functional", "source", "licence", "cached")
+    table = table_of("public models", columns, left=columns)
+    here = set(cached())
+    for name, model in MODELS.items():
+        table.add_row(
+            name,
+            model.architecture,
+            model.functional,
+            str(model.origin),
+            model.licence,
+            "yes" if name in here else "no",
+        )
+    print_table(table)
+
+
+def convert(
+    source: Positional[Path], out: Positional[Path], name: str | None = None, head: str | None = None
+) -> None:
+    """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
+
+    Args:
+        source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
+        out: the folder to write model.safetensors and manifest.json to
+        name: what to call the model; default: the name of the file
+        head: the one to take of a model with several
+    """
+    from weights_convert.conversion import convert_file
+
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; needed a torch checkpoint, a file or a folder.")
+    potential = convert_file(source, name, head)
+    potential.save(out)
+    Console().print(f"{potential.name}: {potential.parameter_count:,} parameters, written to {out}")
+
+
+def predict(
+    files: Positional[list[Path]],
+    model: Model = DEFAULT_MODEL,
+    dtype: DType = "float32",
+    json_: AsJson = False,
+) -> None:
+    """Energy, forces, stress and magnetic moments of every structure in FILES.
+
+    Args:
+        files: structures in any format that ASE or pymatgen reads
+        model: which potential
+        dtype: precision of the computation
+        json_: print everything as JSON instead of a table
+    """
+    from jaxmlip.sources import load
+    from jaxmlip.units import GPA_PER_EV_PER_A3
+
+    crystals = read_all(files)
+    potential = load(model, dtype)
+    for path, k, atoms in crystals:
+        naming(path, k, potential.graph, atoms)
+    found = potential.predict([atoms for *_, atoms in crystals])
+    if json_:
+        rows = [
+            {
+                "file": str(path),
+                "index": k,
+                "formula": atoms.get_chemical_formula(),
+                **{name: np.asarray(x).tolist() for name, x in prediction.items()},
+            }
+            for (path, k, atoms), prediction in zip(crystals, found, strict=True)
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    table = table_of(
+        f"{potential.name}, {dtype}",
+        ("file", "formula", "atoms", "energy / eV", "eV/atom", "max |F| / eV/Å", "p / GPa", "Σ|m| / μB"),
+        left=("file", "formula"),
+    )
+    for (path, k, atoms), prediction in zip(crystals, found, strict=True):
+        moments = f"{np.abs(prediction['magmoms']).sum():.2f}" if "magmoms" in prediction else "-"
+        table.add_row(
+            f"{path}" + (f" [{k}]" if k else ""),
+            atoms.get_chemical_formula(),
+            str(len(atoms)),
+            f"{prediction['energy']:.4f}",
+            f"{prediction['energy'] / len(atoms):.4f}",
+            f"{np.linalg.norm(prediction['forces'], axis=1).max():.4f}",
+            f"{-np.trace(prediction['stress']) / 3 * GPA_PER_EV_PER_A3:.3f}",
+            moments,
+        )
+    print_table(table)
