@@ -69,7 +69,7 @@ class Energy:
         variables = {"params": params["network"], "constants": params.get("constants", {})}
         sites = self.model.apply(variables, graph)
         reference = params["reference_energies"][graph.species]
-        total = sites["site_energies"] + jnp.where(graph.is_atom, reference, 0.0)
+        total = params.get("scale", 1.0) * sites["site_energies"] + jnp.where(graph.is_atom, reference, 0.0)
         return sum_over_crystals(total, graph), {**sites, "site_energies": total}
 
 
@@ -93,7 +93,8 @@ class Potential:
 
     name: str
     model: nn.Module
-    # {"network": …, "reference_energies": by atomic number, "constants": what training leaves alone, if any},
+    # {"network": …, "reference_energies": by atomic number, "constants": what training leaves alone, if any,
+    # "scale": a number that multiplies what the network gives, if it is not 1},
     # in NumPy and the precision in which they were published.
     params: Any
     elements: tuple[int, ...]  # atomic numbers that the potential was fitted to
@@ -209,8 +210,8 @@ class Potential:
         folder = Path(folder)
         manifest = _read_manifest(folder)
         model = _make_model(manifest, folder)
-        shapes = parameter_shapes(model)
         tensors = _read_tensors(folder, manifest)
+        shapes = parameter_shapes(model) | ({"scale": ()} if "scale" in tensors else {})
         wrong = [f"{n}: missing" for n in shapes if n not in tensors]
         wrong += [f"{n}: unknown" for n in tensors if n not in shapes]
         wrong += [

@@ -48,7 +48,7 @@ class Batch:
     magmoms: Float[Array, " atoms"]  # μB
     probe: Float[Array, "atoms 3"]  # Å
     hessian: Float[Array, "atoms 3"]  # eV/Å
-    atoms: Float[Array, " crystals"]  # number of atoms of each crystal; 1 for padding
+    atoms: Float[Array, " crystals"]  # number of atoms of each crystal, 0 for padding
     weights: PerLabel
 
 
@@ -70,7 +70,7 @@ def collate(
     """
     graph = batching.pack([e.graph for e in examples], room, dtype)
     A, C = room.atoms, room.crystals
-    energy, stress, atoms = np.zeros(C, dtype), np.zeros((C, 3, 3), dtype), np.ones(C, dtype)
+    energy, stress, atoms = np.zeros(C, dtype), np.zeros((C, 3, 3), dtype), np.zeros(C, dtype)
     forces, probe, hessian = (np.zeros((A, 3), dtype) for _ in range(3))
     magmoms = np.zeros(A, dtype)
     per_crystal = {"energy": np.zeros(C, dtype), "stress": np.zeros(C, dtype)}

@@ -1,0 +1,111 @@
+"""Optimisers and what they act on: which parameters are trained, how fast, and with which average."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import optax
+
+# What the words that `train` knows stand for, in the names of parameters.
+GROUPS = {
+    "all": r"^network/",
+    "readout": r"^network/readout|^network/scale$",
+    "scale": r"^scale$",
+    "references": r"^reference_energies$",
+}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move; the defaults are those of the fine-tuning of arXiv:2405.07105."""
+
+    name: Literal["adam", "adamw", "amsgrad"] = "adam"
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5  # where the cosine ends
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0  # of linear growth from zero
+    weight_decay: float = 0.0  # of adamw alone, decoupled
+    clip: float | None = None  # largest norm of the gradient of all parameters
+    ema: float | None = None  # decay of the moving average of parameters that is validated and exported
+    accumulate: int = 1  # batches whose gradients are averaged for one update
+    # "all" is the network; "readout", "scale" (one number that multiplies what the network gives, the linear
+    # correction of arXiv:2405.07105), "references" (energies by element); others are regular expressions for
+    # names such as network/atom_conv_0/bond/kernel.
+    train: tuple[str, ...] = ("all",)
+    freeze: tuple[str, ...] = ()  # taken out again, in the same words
+
+    def __post_init__(self):
+        for key, known in {"name": ("adam", "adamw", "amsgrad"), "schedule": ("cosine", "constant")}.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"found {key}={getattr(self, key)!r}, needed one of {', '.join(known)}.")
+        if self.learning_rate <= 0 or self.final_learning_rate < 0 or self.accumulate < 1:
+            raise ValueError(
+                f"found learning_rate={self.learning_rate}, final_learning_rate={self.final_learning_rate} "
+                f"and accumulate={self.accumulate}, needed a positive rate, one that is not negative, and at "
+                "least 1."
+            )
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"found ema={self.ema}, needed a decay below 1, such as 0.999.")
+        if self.weight_decay and self.name != "adamw":
+            raise ValueError(f"found weight_decay={self.weight_decay} with {self.name}, needed name='adamw'.")
+
+
+def trained(config: OptimizerConfig, names: Iterable[str]) -> list[str]:
+    """The names of the parameters that are trained.
+
+    Raises ValueError where a pattern matches none, with the near names, or where nothing is left.
+    """
+    names = [n for n in names if not n.startswith("constants/")]
+    chosen = {n for pattern in config.train for n in _matching(pattern, names)}
+    chosen -= {n for pattern in config.freeze for n in _matching(pattern, names)}
+    if not chosen:
+        raise ValueError(
+            f"train={list(config.train)} and freeze={list(config.freeze)} leave no parameter to train; "
+            "needed at least one."
+        )
+    return sorted(chosen)
+
+
+def _matching(pattern: str, names: list[str]) -> list[str]:
+    try:
+        found = [n for n in names if re.search(GROUPS.get(pattern, pattern), n)]
+    except re.error as error:
+        raise ValueError(f"found the pattern {pattern!r}, needed a regular expression ({error}).") from None
+    if not found:
+        near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3)
+        raise ValueError(
+            f"no parameter is called {pattern!r}; needed one of {', '.join(GROUPS)} or a regular expression "
+            f"for names such as {', '.join(near or names[:5])}."
+        )
+    return found
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate at each of `steps` batches."""
+    updates = max(1, steps // config.accumulate)
+    warmup = min(config.warmup_steps, updates)
+    if config.schedule == "constant":
+        after = optax.constant_schedule(config.learning_rate)
+    else:
+        ratio = config.final_learning_rate / config.learning_rate
+        after = optax.cosine_decay_schedule(config.learning_rate, max(1, updates - warmup), ratio)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimiser for a run of `steps` batches."""
+    rate = learning_rate(config, steps)
+    kinds = {
+        "adam": lambda: optax.adam(rate),
+        "adamw": lambda: optax.adamw(rate, weight_decay=config.weight_decay),
+        "amsgrad": lambda: optax.amsgrad(rate),
+    }
+    clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip)
+    chain = optax.chain(clip, kinds[config.name]())
+    return chain if config.accumulate == 1 else optax.MultiSteps(chain, config.accumulate)

@@ -1,0 +1,57 @@
+"""Data parallelism: one mesh with the axis "data" over all devices of all hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+
+
+def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the other processes of a run on several hosts; to be called before anything is computed.
+
+    Without arguments the address and the numbers come from SLURM, Open MPI or a TPU slice; else `coordinator`
+    is host:port of process 0. Raises ValueError where only some of the three are given.
+    """
+    given = [x is not None for x in (coordinator, processes, process)]
+    if any(given) and not all(given):
+        raise ValueError(
+            f"found coordinator={coordinator!r}, processes={processes} and process={process}, needed all "
+            "three, or none where SLURM, Open MPI or a TPU slice knows them."
+        )
+    jax.distributed.initialize(coordinator, processes, process)
+
+
+def make_mesh(devices: int | None = None) -> Mesh:
+    """The mesh over the first `devices` devices; default: all of all processes."""
+    found = jax.devices()
+    kinds = ", ".join(sorted({d.device_kind for d in found}))
+    if devices is not None and not 1 <= devices <= len(found):
+        raise ValueError(
+            f"found devices={devices}, needed 1 to {len(found)}: {kinds}. "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of one CPU."
+        )
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices or len(found),), (AXIS,), axis_types=auto, devices=found[:devices])
+
+
+def local_shards(mesh: Mesh) -> list[int]:
+    """The positions on the mesh that this process feeds, in order."""
+    return [k for k, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays on every device."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree)
+
+
+def spread(batch: Any, mesh: Mesh) -> Any:
+    """Arrays whose leading axis are this process's shards as arrays over the whole mesh, one shard a
+    device."""
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)

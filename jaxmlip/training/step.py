@@ -1,0 +1,182 @@
+"""One step of training: (state, batch) -> (state, metrics), the same program on one device and on thousands.
+
+Each device computes the sums and the gradient of its shard; counts and gradients are added over the mesh.
+What a step divides by is the count of the whole batch, so sharding changes rounding and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxmlip.data.batch import Batch
+from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.potential import Potential
+from jaxmlip.training import parallel
+from jaxmlip.training.losses import LossConfig, errors, means, sums
+from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained
+
+Flat = dict[str, jax.Array]  # parameters by name, such as network/readout/layer_0/kernel
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes during training."""
+
+    params: Flat  # those that are trained
+    opt_state: Any
+    ema: Flat | None  # their moving average, where one is asked for
+    step: jax.Array  # batches seen
+
+    @property
+    def eval_params(self) -> Flat:
+        """What is validated and exported: the average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(potential: Potential, config: OptimizerConfig, steps: int, mesh: Mesh) -> TrainState:
+    """The state before the first of `steps` batches.
+
+    Raises ValueError where the patterns of `config` match no parameter, as `trained` does.
+    """
+    flat = flat_params(potential)
+    with _precision(potential):
+        params = {name: flat[name] for name in trained(config, flat)}
+        state = TrainState(
+            params=params,
+            opt_state=make_optimizer(config, steps).init(params),
+            ema=None if config.ema is None else params,
+            step=np.zeros((), np.int32),
+        )
+        return parallel.replicate(state, mesh)
+
+
+def flat_params(potential: Potential) -> dict[str, np.ndarray]:
+    """All parameters by name, in the precision of the potential, as training sees them.
+
+    Reference energies are those that training adds to the potential's: the potential's own are subtracted
+    from the labels in float64, before anything is rounded.
+    """
+    own = {"scale": np.ones(())} | dict(potential.params)
+    own["reference_energies"] = np.zeros_like(own["reference_energies"])
+    flat = flax.traverse_util.flatten_dict(own, sep="/")
+    return {name: np.asarray(x, potential.dtype) for name, x in flat.items()}
+
+
+def potential_of(potential: Potential, state: TrainState, ema: bool = True) -> Potential:
+    """`potential` with the parameters of `state`, the averaged ones where there are and `ema` is true."""
+    flat = flax.traverse_util.flatten_dict(dict(potential.params), sep="/")
+    new = dict(flat)
+    for name, x in (state.eval_params if ema else state.params).items():
+        found = np.asarray(jax.device_get(x))
+        new[name] = flat[name] + found.astype(np.float64) if name == "reference_energies" else found
+    return replace(potential, params=flax.traverse_util.unflatten_dict(new, sep="/"))
+
+
+def make_train_step(
+    potential: Potential, loss: LossConfig, config: OptimizerConfig, steps: int, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step of a run of `steps` batches.
+
+    It takes a state, which it uses up, and a batch whose leading axis are the shards of this process, one for
+    each of its devices. Its metrics, arrays on the device, are the loss, {property}_mae and {property}_rmse
+    in the units of `losses.UNITS`, grad_norm, learning_rate, and the numbers of crystals and atoms.
+    """
+    optimizer, rate = make_optimizer(config, steps), learning_rate(config, steps)
+    everything = _everything(potential, mesh)
+
+    def of_shard(params, others, batch):
+        def share(params):
+            """What this shard adds to the loss of the whole batch."""
+            summed = _sums(potential, loss, loss.properties, others | params, batch)
+            counts = jax.lax.psum({name: s["count"] for name, s in summed.items()}, parallel.AXIS)
+            whole = {name: s | {"count": counts[name]} for name, s in summed.items()}
+            return means(loss, whole)["loss"], summed
+
+        (_, summed), grads = jax.value_and_grad(share, has_aux=True)(params)
+        return jax.lax.psum((grads, summed), parallel.AXIS)
+
+    on_mesh = jax.shard_map(
+        of_shard, mesh=mesh, in_specs=(P(), P(), P(parallel.AXIS)), out_specs=P(), check_vma=False
+    )
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, others, batch: Batch):
+        grads, summed = on_mesh(state.params, others, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # At first the average is short, so that it forgets where training began.
+            decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda a, x: decay.astype(x.dtype) * (a - x) + x, ema, params)
+        metrics = means(loss, summed) | {
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": rate(state.step // config.accumulate),
+            "crystals": jnp.sum(batch.atoms > 0),
+            "atoms": jnp.sum(batch.atoms),
+        }
+        return TrainState(params, opt_state, ema, state.step + 1), metrics
+
+    def call(state: TrainState, batch: Batch):
+        with _precision(potential):
+            return step(state, everything, parallel.spread(batch, mesh))
+
+    call.jitted = step
+    return call
+
+
+def make_eval_step(
+    potential: Potential, loss: LossConfig, mesh: Mesh
+) -> Callable[[Flat, Batch], dict[str, dict[str, jax.Array]]]:
+    """The function (state.eval_params, batch) -> sums over the batch as `losses.sums` gives them.
+
+    All properties are compared for which the batch has labels, but Hessian columns only where the loss has
+    them. Added up over batches, `losses.means` makes the metrics of them.
+    """
+    everything = _everything(potential, mesh)
+    properties = tuple(p for p in PROPERTIES if p != "hessian" or loss.hessian)
+
+    def of_shard(params, others, batch):
+        return jax.lax.psum(_sums(potential, loss, properties, others | params, batch), parallel.AXIS)
+
+    on_mesh = jax.jit(
+        jax.shard_map(
+            of_shard, mesh=mesh, in_specs=(P(), P(), P(parallel.AXIS)), out_specs=P(), check_vma=False
+        )
+    )
+
+    def call(params: Flat, batch: Batch):
+        with _precision(potential):
+            return on_mesh(params, everything, parallel.spread(batch, mesh))
+
+    call.jitted = on_mesh
+    return call
+
+
+def _sums(potential, loss, properties, flat, shard):
+    """Sums over the one shard of this device, which has a leading axis of one."""
+    batch = jax.tree.map(lambda x: x[0], shard)
+    params = flax.traverse_util.unflatten_dict(flat, sep="/")
+    return sums(loss, errors(partial(potential.energy_fn.with_sites, params), batch, properties))
+
+
+def _everything(potential: Potential, mesh: Mesh) -> Flat:
+    with _precision(potential):
+        return parallel.replicate(flat_params(potential), mesh)
+
+
+def _precision(potential: Potential):
+    # Products in the device's default precision: training does not need more.
+    return jax.enable_x64(potential.dtype == "float64")
