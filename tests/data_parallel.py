@@ -1,0 +1,60 @@
+"""20 steps of training on the same global batch, as one process of a run on any number of devices and hosts.
+
+python data_parallel.py OUT [COORDINATOR PROCESSES PROCESS]
+"""
+
+import sys
+
+import jax
+import numpy as np
+from ase.build import bulk
+from conftest import small_potential
+from test_training_step import REFERENCES, labelled
+
+from jaxmlip import batching
+from jaxmlip.data.batch import collate, stack
+from jaxmlip.training import parallel
+from jaxmlip.training.losses import LossConfig
+from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.step import init_state, make_train_step
+
+STEPS = 20
+LOSS = LossConfig(energy=1.0, forces=2.0, stress=0.3, magmoms=0.0)
+
+
+def main(out: str, *address: str) -> None:
+    if address:
+        parallel.connect(address[0], int(address[1]), int(address[2]))
+    mesh = parallel.make_mesh()
+    found = {
+        f"{dtype}/{name}": x for dtype in ("float32", "float64") for name, x in train(dtype, mesh).items()
+    }
+    if jax.process_index() == 0:
+        np.savez(out, devices=mesh.size, **found)
+
+
+def train(dtype: str, mesh) -> dict[str, np.ndarray]:
+    """The parameters after the last step, and its loss."""
+    potential = small_potential("m3gnet-smooth", dtype)
+    metals = [bulk(e, cubic=True) for e in ("Cu", "Al", "Ag", "Au", "Ni", "Pd", "Pt", "Pb")]
+    for k, atoms in enumerate(metals):
+        atoms.rattle(0.1, seed=k)
+    examples = labelled(potential, metals)
+    shards = np.array_split(np.arange(len(examples)), mesh.size)
+    parts = [[examples[k] for k in shard] for shard in shards]
+    room = batching.Capacity(
+        *map(max, *(batching.capacity([e.graph for e in part]) for part in [*parts, *parts]))
+    )
+    mine = [parts[k] for k in parallel.local_shards(mesh)]
+    batch = stack([collate(p, room, REFERENCES, np.random.default_rng(0), dtype) for p in mine])
+    config = OptimizerConfig(ema=0.9, clip=1.0)
+    state = init_state(potential, config, STEPS, mesh)
+    step = make_train_step(potential, LOSS, config, STEPS, mesh)
+    for _ in range(STEPS):
+        state, metrics = step(state, batch)
+    params = {n: np.asarray(x.addressable_data(0)) for n, x in state.params.items()}
+    return {"loss": np.asarray(metrics["loss"]), **params}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
