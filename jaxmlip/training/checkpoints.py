@@ -56,7 +56,8 @@ class Checkpoint(NamedTuple):
                 f"the checkpoint of step {self.step} belongs to another model or optimizer; train in "
                 f"another folder, or go on with what it was begun with:\n  {shown}"
             )
-        leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]
+        with jax.enable_x64(True):  # else float64 would be rounded
+            leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]
         return jax.tree.unflatten(tree, leaves)
 
 
@@ -273,4 +274,6 @@ def _kind(x: Any) -> str:
 
 
 def _placed(x: np.ndarray, like: Any) -> Any:
-    return jax.device_put(x, like.sharding) if isinstance(like, jax.Array) else x
+    if not isinstance(like, jax.Array):
+        return x
+    return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
