@@ -56,15 +56,15 @@ def collate(
     examples: Sequence[Example],
     room: batching.Capacity,
     reference_energies: Float[np.ndarray, " elements"],
-    rng: np.random.Generator,
+    rngs: np.random.Generator | Sequence[np.random.Generator | None],
     dtype=np.float32,
     mixed: bool = False,
 ) -> Batch:
     """`examples` as one batch of the capacity `room`.
 
     `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that what is
-    left fits float32. For each crystal with a Hessian `rng` picks one of its columns, or, where `mixed`, a
-    mixture of all with normal weights (Hutchinson's probe).
+    left fits float32. For each crystal with a Hessian `rngs`, one for all or one for each, picks one of its
+    columns, or, where `mixed`, a mixture of all with normal weights (Hutchinson's probe).
 
     Raises ValueError where they do not fit.
     """
@@ -89,6 +89,7 @@ def collate(
         if labels.magmoms is not None:
             magmoms[own] = labels.magmoms
         if labels.hessian is not None:
+            rng = rngs if isinstance(rngs, np.random.Generator) else rngs[c]
             probe[own], hessian[own] = _probe(labels, len(g.species), rng, mixed)
         for name in labels.known:
             if name in per_crystal:
