@@ -1,0 +1,279 @@
+"""Checkpoints of a training run: what it takes to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+DIGESTS = "sha256.json"  # of every other file; written last
+RECORD = "run.json"
+ARRAYS = "arrays"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read or used: what was found, and what to do."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """Files of a checkpoint that are not those that were written."""
+
+
+class Checkpoint(NamedTuple):
+    """One checkpoint in memory: the arrays of a state by name, and what else was saved with them."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    record: dict[str, Any]
+
+    def restore(self, like: Any) -> Any:
+        """The saved state as a tree like `like`: its structure, shapes, types, and places of its arrays.
+
+        Raises CheckpointError where the two do not have the same arrays.
+        """
+        named, tree = jax.tree.flatten_with_path(like)
+        wanted = {_name(path): leaf for path, leaf in named}
+        wrong = [f"{n}: not in the checkpoint" for n, x in wanted.items() if x.size and n not in self.arrays]
+        wrong += [f"{n}: unknown to this run" for n in self.arrays if n not in wanted]
+        wrong += [
+            f"{n}: found {found}, needed {needed}"
+            for n, leaf in wanted.items()
+            if n in self.arrays
+            and (found := _kind(self.arrays[n])) != (needed := _kind(leaf))  # shape and type
+        ]
+        if wrong:
+            shown = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} belongs to another model or optimizer; train in "
+                f"another folder, or go on with what it was begun with:\n  {shown}"
+            )
+        with jax.enable_x64(True):  # else float64 would be rounded
+            leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]
+        return jax.tree.unflatten(tree, leaves)
+
+
+def on_host(state: Any) -> dict[str, np.ndarray]:
+    """A copy of the arrays of `state`, each replicated over the devices, in the memory of the host, by name.
+
+    Those without elements are left out: there is nothing in them, and Orbax refuses them.
+    """
+    # A copy, because a training step may write the next state into the memory of this one.
+    named = jax.tree.leaves_with_path(jax.device_get(state))
+    return {_name(path): np.array(leaf) for path, leaf in named if np.size(leaf)}
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`: the last `keep`, and of each the best that it knows of.
+
+    Orbax writes the arrays in the background. A checkpoint is complete when it has its name: it is written
+    under another one, with the sha256 of its files at the end, and renamed. A process that is killed leaves
+    at worst a folder that the next one clears away. Where several processes train together each makes one of
+    these, all see one file system, and the first process alone renames and removes.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 3):
+        if keep < 1:
+            raise ValueError(f"found keep={keep}, needed at least 1: a run goes on from its last checkpoint.")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+        self._first = jax.process_index() == 0
+        self._orbax: Any = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: tuple[int, Future] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
+        """Begins to save `arrays` (of `on_host`) and `record` (for JSON), when the save before is done.
+
+        `record["best"]`, where given, names the step of the best checkpoint so far, which is kept as well.
+        What goes wrong from here on is raised by `finished`.
+        """
+        import orbax.checkpoint as ocp
+
+        if self._pending is not None:
+            raise CheckpointError(f"step {self._pending[0]} is still being saved; ask `finished` first.")
+        text = json.dumps(record, indent=1, allow_nan=False)
+        if self._orbax is None:
+            self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        draft = self.folder / f"saving-{step}"
+        try:
+            if self._first:
+                for old in self.folder.glob("saving-*"):
+                    shutil.rmtree(old)
+                draft.mkdir(parents=True)
+            self._orbax.save(draft / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)), force=True)
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._pending = step, self._thread.submit(self._finish, step, draft, text)
+
+    def finished(self, wait: bool = False) -> int | None:
+        """The step whose save is done since this was last asked; None where there is none, or not yet.
+
+        Raises CheckpointError where it failed; older checkpoints are as they were.
+        """
+        if self._pending is None or not (wait or self._pending[1].done()):
+            return None
+        (step, future), self._pending = self._pending, None
+        try:
+            future.result()
+        except Exception as error:
+            if self._first:
+                shutil.rmtree(self.folder / f"saving-{step}", ignore_errors=True)
+            raise self._failed(step, error) from error
+        return step
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are those that were written; None where there is no checkpoint.
+
+        Damaged ones are set aside under another name, with a warning. Raises DamagedCheckpointError where
+        there are checkpoints and none is whole.
+        """
+        steps, damaged = self.steps, []
+        for step in reversed(steps):
+            try:
+                found = self.read(step)
+            except DamagedCheckpointError as error:
+                damaged.append(str(error))
+                continue
+            if damaged:
+                warnings.warn(
+                    "\n".join(damaged) + f"\nGoing back to the checkpoint of step {step}.", stacklevel=2
+                )
+                self._set_aside([s for s in steps if s > step])
+            return found
+        if damaged:
+            raise DamagedCheckpointError(
+                "\n".join(damaged)
+                + f"\nNo checkpoint in {self.folder} is whole. Bring back a copy of one, or "
+                "remove that folder to begin again."
+            )
+        return None
+
+    def read(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`. Raises DamagedCheckpointError where it is damaged or missing."""
+        import orbax.checkpoint as ocp
+
+        path = self.path(step)
+        _verify(path)
+        try:
+            record = json.loads((path / RECORD).read_text())
+            handler = ocp.PyTreeCheckpointHandler()
+            names = handler.metadata(path / ARRAYS).tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(names))
+            arrays = handler.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        except Exception as error:  # whatever Orbax makes of files that it cannot read
+            raise DamagedCheckpointError(f"{path} cannot be read ({error}).") from error
+        return Checkpoint(step, {n: np.asarray(x) for n, x in arrays.items()}, record)
+
+    def close(self) -> None:
+        """Waits for what is being saved. Raises CheckpointError where it failed."""
+        try:
+            self.finished(wait=True)
+        finally:
+            self._thread.shutdown()
+            if self._orbax is not None:
+                self._orbax.close()
+
+    def _finish(self, step: int, draft: Path, record: str) -> None:
+        self._orbax.wait_until_finished()
+        if not self._first:
+            return
+        (draft / RECORD).write_text(record)
+        files = [p for p in sorted(draft.rglob("*")) if p.is_file()]
+        digests = {p.relative_to(draft).as_posix(): _sha256(p, sync=True) for p in files}
+        (draft / DIGESTS).write_text(json.dumps(digests, indent=1))
+        _sha256(draft / DIGESTS, sync=True)
+        path = self.path(step)
+        if path.exists():  # of a run that fell back behind it
+            shutil.rmtree(path)
+        draft.rename(path)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        kept = self.steps[-self.keep :]
+        # A checkpoint that is fallen back to needs the best one that it knew of.
+        needed = {*kept, *(_best(self.path(s)) for s in kept)}
+        for step in self.steps:
+            if step not in needed:
+                shutil.rmtree(self.path(step))
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps if self._first else []:
+            aside = self.path(step).with_suffix(".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            self.path(step).rename(aside)
+
+    def _failed(self, step: int, error: Exception) -> CheckpointError:
+        free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.parents) if p.exists())).free
+        older = (
+            f"the checkpoint of step {self.steps[-1]} is as it was" if self.steps else "there is no older one"
+        )
+        return CheckpointError(
+            f"the checkpoint of step {step} was not saved in {self.folder}: {type(error).__name__}: {error} "
+            f"({free / 2**20:.0f} MiB free there); {older}. Is the disk full, or the folder not yours?"
+        )
+
+
+def _verify(path: Path) -> None:
+    try:
+        digests = json.loads((path / DIGESTS).read_bytes())
+        expected = {str(n): str(d) for n, d in digests.items()}
+    except FileNotFoundError:
+        raise DamagedCheckpointError(f"{path} is not complete: it has no {DIGESTS}.") from None
+    except (ValueError, AttributeError, OSError) as error:
+        raise DamagedCheckpointError(f"{path / DIGESTS} is damaged ({error}).") from None
+    if RECORD not in expected:
+        raise DamagedCheckpointError(f"{path / DIGESTS} is damaged: it does not name {RECORD}.")
+    for name, digest in expected.items():
+        if not (path / name).is_file():
+            raise DamagedCheckpointError(f"{path / name} is missing.")
+        if _sha256(path / name) != digest:
+            raise DamagedCheckpointError(
+                f"{path / name} is damaged: it is not the file that was written (sha256)."
+            )
+
+
+def _best(path: Path) -> int | None:
+    try:
+        return json.loads((path / RECORD).read_text())["best"]
+    except (ValueError, KeyError, OSError):  # none, or a damaged file, which is not this save's concern
+        return None
+
+
+def _sha256(path: Path, sync: bool = False) -> str:
+    with path.open("rb+" if sync else "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _kind(x: Any) -> str:
+    return f"{np.dtype(x.dtype)}{list(np.shape(x))}"
+
+
+def _placed(x: np.ndarray, like: Any) -> Any:
+    if not isinstance(like, jax.Array):
+        return x
+    return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])

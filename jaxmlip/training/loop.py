@@ -1,0 +1,593 @@
+"""The loop of training: steps, validation, checkpoints, and every way in which a run can end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmlip import batching
+from jaxmlip.data.batch import Batch, collate, stack
+from jaxmlip.data.dataset import Split, check
+from jaxmlip.data.loader import Loader
+from jaxmlip.potential import Potential, architecture_of
+from jaxmlip.training import parallel
+from jaxmlip.training.checkpoints import Checkpoint, CheckpointError, Checkpoints, on_host
+from jaxmlip.training.losses import LossConfig, means
+from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.step import TrainState, init_state, make_eval_step, make_train_step, potential_of
+
+AHEAD = 2  # steps that are handed to the devices before one is done: they never wait, and memory stays flat
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long to train, what to watch, and how often to save."""
+
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int | None = None  # default: all of the plan
+    validate_every: int | None = None  # steps; default: an epoch. The first and last step are validated too
+    monitor: str = "loss"  # the metric of validation by which the best step is known; smaller is better
+    patience: int | None = None  # validations without improvement after which to stop; default: never
+    checkpoint_every: int = 1000  # steps; the best, the last and an interrupted one are saved besides
+    keep: int = 3  # checkpoints
+    report_every: int = 50  # steps over which metrics are averaged
+
+    def __post_init__(self):
+        for name in ("steps", "validate_every", "patience", "checkpoint_every", "keep", "report_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"found {name}={value}, needed at least 1.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Steps were taken: means over them of the metrics of `make_train_step`."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    crystals_per_second: float | None  # None for the first step of a process, which is spent on compilation
+    atoms_per_second: float | None
+    waiting: float  # fraction of the time in which the loop waited for data
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The whole validation set was compared, in the units of `losses.UNITS`; `best`: better than before."""
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint is complete."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class NotSaved:
+    """A checkpoint could not be written, and training goes on."""
+
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Training goes on after `step`; what was reported of later steps is done again."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Nothing more will be trained."""
+
+    step: int
+    reason: str
+
+
+Event = Trained | Validated | Saved | NotSaved | Resumed | Stopped
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What came of a run."""
+
+    potential: Potential  # of the best step where there was a validation set, else of the last
+    last: Potential
+    step: int  # the last
+    best: int | None  # the best step
+    reason: str  # why it stopped
+    history: list[dict[str, float]]  # the metrics of every validation, with its step
+
+
+class InterruptedRun(SystemExit):
+    """SIGTERM or Ctrl-C: the run is saved. Uncaught, it ends Python with the signal's exit code."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(128 + number)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class DivergedError(RuntimeError):
+    """A loss or gradient that is not finite: at which step, of which crystals, and where to go back to."""
+
+
+class OtherRunError(ValueError):
+    """A folder that holds a run of other data or settings."""
+
+
+def fit(
+    potential: Potential,
+    train: Loader,
+    validation: Split | None,
+    settings: FitSettings,
+    mesh: Mesh,
+    folder: str | Path,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Fitted:
+    """Trains `potential` on the batches of `train`, or goes on with the run that `folder` holds.
+
+    A run that goes on takes the same steps as one that never stopped. `folder` gets start/, the potential
+    that training begins with, and checkpoints/. `report` is called from the first process with each Event in
+    turn. SIGTERM and Ctrl-C save and raise InterruptedRun; a second one ends the process as ever.
+
+    Raises DatasetError where the data do not suit the potential, OtherRunError where the run in `folder` was
+    begun with other data or settings, DivergedError where a loss is not finite, CheckpointError where no
+    checkpoint in `folder` can be used, and ValueError where `settings` do not fit the data.
+    """
+    run = _Run(potential, train, validation, settings, mesh, Path(folder), report)
+    try:
+        return run.fit()
+    finally:
+        run.close()
+
+
+def evaluation_batches(
+    split: Split, batch_size: int, reference_energies: np.ndarray, mesh: Mesh, dtype=np.float32
+) -> Iterator[Batch]:
+    """Every crystal of `split` once, in batches of one shape of about `batch_size` crystals over the mesh.
+
+    The leading axis is this process's shards. Of a crystal with several Hessian columns it is always the
+    same one.
+    """
+    shards = mesh.devices.size
+    groups = _groups(split.sizes, max(1, -(-batch_size // shards)), shards)
+    room = _room(split.sizes, groups)
+    for start in range(0, len(groups), shards):
+        yield stack(
+            [
+                collate(
+                    [split[int(k)] for k in groups[start + shard]],
+                    room,
+                    reference_energies,
+                    [np.random.default_rng(k) for k in groups[start + shard]],
+                    dtype,
+                )
+                for shard in parallel.local_shards(mesh)
+            ]
+        )
+
+
+def validate(
+    evaluate: Callable, params: Any, batches: Iterator[Batch], loss: LossConfig, stop=lambda: False
+) -> dict[str, float] | None:
+    """The finite ones of the metrics of `losses.means` over all of `batches`; None where `stop()` said so.
+
+    `evaluate` is of `make_eval_step`.
+    """
+    sums: list[Any] = []
+    for batch in batches:
+        if stop():
+            return None
+        sums.append(evaluate(params, batch))
+        if len(sums) > AHEAD:
+            jax.block_until_ready(sums[-1 - AHEAD])
+    # Added in float64: a million terms of float32 would lose digits.
+    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
+    found = {name: float(x) for name, x in means(loss, total).items()}
+    return {name: x for name, x in found.items() if np.isfinite(x)}
+
+
+class _Run:
+    def __init__(self, potential, train, validation, settings, mesh, folder, report):
+        self.train, self.validation, self.settings, self.mesh = train, validation, settings, mesh
+        for split in (train.split, train.replay, validation):
+            if split is not None:
+                check(split, potential)
+        plan = train.plan
+        self.steps = plan.steps if settings.steps is None else settings.steps
+        if self.steps > plan.steps:
+            raise ValueError(
+                f"found steps={self.steps}, but the plan of the loader ends after {plan.steps} steps "
+                f"({plan.steps_per_epoch} an epoch); needed a plan of more epochs."
+            )
+        if settings.patience and validation is None:
+            raise ValueError(f"found patience={settings.patience} without a validation set, needed one.")
+        self.validate_every = settings.validate_every or plan.steps_per_epoch
+        self.first = jax.process_index() == 0
+        self.report = report if self.first else lambda event: None
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
+        found = self.checkpoints.latest()
+        self.identity = _identity(potential, train, validation, settings, self.steps)
+        self.record: dict[str, Any] = {
+            "identity": self.identity,
+            "best": None,  # step
+            "best_value": None,
+            "stale": 0,  # validations since
+            "validated": None,  # the last step that was
+            "history": [],
+            "stopped": None,
+        }
+        if found is None:
+            self._keep_start(potential)
+        else:
+            _check_identity(found.record["identity"], self.identity, folder)
+            potential = Potential.from_folder(folder / "start", potential.dtype)
+            self.record = found.record
+        self._check_references(potential)
+        self.potential = potential
+        self.state: TrainState = init_state(potential, settings.optimizer, self.steps, mesh)
+        self.step = 0
+        self.saved: int | None = None  # the last step that was handed to `checkpoints`
+        self.best_arrays: dict[str, np.ndarray] | None = None
+        if found is not None:
+            self.state = found.restore(self.state)
+            self.step = self.saved = found.step
+            self.report(Resumed(found.step))
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not looked at
+        self.waited = 0.0
+        self.clock: float | None = None  # since when the pending steps are taken
+
+    def fit(self) -> Fitted:
+        if self.record["stopped"] is None:
+            self._train()
+            self._saving(wait=True)
+        self.report(Stopped(self.step, self.record["stopped"]))
+        return Fitted(
+            potential=potential_of(self.potential, self._best_state()),
+            last=potential_of(self.potential, self.state),
+            step=self.step,
+            best=self.record["best"],
+            reason=self.record["stopped"],
+            history=self.record["history"],
+        )
+
+    def close(self) -> None:
+        try:
+            self._saving(wait=True)
+        finally:
+            self.checkpoints.close()
+
+    def _train(self) -> None:
+        settings = self.settings
+        take = make_train_step(self.potential, settings.loss, settings.optimizer, self.steps, self.mesh)
+        self.evaluate = make_eval_step(self.potential, settings.loss, self.mesh)
+        with _Signals() as self.signals:
+            self._validate_and_save()
+            batches = iter(self.train.iterate(self.step))
+            while self.record["stopped"] is None:
+                if self.signals.received(self.step):
+                    self._interrupted()
+                batch = self._next(batches)
+                self.state, metrics = take(self.state, batch)
+                self.step += 1
+                self.pending.append((self.step, metrics))
+                self._look()
+                self._saving()
+                self._validate_and_save()
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        begin = time.perf_counter()
+        try:
+            return next(batches)
+        except Exception:
+            # What was learnt before the data failed is not lost.
+            self._save()
+            self._saving(wait=True)
+            raise
+        finally:
+            self.waited += time.perf_counter() - begin
+
+    def _validate_and_save(self) -> None:
+        """What is due between this step and the next."""
+        last = self.step == self.steps
+        due = last or self.step % self.validate_every == 0
+        if due and self.validation is not None and self.record["validated"] != self.step:
+            self._look(everything=True)
+            self._validate()
+        if self.record["stopped"] is None and last:
+            self.record["stopped"] = f"all {self.steps} steps are done"
+        if self.step % self.settings.checkpoint_every == 0 or self.record["stopped"]:
+            self._save()
+
+    def _validate(self) -> None:
+        settings, record = self.settings, self.record
+        batches = evaluation_batches(
+            self.validation,
+            self.train.plan.batch_size,
+            self.train.reference_energies,
+            self.mesh,
+            np.dtype(self.potential.dtype),
+        )
+        stop = self.signals.seen if jax.process_count() == 1 else lambda: False
+        metrics = validate(self.evaluate, self.state.eval_params, batches, settings.loss, stop)
+        if metrics is None:
+            return
+        if settings.monitor not in metrics:
+            if self.step:
+                raise self._diverged(f"{settings.monitor} of the validation set is not finite", self.step)
+            raise ValueError(
+                f"found monitor={settings.monitor!r}, but validation gives {', '.join(metrics)} "
+                "(labels that the validation set does not have give nothing)."
+            )
+        value = metrics[settings.monitor]
+        best = record["best_value"] is None or value < record["best_value"]
+        record["history"].append({"step": self.step, **metrics})
+        record["validated"] = self.step
+        record["stale"] = 0 if best else record["stale"] + 1
+        if best:
+            record["best"], record["best_value"] = self.step, value
+        self.report(Validated(self.step, self._epoch(self.step), metrics, best))
+        if settings.patience and record["stale"] >= settings.patience:
+            record["stopped"] = (
+                f"{settings.monitor} has not improved in {record['stale']} validations; it was best, "
+                f"{record['best_value']:.4g}, at step {record['best']}"
+            )
+        if best:
+            self._save()
+        self.clock = time.perf_counter() if self.clock else None
+
+    def _save(self) -> None:
+        """Begins to save the state of this step, once."""
+        if self.saved == self.step:
+            return
+        self._look(everything=True)  # a state that is not finite is not saved
+        self._saving(wait=True)
+        arrays = on_host(self.state)
+        if self.record["best"] == self.step:
+            self.best_arrays = arrays
+        self.saved = self.step
+        try:
+            self.checkpoints.save(self.step, arrays, self.record)
+        except CheckpointError as error:
+            self._not_saved(error)
+
+    def _saving(self, wait: bool = False) -> None:
+        """Reports what became of the last save, where it is known."""
+        try:
+            step = self.checkpoints.finished(wait)
+        except CheckpointError as error:
+            self._not_saved(error)
+        else:
+            if step is not None:
+                self.report(Saved(step, self.checkpoints.path(step)))
+
+    def _not_saved(self, error: CheckpointError) -> None:
+        if self.first:
+            warnings.warn(f"{error} Training goes on.", stacklevel=2)
+        self.report(NotSaved(self.saved, str(error)))
+        self.saved = None
+
+    def _look(self, everything: bool = False) -> None:
+        """Fetches and reports the metrics of steps that are done; waits for those that are AHEAD behind."""
+        if len(self.pending) > AHEAD:
+            jax.block_until_ready(self.pending[-1 - AHEAD][1])
+        first = self.clock is None
+        enough = len(self.pending) >= self.settings.report_every + AHEAD
+        if not self.pending or not (first or enough or everything):
+            return
+        count = len(self.pending) if first or everything else self.settings.report_every
+        looked, self.pending = self.pending[:count], self.pending[count:]
+        metrics = jax.device_get([m for _, m in looked])
+        for (step, _), m in zip(looked, metrics, strict=True):
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(m[name]):
+                    raise self._diverged(f"{name} is {m[name]}", step)
+        now = time.perf_counter()
+        seconds = None if first else now - self.clock
+        means_of = {
+            name: float(np.mean(known))
+            for name in metrics[0]
+            if (known := [m[name] for m in metrics if np.isfinite(m[name])])
+        }
+        crystals, atoms = (sum(float(m[n]) for m in metrics) for n in ("crystals", "atoms"))
+        self.report(
+            Trained(
+                step=looked[-1][0],
+                epoch=self._epoch(looked[-1][0]),
+                metrics=means_of,
+                crystals_per_second=None if first else crystals / seconds,
+                atoms_per_second=None if first else atoms / seconds,
+                waiting=0.0 if first else min(1.0, self.waited / seconds),
+            )
+        )
+        self.clock, self.waited = now, 0.0
+
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        self._saving(wait=True)
+        crystals = np.concatenate(self.train.plan.batch(step - 1))
+        shown = ", ".join(map(str, crystals[:20])) + (", …" if len(crystals) > 20 else "")
+        good = self.checkpoints.steps
+        back = f"The last good checkpoint is {self.checkpoints.path(good[-1])}." if good else ""
+        return DivergedError(
+            f"{what} at step {step}, with the crystals {shown} of the training set (jaxmlip data inspect "
+            f"tells of outliers). {back} Train again in another folder with a lower learning rate or with "
+            "clip, or without those crystals."
+        )
+
+    def _interrupted(self) -> None:
+        self._save()
+        self._saving(wait=True)
+        steps = self.checkpoints.steps
+        name = signal.Signals(self.signals.number).name
+        message = (
+            f"{name}: stopped after step {self.step} of {self.steps}; saved is step "
+            f"{steps[-1] if steps else 'none'}, in {self.checkpoints.folder}. The same command goes on from "
+            "there."
+        )
+        self.report(Stopped(self.step, message))
+        if self.first:
+            warnings.warn(message, stacklevel=2)
+        raise InterruptedRun(message, self.signals.number)
+
+    def _best_state(self) -> TrainState:
+        best = self.record["best"]
+        if best in (None, self.step):
+            return self.state
+        try:
+            if self.best_arrays is None:
+                return self.checkpoints.read(best).restore(self.state)
+            return Checkpoint(best, self.best_arrays, {}).restore(self.state)
+        except CheckpointError as error:
+            warnings.warn(f"{error} The potential is that of the last step, not of the best.", stacklevel=2)
+            return self.state
+
+    def _epoch(self, step: int) -> float:
+        return step / self.train.plan.steps_per_epoch
+
+    def _keep_start(self, potential: Potential) -> None:
+        if self.first:
+            draft, start = self.folder / "start.part", self.folder / "start"
+            shutil.rmtree(draft, ignore_errors=True)
+            potential.save(draft)
+            shutil.rmtree(start, ignore_errors=True)
+            draft.rename(start)
+
+    def _check_references(self, potential: Potential) -> None:
+        own, used = potential.params["reference_energies"], self.train.reference_energies
+        if np.shape(own) != np.shape(used) or not np.allclose(own, used, rtol=0, atol=1e-6):
+            raise ValueError(
+                "the reference energies that the loader subtracts from the labels are not those of the "
+                "potential that is trained; make the loader with potential.params['reference_energies']"
+                + (f" of {self.folder / 'start'}." if (self.folder / "start").exists() else ".")
+            )
+
+
+class _Signals:
+    """Remembers SIGTERM and Ctrl-C instead of dying of them; the second one acts as ever."""
+
+    def __enter__(self) -> _Signals:
+        self.number = signal.SIGTERM
+        self._seen, self._before = False, {}
+        # Several processes agree on a step through JAX, which has its own handler; threads have no signals.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        self._seen, self.number = True, number
+        self.__exit__()
+
+    def seen(self) -> bool:
+        return self._seen
+
+    def received(self, step: int) -> bool:
+        """Whether to stop at this step, the same on all processes."""
+        if jax.process_count() == 1:
+            return self._seen
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _groups(sizes: np.ndarray, each: int, shards: int) -> list[list[int]]:
+    """Indices of crystals in groups of at most `each`, similar in size; a multiple of `shards` of them."""
+    count = max(1, -(-len(sizes) // each))
+    count = -(-count // shards) * shards
+    groups: list[list[int]] = [[] for _ in range(count)]
+    order = np.argsort(-np.asarray(sizes).sum(axis=1), kind="stable")
+    for row, start in enumerate(range(0, len(order), count)):
+        dealt = order[start : start + count]
+        # There and back, so that no group gets the largest of every round.
+        for g, k in enumerate(dealt if row % 2 == 0 else dealt[::-1]):
+            groups[g if row % 2 == 0 else count - len(dealt) + g].append(int(k))
+    return groups
+
+
+def _room(sizes: np.ndarray, groups: list[list[int]]) -> batching.Capacity:
+    """The capacity that holds each group; see `batching.need`."""
+    atoms, short, long, angles = np.max([np.asarray(sizes)[g].sum(axis=0) for g in groups], axis=0)
+    return batching.Capacity(
+        int(atoms) + 1, int(short) + 1, int(long), int(angles), max(1, *(len(g) for g in groups))
+    )
+
+
+def _identity(potential, train, validation, settings, steps) -> dict[str, Any]:
+    """What a run that goes on must have been begun with, as JSON."""
+    plan = train.plan
+    made = {
+        "potential": {
+            "name": potential.name,
+            "architecture": architecture_of(potential.model),
+            "hyperparameters": asdict(potential.model.config),
+            "dtype": potential.dtype,
+        },
+        "training set": _fingerprint(plan.sizes),
+        "replay set": None if train.replay is None else _fingerprint(plan.replay_sizes),
+        "replay_batch": plan.replay_batch,
+        "mixed": train.mixed,
+        "validation set": None if validation is None else _fingerprint(validation.sizes),
+        "batch_size": plan.batch_size,
+        "seed": plan.seed,
+        "steps": steps,
+        **{name: getattr(settings, name) for name in ("validate_every", "monitor", "patience")},
+        "loss": asdict(settings.loss),
+        "optimizer": asdict(settings.optimizer),
+    }
+    return json.loads(json.dumps(made))
+
+
+def _fingerprint(sizes: np.ndarray) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(sizes, "<i8").tobytes()).hexdigest()
+    return f"{len(sizes)} crystals with {int(np.asarray(sizes)[:, 0].sum())} atoms ({digest[:12]})"
+
+
+def _check_identity(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    before, after = _flat(begun), _flat(now)
+    changed = [
+        f"{name}: begun with {before.get(name)!r}, found {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+    if changed:
+        raise OtherRunError(
+            f"{folder} holds a run of other data or settings. Go on with what it was begun with, or give "
+            "another folder to begin a new run:\n  " + "\n  ".join(changed)
+        )
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return found
