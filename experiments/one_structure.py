@@ -20,6 +20,7 @@ import numpy as np
 import tyro
 
 from experiments.frames import against_dft, data_folder, read, rms_force, save_record
+from jaxmlip import batching
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.loader import Loader, Plan
@@ -60,11 +61,14 @@ def main(settings: Settings) -> None:
     if len(frames) < 2 * max(settings.sizes):
         raise SystemExit(f"{path} has {len(frames)} frames that hot, needed twice {max(settings.sizes)}.")
     potential = load(settings.model)
+    # One shape, and so one program, for all runs.
+    sizes = MemorySplit.from_crystals(frames, potential.cutoffs).sizes.max(axis=0) * settings.batch_size
+    room = batching.Capacity(*map(int, sizes + (1, 1, 0, 0)), settings.batch_size)
     rows: list[dict[str, Any]] = []
     runs = [(s, m, n) for s in range(settings.seeds) for n in (0, *settings.sizes) for m in METHODS]
     for seed, method, size in track(runs, "fine-tuning"):
         if size or method == next(iter(METHODS)):
-            rows.append(measure(settings, potential, frames, seed, method, size))
+            rows.append(measure(settings, potential, frames, room, seed, method, size))
     save_record(settings.out / "one_structure.json", asdict(settings), rows)
     summary = summarise(settings, rows)
     print(summary)
@@ -72,7 +76,7 @@ def main(settings: Settings) -> None:
     draw(settings, rows, settings.out / "one_structure.png")
 
 
-def measure(settings, potential, frames, seed: int, method: str, size: int) -> dict[str, Any]:
+def measure(settings, potential, frames, room, seed: int, method: str, size: int) -> dict[str, Any]:
     """Slope and force MAE on held-out frames after training on `size` of the others; kept in a file."""
     folder = settings.out / f"{method.replace(' ', '_')}_{size}_{seed}"
     done = folder / "row.json"
@@ -82,7 +86,7 @@ def measure(settings, potential, frames, seed: int, method: str, size: int) -> d
     half = len(frames) // 2
     held_out = [frames[k] for k in order[:half]]
     given = [frames[k] for k in order[half : half + size]]
-    tuned = fine_tune(settings, potential, given, method, folder, seed) if size else potential
+    tuned = fine_tune(settings, potential, given, room, method, folder, seed) if size else potential
     found = against_dft(tuned, held_out)
     row = {
         "seed": seed,
@@ -102,6 +106,7 @@ def fine_tune(
     settings: Settings,
     potential: Potential,
     given: list[LabelledCrystal],
+    room: batching.Capacity,
     method: str,
     folder: Path,
     seed: int,
@@ -109,7 +114,7 @@ def fine_tune(
     out = round(len(given) / 10)
     train, validation = given[out:], given[:out]
     split = MemorySplit.from_crystals(train, potential.cutoffs)
-    plan = Plan(split.sizes, settings.batch_size, seed=seed, epochs=settings.epochs)
+    plan = Plan(split.sizes, settings.batch_size, seed=seed, epochs=settings.epochs, room=room)
     loader = Loader(split, plan, potential.params["reference_energies"])
     watched = MemorySplit.from_crystals(validation, potential.cutoffs) if validation else None
     fit_settings = FitSettings(LOSS, OptimizerConfig(train=METHODS[method]), monitor="forces_mae", keep=1)
