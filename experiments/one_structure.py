@@ -63,7 +63,7 @@ def main(settings: Settings) -> None:
     potential = load(settings.model)
     # One shape, and so one program, for all runs.
     sizes = MemorySplit.from_crystals(frames, potential.cutoffs).sizes.max(axis=0) * settings.batch_size
-    room = batching.Capacity(*map(int, sizes + (1, 1, 0, 0)), settings.batch_size)
+    room = batching.Capacity(*map(int, sizes + np.array([1, 1, 0, 0])), settings.batch_size)
     rows: list[dict[str, Any]] = []
     runs = [(s, m, n) for s in range(settings.seeds) for n in (0, *settings.sizes) for m in METHODS]
     for seed, method, size in track(runs, "fine-tuning"):
