@@ -142,7 +142,8 @@ def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):
     assert made.manifest["divided_by"] == "frame"
 
 
-def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path):
+def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "FEW", 100)
     crystals = [labelled(k, f"mp-{k // 3}") for k in range(300)]
     one, two = (write(tmp_path / str(n), crystals, processes=n) for n in (1, 2))
     assert one.manifest["splits"] == two.manifest["splits"]
@@ -292,3 +293,19 @@ def test_a_model_of_other_cutoffs_or_elements_is_refused():
     split.elements = (29, 118)
     with pytest.raises(DatasetError, match="the data set has Og"):
         check(split, potential)
+
+
+def test_the_command_converts_files_and_asks_for_a_model_or_a_cutoff(tmp_path, monkeypatch, capsys):
+    from jaxmlip.cli import data
+
+    readers = SimpleNamespace(read_labelled=lambda path, format: (labelled(k, f"mp-{k}") for k in range(40)))
+    monkeypatch.setitem(sys.modules, "jaxmlip.data.readers", readers)
+    with pytest.raises(ValueError, match="needed one of them"):
+        data.convert([tmp_path / "a.json"], tmp_path / "d")
+    data.convert(
+        [tmp_path / "a.json"], tmp_path / "d", cutoff=4.0, angle_cutoff=3.0, test=0.0, validation=0.3
+    )
+    made = Dataset(tmp_path / "d")
+    assert made.cutoffs == CUTOFFS
+    assert set(made.splits) == {"train", "validation"}
+    assert "bytes/crystal" in capsys.readouterr().out

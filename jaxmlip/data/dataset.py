@@ -45,6 +45,7 @@ WRITER = "group_size:1,zstd:3"
 SHARD_BYTES = 256 << 20  # of records before compression
 COINCIDE = 0.05  # Å; atoms closer than this are the same atom twice
 CHUNK = 32  # crystals sent to a process at once
+FEW = 4096  # crystals whose graphs take no longer than the start of processes does
 REASONS = 100  # how many of the crystals that were left out the manifest names
 
 
@@ -268,10 +269,10 @@ def _made(
 ) -> Iterator[_Made | _Bad]:
     crystals = iter(crystals)
     processes = processes or os.cpu_count() or 1
-    few = list(islice(crystals, 8 * CHUNK))
+    few = list(islice(crystals, FEW))
     crystals = chain(few, crystals)
     chunks = iter(lambda: list(islice(crystals, CHUNK)), [])
-    if processes == 1 or len(few) < 8 * CHUNK:  # not worth the start of a process
+    if processes == 1 or len(few) < FEW:
         for chunk in chunks:
             yield from _make(chunk, cutoffs)
         return
