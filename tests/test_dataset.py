@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -164,6 +165,16 @@ def test_shards_are_cut_at_a_size_and_read_as_one(tmp_path, monkeypatch):
     assert [split.name(k)[0] for k in range(60)] == [f"frame {k}" for k in range(60)]
     with pytest.raises(IndexError):
         split[60]
+
+
+def test_threads_read_at_the_same_time(tmp_path):
+    split = write(tmp_path / "d", [labelled(k, f"mp-{k}") for k in range(40)], fractions=(1, 0, 0)).splits[
+        "train"
+    ]
+    order = np.random.default_rng(0).integers(0, 40, 2000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        for k, found in zip(order, pool.map(split.__getitem__, order), strict=True):
+            assert found.labels.weight == 1.0 + k
 
 
 def damaged(folder) -> Dataset:

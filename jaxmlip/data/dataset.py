@@ -101,7 +101,10 @@ def example(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
 
     Raises LabelError, naming the crystal, where `checked` does and where two atoms coincide.
     """
-    crystal = crystal.checked()
+    return _example(crystal.checked(), cutoffs)
+
+
+def _example(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
     graph = from_atoms(crystal.atoms, cutoffs)
     length = _lengths(graph)
     if len(length) and length.min() < COINCIDE:
@@ -243,7 +246,7 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of close atoms: said once, at the end
                 crystal = crystal.checked()
-                made = example(crystal, cutoffs)
+                made = _example(crystal, cutoffs)
         except ValueError as error:
             found.append(_Bad(str(error)))
             continue
@@ -449,14 +452,14 @@ class _Conversion:
     def finish(self) -> dict[str, Any]:
         if not self.number:
             raise DatasetError(
-                f"found no crystal that can be used, and {self.left_out} that cannot"
+                f"found no crystal that can be used and {self.left_out} that cannot, needed at least one."
                 + "".join(f"\n  {reason}" for reason in self.bad[:10])
             )
         divided = len(self.first_materials) < 3
         if divided:
             frames = iter(self._by_frame(self.number))
             self._release(lambda made: SPLITS[next(frames)])
-            if sum(f > 0 for f in self.fractions) > 1:
+            if min(self.number, sum(f > 0 for f in self.fractions)) > 1:
                 self._say(
                     f"found {len(self.first_materials)} material(s), too few to keep each on one side: "
                     "frames of one material are in all splits, so errors there say little about "
@@ -466,8 +469,8 @@ class _Conversion:
         for name, fraction in zip(SPLITS, self.fractions, strict=True):
             if fraction > 0 and name not in described:
                 self._say(
-                    f"no crystal fell to {name}: there are {self.number}, of few materials. Another seed "
-                    "or a larger fraction may help."
+                    f"of {self.number} crystal(s) none fell to {name}. Where there are more than a few, "
+                    "another seed or a larger fraction helps."
                 )
         if self.left_out:
             self._say(
