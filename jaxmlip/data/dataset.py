@@ -3,7 +3,7 @@
 A folder holds dataset.json, which says what is in it, and for each split its shards, in the ArrayRecord
 format with a checksum for every record, and <split>-sizes.npy. A record is one crystal in the safetensors
 format: arrays and text, nothing that could be executed. Angles are not stored: they follow from the bonds,
-and would take more space than everything else.
+and would take about as much space as everything else.
 """
 
 from __future__ import annotations
