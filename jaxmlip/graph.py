@@ -198,7 +198,7 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     i, j, shifts = i[order].astype(np.int32), j[order].astype(np.int32), shifts[order]
     short = int(is_short.sum())
     ends = np.concatenate([i[:short], j[:short]]) if cutoffs.listed else np.zeros(0, np.int32)
-    angle_from, angle_to = _angles(ends, len(atoms))
+    angle_from, angle_to = angle_pairs(ends, len(atoms))
     return CrystalGraph(
         positions=atoms.positions,
         species=atoms.numbers.astype(np.int32),
@@ -213,8 +213,8 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     )
 
 
-def _angles(starts: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """All ordered pairs of different directed bonds that start at the same atom."""
+def angle_pairs(starts: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """All ordered pairs of different directed bonds that start at the same atom, given where each starts."""
     by_start = np.argsort(starts, kind="stable")
     count = np.bincount(starts, minlength=atoms)
     offset = np.concatenate([[0], np.cumsum(count)[:-1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from jaxmlip.batching import Capacity
 from jaxmlip.data.batch import Batch, Example, collate, stack
 from jaxmlip.data.dataset import CorruptRecordError, Split
+from jaxmlip.progress import track
 
 WINDOW = 64  # batches whose crystals are dealt out together; more gain little and mix less
 FULL = 1 << 60  # heavier than any batch
@@ -108,7 +110,7 @@ class Plan:
         """Sets `room` and `waste` by going through the run."""
         most, total = np.zeros(5, np.int64), np.zeros(4)
         rows = np.arange(self.steps_per_epoch)
-        for epoch in range(self.epochs):
+        for epoch in track(range(self.epochs), "sizes of batches"):
             numbers, shard = self._epoch(epoch)
             loads = np.zeros((len(rows), self.shards, 5), np.int64)
             for number, to in zip(numbers.T, shard.T, strict=True):
@@ -256,8 +258,12 @@ class Loader:
 
     def iterate(self, start: int = 0, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
         """Batches `start` to the last, up to `ahead` of them made beforehand by so many threads."""
+        absl = logging.getLogger("absl")
+        level = absl.level
+        absl.setLevel(logging.ERROR)  # importing grain warns that it will not profile its own processes
         import grain
 
+        absl.setLevel(level)
         steps = grain.MapDataset.range(start, self.plan.steps).map(self.at)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         batches = iter(steps.to_iter_dataset(options))

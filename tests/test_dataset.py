@@ -1,0 +1,322 @@
+"""Data sets on disk: what is written is read again, damage is named, a failed conversion leaves nothing."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmlip.data import dataset
+from jaxmlip.data.batch import Example
+from jaxmlip.data.dataset import (
+    CorruptRecordError,
+    Dataset,
+    DatasetError,
+    MemorySplit,
+    check,
+    decode,
+    encode,
+    example,
+    write_dataset,
+)
+from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
+from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.graph import Cutoffs
+
+CUTOFFS = Cutoffs(4.0, 3.0)
+METALS = ("Cu", "Al", "Ni", "Ag", "Au", "Pd", "Pt", "Pb")
+
+
+def labelled(k: int, material: str = "", hessian: bool = False) -> LabelledCrystal:
+    rng = np.random.default_rng(k)
+    atoms = bulk(METALS[k % 8], cubic=True)
+    atoms.rattle(0.1, rng=rng)
+    columns = {"columns": np.array([1, 5]), "hessian": rng.normal(size=(2, 4, 3))} if hessian else {}
+    labels = Labels(
+        energy=rng.normal(),
+        forces=rng.normal(size=(4, 3)),
+        stress=None if k % 2 else rng.normal(size=(3, 3)),
+        magmoms=rng.normal(size=4) if k % 3 == 0 else None,
+        weight=1.0 + k,
+        **columns,
+    )
+    return LabelledCrystal(atoms, labels, material, f"frame {k}")
+
+
+def write(folder, crystals, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return write_dataset(folder, crystals, CUTOFFS, **{"processes": 1} | options)
+
+
+def same(a: Example, b: Example) -> bool:
+    """Equal, but for the rounding of forces, moments and Hessians to float32."""
+    rounded = {"forces", "magmoms", "hessian"}
+    leaves = zip(*map(jax.tree.leaves, (a.graph, b.graph)), strict=True)
+    graphs = all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in leaves)
+    labels = a.labels.known == b.labels.known and all(
+        np.allclose(getattr(a.labels, p), getattr(b.labels, p), rtol=1e-7 if p in rounded else 0, atol=0)
+        for p in a.labels.known
+    )
+    return graphs and labels and a.labels.weight == b.labels.weight and a.graph.short == b.graph.short
+
+
+@given(
+    k=st.integers(0, 2**32),
+    atoms=st.integers(1, 6),
+    cutoffs=st.sampled_from([CUTOFFS, Cutoffs(4.0), Cutoffs(4.0, 3.0, listed=False), Cutoffs(14.0, 3.0)]),
+    known=st.sets(st.sampled_from(["energy", "forces", "stress", "magmoms", "hessian"])),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known):
+    rng = np.random.default_rng(k)
+    cell = np.diag(rng.uniform(2, 6, 3)) + rng.uniform(-0.5, 0.5, (3, 3))
+    numbers = rng.integers(1, 119, atoms)
+    crystal = Atoms(numbers, scaled_positions=rng.random((atoms, 3)), cell=cell, pbc=True)
+    labels = Labels(
+        energy=rng.normal() * 1e4,
+        forces=rng.normal(size=(atoms, 3)),
+        stress=rng.normal(size=(3, 3)),
+        magmoms=rng.normal(size=atoms),
+        columns=np.array([0, 2]),
+        hessian=rng.normal(size=(2, atoms, 3)),
+    ).only(known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            written = example(LabelledCrystal(crystal, labels), cutoffs)
+        except LabelError:
+            return  # two atoms coincide
+    assert same(written, decode(encode(written), cutoffs))
+
+
+@given(st.binary(max_size=200), st.integers(0, 10**6), st.integers(0, 255))
+@settings(max_examples=150, deadline=None)
+def test_a_hostile_record_is_refused_as_no_crystal(noise, at, byte):
+    record = bytearray(encode(example(labelled(0, hessian=True), CUTOFFS)))
+    record[at % len(record)] = byte
+    for hostile in (noise, bytes(record), bytes(record)[: at % len(record)]):
+        with contextlib.suppress(ValueError):
+            decode(hostile, CUTOFFS)
+
+
+def test_what_is_written_is_read_again_and_materials_stay_on_one_side(tmp_path):
+    crystals = [labelled(k, f"mp-{k // 3}", hessian=k % 5 == 0) for k in range(240)]
+    made = write(tmp_path / "d", crystals, seed=3, sources=["a.json"])
+    assert made.manifest["divided_by"] == "material"
+    assert made.manifest["sources"] == ["a.json"]
+    side = {}
+    seen = {}
+    for name, split in made.splits.items():
+        for k in range(len(split)):
+            frame, material = split.name(k)
+            assert side.setdefault(material, name) == name
+            seen[frame] = split[k]
+        assert split.counts["stress"] == sum("stress" in e.labels.known for e in split)
+        np.testing.assert_array_equal(split.sizes, [dataset.size(e.graph) for e in split])
+    assert set(made.splits) == {"train", "validation", "test"}
+    assert len(made.splits["train"]) > 180
+    assert all(same(example(c, CUTOFFS), seen[c.name]) for c in crystals)
+    again = write(tmp_path / "again", crystals, seed=3, sources=["a.json"])
+    assert again.manifest == made.manifest
+
+
+def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):
+    crystals = [labelled(8 * k) for k in range(20)]
+    with pytest.warns(UserWarning, match=r"1 material\(s\), too few.*in all splits"):
+        made = write_dataset(tmp_path / "d", crystals, CUTOFFS)
+    assert {name: len(split) for name, split in made.splits.items()} == {
+        "train": 18,
+        "validation": 1,
+        "test": 1,
+    }
+    assert made.manifest["divided_by"] == "frame"
+
+
+def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "FEW", 100)
+    crystals = [labelled(k, f"mp-{k // 3}") for k in range(300)]
+    one, two = (write(tmp_path / str(n), crystals, processes=n) for n in (1, 2))
+    assert one.manifest["splits"] == two.manifest["splits"]
+    code = (
+        "from tests.test_dataset import labelled, CUTOFFS; from jaxmlip.data import dataset;"
+        "dataset._make([labelled(0)], CUTOFFS); from jax._src import xla_bridge;"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_shards_are_cut_at_a_size_and_read_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 20_000)
+    made = write(tmp_path / "d", [labelled(k, f"mp-{k}") for k in range(60)], fractions=(1, 0, 0))
+    split = made.splits["train"]
+    assert len(split.shards) > 2
+    assert split.shards[0]["file"] == f"train-00000-of-{len(split.shards):05d}.arrayrecord"
+    assert [split.name(k)[0] for k in range(60)] == [f"frame {k}" for k in range(60)]
+    with pytest.raises(IndexError):
+        split[60]
+
+
+def test_threads_read_at_the_same_time(tmp_path):
+    split = write(tmp_path / "d", [labelled(k, f"mp-{k}") for k in range(40)], fractions=(1, 0, 0)).splits[
+        "train"
+    ]
+    order = np.random.default_rng(0).integers(0, 40, 2000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        for k, found in zip(order, pool.map(split.__getitem__, order), strict=True):
+            assert found.labels.weight == 1.0 + k
+
+
+def damaged(folder) -> Dataset:
+    """A data set with one flipped bit within its second record."""
+    made = write(folder, [labelled(k, f"mp-{k}") for k in range(12)], fractions=(1, 0, 0))
+    path = folder / made.splits["train"].shards[0]["file"]
+    raw = bytearray(path.read_bytes())
+    raw[2500] ^= 1
+    path.write_bytes(raw)
+    return Dataset(folder)
+
+
+def test_a_flipped_bit_is_named_by_file_and_record(tmp_path):
+    split = damaged(tmp_path / "d").splits["train"]
+    said = {}
+    for k in range(12):
+        try:
+            split[k]
+        except CorruptRecordError as error:
+            said[k] = str(error)
+    ((k, message),) = said.items()
+    assert f"record {k} of {tmp_path / 'd' / 'train-00000-of-00001.arrayrecord'}" in message
+
+
+def test_a_damaged_record_stops_the_loader_unless_it_is_told_to_skip(tmp_path):
+    split = damaged(tmp_path / "d").splits["train"]
+    plan = Plan(split.sizes, 4)
+    with pytest.raises(DatasetError, match=r"record \d+ of .*skip_corrupt=True"):
+        list(Loader(split, plan, np.zeros(119)).iterate())
+    loader = Loader(split, plan, np.zeros(119), skip_corrupt=True)
+    with pytest.warns(UserWarning, match="left out crystal"):
+        batches = list(loader.iterate())
+    assert len(loader.skipped) == 1
+    assert sum((batch.atoms > 0).sum() for batch in batches) == 11
+
+
+@pytest.mark.parametrize("kind", ["nan", "coincide", "flat"])
+def test_a_bad_crystal_is_named_or_left_out_on_request(tmp_path, kind):
+    crystals = [labelled(k, f"mp-{k}") for k in range(10)]
+    atoms, labels = crystals[4].atoms.copy(), crystals[4].labels
+    if kind == "nan":
+        labels = Labels(energy=np.nan)
+    elif kind == "coincide":
+        atoms.positions[1] = atoms.positions[0]
+    else:
+        atoms.cell[0] = 0
+    crystals[4] = LabelledCrystal(atoms, labels, "mp-4", "frame 4")
+    with pytest.raises(LabelError, match=r"frame 4.*--skip-bad"):
+        write(tmp_path / "d", crystals)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(UserWarning, match=r"left out 1 crystals(.|\n)*frame 4"):
+        made = write_dataset(tmp_path / "d", crystals, CUTOFFS, fractions=(1, 0, 0), skip_bad=True)
+    assert len(made.splits["train"]) == 9
+    assert made.manifest["left_out"]["crystals"] == 1
+
+
+def test_a_full_disk_says_what_is_needed_and_leaves_nothing(tmp_path):
+    # In a process of its own: the limit on the size of files is for all of it.
+    code = f"""
+import resource, signal
+from tests.test_dataset import labelled, write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+write({str(tmp_path / "d")!r}, [labelled(k, f"mp-{{k}}") for k in range(600)], processes=1)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "DatasetError" in ran.stderr
+    assert "bytes are free" in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_conversion_leaves_nothing(tmp_path):
+    def crystals():
+        yield from (labelled(k) for k in range(5))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "d", crystals())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "precious").write_text("")
+    with pytest.raises(DatasetError, match="needed a new or empty folder"):
+        write(tmp_path, [labelled(0)])
+
+
+def test_without_crystals_there_is_no_data_set(tmp_path):
+    with pytest.raises(DatasetError, match="found no crystal"):
+        write(tmp_path / "d", [])
+
+
+def test_missing_cut_and_foreign_files_are_named(tmp_path):
+    folder = tmp_path / "d"
+    made = write(folder, [labelled(k, f"mp-{k}") for k in range(6)], fractions=(1, 0, 0))
+    shard = folder / made.splits["train"].shards[0]["file"]
+    with pytest.raises(DatasetError, match=r"no dataset\.json"):
+        Dataset(tmp_path)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(DatasetError, match=r"train-00000-of-00001\.arrayrecord has .* bytes, needed"):
+        Dataset(folder)
+    shard.write_bytes(whole)
+    sizes = (folder / "train-sizes.npy").read_bytes()
+    np.save(folder / "train-sizes.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(DatasetError, match=r"train-sizes\.npy cannot be read"):
+        Dataset(folder)
+    (folder / "train-sizes.npy").write_bytes(sizes)
+    manifest = json.loads((folder / "dataset.json").read_text())
+    for change, said in [
+        ({"format": 99}, "format 99"),
+        ({"splits": {"train": {}}}, "does not describe"),
+        ({"splits": {"../train": manifest["splits"]["train"]}}, "does not describe"),
+        ({"cutoffs": None}, "does not describe"),
+    ]:
+        (folder / "dataset.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(DatasetError, match=said):
+            Dataset(folder)
+
+
+def test_a_model_of_other_cutoffs_or_elements_is_refused():
+    potential = SimpleNamespace(name="model", cutoffs=CUTOFFS, elements=(29,))
+    split = MemorySplit.from_crystals([labelled(0)], CUTOFFS)
+    check(split, potential)
+    with pytest.raises(DatasetError, match="Convert the data again"):
+        check(MemorySplit.from_crystals([labelled(0)], Cutoffs(5.0)), potential)
+    split.elements = (29, 118)
+    with pytest.raises(DatasetError, match="the data set has Og"):
+        check(split, potential)
+
+
+def test_the_command_converts_files_and_asks_for_a_model_or_a_cutoff(tmp_path, monkeypatch, capsys):
+    from jaxmlip.cli import data
+
+    readers = SimpleNamespace(read_labelled=lambda path, format: (labelled(k, f"mp-{k}") for k in range(40)))
+    monkeypatch.setitem(sys.modules, "jaxmlip.data.readers", readers)
+    with pytest.raises(ValueError, match="needed one of them"):
+        data.convert([tmp_path / "a.json"], tmp_path / "d")
+    data.convert(
+        [tmp_path / "a.json"], tmp_path / "d", cutoff=4.0, angle_cutoff=3.0, test=0.0, validation=0.3
+    )
+    made = Dataset(tmp_path / "d")
+    assert made.cutoffs == CUTOFFS
+    assert set(made.splits) == {"train", "validation"}
+    assert "bytes/crystal" in capsys.readouterr().out
