@@ -4,11 +4,11 @@
 
 A step of CHGNet 0.3.0 on a batch of 40: energies, forces, stresses and magnetic moments, Huber loss, Adam;
 both sides in float32 from the same weights, crystals and labels. Both have their graphs before; ours packs
-them into a batch in every step, with nobody to help. What share of its time a run waits where the loader makes
-batches beforehand is told besides. The first row has rattled cells of 8 atoms, the second crystals of 8 to 96
-atoms, 32 on average as in the Materials Project. The peer runs in a process of its own, with one thread and
-with all cores, and the better of both counts. The sides take turns; ratios are within a turn. That both do the
-same shows in the errors that they find before the first step.
+them into a batch in every step, with nobody to help. What share of its time a run waits where the loader
+makes batches beforehand is told besides. The first row has rattled cells of 8 atoms, the second crystals of
+8 to 96 atoms, 32 on average as in the Materials Project. The peer runs in a process of its own, with one
+thread and with all cores, and the better of both counts. The sides take turns; ratios are within a turn. That
+both do the same shows in the errors that they find before the first step.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
-from jaxmlip.training.losses import LossConfig, means
-from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.parallel import make_mesh
-from jaxmlip.training.step import init_state, make_eval_step, make_train_step
 from rich.console import Console
 from rich.table import Table
 
@@ -38,10 +34,14 @@ from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
+from jaxmlip.training.losses import LossConfig, means
+from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.parallel import make_mesh
+from jaxmlip.training.step import init_state, make_eval_step, make_train_step
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 BATCH, RATE = 40, 1e-4
-WATCHED = 20  # steps in which waiting for batches is watched
+WATCHED = 10  # steps in which waiting for batches is watched
 ERRORS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "GPa", "magmoms": "μB"}
 
 
