@@ -1,16 +1,11 @@
-"""The torch package `chgnet` as a worker process: reads one request a line, answers one line of JSON.
+"""The torch package `chgnet` as a worker process of benchmarks.speed."""
 
-benchmarks.speed starts it with an interpreter that has chgnet and torch; it imports nothing of jaxmlip.
-"""
-
-import json
-import sys
 import time
 
-import numpy as np
 import torch
 from chgnet.model.model import BatchedGraph, CHGNet
 from pymatgen.core import Structure
+from worker import serve
 
 
 def structure(request) -> Structure:
@@ -57,19 +52,10 @@ def use_float64(model) -> CHGNet:
     return model.double()
 
 
-def main() -> None:
-    out, sys.stdout = sys.stdout, sys.stderr  # the package prints when it starts
-    model = CHGNet.load(model_name=sys.argv[1], use_device="cpu", verbose=False)
-    if sys.argv[2] == "float64":
-        model = use_float64(model)
-    tasks = {"predict": predict, "hessian": hessian}
-    print(json.dumps({"torch": torch.__version__}), file=out, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        torch.set_num_threads(request["threads"])
-        times = tasks[request["task"]](model, request)
-        print(json.dumps(np.round(times, 6).tolist()), file=out, flush=True)
+def load(name: str, dtype: str) -> CHGNet:
+    model = CHGNet.load(model_name=name, use_device="cpu", verbose=False)
+    return use_float64(model) if dtype == "float64" else model
 
 
 if __name__ == "__main__":
-    main()
+    serve(load, {"predict": predict, "hessian": hessian})

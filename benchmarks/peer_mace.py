@@ -1,23 +1,21 @@
-"""mace-torch as a worker process: reads one request a line, answers one line of JSON.
+"""mace-torch as a worker process of benchmarks.speed.
 
     python benchmarks/peer_mace.py MODEL.model float32
 
-benchmarks.speed starts it with an interpreter that has mace-torch; it imports nothing of jaxmlip. Where
-MODEL.model is not there, a random model of the size and options of mace-mp-0b3-medium is made and saved there
-whole, as the trainer of mace-torch does, so that the other side can convert and time the same model.
+Where MODEL.model is not there, a random model of the size and options of mace-mp-0b3-medium is made and saved
+there whole, as the trainer of mace-torch does, so that the other side can convert and time the same model.
 """
 
 import contextlib
-import json
 import sys
 import time
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from ase import Atoms
+from worker import serve
 
 with contextlib.redirect_stdout(sys.stderr):  # it tells of accelerators that it lacks
     import mace  # noqa: F401  before e3nn, to let it read its constants with newer versions of torch
@@ -89,25 +87,17 @@ def hessian(model, request) -> list[float]:
     return times
 
 
-def main() -> None:
-    out, sys.stdout = sys.stdout, sys.stderr  # the package prints when it is used
+def load(name: str, kind: str):
     warnings.simplefilter("ignore")
-    file, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
+    file, dtype = Path(name), getattr(torch, kind)
     if not file.is_file():
         torch.save(random_model(), file)
     model = torch.load(file, map_location="cpu", weights_only=False).to(dtype).eval()
     for parameter in model.parameters():
         parameter.requires_grad = False  # as MACECalculator does
     torch.set_default_dtype(dtype)
-    tasks = {"predict": predict, "hessian": hessian}
-    versions = {"torch": torch.__version__, "mace-torch": metadata.version("mace-torch")}
-    print(json.dumps(versions), file=out, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        torch.set_num_threads(request["threads"])
-        times = tasks[request["task"]](model, request)
-        print(json.dumps(np.round(times, 6).tolist()), file=out, flush=True)
+    return model
 
 
 if __name__ == "__main__":
-    main()
+    serve(load, {"predict": predict, "hessian": hessian}, ("torch", "mace-torch"))

@@ -1,18 +1,15 @@
-"""matgl 1.1.3 as a worker process: reads one request a line, answers one line of JSON.
+"""matgl 1.1.3, with dgl, as a worker process of benchmarks.speed.
 
-benchmarks.speed starts it with an interpreter that has matgl, dgl and torch; it imports nothing of jaxmlip.
 The model is the path of a folder as matgl publishes it.
 """
 
-import json
-import sys
 import time
 
 import matgl
-import numpy as np
 import torch
 from ase import Atoms
 from matgl.ext.ase import Atoms2Graph
+from worker import serve
 
 
 def crystal(request) -> Atoms:
@@ -52,18 +49,10 @@ def hessian(potential, request) -> list[float]:
     return times
 
 
-def main() -> None:
-    out, sys.stdout = sys.stdout, sys.stderr  # its packages print when they start
-    matgl.set_default_dtype("float", int(sys.argv[2].removeprefix("float")))
-    potential = matgl.load_model(sys.argv[1])
-    tasks = {"predict": predict, "hessian": hessian}
-    print(json.dumps({"torch": torch.__version__}), file=out, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        torch.set_num_threads(request["threads"])
-        times = tasks[request["task"]](potential, request)
-        print(json.dumps(np.round(times, 6).tolist()), file=out, flush=True)
+def load(folder: str, dtype: str):
+    matgl.set_default_dtype("float", int(dtype.removeprefix("float")))
+    return matgl.load_model(folder)
 
 
 if __name__ == "__main__":
-    main()
+    serve(load, {"predict": predict, "hessian": hessian})

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
-from benchmarks.speed import OPPONENTS, Peer, salt, seconds
+from benchmarks.speed import OPPONENTS, Peer, peer_of, salt, seconds
 from jaxmlip import batching
 from jaxmlip.derivatives import _kept, _linearise
 from jaxmlip.phonons.bloch import _real_columns, _response, dynamical_matrix
@@ -261,7 +261,7 @@ def main(settings: Settings) -> None:
     if settings.scaling:
         return scaling(model)
     console = Console(width=140)
-    peer = Peer(settings, model, "float32")
+    peer = peer_of(settings, model, "float32")
     potential = jaxmlip.load(model, "float64")
     panels = {}
     for name in settings.crystals:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -79,39 +79,38 @@ class Settings:
 
 
 class Peer:
-    """A worker process that times the original package."""
+    """A process that runs benchmarks/peer_NAME.py, a worker that times the original package."""
 
-    def __init__(self, settings: Settings, model: str, dtype: str):
-        script = Path(__file__).with_name(f"peer_{settings.peer}.py")
+    def __init__(self, python: str, name: str, *arguments: str):
+        script = Path(__file__).with_name(f"peer_{name}.py")
         self.process = subprocess.Popen(
-            [settings.peer_python, str(script), OPPONENTS[settings.peer].told(model), dtype],
+            [python, str(script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        self.versions = self._answer(
+            f"{python} cannot run benchmarks/peer_{name}.py; install the package there, or name an "
+            "interpreter that has it with --peer-python."
+        )
+
+    def _answer(self, without: str) -> Any:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"{settings.peer_python} cannot run the package {settings.peer}; install it there, or name "
-                "an interpreter that has it with --peer-python."
-            )
-        self.versions = json.loads(line)
+            raise RuntimeError(without)
+        return json.loads(line)
+
+    def ask(self, task: str, threads: int, **request: Any) -> list[float]:
+        """What the worker's function for `task` returns."""
+        self.process.stdin.write(json.dumps({"task": task, "threads": threads, **request}) + "\n")
+        self.process.stdin.flush()
+        answer = self._answer(f"the peer died of {task!r}, for want of memory perhaps.")
+        time.sleep(REST)
+        return answer
 
     def times(self, task: str, atoms: Atoms, repeats: int, threads: int) -> list[float]:
-        request = {
-            "task": task,
-            "cell": atoms.cell.array.tolist(),
-            "numbers": atoms.numbers.tolist(),
-            "positions": atoms.positions.tolist(),
-            "repeats": repeats,
-            "threads": threads,
-        }
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        times = json.loads(self.process.stdout.readline())
-        time.sleep(REST)
-        return times
+        return self.ask(task, threads, repeats=repeats, **plain(atoms))
 
     def best(self, seconds: Callable[[int], float]) -> float:
         """The least of seconds(threads) for one thread and for all cores."""
@@ -120,6 +119,20 @@ class Peer:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+def plain(atoms: Atoms) -> dict[str, Any]:
+    """A crystal as lists for JSON."""
+    return {
+        "cell": atoms.cell.array.tolist(),
+        "numbers": atoms.numbers.tolist(),
+        "positions": atoms.positions.tolist(),
+    }
+
+
+def peer_of(settings, model: str, dtype: str) -> Peer:
+    """The worker that `settings` name, with the weights that we call `model`."""
+    return Peer(settings.peer_python, settings.peer, OPPONENTS[settings.peer].told(model), dtype)
 
 
 def salt(*cells: int) -> Atoms:
@@ -163,7 +176,7 @@ def main(settings: Settings) -> None:
         console.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
 
     console = Console()
-    peer = Peer(settings, model, "float32")  # first, because it may make the file
+    peer = peer_of(settings, model, "float32")  # first, because it may make the file
     potential = jaxmlip.load(model)
     for n in settings.repeats:
         atoms = salt(n, n, n)
@@ -185,7 +198,7 @@ def main(settings: Settings) -> None:
         return forces + 3 * len(atoms) * float(np.median(rows))
 
     for dtype in settings.dtypes:
-        potential, peer = potential.astype(dtype), Peer(settings, model, dtype)
+        potential, peer = potential.astype(dtype), peer_of(settings, model, dtype)
         result = compare(
             lambda potential=potential: seconds(lambda: jaxmlip.hessian(potential, atoms), 1),
             lambda peer=peer: peer.best(lambda threads: all_rows(peer, threads)),

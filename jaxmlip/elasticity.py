@@ -258,18 +258,10 @@ def elastic_tensor(
     resistance, so that the linear response does not exist.
     """
     atoms = as_atoms(crystal)
-    n, dtype = len(atoms), np.dtype(potential.dtype)
-    graph = batching.pack([potential.graph(atoms)], room, dtype)
-    size, volume = len(graph.positions), atoms.get_volume()
-    point = np.concatenate([graph.positions, np.zeros((3, 3), dtype)])
-    columns = np.array([*range(3 * n), *(3 * (size + i) + j for i, j in VOIGT)])
-    gradient, rows = _second_derivatives(potential, graph, point, columns)
-
-    displaced, strained = rows[: 3 * n, :n].reshape(3 * n, 3 * n), rows[3 * n :]
-    H = (displaced + displaced.T) / 2
-    coupling = -strained[:, :n].reshape(6, 3 * n).T
-    clamped = strained[:, -3:][:, *np.transpose(VOIGT)] / volume
-    modes, answer = _internal_response(H, coupling, np.finfo(dtype).eps, atoms)
+    n, volume = len(atoms), atoms.get_volume()
+    gradient, H, coupling, bare = _expansion(potential, atoms, room)
+    modes, answer = _internal_response(H, coupling, np.finfo(potential.dtype).eps, atoms)
+    clamped = bare / volume
     relaxed = clamped - coupling.T @ answer / volume
     found = Elasticity(
         C=(relaxed + relaxed.T) / 2 * GPA_PER_EV_PER_A3,
@@ -283,6 +275,33 @@ def elastic_tensor(
     )
     _warn_of_residuals(found, atoms)
     return found
+
+
+def internal_strain(
+    potential: Potential, crystal: Atoms | Structure, room: batching.Capacity | None = None
+) -> Float[np.ndarray, "atoms 3 6"]:
+    """H⁺Λ in Å: how atoms move beyond the motion of their cell, for each unit of ε_xx, … 2ε_yz, 2ε_xz, 2ε_xy.
+
+    As far as keeps the derivatives of the energy by their fractional coordinates, so that atoms at rest stay
+    at rest; rigid shifts left out. Raises as `elastic_tensor`.
+    """
+    atoms = as_atoms(crystal)
+    _, H, coupling, _ = _expansion(potential, atoms, room)
+    return _internal_response(H, coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
+
+
+def _expansion(potential, atoms, room) -> tuple[np.ndarray, ...]:
+    """∂E/∂(r, ε), (n + 3, 3); H, (3n, 3n); Λ, (3n, 6); and ∂²E/∂ε∂ε, (6, 6); in float64."""
+    n, dtype = len(atoms), np.dtype(potential.dtype)
+    graph = batching.pack([potential.graph(atoms)], room, dtype)
+    size = len(graph.positions)
+    point = np.concatenate([graph.positions, np.zeros((3, 3), dtype)])
+    columns = np.array([*range(3 * n), *(3 * (size + i) + j for i, j in VOIGT)])
+    gradient, rows = _second_derivatives(potential, graph, point, columns)
+    displaced, strained = rows[: 3 * n, :n].reshape(3 * n, 3 * n), rows[3 * n :]
+    coupling = -strained[:, :n].reshape(6, 3 * n).T
+    bare = strained[:, -3:][:, *np.transpose(VOIGT)]
+    return np.delete(gradient, slice(n, size), axis=0), (displaced + displaced.T) / 2, coupling, bare
 
 
 def _second_derivatives(potential, graph, point, columns) -> tuple[np.ndarray, np.ndarray]:

@@ -49,26 +49,29 @@ def scatter_add(
     return deposit_p.bind(*map(jnp.asarray, (y, index, image)), size=size)
 
 
-def _take(x, index, image=None):
+def _take(x, index):
     return jnp.asarray(x).at[index].get(mode="promise_in_bounds")
 
 
-def _add(y, index, size, image=None):
+def _add(y, index, size):
     zeros = jnp.zeros((size, *y.shape[1:]), y.dtype)
     return zeros.at[index].add(y, mode="promise_in_bounds")
 
 
-def _deposit(y, index, image, *, size):
-    return _add(y, index, size)
-
-
 def _define(primitive: Primitive, plain, shape, transpose) -> None:
-    """Tells JAX what it has to know of a step that is linear in its first argument."""
-    primitive.def_impl(jax.jit(plain, static_argnames="size") if plain is _deposit else jax.jit(plain))
+    """Tells JAX what it has to know of a step that is linear in its first argument.
+
+    `plain` is that step where all cells are alike.
+    """
+
+    def alike(x, index, image, **params):
+        return plain(x, index, **params)
+
+    primitive.def_impl(jax.jit(alike, static_argnames="size"))
     primitive.def_abstract_eval(
         lambda x, index, image, **params: ShapedArray((shape(index, **params), *x.shape[1:]), x.dtype)
     )
-    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(alike, multiple_results=False))
 
     def jvp(primals, tangents, **params):
         x, index, image = primals
@@ -81,7 +84,7 @@ def _define(primitive: Primitive, plain, shape, transpose) -> None:
         x, index, image = args
         if dims[0] is None or dims[1] is not None or dims[2] is not None:
             # Graphs side by side by jax.vmap, through which no wave is sent.
-            return jax.vmap(partial(plain, **params), dims)(*args), 0
+            return jax.vmap(partial(alike, **params), dims)(*args), 0
         return primitive.bind(jnp.moveaxis(x, dims[0], 1), index, image, **params), 1
 
     ad.primitive_jvps[primitive] = jvp
@@ -101,7 +104,7 @@ _define(
 )
 _define(
     deposit_p,
-    _deposit,
+    _add,
     shape=lambda index, size: size,
     transpose=lambda ct, y, index, image: fetch_p.bind(ct, index, image),
 )

@@ -83,12 +83,9 @@ class Relaxation:
 
 def space_group(atoms: Atoms, symprec: float = SYMPREC) -> str:
     """The space group that spglib finds within `symprec` (Å), such as "Fm-3m (225)", or "-"."""
-    from ase.spacegroup.symmetrize import check_symmetry
+    from jaxmlip.phonons.symmetry import symmetry_dataset
 
-    try:
-        found = check_symmetry(atoms, symprec)
-    except Exception:  # spglib has changed its exceptions more than once
-        found = None
+    found = symmetry_dataset(atoms, symprec)
     return "-" if found is None else f"{found.international} ({found.number})"
 
 

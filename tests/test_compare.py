@@ -18,7 +18,7 @@ from test_force_constants import rutile
 from test_phonopy_files import write_run
 
 from jaxmlip.phonons.commensurate import mesh_frequencies
-from jaxmlip.phonons.compare import Frequencies, compare, density_of_states, draw
+from jaxmlip.phonons.compare import Frequencies, compare, draw, smeared_density
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.phonons.supercell import displaced_force_constants
 
@@ -74,7 +74,7 @@ def test_imaginary_modes_count_as_nothing_in_mean_and_rms():
 
 def test_the_density_of_states_counts_every_mode_once():
     thz = np.random.default_rng(0).uniform(-1, 9, (50, 6))
-    x, density = density_of_states(thz, 0.2)
+    x, density = smeared_density(thz, 0.2)
     assert np.sum(density) * (x[1] - x[0]) == pytest.approx(6)
     assert np.sum(x * density) * (x[1] - x[0]) == pytest.approx(6 * thz.mean(), abs=0.02)
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from jaxmlip import batching
 from jaxmlip.columns import second_axis_vmap
 from jaxmlip.derivatives import _block_size, _counted, _linearise, _packed, _plan, gradient, strain
+from jaxmlip.elasticity import VOIGT, internal_strain
 from jaxmlip.graph import CrystalGraph, as_atoms
 from jaxmlip.phonons.symmetry import Pairs, completed, needed_columns, space_group
 from jaxmlip.progress import track
@@ -132,15 +133,18 @@ def dynamical_matrix_strained(
 ) -> tuple[np.ndarray, np.ndarray]:
     """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), where the crystal is strained by 1 + s·`eps`.
 
-    With `relaxed` the atoms of the cell follow the strain as far as keeps their forces, to first order;
-    otherwise they keep their fractional coordinates. q keeps its reciprocal lattice units.
+    With `relaxed` the atoms of the cell follow the strain to first order, by `internal_strain`, which raises
+    where it is open how; otherwise they keep their fractional coordinates. q keeps its reciprocal lattice
+    units.
     """
     atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
     graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
     eps = np.asarray(eps, potential.dtype)
     along = np.zeros_like(graph.positions)
     if relaxed:
-        along[: len(atoms)] = internal_response(potential, atoms, eps, room)
+        symmetric = eps + eps.T
+        voigt = [symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT]
+        along[: len(atoms)] = internal_strain(potential, atoms, room) @ voigt
     with potential.precision():
         args = (potential.energy_fn, potential.arrays, graph, eps, along)
         tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:3])
@@ -149,26 +153,6 @@ def dynamical_matrix_strained(
         pairs, respond = _all_pairs(len(q_points), len(atoms)), partial(_strained_response, *args)
         columns = _in_blocks(respond, q_points, pairs, len(atoms), real, potential.dtype)
     return tuple(_convention(_matrices(columns, len(atoms)), atoms, q_points, mass_weighted, "cells"))
-
-
-def internal_response(
-    potential: Potential, crystal: Atoms | Structure, eps, room: batching.Capacity | None = None
-) -> np.ndarray:
-    """dr/ds (Å, (N, 3)), beyond the homogeneous motion, of the atoms of a cell strained by 1 + s·`eps`.
-
-    It keeps the forces: Σ H dr/ds = -∂²E/∂r∂s, up to shifts of the whole crystal.
-    """
-    atoms = as_atoms(crystal)
-    n = 3 * len(atoms)
-    graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
-    with potential.precision():
-        slope = _force_slope(potential.energy_fn, potential.arrays, graph, np.asarray(eps, potential.dtype))
-    slope = np.asarray(slope, float)[: len(atoms)].ravel()
-    H = dynamical_matrix(potential, atoms, np.zeros((1, 3)), symmetry=True, room=room)[0].real
-    shifts = np.tile(np.eye(3), (len(atoms), 1)) / len(atoms) ** 0.5  # (3N, 3), orthonormal
-    inside = np.eye(n) - shifts @ shifts.T
-    stiffness = inside @ ((H + H.T) / 2) @ inside + shifts @ shifts.T * np.abs(H).max()
-    return -np.linalg.solve(stiffness, inside @ slope).reshape(-1, 3)
 
 
 def wave_vectors(q_points: Any) -> np.ndarray:
@@ -273,17 +257,6 @@ def _strained_response(energy, params, graph: CrystalGraph, eps, along, q, index
         return _waves(tangent_map, moved.positions, q, index)
 
     return jnp.stack(jax.jvp(respond, (jnp.zeros((), q.dtype),), (jnp.ones((), q.dtype),)))
-
-
-@partial(jax.jit, static_argnames="energy")
-def _force_slope(energy, params, graph: CrystalGraph, eps):
-    """d/ds ∂E/∂r (eV/Å) where the crystal is strained by 1 + s·eps."""
-
-    def slope(s):
-        moved = _moved(graph, s, eps, jnp.zeros_like(graph.positions))
-        return gradient(partial(energy, params), moved)(moved.positions)
-
-    return jax.jvp(slope, (jnp.zeros((), eps.dtype),), (jnp.ones((), eps.dtype),))[1]
 
 
 def _moved(graph: CrystalGraph, s, eps, along) -> CrystalGraph:

@@ -236,11 +236,11 @@ def _modes(axes, rows_by_model) -> None:
 def _densities(axes, k: int, rows_by_model) -> None:
     row = next(iter(rows_by_model.values()))[k]
     width = SMEARING * row.dft.maximum
-    x, y = density_of_states(row.dft_thz, width)
+    x, y = smeared_density(row.dft_thz, width)
     axes.fill_between(x, y, color="0.8", lw=0, label="DFT")
     ratios = []
     for (model, rows), colour in zip(rows_by_model.items(), COLOURS * len(rows_by_model), strict=False):
-        x, y = density_of_states(rows[k].model_thz, width)
+        x, y = smeared_density(rows[k].model_thz, width)
         axes.plot(x, y, color=colour, lw=1.1, label=model)
         ratios.append(f"{rows[k].ratio():.2f}")
     axes.set_title(f"{row.name}; ω_max ratio {', '.join(ratios)}", loc="left", fontsize=10)
@@ -250,7 +250,7 @@ def _densities(axes, k: int, rows_by_model) -> None:
     axes.grid(color="0.92", lw=0.6, zorder=0)
 
 
-def density_of_states(thz: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+def smeared_density(thz: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies and modes per primitive cell and THz, smeared by a Gaussian of σ = `width` (THz)."""
     step = width / 4
     edges = np.arange(thz.min() - 5 * width, thz.max() + 5 * width + step, step)

@@ -20,8 +20,6 @@ class SpaceGroup:
     Operation k takes atom i into the place of atom `atom[k, i]`, in the cell `cell[k, i]` away.
     """
 
-    number: int
-    symbol: str
     rotations: np.ndarray  # W: (operations, 3, 3), whole numbers
     cartesian: np.ndarray  # W on Cartesian columns, (operations, 3, 3)
     atom: np.ndarray  # (operations, n)
@@ -57,7 +55,7 @@ class SpaceGroup:
 def identity(n: int) -> SpaceGroup:
     """The group of a crystal of n atoms without symmetry."""
     one = np.eye(3)[None]
-    return SpaceGroup(1, "P1", one.astype(int), one, np.arange(n)[None], np.zeros((1, n, 3), int))
+    return SpaceGroup(one.astype(int), one, np.arange(n)[None], np.zeros((1, n, 3), int))
 
 
 def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
@@ -65,16 +63,13 @@ def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
 
     Raises ValueError where spglib finds none within `tolerance` (Å).
     """
-    x = atoms.cell.scaled_positions(atoms.positions)
-    try:
-        found = spglib.get_symmetry_dataset((atoms.cell.array, x, atoms.numbers), symprec=tolerance)
-    except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
-        found = None
+    found = symmetry_dataset(atoms, tolerance)
     if found is None:
         raise ValueError(
             f"spglib finds no symmetry of {atoms.get_chemical_formula()} within {tolerance:g} Å; two atoms "
             "in one place are the usual reason. Compute without symmetry to see whether it has forces."
         )
+    x = atoms.cell.scaled_positions(atoms.positions)
     W, w = found.rotations, found.translations
     to = np.einsum("kxy,iy->kix", W, x) + w[:, None]
     apart = to[:, :, None] - x  # (operations, from, to, 3)
@@ -85,7 +80,16 @@ def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
     cell = np.take_along_axis(cells, atom[:, :, None, None], axis=2)[:, :, 0]
     columns = atoms.cell.array.T
     cartesian = columns @ W @ np.linalg.inv(columns)
-    return SpaceGroup(found.number, found.international, W, cartesian, atom, cell.astype(int))
+    return SpaceGroup(W, cartesian, atom, cell.astype(int))
+
+
+def symmetry_dataset(atoms: Atoms, tolerance: float) -> spglib.SpglibDataset | None:
+    """What spglib finds within `tolerance` (Å): `.number`, `.international` and operations; None: nothing."""
+    cell = (atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), atoms.numbers)
+    try:
+        return spglib.get_symmetry_dataset(cell, symprec=tolerance)
+    except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
+        return None
 
 
 @dataclass(frozen=True, eq=False)
