@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli import against_dft, curvature, models
+from jaxmlip.cli import against_dft, curvature, data, models
 
 
 class Group(NamedTuple):
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "softening": against_dft.softening,
     "compare": against_dft.compare,
     "softening-scale": against_dft.softening_scale,
+    "data": Group("Files of labelled crystals.", {"inspect": data.inspect}),
 }
 
 
