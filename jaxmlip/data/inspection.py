@@ -54,7 +54,7 @@ class Outlier(NamedTuple):
 
 @dataclass
 class Inspection:
-    """Counts, spreads of QUANTITIES, and what looks wrong. Quantities whose labels are missing are left out."""
+    """Counts, spreads of those QUANTITIES whose labels are there, and what looks wrong."""
 
     crystals: int = 0
     materials: int = 0
@@ -182,7 +182,7 @@ def _quantities(crystal: LabelledCrystal) -> dict[str, float]:
 
 
 def _closest(atoms: Atoms) -> tuple[float, float]:
-    """The shortest distance (Å), and the least ratio of one to the sum of covalent radii; NaN: none in reach."""
+    """The shortest distance (Å), and the least of d / sum of covalent radii; NaN where none is in reach."""
     from vesin import NeighborList
 
     i, j, d = NeighborList(cutoff=REACH, full_list=False).compute(
