@@ -283,6 +283,13 @@ def test_six_components_keep_their_places(six, order):
     np.testing.assert_array_equal(symmetric(full.ravel()), full)
 
 
+def test_frames_without_a_level_of_materials_are_read(sheared, truth, tmp_path):
+    nested = json.loads(write_mptrj(tmp_path, sheared).read_text())
+    (found,) = read_labelled(dump(tmp_path / "flat.json", nested["mp-1"]))
+    assert found.material == "mp-1"
+    np.testing.assert_allclose(found.labels.stress, truth[2], atol=1e-7)
+
+
 def test_an_energy_per_atom_is_of_the_whole_crystal(sheared, truth, tmp_path):
     path = write_mptrj(tmp_path, sheared)
     (found,) = read_labelled(path, energy_key="energy_per_atom")

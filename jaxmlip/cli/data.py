@@ -65,9 +65,13 @@ def inspect(
         return
     console = Console(highlight=False)
     elements = ", ".join(f"{name} {count}" for name, count in found.elements.items())
-    console.print(f"{found.crystals} crystals of {found.materials} materials; with {elements}", markup=False)
+    console.print(
+        f"{found.crystals} crystals of {found.materials} materials; with {elements}",
+        markup=False,
+        soft_wrap=True,
+    )
     known = ", ".join(f"{name} {count}" for name, count in found.properties.items())
-    console.print(f"labels: {known or 'none'}", markup=False)
+    console.print(f"labels: {known or 'none'}", markup=False, soft_wrap=True)
     table = table_of("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), left=("", "unit"))
     for name, spread in found.spreads.items():
         numbers = (f"{x:.4g}" for x in spread[1:])
@@ -80,4 +84,4 @@ def inspect(
         print_table(table)
     for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
         line = f"{len(pairs)} {kind} duplicates" + (f", such as {pairs[0][0]}" if pairs else "")
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ class Format(NamedTuple):
     """One format: what it is called in words, whether a file is of it, and its reader."""
 
     about: str
-    matches: Callable[[Path, bytes], bool]  # name and first bytes, decompressed
+    matches: Callable[[Path, bytes], object]  # truth of it; name and first bytes, decompressed
     read: Callable[[Path, Keys], Iterator[LabelledCrystal]]
 
 
@@ -40,6 +41,10 @@ def _json_with(*names: str) -> Callable[[Path, bytes], bool]:
         return head.lstrip()[:1] in (b"{", b"[") and any(f'"{name}"'.encode() in head for name in names)
 
     return matches
+
+
+def _is_output(path: Path, name: str) -> bool:
+    return name in path.name and ".tar" not in path.name  # vasprun.xml-001, OUTCAR.relax2.gz, ...
 
 
 FORMATS: dict[str, Format] = {
@@ -70,10 +75,12 @@ FORMATS: dict[str, Format] = {
     ),
     "vasprun": Format(
         "VASP (vasprun.xml)",
-        lambda path, head: b"<modeling>" in head[:4096] or "vasprun.xml" in path.name,
+        lambda path, head: (
+            re.match(rb"\s*<(\?xml[^>]*>\s*<)?modeling>", head) or _is_output(path, "vasprun.xml")
+        ),
         vasp.read_vasprun,
     ),
-    "outcar": Format("VASP (OUTCAR)", lambda path, head: "OUTCAR" in path.name, vasp.read_outcar),
+    "outcar": Format("VASP (OUTCAR)", lambda path, head: _is_output(path, "OUTCAR"), vasp.read_outcar),
 }
 
 
@@ -189,9 +196,10 @@ def _read(path: Path, format: Format, keys: Keys) -> Iterator[LabelledCrystal]:
         if isinstance(error, ImportError | MemoryError):
             raise
         kind = "" if isinstance(error, ValueError | EOFError) else f"{type(error).__name__}: "
+        before = f" limit={number} reads what comes before." if number else ""
         raise ReadError(
             f"{path} cannot be read as {format.about} beyond {number} crystals: "
-            f"{kind}{str(error).strip().rstrip('.')}. limit={number} reads what comes before."
+            f"{kind}{str(error).strip().rstrip('.')}.{before}"
         ) from None
 
 

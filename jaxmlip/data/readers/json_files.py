@@ -27,13 +27,15 @@ def read_mptrj(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
     The energy is `uncorrected_total_energy`, that of VASP extrapolated to zero smearing, which alone fits
     forces and stress in one functional; `energy_key="corrected_total_energy"` has Materials Project's
     corrections, with which CHGNet 0.3.0 was trained. Fields called ..._per_atom are multiplied by N.
+    Frames may also lie directly under their own names, with the material in `mp_id`.
     """
     for material, frames in _pairs(path):
-        for frame, found in _checked(frames, material).items():
+        flat = "structure" in _checked(frames, material)
+        for frame, found in ({"": frames} if flat else frames).items():
             yield _of_document(
                 found,
                 keys,
-                f"{path} {material} {frame}",
+                f"{path} {material} {frame}".rstrip(),
                 keys.first("material", found, "mp_id")[1] or material,
                 ("uncorrected_total_energy", "energy"),
                 ("force", "forces"),
