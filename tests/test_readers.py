@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -107,6 +108,14 @@ def write_extxyz_ref(folder, atoms):
     named.arrays["REF_magmoms"] = np.array(MOMENTS)
     ase.io.write(folder / "ref.xyz", named)
     return folder / "ref.xyz"
+
+
+def write_extxyz_voigt(folder, atoms):
+    full = computed(atoms)
+    text = write_extxyz(folder, atoms).read_text()
+    six = " ".join(str(x) for x in full.get_stress())
+    (folder / "six.xyz").write_text(re.sub('stress="[^"]*"', f'stress="{six}"', text))
+    return folder / "six.xyz"
 
 
 def write_extxyz_virial(folder, atoms):
@@ -236,6 +245,7 @@ WRITERS = {
     "extxyz": write_extxyz,
     "extxyz.gz": write_extxyz_gz,
     "extxyz with REF_ names": write_extxyz_ref,
+    "extxyz with six numbers": write_extxyz_voigt,
     "extxyz with a virial": write_extxyz_virial,
     "traj": write_traj,
     "db": write_db,
@@ -391,6 +401,27 @@ def test_an_unknown_file_is_answered_with_what_is_known(tmp_path):
         read_labelled(tmp_path / "nowhere.json")
     with pytest.raises(ValueError, match="needed one of extxyz"):
         read_labelled(tmp_path / "a.csv", "csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.xyz", "1\nLattice='4 0 0 0 4 0 0 0 4' Properties=species:S:1:pos:R:3\nQq 0 0 0\n", "'Qq'"),
+        ("a.xyz", "1\nLattice='4 0 0 0 4 0 0 0 4' Properties=species:S:1:pos:R:3\nX 0 0 0\n", "no element"),
+        ("a.xyz", "-3\n", "'-3', needed the number of atoms"),
+        ("a.xyz", "99999999999\nfoo\n", "ends after 0 of them"),
+        ("a.xyz", "", "holds no crystal"),
+        ("a.json", '["vasp_f", 1]', "holds no crystal"),
+        ("a.json", '{"vasp_f": 1}', "needed an object"),
+        ("a.json", '[{"matpes_id": "a", "energy": NaN}]', "invalid char"),
+        ("vasprun.xml", "<modeling></modeling>", "holds no crystal"),
+        ("OUTCAR", "nothing", "OUTCAR cannot be read"),
+    ],
+)
+def test_a_file_that_is_wrong_is_answered_with_what_is_wrong(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ReadError, match=re.escape(said)):
+        list(read_labelled(tmp_path / name))
 
 
 def test_json_is_read_as_a_stream(sheared, tmp_path):

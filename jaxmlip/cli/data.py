@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxmlip.cli.arguments import AsJson, Positional
 from jaxmlip.cli.tables import print_table, table_of
 
-SHOWN = 20  # outliers in the table; JSON has all of them
+SHOWN = 4  # outliers of each kind in the table; JSON has all of them
 
 
 def inspect(
@@ -78,9 +78,12 @@ def inspect(
         table.add_row(name, inspection.QUANTITIES[name], str(spread.count), *numbers)
     print_table(table)
     if found.outliers:
-        table = table_of(f"{len(found.outliers)} outliers", ("crystal", "what", "value"), ("crystal", "what"))
-        for outlier in sorted(found.outliers, key=lambda o: -abs(o.value))[:SHOWN]:
-            table.add_row(outlier.crystal, outlier.why, f"{outlier.value:.4g}")
+        table = table_of("outliers", ("kind", "count", "worst", "value", "in"), left=("kind", "worst", "in"))
+        for kind, unit in inspection.KINDS.items():
+            these = [outlier for outlier in found.outliers if outlier.kind == kind]
+            for k, outlier in enumerate(these[:SHOWN]):
+                first = (kind, str(len(these))) if k == 0 else ("", "")
+                table.add_row(*first, outlier.crystal, f"{outlier.value:.4g}", unit)
         print_table(table)
     for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
         line = f"{len(pairs)} {kind} duplicates" + (f", such as {pairs[0][0]}" if pairs else "")

@@ -46,9 +46,20 @@ class Spread(NamedTuple):
     max: float
 
 
+KINDS = {
+    "energy": "eV/atom beside the fit by composition",
+    "force": "eV/Å, the largest",
+    "net force": "eV/Å per atom",
+    "distance": "of the sum of two covalent radii",
+    "conflict": "eV/atom beside an equal crystal",
+}
+
+
 class Outlier(NamedTuple):
+    """A crystal that looks wrong: which of KINDS, and the number that says so."""
+
+    kind: str
     crystal: str
-    why: str
     value: float
 
 
@@ -61,7 +72,7 @@ class Inspection:
     elements: dict[str, int] = field(default_factory=dict)  # in how many crystals
     properties: dict[str, int] = field(default_factory=dict)  # of how many crystals they are known
     spreads: dict[str, Spread] = field(default_factory=dict)
-    outliers: list[Outlier] = field(default_factory=list)
+    outliers: list[Outlier] = field(default_factory=list)  # the worst of each kind first
     exact_duplicates: list[tuple[str, int]] = field(default_factory=list)  # name, number of the earlier one
     near_duplicates: list[tuple[str, int]] = field(default_factory=list)
     values: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # NaN: not known
@@ -99,23 +110,21 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
         ratio = _closest(atoms)
         values["shortest distance"].append(ratio[0])
         if ratio[1] < CLOSE:
-            why = "distance below half the sum of covalent radii (ratio)"
-            found.outliers.append(Outlier(names[-1], why, ratio[1]))
+            found.outliers.append(Outlier("distance", names[-1], ratio[1]))
         if labels.forces is not None:
             strongest = values["largest force"][-1]
             if strongest > STRONG_FORCE:
-                found.outliers.append(Outlier(names[-1], "force (eV/Å)", strongest))
+                found.outliers.append(Outlier("force", names[-1], strongest))
             net = float(np.linalg.norm(labels.forces.sum(axis=0)) / len(atoms))
             if net > NET_FORCE:
-                found.outliers.append(Outlier(names[-1], "net force (eV/Å per atom)", net))
+                found.outliers.append(Outlier("net force", names[-1], net))
         first = exact.setdefault(fingerprint(atoms, SAME), number)
         alike = near.setdefault(fingerprint(atoms, NEAR), number)
         if first != number:
             found.exact_duplicates.append((names[-1], first))
             apart = values["energy per atom"][-1] - values["energy per atom"][first]
             if abs(apart) > CONFLICT:
-                why = f"energy beside the equal crystal {first} (eV/atom)"
-                found.outliers.append(Outlier(names[-1], why, apart))
+                found.outliers.append(Outlier("conflict", names[-1], apart))
         elif alike != number:
             found.near_duplicates.append((names[-1], alike))
     found.crystals, found.materials = len(names), len(materials)
@@ -124,6 +133,10 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
     found.values = {name: np.array(value) for name, value in values.items()}
     found.spreads = {n: s for n, v in found.values.items() if (s := _spread(v)) is not None}
     found.outliers += _energy_outliers(names, found.values["energy per atom"], fractions)
+    order = list(KINDS)
+    found.outliers.sort(
+        key=lambda o: (order.index(o.kind), o.value if o.kind == "distance" else -abs(o.value))
+    )
     return found
 
 
@@ -216,5 +229,4 @@ def _energy_outliers(names: list[str], energies: np.ndarray, fractions) -> list[
     residuals -= np.median(residuals)
     sigma = max(1.4826 * np.median(np.abs(residuals)), 1e-4)  # eV/atom; what DFT itself scatters by
     far = np.flatnonzero(np.abs(residuals) > ROBUST_SIGMA * sigma)
-    why = f"energy beside the fit by composition, robust σ {sigma:.3g} (eV/atom)"
-    return [Outlier(names[known[k]], why, float(residuals[k])) for k in far]
+    return [Outlier("energy", names[known[k]], float(residuals[k])) for k in far]

@@ -188,6 +188,8 @@ def _read(path: Path, format: Format, keys: Keys) -> Iterator[LabelledCrystal]:
         for crystal in format.read(path, keys):
             yield crystal
             number += 1
+        if number == 0:
+            raise ValueError("it holds no crystal")
     except LabelError as error:
         raise LabelError(f"{path}, after {number} crystals: {error}") from None
     except FileNotFoundError:

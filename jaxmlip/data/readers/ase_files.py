@@ -7,6 +7,7 @@ QUIP and MACE write: -V σ.
 from __future__ import annotations
 
 import io
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ STRESS = ("REF_stress", "ref_stress", "dft_stress", "DFT_stress", "stress")
 VIRIAL = ("REF_virial", "REF_virials", "dft_virial", "DFT_virial", "virial", "virials")
 MAGMOMS = ("REF_magmoms", "dft_magmoms", "DFT_magmoms", "magmoms")
 MATERIAL = ("material", "material_id", "mp_id")
+SIX = re.compile(r"""\b(?P<name>stress|virial)=["'{\[](?P<numbers>[^"'}\]]*)["'}\]]""")
 MAX_ROW = 1 << 30  # bytes that one row of a database may have
 
 
@@ -34,10 +36,28 @@ def read_extxyz(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
 
     with open_bytes(path) as binary, io.TextIOWrapper(binary, encoding="utf-8") as text:
         for number, frame in enumerate(_frames(text)):
-            atoms = next(read_xyz(io.StringIO(frame), index=0))
+            try:
+                atoms = next(read_xyz(io.StringIO(frame), index=0, properties_parser=_comment))
+            except KeyError as error:
+                raise ValueError(f"frame {number} has {error}, needed a chemical symbol") from None
             calculated = atoms.calc.results if atoms.calc else {}
             known = {**atoms.info, **atoms.arrays, **calculated}
             yield _of_record(atoms, known, keys, f"{path} frame {number}")
+
+
+def _comment(line: str) -> dict[str, Any]:
+    """The comment of a frame as names and values; ASE takes nine numbers of a stress, files may have six."""
+    from ase.io.extxyz import key_val_str_to_dict
+
+    return key_val_str_to_dict(SIX.sub(_nine, line))
+
+
+def _nine(match: re.Match) -> str:
+    numbers = match["numbers"].replace(",", " ").split()
+    if len(numbers) != 6:
+        return match[0]
+    full = symmetric([float(x) for x in numbers]).ravel()
+    return f'{match["name"]}="{" ".join(repr(float(x)) for x in full)}"'
 
 
 def _frames(text) -> Iterator[str]:
@@ -47,10 +67,9 @@ def _frames(text) -> Iterator[str]:
         if not line.strip():  # an empty line may end a file
             line = text.readline()
             continue
-        try:
-            atoms = int(line)
-        except ValueError:
-            raise ValueError(f"found {line.strip()[:60]!r}, needed the number of atoms of a frame") from None
+        if not line.strip().isdecimal():
+            raise ValueError(f"found {line.strip()[:60]!r}, needed the number of atoms of a frame")
+        atoms = int(line)
         lines = [line]
         for _ in range(atoms + 1):
             lines.append(text.readline())

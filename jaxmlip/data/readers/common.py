@@ -68,6 +68,8 @@ def crystal(atoms: Atoms, name: str, material: str = "", **labels) -> LabelledCr
 
     Models predict magnitudes, since a potential without spin-orbit coupling does not know which way is up.
     """
+    if not len(atoms) or not atoms.numbers.all():
+        raise ValueError(f"{name} has {len(atoms)} atoms, {(atoms.numbers == 0).sum()} of them of no element")
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
     found = Labels(**{k: np.asarray(v, np.float64) for k, v in labels.items() if v is not None})
     if found.magmoms is not None:
