@@ -176,9 +176,12 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(whole, tmp_path):
 
     before = signal.getsignal(signal.SIGINT)
     quick = replace(SETTINGS, checkpoint_every=1000)
-    with pytest.raises(
-        InterruptedRun, match=r"SIGINT: stopped after step 10 of 40; saved is step 10"
-    ) as error, pytest.warns(UserWarning, match="The same command goes on from there"):
+    with (
+        pytest.raises(
+            InterruptedRun, match=r"SIGINT: stopped after step 10 of 40; saved is step 10"
+        ) as error,
+        pytest.warns(UserWarning, match="The same command goes on from there"),
+    ):
         small_run.run(tmp_path, quick, interrupt)
     assert error.value.code == 128 + signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is before

@@ -31,7 +31,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "softening": against_dft.softening,
     "compare": against_dft.compare,
     "softening-scale": against_dft.softening_scale,
-    "data": Group("Labelled crystals to train on.", {"convert": data.convert}),
+    "data": Group("Files of labelled crystals.", {"inspect": data.inspect, "convert": data.convert}),
 }
 
 

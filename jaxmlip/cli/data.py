@@ -1,41 +1,132 @@
-"""Data sets: `jaxmlip data convert`."""
+"""Files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli.arguments import Model, Positional
+from jaxmlip.cli.arguments import AsJson, Model, Positional
 from jaxmlip.cli.tables import print_table, table_of
+
+SHOWN = 4  # outliers of each kind in the table; JSON has all of them
+Format = Annotated[str | None, tyro.conf.arg(name="format")]
+
+
+def inspect(
+    paths: Positional[list[str]],
+    format_: Format = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    magmoms_key: str | None = None,
+    material_key: str | None = None,
+    every: int = 1,
+    limit: int | None = None,
+    figure: Path | None = None,
+    json_: AsJson = False,
+) -> None:
+    """What files of labelled crystals hold, and which crystals look wrong.
+
+    Args:
+        paths: files, folders or patterns: extended XYZ, ASE databases and trajectories, MPtrj, MatPES,
+            MP-r2SCAN, WBM, mlearn, vasprun.xml, OUTCAR, phonopy
+        format_: the format of all of them; default: guessed of each
+        energy_key: the name of the energy, if not the usual one
+        forces_key: the name of the forces
+        stress_key: the name of the stress (or of a virial, if it has that word in its name)
+        magmoms_key: the name of the magnetic moments
+        material_key: the name of what tells materials apart
+        every: read every so many-th crystal of each file
+        limit: read so many crystals in all
+        figure: draw histograms into this file (.png, .pdf, .svg)
+        json_: print everything as JSON instead of tables
+    """
+    from jaxmlip.data import inspection
+    from jaxmlip.data.readers import read_labelled
+    from jaxmlip.progress import track
+
+    crystals = read_labelled(
+        paths,
+        format_,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+        magmoms_key=magmoms_key,
+        material_key=material_key,
+        every=every,
+        limit=limit,
+    )
+    found = inspection.inspect(track(crystals, "inspecting"))
+    if figure is not None:
+        inspection.figure(found, figure)
+    if json_:
+        print(json.dumps(found.as_dict(), indent=2))
+        return
+    console = Console(highlight=False)
+    elements = ", ".join(f"{name} {count}" for name, count in found.elements.items())
+    console.print(
+        f"{found.crystals} crystals of {found.materials} materials; with {elements}",
+        markup=False,
+        soft_wrap=True,
+    )
+    known = ", ".join(f"{name} {count}" for name, count in found.properties.items())
+    console.print(f"labels: {known or 'none'}", markup=False, soft_wrap=True)
+    table = table_of("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), left=("", "unit"))
+    for name, spread in found.spreads.items():
+        numbers = (f"{x:.4g}" for x in spread[1:])
+        table.add_row(name, inspection.QUANTITIES[name], str(spread.count), *numbers)
+    print_table(table)
+    if found.outliers:
+        table = table_of("outliers", ("kind", "count", "worst", "value", "in"), left=("kind", "worst", "in"))
+        for kind, unit in inspection.KINDS.items():
+            these = [outlier for outlier in found.outliers if outlier.kind == kind]
+            for k, outlier in enumerate(these[:SHOWN]):
+                first = (kind, str(len(these))) if k == 0 else ("", "")
+                table.add_row(*first, outlier.crystal, f"{outlier.value:.4g}", unit)
+        print_table(table)
+    for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
+        line = f"{len(pairs)} {kind} duplicates" + (f", such as {pairs[0][0]}" if pairs else "")
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def convert(
-    files: Positional[list[Path]],
+    paths: Positional[list[str]],
     out: Path,
     model: Model | None = None,
     cutoff: float | None = None,
     angle_cutoff: float = 0.0,
     angle_list: bool = True,
-    format_: Annotated[str | None, tyro.conf.arg(name="format")] = None,
+    format_: Format = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    stress_key: str | None = None,
+    magmoms_key: str | None = None,
+    material_key: str | None = None,
     validation: float = 0.05,
     test: float = 0.05,
     seed: int = 0,
     processes: int | None = None,
     skip_bad: bool = False,
 ) -> None:
-    """Writes the labelled crystals of FILES with their graphs as a data set to train on.
+    """Writes the labelled crystals of PATHS with their graphs as a data set to train on.
 
     Args:
-        files: files or folders of labelled crystals in any known format
+        paths: files, folders or patterns, as for `jaxmlip data inspect`
         out: the folder to write, new or empty
         model: the model to train, whose cutoffs the graphs get; or give --cutoff
         cutoff: how long bonds are (Å), for a model that does not exist yet
         angle_cutoff: how long the two bonds of an angle are (Å); 0 for models without angles
         angle_list: whether the model reads a list of angles (CHGNet) or sums over them without (M3GNet)
-        format_: the format of FILES; default: guessed for each
+        format_: the format of all of them; default: guessed of each
+        energy_key: the name of the energy, if not the usual one
+        forces_key: the name of the forces
+        stress_key: the name of the stress (or of a virial, if it has that word in its name)
+        magmoms_key: the name of the magnetic moments
+        material_key: the name of what tells materials apart
         validation: the fraction that is kept for validation, by material
         test: the fraction that is kept for tests, by material
         seed: of the division
@@ -54,7 +145,16 @@ def convert(
         )
     potential = None if model is None else load(model)
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
-    crystals = (crystal for file in files for crystal in read_labelled(file, format_))
+    crystals = read_labelled(
+        paths,
+        format_,
+        energy_key=energy_key,
+        forces_key=forces_key,
+        stress_key=stress_key,
+        magmoms_key=magmoms_key,
+        material_key=material_key,
+        checked=False,  # the writer checks, and knows what to leave out
+    )
     made = write_dataset(
         out,
         crystals,
@@ -63,7 +163,7 @@ def convert(
         seed=seed,
         processes=processes,
         skip_bad=skip_bad,
-        sources=[str(file) for file in files],
+        sources=paths,
     )
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
     table = table_of(str(out), columns, left=("split",))

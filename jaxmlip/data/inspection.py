@@ -1,0 +1,232 @@
+"""What a set of labelled crystals holds, and which of them look wrong: `inspect`."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+
+from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.units import GPA_PER_EV_PER_A3
+
+ROBUST_SIGMA = 6.0  # of energies per atom about the fit by composition
+STRONG_FORCE = 25.0  # eV/Å
+NET_FORCE = 1e-2  # eV/Å per atom; zero of a potential that knows no place
+CLOSE = 0.5  # of the sum of two covalent radii
+CONFLICT = 1e-3  # eV/atom between two calculations of one crystal
+SAME, NEAR = 1e-6, 1e-2  # Å
+REACH = 4.0  # Å; distances beyond are not looked at
+QUANTITIES = {
+    "atoms": "",
+    "energy per atom": "eV",
+    "largest force": "eV/Å",
+    "RMS force": "eV/Å",
+    "pressure": "GPa",
+    "largest moment": "μB",
+    "volume per atom": "Å³",
+    "shortest distance": "Å",
+}
+
+
+class Spread(NamedTuple):
+    """Of how many crystals, and where the numbers lie."""
+
+    count: int
+    min: float
+    median: float
+    p99: float
+    max: float
+
+
+KINDS = {
+    "energy": "eV/atom beside the fit by composition",
+    "force": "eV/Å, the largest",
+    "net force": "eV/Å per atom",
+    "distance": "of the sum of two covalent radii",
+    "conflict": "eV/atom beside an equal crystal",
+}
+
+
+class Outlier(NamedTuple):
+    """A crystal that looks wrong: which of KINDS, and the number that says so."""
+
+    kind: str
+    crystal: str
+    value: float
+
+
+@dataclass
+class Inspection:
+    """Counts, spreads of those QUANTITIES whose labels are there, and what looks wrong."""
+
+    crystals: int = 0
+    materials: int = 0
+    elements: dict[str, int] = field(default_factory=dict)  # in how many crystals
+    properties: dict[str, int] = field(default_factory=dict)  # of how many crystals they are known
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    outliers: list[Outlier] = field(default_factory=list)  # the worst of each kind first
+    exact_duplicates: list[tuple[str, int]] = field(default_factory=list)  # name, number of the earlier one
+    near_duplicates: list[tuple[str, int]] = field(default_factory=list)
+    values: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # NaN: not known
+
+    def as_dict(self) -> dict:
+        """Everything but the values themselves, for JSON."""
+        found = asdict(self) | {"spreads": {k: s._asdict() for k, s in self.spreads.items()}}
+        found["outliers"] = [outlier._asdict() for outlier in self.outliers]
+        del found["values"]
+        return found
+
+
+def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
+    """Statistics of a stream; some 200 bytes per crystal are kept, no crystal is.
+
+    Outliers are energies per atom beyond 6 robust standard deviations (1.4826 of the median absolute
+    deviation) of a least-squares fit by composition, forces beyond 25 eV/Å, atoms closer than half the sum
+    of their covalent radii, net forces beyond 0.01 eV/Å per atom, and equal crystals of different energy.
+    Duplicates have the same atoms, in any order, in the same cell to 1e-6 Å, or to about 0.01 Å for near
+    ones; shifted copies, and near ones on two sides of a rounding, are not seen.
+    """
+    found, values = Inspection(), {name: array("d") for name in QUANTITIES}
+    materials, elements, properties = set(), Counter(), Counter()
+    names, fractions, exact, near = [], [], {}, {}
+    for number, crystal in enumerate(crystals):
+        atoms, labels = crystal.atoms, crystal.labels
+        names.append(crystal.name or f"crystal {number}")
+        materials.add(crystal.material)
+        species, counts = np.unique(atoms.numbers, return_counts=True)
+        elements.update(species.tolist())
+        properties.update(labels.known)
+        fractions.append((species.astype(np.uint8), (counts / len(atoms)).astype(np.float32)))
+        for name, value in _quantities(crystal).items():
+            values[name].append(value)
+        ratio = _closest(atoms)
+        values["shortest distance"].append(ratio[0])
+        if ratio[1] < CLOSE:
+            found.outliers.append(Outlier("distance", names[-1], ratio[1]))
+        if labels.forces is not None:
+            strongest = values["largest force"][-1]
+            if strongest > STRONG_FORCE:
+                found.outliers.append(Outlier("force", names[-1], strongest))
+            net = float(np.linalg.norm(labels.forces.sum(axis=0)) / len(atoms))
+            if net > NET_FORCE:
+                found.outliers.append(Outlier("net force", names[-1], net))
+        first = exact.setdefault(fingerprint(atoms, SAME), number)
+        alike = near.setdefault(fingerprint(atoms, NEAR), number)
+        if first != number:
+            found.exact_duplicates.append((names[-1], first))
+            apart = values["energy per atom"][-1] - values["energy per atom"][first]
+            if abs(apart) > CONFLICT:
+                found.outliers.append(Outlier("conflict", names[-1], apart))
+        elif alike != number:
+            found.near_duplicates.append((names[-1], alike))
+    found.crystals, found.materials = len(names), len(materials)
+    found.elements = {chemical_symbols[z]: n for z, n in sorted(elements.items())}
+    found.properties = dict(properties)
+    found.values = {name: np.array(value) for name, value in values.items()}
+    found.spreads = {n: s for n, v in found.values.items() if (s := _spread(v)) is not None}
+    found.outliers += _energy_outliers(names, found.values["energy per atom"], fractions)
+    order = list(KINDS)
+    found.outliers.sort(
+        key=lambda o: (order.index(o.kind), o.value if o.kind == "distance" else -abs(o.value))
+    )
+    return found
+
+
+def fingerprint(atoms: Atoms, resolution: float) -> int:
+    """A number that two crystals share where cell, places and elements agree to `resolution` (Å)."""
+    cell = np.round(atoms.cell.array / resolution).astype(np.int64)
+    steps = np.maximum(1, np.round(atoms.cell.lengths() / resolution)).astype(np.int64)
+    places = np.round(atoms.cell.scaled_positions(atoms.positions) * steps).astype(np.int64) % steps
+    rows = np.column_stack([atoms.numbers, places])
+    rows = rows[np.lexsort(rows.T[::-1])]
+    digest = hashlib.blake2b(cell.tobytes() + rows.astype(np.int64).tobytes(), digest_size=8)
+    return int.from_bytes(digest.digest())
+
+
+def figure(found: Inspection, path: Path) -> None:
+    """Histograms of the energy per atom, forces, pressure, atoms per crystal, and of the elements."""
+    from matplotlib.figure import Figure
+
+    from jaxmlip.figures import COLOURS
+
+    shown = ("energy per atom", "largest force", "pressure", "atoms")
+    shown = [name for name in shown if name in found.spreads]
+    drawing = Figure(figsize=(3.2 * max(2, len(shown)), 5.6), layout="constrained")
+    grid = drawing.add_gridspec(2, max(2, len(shown)))
+    for k, name in enumerate(shown):
+        axes = drawing.add_subplot(grid[0, k])
+        values = found.values[name]
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, [0.1, 99.9])
+        axes.hist(np.clip(values, low, high), bins=40, color=COLOURS[k])
+        unit = QUANTITIES[name]
+        axes.set(xlabel=f"{name} ({unit})" if unit else "atoms per crystal", yscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+    drawing.axes[0].set_ylabel("crystals")
+    axes = drawing.add_subplot(grid[1, :])
+    axes.bar(list(found.elements), list(found.elements.values()), color=COLOURS[4])
+    axes.set(ylabel="crystals with it", xlim=(-0.8, max(len(found.elements), 8) - 0.2))
+    axes.tick_params(axis="x", labelrotation=90 if len(found.elements) > 30 else 0)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(path, dpi=150)
+
+
+def _quantities(crystal: LabelledCrystal) -> dict[str, float]:
+    atoms, labels = crystal.atoms, crystal.labels
+    size, unknown = len(atoms), float("nan")
+    forces = None if labels.forces is None else np.linalg.norm(labels.forces, axis=1)
+    return {
+        "atoms": size,
+        "energy per atom": unknown if labels.energy is None else labels.energy / size,
+        "largest force": unknown if forces is None else forces.max(),
+        "RMS force": unknown if forces is None else np.sqrt(np.mean(forces**2) / 3),  # of a component
+        "pressure": unknown if labels.stress is None else -np.trace(labels.stress) / 3 * GPA_PER_EV_PER_A3,
+        "largest moment": unknown if labels.magmoms is None else np.abs(labels.magmoms).max(),
+        "volume per atom": atoms.get_volume() / size,
+    }
+
+
+def _closest(atoms: Atoms) -> tuple[float, float]:
+    """The shortest distance (Å), and the least of d / sum of covalent radii; NaN where none is in reach."""
+    from vesin import NeighborList
+
+    i, j, d = NeighborList(cutoff=REACH, full_list=False).compute(
+        atoms.positions, atoms.cell.array, periodic=True, quantities="ijd"
+    )
+    if not len(d):
+        return float("nan"), float("nan")
+    radii = covalent_radii[atoms.numbers]
+    return float(d.min()), float((d / (radii[i] + radii[j])).min())
+
+
+def _spread(values: np.ndarray) -> Spread | None:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return None
+    return Spread(len(known), *(float(x) for x in np.percentile(known, [0, 50, 99, 100])))
+
+
+def _energy_outliers(names: list[str], energies: np.ndarray, fractions) -> list[Outlier]:
+    """Residuals of the fit by composition that lie far beyond the others."""
+    known = np.flatnonzero(np.isfinite(energies))
+    if len(known) < 10:  # too few to say what is usual
+        return []
+    gram, right = np.zeros((119, 119)), np.zeros(119)
+    for k in known:
+        species, parts = fractions[k]
+        gram[np.ix_(species, species)] += np.outer(parts, parts)
+        right[species] += parts * energies[k]
+    fitted = np.linalg.lstsq(gram, right, rcond=1e-10)[0]
+    residuals = np.array([energies[k] - fractions[k][1] @ fitted[fractions[k][0]] for k in known])
+    residuals -= np.median(residuals)
+    sigma = max(1.4826 * np.median(np.abs(residuals)), 1e-4)  # eV/atom; what DFT itself scatters by
+    far = np.flatnonzero(np.abs(residuals) > ROBUST_SIGMA * sigma)
+    return [Outlier("energy", names[known[k]], float(residuals[k])) for k in far]
