@@ -105,7 +105,7 @@ def read_labelled(
     `format` is one of FORMATS, guessed from the name and the first bytes of each file if not given. The keys
     are the names under which files keep a property, where they are not the usual ones. Of each property only
     those in `properties` are kept, of each file every `every`-th crystal, and `limit` crystals in all. Where
-    `checked` is false, crystals come as they are, for who leaves out those that LabelledCrystal.checked refuses.
+    `checked` is false, crystals come as they are, also those that LabelledCrystal.checked would refuse.
     Labels are in the units of Labels; what a file does not hold is None.
 
     Raises FileNotFoundError; ReadError naming the file, and how many of its crystals were read, where it is
