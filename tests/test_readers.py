@@ -346,7 +346,7 @@ def test_every_and_limit_and_properties_are_kept_to(sheared, tmp_path):
 
 
 def test_a_label_that_is_not_a_number_is_named_with_file_and_frame(sheared, tmp_path):
-    frames = [computed(sheared) for _ in range(3)]
+    frames = [computed(sheared) for _ in range(4)]
     frames[2].calc.results["forces"][1, 1] = np.nan
     ase.io.write(tmp_path / "bad.extxyz", frames)
     found = read_labelled(tmp_path / "bad.extxyz")
@@ -354,6 +354,7 @@ def test_a_label_that_is_not_a_number_is_named_with_file_and_frame(sheared, tmp_
     assert next(found) is not None
     with pytest.raises(LabelError, match=r"bad\.extxyz frame 2: found forces"):
         next(found)
+    assert next(found).name.endswith("frame 3")
 
 
 @pytest.mark.parametrize("format", sorted(WRITERS))

@@ -105,11 +105,12 @@ def read_labelled(
     `format` is one of FORMATS, guessed from the name and the first bytes of each file if not given. The keys
     are the names under which files keep a property, where they are not the usual ones. Of each property only
     those in `properties` are kept, of each file every `every`-th crystal, and `limit` crystals in all. Where
-    `checked` is false, crystals come as they are, also those that LabelledCrystal.checked would refuse.
+    `checked` is false they come as they are, for who leaves out those that LabelledCrystal.checked refuses.
     Labels are in the units of Labels; what a file does not hold is None.
 
     Raises FileNotFoundError; ReadError naming the file, and how many of its crystals were read, where it is
-    broken or of no known format; LabelError naming file and frame where a label cannot be true.
+    broken or of no known format; LabelError naming file and frame where a label cannot be true, after which
+    `next` goes on with the crystal behind it.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Found format {format!r}, needed one of {', '.join(FORMATS)}.")
@@ -122,10 +123,12 @@ def read_labelled(
     found = itertools.chain.from_iterable(
         itertools.islice(_read(file, FORMATS[name], keys), 0, None, every) for file, name in files
     )
-    kept = (
-        replace(crystal, labels=replace(crystal.labels.only(properties), weight=weight)) for crystal in found
-    )
-    return itertools.islice((c.checked() for c in kept) if checked else kept, limit)
+
+    def keep(crystal: LabelledCrystal) -> LabelledCrystal:
+        kept = replace(crystal, labels=replace(crystal.labels.only(properties), weight=weight))
+        return kept.checked() if checked else kept
+
+    return map(keep, itertools.islice(found, limit))
 
 
 def find_files(path: str | Path | Iterable[str | Path], format: str | None = None) -> list[tuple[Path, str]]:
