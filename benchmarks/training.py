@@ -171,6 +171,9 @@ def main(settings: Settings) -> None:
 
         took, peers, *ratios = compare(our_seconds, their_seconds, settings.rounds)
         peer.close()
+        console.print(
+            f"{name}: {BATCH / took:.1f} structures/s here, {BATCH / peers:.1f} there, ratio {ratios[0]:.1f}"
+        )
         sizes = [len(atoms) for atoms in bare]
         table.add_row(
             name,
