@@ -43,7 +43,7 @@ class Settings:
     model: str = "chgnet-0.3.0"
     data: Path | None = None  # folder with mlearn/; default: JAXMLIP_DATA
     element: str = "Si"  # of mlearn
-    # K, of the AIMD frames. In the melt, above 2000 K, CHGNet's forces on silicon are not too weak (slope 1.0).
+    # K, of the AIMD frames. In the melt, above 2000 K, CHGNet's forces on silicon are not too weak.
     hotter_than: float = 0.0
     cooler_than: float = 2000.0
     sizes: tuple[int, ...] = (1, 3, 10, 30)
