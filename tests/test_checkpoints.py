@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,15 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_saving_works_again_when_th
     assert checkpoints.finished(wait=True) == 50
     np.testing.assert_array_equal(checkpoints.latest().arrays["x"], big["x"])
     checkpoints.close()
+
+
+def test_a_checkpoint_larger_than_what_is_free_is_not_begun(three, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    checkpoints = Checkpoints(three)
+    with pytest.raises(CheckpointError, match=r"1\.4 MiB are needed.*1\.0 MiB free.*step 30 is as it was"):
+        save_now(checkpoints, 40, {"x": np.zeros(100_000, np.float32)})
+    assert checkpoints.latest().step == 30
+    assert not list(three.glob("saving-*"))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

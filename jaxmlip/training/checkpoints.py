@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -18,6 +20,7 @@ import numpy as np
 DIGESTS = "sha256.json"  # of every other file; written last
 RECORD = "run.json"
 ARRAYS = "arrays"
+SPARE = 2**20  # bytes on the disk beside the arrays: their names and places
 
 
 class CheckpointError(RuntimeError):
@@ -113,14 +116,21 @@ class Checkpoints:
         text = json.dumps(record, indent=1, allow_nan=False)
         if self._orbax is None:
             self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+            for name in ("absl", "asyncio", "concurrent.futures"):
+                logging.getLogger(name).addFilter(_not_of_a_failed_save)
         draft = self.folder / f"saving-{step}"
         try:
             if self._first:
                 for old in self.folder.glob("saving-*"):
                     shutil.rmtree(old)
                 draft.mkdir(parents=True)
+                # Orbax and its threads say at great length that a disk is full.
+                needed = sum(x.nbytes for x in arrays.values()) + SPARE
+                if shutil.disk_usage(draft).free < needed:
+                    raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB are needed")
             self._orbax.save(draft / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)), force=True)
         except Exception as error:
+            self._clear(draft)
             raise self._failed(step, error) from error
         self._pending = step, self._thread.submit(self._finish, step, draft, text)
 
@@ -135,8 +145,7 @@ class Checkpoints:
         try:
             future.result()
         except Exception as error:
-            if self._first:
-                shutil.rmtree(self.folder / f"saving-{step}", ignore_errors=True)
+            self._clear(self.folder / f"saving-{step}")
             raise self._failed(step, error) from error
         return step
 
@@ -207,6 +216,10 @@ class Checkpoints:
         draft.rename(path)
         self._remove_old()
 
+    def _clear(self, draft: Path) -> None:
+        if self._first:
+            shutil.rmtree(draft, ignore_errors=True)
+
     def _remove_old(self) -> None:
         kept = self.steps[-self.keep :]
         # A checkpoint that is fallen back to needs the best one that it knew of.
@@ -226,10 +239,22 @@ class Checkpoints:
         older = (
             f"the checkpoint of step {self.steps[-1]} is as it was" if self.steps else "there is no older one"
         )
+        what = f"{type(error).__name__}: {error}"
+        what = what if len(what) < 200 else f"{what[:200]}…"
         return CheckpointError(
-            f"the checkpoint of step {step} was not saved in {self.folder}: {type(error).__name__}: {error} "
-            f"({free / 2**20:.0f} MiB free there); {older}. Is the disk full, or the folder not yours?"
+            f"the checkpoint of step {step} was not saved in {self.folder}: {what} "
+            f"({free / 2**20:.1f} MiB free there); {older}. Is the disk full, or the folder not yours?"
         )
+
+
+def _not_of_a_failed_save(entry: logging.LogRecord) -> bool:
+    """Keeps out of the log the thousands of lines in which Orbax tells of each array that was not written.
+
+    What went wrong is raised once, as CheckpointError.
+    """
+    error = str(entry.exc_info[1]) if entry.exc_info else ""
+    text = entry.getMessage() + error
+    return not ("orbax" in entry.pathname or "saving-" in text or error == "Event loop is closed")
 
 
 def _verify(path: Path) -> None:
