@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional
 
-Several = tyro.conf.UseAppendAction[tuple[str, ...]]
+Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -30,7 +30,7 @@ def train(
     Args:
         config: a YAML file; --example prints one with every key and what it means
         out: folder of the run; default: the name of CONFIG without .yaml
-        changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10; can be given several times
+        changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
         example: print a configuration with every key, and do nothing
         distributed: train together with other processes, which SLURM, Open MPI or a TPU slice knows
         coordinator: where none of these does: HOST:PORT of the first process
@@ -47,7 +47,7 @@ def train(
             "found no configuration, needed one: jaxmlip train CONFIG.yaml. `jaxmlip train --example` "
             "prints one."
         )
-    settings = read_config(config, changes)
+    settings = read_config(config, _all(changes))
     if out is None:
         # The configuration in the folder of a run is that of the run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
@@ -64,6 +64,7 @@ def finetune(
     preset: Literal["few", "transfer"] = "few",
     validation: Several = (),
     test: Several = (),
+    option: Several = (),
     train: Several = (),
     freeze: Several = (),
     references: Literal["keep", "refit", "train"] | None = None,
@@ -87,49 +88,50 @@ def finetune(
     refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
 
     Args:
-        data: labelled crystals, a file or the folder of a dataset; can be given several times
+        data: labelled crystals: files, folders or patterns, or one dataset
         model: which potential to begin with
         preset: for a few crystals of one material, or for many of another functional
         validation: crystals that tell which step is best; default: as the preset says
         test: crystals to tell the errors before and after of; default: as the preset says
+        option: KEY=VALUE for the reader, such as forces_key=dft_forces
         train: all, readout, scale (a single factor), references, or a pattern for names of parameters;
-            default: all; can be given several times
-        freeze: what not to train, in the same words; can be given several times
+            default: all
+        freeze: what not to train, in the same words
         references: reference energies of the elements; default: as the preset says
         epochs: how often to go through the data; default: as the preset says
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says
-        replay: crystals like those that the potential knows, so that it does not forget; can be given several
-            times
+        replay: crystals like those that the potential knows, so that it does not forget
         replay_crystals: how many of them are in each batch; default: as many as of the others
         dtype: precision of the computation
         seed: of the order of the data
         devices: how many to train on; default: all
         wandb: log to Weights & Biases, too
-        changes: KEY=VALUE for any other key of `jaxmlip train --example`; can be given several times
+        changes: KEY=VALUE for any other key of `jaxmlip train --example`
         out: folder of the run
     """
-    from jaxmlip.training.config import finetune_config
+    from jaxmlip.training.config import finetune_config, reader_options
 
     flags: dict[str, Any] = {
         "model.start": model,
-        "data.train": list(data),
-        "data.validation": list(validation),
-        "data.test": list(test),
-        "optimizer.train": list(train) or None,
-        "optimizer.freeze": list(freeze),
+        "data.train": _all(data),
+        "data.validation": _all(validation),
+        "data.test": _all(test),
+        "data.options": reader_options(_all(option)),
+        "optimizer.train": _all(train) or None,
+        "optimizer.freeze": _all(freeze),
         "optimizer.learning_rate": learning_rate,
         "reference_energies": references,
         "epochs": epochs,
         "batch_size": batch_size,
-        "replay.data": list(replay),
+        "replay.data": _all(replay),
         "replay.crystals": replay_crystals,
         "dtype": dtype,
         "seed": seed,
         "devices": devices,
         "wandb": wandb,
     }
-    _run(finetune_config(preset, flags, changes), out)
+    _run(finetune_config(preset, flags, _all(changes)), out)
 
 
 def _run(config: Any, out: Path) -> None:
@@ -148,6 +150,7 @@ def evaluate(
     model: Model = DEFAULT_MODEL,
     split: Literal["all", "train", "validation", "test"] = "all",
     format: str | None = None,
+    option: Several = (),
     refit_references: Flag = False,
     by: Literal["material", "element", "none"] = "material",
     dtype: DType = "float32",
@@ -157,19 +160,22 @@ def evaluate(
     """Errors of a model, and slopes of its forces and stresses, against the labels of crystals.
 
     Args:
-        data: labelled crystals, a file or the folder of a dataset; can be given several times
+        data: labelled crystals: files, folders or patterns, or one dataset
         model: which potential
         split: which part of a dataset
         format: of the files; default: told from their names and contents
+        option: KEY=VALUE for the reader, such as forces_key=dft_forces
         refit_references: for data of another functional: shift energies by what fits best for each element
         by: a second table with a row for each
         dtype: precision of the computation
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
     """
+    from jaxmlip.training.config import DataConfig, reader_options
     from jaxmlip.training.evaluate import run
 
-    run(model, data, split, format, refit_references, by, dtype, json_, out, _console())
+    its = DataConfig(train=tuple(_all(data)), format=format, options=reader_options(_all(option)))
+    run(model, its, split, refit_references, by, dtype, json_, out, _console())
 
 
 def export(
@@ -192,6 +198,10 @@ def export(
     potential.save(out)
     step = potential.manifest["trained"]["step"]
     Console().print(f"{potential.name}, step {step}: written to {out}", highlight=False)
+
+
+def _all(given: tuple[tuple[str, ...], ...]) -> list[str]:
+    return [value for each in given for value in each]
 
 
 def _console() -> Console:

@@ -207,6 +207,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 EXAMPLE = TrainConfig(model=ModelConfig(start="chgnet-0.3.0"), data=DataConfig(train=("crystals.extxyz",)))
 
 
+def reader_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options for a reader, such as ["forces_key=dft_forces"]. Raises ConfigError."""
+    return _changed({}, given)
+
+
 def check_paths(key: str, paths: Sequence[str]) -> None:
     """Raises ConfigError, naming `key`, for a path where nothing is, and where there is no path."""
     if not paths:

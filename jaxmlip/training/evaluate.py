@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -25,6 +25,9 @@ from jaxmlip.progress import track
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.references import References, refit
 from jaxmlip.units import GPA_PER_EV_PER_A3
+
+if TYPE_CHECKING:
+    from jaxmlip.training.config import DataConfig
 
 SLOPED = ("forces", "stress", "magmoms", "hessian")  # energies have no origin that a slope could go through
 DRAWS = 10_000_000  # frames drawn at most for the interval of one slope; it takes their memory
@@ -192,9 +195,8 @@ def as_record(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(
     model: str,
-    data: Sequence[str],
+    data: DataConfig,
     split: str,
-    format: str | None,
     refit_references: bool,
     by: str,
     dtype: str,
@@ -204,18 +206,18 @@ def run(
 ) -> None:
     """Prints how far `model` is from the labels of `data`; writes evaluation.json and parity.png to `out`."""
     from jaxmlip.sources import load
-    from jaxmlip.training.config import DataConfig, check_paths
+    from jaxmlip.training.config import check_paths
     from jaxmlip.training.figures import parity
     from jaxmlip.training.splits import read_one
 
-    check_paths("--data", data)
+    check_paths("--data", data.train)
     potential = load(model, dtype)
-    crystals = read_one(DataConfig(train=tuple(data), format=format), split, potential)
+    crystals = read_one(data, split, potential)
     compared = compare(potential, crystals)
     record: dict[str, Any] = {
         "model": potential.name,
         "sha256": potential.manifest.get("sha256"),
-        "data": list(data),
+        "data": list(data.train),
         "crystals": len(crystals),
         "units": UNITS,
     }
