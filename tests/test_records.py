@@ -49,7 +49,7 @@ def test_events_become_lines_of_json_and_of_text(tmp_path):
     assert lines[1]["energy_mae"] is None
     assert (lines[1]["atoms_per_s"], lines[1]["waiting"], lines[1]["epoch"]) == (800.0, 0.01, 0.1)
     assert lines[2]["path"] == "checkpoints/00000001"
-    assert said[0].startswith("step 0/20, validation MAE: forces 0.3 eV/Å")
+    assert said[0].startswith("step 0/20; validation MAE: forces 0.3 eV/Å")
     assert "100 structures/s, 800 atoms/s, waiting 1%" in said[-2]
     assert said[-1] == "stopped after step 2: enough"
     assert list((tmp_path / "tensorboard").iterdir())

@@ -120,7 +120,7 @@ class Records:
         self.folder, self.config, self.steps = folder, config, steps
         self._console = Console(stderr=True, highlight=False)
         self._say = say or (lambda line: self._console.print(line, soft_wrap=True, markup=False))
-        self._bar = self._task = self._lines = self._board = self._wandb = None
+        self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
         self._told = -math.inf
         self._train = self._validation = ""
 
@@ -128,8 +128,8 @@ class Records:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
         for sink in (self._lines, self._board):
             if sink is not None:
                 sink.close()
@@ -177,17 +177,15 @@ class Records:
         if self.config.wandb:
             self._wandb = _wandb(self.folder, self.config)
         if self._console.is_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.live import Live
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(20),
-                TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[said]}", markup=False),
-                console=self._console,
+                MofNCompleteColumn(), BarColumn(40), TimeRemainingColumn(), console=self._console
             )
-            self._task = self._bar.add_task("", total=self.steps, completed=max(step, 0), said="compiling")
-            self._bar.start()
+            self._task = self._bar.add_task("", total=self.steps, completed=max(step, 0))
+            self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+            self._live.start()
 
     def _write(self, kind: str, event: Event, values: Mapping[str, Any]) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -209,12 +207,16 @@ class Records:
             self._wandb.log(numbers, step=event.step)
 
     def _show(self, step: int, last: bool = False) -> None:
-        words = "; ".join(part for part in (self._train, self._validation) if part)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, said=words)
+        words = [part for part in (self._train, self._validation) if part]
+        if self._live is not None:
+            from rich.console import Group
+            from rich.text import Text
+
+            self._bar.update(self._task, completed=step)
+            self._live.update(Group(self._bar, *map(Text, words)))
         elif last or time.monotonic() - self._told >= EVERY:
             self._told = time.monotonic()
-            self._say(f"step {step}/{self.steps}, {words}")
+            self._say("; ".join([f"step {step}/{self.steps}", *words]))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from jaxmlip.data.dataset import Split, check
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
-from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.optimizer import OptimizerConfig, trained
 from jaxmlip.training.references import References, refit
 from jaxmlip.training.splits import ALONE, at_most, elements_of, read, read_splits, with_graphs
 
@@ -75,7 +75,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
         potential, splits = _begin(config, folder, console)
     for split in splits.values():
         check(split, potential)
-    _check_labels(config, splits["train"])
+    _check_labels(config, splits["train"], splits.get("validation"))
     loader = _loader(config, potential, splits["train"], mesh)
     plan = loader.plan
     steps = plan.steps if config.steps is None else config.steps
@@ -89,13 +89,13 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     with Records(folder, config, steps) as records:
         fitted = fit(potential, loader, splits.get("validation"), _settings(config), mesh, folder, records)
     best = config.final == "best" and fitted.best is not None
-    trained = _named(
+    made = _named(
         fitted.potential if best else fitted.last, config, folder, fitted.best if best else fitted.step
     )
     if not first:
-        return Result(folder, trained, {}, {}, "", fitted.reason)
-    trained.save(folder / MODEL)
-    return _conclude(folder, potential, trained, splits, fitted.reason)
+        return Result(folder, made, {}, {}, "", fitted.reason)
+    made.save(folder / MODEL)
+    return _conclude(folder, potential, made, splits, fitted.reason)
 
 
 def optimizer_of(config: TrainConfig) -> OptimizerConfig:
@@ -157,10 +157,12 @@ def _settings(config: TrainConfig) -> FitSettings:
 def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potential, dict[str, Split]]:
     """The potential before the first step, and the data."""
     from jaxmlip.sources import load
+    from jaxmlip.training.step import flat_params
 
     model = config.model
     if model.start is not None:
         potential = load(model.start, config.dtype)
+        trained(optimizer_of(config), flat_params(potential))  # a mistake in a pattern is told at once
         splits = read_splits(config.data, potential.cutoffs)
     else:
         crystals = read(config.data)
@@ -197,7 +199,7 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
     return evaluate.fit_references(evaluate.compare(potential, part), before)
 
 
-def _check_labels(config: TrainConfig, train: Split) -> None:
+def _check_labels(config: TrainConfig, train: Split, validation: Split | None) -> None:
     """Raises ConfigError where the loss asks for what no crystal has; warns where it is a part of it."""
     asked = config.loss.properties
     missing = [p for p in asked if not train.counts.get(p)]
@@ -205,6 +207,12 @@ def _check_labels(config: TrainConfig, train: Split) -> None:
         raise ConfigError(
             f"loss: found weights for {', '.join(asked)}, and no crystal of the training data has a label of "
             "these; `jaxmlip data inspect` shows what they have."
+        )
+    watched = config.monitor.rpartition("_")[0]
+    if validation is not None and watched and not validation.counts.get(watched):
+        raise ConfigError(
+            f"monitor: found {config.monitor}, and no crystal of the validation data has {watched}; they "
+            f"have {', '.join(p for p, n in validation.counts.items() if n) or 'no label'}."
         )
     if missing:
         warnings.warn(
@@ -214,7 +222,7 @@ def _check_labels(config: TrainConfig, train: Split) -> None:
 
 def _named(potential: Potential, config: TrainConfig, folder: Path, step: int | None) -> Potential:
     name = config.model.name or folder.absolute().name
-    trained = {
+    record = {
         "from": potential.name,
         "run": folder.absolute().name,
         "step": step,
@@ -222,7 +230,7 @@ def _named(potential: Potential, config: TrainConfig, folder: Path, step: int | 
         "reference_energies": config.reference_energies,
         "jaxmlip": jaxmlip.__version__,
     }
-    return replace(potential, name=name, manifest={**potential.manifest, "trained": trained})
+    return replace(potential, name=name, manifest={**potential.manifest, "trained": record})
 
 
 def _conclude(

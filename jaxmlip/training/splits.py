@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +83,15 @@ def _dataset(path: str) -> Mapping[str, Split]:
 def _crystals(paths: Sequence[str], data: DataConfig) -> list[LabelledCrystal]:
     from jaxmlip.data.readers import read_labelled
 
-    try:
-        crystals = read_labelled(paths, data.format, **data.options)
-    except TypeError as error:
+    known = [
+        name for name, its in signature(read_labelled).parameters.items() if its.kind is its.KEYWORD_ONLY
+    ]
+    if unknown := [name for name in data.options if name not in known]:
         raise ConfigError(
-            f"data.options: found {data.options}, which readers do not know ({error})."
-        ) from None
+            f"data.options: found {', '.join(unknown)}, which readers do not know; they know "
+            f"{', '.join(known)}."
+        )
+    crystals = read_labelled(paths, data.format, **data.options)
     found = list(track(crystals, "reading"))
     if not found:
         raise ConfigError(f"found no crystal in {', '.join(paths)}, needed one at least.")
