@@ -122,7 +122,7 @@ class Records:
         self._say = say or (lambda line: self._console.print(line, soft_wrap=True, markup=False))
         self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
         self._told = -math.inf
-        self._train = self._validation = ""
+        self._train = self._validation = self._line = ""
 
     def __enter__(self) -> Records:
         return self
@@ -215,8 +215,10 @@ class Records:
             self._bar.update(self._task, completed=step)
             self._live.update(Group(self._bar, *map(Text, words)))
         elif last or time.monotonic() - self._told >= EVERY:
-            self._told = time.monotonic()
-            self._say("; ".join([f"step {step}/{self.steps}", *words]))
+            line = "; ".join([f"step {step}/{self.steps}", *words])
+            if line != self._line:
+                self._line, self._told = line, time.monotonic()
+                self._say(line)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
