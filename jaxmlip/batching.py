@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxmlip.graph import CrystalGraph
 
@@ -124,7 +125,13 @@ def batches(graphs: Sequence[CrystalGraph], messages: int) -> tuple[list[list[in
 
     Similar sizes go together; a crystal larger than the bound is a batch of its own.
     """
-    cost = np.array([2 * len(g.first) + len(g.angle_from) for g in graphs])
+    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
+    return batches_of(np.array(sizes), messages)
+
+
+def batches_of(sizes: Int[np.ndarray, "n 4"], messages: int) -> tuple[list[list[int]], Capacity]:
+    """`batches` of crystals of which atoms, short bonds, long bonds and angles are known by number alone."""
+    cost = 2 * (sizes[:, 1] + sizes[:, 2]) + sizes[:, 3]
     found: list[list[int]] = []
     filled = 0
     for k in np.argsort(-cost, kind="stable"):
@@ -133,7 +140,11 @@ def batches(graphs: Sequence[CrystalGraph], messages: int) -> tuple[list[list[in
             filled = 0
         found[-1].append(int(k))
         filled += cost[k]
-    each = [capacity([graphs[k] for k in batch]) for batch in found]
+    each = [
+        rounded(Capacity(atoms + 1, short + 1, long, angles, len(batch)))
+        for batch in found
+        for atoms, short, long, angles in [sizes[batch].sum(axis=0).tolist()]
+    ]
     return found, Capacity(*(max(column) for column in zip(*each, strict=True)))
 
 

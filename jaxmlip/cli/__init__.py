@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli import against_dft, curvature, data, models
+from jaxmlip.cli import against_dft, curvature, data, models, training
 
 
 class Group(NamedTuple):
@@ -32,6 +32,10 @@ COMMANDS: dict[str, Callable | Group] = {
     "compare": against_dft.compare,
     "softening-scale": against_dft.softening_scale,
     "data": Group("Files of labelled crystals.", {"inspect": data.inspect, "convert": data.convert}),
+    "train": training.train,
+    "finetune": training.finetune,
+    "evaluate": training.evaluate,
+    "export": training.export,
 }
 
 

@@ -1,0 +1,209 @@
+"""Commands that train potentials, and that tell how good they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional
+
+Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
+Changes = Annotated[Several, tyro.conf.arg(name="set")]
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+def train(
+    config: Positional[Path | None] = None,
+    out: Path | None = None,
+    changes: Changes = (),
+    example: Flag = False,
+    distributed: Flag = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Trains a potential as the file CONFIG says, or goes on with the run that is in its folder.
+
+    Args:
+        config: a YAML file; --example prints one with every key and what it means
+        out: folder of the run; default: the name of CONFIG without .yaml
+        changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
+        example: print a configuration with every key, and do nothing
+        distributed: train together with other processes, which SLURM, Open MPI or a TPU slice knows
+        coordinator: where none of these does: HOST:PORT of the first process
+        processes: how many processes there are
+        process: which of them this one is, from 0 on
+    """
+    from jaxmlip.training.config import EXAMPLE, read_config, to_yaml
+
+    if example:
+        print(to_yaml(EXAMPLE), end="")
+        return
+    if config is None:
+        raise ValueError(
+            "found no configuration, needed one: jaxmlip train CONFIG.yaml. `jaxmlip train --example` "
+            "prints one."
+        )
+    settings = read_config(config, _all(changes))
+    if out is None:
+        # The configuration in the folder of a run is that of the run.
+        out = config.parent if config.name == "config.yaml" else config.with_suffix("")
+    if distributed or coordinator is not None:
+        from jaxmlip.training.parallel import connect
+
+        connect(coordinator, processes, process)
+    _run(settings, out)
+
+
+def finetune(
+    data: Several = (),
+    model: Model = DEFAULT_MODEL,
+    preset: Literal["few", "transfer"] = "few",
+    validation: Several = (),
+    test: Several = (),
+    option: Several = (),
+    train: Several = (),
+    freeze: Several = (),
+    references: Literal["keep", "refit", "train"] | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    replay: Several = (),
+    replay_crystals: int | None = None,
+    dtype: DType = "float32",
+    seed: int = 0,
+    devices: int | None = None,
+    wandb: Flag = False,
+    changes: Changes = (),
+    out: Path = Path("finetuned"),
+) -> None:
+    """Trains a public potential further on your own labelled crystals.
+
+    Preset few: Adam, 1e-3 falling to 1e-5 in 100 epochs; squared errors of energy, forces and stress weighted
+    0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; from 5 crystals on a tenth is for validation. Preset
+    transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments, reference energies
+    refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
+
+    Args:
+        data: labelled crystals: files, folders or patterns, or one dataset
+        model: which potential to begin with
+        preset: for a few crystals of one material, or for many of another functional
+        validation: crystals that tell which step is best; default: as the preset says
+        test: crystals to tell the errors before and after of; default: as the preset says
+        option: KEY=VALUE for the reader, such as forces_key=dft_forces
+        train: all, readout, scale (a single factor), references, or a pattern for names of parameters;
+            default: all
+        freeze: what not to train, in the same words
+        references: reference energies of the elements; default: as the preset says
+        epochs: how often to go through the data; default: as the preset says
+        batch_size: crystals of a batch; default: as the preset says
+        learning_rate: the largest; default: as the preset says
+        replay: crystals like those that the potential knows, so that it does not forget
+        replay_crystals: how many of them are in each batch; default: as many as of the others
+        dtype: precision of the computation
+        seed: of the order of the data
+        devices: how many to train on; default: all
+        wandb: log to Weights & Biases, too
+        changes: KEY=VALUE for any other key of `jaxmlip train --example`
+        out: folder of the run
+    """
+    from jaxmlip.training.config import finetune_config, reader_options
+
+    flags: dict[str, Any] = {
+        "model.start": model,
+        "data.train": _all(data),
+        "data.validation": _all(validation),
+        "data.test": _all(test),
+        "data.options": reader_options(_all(option)),
+        "optimizer.train": _all(train) or None,
+        "optimizer.freeze": _all(freeze),
+        "optimizer.learning_rate": learning_rate,
+        "reference_energies": references,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "replay.data": _all(replay),
+        "replay.crystals": replay_crystals,
+        "dtype": dtype,
+        "seed": seed,
+        "devices": devices,
+        "wandb": wandb,
+    }
+    _run(finetune_config(preset, flags, _all(changes)), out)
+
+
+def _run(config: Any, out: Path) -> None:
+    from jaxmlip.training.run import run_training, summary
+
+    result = run_training(config, out)
+    if not result.before:  # the first process tells
+        return
+    console = _console()
+    console.print(summary(result))
+    console.print(f'written to {out}; jaxmlip.load("{out}/model") loads the potential', soft_wrap=True)
+
+
+def evaluate(
+    data: Several = (),
+    model: Model = DEFAULT_MODEL,
+    split: Literal["all", "train", "validation", "test"] = "all",
+    format: str | None = None,
+    option: Several = (),
+    refit_references: Flag = False,
+    by: Literal["material", "element", "none"] = "material",
+    dtype: DType = "float32",
+    json_: AsJson = False,
+    out: Path | None = None,
+) -> None:
+    """Errors of a model, and slopes of its forces and stresses, against the labels of crystals.
+
+    Args:
+        data: labelled crystals: files, folders or patterns, or one dataset
+        model: which potential
+        split: which part of a dataset
+        format: of the files; default: told from their names and contents
+        option: KEY=VALUE for the reader, such as forces_key=dft_forces
+        refit_references: for data of another functional: shift energies by what fits best for each element
+        by: a second table with a row for each
+        dtype: precision of the computation
+        json_: print everything as JSON instead of tables
+        out: folder for evaluation.json and parity.png; default: neither is written
+    """
+    from jaxmlip.training.config import DataConfig, reader_options
+    from jaxmlip.training.evaluate import run
+
+    its = DataConfig(train=tuple(_all(data)), format=format, options=reader_options(_all(option)))
+    run(model, its, split, refit_references, by, dtype, json_, out, _console())
+
+
+def export(
+    run: Positional[Path],
+    out: Positional[Path],
+    which: Literal["best", "last"] = "best",
+    raw: Flag = False,
+) -> None:
+    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may still be going on.
+
+    Args:
+        run: the folder of a run, or a checkpoint in one, such as RUN/checkpoints/00001000
+        out: the folder to write model.safetensors and manifest.json to
+        which: the best step by validation, or the last
+        raw: the parameters themselves, where the run keeps a moving average of them (optimizer.ema)
+    """
+    from jaxmlip.training.run import export as exported
+
+    potential = exported(run, which, average=not raw)
+    potential.save(out)
+    step = potential.manifest["trained"]["step"]
+    Console().print(f"{potential.name}, step {step}: written to {out}", highlight=False)
+
+
+def _all(given: tuple[tuple[str, ...], ...]) -> list[str]:
+    return [value for each in given for value in each]
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=120, highlight=False)

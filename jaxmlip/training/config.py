@@ -1,0 +1,529 @@
+"""What a training run is to do: dataclasses, and the YAML file that they are written in."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import difflib
+import glob
+import inspect
+import io
+import math
+import textwrap
+import tokenize
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.training.losses import LossConfig
+from jaxmlip.training.optimizer import OptimizerConfig
+
+LARGEST = 1 << 20  # bytes of a configuration
+Scalar = bool | int | float | str | None
+MONITORED = ("loss", *(f"{p}_{kind}" for p in PROPERTIES for kind in ("mae", "rmse")))
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: the key, what was found, what was needed."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The potential that training begins with: a known one, or an architecture with random parameters."""
+
+    start: str | None = None  # a name that `jaxmlip models` lists, a model folder or a torch checkpoint
+    architecture: Literal["chgnet", "m3gnet", "mace"] | None = (
+        None  # with random parameters, instead of start
+    )
+    # Of the architecture, where they differ from its defaults, such as {features: 32}. The elements of mace
+    # are those of the training data.
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None  # what to call the trained potential; default: the name of the run's folder
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Labelled crystals: files that `jaxmlip data` reads, or the folder of a dataset that it wrote.
+
+    Paths are relative to the folder that the command is started in.
+    """
+
+    train: tuple[str, ...] = ()  # files, folders or patterns of them, or one dataset with its splits
+    validation: tuple[str, ...] = ()  # likewise; default: a part of train
+    test: tuple[str, ...] = ()  # likewise; default: a part of train
+    # The parts of the files in train that are for training, validation and test; where one of these is given
+    # by itself, its part is left to training.
+    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
+    split_by: Literal["material", "crystal"] = "material"  # material: its crystals stay together
+    split_seed: int = 0
+    format: str | None = None  # of the files; default: told from their names and contents
+    options: dict[str, Any] = field(default_factory=dict)  # for the reader, such as {forces_key: dft_forces}
+    skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """A second data set of which every batch has a part, so that what the model knew is not forgotten."""
+
+    data: tuple[str, ...] = ()  # files, or one dataset, whose training split is used
+    crystals: int = 0  # of it in each batch, besides batch_size others
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of training."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # keep: those of the model; refit: by least squares on the training data, then fixed; train: refit, then
+    # trained with the rest. Default: keep those of a model, refit those of an architecture.
+    reference_energies: Literal["keep", "refit", "train"] | None = None
+    epochs: int = 100  # how often to go through the training data
+    steps: int | None = None  # how many batches to train on; default: epochs decides
+    batch_size: int = 32  # crystals of a batch, over all devices
+    dtype: Literal["float32", "float64"] = "float32"
+    seed: int = 0  # of random parameters, the order of the data, and Hessian columns
+    mixed_probes: bool = False  # train on random mixtures of Hessian columns instead of single ones
+    validate_every: int | None = None  # steps; default: an epoch
+    # The error of validation whose smallest value makes a step the best: loss, energy_mae, forces_mae, ….
+    monitor: Literal[MONITORED] = "loss"
+    patience: int | None = None  # validations without a better one after which to stop; default: never
+    checkpoint_every: int = 1000  # steps; the best and the last are saved besides
+    keep: int = 3  # checkpoints
+    report_every: int = 50  # steps over which metrics are averaged
+    devices: int | None = None  # to train on; default: all
+    final: Literal["best", "last"] = "best"  # the step that becomes the trained model
+    tensorboard: bool = True
+    wandb: bool = False  # log to Weights & Biases, too; needs the package wandb
+
+    def checked(self) -> TrainConfig:
+        """This configuration, once its values fit together. Raises ConfigError, naming the key.
+
+        It looks at no file but for its existence, so that a mistake is told before anything heavy starts.
+        """
+        m, d = self.model, self.data
+        if (m.start is None) == (m.architecture is None):
+            raise ConfigError(
+                f"found model.start: {m.start} and model.architecture: {m.architecture}, needed one of the "
+                "two: a potential to begin with, or an architecture to begin with random parameters."
+            )
+        if m.hyperparameters and m.architecture is None:
+            raise ConfigError(
+                "found model.hyperparameters with model.start, whose own they are; leave them out."
+            )
+        if m.architecture is not None:
+            hyperparameters(m.architecture, m.hyperparameters, elements=(1,))
+        if min(d.fractions) < 0 or not math.isclose(sum(d.fractions), 1, abs_tol=1e-6) or d.fractions[0] == 0:
+            raise ConfigError(
+                f"data.fractions: found {list(d.fractions)}, needed three numbers that are not negative and "
+                "add up to 1, the first above 0."
+            )
+        for key, least in (
+            ("epochs", 1),
+            ("steps", 1),
+            ("batch_size", 1),
+            ("devices", 1),
+            ("replay.crystals", 0),
+            ("validate_every", 1),
+            ("patience", 1),
+            ("checkpoint_every", 1),
+            ("keep", 1),
+            ("report_every", 1),
+        ):
+            value = self
+            for part in key.split("."):
+                value = getattr(value, part)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{key}: found {value}, needed {least} or more.")
+        if bool(self.replay.data) != bool(self.replay.crystals):
+            raise ConfigError(
+                f"found replay.data: {list(self.replay.data)} and replay.crystals: {self.replay.crystals}, "
+                "needed both or neither."
+            )
+        for key, paths in (
+            ("data.train", d.train),
+            ("data.validation", d.validation),
+            ("data.test", d.test),
+            ("replay.data", self.replay.data),
+        ):
+            if paths or key == "data.train":
+                check_paths(key, paths)
+        if self.wandb and not _installed("wandb"):
+            raise ConfigError(
+                "wandb: true needs the package wandb, which is not installed: pip install wandb, or leave "
+                "it out; metrics.jsonl and TensorBoard have the same numbers."
+            )
+        return self
+
+    def absolute(self) -> TrainConfig:
+        """The same with absolute paths, for a file that is read from elsewhere later."""
+
+        def whole(paths: Sequence[str]) -> tuple[str, ...]:
+            return tuple(str(Path(p).absolute()) for p in paths)
+
+        d, start = self.data, self.model.start
+        if start is not None and Path(start).exists():
+            start = str(Path(start).absolute())
+        return replace(
+            self,
+            model=replace(self.model, start=start),
+            data=replace(d, train=whole(d.train), validation=whole(d.validation), test=whole(d.test)),
+            replay=replace(self.replay, data=whole(self.replay.data)),
+        )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Deng et al., npj Comput. Mater. 11, 9 (2025), Methods; they do not state the batch.
+    "few": {
+        "loss": {"kind": "mse", "energy": 0.1, "forces": 100.0, "stress": 0.1, "magmoms": 0.0},
+        "optimizer": {"name": "adam", "learning_rate": 1e-3, "final_learning_rate": 1e-5},
+        "data": {"fractions": [0.9, 0.1, 0.0], "split_by": "crystal"},
+        "monitor": "forces_mae",
+        "epochs": 100,
+        "batch_size": 4,
+    },
+    # Huang et al., npj Comput. Mater. 11, 313 (2025), Methods.
+    "transfer": {
+        "loss": {"kind": "huber", "delta": 0.1, "energy": 3.0, "forces": 1.0, "stress": 0.1, "magmoms": 1.0},
+        "optimizer": {"name": "adam", "learning_rate": 1e-3, "final_learning_rate": 1e-5},
+        "data": {"fractions": [0.8, 0.1, 0.1], "split_by": "material"},
+        "reference_energies": "refit",
+        "epochs": 50,
+        "batch_size": 64,
+    },
+}
+
+
+EXAMPLE = TrainConfig(model=ModelConfig(start="chgnet-0.3.0"), data=DataConfig(train=("crystals.extxyz",)))
+
+
+def reader_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options for a reader, such as ["forces_key=dft_forces"]. Raises ConfigError."""
+    return _changed({}, given)
+
+
+def check_paths(key: str, paths: Sequence[str]) -> None:
+    """Raises ConfigError, naming `key`, for a path where nothing is, and where there is no path."""
+    if not paths:
+        raise ConfigError(
+            f"{key}: found nothing, needed files of labelled crystals or the folder of a dataset."
+        )
+    for path in paths:
+        if not Path(path).exists() and not glob.glob(path):
+            raise ConfigError(
+                f"{key}: {path} does not exist (looked from {Path.cwd()}); needed a file of labelled "
+                "crystals or a folder that `jaxmlip data convert` wrote."
+            )
+
+
+def finetune_config(preset: str, flags: Mapping[str, Any], changes: Sequence[str] = ()) -> TrainConfig:
+    """A preset with other values for some keys, such as {"optimizer.clip": 10}; None: as the preset has it.
+
+    Raises ConfigError as `read_config` does.
+    """
+    values = copy.deepcopy(PRESETS[preset])
+    for key, value in flags.items():
+        if value is not None:
+            _set(values, key, value)
+    if flags.get("replay.data") and flags.get("replay.crystals") is None:
+        _set(values, "replay.crystals", values["batch_size"])
+    return _made(TrainConfig, _changed(values, changes), "")
+
+
+def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple[int, ...]) -> Any:
+    """The configuration of a network; `elements` (atomic numbers) where its parameters depend on them.
+
+    Raises ConfigError for unknown names and wrong types, ValueError for values that the network refuses.
+    """
+    from jaxmlip.potential import ARCHITECTURES
+
+    kind = ARCHITECTURES[architecture][1]
+    needed = next(f for f in dataclasses.fields(kind) if f.name == "elements")
+    listed = needed.default is dataclasses.MISSING
+    return _made(
+        kind, {"elements": list(elements)} | dict(given) if listed else given, "model.hyperparameters"
+    )
+
+
+def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """The configuration in a YAML file; `changes`, such as "optimizer.clip=10", replace what it says.
+
+    Raises ConfigError where it is no YAML, has unknown keys or a value of a wrong type.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(
+            f"{path} is not a file; needed a configuration. `jaxmlip train --example` prints one."
+        ) from None
+    if len(raw) > LARGEST:
+        raise ConfigError(f"{path} has {len(raw)} bytes; needed a configuration, not data.")
+    try:
+        found = _mapping(raw.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8 ({error}).") from None
+    found = _changed(found, changes)
+    try:
+        return _made(TrainConfig, found, "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def from_yaml(text: str) -> TrainConfig:
+    """The configuration that `to_yaml` wrote. Raises ConfigError as `read_config` does."""
+    return _made(TrainConfig, _mapping(text, "the configuration"), "")
+
+
+def to_yaml(config: TrainConfig, described: bool = True) -> str:
+    """`config` as YAML, where `described` with what each key means."""
+    return "\n".join(_lines(config, described, 0)) + "\n"
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """The values in which two configurations differ, by key."""
+    pairs = zip(_flat(old, ""), _flat(new, ""), strict=True)
+    return {key: (was, now) for (key, was), (_, now) in pairs if was != now}
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """What the comments beside or above the fields of a dataclass say of them."""
+    source = textwrap.dedent(inspect.getsource(kind))
+    comments = {
+        token.start[0]: (token.string.lstrip("# "), token.start[1])
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for node in ast.parse(source).body[0].body:
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        if node.end_lineno in comments:
+            found[node.target.id] = comments[node.end_lineno][0]
+            continue
+        above, line = [], node.lineno - 1
+        while line in comments and comments[line][1] == node.col_offset:
+            above.insert(0, comments[line][0])
+            line -= 1
+        found[node.target.id] = " ".join(above)
+    return found
+
+
+def _lines(config: Any, described: bool, depth: int) -> Iterator[str]:
+    told, indent = descriptions(type(config)) if described else {}, "  " * depth
+    for its in dataclasses.fields(config):
+        value = getattr(config, its.name)
+        section = dataclasses.is_dataclass(value)
+        words = (inspect.getdoc(type(value)) or "") if section and described else told.get(its.name, "")
+        for paragraph in words.split("\n\n"):
+            yield from (f"{indent}# {line}" for line in textwrap.wrap(paragraph, 96 - len(indent)))
+        if section:
+            yield f"{indent}{its.name}:"
+            yield from _lines(value, described, depth + 1)
+        else:
+            # Line breaks and the like are escaped, in double quotes.
+            odd = not all(text.isprintable() for text in _texts(value))
+            dumped = yaml.safe_dump(
+                {its.name: _plain(value)},
+                default_flow_style=None if isinstance(value, tuple | dict) else False,
+                default_style='"' if odd else None,
+                allow_unicode=not odd,
+                width=math.inf,
+            )
+            yield from (indent + line for line in dumped.rstrip("\n").split("\n"))
+
+
+def _flat(config: Any, key: str) -> Iterator[tuple[str, Any]]:
+    for its in dataclasses.fields(config):
+        value, here = getattr(config, its.name), f"{key}{its.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, here + ".")
+        else:
+            yield here, value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"found the change {change!r}, needed KEY=VALUE, such as seed=1.")
+        _set(values, key, _yaml(value, change))
+    return values
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{key}: {section} has no keys.")
+    values[last] = value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        for part in parts:
+            yield from _texts(part)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader), where, set())
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is no YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply.") from None
+    except ConfigError:
+        raise
+    except ValueError as error:  # 2024-99-99 looks like a date
+        raise ConfigError(f"{where} has a value that YAML cannot read: {error}.") from None
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    found = _yaml(text, where)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: found {_shown(found)}, needed keys with values, such as `epochs: 10`.")
+    return found
+
+
+def _refuse_twice(node: yaml.Node | None, where: str, seen: set[int]) -> None:
+    """Raises ConfigError for a key that is there twice, of which YAML would take the last without a word."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _refuse_twice(part, where, seen)
+    elif isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in keys:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"{where}, line {line}: {name} is there a second time; keep one.")
+            keys.add(name)
+            _refuse_twice(value, where, seen)
+
+
+def _made(kind: Any, value: Any, key: str) -> Any:
+    """`value`, as YAML gives it, as an instance of the type `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _made_dataclass(kind, value, key)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        others = [a for a in arguments if a is not type(None)]
+        if len(others) == 1:
+            return _made(others[0], value, key)
+    elif origin is Literal:
+        if any(value == a and type(value) is type(a) for a in arguments):
+            return value
+        near = difflib.get_close_matches(str(value), map(str, arguments), 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(f"{key}: found {_shown(value)}, needed {_needed(kind)}{hint}")
+    elif origin is tuple:
+        if isinstance(value, str) and arguments == (str, ...):
+            value = [value]
+        if isinstance(value, list):
+            of_each = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+            if len(of_each) == len(value):
+                pairs = zip(of_each, value, strict=True)
+                return tuple(_made(a, part, f"{key}[{k}]") for k, (a, part) in enumerate(pairs))
+    elif origin is dict:
+        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+            for name, part in value.items():
+                simple = all(isinstance(p, Scalar) for p in (part if isinstance(part, list) else [part]))
+                if not simple:
+                    raise ConfigError(
+                        f"{key}.{name}: found {_shown(part)}, needed a value or a list of them."
+                    )
+            return value
+    elif kind is float:
+        try:
+            # YAML takes 1e-3 for text, since it has no point.
+            number = float(value) if isinstance(value, int | float | str) and value is not True else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not isinstance(value, bool) and not math.isnan(number):
+            return number
+    elif type(value) is kind:
+        return value
+    hint = f". Put it in quotes: '{value}'." if kind is str and isinstance(value, int | float) else "."
+    raise ConfigError(f"{key}: found {_shown(value)}, needed {_needed(kind)}{hint}")
+
+
+def _made_dataclass(kind: Any, value: Any, key: str) -> Any:
+    if value is None:  # a section whose keys are all commented out
+        value = {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: found {_shown(value)}, needed keys with values.")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for name in value:
+        if name not in names:
+            raise ConfigError(f"{key + '.' if key else ''}{name} is no key{_nearest(str(name), names, key)}")
+    below = f"{key}." if key else ""
+    made = {name: _made(hints[name], part, below + name) for name, part in value.items()}
+    try:
+        return kind(**made)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _nearest(name: str, names: list[str], key: str) -> str:
+    near = difflib.get_close_matches(name, names, 3)
+    if not near and not key:
+        every = [k for k, _ in _flat(TrainConfig(), "")]
+        near = [k for k in every if k.rpartition(".")[2] == name]
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names)}."
+
+
+def _needed(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_needed(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0])
+    if origin is tuple:
+        many = "a list" if arguments[-1] is ... else f"a list of {len(arguments)}"
+        return f"{many}, each {_needed(arguments[0])}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return words.get(kind, "null" if kind is type(None) else "keys with values")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return f"{text[:60]}{'…' if len(text) > 60 else ''} ({type(value).__name__})"
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(package) is not None

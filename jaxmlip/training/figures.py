@@ -1,0 +1,118 @@
+"""Figures of a training run: learning curves, and model against DFT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from jaxmlip.figures import COLOURS
+from jaxmlip.training.evaluate import UNITS, Comparison, errors
+
+MANY = 3000  # points of a panel; more are drawn as a density
+PER_PANEL = 200_000  # values of a panel at most
+
+
+def learning_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Loss and MAEs against the step, from the lines of metrics.jsonl, as an image at `path`."""
+    lines = list(lines)
+    names = [f"{p}_mae" for p in UNITS]
+    shown = ["loss", *(n for n in names if any(line.get(n) is not None for line in lines))]
+    wide = 2 if len(shown) in (2, 4) else min(len(shown), 3)
+    high = -(-len(shown) // wide)
+    figure = Figure(figsize=(4.0 * wide, 3.0 * high + 0.5), layout="constrained")
+    panels = figure.subplots(high, wide, squeeze=False).ravel()
+    for axes, name in zip(panels, shown, strict=False):
+        values = []
+        for kind, colour in (("train", COLOURS[0]), ("validation", COLOURS[1])):
+            points = [
+                (line["step"], line[name])
+                for line in lines
+                if line["kind"] == kind and line.get(name) is not None
+            ]
+            if points:
+                x, y = np.array(points, float).T
+                few = "o-" if len(x) < 60 else "-"
+                axes.plot(x, y, few, color=colour, lw=1.2, ms=3, label=kind)
+                values += list(y)
+        if values and 0 < 5 * min(values) < max(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axes.yaxis.set_minor_formatter("{x:g}")
+        property_ = name.removesuffix("_mae")
+        axes.set_ylabel("loss" if name == "loss" else f"MAE of {property_} ({UNITS[property_]})")
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.grid(color="0.92", lw=0.6, which="both", zorder=0)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def parity(rows: Mapping[str, Comparison], path: Path) -> None:
+    """Model against DFT: a row of panels for each entry, such as before and after training."""
+    properties = [p for p in UNITS if any(p in compared for compared in rows.values())]
+    figure = Figure(figsize=(max(3.3 * len(properties), 4), 3.3 * len(rows) + 0.2), layout="constrained")
+    panels = figure.subplots(len(rows), len(properties), squeeze=False)
+    for n, (title, compared) in enumerate(rows.items()):
+        found = errors(compared)
+        for k, name in enumerate(properties):
+            axes = panels[n, k]
+            if name not in compared:
+                axes.set_axis_off()
+                continue
+            x, y = (
+                np.concatenate([np.ravel(getattr(pair, side)) for pair in compared[name]]).astype(float)
+                for side in ("dft", "model")
+            )
+            both = [
+                np.ravel(getattr(pair, side))
+                for other in rows.values()
+                for pair in other.get(name, ())
+                for side in ("dft", "model")
+            ]
+            _panel(axes, x, y, _limits(both))
+            e = found[name]
+            slope = "" if e.slope is None else f"slope {e.slope:.3f}, r² {e.r_squared or 0:.3f}\n"
+            axes.text(
+                *(0.04, 0.96),
+                f"{slope}MAE {e.mae:.3g} {UNITS[name]}",
+                transform=axes.transAxes,
+                va="top",
+                fontsize=8,
+                bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
+                zorder=40,
+            )
+            axes.set_title(f"{title}: {name}" if len(rows) > 1 else name, loc="left", fontsize=9)
+            axes.set_xlabel(f"DFT ({UNITS[name]})", fontsize=9)
+            axes.set_ylabel(f"model ({UNITS[name]})", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _limits(parts: Sequence[np.ndarray]) -> tuple[float, float]:
+    low, high = min(p.min() for p in parts), max(p.max() for p in parts)
+    room = 0.05 * (high - low) or 0.1
+    return low - room, high + room
+
+
+def _panel(axes, x: np.ndarray, y: np.ndarray, limits: tuple[float, float]) -> None:
+    chosen = np.random.default_rng(0).permutation(len(x))[:PER_PANEL]
+    x, y = x[chosen], y[chosen]
+    if len(x) > MANY:
+        axes.hexbin(
+            x, y, gridsize=60, bins="log", cmap="viridis", mincnt=1, extent=limits * 2, lw=0.1, zorder=2
+        )
+    else:
+        size = 6 if len(x) > 300 else 14
+        axes.scatter(x, y, s=size, color=COLOURS[0], alpha=0.5, lw=0, zorder=2)
+    axes.plot(limits, limits, color="0.4", lw=0.9, ls="--", zorder=19)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.92", lw=0.6, zorder=0)

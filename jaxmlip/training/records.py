@@ -1,0 +1,287 @@
+"""The record of a training run: a folder that says what was done, with what, and how it went."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
+from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated
+from jaxmlip.training.losses import UNITS
+
+CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.jsonl"
+PACKAGES = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ase")
+# What may differ when a run goes on: it changes nothing in what is computed.
+FREE = ("devices", "tensorboard", "wandb", "final", "checkpoint_every", "keep", "report_every")
+EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class RunFolderError(ValueError):
+    """A folder that a run cannot use: what was found, and what to do."""
+
+
+def open_folder(folder: str | Path, config: TrainConfig) -> Path:
+    """Makes the folder of a run, or goes on with the one that is there; writes config and versions.
+
+    Raises RunFolderError where it holds something else, or a run with another configuration.
+    """
+    folder = Path(folder)
+    config = config.absolute()
+    begun = folder / CONFIG
+    if begun.is_file():
+        changed = {k: v for k, v in differences(read_config(begun), config).items() if k not in FREE}
+        if changed and (folder / "start").exists():  # else it never came to the first step
+            told = "\n  ".join(f"{k}: begun with {was}, found {now}" for k, (was, now) in changed.items())
+            raise RunFolderError(
+                f"{folder} holds a run with another configuration. Go on with what it was begun with "
+                f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(
+            f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and no folder of a run (it has no "
+            f"{CONFIG}); give a new one."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(begun, to_yaml(config))
+    starts = []
+    with suppress(OSError, ValueError):
+        starts = json.loads((folder / VERSIONS).read_text())["starts"]
+    _replace(
+        folder / VERSIONS, json.dumps({"starts": [*starts, _circumstances(config.seed)]}, indent=1) + "\n"
+    )
+    return folder
+
+
+def _circumstances(seed: int) -> dict[str, Any]:
+    """What a run depends on besides its configuration."""
+    import jax
+
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    devices = jax.devices()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "seed": seed,
+        "packages": found,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": _commit(),
+        "devices": {"number": len(devices), "kind": devices[0].device_kind, "platform": devices[0].platform},
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _commit() -> dict[str, Any] | None:
+    """The commit of the checkout that this code runs from, and whether its files differ; None where none."""
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else a checkout around an installed package
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Records:
+    """Takes the events of a run to metrics.jsonl, TensorBoard, wandb, and a progress bar or lines.
+
+    Use it as a context; call it with each event. Where a run goes on, lines of steps that will be done again
+    are removed.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainConfig, steps: int, say: Callable[[str], None] | None = None
+    ):
+        from rich.console import Console
+
+        self.folder, self.config, self.steps = folder, config, steps
+        self._console = Console(stderr=True, highlight=False)
+        self._say = say or (lambda line: self._console.print(line, soft_wrap=True, markup=False))
+        self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
+        self._told = -math.inf
+        self._train = self._validation = self._line = ""
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        for sink in (self._lines, self._board):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __call__(self, event: Event) -> None:
+        if self._lines is None:
+            self._open(event.step if isinstance(event, Resumed) else -1)
+        match event:
+            case Trained():
+                speed = {
+                    "crystals_per_s": event.crystals_per_second,
+                    "atoms_per_s": event.atoms_per_second,
+                    "waiting": event.waiting,
+                }
+                self._write("train", event, {**event.metrics, **speed})
+                self._train = _train_words(event)
+                self._show(event.step)
+            case Validated():
+                self._write("validation", event, {**event.metrics, "best": event.best})
+                self._validation = _validation_words(event.metrics) + (" (best)" if event.best else "")
+                self._show(event.step)
+            case Saved():
+                self._write("saved", event, {"path": str(event.path.relative_to(self.folder.absolute()))})
+            case NotSaved():
+                self._write("not saved", event, {"message": event.message})
+            case Resumed():
+                self._write("resumed", event, {})
+                self._say(f"going on after step {event.step} of {self.steps}")
+            case Stopped():
+                self._write("stopped", event, {"reason": event.reason})
+                self._show(event.step, last=True)
+                self._say(f"stopped after step {event.step}: {event.reason}")
+
+    def _open(self, step: int) -> None:
+        path = self.folder / METRICS
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        self._lines = path.open("a", encoding="utf-8")
+        if self.config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        if self.config.wandb:
+            self._wandb = _wandb(self.folder, self.config)
+        if self._console.is_terminal:
+            from rich.live import Live
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self._bar = Progress(
+                MofNCompleteColumn(), BarColumn(40), TimeRemainingColumn(), console=self._console
+            )
+            self._task = self._bar.add_task("", total=self.steps, completed=max(step, 0))
+            self._live = Live(self._bar, console=self._console, refresh_per_second=4)
+            self._live.start()
+
+    def _write(self, kind: str, event: Event, values: Mapping[str, Any]) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"kind": kind, "step": event.step}
+        if hasattr(event, "epoch"):
+            line["epoch"] = event.epoch
+        line |= {"time": now} | {name: _finite(x) for name, x in values.items()}
+        self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._lines.flush()
+        numbers = {
+            f"{kind}/{name}": x
+            for name, x in line.items()
+            if name not in ("step", "best") and isinstance(x, int | float)
+        }
+        if self._board is not None:
+            for name, x in numbers.items():
+                self._board.add_scalar(name, x, event.step)
+        if self._wandb is not None and numbers:
+            self._wandb.log(numbers, step=event.step)
+
+    def _show(self, step: int, last: bool = False) -> None:
+        words = [part for part in (self._train, self._validation) if part]
+        if self._live is not None:
+            from rich.console import Group
+            from rich.text import Text
+
+            self._bar.update(self._task, completed=step)
+            self._live.update(Group(self._bar, *map(Text, words)))
+        elif last or time.monotonic() - self._told >= EVERY:
+            line = "; ".join([f"step {step}/{self.steps}", *words])
+            if line != self._line:
+                self._line, self._told = line, time.monotonic()
+                self._say(line)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl. What follows a line that was cut off, as by a full disk, is left out."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in raw.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int) or "kind" not in entry:
+            break
+        found.append(entry)
+    return found
+
+
+def _train_words(event: Trained) -> str:
+    m = event.metrics
+    parts = [f"epoch {event.epoch:.1f}", f"loss {m['loss']:.4g}", f"lr {m['learning_rate']:.1e}"]
+    if event.crystals_per_second is not None:
+        parts += [
+            f"{event.crystals_per_second:.3g} structures/s",
+            f"{event.atoms_per_second:.4g} atoms/s",
+            f"waiting {event.waiting:.0%}",
+        ]
+    return ", ".join(parts)
+
+
+def _validation_words(metrics: Mapping[str, float]) -> str:
+    known = [f"{p} {metrics[f'{p}_mae']:.3g} {UNITS[p]}" for p in PROPERTIES if f"{p}_mae" in metrics]
+    return "validation MAE: " + ", ".join(known)
+
+
+def _finite(x: Any) -> Any:
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _wandb(folder: Path, config: TrainConfig):
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "wandb: true needs the package wandb: pip install wandb, or leave it out."
+        ) from None
+    import yaml
+
+    path = folder.absolute()
+    return wandb.init(
+        project="jaxmlip",
+        name=path.name,
+        id=hashlib.sha256(str(path).encode()).hexdigest()[:16],  # the same when the run goes on
+        resume="allow",
+        dir=str(folder),
+        config=yaml.safe_load(to_yaml(config, described=False)),
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file that is the old or the new one at every moment."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

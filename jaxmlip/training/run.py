@@ -1,0 +1,302 @@
+"""A run from a configuration to a trained model: data, potential, training, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxmlip
+from jaxmlip.data.dataset import Split, check
+from jaxmlip.potential import Potential, random_potential
+from jaxmlip.training import evaluate
+from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
+from jaxmlip.training.optimizer import OptimizerConfig, trained
+from jaxmlip.training.references import References, refit
+from jaxmlip.training.splits import ALONE, at_most, elements_of, read, read_splits, with_graphs
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jaxmlip.data.loader import Loader
+    from jaxmlip.training.loop import FitSettings
+
+MODEL, RESULTS = "model", "results.json"
+COMPARED = 2000  # crystals at most that figures and the last table are made of
+REFERENCED = 50_000  # crystals at most that reference energies are fitted to
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What came of a run."""
+
+    folder: Path
+    potential: Potential
+    before: dict[str, evaluate.Error]  # of the crystals of `compared_on`
+    after: dict[str, evaluate.Error]
+    compared_on: str
+    reason: str  # why it stopped
+
+
+def run_training(config: TrainConfig, folder: str | Path) -> Result:
+    """Trains as `config` says, or goes on with the run that `folder` holds.
+
+    The folder gets config.yaml, versions.json, metrics.jsonl, tensorboard/, start/ (the potential before the
+    first step), checkpoints/, and at the end model/ (for `jaxmlip.load`), results.json, learning_curve.png
+    and parity.png.
+
+    Raises ConfigError, RunFolderError and DatasetError before anything heavy starts; `fit` says what may go
+    wrong later.
+    """
+    import jax
+
+    from jaxmlip.training import parallel
+    from jaxmlip.training.loop import fit
+    from jaxmlip.training.records import Records, open_folder
+
+    config, folder = config.checked(), Path(folder)
+    first = jax.process_index() == 0
+    mesh = parallel.make_mesh(config.devices)
+    if first:
+        open_folder(folder, config)
+    console = Console(stderr=True, highlight=False, quiet=not first)
+    start = folder / "start"
+    if (start / "manifest.json").is_file():  # the run goes on
+        potential = Potential.from_folder(start, config.dtype)
+        splits = read_splits(config.data, potential.cutoffs)
+    else:
+        potential, splits = _begin(config, folder, console)
+    for split in splits.values():
+        check(split, potential)
+    _check_labels(config, splits["train"], splits.get("validation"))
+    loader = _loader(config, potential, splits["train"], mesh)
+    plan = loader.plan
+    steps = plan.steps if config.steps is None else config.steps
+    waste = ", ".join(f"{kind} {part:.0%}" for kind, part in plan.waste.items())
+    counts = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    console.print(
+        f"{potential.name}: {potential.parameter_count:,} parameters; crystals: {counts}; {steps} steps of "
+        f"{plan.batch_size} on {mesh.devices.size} device(s); padding: {waste}",
+        soft_wrap=True,
+    )
+    with Records(folder, config, steps) as records:
+        fitted = fit(potential, loader, splits.get("validation"), _settings(config), mesh, folder, records)
+    best = config.final == "best" and fitted.best is not None
+    made = _named(
+        fitted.potential if best else fitted.last, config, folder, fitted.best if best else fitted.step
+    )
+    if not first:
+        return Result(folder, made, {}, {}, "", fitted.reason)
+    made.save(folder / MODEL)
+    return _conclude(folder, potential, made, splits, fitted.reason)
+
+
+def optimizer_of(config: TrainConfig) -> OptimizerConfig:
+    """The optimizer of a run, with reference energies among what it trains where they are."""
+    its = config.optimizer
+    if config.reference_energies != "train" or "references" in its.train:
+        return its
+    return replace(its, train=(*its.train, "references"))
+
+
+def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh) -> Loader:
+    """The batches of the whole run."""
+    from jaxmlip.data.loader import Loader, Plan
+    from jaxmlip.training import parallel
+
+    replay = None
+    if config.replay.data:
+        data = replace(config.data, train=config.replay.data, **ALONE)
+        replay = read_splits(data, potential.cutoffs)["train"]
+        check(replay, potential)
+    per_epoch = -(-len(train) // min(config.batch_size, len(train)))
+    plan = Plan(
+        sizes=train.sizes,
+        batch_size=config.batch_size,
+        shards=mesh.devices.size,
+        seed=config.seed,
+        epochs=config.epochs if config.steps is None else -(-config.steps // per_epoch),
+        replay_sizes=None if replay is None else replay.sizes,
+        replay_batch=config.replay.crystals,
+    )
+    return Loader(
+        train,
+        plan,
+        potential.params["reference_energies"],
+        np.dtype(config.dtype),
+        shards=parallel.local_shards(mesh),
+        mixed=config.mixed_probes,
+        replay=replay,
+        skip_corrupt=config.data.skip_corrupt,
+    )
+
+
+def _settings(config: TrainConfig) -> FitSettings:
+    from jaxmlip.training.loop import FitSettings
+
+    same = (
+        "loss",
+        "steps",
+        "validate_every",
+        "monitor",
+        "patience",
+        "checkpoint_every",
+        "keep",
+        "report_every",
+    )
+    return FitSettings(optimizer=optimizer_of(config), **{name: getattr(config, name) for name in same})
+
+
+def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potential, dict[str, Split]]:
+    """The potential before the first step, and the data."""
+    from jaxmlip.sources import load
+    from jaxmlip.training.step import flat_params
+
+    model = config.model
+    if model.start is not None:
+        potential = load(model.start, config.dtype)
+        trained(optimizer_of(config), flat_params(potential))  # a mistake in a pattern is told at once
+        splits = read_splits(config.data, potential.cutoffs)
+    else:
+        crystals = read(config.data)
+        elements = sorted({z for split in crystals.values() for z in elements_of(split)})
+        its = hyperparameters(model.architecture, model.hyperparameters, tuple(elements))
+        potential = random_potential(its, config.seed, config.dtype, model.name or folder.absolute().name)
+        potential = replace(potential, elements=tuple(elements))
+        splits = with_graphs(crystals, potential.cutoffs)
+    for split in splits.values():
+        check(split, potential)
+    keep = "keep" if model.start is not None else "refit"
+    if (config.reference_energies or keep) != "keep":
+        found = fit_references(potential, splits["train"], random=model.start is None)
+        console.print(str(found))
+        if found.kept and model.start is not None:
+            console.print(f"kept those of {len(found.kept)} elements that are not in the data")
+        params = {**potential.params, "reference_energies": found.energies}
+        potential = replace(potential, params=params)
+    return potential, splits
+
+
+def fit_references(potential: Potential, split: Split, random: bool = False) -> References:
+    """Reference energies with which `potential` comes closest to the energies of `split`.
+
+    What the network says is left out where its parameters are `random`. At most 50,000 crystals are used.
+    Raises ValueError where no crystal has an energy.
+    """
+    part = at_most(split, REFERENCED)
+    before = np.asarray(potential.params["reference_energies"], np.float64)
+    if random:
+        labelled = [e for e in (part[k] for k in range(len(part))) if e.labels.energy is not None]
+        species = [e.graph.species for e in labelled]
+        return refit(species, np.array([e.labels.energy for e in labelled]), np.zeros_like(before))
+    return evaluate.fit_references(evaluate.compare(potential, part), before)
+
+
+def _check_labels(config: TrainConfig, train: Split, validation: Split | None) -> None:
+    """Raises ConfigError where the loss asks for what no crystal has; warns where it is a part of it."""
+    asked = config.loss.properties
+    missing = [p for p in asked if not train.counts.get(p)]
+    if len(missing) == len(asked):
+        raise ConfigError(
+            f"loss: found weights for {', '.join(asked)}, and no crystal of the training data has a label of "
+            "these; `jaxmlip data inspect` shows what they have."
+        )
+    watched = config.monitor.rpartition("_")[0]
+    if validation is not None and watched and not validation.counts.get(watched):
+        raise ConfigError(
+            f"monitor: found {config.monitor}, and no crystal of the validation data has {watched}; they "
+            f"have {', '.join(p for p, n in validation.counts.items() if n) or 'no label'}."
+        )
+    if missing:
+        warnings.warn(
+            f"no crystal of the training data has {', '.join(missing)}: the loss does without.", stacklevel=2
+        )
+
+
+def _named(potential: Potential, config: TrainConfig, folder: Path, step: int | None) -> Potential:
+    name = config.model.name or folder.absolute().name
+    record = {
+        "from": potential.name,
+        "run": folder.absolute().name,
+        "step": step,
+        "data": [Path(p).name for p in config.data.train],
+        "reference_energies": config.reference_energies,
+        "jaxmlip": jaxmlip.__version__,
+    }
+    return replace(potential, name=name, manifest={**potential.manifest, "trained": record})
+
+
+def _conclude(
+    folder: Path, before: Potential, after: Potential, splits: Mapping[str, Split], reason: str
+) -> Result:
+    from jaxmlip.training.figures import learning_curves, parity
+    from jaxmlip.training.records import METRICS, read_metrics
+
+    name = next(n for n in ("test", "validation", "train") if n in splits)
+    part = at_most(splits[name], COMPARED)
+    on = f"{len(part)} of {len(splits[name])} crystals of the {name} data"
+    compared = {"before": evaluate.compare(before, part), "after": evaluate.compare(after, part)}
+    first, last = (evaluate.errors(c) for c in compared.values())
+    learning_curves(read_metrics(folder / METRICS), folder / "learning_curve.png")
+    parity(compared, folder / "parity.png")
+    record = {"stopped": reason, "compared_on": on, "units": evaluate.UNITS} | evaluate.as_record(
+        {"before": first, "after": last}
+    )
+    (folder / RESULTS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return Result(folder, after, first, last, on, reason)
+
+
+def summary(result: Result) -> Table:
+    """Errors before and after training, for a terminal."""
+    table = Table(title=f"{result.potential.name}: {result.compared_on}", title_justify="left")
+    table.add_column("property")
+    for column in ("MAE before", "after", "slope before", "after"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    for name, old in result.before.items():
+        new = result.after[name]
+        slopes = ["-" if e.slope is None else f"{e.slope:.3f}" for e in (old, new)]
+        table.add_row(name, f"{old.mae:.4g}", f"{new.mae:.4g}", *slopes, evaluate.UNITS[name])
+    return table
+
+
+def export(source: str | Path, which: str = "best", average: bool = True) -> Potential:
+    """The potential of a checkpoint: of the folder of a run its "best" or "last", or a checkpoint's folder.
+
+    `average`: the moving average of the parameters, where the run kept one. Raises FileNotFoundError where
+    there is no such thing, and CheckpointError where it is damaged.
+    """
+    from jaxmlip.training import parallel
+    from jaxmlip.training.checkpoints import Checkpoints
+    from jaxmlip.training.records import CONFIG
+    from jaxmlip.training.step import init_state, potential_of
+
+    source = Path(source)
+    step = int(source.name) if source.name.isdigit() and source.parent.name == "checkpoints" else None
+    folder = source if step is None else source.parents[1]
+    if not (folder / CONFIG).is_file() or not (folder / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{source} is neither the folder of a run (with {CONFIG} and checkpoints/) nor a checkpoint in "
+            "one (RUN/checkpoints/00000100)."
+        )
+    config = read_config(folder / CONFIG)
+    checkpoints = Checkpoints(folder / "checkpoints", config.keep)
+    try:
+        found = checkpoints.latest() if step is None else checkpoints.read(step)
+        if found is None:
+            raise FileNotFoundError(f"{folder} has no checkpoint yet.")
+        if step is None and which == "best" and found.record["best"] is not None:
+            found = checkpoints.read(found.record["best"])
+    finally:
+        checkpoints.close()
+    potential = Potential.from_folder(folder / "start", config.dtype)
+    steps = found.record["identity"]["steps"]
+    state = found.restore(init_state(potential, optimizer_of(config), steps, parallel.make_mesh(1)))
+    return _named(potential_of(potential, state, average), config, folder, found.step)

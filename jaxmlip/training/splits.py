@@ -1,0 +1,180 @@
+"""The crystals of a run: from files and datasets to splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmlip.data.batch import Example
+from jaxmlip.data.dataset import MemorySplit, Split, check
+from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.progress import track
+from jaxmlip.training.config import ConfigError, DataConfig
+
+if TYPE_CHECKING:
+    from jaxmlip.graph import Cutoffs
+    from jaxmlip.potential import Potential
+
+ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0)}  # train on all
+
+
+def read_splits(data: DataConfig, cutoffs: Cutoffs) -> dict[str, Split]:
+    """The splits "train", and "validation" and "test" where there are such, with graphs of `cutoffs`.
+
+    Raises ConfigError where a part of the data has no crystal, and as the readers and datasets do.
+    """
+    return with_graphs(read(data), cutoffs)
+
+
+def read(data: DataConfig) -> dict[str, Split | list[LabelledCrystal]]:
+    """Splits of datasets as they are, and the crystals of files."""
+    found: dict[str, Any] = {}
+    if is_dataset(data.train):
+        splits = _dataset(data.train[0])
+        found |= {name: split for name, split in splits.items() if len(split)}
+    else:
+        crystals = _crystals(data.train, data)
+        fractions = np.array(data.fractions)
+        for k, given in ((1, data.validation), (2, data.test)):
+            if given:
+                fractions[0] += fractions[k]
+                fractions[k] = 0
+        found |= divide(crystals, fractions, data.split_by, data.split_seed)
+    for name in ("validation", "test"):
+        paths = getattr(data, name)
+        if paths:
+            found[name] = _of_its_own(paths, name, data)
+    if "train" not in found:
+        raise ConfigError(f"data.train: found no crystal in {', '.join(data.train)}, needed one at least.")
+    return found
+
+
+def _of_its_own(paths: Sequence[str], name: str, data: DataConfig):
+    if not is_dataset(paths):
+        return _crystals(paths, data)
+    splits = _dataset(paths[0])
+    return splits[name] if len(splits.get(name, ())) else splits["train"]
+
+
+def is_dataset(paths: Sequence[str]) -> bool:
+    """Whether these are one folder that `jaxmlip data convert` wrote.
+
+    Raises ConfigError for a dataset among other things.
+    """
+    those = [p for p in paths if (Path(p) / "dataset.json").is_file()]
+    if those and len(paths) > 1:
+        raise ConfigError(
+            f"found the dataset {those[0]} among {len(paths)} paths, needed one dataset or several files. "
+            "Convert the files together."
+        )
+    return bool(those)
+
+
+def _dataset(path: str) -> Mapping[str, Split]:
+    from jaxmlip.data.dataset import Dataset
+
+    return Dataset(path).splits
+
+
+def _crystals(paths: Sequence[str], data: DataConfig) -> list[LabelledCrystal]:
+    from jaxmlip.data.readers import read_labelled
+
+    known = [
+        name for name, its in signature(read_labelled).parameters.items() if its.kind is its.KEYWORD_ONLY
+    ]
+    if unknown := [name for name in data.options if name not in known]:
+        raise ConfigError(
+            f"data.options: found {', '.join(unknown)}, which readers do not know; they know "
+            f"{', '.join(known)}."
+        )
+    crystals = read_labelled(paths, data.format, **data.options)
+    found = list(track(crystals, "reading"))
+    if not found:
+        raise ConfigError(f"found no crystal in {', '.join(paths)}, needed one at least.")
+    return found
+
+
+def divide(
+    crystals: Sequence[LabelledCrystal], fractions: Sequence[float], by: str, seed: int
+) -> dict[str, list[LabelledCrystal]]:
+    """`crystals` in random parts "train", "validation" and "test"; parts without any are left out.
+
+    Each part has `fractions` of the crystals, rounded, or a little more where those of one material stay
+    together (by="material"). Raises ConfigError where nothing would be left to train on.
+    """
+    names = [c.material if by == "material" else str(k) for k, c in enumerate(crystals)]
+    groups: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        groups.setdefault(name, []).append(k)
+    order = [list(groups.values())[k] for k in np.random.default_rng(seed).permutation(len(groups))]
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for name, fraction in zip(("validation", "test"), fractions[1:], strict=True):
+        while order and len(parts[name]) < int(fraction * len(crystals) + 0.5):
+            parts[name] += order.pop()
+    parts["train"] = [k for group in order for k in group]
+    if not parts["train"]:
+        raise ConfigError(
+            f"found {len(crystals)} crystals of {len(groups)} material(s), too few to be divided by "
+            f"data.split_by: {by}. Take data.split_by: crystal, name data.validation, or train on all with "
+            "data.fractions: [1, 0, 0]."
+        )
+    return {name: [crystals[k] for k in sorted(index)] for name, index in parts.items() if index}
+
+
+def with_graphs(splits: Mapping[str, Any], cutoffs: Cutoffs) -> dict[str, Split]:
+    """The splits of `read`, those that are crystals as graphs."""
+    return {
+        name: MemorySplit.from_crystals(split, cutoffs) if isinstance(split, list) else split
+        for name, split in splits.items()
+    }
+
+
+def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
+    """All crystals of files, or those of one split of a dataset ("all": of all), with graphs for `potential`.
+
+    Raises ConfigError where there are none, DatasetError where they are not for this potential.
+    """
+    if is_dataset(data.train):
+        splits = _dataset(data.train[0])
+        found = [s for name, s in splits.items() if split in ("all", name) and len(s)]
+        if not found:
+            raise ConfigError(f"{data.train[0]} has no split {split!r}, found {', '.join(splits)}.")
+    else:
+        if split != "all":
+            raise ConfigError(f"found the split {split!r} of files, needed a dataset: files have no splits.")
+        found = [MemorySplit.from_crystals(_crystals(data.train, data), potential.cutoffs)]
+    for part in found:
+        check(part, potential)
+    return Part([(s, k) for s in found for k in range(len(s))])
+
+
+def elements_of(split: Any) -> set[int]:
+    """The atomic numbers in one of the splits of `read`."""
+    if isinstance(split, list):
+        return {int(z) for crystal in split for z in crystal.atoms.numbers}
+    return set(split.elements)
+
+
+class Part:
+    """Crystals of one split or several, by (split, number)."""
+
+    def __init__(self, of: Sequence[tuple[Split, int]]):
+        self.of = of
+        self.sizes = np.array([split.sizes[k] for split, k in of]).reshape(-1, 4)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, k: int) -> Example:
+        split, number = self.of[k]
+        return split[number]
+
+
+def at_most(split: Split, crystals: int) -> Part:
+    """A random part of `split`, the same every time."""
+    index = np.random.default_rng(0).permutation(len(split))[:crystals]
+    return Part([(split, k) for k in np.sort(index).tolist()])
