@@ -270,8 +270,8 @@ def test_energies_of_thousands_of_electronvolts_lose_nothing_in_float32(any_pote
     """The references of r2SCAN reach thousands of eV; what is left of them is exact to a µeV per atom."""
     single = any_potential.astype("float32")
     atoms = bulk("Cu", cubic=True).repeat(2)
-    references = np.full(120, -4321.0987)
-    labels = Labels(energy=references[29] * len(atoms) + 0.25).check(len(atoms), "copper")
+    references = np.full(120, -4321.0987, np.float32)  # as a checkpoint may have them
+    labels = Labels(energy=float(references[29]) * len(atoms) + 0.25).check(len(atoms), "copper")
     graph = single.graph(atoms)
     batch = collate(
         [Example(graph, labels)], batching.capacity([graph]), references, np.random.default_rng(0)

@@ -69,6 +69,7 @@ def collate(
     Raises ValueError where they do not fit.
     """
     graph = batching.pack([e.graph for e in examples], room, dtype)
+    reference_energies = np.asarray(reference_energies, np.float64)
     A, C = room.atoms, room.crystals
     energy, stress, atoms = np.zeros(C, dtype), np.zeros((C, 3, 3), dtype), np.zeros(C, dtype)
     forces, probe, hessian = (np.zeros((A, 3), dtype) for _ in range(3))
