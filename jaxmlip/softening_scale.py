@@ -83,7 +83,7 @@ def read_frames(path: Path, forces: str = "forces") -> list[Frame]:
     Any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the frame,
     where one has none.
     """
-    from jaxmlip.cli.crystals import read_crystals
+    from jaxmlip.structures import read_crystals
 
     found = []
     for k, atoms in enumerate(read_crystals(path)):

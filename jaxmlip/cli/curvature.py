@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 
 from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional, in_bytes
-from jaxmlip.cli.crystals import naming, read_all, read_crystal, writable
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.structures import naming, read_all, read_crystal, writable
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 
 from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional
-from jaxmlip.cli.crystals import naming, read_all
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.structures import naming, read_all
 
 
 def models() -> None:
