@@ -3,7 +3,7 @@
     python -m experiments.from_scratch --data FOLDER --out FOLDER
 
 trains CHGNet, M3GNet and MACE of small widths from random parameters on molecular dynamics of molybdenum
-(maml, 54 atoms, 300 to 6000 K, three volumes), compares forces on 20 frames that were held out, and writes
+(maml, 54 atoms, 300 to 3000 K, three volumes), compares forces on 20 frames that were held out, and writes
 each as a model folder for `jaxmlip.load`. Runs that were finished or interrupted go on where they were.
 """
 
