@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -63,6 +63,7 @@ def three(tmp_path_factory) -> Path:
 
 @few
 @given(st.dictionaries(st.text("abc_/", min_size=1, max_size=4), ARRAYS, min_size=1, max_size=4))
+@example({"_": np.float32(0), "_/": np.int32(1)})
 def test_arrays_of_every_type_and_shape_come_back_bit_for_bit(tmp_path_factory, given_arrays):
     checkpoints = Checkpoints(tmp_path_factory.mktemp("run"))
     state = {"params": given_arrays, "step": np.int32(3)}

@@ -309,7 +309,9 @@ def test_a_model_of_other_cutoffs_or_elements_is_refused():
 def test_the_command_converts_files_and_asks_for_a_model_or_a_cutoff(tmp_path, monkeypatch, capsys):
     from jaxmlip.cli import data
 
-    readers = SimpleNamespace(read_labelled=lambda path, format: (labelled(k, f"mp-{k}") for k in range(40)))
+    readers = SimpleNamespace(
+        read_labelled=lambda path, format, **options: (labelled(k, f"mp-{k}") for k in range(40))
+    )
     monkeypatch.setitem(sys.modules, "jaxmlip.data.readers", readers)
     with pytest.raises(ValueError, match="needed one of them"):
         data.convert([tmp_path / "a.json"], tmp_path / "d")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 import jax
 import numpy as np
@@ -119,6 +120,8 @@ class Checkpoints:
             for name in ("absl", "asyncio", "concurrent.futures"):
                 logging.getLogger(name).addFilter(_not_of_a_failed_save)
         draft = self.folder / f"saving-{step}"
+        # Names become paths, in which a/b and a//b are the same.
+        kept = {quote(name, safe=""): x for name, x in arrays.items()}
         try:
             if self._first:
                 for old in self.folder.glob("saving-*"):
@@ -128,7 +131,7 @@ class Checkpoints:
                 needed = sum(x.nbytes for x in arrays.values()) + SPARE
                 if shutil.disk_usage(draft).free < needed:
                     raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB are needed")
-            self._orbax.save(draft / ARRAYS, args=ocp.args.PyTreeSave(dict(arrays)), force=True)
+            self._orbax.save(draft / ARRAYS, args=ocp.args.PyTreeSave(kept), force=True)
         except Exception as error:
             self._clear(draft)
             raise self._failed(step, error) from error
@@ -190,7 +193,7 @@ class Checkpoints:
             arrays = handler.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         except Exception as error:  # whatever Orbax makes of files that it cannot read
             raise DamagedCheckpointError(f"{path} cannot be read ({error}).") from error
-        return Checkpoint(step, {n: np.asarray(x) for n, x in arrays.items()}, record)
+        return Checkpoint(step, {unquote(n): np.asarray(x) for n, x in arrays.items()}, record)
 
     def close(self) -> None:
         """Waits for what is being saved. Raises CheckpointError where it failed."""
