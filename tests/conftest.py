@@ -5,13 +5,17 @@ the public weights, fetched once, and skipped with the reason where they cannot 
 """
 
 import os
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 # The tests compile hundreds of programs and run each once or twice: LLVM's optimiser would cost more than
 # it gains.
 # XLA_FLAGS="" pytest tests what users run; .ci/run does so for parity.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Experiments run from the checkout. At the end, so that an installed package is what is tested.
+sys.path.append(str(Path(__file__).parents[1]))
 
 import jax
 import numpy as np

@@ -60,13 +60,14 @@ def open_folder(folder: str | Path, config: TrainConfig) -> Path:
     with suppress(OSError, ValueError):
         starts = json.loads((folder / VERSIONS).read_text())["starts"]
     _replace(
-        folder / VERSIONS, json.dumps({"starts": [*starts, _circumstances(config.seed)]}, indent=1) + "\n"
+        folder / VERSIONS,
+        json.dumps({"starts": [*starts, {"seed": config.seed, **circumstances()}]}, indent=1) + "\n",
     )
     return folder
 
 
-def _circumstances(seed: int) -> dict[str, Any]:
-    """What a run depends on besides its configuration."""
+def circumstances() -> dict[str, Any]:
+    """What a result depends on besides its settings: versions, commit, devices, command line, time."""
     import jax
 
     found = {}
@@ -77,7 +78,6 @@ def _circumstances(seed: int) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "seed": seed,
         "packages": found,
         "python": platform.python_version(),
         "platform": platform.platform(),
