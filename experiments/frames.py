@@ -1,34 +1,17 @@
-"""Frames with DFT labels for the experiments, and the record that each experiment leaves."""
+"""Frames with DFT labels, and potentials against them."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ase.io
-import jax
 import numpy as np
 from ase import Atoms
 
-import jaxmlip
 from jaxmlip.curvature import Slope, force_slope
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.potential import Potential
-
-
-def data_folder(given: Path | None, name: str) -> Path:
-    """The file or folder `name` below `given` or JAXMLIP_DATA. Raises SystemExit that says what is needed."""
-    root = given or (Path(os.environ["JAXMLIP_DATA"]) if "JAXMLIP_DATA" in os.environ else None)
-    if root is None or not (root / name).exists():
-        raise SystemExit(
-            f"{name} is not in {root or 'a folder that JAXMLIP_DATA names'}; needed that data set of "
-            "github.com/materialsvirtuallab (mlearn, maml) as extxyz. Give --data FOLDER."
-        )
-    return root / name
 
 
 def read(path: Path) -> list[LabelledCrystal]:
@@ -52,16 +35,3 @@ def against_dft(potential: Potential, frames: Sequence[LabelledCrystal]) -> Slop
 def rms_force(frames: Sequence[LabelledCrystal]) -> float:
     """√⟨F²⟩ over components, eV/Å."""
     return float(np.sqrt(np.mean(np.concatenate([f.labels.forces.ravel() for f in frames]) ** 2)))
-
-
-def save_record(path: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Settings, versions, device and rows as JSON."""
-    versions = {"jaxmlip": jaxmlip.__version__, "jax": jax.__version__, "python": platform.python_version()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "settings": settings,
-        "versions": versions,
-        "device": jax.devices()[0].device_kind,
-        "rows": rows,
-    }
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")

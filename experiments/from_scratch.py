@@ -9,27 +9,24 @@ each as a model folder for `jaxmlip.load`. Runs that were finished or interrupte
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
-from experiments.frames import against_dft, data_folder, read, rms_force, save_record
-from jaxmlip.data.dataset import MemorySplit
+from experiments.frames import against_dft, read, rms_force
+from experiments.study import Study, Table, data_file, run
+from experiments.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import Potential, random_potential
-from jaxmlip.training.loop import FitSettings, Trained, Validated, fit
+from jaxmlip.training.loop import FitSettings, Trained, Validated
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.parallel import make_mesh
 from jaxmlip.training.references import refit
 
 LOSS = LossConfig(energy=1.0, forces=10.0, stress=0.1, magmoms=0.0)
@@ -69,33 +66,29 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    frames = read(data_folder(settings.data, "maml_MoNbTaW/Mo_AIMD.extxyz.gz"))
+    unknown = set(settings.models) - set(MODELS)
+    if unknown:
+        raise ValueError(f"found the model {unknown.pop()!r}, needed some of {', '.join(MODELS)}.")
+    frames = read(data_file(settings.data, "maml_MoNbTaW/Mo_AIMD.extxyz.gz"))
     order = np.random.default_rng(settings.seed).permutation(len(frames))
-    train, validation, test = ([frames[k] for k in part] for part in np.split(order, (len(frames) - 40, -20)))
-    rows = []
-    for name in settings.models:
-        rows.append(measure(settings, name, train, validation, test))
-        print(json.dumps(rows[-1]), flush=True)
-    save_record(settings.out / "from_scratch.json", asdict(settings), rows)
-    summary = summarise(rows)
-    print(summary)
-    (settings.out / "from_scratch.md").write_text(summary + "\n")
-    draw(rows, settings.out / "from_scratch.png")
+    held = max(1, len(frames) // 10)
+    parts = np.split(order, (len(frames) - 2 * held, -held))
+    train, validation, test = ([frames[k] for k in part] for part in parts)
+    study = Study("from_scratch", Settings.__doc__, settings, {})
+
+    def measure(name: str) -> dict[str, Any]:
+        return trained(settings, study.folder / name, name, train, validation, test)
+
+    rows = study.each("training", settings.models, measure)
+    rows = {name: row for name, row in rows.items() if "failed" not in row}
+    study.write([table(rows)], {"from_scratch.png": ("Errors on validation frames.", figure(rows))})
 
 
-def measure(settings: Settings, name: str, train, validation, test) -> dict[str, Any]:
-    folder = settings.out / name
-    done = folder / "row.json"
-    if done.exists():
-        return json.loads(done.read_text())
+def trained(settings: Settings, folder: Path, name: str, train, validation, test) -> dict[str, Any]:
+    """Trains one model, saves it in `folder`/model, and compares it with the held-out frames."""
     start = untrained(name, train, settings.seed)
     curve: list[dict[str, float]] = []
     began = time.perf_counter()
-    split, watched = (MemorySplit.from_crystals(part, start.cutoffs) for part in (train, validation))
-    plan = Plan(split.sizes, settings.batch_size, seed=settings.seed, epochs=settings.epochs)
-    loader = Loader(split, plan, start.params["reference_energies"])
-    optimizer = OptimizerConfig(learning_rate=settings.learning_rate, clip=10.0, ema=0.99, warmup_steps=50)
-    fit_settings = FitSettings(LOSS, optimizer, monitor="forces_mae", checkpoint_every=400, keep=1)
 
     def note(event):
         if isinstance(event, Validated):
@@ -107,22 +100,29 @@ def measure(settings: Settings, name: str, train, validation, test) -> dict[str,
         elif isinstance(event, Trained) and event.crystals_per_second:
             print(f"{name}: step {event.step}, {event.crystals_per_second:.1f} frames/s", flush=True)
 
-    potential = fit(start, loader, watched, fit_settings, make_mesh(1), folder, note).potential
+    optimizer = OptimizerConfig(learning_rate=settings.learning_rate, clip=10.0, ema=0.99, warmup_steps=50)
+    potential = tune(
+        start,
+        train,
+        FitSettings(LOSS, optimizer, monitor="forces_mae", checkpoint_every=400, keep=1),
+        folder,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        validation=validation,
+        report=note,
+    )
     minutes = (time.perf_counter() - began) / 60
     potential.save(folder / "model")
     found, rms = against_dft(potential, test), rms_force(test)
-    row = {
-        "model": name,
+    return {
         "parameters": potential.parameter_count,
         "minutes": minutes,
         "mae": found.mae,
         "rms_force": rms,
-        "relative": found.mae / rms,
         "slope": found.slope,
         "curve": curve,
     }
-    done.write_text(json.dumps(row) + "\n")
-    return row
 
 
 def untrained(name: str, train: list[LabelledCrystal], seed: int) -> Potential:
@@ -135,35 +135,31 @@ def untrained(name: str, train: list[LabelledCrystal], seed: int) -> Potential:
     return replace(potential, params=potential.params | scaled, elements=references.fitted)
 
 
-def summarise(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table."""
-    lines = [
-        "| model | parameters | minutes | force MAE / eV/Å | of the RMS force | slope |",
-        "|---|---|---|---|---|---|",
+def table(rows: dict[str, dict[str, Any]]) -> Table:
+    columns = ("model", "parameters", "minutes", "force MAE / eV/Å", "of the RMS force", "slope")
+    cells = [
+        [name, f"{r['parameters']:,}", f"{r['minutes']:.1f}", r["mae"], r["mae"] / r["rms_force"], r["slope"]]
+        for name, r in rows.items()
     ]
-    lines += [
-        f"| {r['model']} | {r['parameters']:,} | {r['minutes']:.1f} | {r['mae']:.3f} | "
-        f"{100 * r['relative']:.1f} % | {r['slope']:.3f} |"
-        for r in rows
-    ]
-    return "\n".join(lines)
+    return Table("Trained from random parameters, on frames held out", columns, cells)
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib.pyplot as plt
+def figure(rows: dict[str, dict[str, Any]]):
+    from matplotlib.figure import Figure
 
     from jaxmlip.figures import COLOURS
 
-    figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    for colour, row in zip(COLOURS, rows, strict=False):
+    result = Figure(figsize=(5, 3.4), layout="constrained")
+    ax = result.subplots()
+    for colour, (name, row) in zip(COLOURS, rows.items(), strict=False):
         minutes, mae = ([c[k] for c in row["curve"]] for k in ("minutes", "forces_mae"))
-        ax.plot(minutes, mae, color=colour, label=row["model"])
-    ax.axhline(0.15 * rows[0]["rms_force"], color="0.5", ls=":", label="15 % of the RMS force")
-    ax.set(yscale="log", xlabel="minutes", ylabel="force MAE on validation frames / eV/Å")
+        ax.plot(minutes, mae, color=colour, label=name)
+        ax.axhline(0.15 * row["rms_force"], color="0.5", ls=":")
+    ax.set(yscale="log", xlabel="minutes", ylabel="force MAE on validation frames (eV/Å)")
+    ax.set_title("dotted: 15 % of the RMS force", loc="left", fontsize=9)
     ax.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return result
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    run(main, Settings)

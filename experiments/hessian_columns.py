@@ -11,26 +11,24 @@ materials and of others.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
-from experiments.frames import against_dft, data_folder, read, save_record
-from jaxmlip.data.dataset import MemorySplit
+from experiments.frames import against_dft, read
+from experiments.study import Study, Table, data_file, load_models, run
+from experiments.tuning import tune
+from jaxmlip.cli.arguments import Model
 from jaxmlip.data.labels import LabelledCrystal, Labels
-from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.phonons.compare import compare
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.potential import Potential
-from jaxmlip.sources import load
-from jaxmlip.training.loop import FitSettings, Trained, fit
+from jaxmlip.training.loop import FitSettings, Trained
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.parallel import make_mesh
 
 LOSS = LossConfig(kind="mae", energy=0.0, forces=20.0, stress=0.03, magmoms=0.0, hessian=100.0)
 TRAINED = ("NaCl", "MgO", "Si", "MgB2", "SiO2-HP")
@@ -42,17 +40,17 @@ REPLAYED = (
     "maml_MoNbTaW/Mo_AIMD.extxyz.gz",
 )
 ELSEWHERE = ("mlearn/Ni.extxyz.gz", "maml_MoNbTaW/W_Test.extxyz", "maml_MoNbTaW/NbMo_Test.extxyz")
+AS_PUBLISHED = "as published"
 METHODS = ("DFT replayed", "itself replayed", "no replay")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Do Hessian columns of a few crystals move their phonons toward DFT, and what becomes of forces
-    elsewhere?"""
+    """Do Hessian columns move phonons toward DFT, and what becomes of forces elsewhere?"""
 
-    model: str = "m3gnet-mp-2021.2.8"
+    model: Model = "m3gnet-mp-2021.2.8"
     data: Path | None = (
-        None  # folder with phonopy_examples_PBE/, mlearn/ and maml_MoNbTaW/; default: JAXMLIP_DATA
+        None  # folder with phonopy_examples_PBE/, mlearn/, maml_MoNbTaW/; default: JAXMLIP_DATA
     )
     steps: int = 300
     batch_size: int = 2  # crystals with Hessian columns
@@ -64,7 +62,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    examples = data_folder(settings.data, "phonopy_examples_PBE")
+    examples = data_file(settings.data, "phonopy_examples_PBE")
     runs = [read_phonopy(examples / name) for name in (*TRAINED, *UNSEEN)]
     constants = [
         c
@@ -75,29 +73,29 @@ def main(settings: Settings) -> None:
     rng = np.random.default_rng(settings.seed)
     replayed, held_out = [], {}
     for name in REPLAYED:
-        frames = _some(read(data_folder(settings.data, name)), rng, 100)
+        frames = _some(read(data_file(settings.data, name)), rng, 100)
         replayed += frames[20:]
         held_out[f"{Path(name).name.split('.')[0]}, held out"] = frames[:20]
     for name in ELSEWHERE:
-        held_out[f"{Path(name).name.split('.')[0]}, not replayed"] = _some(
-            read(data_folder(settings.data, name)), rng, 20
-        )
+        frames = _some(read(data_file(settings.data, name)), rng, 20)
+        held_out[f"{Path(name).name.split('.')[0]}, not replayed"] = frames
+    potentials = load_models([settings.model])
+    (start,) = potentials.values()
+    study = Study("hessian_columns", Settings.__doc__, settings, potentials)
 
-    start = load(settings.model)
-    rows = [{"method": "as published", **measure(start, runs, held_out)}]
-    for method in METHODS:
-        folder = settings.out / method.replace(" ", "_")
-        replay = {"DFT replayed": replayed, "itself replayed": relabelled(start, replayed), "no replay": []}[
-            method
-        ]
+    def measured(method: str) -> dict[str, Any]:
+        if method == AS_PUBLISHED:
+            return measure(start, runs, held_out)
+        folder = study.folder / method.replace(" ", "_")
+        replay = {METHODS[0]: replayed, METHODS[1]: relabelled(start, replayed), METHODS[2]: []}[method]
         tuned = fine_tune(settings, start, constants, replay, folder)
         tuned.save(folder / "model")
-        rows.append({"method": method, **measure(tuned, runs, held_out)})
-    save_record(settings.out / "hessian_columns.json", asdict(settings), rows)
-    summary = summarise(rows)
-    print(summary)
-    (settings.out / "hessian_columns.md").write_text(summary + "\n")
-    draw(rows, settings.out / "hessian_columns.png")
+        return measure(tuned, runs, held_out)
+
+    rows = study.each("fine-tuning", (AS_PUBLISHED, *METHODS), measured)
+    rows = {method: row for method, row in rows.items() if "failed" not in row}
+    caption = f"{start.name} before and after {settings.steps} steps on Hessian columns."
+    study.write(tables(rows), {"hessian_columns.png": (caption, figure(rows))})
 
 
 def relabelled(potential: Potential, frames: list[LabelledCrystal]) -> list[LabelledCrystal]:
@@ -111,28 +109,28 @@ def relabelled(potential: Potential, frames: list[LabelledCrystal]) -> list[Labe
 
 
 def fine_tune(settings: Settings, start: Potential, constants, replayed, folder: Path) -> Potential:
-    split, other = (MemorySplit.from_crystals(c, start.cutoffs) for c in (constants, replayed))
-    epochs = -(-settings.steps // -(-len(split) // settings.batch_size))
-    plan = Plan(
-        split.sizes,
-        settings.batch_size,
-        seed=settings.seed,
-        epochs=epochs,
-        replay_sizes=other.sizes if replayed else None,
-        replay_batch=settings.replay if replayed else 0,
-    )
-    loader = Loader(split, plan, start.params["reference_energies"], replay=other if replayed else None)
+    epochs = -(-settings.steps // -(-len(constants) // settings.batch_size))
     optimizer = OptimizerConfig(learning_rate=settings.learning_rate, clip=100.0, ema=settings.ema)
-    fit_settings = FitSettings(LOSS, optimizer, checkpoint_every=50, keep=1, report_every=20)
 
     def note(event):
         if isinstance(event, Trained):
             known = {
                 k: round(v, 4) for k, v in event.metrics.items() if k in ("loss", "forces_mae", "hessian_mae")
             }
-            print(f"step {event.step} of {plan.steps}: {known}", flush=True)
+            print(f"step {event.step} of {settings.steps}: {known}", flush=True)
 
-    return fit(start, loader, None, fit_settings, make_mesh(1), folder, note).potential
+    return tune(
+        start,
+        constants,
+        FitSettings(LOSS, optimizer, checkpoint_every=50, keep=1, report_every=20),
+        folder,
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        replay=replayed,
+        replay_batch=settings.replay,
+        report=note,
+    )
 
 
 def measure(potential: Potential, runs, held_out: dict[str, list[LabelledCrystal]]) -> dict[str, Any]:
@@ -147,48 +145,44 @@ def measure(potential: Potential, runs, held_out: dict[str, list[LabelledCrystal
     }
 
 
-def summarise(rows: list[dict[str, Any]]) -> str:
-    """Two Markdown tables: phonons, and forces elsewhere."""
-    methods = [r["method"] for r in rows]
-    lines = [f"| highest frequency, model / DFT (rms difference / THz) | {' | '.join(methods)} |"]
-    lines += ["|---" * (len(rows) + 1) + "|"]
-    for name in rows[0]["phonons"]:
-        cells = [
-            f"{r['phonons'][name]['maximum']:.3f} ({r['phonons'][name]['rms_difference']:.2f})" for r in rows
-        ]
-        lines.append(f"| {name}{', not trained on' if name in UNSEEN else ''} | {' | '.join(cells)} |")
-    lines += ["", f"| force MAE / meV/Å (slope) | {' | '.join(methods)} |", "|---" * (len(rows) + 1) + "|"]
-    for name in rows[0]["forces"]:
-        cells = [f"{1e3 * r['forces'][name]['mae']:.0f} ({r['forces'][name]['slope']:.3f})" for r in rows]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
+    start, phonons, forces = rows[AS_PUBLISHED], [], []
+    for name in start["phonons"]:
+        found = [r["phonons"][name] for r in rows.values()]
+        told = f"{name}{', not trained on' if name in UNSEEN else ''}"
+        phonons.append([told, *(f"{x['maximum']:.3f} ({x['rms_difference']:.2f})" for x in found)])
+    for name in start["forces"]:
+        found = [r["forces"][name] for r in rows.values()]
+        forces.append([name, *(f"{1e3 * x['mae']:.0f} ({x['slope']:.3f})" for x in found)])
+    return [
+        Table("Highest frequency, model / DFT (rms difference / THz)", ("crystal", *rows), phonons),
+        Table("Force MAE / meV/Å (slope)", ("frames", *rows), forces),
+    ]
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib.pyplot as plt
+def figure(rows: dict[str, dict[str, Any]]):
+    from matplotlib.figure import Figure
 
     from jaxmlip.figures import COLOURS
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    result = Figure(figsize=(9, 3.6), layout="constrained")
     panels = (
         ("phonons", lambda x: x["maximum"], "highest frequency, model / DFT"),
-        ("forces", lambda x: 1e3 * x["mae"], "force MAE / meV/Å"),
+        ("forces", lambda x: 1e3 * x["mae"], "force MAE (meV/Å)"),
     )
+    axes = result.subplots(1, 2)
     for ax, (key, value, label) in zip(axes, panels, strict=True):
-        names = list(rows[0][key])
-        for k, (row, colour) in enumerate(zip(rows, COLOURS, strict=False)):
+        names = list(rows[AS_PUBLISHED][key])
+        for k, ((method, row), colour) in enumerate(zip(rows.items(), COLOURS, strict=False)):
             at = np.arange(len(names)) + (k - (len(rows) - 1) / 2) * 0.8 / len(rows)
-            ax.bar(
-                at, [value(row[key][n]) for n in names], 0.8 / len(rows), color=colour, label=row["method"]
-            )
+            ax.bar(at, [value(row[key][n]) for n in names], 0.8 / len(rows), color=colour, label=method)
         ax.set_xticks(range(len(names)), [n.replace(", ", "\n") for n in names], rotation=60, fontsize=7)
         ax.set_ylabel(label)
     axes[0].axhline(1, color="k", lw=0.8)
-    figure.legend(
+    result.legend(
         *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows), frameon=False
     )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return result
 
 
 def _some(frames: list[LabelledCrystal], rng: np.random.Generator, count: int) -> list[LabelledCrystal]:
@@ -196,4 +190,4 @@ def _some(frames: list[LabelledCrystal], rng: np.random.Generator, count: int) -
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    run(main, Settings)

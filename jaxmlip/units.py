@@ -11,6 +11,9 @@ ATOMIC_MASS = 1.66053906660e-27  # kg
 # 1 eV/Å³ = e J / (1e-10 m)³ = e·1e30 Pa = e·1e21 GPa
 GPA_PER_EV_PER_A3 = ELEMENTARY_CHARGE * 1e21  # 160.2176634
 
+# 1 eV/Å² = e J / (1e-10 m)², of surface energies
+J_PER_M2_PER_EV_PER_A2 = ELEMENTARY_CHARGE * 1e20  # 16.02176634
+
 # ω² [1/s²] = λ [eV/(Å² u)] · (e J / (1e-10 m)²) / (u kg), and a frequency in THz is ω / 2π / 1e12.
 THZ_PER_ROOT_EV_PER_A2_U = math.sqrt(ELEMENTARY_CHARGE * 1e20 / ATOMIC_MASS) / (2 * math.pi) / 1e12  # 15.6333
 

@@ -1,0 +1,59 @@
+"""Fine-tuning as experiments need it: frames in memory, one device, a folder where a killed run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlip import batching
+from jaxmlip.data.dataset import MemorySplit
+from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.potential import Potential
+from jaxmlip.training.loop import Event, FitSettings, fit
+from jaxmlip.training.parallel import make_mesh
+
+
+def tune(
+    potential: Potential,
+    frames: Sequence[LabelledCrystal],
+    settings: FitSettings,
+    folder: Path,
+    *,
+    epochs: int,
+    batch_size: int = 1,
+    seed: int = 0,
+    validation: Sequence[LabelledCrystal] = (),
+    replay: Sequence[LabelledCrystal] = (),
+    replay_batch: int = 0,
+    room: batching.Capacity | None = None,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Potential:
+    """`potential` trained on `frames` for `epochs`; the best of its steps where there is a validation set.
+
+    `replay_batch` frames of `replay` join each batch. `room` makes several runs share one program.
+    """
+    split, other, watched = (
+        MemorySplit.from_crystals(part, potential.cutoffs) if part else None
+        for part in (frames, replay, validation)
+    )
+    plan = Plan(
+        split.sizes,
+        batch_size,
+        seed=seed,
+        epochs=epochs,
+        replay_sizes=other.sizes if other else None,
+        replay_batch=replay_batch if other else 0,
+        room=room,
+    )
+    loader = Loader(split, plan, potential.params["reference_energies"], replay=other)
+    return fit(potential, loader, watched, settings, make_mesh(1), folder, report).potential
+
+
+def room_for(potential: Potential, frames: Sequence[LabelledCrystal], batch_size: int) -> batching.Capacity:
+    """Room for any `batch_size` of these frames."""
+    largest = MemorySplit.from_crystals(frames, potential.cutoffs).sizes.max(axis=0)
+    spare = np.array([1, 1, 0, 0])
+    return batching.Capacity(*map(int, largest * batch_size + spare), batch_size)
