@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.frames import against_dft, read, rms_force
+from experiments.frames import read
 from experiments.study import Study, Table, bootstrap, data_file, knows, load_models, run
 from experiments.tuning import room_for, tune
 from jaxmlip import batching
@@ -29,7 +29,7 @@ from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.phonons.compare import compare
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
-from jaxmlip.potential import Potential
+from jaxmlip.potential import Potential, Prediction
 from jaxmlip.training.loop import FitSettings
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
@@ -218,40 +218,38 @@ def in_families(potential: Potential, material: Material, held_out: list[Labelle
     Forces; but stresses of strained cells (GPa), energies of surfaces at DFT's positions (J/m²), and of
     phonons the ratio of the highest frequency and the rms difference of all (THz).
     """
+    families = {HELD_OUT: held_out, **material.families, "bulk": [material.bulk] if material.bulk else []}
+    families = {name: [f for f in fs if knows(potential, f.atoms.numbers)] for name, fs in families.items()}
+    # All at once, so that one program serves all.
+    every = iter(potential.predict([f.atoms for frames in families.values() for f in frames]))
+    predicted = {name: [next(every) for _ in frames] for name, frames in families.items()}
     found = {}
-    for name, frames in {HELD_OUT: held_out, **material.families}.items():
-        if not knows(potential, frames[0].atoms.numbers):
-            continue
-        if name == "strained":
-            found[name] = of_stress(potential, frames)
-        elif name == "surfaces":
-            found[name] = of_surfaces(potential, material.bulk, frames)
-        else:
-            s = against_dft(potential, frames)
-            found[name] = {"slope": s.slope, "r2": s.r_squared, "mae": s.mae, "rms": rms_force(frames)}
+    for name, frames in families.items():
+        if name == "surfaces" and frames:
+            found[name] = of_surfaces(frames, predicted[name], material.bulk, *predicted["bulk"])
+        elif name != "bulk" and frames:
+            of, unit = ("stress", GPA_PER_EV_PER_A3) if name == "strained" else ("forces", 1.0)
+            s = force_slope(
+                [p[of].astype(float) * unit for p in predicted[name]],
+                [getattr(f.labels, of) * unit for f in frames],
+            )
+            found[name] = {"slope": s.slope, "r2": s.r_squared, "mae": s.mae}
     if material.phonons is not None:
         (c,) = compare(potential.astype("float64"), [material.phonons])
         found["phonons"] = {"slope": c.ratio(), "mae": c.record()["rms_difference_THz"]}
     return found
 
 
-def of_stress(potential: Potential, frames: list[LabelledCrystal]) -> dict[str, float]:
-    predicted = potential.predict([f.atoms for f in frames])
-    s = force_slope(
-        [p["stress"].astype(float) * GPA_PER_EV_PER_A3 for p in predicted],
-        [f.labels.stress * GPA_PER_EV_PER_A3 for f in frames],
-    )
-    return {"slope": s.slope, "r2": s.r_squared, "mae": s.mae}
-
-
 def of_surfaces(
-    potential: Potential, bulk: LabelledCrystal, frames: list[LabelledCrystal]
+    frames: list[LabelledCrystal],
+    predicted: list[Prediction],
+    bulk: LabelledCrystal,
+    of_bulk: Prediction,
 ) -> dict[str, float]:
     """(E - N e_bulk) / 2A of slabs whose long axis is the third, all at DFT's positions."""
-    first, *predicted = potential.predict([f.atoms for f in [bulk, *frames]])
     areas = np.array([np.linalg.norm(np.cross(*f.atoms.cell.array[:2])) for f in frames])
     sizes = np.array([len(f.atoms) for f in frames])
-    model = np.array([p["energy"] for p in predicted]) - sizes * first["energy"] / len(bulk.atoms)
+    model = np.array([p["energy"] for p in predicted]) - sizes * of_bulk["energy"] / len(bulk.atoms)
     dft = np.array([f.labels.energy for f in frames]) - sizes * bulk.labels.energy / len(bulk.atoms)
     y, x = (e / (2 * areas) * J_PER_M2_PER_EV_PER_A2 for e in (model, dft))
     return {"slope": float(x @ y / (x @ x)), "mae": float(np.abs(y - x).mean())}

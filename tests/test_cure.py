@@ -18,14 +18,13 @@ from experiments.study import MissingDataError
 STIFFER = 1.25
 
 
-def labelled(potential, crystals: list[Atoms], **info) -> list[Atoms]:
-    frames = []
-    for atoms, found in zip(crystals, potential.predict(crystals), strict=True):
-        atoms.info = {k: v for k, v in info.items() if v is not None}
+def labelled(potential, crystals: list[tuple[Atoms, dict]]) -> list[Atoms]:
+    predicted = potential.predict([atoms for atoms, _ in crystals])
+    for (atoms, info), found in zip(crystals, predicted, strict=True):
+        atoms.info = info
         numbers = {k: found[k] for k in ("energy", "forces", "stress")}
         atoms.calc = SinglePointCalculator(atoms, **numbers)
-        frames.append(atoms)
-    return frames
+    return [atoms for atoms, _ in crystals]
 
 
 def rattled(count: int, size: float) -> list[Atoms]:
@@ -48,15 +47,15 @@ def setting(request, tmp_path_factory):
         atoms.set_cell(atoms.cell.array @ np.diag([1 + 0.02 * k, 1, 1]), scale_atoms=True)
     slab = bulk("Si", "diamond", 5.43, cubic=True)
     slab.center(vacuum=4, axis=2)
-    frames = [
-        *labelled(dft, rattled(4, 0.1), group="AIMD-NVT", temperature_K=300),
-        *labelled(dft, rattled(2, 0.4), group="AIMD-NVT", temperature_K=3000),
-        *labelled(dft, rattled(2, 0.2), group="Vacancy", temperature_K=300),
-        *labelled(dft, strained, group="Elastic"),
-        *labelled(dft, [slab], group="Surface"),
+    crystals = [
+        *((atoms, {"group": "AIMD-NVT", "temperature_K": 300}) for atoms in rattled(4, 0.1)),
+        *((atoms, {"group": "AIMD-NVT", "temperature_K": 3000}) for atoms in rattled(2, 0.4)),
+        *((atoms, {"group": "Vacancy", "temperature_K": 300}) for atoms in rattled(2, 0.2)),
+        *((atoms, {"group": "Elastic"}) for atoms in strained),
+        (slab, {"group": "Surface"}),
     ]
     (folder / "data/mlearn").mkdir(parents=True)
-    ase.io.write(folder / "data/mlearn/Si.extxyz", frames)
+    ase.io.write(folder / "data/mlearn/Si.extxyz", labelled(dft, crystals))
     text = (folder / "data/mlearn/Si.extxyz").read_bytes()
     (folder / "data/mlearn/Si.extxyz.gz").write_bytes(gzip.compress(text))
     return cure.Settings(
