@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from ase import Atoms
 
 from jaxmlip.curvature import Slope, force_slope
 from jaxmlip.data.labels import LabelledCrystal, Labels
+from jaxmlip.data.readers.common import open_bytes
 from jaxmlip.potential import Potential
 
 
 def read(path: Path) -> list[LabelledCrystal]:
     """The frames of an extxyz file with energy, forces and stress; what else it says stays in atoms.info."""
+    # As a whole: ASE goes back and forth in a file, which gzip does by starting again.
+    with open_bytes(path) as file:
+        text = io.StringIO(file.read().decode())
     found = []
-    for k, atoms in enumerate(ase.io.read(path, ":")):
+    for k, atoms in enumerate(ase.io.read(text, ":", format="extxyz")):
         stress = atoms.get_stress(voigt=False) if "stress" in atoms.calc.results else None
         labels = Labels(atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False), stress)
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True, info=atoms.info)

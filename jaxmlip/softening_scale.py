@@ -7,7 +7,7 @@ forces predicted, and the result is printed, saved and drawn.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ import jaxmlip
 from jaxmlip.curvature import Slope, force_slope
 from jaxmlip.figures import COLOURS
 from jaxmlip.graph import check_crystal, check_elements
+from jaxmlip.progress import track
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
@@ -64,13 +65,40 @@ def softening_scale(potential: Potential, materials: Mapping[str, Sequence[Frame
             check_elements(frame.atoms, potential.elements)
         except ValueError as error:
             raise ValueError(f"{frame.where}: {error}") from None
-    predicted = iter(potential.predict([frame.atoms for frame in frames]))
+    predicted = dict(forces_by_material(potential, materials))
     rows = []
     for material, group in materials.items():
-        model = [next(predicted)["forces"].astype(float) for _ in group]
-        dft = [frame.forces for frame in group]
+        model, dft = predicted.get(material, []), [frame.forces for frame in group]
         rows.append(Row(material, force_slope(model, dft), *map(_components, (model, dft))))
     return rows
+
+
+def forces_by_material(
+    potential: Potential, materials: Mapping[str, Sequence[Frame]]
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Each material with the potential's forces in its frames (eV/Å), as soon as the last of them is there.
+
+    One program computes the frames of all materials, large ones first, so materials come in another order.
+    Raises ValueError as `from_atoms` does, before anything is computed.
+    """
+    from jaxmlip import batching
+    from jaxmlip.potential import MESSAGES_PER_BATCH
+
+    owners = [(material, n) for material, group in materials.items() for n in range(len(group))]
+    graphs = [potential.graph(materials[material][n].atoms) for material, n in track(owners, "neighbours")]
+    if not graphs:
+        return
+    found: dict[str, dict[int, np.ndarray]] = {material: {} for material in materials}
+    index, room = batching.batches(graphs, MESSAGES_PER_BATCH)
+    for batch in track(index, "forces"):
+        for k, predicted in zip(
+            batch, potential.predict_graphs([graphs[k] for k in batch], room), strict=True
+        ):
+            material, n = owners[k]
+            found[material][n] = predicted["forces"].astype(float)
+            if len(found[material]) == len(materials[material]):
+                ready = found.pop(material)
+                yield material, [ready[n] for n in range(len(ready))]
 
 
 def _components(forces: list[np.ndarray]) -> np.ndarray:
@@ -137,14 +165,14 @@ def by_material(
         raise ValueError(
             f"of {len(frames)} frames none is left with forces up to {max_force} eV/Å; allow larger ones."
         )
-    if most is None:
-        return groups
+    return groups if most is None else {name: evenly(group, most) for name, group in groups.items()}
+
+
+def evenly(frames: Sequence[Frame], most: int) -> list[Frame]:
+    """At most `most` of the frames, evenly spread over their order. Raises ValueError below 1."""
     if most < 1:
         raise ValueError(f"found {most} frames of each material, needed at least 1.")
-    return {
-        name: [group[k] for k in np.unique(np.linspace(0, len(group) - 1, most).round().astype(int))]
-        for name, group in groups.items()
-    }
+    return [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))]
 
 
 def table(rows: Sequence[Row], model: str) -> Table:
