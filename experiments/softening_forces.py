@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OFF = "all off equilibrium"
+APART = (*AT_REST, WBM)  # from OFF: of WBM there are so many that it would stand for all
 VIEW = (-0.1, 1.6)  # of slopes
 SPREAD = 5  # materials from which a violin says more than its points
 MARKERS = "osD^vP"
@@ -76,8 +77,8 @@ class Settings:
 def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
     found, findings = read_all(settings)
-    study = Study("softening_forces", Settings.__doc__, settings, potentials)
     taken = {key: evenly(frames, settings.frames) for key, frames in found.frames.items()}
+    study = Study("softening_forces", Settings.__doc__, settings, potentials)
     for label, potential in potentials.items():
         strange = measure(study, potential, taken, found.broken)
         if strange:
@@ -97,7 +98,8 @@ def main(settings: Settings) -> None:
     tables = [summary_table(summary)]
     if any(row["group"] == WBM for row in rows):
         tables.append(published_table(rows))
-    tables.append(material_table(rows))
+    if any(row["group"] != WBM for row in rows):
+        tables.append(material_table(rows))
     figures = {"softening_forces.png": (caption(rows), draw(rows))}
     study.write(tables, figures, [*in_words(summary), *findings])
 
@@ -117,7 +119,7 @@ def read_all(settings: Settings) -> tuple[Grouped, list[str]]:
         limits = (settings.max_pressure, settings.max_energy) if name == "pypolymlp_vasp" else ()
         found.join(reader(folder, *limits))
     if not found.frames and not found.broken:
-        raise absent[0] if absent else ValueError(f"the folders of {settings.data} hold no frames.")
+        raise MissingDataError("\n".join(["none of these data sets holds frames.", *map(str, absent)]))
     left_out = [f"Left out: {'; '.join(found.left_out)}."] if found.left_out else []
     return found, [*left_out, *(f"Not measured: {error}" for error in absent)]
 
@@ -183,7 +185,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
         of_model = [row for row in rows if row["model"] == model]
         for group in [*GROUPS, OFF]:
             chosen = [
-                r for r in of_model if r["group"] == group or (group == OFF and r["group"] not in AT_REST)
+                r for r in of_model if r["group"] == group or (group == OFF and r["group"] not in APART)
             ]
             if chosen:
                 found.append(_summary(model, group, chosen))
@@ -206,7 +208,7 @@ def _summary(model: str, group: str, rows: Sequence[Mapping[str, Any]]) -> Summa
 
     def reduction(x: np.ndarray) -> float:  # columns: MAE, corrected MAE
         mae, corrected = np.median(x, axis=0)
-        return 1 - corrected / mae
+        return 1 - corrected / mae if mae else np.nan
 
     slope = median("slope")
     return Summary(
@@ -269,7 +271,7 @@ def summary_table(summary: Sequence[Summary]) -> Table:
         + " ".join(
             f"{name}: {about}." for name, about in GROUPS.items() if name in {s.group for s in summary}
         )
-        + f" {OFF}: all but {' and '.join(AT_REST)}.",
+        + f" {OFF}: all but {', '.join(APART)}.",
     )
 
 
@@ -339,14 +341,12 @@ def in_words(summary: Sequence[Summary]) -> list[str]:
         of = [s for s in summary if s.model == model and s.group != OFF]
         told = [s for s in of if s.r_squared.value >= LOOSE]
         soft = [s for s in told if s.shrinkage is not None]
-        all_off = next((s for s in summary if s.model == model and s.group == OFF), None)
-        words = []
-        if all_off is not None:
-            words.append(
-                f"{all_off.below.value:.0%} of {all_off.materials} slopes off equilibrium are below 1, "
-                f"median {all_off.slope.value:.3f}; {all_off.inverse_below:.0%} stay below 1 when all "
-                "scatter is taken for shrinkage (inverse slope)"
-            )
+        words = [
+            f"{s.group}: {s.below.value:.0%} of {s.materials} slopes are below 1, median "
+            f"{s.slope.value:.3f}; {s.inverse_below:.0%} stay below 1 when all scatter is taken for shrinkage (inverse slope)"
+            for s in summary
+            if s.model == model and s.group in (OFF, WBM)
+        ]
         if soft:
             parts = [f"{s.group} {s.slope.value:.2f}: {min(s.shrinkage.value, 1):.0%}" for s in soft]
             words.append(
