@@ -39,6 +39,7 @@ ORDER = (
 TITLE = "The softening study"
 FOLDED = 30  # rows from which a table is folded
 NAMED = 50  # failed rows at most
+DEEPEST = 50  # levels of a record
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -76,14 +77,20 @@ def main(settings: Settings) -> None:
     for line in skipped:
         print(f"skipped: {line}", file=sys.stderr)
     if not records:
+        where = ", ".join(map(str, settings.folders)) or "no folder at all"
         raise StudyError(
-            f"found no {RECORD} of an experiment below {', '.join(map(str, settings.folders))}; needed "
+            f"found no {RECORD} of an experiment below {where}; needed "
             "folders that `python -m experiments.NAME --out FOLDER` wrote to its end."
         )
     settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / "report.html").write_text(page(records, skipped), encoding="utf-8")
-    (settings.out / "report.md").write_text(markdown(records, skipped, settings.out), encoding="utf-8")
-    print(f"{len(records)} results in {settings.out / 'report.html'} and {settings.out / 'report.md'}")
+    for name, text in (
+        ("report.html", page(records, skipped)),
+        ("report.md", markdown(records, skipped, settings.out)),
+    ):
+        # JSON may hold halves of characters, which UTF-8 has no bytes for.
+        (settings.out / name).write_text(text, encoding="utf-8", errors="replace")
+    many = "s" * (len(records) > 1)
+    print(f"{len(records)} result{many} in {settings.out / 'report.html'} and {settings.out / 'report.md'}")
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
@@ -118,6 +125,13 @@ def read_record(path: Path) -> Record:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise RecordError(f"it is no JSON ({error})") from None
+    level = [raw]
+    for _ in range(DEEPEST):
+        level = [
+            y for x in level if isinstance(x, dict | list) for y in (x.values() if isinstance(x, dict) else x)
+        ]
+    if level:
+        raise RecordError(f"it is nested more than {DEEPEST} deep")
     if not isinstance(raw, dict) or not isinstance(raw.get("experiment"), str):
         raise RecordError("it is JSON, but no record of an experiment")
     rows, minutes = raw.get("rows"), raw.get("minutes")

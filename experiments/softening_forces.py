@@ -343,7 +343,8 @@ def in_words(summary: Sequence[Summary]) -> list[str]:
         soft = [s for s in told if s.shrinkage is not None]
         words = [
             f"{s.group}: {s.below.value:.0%} of {s.materials} slopes are below 1, median "
-            f"{s.slope.value:.3f}; {s.inverse_below:.0%} stay below 1 when all scatter is taken for shrinkage (inverse slope)"
+            f"{s.slope.value:.3f}; {s.inverse_below:.0%} stay below 1 when all scatter is taken for "
+            "shrinkage (inverse slope)"
             for s in summary
             if s.model == model and s.group in (OFF, WBM)
         ]

@@ -167,6 +167,21 @@ def test_any_json_is_either_a_record_or_skipped_with_words(tmp_path_factory, any
         markdown(records, skipped, folder)
 
 
+def test_halves_of_characters_and_endless_nesting_do_not_stop_the_report(tmp_path, capsys):
+    result(tmp_path / "a", "x")
+    path = tmp_path / "a/record.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"findings": ["half \ud800 of it"]}))
+    (tmp_path / "b").mkdir()
+    deep = json.dumps(raw | {"settings": None}).replace(
+        '"settings": null', f'"settings": {900 * "[" + 900 * "]"}'
+    )
+    (tmp_path / "b/record.json").write_text(deep)
+    main(Settings((tmp_path,), tmp_path / "out"))
+    assert "half ? of it" in (tmp_path / "out/report.html").read_text()
+    assert "b/record.json: it is nested more than" in capsys.readouterr().err
+
+
 def test_figures_that_are_missing_elsewhere_or_no_pictures_are_not_shown(tmp_path, capsys):
     result(tmp_path / "a/b", "x")
     path = tmp_path / "a/b/record.json"
