@@ -271,7 +271,7 @@ def summary_table(summary: Sequence[Summary]) -> Table:
         + " ".join(
             f"{name}: {about}." for name, about in GROUPS.items() if name in {s.group for s in summary}
         )
-        + f" {OFF}: all but {', '.join(APART)}.",
+        + (f" {OFF}: all but {', '.join(APART)}." if OFF in {s.group for s in summary} else ""),
     )
 
 
@@ -396,7 +396,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 below.plot([x, x], errors, color=colour, lw=1.2)
                 below.plot(x, errors[0], marker, color=colour, ms=5)
                 below.plot(x, errors[1], marker, color=colour, mfc="white", ms=5)
-    above.axhline(1, color="0.3", lw=0.9, ls="--", zorder=0)
+    above.axhline(1, color="0.3", lw=0.9, ls="--", zorder=1)
     above.set(ylim=VIEW, ylabel="slope, model / DFT")
     below.set(yscale="log", ylabel="force MAE (eV/Å)", xlim=(-0.6, len(shown) - 0.4))
     below.set_xticks(range(len(shown)), [name.replace(" ", "\n", 1) for name in shown], fontsize=8)
