@@ -39,6 +39,7 @@ PUBLISHED = {  # folders of the data, and where their files come from
     "matcalc_benchmark": "github.com/materialsvirtuallab/matcalc, benchmark_data/",
     "acwf_eos_PBE": "github.com/aiidateam/acwf-verification-scripts",
     "emmet_testfiles": "github.com/materialsproject/emmet, test_files/",
+    "approx_neb": "A. Rutt et al., ACS Appl. Mater. Interfaces 14, 44367 (2022), as JSON of emmet or atomate",
     "wbm_high_energy": "figshare, doi:10.6084/m9.figshare.27307776 (wbm-high-energy-states.json.gz)",
 }
 

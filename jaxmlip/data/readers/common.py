@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 from collections.abc import Mapping
@@ -110,11 +111,13 @@ def site_property(structure: Mapping[str, Any], name: str) -> list | None:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file for reading, decompressed if its first bytes say that it is compressed (gzip, xz)."""
+    """The file for reading, decompressed if its first bytes say that it is compressed (gzip, bzip2, xz)."""
     with open(path, "rb") as file:
         magic = file.read(6)
     if magic.startswith(b"\x1f\x8b"):
         return gzip.open(path, "rb")
+    if magic.startswith(b"BZh"):
+        return bz2.open(path, "rb")
     if magic == b"\xfd7zXZ\x00":
         return lzma.open(path, "rb")
     return open(path, "rb")
