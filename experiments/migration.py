@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tyro
 
 from experiments.study import (
     Estimate,
@@ -53,7 +54,7 @@ PUBLISHED = (  # Deng et al. (2025), text and Fig. 3b: MAE / eV, share of barrie
 class Settings:
     """Are migration barriers of a universal potential too low?"""
 
-    model: tuple[str, ...] = ("chgnet-0.3.0",)  # names or folders of models
+    model: tyro.conf.UseAppendAction[tuple[str, ...]]  # name or folder of a model; once for each
     data: Path | None = None  # folder with emmet_testfiles/ and approx_neb/; default: JAXMLIP_DATA
     out: Path = Path("migration")  # folder for the record, the table and the figures
     hosts: tuple[str, ...] = ("MgO", "MgSc2S4", "MgTi2S4", "TiS2")  # in which magnesium moves; none: ()
@@ -65,6 +66,8 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    if unknown := [host for host in settings.hosts if host not in HOSTS]:
+        raise ValueError(f"found the host {unknown[0]!r}, needed some of {', '.join(HOSTS)}.")
     potentials = load_models(settings.model)
     study = Study("migration", Settings.__doc__, settings, potentials)
     findings: list[str] = []
@@ -84,7 +87,8 @@ def main(settings: Settings) -> None:
         made for make in (silicon_table, host_table, hop_table) if (made := make(potentials, settings, rows))
     ]
     if not tables:
-        raise RuntimeError(f"no path could be computed; the reasons are in {study.folder / 'rows.jsonl'}.")
+        failed = [f"{key}: {row['failed']}." for key, row in study.rows.items() if "failed" in row]
+        raise RuntimeError(" ".join(["No path could be computed.", *findings, *failed]))
     figures = {
         "migration.png": ("Energy along the paths, from the first end.", draw(potentials, settings, rows))
     }
@@ -166,8 +170,6 @@ def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) 
         key = f"{name}: Mg in {host}"
         if key in study.rows:
             continue
-        if host not in HOSTS:
-            raise ValueError(f"found the host {host!r}, needed some of {', '.join(HOSTS)}.")
         try:
             ends[key] = HOSTS[host](potential)
         except (ValueError, RuntimeError) as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tyro
 
 from experiments.study import (
     MissingDataError,
@@ -53,7 +54,7 @@ PUBLISHED = {"DFT": 0.34, "M3GNet": 0.25, "CHGNet": 0.30, "MACE-MP-0": 0.24}  # 
 class Settings:
     """Are mixing energies of solid solutions too small, and are orderings told apart as DFT tells them?"""
 
-    model: tuple[str, ...] = ("chgnet-0.3.0",)  # names or folders of models
+    model: tyro.conf.UseAppendAction[tuple[str, ...]]  # name or folder of a model; once for each
     data: Path | None = None  # folder with maml_MoNbTaW/; default: JAXMLIP_DATA
     out: Path = Path("solid_solutions")  # folder for the record, the table and the figures
     frames: int = 0  # of each alloy and way, drawn at random, that are computed as DFT has them; 0: all
@@ -85,7 +86,8 @@ def main(settings: Settings) -> None:
         t for t in (alloy_table(potentials, alloys, rows), oxide_table(potentials, compositions, rows)) if t
     ]
     if not tables:
-        raise RuntimeError(f"nothing could be computed; the reasons are in {study.folder / 'rows.jsonl'}.")
+        failed = [f"{key}: {row['failed']}." for key, row in study.rows.items() if "failed" in row]
+        raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *failed]))
     figures = {}
     if shown := [alloy for alloy in alloys if any(f"{name}: {alloy}" in rows for name in potentials)]:
         caption = "Energies of mixing of relaxed orderings; lines: the lowest of each composition."
@@ -164,7 +166,8 @@ def on_alloy(
     frames = [f for its in (rest.values(), *ways.values()) for f in its]
     energies = [p["energy"] for p in potential.predict([f.atoms for f in frames])]
     model = {e: total / len(f.atoms) for (e, f), total in zip(rest.items(), energies, strict=False)}
-    row, done = {}, len(rest)
+    row: dict[str, Any] = {"elements": {e: {"dft": dft[e], "model": model[e]} for e in rest}}  # eV/atom
+    done = len(rest)
     for way, its in ways.items():
         row[way] = _columns(its, energies[done : done + len(its)], dft, model)
         done += len(its)
