@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from experiments.study import (
     Estimate,
@@ -31,6 +30,7 @@ from experiments.study import (
     load_models,
     run,
 )
+from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -54,7 +54,7 @@ PUBLISHED = (  # Deng et al. (2025), text and Fig. 3b: MAE / eV, share of barrie
 class Settings:
     """Are migration barriers of a universal potential too low?"""
 
-    model: tyro.conf.UseAppendAction[tuple[str, ...]]  # name or folder of a model; once for each
+    model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with emmet_testfiles/ and approx_neb/; default: JAXMLIP_DATA
     out: Path = Path("migration")  # folder for the record, the table and the figures
     hosts: tuple[str, ...] = ("MgO", "MgSc2S4", "MgTi2S4", "TiS2")  # in which magnesium moves; none: ()
@@ -68,7 +68,7 @@ class Settings:
 def main(settings: Settings) -> None:
     if unknown := [host for host in settings.hosts if host not in HOSTS]:
         raise ValueError(f"found the host {unknown[0]!r}, needed some of {', '.join(HOSTS)}.")
-    potentials = load_models(settings.model)
+    potentials = load_models(settings.model or (DEFAULT_MODEL,))
     study = Study("migration", Settings.__doc__, settings, potentials)
     findings: list[str] = []
     silicon = _silicon(settings, findings)

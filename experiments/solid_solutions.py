@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from experiments.study import (
     MissingDataError,
@@ -31,6 +30,7 @@ from experiments.study import (
     load_models,
     run,
 )
+from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -54,7 +54,7 @@ PUBLISHED = {"DFT": 0.34, "M3GNet": 0.25, "CHGNet": 0.30, "MACE-MP-0": 0.24}  # 
 class Settings:
     """Are mixing energies of solid solutions too small, and are orderings told apart as DFT tells them?"""
 
-    model: tyro.conf.UseAppendAction[tuple[str, ...]]  # name or folder of a model; once for each
+    model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with maml_MoNbTaW/; default: JAXMLIP_DATA
     out: Path = Path("solid_solutions")  # folder for the record, the table and the figures
     frames: int = 0  # of each alloy and way, drawn at random, that are computed as DFT has them; 0: all
@@ -65,7 +65,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    potentials = load_models(settings.model)
+    potentials = load_models(settings.model or (DEFAULT_MODEL,))
     study = Study("solid_solutions", Settings.__doc__, settings, potentials)
     findings: list[str] = []
     alloys = _alloys(settings, findings)
