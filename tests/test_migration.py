@@ -2,6 +2,8 @@
 
 import bz2
 import json
+import os
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -16,7 +18,7 @@ import experiments.migration as migration
 from experiments.hops import read_hops
 from experiments.migration import Settings, main
 from jaxmlip.graph import from_atoms
-from jaxmlip.neb import interpolated, vacancy_hop
+from jaxmlip.neb import barriers, interpolated, path_length, vacancy_hop
 
 LOOSE = 1e3  # eV/Å: every guess is at rest, so that barriers are those of the guess
 
@@ -145,6 +147,18 @@ def test_hops_that_cannot_be_used_are_told_apart_from_files_that_cannot_be_read(
     path.write_text("cos(0)")
     with pytest.raises(ValueError, match="is not JSON"):
         read_hops(path)
+
+
+def test_the_document_of_emmet_has_the_barrier_that_it_states():
+    root = os.environ.get("JAXMLIP_DATA", "")
+    path = Path(root) / "emmet_testfiles/Si_neb_doc.json.bz2"
+    if not path.is_file():
+        pytest.skip("emmet_testfiles/Si_neb_doc.json.bz2 is not in the folder that JAXMLIP_DATA names")
+    (hop,), failed = read_hops(path)
+    assert not failed
+    assert barriers(hop.energies)[:2] == pytest.approx((0.158480, 0.158482), abs=1e-6)
+    # The atoms of its last image are in another order: one way of 2.4 Å, and none across the cell.
+    assert path_length(hop.images)[-1] == pytest.approx(2.36, abs=0.01)
 
 
 @pytest.mark.parametrize(
