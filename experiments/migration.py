@@ -87,7 +87,9 @@ def main(settings: Settings) -> None:
         made for make in (silicon_table, host_table, hop_table) if (made := make(potentials, settings, rows))
     ]
     if not tables:
-        failed = [f"{key}: {row['failed']}." for key, row in study.rows.items() if "failed" in row]
+        failed = [
+            f"{key}: {row['failed'].rstrip('.')}." for key, row in study.rows.items() if "failed" in row
+        ][:5]
         raise RuntimeError(" ".join(["No path could be computed.", *findings, *failed]))
     figures = {
         "migration.png": ("Energy along the paths, from the first end.", draw(potentials, settings, rows))
@@ -281,9 +283,9 @@ def _vacancy(potential: Potential, cell: Atoms, times: int) -> tuple[Atoms, Atom
 def _check(potential: Potential, symbols: Any) -> None:
     from ase import Atoms
 
-    numbers = Atoms(str(symbols)).numbers
-    if not knows(potential, numbers):
-        raise ValueError(f"{potential.name} does not know all of {symbols}.")
+    atoms = Atoms(str(symbols))
+    if not knows(potential, atoms.numbers):
+        raise ValueError(f"{potential.name} does not know all elements of {atoms.symbols.formula:reduce}.")
 
 
 def _at_rest(potential: Potential, cell: Atoms) -> Atoms:

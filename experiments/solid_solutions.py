@@ -11,7 +11,7 @@ made here and relaxed by the model; of DFT and of published models there is the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.study import (
+    Estimate,
     MissingDataError,
     Study,
     Table,
@@ -86,7 +87,9 @@ def main(settings: Settings) -> None:
         t for t in (alloy_table(potentials, alloys, rows), oxide_table(potentials, compositions, rows)) if t
     ]
     if not tables:
-        failed = [f"{key}: {row['failed']}." for key, row in study.rows.items() if "failed" in row]
+        failed = [
+            f"{key}: {row['failed'].rstrip('.')}." for key, row in study.rows.items() if "failed" in row
+        ][:5]
         raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *failed]))
     figures = {}
     if shown := [alloy for alloy in alloys if any(f"{name}: {alloy}" in rows for name in potentials)]:
@@ -272,17 +275,20 @@ def statistics(x: np.ndarray, dft: np.ndarray, model: np.ndarray) -> list:
     Fractions, and energies of mixing in eV/atom; errors in meV/atom.
     """
     pairs = np.column_stack([dft, model])
-    group = np.rint(1e6 * x)
     error = MEV * (pairs[:, 1] - pairs[:, 0])
-    with_group = np.column_stack([group, pairs])
-    ranked = np.isfinite(rank_correlation(with_group))
+    by_fraction = np.column_stack([np.rint(1e6 * x), pairs])
     return [
-        bootstrap(pairs, slope),
+        _known(pairs, slope),
         bootstrap(np.abs(error)),
         bootstrap(error),
-        bootstrap(within(x, pairs), slope),
-        bootstrap(with_group, rank_correlation, resamples=200) if ranked else None,
+        _known(within(x, pairs), slope),
+        _known(by_fraction, rank_correlation, resamples=200),
     ]
+
+
+def _known(values: np.ndarray, statistic: Callable[[np.ndarray], float], **options) -> Estimate | None:
+    """`bootstrap`, or None where the frames do not say: orderings of one energy have no slope and no rank."""
+    return bootstrap(values, statistic, **options) if np.isfinite(statistic(values)) else None
 
 
 def within(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -296,7 +302,7 @@ def within(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 def slope(pairs: np.ndarray) -> float:
     """Σxy / Σxx: the line through the origin of the model (column 1) against DFT (column 0)."""
     below = np.sum(pairs[:, 0] ** 2)
-    return float(np.sum(pairs[:, 0] * pairs[:, 1]) / below) if below > 0 else float("nan")
+    return float(np.sum(pairs[:, 0] * pairs[:, 1]) / below) if below > 1e-12 else float("nan")
 
 
 def rank_correlation(rows: np.ndarray) -> float:

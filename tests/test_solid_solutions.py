@@ -51,24 +51,31 @@ def labelled(potential, crystals):
     return crystals
 
 
-def write_alloys(potential, folder) -> None:
+def write_alloys(potential, folder, strains=(0.0,)) -> None:
     """MoW in the layout of maml, in cells of four atoms."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for element, volume in (("Mo", 15.9), ("W", 16.2)):
-        strained = [bulk(element, "bcc", a=(2 * volume) ** (1 / 3) * (1 + e), cubic=True) for e in (0, 0.02)]
-        ase.io.write(folder / f"{element}_Elastic.extxyz", labelled(potential, strained))
+    size = {"Mo": 15.9, "W": 16.2}
+    bulks = [
+        bulk(element, "bcc", a=(2 * volume) ** (1 / 3) * (1 + e), cubic=True)
+        for element, volume in size.items()
+        for e in strains
+    ]
     frames = []
     for k in range(16):
         tungsten = 1 + k % 3
-        volume = (1 - tungsten / 4) * 15.9 + tungsten / 4 * 16.2
+        volume = (1 - tungsten / 4) * size["Mo"] + tungsten / 4 * size["W"]
         atoms = bulk("Mo", "bcc", a=(2 * volume) ** (1 / 3), cubic=True).repeat((2, 1, 1))
         atoms.numbers[rng.permutation(4)[:tungsten]] = 74
         if k % 2:
             atoms.rattle(0.03, seed=k)
         atoms.info["tags"] = ("relax", "unrelax")[k % 2]
         frames.append(atoms)
-    ase.io.write(folder / "MoW_SS.extxyz.gz", labelled(potential, frames), format="extxyz")
+    labelled(potential, bulks + frames)  # in one call: one program with the experiment
+    n = len(strains)
+    ase.io.write(folder / "Mo_Elastic.extxyz", bulks[:n])
+    ase.io.write(folder / "W_Elastic.extxyz", bulks[n:])
+    ase.io.write(folder / "MoW_SS.extxyz.gz", frames, format="extxyz")
 
 
 def tables(folder) -> list[list]:
@@ -92,7 +99,7 @@ def test_a_potential_agrees_with_the_energies_it_labelled_itself(name, tmp_path)
 def test_known_energies_of_mixing_come_out_relaxed_too_and_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(solid_solutions, "load_models", lambda names: {"mixture": Mixture()})
     monkeypatch.setattr(solid_solutions, "CELLS", (2, 4))
-    write_alloys(Mixture(), tmp_path / "data/maml_MoNbTaW")
+    write_alloys(Mixture(), tmp_path / "data/maml_MoNbTaW", strains=(0.02, 0.0, -0.01))
     settings = Settings(("mixture",), tmp_path / "data", tmp_path / "out", relax=5, fmax=0.01)
     main(settings)
     alloys, oxides = tables(tmp_path / "out")
