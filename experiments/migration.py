@@ -285,7 +285,8 @@ def _check(potential: Potential, symbols: Any) -> None:
 
     atoms = Atoms(str(symbols))
     if not knows(potential, atoms.numbers):
-        raise ValueError(f"{potential.name} does not know all elements of {atoms.symbols.formula:reduce}.")
+        formula = atoms.get_chemical_formula(empirical=True)
+        raise ValueError(f"{potential.name} does not know all elements of {formula}.")
 
 
 def _at_rest(potential: Potential, cell: Atoms) -> Atoms:
