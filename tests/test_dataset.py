@@ -16,7 +16,7 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlip.data import dataset
+from jaxmlip.data import dataset, writing
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import (
     CorruptRecordError,
@@ -24,13 +24,12 @@ from jaxmlip.data.dataset import (
     DatasetError,
     MemorySplit,
     check,
-    decode,
-    encode,
     example,
-    write_dataset,
 )
+from jaxmlip.data.encoding import decode, encode
 from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
 
 CUTOFFS = Cutoffs(4.0, 3.0)
@@ -144,20 +143,20 @@ def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):
 
 
 def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "FEW", 100)
+    monkeypatch.setattr(writing, "FEW", 100)
     crystals = [labelled(k, f"mp-{k // 3}") for k in range(300)]
     one, two = (write(tmp_path / str(n), crystals, processes=n) for n in (1, 2))
     assert one.manifest["splits"] == two.manifest["splits"]
     code = (
-        "from tests.test_dataset import labelled, CUTOFFS; from jaxmlip.data import dataset;"
-        "dataset._make([labelled(0)], CUTOFFS); from jax._src import xla_bridge;"
+        "from tests.test_dataset import labelled, CUTOFFS; from jaxmlip.data import writing;"
+        "writing._make([labelled(0)], CUTOFFS); from jax._src import xla_bridge;"
         "assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_shards_are_cut_at_a_size_and_read_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 20_000)
     made = write(tmp_path / "d", [labelled(k, f"mp-{k}") for k in range(60)], fractions=(1, 0, 0))
     split = made.splits["train"]
     assert len(split.shards) > 2

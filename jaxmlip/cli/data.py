@@ -133,8 +133,9 @@ def convert(
         processes: that make graphs; default: one for each core
         skip_bad: leave out crystals that cannot be used, and say why, instead of stopping at the first
     """
-    from jaxmlip.data.dataset import DatasetError, check, write_dataset
+    from jaxmlip.data.dataset import DatasetError, check
     from jaxmlip.data.readers import read_labelled
+    from jaxmlip.data.writing import write_dataset
     from jaxmlip.graph import Cutoffs
     from jaxmlip.sources import load
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmlip.data.batch import Example
-from jaxmlip.data.dataset import MemorySplit, Split, check
+from jaxmlip.data.dataset import MANIFEST, MemorySplit, Split, check
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
@@ -65,7 +65,7 @@ def is_dataset(paths: Sequence[str]) -> bool:
 
     Raises ConfigError for a dataset among other things.
     """
-    those = [p for p in paths if (Path(p) / "dataset.json").is_file()]
+    those = [p for p in paths if (Path(p) / MANIFEST).is_file()]
     if those and len(paths) > 1:
         raise ConfigError(
             f"found the dataset {those[0]} among {len(paths)} paths, needed one dataset or several files. "

@@ -1,0 +1,97 @@
+"""A crystal with its graph and labels as bytes, in the safetensors format: nothing that could be executed.
+
+Angles are not stored: they follow from the bonds, and would take about as much space as everything else.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import safetensors.numpy
+
+from jaxmlip.data.batch import Example
+from jaxmlip.data.labels import PROPERTIES, Labels
+from jaxmlip.graph import CrystalGraph, Cutoffs, angle_pairs
+
+
+def encode(example: Example, name: str = "", material: str = "") -> bytes:
+    """One crystal as bytes: what belongs to it, in the smallest numbers that hold it.
+
+    Positions, cell, energy and stress stay in float64; forces, magnetic moments and Hessians become float32,
+    whose rounding is far below the noise of DFT.
+    """
+    g, labels = example
+    tensors = {
+        "positions": g.positions,
+        "species": g.species.astype(np.uint8),
+        "cell": g.cell[0],
+        "first": _small(g.first),
+        "second": _small(g.second),
+        "shifts": _small(g.shifts.astype(np.int64)),
+        "short": np.array(g.short, np.int32),
+        "weight": np.array(labels.weight),
+    }
+    kept = {"energy": np.float64, "stress": np.float64}
+    for p in labels.known:
+        tensors[p] = np.asarray(getattr(labels, p), kept.get(p, np.float32))
+    if labels.hessian is not None:
+        tensors["columns"] = labels.columns.astype(np.int32)
+    tensors = {key: np.asarray(x, order="C") for key, x in tensors.items()}
+    # One entry: the order of several would be random, and so would the bytes.
+    return safetensors.numpy.save(tensors, {"crystal": json.dumps([name, material])})
+
+
+def decode(record: bytes, cutoffs: Cutoffs) -> Example:
+    """The crystal that `encode` was given. Raises ValueError where the bytes are none."""
+    try:
+        t = safetensors.numpy.load(record)
+        atoms = len(t["species"])
+        first, second, shifts = (t[key].astype(np.int32) for key in ("first", "second", "shifts"))
+        short, bonds = int(t["short"]), len(first)
+        shapes = {"positions": (atoms, 3), "cell": (3, 3), "second": (bonds,), "shifts": (bonds, 3)}
+        wrong = [key for key, shape in shapes.items() if t[key].shape != shape]
+        wrong += [key for key, x in t.items() if x.dtype.kind not in "iuf"]
+        ends = np.concatenate([first, second])
+        if wrong or not 0 <= short <= bonds or (bonds and not 0 <= ends.min() <= ends.max() < atoms):
+            raise ValueError(f"arrays that do not fit each other: {', '.join(wrong) or 'numbers of bonds'}")
+        if not (np.isfinite(t["positions"]).all() and np.isfinite(t["cell"]).all()):
+            raise ValueError("positions or a cell that are not finite")
+        if atoms and not 1 <= t["species"].min() <= t["species"].max() <= 118:
+            raise ValueError("atomic numbers that no element has")
+        starts = ends[np.r_[:short, bonds : bonds + short]] if cutoffs.listed else ends[:0]
+        angle_from, angle_to = angle_pairs(starts, atoms)
+        graph = CrystalGraph(
+            positions=t["positions"].astype(np.float64),
+            species=t["species"].astype(np.int32),
+            cell=t["cell"].astype(np.float64)[None],
+            crystal=np.zeros(atoms, np.int32),
+            first=first,
+            second=second,
+            shifts=shifts.astype(float),
+            angle_from=angle_from,
+            angle_to=angle_to,
+            short=short,
+        )
+        known = {p: t[p] for p in (*PROPERTIES, "columns") if p in t}
+        return Example(graph, Labels(**known, weight=float(t["weight"])).check(atoms, "labels"))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"other arrays than a crystal has ({error!r})") from None
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not safetensors ({error})") from None
+
+
+def title(record: bytes) -> tuple[str, str]:
+    """The name and the material that `encode` was given. Raises ValueError where the bytes have none."""
+    try:
+        header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])["__metadata__"]
+        name, material = json.loads(header["crystal"])
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(repr(error)) from None
+    return str(name), str(material)
+
+
+def _small(x: np.ndarray) -> np.ndarray:
+    """x in the smallest signed integers that hold it."""
+    most = int(np.abs(x).max(initial=0))
+    return x.astype(next(t for t in (np.int8, np.int16, np.int32) if most <= np.iinfo(t).max))
