@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import warnings
 import zlib
 from pathlib import Path
 
@@ -212,8 +213,9 @@ def write_mlearn(folder, atoms):
     return dump(folder / "training.json", [found])
 
 
-def write_vasprun(folder, atoms):
-    """One ionic step in vasprun.xml; the free energy is 0.25 eV below E(sigma->0)."""
+def write_vasprun(folder, atoms, electronic=(1,), nelm=60):
+    """vasprun.xml with so many electronic steps in each ionic one; the free energy is 0.25 eV below
+    E(sigma->0)."""
     full = lennard_jones(atoms)
 
     def rows(name, values):
@@ -225,15 +227,44 @@ def write_vasprun(folder, atoms):
     species = "".join(f"<rc><c>{s}</c><c>1</c></rc>" for s in atoms.get_chemical_symbols())
     energy = full.get_potential_energy()
     energies = f'<i name="e_fr_energy">{energy - 0.25:.12f}</i><i name="e_0_energy">{energy:.12f}</i>'
+    steps = (
+        f"<calculation>{count * f'<scstep><energy>{energies}</energy></scstep>'}"
+        f"<structure>{structure}</structure>{rows('forces', full.get_forces())}"
+        f"{rows('stress', as_vasp(atoms))}<energy>{energies}</energy></calculation>"
+        for count in electronic
+    )
     (folder / "vasprun.xml").write_text(
-        f"<modeling><kpoints>{rows('kpointlist', np.zeros((1, 3)))}{rows('weights', [[1]])}</kpoints>"
+        f'<modeling><incar><i type="int" name="NELM"> {nelm}</i></incar>'
+        f"<kpoints>{rows('kpointlist', np.zeros((1, 3)))}{rows('weights', [[1]])}</kpoints>"
         f'<atominfo><array name="atoms"><set>{species}</set></array></atominfo>'
-        f'<structure name="initialpos">{structure}</structure><calculation>'
-        f"<scstep><energy>{energies}</energy></scstep><structure>{structure}</structure>"
-        f"{rows('forces', full.get_forces())}{rows('stress', as_vasp(atoms))}<energy>{energies}</energy>"
-        "</calculation></modeling>"
+        f'<structure name="initialpos">{structure}</structure>{"".join(steps)}</modeling>'
     )
     return folder / "vasprun.xml"
+
+
+def write_outcar(folder, atoms, electronic=(1,), nelm=60, said=()):
+    """OUTCAR with so many electronic steps in each ionic one; those numbered in `said` are said to do."""
+    full = lennard_jones(atoms)
+    rows = np.hstack([atoms.positions, full.get_forces()])
+    table = "".join("".join(f"{x:14.8f}" for x in row) + "\n" for row in rows)
+    cell = "".join("".join(f"{x:14.8f}" for x in [*row, *row]) + "\n" for row in atoms.cell.array)
+    species = atoms.get_chemical_symbols()
+    lines = [f" POTCAR:    PAW_PBE {symbol} 01Jan2000" for symbol in species] * 2
+    lines += [f"   ions per type =  {'   1' * len(species)}", f"   NELM   = {nelm:6d};   NELMIN=  2"]
+    for ionic, count in enumerate(electronic):
+        for k in range(count):
+            lines.append(f"--------- Iteration {ionic + 1:6d}({k + 1:4d})  ---------")
+        if ionic in said:
+            lines.append("------------------------ aborting loop because EDIFF is reached ---------")
+        lines.append(f"      direct lattice vectors                 reciprocal lattice vectors\n{cell}")
+        lines.append(f" POSITION          TOTAL-FORCE (eV/Angst)\n ------------\n{table} ------------")
+        energy = full.get_potential_energy()
+        lines.append("  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  -------------------")
+        lines.append(f"  free  energy   TOTEN  = {energy - 0.25:16.8f} eV\n")
+        lines.append(f"  energy  without entropy= {energy:16.8f}  energy(sigma->0) = {energy:16.8f}")
+    lines.append(" General timing and accounting informations for this job:")
+    (folder / "OUTCAR").write_text("\n".join(lines) + "\n")
+    return folder / "OUTCAR"
 
 
 def dump(path, found):
@@ -483,6 +514,29 @@ def test_force_constants_are_columns_of_the_hessian(tmp_path):
         rows = [np.flatnonzero(rest.labels.columns == 3 * atom + axis)[0] for axis in range(3)]
         linear = -np.einsum("a,ajx->jx", moved.reshape(-1, 3)[atom], rest.labels.hessian[rows])
         np.testing.assert_allclose(linear, force, atol=0.05 * np.abs(force).max())
+
+
+@pytest.mark.parametrize("write", [write_vasprun, write_outcar])
+def test_ionic_steps_whose_electrons_did_not_converge_are_left_out_and_counted(sheared, tmp_path, write):
+    path = write(tmp_path, sheared, electronic=(3, 5, 2, 5, 7), nelm=5)  # 7: as of linear response
+    with pytest.warns(UserWarning, match=f"{path.name}: left out 2 of 5 ionic steps .* within NELM=5 steps"):
+        found = list(read_labelled(path))
+    assert [c.name.rpartition(" ")[2] for c in found] == ["0", "2", "4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        every = list(read_labelled(path, unconverged=True))
+    assert len(every) == 5
+    energy = lennard_jones(sheared).get_potential_energy()
+    np.testing.assert_allclose([c.labels.energy for c in every], energy, atol=1e-7)
+    write(tmp_path, sheared, electronic=(5,), nelm=5)
+    with pytest.raises(ReadError, match=r"only 1 of 1 ionic steps .*unconverged=True"):
+        list(read_labelled(path))
+
+
+def test_a_last_electronic_step_that_vasp_says_was_enough_is_enough(sheared, tmp_path):
+    path = write_outcar(tmp_path, sheared, electronic=(5, 5), nelm=5, said=(1,))
+    with pytest.warns(UserWarning, match="left out 1 of 2"):
+        assert [c.name.rpartition(" ")[2] for c in read_labelled(path)] == ["1"]
 
 
 def test_vasprun_and_outcar_of_one_real_run_agree():

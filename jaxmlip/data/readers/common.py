@@ -28,13 +28,17 @@ class ReadError(ValueError):
 
 @dataclass(frozen=True)
 class Keys:
-    """Under which names a file keeps what it knows; None: the names that its format has."""
+    """Under which names a file keeps what it knows; None: the names that its format has.
+
+    `unconverged`: read also those ionic steps whose electrons did not converge.
+    """
 
     energy: str | None = None
     forces: str | None = None
     stress: str | None = None
     magmoms: str | None = None
     material: str | None = None
+    unconverged: bool = False
 
     def first(self, which: str, record: Mapping[str, Any], *defaults: str) -> tuple[str, Any]:
         """The name and the value of the first of these that `record` has, or ("", None)."""

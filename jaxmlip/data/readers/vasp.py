@@ -2,10 +2,14 @@
 
 The energy is the one extrapolated to zero smearing, "energy(sigma->0)", as Materials Project and with it
 MPtrj and MatPES have it; ASE converts the stress from VASP's kbar, positive in compression.
+
+Where the electrons did not converge within the NELM steps that they were allowed, energy and forces are not
+those of the crystal. VASP goes on to the next ionic step all the same.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,26 +17,49 @@ from pathlib import Path
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.readers.common import Keys, crystal, open_bytes, symmetric
 
+XML = re.compile(rb"<calculation>|<scstep>|</calculation>|name=\"NELM\"[^>]*>\s*(\d+)")
+# An ionic step ends where ASE's reader has it end.
+TEXT = re.compile(
+    rb"Iteration +\d+\(|EDIFF is reached|FREE ENERGIE OF THE ION-ELECTRON SYSTEM|NELM += +(\d+)"
+)
+
 
 def read_vasprun(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    yield from _steps(path, "vasp-xml")
+    yield from _steps(path, "vasp-xml", XML, keys)
     _whole(path, b"</modeling>", "vasprun.xml has no </modeling> at its end: VASP did not finish")
 
 
 def read_outcar(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    yield from _steps(path, "vasp-out")
+    yield from _steps(path, "vasp-out", TEXT, keys)
     _whole(path, b"General timing and accounting", "OUTCAR has no timing at its end: VASP did not finish")
 
 
-def _steps(path: Path, format: str) -> Iterator[LabelledCrystal]:
+def _steps(path: Path, format: str, marks: re.Pattern, keys: Keys) -> Iterator[LabelledCrystal]:
     import io
 
     from ase.io import iread
 
-    with open_bytes(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    converged, allowed = _convergence(path, marks)
+    left_out = 0 if keys.unconverged else converged.count(False)
+    if left_out:
+        said = (
+            f"{left_out} of {len(converged)} ionic steps whose electrons did not converge within "
+            f"NELM={allowed} steps"
+        )
+        if left_out == len(converged):
+            raise ValueError(f"it has only {said}. unconverged=True (--unconverged) reads them")
+        warnings.warn(f"{path}: left out {said}. unconverged=True (--unconverged) reads them.", stacklevel=2)
+    with open_bytes(path) as file:
         source = file if format == "vasp-xml" else io.TextIOWrapper(file, encoding="utf-8", errors="replace")
-        for number, atoms in enumerate(iread(source, index=":", format=format)):
+        steps = enumerate(iread(source, index=":", format=format))
+        while True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                number, atoms = next(steps, (-1, None))
+            if atoms is None:
+                return
+            if left_out and number < len(converged) and not converged[number]:
+                continue
             found = atoms.calc.results if atoms.calc else {}
             stress = found.get("stress")
             yield crystal(
@@ -43,6 +70,29 @@ def _steps(path: Path, format: str) -> Iterator[LabelledCrystal]:
                 stress=None if stress is None else symmetric(stress),
                 magmoms=found.get("magmoms"),
             )
+
+
+def _convergence(path: Path, marks: re.Pattern) -> tuple[list[bool], int | None]:
+    """Of each complete ionic step, whether its electrons converged, and how many steps they were allowed."""
+    found: list[tuple[int, bool]] = []  # electronic steps, and whether VASP says that they were enough
+    taken, enough, allowed = 0, False, None
+    with open_bytes(path) as file:
+        for line in file:
+            for mark in marks.finditer(line):
+                word = mark.group()
+                if mark.group(1):
+                    allowed = int(mark.group(1))
+                elif word == b"<calculation>":
+                    taken = 0
+                elif word == b"EDIFF is reached":
+                    enough = True
+                elif word == b"<scstep>" or word.startswith(b"Iteration"):
+                    taken += 1
+                else:
+                    found.append((taken, enough))
+                    taken, enough = 0, False
+    # More than allowed are several loops, as of linear response.
+    return [taken != allowed or enough for taken, enough in found], allowed
 
 
 def _whole(path: Path, end: bytes, otherwise: str) -> None:
