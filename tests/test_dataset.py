@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -128,6 +129,23 @@ def test_what_is_written_is_read_again_and_materials_stay_on_one_side(tmp_path):
     assert all(same(example(c, CUTOFFS), seen[c.name]) for c in crystals)
     again = write(tmp_path / "again", crystals, seed=3, sources=["a.json"])
     assert again.manifest == made.manifest
+    assert {s.digest for s in again.splits.values()} == {s.digest for s in made.splits.values()}
+
+
+def test_the_digest_of_a_split_changes_with_any_label_and_its_order_alone(tmp_path):
+    crystals = [labelled(k, f"mp-{k}") for k in range(6)]
+    changed = [*crystals[:5], replace(crystals[5], labels=replace(crystals[5].labels, energy=1.0))]
+    several = {"same": list(crystals), "changed": changed, "turned": crystals[::-1]}
+    for make in (
+        lambda name, these: MemorySplit.from_crystals(these, CUTOFFS),
+        lambda name, these: write(tmp_path / name, these, fractions=(1, 0, 0)).splits["train"],
+    ):
+        first = make("first", crystals).digest
+        assert {name: make(name, these).digest == first for name, these in several.items()} == {
+            "same": True,
+            "changed": False,
+            "turned": False,
+        }
 
 
 def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):

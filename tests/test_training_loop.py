@@ -351,6 +351,23 @@ def test_another_setting_or_data_set_is_refused_with_what_differs(whole):
     assert "keep" not in str(error.value)  # how often to save may change
 
 
+@pytest.mark.parametrize("change", ["value", "kind"])
+def test_a_run_does_not_go_on_with_other_labels_of_the_same_crystals(whole, monkeypatch, change):
+    """The same sizes and settings: what differs is one energy, or that one crystal has no forces."""
+    examples = list(small_run.split(20, 0).examples)
+    labels = examples[3].labels
+    other = replace(labels, energy=labels.energy + 1e-3) if change == "value" else labels.only(("energy",))
+    examples[3] = examples[3]._replace(labels=other)
+    changed, validation = MemorySplit(examples, small_run.split(20, 0).cutoffs), small_run.split(7, 1)
+    monkeypatch.setattr(small_run, "split", lambda count, seed: changed if count == 20 else validation)
+    with pytest.raises(OtherRunError) as error:
+        small_run.run(whole["folder"], SETTINGS)
+    said = str(error.value)
+    assert "training set: begun with '20 crystals with 40 atoms; 20 energy, 20 forces (" in said
+    assert f"found '20 crystals with 40 atoms; 20 energy, {20 if change == 'value' else 19} forces (" in said
+    assert "validation" not in said
+
+
 def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
     mesh = parallel.make_mesh(1)
     train, data, potential = small_run.loader(mesh), small_run.split(7, 1), small_run.start()

@@ -6,9 +6,11 @@ format with a checksum for every record, and <split>-sizes.npy. A record is one 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxmlip.data.batch import Example
-from jaxmlip.data.encoding import decode, title
+from jaxmlip.data.encoding import decode, encode, title
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
 from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms
 from jaxmlip.progress import track
@@ -45,6 +47,10 @@ class Split(Protocol):
     counts: dict[str, int]  # how many crystals have each of PROPERTIES
     elements: tuple[int, ...]  # atomic numbers that occur
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal; another one where any crystal or label differs, or their order."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, k: int) -> Example: ...
@@ -68,6 +74,13 @@ class MemorySplit:
         Raises LabelError where a label or a crystal cannot be used, naming it.
         """
         return cls([example(crystal, cutoffs) for crystal in track(crystals, "neighbours")], cutoffs)
+
+    @cached_property
+    def digest(self) -> str:
+        found = hashlib.sha256()
+        for each in self.examples:
+            found.update(encode(each))
+        return found.hexdigest()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -157,6 +170,11 @@ class ShardSplit:
                 f"{(int(self._ends[-1]), 4)}. Copy it again, or convert again."
             )
 
+    @property
+    def digest(self) -> str:
+        """Of the shards, as they were written."""
+        return hashlib.sha256("".join(s["sha256"] for s in self.shards).encode()).hexdigest()
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
@@ -238,9 +256,12 @@ class Dataset:
             cutoffs = self.manifest["cutoffs"]
             self.cutoffs = Cutoffs(float(cutoffs["bond"]), float(cutoffs["angle"]), bool(cutoffs["listed"]))
             described = dict(self.manifest["splits"])
-            files = [s["file"] for d in described.values() for s in d["shards"]]
+            shards = [s for d in described.values() for s in d["shards"]]
+            files = [s["file"] for s in shards]
             if not described or any(Path(f).name != f for f in [*files, *described]):
                 raise ValueError("a split without shards, or a shard elsewhere")
+            if not all(isinstance(s["sha256"], str) for s in shards):
+                raise ValueError("a shard without its sum")
             self.splits: dict[str, Split] = {
                 name: ShardSplit(self.folder, name, d, self.cutoffs) for name, d in described.items()
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
@@ -552,11 +551,11 @@ def _identity(potential, train, validation, settings, steps) -> dict[str, Any]:
             "hyperparameters": asdict(potential.model.config),
             "dtype": potential.dtype,
         },
-        "training set": _fingerprint(plan.sizes),
-        "replay set": None if train.replay is None else _fingerprint(plan.replay_sizes),
+        "training set": _told(train.split),
+        "replay set": None if train.replay is None else _told(train.replay),
         "replay_batch": plan.replay_batch,
         "mixed": train.mixed,
-        "validation set": None if validation is None else _fingerprint(validation.sizes),
+        "validation set": None if validation is None else _told(validation),
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "steps": steps,
@@ -567,9 +566,11 @@ def _identity(potential, train, validation, settings, steps) -> dict[str, Any]:
     return json.loads(json.dumps(made))
 
 
-def _fingerprint(sizes: np.ndarray) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(sizes, "<i8").tobytes()).hexdigest()
-    return f"{len(sizes)} crystals with {int(np.asarray(sizes)[:, 0].sum())} atoms ({digest[:12]})"
+def _told(split: Split) -> str:
+    """What a split holds, in words that differ where the split does."""
+    labels = ", ".join(f"{count} {name}" for name, count in split.counts.items() if count)
+    atoms = int(split.sizes[:, 0].sum())
+    return f"{len(split)} crystals with {atoms} atoms; {labels or 'no labels'} ({split.digest[:12]})"
 
 
 def _check_identity(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
