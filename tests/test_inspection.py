@@ -139,7 +139,32 @@ def test_the_command_prints_json(file, capsys):
     assert found["spreads"]["energy per atom"]["count"] == 5
 
 
+def test_a_converted_set_has_the_statistics_of_its_files(file, capsys):
+    folder = str(file.parent / "converted")
+    main(["data", "convert", str(file), "--out", folder, "--cutoff", "4", "--validation", "0.2"])
+    capsys.readouterr()
+    found = []
+    for path in (str(file), folder):
+        main(["data", "inspect", path, "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    before, after = found
+    for same in ("crystals", "materials", "elements", "properties"):
+        assert after[same] == before[same]
+    assert len(after["exact_duplicates"]) == 1
+    for name, spread in before["spreads"].items():
+        assert after["spreads"][name] == pytest.approx(spread, rel=1e-6)
+    main(["data", "inspect", folder, "--json", "--limit", "5"])
+    assert json.loads(capsys.readouterr().out)["crystals"] == 5
+    for arguments, said in ((["--energy-key", "E"], "named already"), ([str(file)], "among 2 paths")):
+        with pytest.raises(SystemExit):
+            main(["data", "inspect", folder, *arguments])
+        assert said in capsys.readouterr().err
+
+
 def test_a_mistake_is_answered_on_standard_error(file, capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "inspect"])
+    assert "found no path" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["data", "inspect", str(file.parent / "mien.extxyz")])
     assert "mien.extxyz is no file or folder" in capsys.readouterr().err

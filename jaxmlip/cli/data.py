@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -12,54 +15,76 @@ from rich.console import Console
 from jaxmlip.cli.arguments import AsJson, Model, Positional
 from jaxmlip.cli.tables import print_table, table_of
 
+if TYPE_CHECKING:
+    from jaxmlip.data.labels import LabelledCrystal
+
 SHOWN = 4  # outliers of each kind in the table; JSON has all of them
-Format = Annotated[str | None, tyro.conf.arg(name="format")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where labelled crystals are, and how to read them."""
+
+    paths: Positional[list[str]]
+    """files, folders or patterns (extended XYZ, ASE databases and trajectories, MPtrj, MatPES, MP-r2SCAN,
+    WBM, mlearn, vasprun.xml, OUTCAR, phonopy)"""
+    format: str | None = None
+    """the format of all of them; default: guessed of each"""
+    energy_key: str | None = None
+    """the name of the energy, if not the usual one"""
+    forces_key: str | None = None
+    """the name of the forces"""
+    stress_key: str | None = None
+    """the name of the stress (or of a virial, if it has that word in its name)"""
+    magmoms_key: str | None = None
+    """the name of the magnetic moments"""
+    material_key: str | None = None
+    """the name of what tells materials apart"""
+    unconverged: bool = False
+    """read also those ionic steps of VASP whose electrons did not converge"""
+
+    def read(self, **more) -> Iterable[LabelledCrystal]:
+        """The crystals, as `read_labelled` gives them."""
+        from jaxmlip.data.readers import read_labelled
+
+        if not self.paths:
+            raise ValueError("found no path, needed files of labelled crystals, folders or patterns.")
+        options = vars(self) | more
+        return read_labelled(options.pop("paths"), **options)
+
+
+Read = tyro.conf.OmitArgPrefixes[Source]
 
 
 def inspect(
-    paths: Positional[list[str]],
-    format_: Format = None,
-    energy_key: str | None = None,
-    forces_key: str | None = None,
-    stress_key: str | None = None,
-    magmoms_key: str | None = None,
-    material_key: str | None = None,
+    source: Read,
     every: int = 1,
     limit: int | None = None,
     figure: Path | None = None,
     json_: AsJson = False,
 ) -> None:
-    """What files of labelled crystals hold, and which crystals look wrong.
+    """What files of labelled crystals, or a dataset that was made of them, hold; and which look wrong.
 
     Args:
-        paths: files, folders or patterns: extended XYZ, ASE databases and trajectories, MPtrj, MatPES,
-            MP-r2SCAN, WBM, mlearn, vasprun.xml, OUTCAR, phonopy
-        format_: the format of all of them; default: guessed of each
-        energy_key: the name of the energy, if not the usual one
-        forces_key: the name of the forces
-        stress_key: the name of the stress (or of a virial, if it has that word in its name)
-        magmoms_key: the name of the magnetic moments
-        material_key: the name of what tells materials apart
+        source: files, or one folder that `jaxmlip data convert` wrote
         every: read every so many-th crystal of each file
         limit: read so many crystals in all
         figure: draw histograms into this file (.png, .pdf, .svg)
         json_: print everything as JSON instead of tables
     """
     from jaxmlip.data import inspection
-    from jaxmlip.data.readers import read_labelled
+    from jaxmlip.data.dataset import Dataset, is_dataset
     from jaxmlip.progress import track
 
-    crystals = read_labelled(
-        paths,
-        format_,
-        energy_key=energy_key,
-        forces_key=forces_key,
-        stress_key=stress_key,
-        magmoms_key=magmoms_key,
-        material_key=material_key,
-        every=every,
-        limit=limit,
-    )
+    if is_dataset(source.paths):
+        if source != Source(source.paths):
+            raise ValueError(
+                f"found options for reading files with the dataset {source.paths[0]}, whose labels are "
+                "named already; leave them out."
+            )
+        crystals = islice(Dataset(source.paths[0]).crystals(every), limit)
+    else:
+        crystals = source.read(every=every, limit=limit)
     found = inspection.inspect(track(crystals, "inspecting"))
     if figure is not None:
         inspection.figure(found, figure)
@@ -94,18 +119,12 @@ def inspect(
 
 
 def convert(
-    paths: Positional[list[str]],
+    source: Read,
     out: Path,
     model: Model | None = None,
     cutoff: float | None = None,
     angle_cutoff: float = 0.0,
     angle_list: bool = True,
-    format_: Format = None,
-    energy_key: str | None = None,
-    forces_key: str | None = None,
-    stress_key: str | None = None,
-    magmoms_key: str | None = None,
-    material_key: str | None = None,
     validation: float = 0.05,
     test: float = 0.05,
     seed: int = 0,
@@ -115,18 +134,12 @@ def convert(
     """Writes the labelled crystals of PATHS with their graphs as a data set to train on.
 
     Args:
-        paths: files, folders or patterns, as for `jaxmlip data inspect`
+        source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, whose cutoffs the graphs get; or give --cutoff
         cutoff: how long bonds are (Å), for a model that does not exist yet
         angle_cutoff: how long the two bonds of an angle are (Å); 0 for models without angles
         angle_list: whether the model reads a list of angles (CHGNet) or sums over them without (M3GNet)
-        format_: the format of all of them; default: guessed of each
-        energy_key: the name of the energy, if not the usual one
-        forces_key: the name of the forces
-        stress_key: the name of the stress (or of a virial, if it has that word in its name)
-        magmoms_key: the name of the magnetic moments
-        material_key: the name of what tells materials apart
         validation: the fraction that is kept for validation, by material
         test: the fraction that is kept for tests, by material
         seed: of the division
@@ -134,7 +147,6 @@ def convert(
         skip_bad: leave out crystals that cannot be used, and say why, instead of stopping at the first
     """
     from jaxmlip.data.dataset import DatasetError, check
-    from jaxmlip.data.readers import read_labelled
     from jaxmlip.data.writing import write_dataset
     from jaxmlip.graph import Cutoffs
     from jaxmlip.sources import load
@@ -146,25 +158,15 @@ def convert(
         )
     potential = None if model is None else load(model)
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
-    crystals = read_labelled(
-        paths,
-        format_,
-        energy_key=energy_key,
-        forces_key=forces_key,
-        stress_key=stress_key,
-        magmoms_key=magmoms_key,
-        material_key=material_key,
-        checked=False,  # the writer checks, and knows what to leave out
-    )
     made = write_dataset(
         out,
-        crystals,
+        source.read(checked=False),  # the writer checks, and knows what to leave out
         cutoffs,
         fractions=(1 - validation - test, validation, test),
         seed=seed,
         processes=processes,
         skip_bad=skip_bad,
-        sources=paths,
+        sources=source.paths,
     )
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
     table = table_of(str(out), columns, left=("split",))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from ase import Atoms
 from jaxtyping import Float, Int
 
 from jaxmlip.data.batch import Example
@@ -262,7 +263,7 @@ class Dataset:
                 raise ValueError("a split without shards, or a shard elsewhere")
             if not all(isinstance(s["sha256"], str) for s in shards):
                 raise ValueError("a shard without its sum")
-            self.splits: dict[str, Split] = {
+            self.splits: dict[str, ShardSplit] = {
                 name: ShardSplit(self.folder, name, d, self.cutoffs) for name, d in described.items()
             }
         except DatasetError:
@@ -272,7 +273,33 @@ class Dataset:
                 f"{path} does not describe a data set ({error!r}); convert the data again."
             ) from None
 
+    def crystals(self, every: int = 1) -> Iterator[LabelledCrystal]:
+        """Every `every`-th crystal, one split after the other, as it was before it was converted.
+
+        Forces, magnetic moments and Hessians are rounded to float32.
+        """
+        for split in self.splits.values():
+            for k in range(0, len(split), every):
+                graph, labels = split[k]
+                name, material = split.name(k)
+                atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True)
+                yield LabelledCrystal(atoms, labels, material, name)
+
     def check(self, potential: Potential) -> None:
         """Raises DatasetError unless `potential` can be trained on each split."""
         for split in self.splits.values():
             check(split, potential)
+
+
+def is_dataset(paths: Sequence[str]) -> bool:
+    """Whether these are one folder that `write_dataset` made.
+
+    Raises DatasetError for such a folder among other things.
+    """
+    those = [path for path in paths if (Path(path) / MANIFEST).is_file()]
+    if those and len(paths) > 1:
+        raise DatasetError(
+            f"found the dataset {those[0]} among {len(paths)} paths, needed one dataset or several files. "
+            "Convert the files together."
+        )
+    return bool(those)

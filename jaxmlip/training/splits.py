@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmlip.data.batch import Example
-from jaxmlip.data.dataset import MANIFEST, MemorySplit, Split, check
+from jaxmlip.data.dataset import MemorySplit, Split, check, is_dataset
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
@@ -58,20 +57,6 @@ def _of_its_own(paths: Sequence[str], name: str, data: DataConfig):
         return _crystals(paths, data)
     splits = _dataset(paths[0])
     return splits[name] if len(splits.get(name, ())) else splits["train"]
-
-
-def is_dataset(paths: Sequence[str]) -> bool:
-    """Whether these are one folder that `jaxmlip data convert` wrote.
-
-    Raises ConfigError for a dataset among other things.
-    """
-    those = [p for p in paths if (Path(p) / MANIFEST).is_file()]
-    if those and len(paths) > 1:
-        raise ConfigError(
-            f"found the dataset {those[0]} among {len(paths)} paths, needed one dataset or several files. "
-            "Convert the files together."
-        )
-    return bool(those)
 
 
 def _dataset(path: str) -> Mapping[str, Split]:
