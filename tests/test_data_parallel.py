@@ -6,8 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ase.io
+import jax
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from jaxmlip.cli import main
+from jaxmlip.potential import Potential
 
 HERE = Path(__file__).parent
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
@@ -50,9 +57,69 @@ def test_eight_devices_end_where_one_does(alone, tmp_path):
     check(alone, tmp_path / "params.npz", 8)
 
 
-def test_two_processes_end_where_one_does(alone, tmp_path):
+def free_address() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{s.getsockname()[1]}"
+        return f"127.0.0.1:{s.getsockname()[1]}"
+
+
+def test_two_processes_end_where_one_does(alone, tmp_path):
+    coordinator = free_address()
     finish(*(start(tmp_path / "params.npz", 2, coordinator, "2", str(k)) for k in range(2)))
     check(alone, tmp_path / "params.npz", 4)
+
+
+CONFIG = """
+model:
+  architecture: m3gnet
+  hyperparameters: {features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.0, angle_cutoff: 2.6}
+data: {train: [springs.extxyz], fractions: [0.75, 0.25, 0], split_by: crystal}
+loss: {stress: 0, magmoms: 0}
+optimizer: {learning_rate: 1e-2}
+steps: 4
+batch_size: 4
+dtype: float64
+final: last
+tensorboard: false
+"""
+
+
+def test_the_command_in_two_processes_ends_where_it_does_in_one(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        atoms = bulk("Si")
+        moved = 0.1 * rng.normal(size=atoms.positions.shape)
+        atoms.positions += moved
+        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
+        ase.io.write(tmp_path / "springs.extxyz", atoms, append=True)
+    (tmp_path / "springs.yaml").write_text(CONFIG)
+    train = ["train", "springs.yaml", "--out"]
+    together = [*train, "two", "--coordinator", free_address(), "--processes", "2", "--process"]
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", "from jaxmlip.cli import main; main()", *together, str(k)],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_PLATFORMS": "cpu",
+                "PYTHONPATH": path,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(2)
+    ]
+    monkeypatch.chdir(tmp_path)
+    main([*train, "one"])
+    finish(*runs)
+    one, two = (Potential.from_folder(tmp_path / name / "model", "float64") for name in ("one", "two"))
+    assert [p.manifest["trained"]["step"] for p in (one, two)] == [4, 4]
+    began = Potential.from_folder(tmp_path / "one" / "start", "float64")
+    moved = 0.0
+    for x, y, z in zip(*(jax.tree.leaves(p.params) for p in (one, two, began)), strict=True):
+        np.testing.assert_allclose(y, x, rtol=0, atol=1e-12)
+        moved = max(moved, np.abs(x - z).max())
+    assert moved > 1e-3
