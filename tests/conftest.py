@@ -97,6 +97,17 @@ def crystal() -> Atoms:
 
 
 @pytest.fixture(scope="session")
+def cell() -> Atoms:
+    """Three atoms without any symmetry, in a triclinic cell narrower than the cutoff.
+
+    One for all derivatives of dynamical matrices, whose programs take long to compile.
+    """
+    vectors = np.array([[3.6, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]])
+    places = [[0.02, 0.01, 0.0], [0.52, 0.5, 0.13], [0.48, 0.03, 0.5]]
+    return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)
+
+
+@pytest.fixture(scope="session")
 def crystals(crystal) -> list[Atoms]:
     """Crystals of several sizes and densities, one of them without any bond."""
     salt = bulk("NaCl", "rocksalt", 5.64, cubic=True)

@@ -26,24 +26,16 @@ Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
 STEP = 1e-3
 
 
-@pytest.fixture(scope="module")
-def cell() -> Atoms:
-    """Three atoms without any symmetry, in a triclinic cell narrower than the cutoff."""
-    vectors = np.array([[3.6, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]])
-    places = [[0.02, 0.01, 0.0], [0.52, 0.5, 0.13], [0.48, 0.03, 0.5]]
-    return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)
-
-
 def central(f, step=STEP):
     """df/ds at 0 by central differences of two widths, whose leading errors cancel."""
     near, wide = ((f(s) - f(-s)) / (2 * s) for s in (step, 2 * step))
     return (4 * near - wide) / 3
 
 
-def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(potential, cell):
-    constants = force_constants(potential, cell, (2, 1, 3))
+def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(architecture, cell):
+    constants = force_constants(architecture, cell, (2, 1, 3))
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
-    found = dynamical_matrix(potential, cell, constants.q_points)
+    found = dynamical_matrix(architecture, cell, constants.q_points)
     assert np.abs(sums).max() > 1e-4
     np.testing.assert_allclose(found, sums, rtol=0, atol=1e-12)
 
