@@ -70,7 +70,9 @@ def mesh():
     return parallel.make_mesh(1)
 
 
-def test_the_gradient_of_a_loss_on_all_labels_is_that_of_differences(architecture, crystals):
+def test_the_gradient_of_a_loss_on_all_labels_hessian_columns_included_is_that_of_differences(
+    architecture, crystals
+):
     batch = batch_of(labelled(architecture, crystals[:2]))
     with architecture.precision():
         flat = flat_params(architecture)
@@ -83,6 +85,7 @@ def test_the_gradient_of_a_loss_on_all_labels_is_that_of_differences(architectur
         moved = [{n: x + s * h * along[n] if n in along else x for n, x in flat.items()} for s in (1, -1)]
         slope = (both(moved[0], batch)[0] - both(moved[1], batch)[0]) / (2 * h)
         found = sum(np.vdot(grads[n], along[n]) for n in along)
+    assert all(np.isfinite(x).all() for x in grads.values())
     np.testing.assert_allclose(found, slope, rtol=1e-6)
 
 
