@@ -23,7 +23,7 @@ from experiments.frames import read
 from experiments.study import Study, Table, bootstrap, data_file, knows, load_models, run
 from experiments.tuning import room_for, tune
 from jaxmlip import batching
-from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
+from jaxmlip.cli.arguments import Models
 from jaxmlip.curvature import force_slope
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.readers import read_labelled
@@ -75,7 +75,7 @@ def main(settings: Settings) -> None:
             f"there are {len(material.crystal)} frames of hot {settings.element}, needed twice "
             f"{max(settings.sizes)}; give smaller --sizes."
         )
-    potentials = load_models(settings.model or (DEFAULT_MODEL,))
+    potentials = load_models(settings.model)
     study = Study("cure", Settings.__doc__, settings, potentials)
     for label, potential in potentials.items():
         if not knows(potential, material.crystal[0].atoms.numbers):

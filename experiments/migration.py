@@ -30,7 +30,7 @@ from experiments.study import (
     load_models,
     run,
 )
-from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
+from jaxmlip.cli.arguments import Models
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -68,7 +68,7 @@ class Settings:
 def main(settings: Settings) -> None:
     if unknown := [host for host in settings.hosts if host not in HOSTS]:
         raise ValueError(f"found the host {unknown[0]!r}, needed some of {', '.join(HOSTS)}.")
-    potentials = load_models(settings.model or (DEFAULT_MODEL,))
+    potentials = load_models(settings.model)
     study = Study("migration", Settings.__doc__, settings, potentials)
     findings: list[str] = []
     silicon = _silicon(settings, findings)

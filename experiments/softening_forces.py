@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from experiments import groups
 from experiments.groups import AT_REST, GROUPS, WBM, Grouped
@@ -31,6 +30,7 @@ from experiments.study import (
     load_models,
     run,
 )
+from jaxmlip.cli.arguments import Models
 from jaxmlip.curvature import force_slope
 from jaxmlip.potential import Potential
 from jaxmlip.softening_scale import LOOSE, Frame, evenly, forces_by_material
@@ -57,21 +57,15 @@ PUBLISHED = {
 class Settings:
     """How far below DFT's are forces off equilibrium, and how much of that is regression?"""
 
-    model: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """A public model, or the folder of one; give --model again for another."""
-    out: Path
-    """Folder for rows, tables, figure and record. A run that was cut short goes on there."""
+    model: Models = ()  # default: chgnet-0.3.0
+    # Folder with mlearn/, maml_MoNbTaW/, pypolymlp_vasp/, phonopy_displaced_extxyz/, wbm_high_energy/, or some of
+    # these; default: what JAXMLIP_DATA names.
     data: Path | None = None
-    """Folder with mlearn/, maml_MoNbTaW/, pypolymlp_vasp/, phonopy_displaced_extxyz/, wbm_high_energy/, or
-    some of these; default: what JAXMLIP_DATA names."""
-    wbm: Path | None = None
-    """WBM high-energy states as published, where they are not in wbm_high_energy/."""
-    frames: int = 20
-    """Frames of each material and group at most, evenly spread over the file."""
-    max_pressure: float = 30.0
-    """Of frames of pypolymlp, GPa."""
-    max_energy: float = 1.0
-    """Of frames of pypolymlp above the lowest of the same composition, eV/atom."""
+    wbm: Path | None = None  # WBM high-energy states as published, where they are not in wbm_high_energy/
+    frames: int = 20  # of each material and group at most, evenly spread over the file
+    max_pressure: float = 30.0  # GPa, of frames of pypolymlp
+    max_energy: float = 1.0  # eV/atom, of frames of pypolymlp, above the lowest of the same composition
+    out: Path = Path("softening_forces")  # a run that was cut short goes on there
 
 
 def main(settings: Settings) -> None:

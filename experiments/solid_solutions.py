@@ -31,7 +31,7 @@ from experiments.study import (
     load_models,
     run,
 )
-from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
+from jaxmlip.cli.arguments import Models
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -66,7 +66,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    potentials = load_models(settings.model or (DEFAULT_MODEL,))
+    potentials = load_models(settings.model)
     study = Study("solid_solutions", Settings.__doc__, settings, potentials)
     findings: list[str] = []
     alloys = _alloys(settings, findings)

@@ -104,11 +104,15 @@ def data_root(given: Path | None) -> Path | None:
 
 
 def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Potential]:
-    """The potentials, by what tables call them. Raises as `jaxmlip.load`, and where two share a name."""
+    """The potentials, by what tables call them; without names, CHGNet 0.3.0.
+
+    Raises as `jaxmlip.load`, and ValueError where two share a name.
+    """
+    from jaxmlip.cli.arguments import DEFAULT_MODEL
     from jaxmlip.sources import load
 
     found: dict[str, Potential] = {}
-    for name in names:
+    for name in names or (DEFAULT_MODEL,):
         potential = load(name, dtype=dtype)
         if potential.name in found:
             raise ValueError(f"found two models called {potential.name}, needed names that tell them apart.")
@@ -150,6 +154,8 @@ class Study:
         self.name, self.question = name, question.strip().splitlines()[0]
         self.folder = Path(settings.out)
         self.settings = json.loads(json.dumps(asdict(settings), default=str))
+        if "data" in self.settings:  # given or from the environment, it is the same folder
+            self.settings["data"] = str(data_root(settings.data))
         self.weights = {label: fingerprint(p) for label, p in potentials.items()}
         self.spent, self.last = 0.0, time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
