@@ -58,8 +58,8 @@ class Settings:
     """How far below DFT's are forces off equilibrium, and how much of that is regression?"""
 
     model: Models = ()  # default: chgnet-0.3.0
-    # Folder with mlearn/, maml_MoNbTaW/, pypolymlp_vasp/, phonopy_displaced_extxyz/, wbm_high_energy/, or some of
-    # these; default: what JAXMLIP_DATA names.
+    # Folder with mlearn/, maml_MoNbTaW/, pypolymlp_vasp/, phonopy_displaced_extxyz/, wbm_high_energy/, or
+    # some of these; default: what JAXMLIP_DATA names.
     data: Path | None = None
     wbm: Path | None = None  # WBM high-energy states as published, where they are not in wbm_high_energy/
     frames: int = 20  # of each material and group at most, evenly spread over the file
