@@ -50,7 +50,7 @@ DEFECTS: dict[str, dict[str, tuple[bool, tuple]]] = {
     },
     "diamond": {
         VACANCY: (True, ()),
-        "⟨110⟩ dumbbell": (True, ((0.16, 0.16, 0), (-0.16, -0.16, 0))),
+        "⟨110⟩ dumbbell": (True, ((0.16, 0.16, -0.12), (-0.16, -0.16, -0.12))),
         "tetrahedral": (False, ((0.5, 0.5, 0.5),)),
         "hexagonal": (False, ((0.625, 0.625, 0.625),)),
     },
@@ -280,7 +280,7 @@ def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, An
             ("model", "element", "frames", "in bulk", "DFT / eV", "model / eV", "error / eV"),
             formation,
             digits=2,
-            note="⟨E - N e_bulk - c ΣF²⟩ over vacancy cells, with c from bulk frames. The error has less noise "
+            note="⟨E - N e_bulk - c ΣF²⟩ over vacancy cells, c from bulk frames. The error has less noise "
             f"than either side: both see the same frames. Not where there are fewer than {FEWEST} frames.",
         ),
         Table(
