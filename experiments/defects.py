@@ -16,15 +16,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tyro
 from ase import Atoms
 
 from experiments.bulk import Bulk, present, undeformed
 from experiments.frames import read, rms_force
 from experiments.study import Estimate, Study, Table, bootstrap, knows, load_models, run
+from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
 from jaxmlip.curvature import force_slope
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential
@@ -72,18 +72,12 @@ PUBLISHED = (
 class Settings:
     """Are point defects of elements too cheap, and are forces around them too weak?"""
 
-    model: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """A public model, or the folder of one; give --model again for another."""
-    out: Path
-    """Folder for rows, tables, figure and record. A run that was cut short goes on there."""
-    data: Path | None = None
-    """Folder with mlearn/; default: what JAXMLIP_DATA names."""
-    elements: tuple[str, ...] = ELEMENTS
-    """Elements of mlearn. Those of the default that are not there are left out, and named."""
-    fmax: Annotated[float, tyro.conf.arg(metavar="EV/Å")] = 0.05
-    """Largest force at which a relaxation ends."""
-    steps: int = 500
-    """Steps after which a relaxation is given up."""
+    model: Models = ()  # default: chgnet-0.3.0
+    data: Path | None = None  # folder with mlearn/; default: JAXMLIP_DATA
+    elements: tuple[str, ...] = ELEMENTS  # those of the default that are not there are named, and left out
+    fmax: float = 0.05  # eV/Å, the largest force at which a relaxation ends
+    steps: int = 500  # after which a relaxation is given up
+    out: Path = Path("defects")
 
 
 class Material(NamedTuple):
@@ -95,7 +89,7 @@ class Material(NamedTuple):
 
 
 def main(settings: Settings) -> None:
-    potentials = load_models(settings.model)
+    potentials = load_models(settings.model or (DEFAULT_MODEL,))
     files = {element: [f"mlearn/{element}.extxyz.gz"] for element in ELEMENTS}
     sets, findings = present(settings.data, settings.elements, files)
     study = Study("defects", Settings.__doc__, settings, potentials)
@@ -109,7 +103,7 @@ def main(settings: Settings) -> None:
         study.each(
             f"frames, {label}",
             [f"{label}: {name} frames" for name in known],
-            lambda key: on_frames(potential, known[key.split()[-2]]),  # noqa: B023
+            lambda key, potential=potential, known=known: on_frames(potential, known[key.split()[-2]]),
         )
         for name, it in track(known.items(), f"defects, {label}"):
             left = {f"{label}: {name} {defect}": defect for defect in DEFECTS[it.bulk.kind]}

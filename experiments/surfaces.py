@@ -16,15 +16,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 from ase import Atoms
 
 from experiments.bulk import Bulk, present, undeformed
 from experiments.frames import read
 from experiments.study import Estimate, Study, Table, bootstrap, knows, load_models, run
+from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential
 from jaxmlip.progress import track
@@ -49,22 +49,16 @@ PUBLISHED = (
 class Settings:
     """Are surfaces of elements too cheap, γ = (E_slab - N e_bulk) / 2A against DFT?"""
 
-    model: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """A public model, or the folder of one; give --model again for another."""
-    out: Path
-    """Folder for rows, tables, figure and record. A run that was cut short goes on there."""
-    data: Path | None = None
-    """Folder with mlearn/ and maml_MoNbTaW/; default: what JAXMLIP_DATA names."""
-    materials: tuple[str, ...] = MATERIALS
-    """Sets of slabs. Those of the default that are not there are left out, and named."""
-    fmax: Annotated[float, tyro.conf.arg(metavar="EV/Å")] = 0.05
-    """Largest force at which a relaxation ends."""
-    steps: int = 500
-    """Steps after which a relaxation is given up."""
+    model: Models = ()  # default: chgnet-0.3.0
+    data: Path | None = None  # folder with mlearn/ and maml_MoNbTaW/; default: JAXMLIP_DATA
+    materials: tuple[str, ...] = MATERIALS  # those of the default that are not there are named, and left out
+    fmax: float = 0.05  # eV/Å, the largest force at which a relaxation ends
+    steps: int = 500  # after which a relaxation is given up
+    out: Path = Path("surfaces")
 
 
 def main(settings: Settings) -> None:
-    potentials = load_models(settings.model)
+    potentials = load_models(settings.model or (DEFAULT_MODEL,))
     files = {name: files_of(name) for name in MATERIALS}
     sets, findings = present(settings.data, settings.materials, files)
     study = Study("surfaces", Settings.__doc__, settings, potentials)
