@@ -35,21 +35,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ELEMENTS = ("Li", "Si", "Ge", "Mo", "Cu", "Ni")
-VACANCY = "vacancy"
 # In units of the lattice constant: whether the atom at the origin goes, and where atoms come.
 DEFECTS: dict[str, dict[str, tuple[bool, tuple]]] = {
     "bcc": {
-        VACANCY: (True, ()),
+        "vacancy": (True, ()),
         "⟨110⟩ dumbbell": (True, ((0.22, 0.22, 0), (-0.22, -0.22, 0))),
         "⟨111⟩ dumbbell": (True, ((0.2, 0.2, 0.2), (-0.2, -0.2, -0.2))),
     },
     "fcc": {
-        VACANCY: (True, ()),
+        "vacancy": (True, ()),
         "⟨100⟩ dumbbell": (True, ((0.3, 0, 0), (-0.3, 0, 0))),
         "octahedral": (False, ((0.5, 0.5, 0.5),)),
     },
     "diamond": {
-        VACANCY: (True, ()),
+        "vacancy": (True, ()),
         "⟨110⟩ dumbbell": (True, ((0.16, 0.16, -0.12), (-0.16, -0.16, -0.12))),
         "tetrahedral": (False, ((0.5, 0.5, 0.5),)),
         "hexagonal": (False, ((0.625, 0.625, 0.625),)),
@@ -93,7 +92,12 @@ def main(settings: Settings) -> None:
     files = {element: [f"mlearn/{element}.extxyz.gz"] for element in ELEMENTS}
     sets, findings = present(settings.data, settings.elements, files)
     study = Study("defects", Settings.__doc__, settings, potentials)
-    materials = {name: material(paths[0]) for name, paths in track(sets.items(), "reading")}
+    materials = {}
+    for name, (path,) in track(sets.items(), "reading"):
+        try:
+            materials[name] = material(path)
+        except ValueError as error:
+            findings.append(f"{name} is left out: {error}")
     findings += said(materials)
     for label, potential in potentials.items():
         known = {name: it for name, it in materials.items() if knows(potential, it.bulk.cube.numbers)}
@@ -136,14 +140,18 @@ def material(path: Path) -> Material:
     if not solid:
         raise ValueError(f"{path} has no crystalline frame of a vacancy, needed one.")
     repeat = repeats(solid[0].atoms, bulk.kind)
-    volume = np.median([f.atoms.cell.volume for f in solid])
+
+    def volume(frame: LabelledCrystal) -> float:
+        return frame.atoms.cell.volume / repeats(frame.atoms, bulk.kind) ** 3
+
+    force, size = rms_force(solid), np.median([volume(f) for f in solid])
     others = [
         f
         for f in groups["AIMD-NVT"]
-        if order(f.atoms, bulk.kind) > CRYSTALLINE and abs(f.atoms.cell.volume / volume - 1) < DENSITY
+        if order(f.atoms, bulk.kind) > CRYSTALLINE
+        and abs(rms_force([f]) / force - 1) < LIKE
+        and abs(volume(f) / size - 1) < DENSITY
     ]
-    like = rms_force(solid) * (1 - LIKE), rms_force(solid) * (1 + LIKE)
-    others = [f for f in others if like[0] < rms_force([f]) < like[1]]
     return Material(bulk, repeat, solid, others, len(groups["Vacancy"]) - len(solid))
 
 
@@ -248,10 +256,11 @@ def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, An
     for r in frames:
         x, y = (np.array(r["vacancy"][side]) for side in ("dft", "model"))
         error = y - x
-        steep = bootstrap(np.stack([x, y], axis=1), _steepness) if len(x) > 2 else None
+        steep = bootstrap(np.stack([x, y], axis=1), _steepness) if len(x) >= FEWEST else None
         spread = float(error.std(ddof=1)) if len(x) > 1 else None
+        mae = float(np.abs(error).mean())
         energies.append(
-            [r["model"], r["element"], len(x), x.mean(), y.mean(), bootstrap(error), spread, steep]
+            [r["model"], r["element"], len(x), x.mean(), y.mean(), mae, bootstrap(error), spread, steep]
         )
         if min(len(x), len(r["bulk"]["dft"])) >= FEWEST:
             both = (formation_energy(r, side) for side in ("dft", "model", "error"))
@@ -264,7 +273,10 @@ def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, An
     return [
         Table(
             "Energy of vacancy cells above the bulk crystal, E - N e_bulk",
-            ("model", "element", "frames", "DFT / eV", "model / eV", "error / eV", "spread / eV", "slope"),
+            (
+                "model", "element", "frames", "DFT / eV", "model / eV",
+                "MAE / eV", "mean error / eV", "spread / eV", "slope",
+            ),
             energies,
             note="95 % intervals over frames. Spread: standard deviation of the error. Slope: of the model "
             "against DFT about their means.",
@@ -357,7 +369,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     value, low, high = (r[side]["slope"][key] for key in ("value", "low", "high"))
                     bars = None if low is None else [[value - low], [high - value]]
                     below.errorbar([k + shift], [value], bars, capsize=3, ms=6, mfc=face, **style)
-        above.plot([0, top], [0, top], color="0.3", lw=0.8)
+        above.plot([0, top], [0, top], color="0.3", lw=0.8, label="y = x")
         above.set(title=model, xlabel="E - N e_bulk of DFT / eV")
         below.axhline(1, color="0.3", lw=0.8)
         below.set_xticks(range(len(elements)), elements)

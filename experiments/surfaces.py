@@ -62,7 +62,12 @@ def main(settings: Settings) -> None:
     files = {name: files_of(name) for name in MATERIALS}
     sets, findings = present(settings.data, settings.materials, files)
     study = Study("surfaces", Settings.__doc__, settings, potentials)
-    found = {name: slabs_of(files) for name, files in track(sets.items(), "reading")}
+    found = {}
+    for name, paths in track(sets.items(), "reading"):
+        try:
+            found[name] = slabs_of(paths)
+        except ValueError as error:
+            findings.append(f"{name} is left out: {error}")
     findings += said(found)
     for label, potential in potentials.items():
         known = {name: it for name, it in found.items() if knows(potential, it[0].cube.numbers)}
@@ -272,7 +277,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 label = name if way == "relaxed" else None
                 ax.plot(x, y, marker, color=colour, mfc=face, ms=5, ls="", label=label)
         top = max(max(r["dft"], r["as_dft"], r["relaxed"] or 0) for r in rows) * J_PER_M2_PER_EV_PER_A2
-        ax.plot([0, 1.05 * top], [0, 1.05 * top], color="0.3", lw=0.8)
+        ax.plot([0, 1.05 * top], [0, 1.05 * top], color="0.3", lw=0.8, label="y = x")
         ax.set(xlabel="γ of DFT / J/m²", title=model)
         ax.set_aspect("equal")
     axes[0, 0].set_ylabel("γ of the model / J/m²")

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -99,6 +100,15 @@ def test_an_element_that_a_model_does_not_know_is_left_out_and_named(tmp_path, m
     replace(Potential.from_folder(models[0]), name="salt", elements=(11, 17)).save(tmp_path / "salt")
     main(Settings(model=(str(tmp_path / "salt"),), out=tmp_path / "out", data=data))
     assert "salt was not fitted to the elements of mlearn/Cu" in (tmp_path / "out/surfaces.md").read_text()
+
+
+def test_a_set_without_a_bulk_crystal_is_left_out_and_named(tmp_path, models, data):
+    (tmp_path / "mlearn").mkdir()
+    slabs = ase.io.read(data / "mlearn/Cu.extxyz.gz", "1:")
+    ase.io.write(tmp_path / "mlearn/Cu.extxyz.gz", slabs)
+    main(Settings(model=(models[0],), out=tmp_path, data=tmp_path, materials=("mlearn/Cu",)))
+    text = (tmp_path / "surfaces.md").read_text()
+    assert "mlearn/Cu is left out: found no undeformed crystal among 0 frames" in text
 
 
 def test_missing_and_unknown_sets_say_what_to_do(tmp_path, models, data):
