@@ -109,11 +109,12 @@ def main(settings: Settings) -> None:
             [f"{label}: {name} frames" for name in known],
             lambda key, potential=potential, known=known: on_frames(potential, known[key.split()[-2]]),
         )
-        for name, it in track(known.items(), f"defects, {label}"):
-            left = {f"{label}: {name} {defect}": defect for defect in DEFECTS[it.bulk.kind]}
-            left = {key: left[key] for key in study.left(left)}
-            if left:
-                relaxed(study, potential, settings, it, left)
+        wanted = {
+            f"{label}: {name} {defect}": (it, defect)
+            for name, it in known.items()
+            for defect in DEFECTS[it.bulk.kind]
+        }
+        relax_defects(study, potential, settings, {key: wanted[key] for key in study.left(wanted)})
     frames, formed = (
         [
             {"model": label, "element": name, "defect": defect} | study.rows[key]
@@ -196,30 +197,34 @@ def slope(frames: Sequence[LabelledCrystal], predictions: Sequence[Mapping[str, 
     return {"value": found.slope, "low": low, "high": high, "r2": found.r_squared, "mae": found.mae}
 
 
-def relaxed(
-    study: Study, potential: Potential, settings: Settings, it: Material, defects: Mapping[str, str]
+def relax_defects(
+    study: Study, potential: Potential, settings: Settings, defects: Mapping[str, tuple[Material, str]]
 ) -> None:
     """Keeps the formation energy of each of the defects, which are relaxed side by side."""
     goal = {"fmax": settings.fmax, "steps": settings.steps}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotConvergedWarning)
-            (solid,) = relax_many(potential, [it.bulk.cube], fix_symmetry=True, **goal)
-            if not solid.converged:
-                raise RuntimeError(f"the bulk crystal did not come to rest: {solid.reason}")
-            starts = [with_defect(solid.atoms, it.bulk.kind, it.repeat, d) for d in defects.values()]
-            ends = relax_many(potential, starts, cell=False, **goal)
-    except (ValueError, RuntimeError) as error:
-        for key in defects:
-            study.fail(key, error)
-        return
-    for key, end in zip(defects, ends, strict=True):
+    bulks = list({it.bulk: None for it, _ in defects.values()})
+    starts = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        ends = relax_many(potential, [bulk.cube for bulk in bulks], fix_symmetry=True, **goal)
+        solids = dict(zip(bulks, ends, strict=True))
+        for key, (it, defect) in defects.items():
+            solid = solids[it.bulk]
+            if solid.converged:
+                starts[key] = with_defect(solid.atoms, it.bulk.kind, it.repeat, defect)
+            else:
+                study.fail(key, f"the bulk crystal did not come to rest: {solid.reason}")
+        ends = relax_many(potential, list(starts.values()), cell=False, **goal)
+    for key, end in zip(starts, ends, strict=True):
+        solid = solids[defects[key][0].bulk]
         if end.converged:
-            energy = end.energy - len(end.atoms) * solid.energy / len(solid.atoms)
-            a = solid.atoms.cell.lengths()[0]
-            study.keep(
-                key, {"energy": energy, "atoms": len(end.atoms), "lattice_constant": a, "steps": end.steps}
-            )
+            row = {
+                "energy": end.energy - len(end.atoms) * solid.energy / len(solid.atoms),
+                "atoms": len(end.atoms),
+                "lattice_constant": solid.atoms.cell.lengths()[0],
+                "steps": end.steps,
+            }
+            study.keep(key, row)
         else:
             study.fail(key, end.reason)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential
 from jaxmlip.progress import track
-from jaxmlip.relaxation import NotConvergedWarning, relax_many
+from jaxmlip.relaxation import NotConvergedWarning, Relaxation, relax_many
 from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 
 if TYPE_CHECKING:
@@ -74,11 +74,12 @@ def main(settings: Settings) -> None:
         if len(known) < len(found):
             strange = ", ".join(name for name in found if name not in known)
             findings.append(f"{label} was not fitted to the elements of {strange}: left out.")
-        for name, (bulk, slabs, _) in track(known.items(), f"slabs, {label}"):
-            left = {f"{label}: {name} {facet}": slab for facet, slab in slabs.items()}
-            left = {key: left[key] for key in study.left(left)}
-            if left:
-                measure(study, potential, settings, bulk, left)
+        slabs = {
+            f"{label}: {name} {facet}": (bulk, slab)
+            for name, (bulk, its, _) in known.items()
+            for facet, slab in its.items()
+        }
+        measure(study, potential, settings, {key: slabs[key] for key in study.left(slabs)})
     rows = [
         {"model": label, "set": name, "facet": facet} | study.rows[key]
         for label in potentials
@@ -143,46 +144,42 @@ def energy_of_surface(slab: Atoms, energy: float, bulk: float) -> float:
 
 
 def measure(
-    study: Study,
-    potential: Potential,
-    settings: Settings,
-    bulk: Bulk,
-    slabs: Mapping[str, LabelledCrystal],
+    study: Study, potential: Potential, settings: Settings, slabs: Mapping[str, tuple[Bulk, LabelledCrystal]]
 ) -> None:
-    """Keeps a row for each of the slabs, which are computed side by side."""
-    try:
-        rows = list(measured(potential, settings, bulk, list(slabs.values())))
-    except (ValueError, RuntimeError) as error:
-        rows = [{"failed": str(error)}] * len(slabs)
-    for key, row in zip(slabs, rows, strict=True):
-        study.keep(key, row)
-
-
-def measured(
-    potential: Potential, settings: Settings, bulk: Bulk, slabs: Sequence[LabelledCrystal]
-) -> Iterator[dict[str, Any]]:
+    """Keeps a row for each of the slabs, which are computed side by side: to compile takes longest."""
     goal = {"fmax": settings.fmax, "steps": settings.steps}
-    start, *as_dft = (p["energy"] for p in potential.predict([bulk.cube, *(s.atoms for s in slabs)]))
-    n = len(bulk.cube)
+    bulks = list({bulk: None for bulk, _ in slabs.values()})
+    cubes = [bulk.cube for bulk in bulks]
+    energies = [p["energy"] for p in potential.predict([*cubes, *(s.atoms for _, s in slabs.values())])]
+    per_atom = {bulk: e / len(bulk.cube) for bulk, e in zip(bulks, energies, strict=False)}
+    cut = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)
-        (solid,) = relax_many(potential, [bulk.cube], fix_symmetry=True, **goal)
-        cut = []
-        for slab in slabs:
-            cut.append(slab.atoms.copy())
-            if solid.converged:
-                cut[-1].set_cell(slab.atoms.cell * (1 + solid.volume_change) ** (1 / 3), scale_atoms=True)
-        rest = relax_many(potential, cut, cell=False, **goal) if solid.converged else [solid] * len(cut)
-    for slab, energy, end in zip(slabs, as_dft, rest, strict=True):
-        yield {
+        ends = relax_many(potential, cubes, fix_symmetry=True, **goal)
+        solids = dict(zip(bulks, ends, strict=True))
+        for key, (bulk, slab) in slabs.items():
+            if solids[bulk].converged:
+                cut[key] = slab.atoms.copy()
+                cut[key].set_cell(slab.atoms.cell * stretch(solids[bulk]), scale_atoms=True)
+        rest = dict(zip(cut, relax_many(potential, list(cut.values()), cell=False, **goal), strict=True))
+    for (key, (bulk, slab)), energy in zip(slabs.items(), energies[len(bulks) :], strict=True):
+        solid, end = solids[bulk], rest.get(key, solids[bulk])
+        bottom = solid.energy / len(bulk.cube)
+        row = {
             "dft": energy_of_surface(slab.atoms, slab.labels.energy, bulk.energy),
-            "as_dft": energy_of_surface(slab.atoms, energy, start / n),
-            "relaxed": energy_of_surface(end.start, end.energy, solid.energy / n) if end.converged else None,
+            "as_dft": energy_of_surface(slab.atoms, energy, per_atom[bulk]),
+            "relaxed": energy_of_surface(end.start, end.energy, bottom) if end.converged else None,
             "reason": end.reason,
             "steps": end.steps,
             "atoms": len(slab.atoms),
-            "lattice_constant": bulk.a * (1 + solid.volume_change) ** (1 / 3),
+            "lattice_constant": bulk.a * stretch(solid),
         }
+        study.keep(key, row)
+
+
+def stretch(solid: Relaxation) -> float:
+    """The lattice constant of a cube after its relaxation over that before."""
+    return (1 + solid.volume_change) ** (1 / 3)
 
 
 def said(found: Mapping[str, tuple[Bulk, dict, int]]) -> list[str]:
