@@ -24,7 +24,7 @@ from ase import Atoms
 from experiments.bulk import Bulk, present, undeformed
 from experiments.frames import read, rms_force
 from experiments.study import Estimate, Study, Table, bootstrap, knows, load_models, run
-from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
+from jaxmlip.cli.arguments import Models
 from jaxmlip.curvature import force_slope
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential
@@ -88,7 +88,7 @@ class Material(NamedTuple):
 
 
 def main(settings: Settings) -> None:
-    potentials = load_models(settings.model or (DEFAULT_MODEL,))
+    potentials = load_models(settings.model)
     files = {element: [f"mlearn/{element}.extxyz.gz"] for element in ELEMENTS}
     sets, findings = present(settings.data, settings.elements, files)
     study = Study("defects", Settings.__doc__, settings, potentials)

@@ -24,7 +24,7 @@ from ase import Atoms
 from experiments.bulk import Bulk, present, undeformed
 from experiments.frames import read
 from experiments.study import Estimate, Study, Table, bootstrap, knows, load_models, run
-from jaxmlip.cli.arguments import DEFAULT_MODEL, Models
+from jaxmlip.cli.arguments import Models
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential
 from jaxmlip.progress import track
@@ -58,7 +58,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    potentials = load_models(settings.model or (DEFAULT_MODEL,))
+    potentials = load_models(settings.model)
     files = {name: files_of(name) for name in MATERIALS}
     sets, findings = present(settings.data, settings.materials, files)
     study = Study("surfaces", Settings.__doc__, settings, potentials)
