@@ -17,6 +17,7 @@ import numpy as np
 from ase import Atoms
 
 STRUCTURES = {225: "rocksalt", 216: "zincblende", 186: "wurtzite"}  # by space group
+ANIONS = {14: "carbide", 15: "pnictide", 16: "chalcogenide", 17: "halide"}  # by group, below oxygen
 STRUCTURES_FILE, FREQUENCIES_FILE = "phononDB-PBE-structures.extxyz", "kappas_phononDB_PBE_noNAC.json.gz"
 SOURCE = {
     "data": "phononDB-PBE, A. Togo: harmonic frequencies of VASP force constants (PBE), without the "
@@ -44,6 +45,15 @@ class Spectrum:
         return cls(float(thz.max()), float(mean), float(thz.min()))
 
 
+@dataclass(frozen=True, eq=False)
+class MeshModes:
+    """Frequencies at those wave vectors of a mesh that stand for all."""
+
+    q_points: np.ndarray  # (q, 3), reciprocal lattice units
+    weights: np.ndarray  # (q,), how many wave vectors each stands for
+    thz: np.ndarray  # (q, branches), ascending; imaginary ones are negative
+
+
 @dataclass(frozen=True)
 class Material:
     """A crystal with its DFT frequencies."""
@@ -54,6 +64,20 @@ class Material:
     atoms: Atoms  # primitive cell, as relaxed with PBE
     mesh: tuple[int, int, int]  # of wave vectors, Γ-centred
     dft: Spectrum
+    modes: MeshModes | None = None  # that `dft` sums up; the materials of this package come without
+
+    @property
+    def anions(self) -> str:
+        """What the compound is by its anion, such as "oxide"."""
+        from pymatgen.core import Element
+
+        elements = [Element(symbol) for symbol in set(self.atoms.symbols)]
+        if Element("H") in elements:
+            return "hydride"
+        if Element("O") in elements:
+            return "oxide"
+        # Not by electronegativity, in which lead is above tellurium.
+        return ANIONS.get(max(element.group for element in elements), "other")
 
 
 def builtin_materials() -> list[Material]:
@@ -118,6 +142,7 @@ def read_phonondb(folder: str | Path) -> list[Material]:
                 atoms=primitive,
                 mesh=tuple(columns["q_mesh"][k]),
                 dft=Spectrum.of(thz, weights),
+                modes=MeshModes(np.array(columns["qpoints"][k]), weights, np.sort(thz, axis=1)),
             )
         )
     return found

@@ -63,6 +63,7 @@ def write_phonondb(folder: Path, crystals, thz) -> None:
         "mp_id": [c.info["mp_id"] for c in crystals],
         "frequencies": [x.tolist() for x in thz],
         "weights": [[1, 1]] * len(crystals),
+        "qpoints": [[[0, 0, 0], [0.5, 0, 0]]] * len(crystals),
         "q_mesh": [[2, 1, 1]] * len(crystals),
     }
     with gzip.open(folder / FREQUENCIES_FILE, "wt") as file:
