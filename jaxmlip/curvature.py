@@ -99,16 +99,18 @@ def hessian_slope(
     sum_rule: bool = False,
     error_ratio: float = 1.0,
     resamples: int = 2000,
+    pairs: np.ndarray | None = None,
 ) -> Slope:
     """Force constants (eV/Å²) of a model against those of DFT, element by element.
 
     Both are a Hessian (3N, 3N) or force constants (n, N, 3, 3) between n atoms and all N of a supercell, in
     the same order of atoms. `origins` (n) says which of the N each of the n is; default: the first n. Self
     terms are the largest, and say nothing of their own: they are minus the sum of the others.
-    `self_terms=False` leaves them out; `sum_rule=True` computes them so on both sides. Samples of the
-    bootstrap are the n atoms; copies of one atom make its interval narrower than it is.
+    `self_terms=False` leaves them out; `sum_rule=True` computes them so on both sides; of the others, `pairs`
+    (n, N), True or False, says which count (default: all). Samples of the bootstrap are the n atoms; copies
+    of one atom make its interval narrower than it is.
 
-    Raises ValueError where the shapes differ or are neither of the two.
+    Raises ValueError where the shapes differ or are neither of the two, and where nothing is left.
     """
     model, dft = (_pairs_of_atoms(x, name) for x, name in ((model, "model"), (dft, "DFT")))
     if model.shape != dft.shape:
@@ -128,6 +130,10 @@ def hessian_slope(
         for phi in (model, dft):
             phi[rows, origins] = -np.where(others[:, :, None, None], phi, 0).sum(axis=1)
     kept = others | self_terms
+    if pairs is not None:
+        if np.shape(pairs) != (n, N):
+            raise ValueError(f"found pairs of shape {np.shape(pairs)}, needed ({n}, {N}), True or False.")
+        kept &= np.asarray(pairs, bool)
     return _slope(
         [phi[keep] for phi, keep in zip(model, kept, strict=True)],
         [phi[keep] for phi, keep in zip(dft, kept, strict=True)],
@@ -160,6 +166,11 @@ class ModeSlope:
         ratios = self.ratios
         weights = np.where(np.isnan(ratios), 0, self.weights[:, None])
         return float(np.nansum(weights * ratios) / weights.sum())
+
+    def ratio_of(self, modes: np.ndarray) -> float:
+        """Σ model / Σ DFT over `modes` (q, modes), True or False: degenerate ones may stand in any order."""
+        weights = self.weights[:, None] * modes
+        return float((weights * self.model).sum() / (weights * self.dft).sum())
 
     @property
     def slope(self) -> float:

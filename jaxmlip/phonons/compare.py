@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.curvature import hessian_slope, mode_slope
 from jaxmlip.figures import COLOURS
-from jaxmlip.phonons.commensurate import mesh_frequencies
+from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Comparison:
     model: Frequencies
     force_slope: float  # of model against DFT, through the origin, over all components
     force_mae: float  # eV/Å
+    hessian_slope: float  # of the force constants, element by element
+    mode_slope: float  # of the curvatures along DFT's modes at the wave vectors that fit the supercell
     residual_force: float  # eV/Å, the model's largest on an atom before anything is displaced
     dft_thz: np.ndarray = field(repr=False)  # (q, 3n), ascending at each wave vector
     model_thz: np.ndarray = field(repr=False)
@@ -106,7 +109,9 @@ def compare(
     for run, dft, each in zip(runs, forces, crystals, strict=True):
         residual, *model = [np.asarray(next(predictions)["forces"], float) for _ in each]
         model = np.array(model) - residual
-        thz = [mesh_frequencies(c, mesh) for c in (run.constants, run.with_forces(model))]
+        constants = run.constants, run.with_forces(model)
+        thz = [mesh_frequencies(c, mesh) for c in constants]
+        along_dft = mode_slope(*(dynamical_matrices(c) for c in reversed(constants)))
         result.append(
             Comparison(
                 name=run.source.resolve().name if run.source.is_dir() else run.source.resolve().parent.name,
@@ -118,6 +123,8 @@ def compare(
                 model=Frequencies.of(thz[1]),
                 force_slope=float(np.vdot(dft, model) / np.vdot(dft, dft)),
                 force_mae=float(np.abs(model - dft).mean()),
+                hessian_slope=hessian_slope(constants[1].pairs, constants[0].pairs).slope,
+                mode_slope=along_dft.slope,
                 residual_force=float(np.linalg.norm(residual, axis=1).max()),
                 dft_thz=thz[0],
                 model_thz=thz[1],
@@ -141,8 +148,10 @@ def table(rows: Sequence[Comparison], model: str) -> Table:
     """The rows for a terminal: frequencies in THz, ratios model / DFT."""
     result = Table(
         title=f"{model} against the DFT of phonopy runs: highest frequency (THz), ratios model / DFT",
-        caption="n, N: atoms of primitive cell and supercell; min: lowest frequency, negative where "
-        "imaginary;\n|F|: the model's largest force (eV/Å) before anything is displaced",
+        caption="n, N: atoms of primitive cell and supercell; slopes, model against DFT: F of forces, Φ of\n"
+        "force constants, modes of the curvature along DFT's modes; min: lowest frequency, negative where\n"
+        "imaginary; "
+        "|F|: the model's largest force (eV/Å) before anything is displaced",
         title_justify="left",
         caption_justify="left",
         box=rich.box.SIMPLE_HEAD,
@@ -151,7 +160,21 @@ def table(rows: Sequence[Comparison], model: str) -> Table:
     )
     result.add_column("run", no_wrap=True)
     result.add_column("crystal", no_wrap=True)
-    for name in ("n", "N", "DFT", "model", "ratio", "mean", "rms", "force slope", "min DFT", "min", "|F|"):
+    for name in (
+        "n",
+        "N",
+        "DFT",
+        "model",
+        "ratio",
+        "mean",
+        "rms",
+        "slope\nF",
+        "\nΦ",
+        "\nmodes",
+        "min DFT",
+        "min",
+        "|F|",
+    ):
         result.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         result.add_row(
@@ -162,7 +185,7 @@ def table(rows: Sequence[Comparison], model: str) -> Table:
             f"{row.dft.maximum:.2f}",
             f"{row.model.maximum:.2f}",
             *(f"{row.ratio(of):.3f}" for of in ("maximum", "mean", "rms")),
-            f"{row.force_slope:.3f}",
+            *(f"{slope:.3f}" for slope in (row.force_slope, row.hessian_slope, row.mode_slope)),
             f"{round(row.dft.lowest, 2) + 0.0:.2f}",  # no -0.00
             f"{round(row.model.lowest, 2) + 0.0:.2f}",
             f"{row.residual_force:.3f}",
@@ -182,6 +205,9 @@ def save_json(
             "wave_vectors": "Γ-centred mesh, interpolated from the supercell",
             "mean, rms": "over wave vectors and branches, imaginary frequencies as 0",
             "force_slope": "through the origin, all components of all displaced supercells",
+            "hessian_slope": "through the origin, all elements of the force constants",
+            "mode_slope": "through the origin, the model's quadratic form in DFT's eigenvectors against ω², "
+            "at the wave vectors that fit the supercell",
             "forces": "the model's are less those that it finds before anything is displaced",
             **settings,
         },

@@ -73,6 +73,21 @@ class ForceConstants:
         # triangular matrix fill the same box as those modulo its rows.
         return self.cells @ np.linalg.inv(self.supercell).T if any(self.twist) else self.cells / self.repeats
 
+    @property
+    def pairs(self) -> np.ndarray:
+        """Φ between the n atoms of cell 0 and all N of the supercell, cell by cell: (n, N, 3, 3), eV/Å²."""
+        n = len(self.primitive)
+        return self.phi.reshape(-1, n, 3, n, 3).transpose(1, 0, 3, 2, 4).reshape(n, -1, 3, 3)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """How far the nearest images of those pairs of atoms are apart: (n, N), Å."""
+        from ase.geometry import get_distances
+
+        cell, r = self.primitive.cell.array, self.primitive.positions
+        everywhere = (self.cells[:, None] @ cell + r).reshape(-1, 3)
+        return get_distances(r, everywhere, cell=self.supercell @ cell, pbc=True)[1]
+
     def number(self, R: np.ndarray) -> np.ndarray:
         """The place in `cells` of the cell that R (…, 3), whole numbers, is an image of."""
         return _number(R, self.supercell)
