@@ -356,7 +356,7 @@ def slope_table(found: Mapping[str, Rows]) -> Table:
             "mean mode ratio",
         ),
         lines,
-        note="Slope: Σxy/Σxx over all elements, x DFT; inverse, r² and shrinkage (1 - r²)/(1 - slope) without "
+        note="Slope: Σxy/Σxx over all elements, x DFT; inverse, r², shrinkage (1 - r²)/(1 - slope) without "
         "self terms. Mode slope: the model's quadratic form in DFT's eigenvectors against ω², at the wave "
         "vectors that fit the supercell. Where DFT is PBEsol, slopes of models of PBE hold the difference of "
         "the two.",
@@ -459,7 +459,7 @@ def silicon_table(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> T
         "Silicon from rest to molecular dynamics: slopes against DFT",
         ("model", "frames", "number", "rms force of DFT / eV/Å", "slope", "inverse", "r²", "shrinkage"),
         lines,
-        note="Of force constants in the first line of a model, of forces in the others. Temperatures are those of "
+        note="Of force constants in the first line of a model, of forces in the others. Temperatures: "
         "molecular dynamics of the crystal (mlearn).",
     )
 
@@ -483,13 +483,13 @@ def findings(found: Mapping[str, Rows]) -> list[str]:
             upper, lower = (
                 np.median([root(row["hessian"]["thirds"][t]) for row in some]) for t in ("upper", "lower")
             )
-            farther = np.array([row["stiffest"]["ratio"] for row in some])
+            farther = np.median([row["stiffest"]["ratio"] for row in some], axis=0)
             k = int(np.argmin(abs(AMPLITUDES - 0.2)))
             lines.append(
                 f"{model}, {functional}, {len(some)} runs: √(mode slope) is off the ω_max ratio by "
-                f"{np.abs(roots - highest).mean():.3f} on average; medians of √(model / DFT): {upper:.3f} in the "
-                f"upper third of the modes, {lower:.3f} in the lower; curvature along the stiffest mode, model / "
-                f"DFT's harmonic one: {np.median(farther[:, 0]):.3f} at rest, {np.median(farther[:, k]):.3f} at "
+                f"{np.abs(roots - highest).mean():.3f} on average. Medians of √(model / DFT): {upper:.3f} in "
+                f"the upper third of the modes, {lower:.3f} in the lower. Curvature along the stiffest mode, "
+                f"model / DFT's harmonic one: {farther[0]:.3f} at rest, {farther[k]:.3f} at "
                 f"{AMPLITUDES[k]:.1f} Å."
             )
     return lines

@@ -39,6 +39,8 @@ RUNS = (
     Reference("MgB2", f"{PHONOPY}/MgB2", "PBE"),
     Reference("SiO2 (stishovite)", f"{PHONOPY}/SiO2-HP", "PBE"),
     Reference("CaTiO3 (cubic)", f"{PHONOPY}/CaTiO3", "PBE"),
+    Reference("Si, 0.03 Å", f"{PHONO3PY}/Si-PBE", "PBE"),
+    Reference("Si, PBEsol", f"{PHONO3PY}/Si-PBEsol", "PBEsol"),
     Reference("NaCl, PBEsol", f"{PHONO3PY}/NaCl-rd/phono3py_params_NaCl.yaml.xz", "PBEsol"),
     Reference("AlN, PBEsol", f"{PHONO3PY}/AlN-rd/phonopy_params_mp-661.yaml.xz", "PBEsol"),
 )

@@ -49,6 +49,7 @@ class Settings:
     materials: int | None = None  # the first so many of the data set; default: all
     displacement: float = 0.01  # Å; phonopy's default, which the published numbers come from
     supercell: int = 128  # atoms at most, where atoms are displaced
+    steps: int = 500  # of a relaxation at most
     tolerance: float = 2e-3  # THz, of frequencies that are interpolated between dynamical matrices
     examples: bool = True  # phonopy's examples too, of phonopy_examples_PBE/; needs the extra "phonopy"
 
@@ -91,7 +92,7 @@ def phonons(
     from jaxmlip import batching
     from jaxmlip.softening import shared_rooms
 
-    at_rest = relaxed(study, name, potential, materials)
+    at_rest = relaxed(study, name, potential, materials, settings.steps)
     crystals: dict[str, tuple[Material, str, Atoms]] = {}
     for m in materials:
         crystals[f"{name} | {m.id} | {CELLS[0]}"] = (m, CELLS[0], m.atoms)
@@ -124,7 +125,7 @@ def phonons(
 
 
 def relaxed(
-    study: Study, name: str, potential: Potential, materials: Sequence[Material]
+    study: Study, name: str, potential: Potential, materials: Sequence[Material], steps: int
 ) -> dict[str, Atoms | None]:
     """The crystals where the model's forces and stress vanish, their space groups kept; by id."""
     import warnings
@@ -137,7 +138,7 @@ def relaxed(
     left = study.left(keys)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)  # they become rows that failed
-        ended = relax_many(potential, [keys[key].atoms for key in left], fix_symmetry=True) if left else []
+        ended = relax_many(potential, [keys[key].atoms for key in left], fix_symmetry=True, steps=steps)
     for key, r in zip(left, ended, strict=True):
         if r.converged:
             study.keep(key, {"cell": r.atoms.cell.array, "scaled": r.atoms.get_scaled_positions()})

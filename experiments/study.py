@@ -274,7 +274,7 @@ def run(main: Callable[[Any], None], settings: type) -> None:
 
     try:
         main(tyro.cli(settings))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -44,6 +44,8 @@ def rows(runs, any_potential):
 def test_forces_of_a_known_scale_give_its_root_as_ratio_of_every_frequency(rows):
     for row in rows:
         assert row.force_slope == pytest.approx(SCALE, rel=1e-6)
+        assert row.hessian_slope == pytest.approx(SCALE, rel=1e-5)
+        assert row.mode_slope == pytest.approx(SCALE, rel=1e-5)
         for of in ("maximum", "mean", "rms"):
             assert row.ratio(of) == pytest.approx(SCALE**0.5, rel=1e-5)
         squared = np.sign(row.model_thz) * row.model_thz**2, np.sign(row.dft_thz) * row.dft_thz**2
@@ -105,6 +107,7 @@ def test_the_command_prints_and_writes_what_was_found(runs, rows):
         assert theirs["dft"]["maximum"] == pytest.approx(ours.dft.maximum, rel=1e-9)
     line = next(line.split() for line in done.stdout.splitlines() if line.split()[:2] == ["rutile", "SiO2"])
     assert line[4:7] == [f"{rows[1].dft.maximum:.2f}", f"{rows[1].model.maximum:.2f}", "0.900"]
+    assert line[9:12] == ["0.810", "0.810", "0.810"]
     assert Image.open(runs / "out" / "compare.png").size[0] > 800
 
 

@@ -172,6 +172,17 @@ def test_self_terms_can_be_left_out_or_made_from_the_others():
     assert hessian_slope(broken[rows], dft[rows], rows, sum_rule=True).slope == pytest.approx(0.9)
 
 
+def test_a_range_of_force_constants_has_a_slope_of_its_own():
+    dft, near = springs(0), np.eye(4)[::-1].astype(bool)
+    model = np.where(near[:, :, None, None], 0.7 * dft, 1.1 * dft)
+    assert hessian_slope(model, dft, pairs=near).slope == pytest.approx(0.7)
+    assert hessian_slope(model, dft, pairs=~near).slope == pytest.approx(1.1)
+    others = hessian_slope(model, dft, self_terms=False, pairs=~near)
+    assert others.values == 4 * 2 * 9
+    with pytest.raises(ValueError, match=r"pairs of shape \(4, 3\), needed \(4, 4\)"):
+        hessian_slope(model, dft, pairs=near[:, :3])
+
+
 def test_force_constants_of_different_supercells_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 3, 3, 3\) from the model and \(4, 4, 3, 3\) from DFT"):
         hessian_slope(springs(0, 3), springs(0, 4))
@@ -198,6 +209,9 @@ def test_modes_are_followed_along_the_eigenvectors_of_dft():
     found = mode_slope(model, dft, weights)
     np.testing.assert_allclose(found.ratios, ratios, rtol=1e-9)
     assert found.mean == pytest.approx(np.average(ratios.mean(axis=1), weights=weights))
+    some = squares > np.median(squares)
+    kept = weights[:, None] * some * squares
+    assert found.ratio_of(some) == pytest.approx((kept * ratios).sum() / kept.sum())
     expected = (weights @ (ratios * squares**2).sum(1)) / (weights @ (squares**2).sum(1))
     assert found.slope == pytest.approx(expected)
 

@@ -156,6 +156,32 @@ def salt_run(tmp_path_factory) -> Path:
     return folder
 
 
+def test_of_a_phono3py_run_those_supercells_are_read_in_which_one_atom_is_displaced(salt_run, tmp_path):
+    run = read_phonopy(salt_run)
+    sets = run.phonon.dataset["first_atoms"]
+    text = (salt_run / "phonopy_disp.yaml").read_text()
+    lines = ["displacement_pairs:"]
+    for k, moved in enumerate(sets, 1):
+        lines += [
+            f"- atom: {moved['number'] + 1}",
+            f"  displacement: {list(map(float, moved['displacement']))}",
+        ]
+        lines += [f"  displacement_id: {k}"]
+    folder = tmp_path / "phono3py"
+    folder.mkdir()
+    cells = text[: text.index("\ndisplacements:")] if "\ndisplacements:" in text else text
+    (folder / "phono3py_disp.yaml").write_text(cells + "\n" + "\n".join(lines) + "\n")
+    pairs = np.random.default_rng(0).normal(size=(3, 8, 3))  # of atoms displaced together; not read
+    forces = np.concatenate([run.forces, pairs]).reshape(-1, 3)
+    np.savetxt(folder / "FORCES_FC3", forces, header="File: 1")
+    found = read_phonopy(folder)
+    np.testing.assert_allclose(found.forces, run.forces, atol=1e-12)
+    np.testing.assert_allclose(found.constants.phi, run.constants.phi, atol=1e-9)
+    np.savetxt(folder / "FORCES_FC3", forces[:9])
+    with pytest.raises(ValueError, match=r"FORCES_FC3 cannot be used: it has an array \(9, 3\), needed"):
+        read_phonopy(folder)
+
+
 def test_a_run_is_read_for_its_primitive_cell(salt_run):
     run = read_phonopy(salt_run)
     assert len(run.constants.primitive) == 2

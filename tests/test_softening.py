@@ -20,6 +20,7 @@ from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.phonondb import (
     FREQUENCIES_FILE,
     STRUCTURES_FILE,
+    Material,
     Spectrum,
     builtin_materials,
     primitive_cell,
@@ -114,6 +115,13 @@ def test_the_interval_of_the_geometric_mean_covers_it_and_shrinks_with_more_mate
         assert low < found["geometric_mean"] < high
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0] / 3, rel=0.15)  # 1/√9
+
+
+def test_a_compound_is_named_by_its_anion():
+    kinds = {"NaCl": "halide", "PbTe": "chalcogenide", "LiH": "hydride", "MgO": "oxide", "BAs": "pnictide"}
+    for formula, kind in (kinds | {"SiC": "carbide"}).items():
+        atoms = bulk(formula, "rocksalt", 5.0)
+        assert Material("", formula, "rocksalt", atoms, (1, 1, 1), Spectrum(1, 1, 0)).anions == kind
 
 
 def test_imaginary_modes_are_counted_and_add_nothing_to_the_mean():

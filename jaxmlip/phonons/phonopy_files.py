@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 # In the order in which they are looked for: what holds most comes first.
-YAML_FILES = ("phonopy_params.yaml", "phonopy_params.yaml.xz", "phonopy_disp.yaml", "phonopy.yaml")
+YAML_FILES = (
+    *("phonopy_params.yaml", "phonopy_params.yaml.xz", "phonopy_disp.yaml", "phonopy.yaml"),
+    "phono3py_disp.yaml",
+)
 CELL_FILES = ("POSCAR-unitcell", "POSCAR")
 CALCULATORS = {None, "vasp", "aims", "castep", "crystal", "lammps", "pwmat"}  # whose units are eV and Å
 SAME_PLACE = 1e-3  # Å
@@ -168,11 +171,12 @@ def from_phonopy(phonon: Phonopy) -> ForceConstants:
 def read_phonopy(path: str | Path, supercell: Any = None) -> PhonopyRun:
     """A phonopy run: a folder, or one of its yaml files, with what lies beside it.
 
-    Cells come from phonopy_params.yaml, phonopy_disp.yaml or phonopy.yaml, or else from POSCAR-unitcell or
-    POSCAR, which `supercell` (three numbers, or phonopy's supercell_matrix) says how to repeat. Forces come
-    from the yaml file, FORCE_SETS, or vasprun.xml* in the order of their names. Where there are none, force
-    constants come from the yaml file, FORCE_CONSTANTS or force_constants.hdf5. Born charges and the
-    dielectric tensor come from BORN or the yaml file, if they are there.
+    Cells come from phonopy_params.yaml, phonopy_disp.yaml, phonopy.yaml or phono3py_disp.yaml, or else from
+    POSCAR-unitcell or POSCAR, which `supercell` (three numbers, or phonopy's supercell_matrix) says how to
+    repeat. Forces come from the yaml file, FORCE_SETS, vasprun.xml* in the order of their names, or, with
+    phono3py_disp.yaml, FORCES_FC3, of which those supercells are taken in which a single atom is displaced.
+    Where there are none, force constants come from the yaml file, FORCE_CONSTANTS or force_constants.hdf5.
+    Born charges and the dielectric tensor come from BORN or the yaml file, if they are there.
 
     Raises ImportError where phonopy is not installed, FileNotFoundError naming what is missing, and
     ValueError where files cannot be read, do not belong together, or are not in eV and Å.
@@ -250,10 +254,13 @@ def _read_data(phonon: Phonopy, held: Any, folder: Path, cell_file: Path) -> Non
         folder / name for name in ("FORCE_SETS", "FORCE_CONSTANTS", "force_constants.hdf5")
     )
     vasp = sorted(folder.glob("vasprun.xml*"))
+    triplets = _first(folder, ("FORCES_FC3", "FORCES_FC3.xz"))
     if not _has_forces(dataset):
         if force_sets.is_file():
             dataset = _told(force_sets, parse_FORCE_SETS, filename=force_sets)
             _check_size(force_sets, dataset, phonon, size)
+        elif cell_file.name.startswith("phono3py_disp") and triplets is not None:
+            dataset = _told(triplets, _read_forces_fc3, cell_file, triplets, len(phonon.supercell), size)
         elif dataset and vasp:
             dataset = _told(vasp[0], _read_vasp, dataset, vasp, len(phonon.supercell), size)
     if _has_forces(dataset):
@@ -318,6 +325,32 @@ def _read_vasp(dataset, files: list[Path], atoms: int, size: str):
         return {**dataset, "forces": np.array(found["forces"])}
     each = [{**d, "forces": f} for d, f in zip(moved, found["forces"], strict=True)]
     return {**dataset, "first_atoms": each}
+
+
+def _read_forces_fc3(file: Path, forces: Path, atoms: int, size: str):
+    """Those of phono3py's supercells in which one atom is displaced, as a data set of phonopy."""
+    import yaml
+
+    pairs = (yaml.safe_load(file.read_text()) or {}).get("displacement_pairs")
+    if not pairs:
+        raise ValueError(f"{file.name} lists no displacement_pairs, to which it could belong")
+    rows = np.loadtxt(forces, ndmin=2)
+    last = max(pair["displacement_id"] for pair in pairs)
+    if rows.shape[1] != 3 or len(rows) % atoms or len(rows) < last * atoms:
+        raise ValueError(
+            f"it has an array {rows.shape}, needed three numbers a line, and for each of {last} or more "
+            f"supercells lines for {size}"
+        )
+    each = rows.reshape(-1, atoms, 3)
+    moved = [
+        {
+            "number": pair["atom"] - 1,
+            "displacement": np.array(pair["displacement"], float),
+            "forces": each[pair["displacement_id"] - 1],
+        }
+        for pair in pairs
+    ]
+    return {"natom": atoms, "first_atoms": moved}
 
 
 def _produce(phonon: Phonopy) -> None:

@@ -1,0 +1,100 @@
+"""The experiment on force constants, where DFT is the potential itself with forces of a known scale."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from conftest import small_potential
+
+pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
+
+from test_phonopy_files import write_run
+
+from experiments import curvature_hessian
+from experiments.curvature_hessian import Settings, curvature_along, main, ranges, standing_wave
+from experiments.study import MissingDataError
+from jaxmlip.phonons.commensurate import dynamical_matrices
+from jaxmlip.phonons.supercell import force_constants
+
+SCALE = 0.81  # of the potential's forces against those that are called DFT's
+
+
+@pytest.fixture
+def settings(tmp_path, architecture) -> Settings:
+    salt = bulk("NaCl", "rocksalt", 5.0)
+    write_run(tmp_path / "data/phonopy_examples_PBE/NaCl", architecture, salt, (2, 2, 1), scale=1 / SCALE)
+    architecture.save(tmp_path / "model")
+    return Settings(
+        model=(str(tmp_path / "model"),),
+        data=tmp_path / "data",
+        out=tmp_path / "out",
+        runs=("NaCl",),
+        silicon=False,
+    )
+
+
+def record(settings) -> dict:
+    return json.loads((settings.out / "record.json").read_text())
+
+
+def test_forces_of_a_known_scale_give_every_slope_and_a_second_run_computes_nothing(settings, monkeypatch):
+    main(settings)
+    first = record(settings)
+    (row,) = first["rows"].values()
+    found = row["displaced"]
+    assert row["forces"]["slope"] == pytest.approx(SCALE, rel=1e-6)
+    for part in (found["all"], found["without_self"], *found["ranges"].values()):
+        assert part["slope"] == pytest.approx(SCALE, rel=1e-5)
+        assert part["r2"] == pytest.approx(1, abs=1e-8)
+    assert list(found["modes"].values()) == pytest.approx([SCALE, SCALE], rel=1e-4)
+    assert list(found["thirds"].values()) == pytest.approx(3 * [SCALE], rel=1e-4)
+    # Second derivatives are those of displacements of 0.01 Å, up to what is anharmonic.
+    assert row["hessian"]["all"]["slope"] == pytest.approx(SCALE, rel=0.02)
+    assert row["hessian"]["modes"]["slope"] == pytest.approx(SCALE, rel=0.02)
+    assert row["stiffest"]["ratio"][0] == pytest.approx(SCALE, rel=0.02)
+
+    def never(*args):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(curvature_hessian, "measure", never)
+    main(settings)
+    assert record(settings)["tables"] == first["tables"]
+
+
+@pytest.fixture(scope="module")
+def constants():
+    return force_constants(small_potential("chgnet-0.3"), bulk("NaCl", "rocksalt", 5.0), (2, 2, 1))
+
+
+def test_the_curvature_along_a_standing_wave_is_that_of_its_mode(constants):
+    potential = small_potential("chgnet-0.3")
+    squares, vectors = np.linalg.eigh(dynamical_matrices(constants))
+    for q in (0, 1):
+        atoms, u = standing_wave(constants, constants.q_points[q], vectors[q, :, -1])
+        assert np.linalg.norm(u, axis=1).max() == pytest.approx(1)
+        masses = atoms.get_masses()[:, None]
+        harmonic = squares[q, -1] * (masses * u**2).sum() / (u**2).sum()
+        (found,) = curvature_along(potential, atoms, u, [0.0])
+        assert found == pytest.approx(harmonic, rel=1e-8)
+
+
+def test_the_ranges_count_each_pair_once_and_rocksalt_has_six_first_neighbours(constants):
+    wide = force_constants(
+        small_potential("chgnet-0.3"), bulk("NaCl", "rocksalt", 5.0, cubic=True), (1, 1, 1)
+    )
+    found = ranges(constants)
+    assert (sum(found.values()) == 1).all()
+    assert found["self"].sum() == 2
+    own, near, _ = ranges(wide).values()
+    assert own.sum() == 8
+    # Of a cubic cell the neighbours on both sides are one atom of the supercell.
+    assert near.sum() == 8 * 3
+
+
+def test_missing_data_and_unknown_runs_are_named(tmp_path):
+    with pytest.raises(MissingDataError, match=r"phonopy_examples_PBE/NaCl is not in .*phonopy/phonopy"):
+        main(Settings(data=Path(tmp_path), out=tmp_path / "out", runs=("NaCl",)))
+    with pytest.raises(ValueError, match=r"found the runs Salt, needed some of NaCl"):
+        main(Settings(data=Path(tmp_path), out=tmp_path / "out", runs=("Salt",)))
