@@ -13,7 +13,7 @@ compared on frames of silicon ever farther from rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.reference_runs import RUNS
-from experiments.study import Estimate, Study, Table, data_file, knows, load_models, run
+from experiments.study import Estimate, Study, Table, bootstrap, data_file, knows, load_models, run
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -41,6 +41,20 @@ SHELL = 1.15  # of the nearest distance, up to which an atom is a first neighbou
 THIRDS = ("lower", "middle", "upper")
 AMPLITUDES = np.linspace(0, 0.5, 11)  # Å, of the atom that moves farthest
 POINTS = 600  # of a material in the figure, at most
+
+
+def root(x: float) -> float:
+    """√|x| with the sign of x: of a curvature, negative where it is that of an unstable mode."""
+    return float(np.sign(x) * np.sqrt(abs(x)))
+
+
+SUMMED: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "slope": lambda m: m["all"]["slope"],
+    "slope without self terms": lambda m: m["without_self"]["slope"],
+    "√mode slope": lambda m: root(m["modes"]["slope"]),
+    "ω_max ratio": lambda m: m["ratios"]["maximum"],
+    **{f"{third} third of modes": lambda m, third=third: root(m["thirds"][third]) for third in THIRDS},
+}
 
 
 class Frames(NamedTuple):
@@ -98,6 +112,7 @@ def main(settings: Settings) -> None:
         found[model] = [{"run": keys[k], **row} for k, row in rows.items() if "failed" not in row]
         elsewhere[model] = forces_on(study, model, potential, frames)
     tables = [
+        summary_table(found),
         slope_table(found),
         root_table(found),
         range_table(found),
@@ -106,7 +121,7 @@ def main(settings: Settings) -> None:
     ]
     if settings.silicon:
         tables.append(silicon_table(found, elsewhere))
-    said = findings(found)
+    said = findings(found, elsewhere)
     if unknown_elements:
         said.append(f"Left out for elements that the model does not know: {', '.join(unknown_elements)}.")
     figures = {
@@ -130,7 +145,8 @@ def measure(potential: Potential, reference: PhonopyRun) -> dict[str, Any]:
 
     dft = reference.constants
     constants = {"hessian": force_constants(potential, dft.primitive, dft.supercell, symmetry=True)}
-    row: dict[str, Any] = {"atoms": len(reference.supercell), "displaced": None, "forces": None}
+    formula = dft.primitive.get_chemical_formula("metal", empirical=True)
+    row: dict[str, Any] = {"formula": formula, "displaced": None, "forces": None}
     if reference.displaced:
         residual, *model = (
             np.asarray(p["forces"], float)
@@ -217,7 +233,10 @@ def points(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
 
 
 def along_stiffest(potential: Potential, dft: ForceConstants) -> dict[str, Any]:
-    """The model's curvature along DFT's stiffest mode, over DFT's harmonic one, at AMPLITUDES; mean of ±."""
+    """The model's curvature along DFT's stiffest mode, over DFT's harmonic one, at AMPLITUDES; mean of ±.
+
+    Of modes of one frequency the one that the eigensolver names last.
+    """
     from jaxmlip.phonons.commensurate import dynamical_matrices
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
@@ -320,6 +339,26 @@ def forces_on(study: Study, model: str, potential: Potential, frames: Mapping[st
 
     rows = study.each(f"forces of {model}", list(keys), measure_forces)
     return [{"name": keys[k], **row} for k, row in rows.items() if "failed" not in row]
+
+
+def summary_table(found: Mapping[str, Rows]) -> Table:
+    """Medians over crystals, of each the mean of its runs."""
+    lines = []
+    for model, rows in found.items():
+        for functional in sorted({row["functional"] for row in rows}):
+            some = [row for row in rows if row["functional"] == functional]
+            crystals = sorted({row["formula"] for row in some})
+            line: list[Any] = [model, functional, len(some), len(crystals)]
+            for value in SUMMED.values():
+                means = [np.mean([value(r["hessian"]) for r in some if r["formula"] == c]) for c in crystals]
+                line.append(bootstrap(means, np.median))
+            lines.append(line)
+    return Table(
+        "All crystals, the model's Hessian against DFT: medians",
+        ("model", "functional", "runs", "crystals", *SUMMED),
+        lines,
+        note="Of each crystal the mean over its runs; 95 % intervals by bootstrap over crystals.",
+    )
 
 
 def slope_table(found: Mapping[str, Rows]) -> Table:
@@ -469,29 +508,24 @@ def slope_cells(row: Mapping[str, Any]) -> list[Any]:
     return [Estimate(row["slope"], low, high), row["inverse"], row["r2"], row["shrinkage"]]
 
 
-def root(x: float) -> float:
-    return float(np.sign(x) * np.sqrt(abs(x)))
-
-
-def findings(found: Mapping[str, Rows]) -> list[str]:
+def findings(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> list[str]:
     lines = []
     for model, rows in found.items():
         for functional in sorted({row["functional"] for row in rows}):
             some = [row for row in rows if row["functional"] == functional]
             roots = np.array([root(row["hessian"]["modes"]["slope"]) for row in some])
             highest = np.array([row["hessian"]["ratios"]["maximum"] for row in some])
-            upper, lower = (
-                np.median([root(row["hessian"]["thirds"][t]) for row in some]) for t in ("upper", "lower")
-            )
             farther = np.median([row["stiffest"]["ratio"] for row in some], axis=0)
             k = int(np.argmin(abs(AMPLITUDES - 0.2)))
             lines.append(
                 f"{model}, {functional}, {len(some)} runs: √(mode slope) is off the ω_max ratio by "
-                f"{np.abs(roots - highest).mean():.3f} on average. Medians of √(model / DFT): {upper:.3f} in "
-                f"the upper third of the modes, {lower:.3f} in the lower. Curvature along the stiffest mode, "
+                f"{np.abs(roots - highest).mean():.3f} on average. Curvature along the stiffest mode, "
                 f"model / DFT's harmonic one: {farther[0]:.3f} at rest, {farther[k]:.3f} at "
                 f"{AMPLITUDES[k]:.1f} Å."
             )
+        if elsewhere[model]:
+            slopes = ", ".join(f"{row['name']} {row['slope']:.3f}" for row in elsewhere[model])
+            lines.append(f"{model}, slopes of forces in silicon: {slopes}.")
     return lines
 
 

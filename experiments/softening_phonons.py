@@ -190,7 +190,7 @@ def representatives(modes: Modes, material: Material) -> np.ndarray:
     shape, dft = np.array(material.mesh), material.modes
     index = np.rint(dft.q_points * shape).astype(int) % shape
     found = modes.mesh.representative[np.ravel_multi_index(tuple(index.T), material.mesh)]
-    if not np.array_equal(np.bincount(found, dft.weights, len(modes.weights)), modes.mesh.weights):
+    if not np.array_equal(np.bincount(found, dft.weights, len(modes.mesh.weights)), modes.mesh.weights):
         raise ValueError(
             f"the wave vectors of {material.id} ({material.formula}) and their weights are not those of a "
             f"mesh of {material.mesh} that the symmetry of its cell reduces."
