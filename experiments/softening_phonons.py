@@ -72,17 +72,18 @@ def main(settings: Settings) -> None:
     tables = [ratio_table(found), group_table(found, "structure"), group_table(found, "anions")]
     if examples:
         tables.append(example_table(compared))
+    drawn = {model: rows for model, rows in found.items() if rows}
     figures = {
         "softening_phonons.png": (
             "Ratios of the highest frequency, model / DFT; as published: displacements, relaxed cell",
-            histogram(found),
+            histogram(drawn),
         ),
         "softening_phonons_by_frequency.png": (
             "The same ratio against DFT's highest frequency, from the Hessian in DFT's cell",
-            scatter(found),
+            scatter(drawn),
         ),
     }
-    study.write(tables, figures, findings(found, unknown))
+    study.write(tables, figures if drawn else {}, findings(found, unknown))
 
 
 def phonons(
