@@ -14,7 +14,7 @@ pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not i
 from test_phonopy_files import write_run
 
 from experiments import curvature_hessian
-from experiments.curvature_hessian import Settings, curvature_along, main, ranges, standing_wave
+from experiments.curvature_hessian import Settings, along, main, ranges, standing_wave
 from experiments.study import MissingDataError
 from jaxmlip.phonons.commensurate import dynamical_matrices
 from jaxmlip.phonons.supercell import ForceConstants, force_constants
@@ -54,7 +54,8 @@ def test_forces_of_a_known_scale_give_every_slope_and_a_second_run_computes_noth
     # Second derivatives are those of displacements of 0.01 Å, up to what is anharmonic.
     assert row["hessian"]["all"]["slope"] == pytest.approx(SCALE, rel=0.02)
     assert row["hessian"]["modes"]["slope"] == pytest.approx(SCALE, rel=0.02)
-    assert row["stiffest"]["ratio"][0] == pytest.approx(SCALE, rel=0.02)
+    assert row["stiffest"]["there"][0] == pytest.approx(SCALE, rel=0.02)
+    assert row["stiffest"]["mean"][0] == row["stiffest"]["there"][0]
 
     def never(*args):
         raise AssertionError("computed again")
@@ -68,7 +69,9 @@ def test_forces_of_a_known_scale_give_every_slope_and_a_second_run_computes_noth
 def test_the_other_architectures_run_too(name, settings, tmp_path, monkeypatch):
     """Against the force constants of the first, and without the curve, which takes long to compile."""
     small_potential(name).save(tmp_path / "other")
-    monkeypatch.setattr(curvature_hessian, "along_stiffest", lambda *_: {"THz": 1.0, "ratio": 11 * [1.0]})
+    monkeypatch.setattr(
+        curvature_hessian, "along_stiffest", lambda *_: {"THz": 1.0, "mean": 11 * [1.0], "there": 11 * [1.0]}
+    )
     main(replace(settings, model=(str(tmp_path / "other"),)))
     (row,) = record(settings)["rows"].values()
     # What second derivatives and displacements of 0.01 Å say is one, whatever the model.
@@ -87,8 +90,9 @@ def test_the_curvature_along_a_standing_wave_is_that_of_its_mode(constants, any_
         assert np.linalg.norm(u, axis=1).max() == pytest.approx(1)
         masses = atoms.get_masses()[:, None]
         harmonic = squares[q, -1] * (masses * u**2).sum() / (u**2).sum()
-        (found,) = curvature_along(any_potential, atoms, u, [0.0])
-        assert found == pytest.approx(harmonic, rel=1e-8)
+        slope, curvature = along(any_potential, atoms, u, [0.0, 1e-3]).T
+        assert curvature[0] == pytest.approx(harmonic, rel=1e-8)
+        assert slope[1] - slope[0] == pytest.approx(1e-3 * harmonic, rel=0.05)
 
 
 def test_the_ranges_count_each_pair_once_and_rocksalt_has_six_first_neighbours():
