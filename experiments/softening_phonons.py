@@ -175,6 +175,10 @@ def spectra_of(
     from jaxmlip.phonons.modes import mesh_modes
     from jaxmlip.phonons.supercell import displaced_force_constants
 
+    if not material.dft.maximum > 0:
+        raise ValueError(
+            f"{material.id} ({material.formula}): DFT has no real mode, needed some to compare with."
+        )
     modes = mesh_modes(potential, atoms, material.mesh, tolerance=settings.tolerance, room=rooms[0])
     constants = displaced_force_constants(
         potential, atoms, repeats(material, settings), settings.displacement, symmetry=True, room=rooms[1]
