@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments.reference_runs import RUNS
 from experiments.study import Estimate, Study, Table, bootstrap, data_file, knows, load_models, run
+from jaxmlip.cli.arguments import Models
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -79,7 +80,7 @@ SILICON = (
 class Settings:
     """Is the curvature of a potential too small, by how much, and which part of it?"""
 
-    model: tuple[str, ...] = ("chgnet-0.3.0",)  # names or folders of potentials
+    model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with phonopy_examples_PBE/ and the others; default: JAXMLIP_DATA
     out: Path = Path("curvature_hessian")
     runs: tuple[str, ...] = tuple(r.name for r in RUNS)  # which runs to compare with, by name
@@ -372,7 +373,7 @@ def slope_table(found: Mapping[str, Rows]) -> Table:
     lines = [
         [
             model,
-            f"{row['run']} ({row['functional']})",
+            f"{row['run']}, {row['functional']}",
             MEASURES[m],
             row[m]["all"]["slope"],
             row[m]["without_self"]["slope"],
@@ -495,7 +496,7 @@ def silicon_table(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> T
     lines: list[list[Any]] = []
     for model, rows in found.items():
         for row in rows:
-            if row["run"] == "Si, V0":
+            if row["run"] == "Si (V0)":
                 lines.append([model, "Hessian", None, None, row["hessian"]["all"]["slope"], None, None, None])
                 lines.append([model, "0.01 Å, one atom", None, None, *slope_cells(row["forces"])])
         lines += [

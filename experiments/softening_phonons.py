@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.reference_runs import PHONOPY, RUNS
 from experiments.study import Study, Table, bootstrap, data_file, knows, load_models, run
+from jaxmlip.cli.arguments import Models
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -43,7 +44,7 @@ LIKE_PUBLISHED = ("relaxed", "displaced")
 class Settings:
     """How much too low are the phonon frequencies of a potential, against DFT of 103 binaries?"""
 
-    model: tuple[str, ...] = ("chgnet-0.3.0",)  # names or folders of potentials
+    model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with phonondb_PBE_103/; default: JAXMLIP_DATA
     out: Path = Path("softening_phonons")
     materials: int | None = None  # the first so many of the data set; default: all
