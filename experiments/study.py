@@ -35,6 +35,7 @@ PUBLISHED = {  # folders of the data, and where their files come from
     "pypolymlp_vasp": "github.com/sekocha/pypolymlp, tests/test_mlp_dev_api/data-vasp-*, as extxyz",
     "phonondb_PBE_103": "github.com/MPA2suite/k_SRME, data/",
     "phonopy_examples_PBE": "github.com/phonopy/phonopy, example/",
+    "phono3py_examples": "github.com/phonopy/phono3py, example/",
     "phonopy_displaced_extxyz": "github.com/phonopy/phonopy, example/, vasprun.xml as extxyz",
     "matcalc_benchmark": "github.com/materialsvirtuallab/matcalc, benchmark_data/",
     "acwf_eos_PBE": "github.com/aiidateam/acwf-verification-scripts",
