@@ -126,18 +126,20 @@ def main(settings: Settings) -> None:
     if unknown_elements:
         said.append(f"Left out for elements that the model does not know: {', '.join(unknown_elements)}.")
     drawn = {model: rows for model, rows in found.items() if rows}
-    figures = {
-        "curvature_hessian.png": (
-            "Force constants, model against DFT (left), and the model's frequency along each mode of DFT "
-            "over DFT's, against DFT's (right)",
-            draw(drawn),
-        ),
-        "curvature_amplitude.png": (
-            "Curvature of the model along the stiffest mode of DFT, over DFT's harmonic one",
-            draw_amplitudes(drawn),
-        ),
-    }
-    study.write(tables, figures if drawn else {}, said)
+    figures = {}
+    if drawn:
+        figures = {
+            "curvature_hessian.png": (
+                "Force constants, model against DFT (left), and the model's frequency along each mode of DFT "
+                "over DFT's, against DFT's (right)",
+                draw(drawn),
+            ),
+            "curvature_amplitude.png": (
+                "Curvature of the model along the stiffest mode of DFT, over DFT's harmonic one",
+                draw_amplitudes(drawn),
+            ),
+        }
+    study.write(tables, figures, said)
 
 
 def measure(potential: Potential, reference: PhonopyRun) -> dict[str, Any]:

@@ -74,17 +74,19 @@ def main(settings: Settings) -> None:
     if examples:
         tables.append(example_table(compared))
     drawn = {model: rows for model, rows in found.items() if rows}
-    figures = {
-        "softening_phonons.png": (
-            "Ratios of the highest frequency, model / DFT; as published: displacements, relaxed cell",
-            histogram(drawn),
-        ),
-        "softening_phonons_by_frequency.png": (
-            "The same ratio against DFT's highest frequency, from the Hessian in DFT's cell",
-            scatter(drawn),
-        ),
-    }
-    study.write(tables, figures if drawn else {}, findings(found, unknown))
+    figures = {}
+    if drawn:
+        figures = {
+            "softening_phonons.png": (
+                "Ratios of the highest frequency, model / DFT; as published: displacements, relaxed cell",
+                histogram(drawn),
+            ),
+            "softening_phonons_by_frequency.png": (
+                "The same ratio against DFT's highest frequency, from the Hessian in DFT's cell",
+                scatter(drawn),
+            ),
+        }
+    study.write(tables, figures, findings(found, unknown))
 
 
 def phonons(
