@@ -9,6 +9,7 @@ X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev. B 72, 035105 (2005), whose let
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlip import batching
-from jaxmlip.derivatives import _apply, _block_size, strain
+from jaxmlip.columns import second_axis_vmap
+from jaxmlip.derivatives import _block_size, strain
 from jaxmlip.graph import CrystalGraph, as_atoms
 from jaxmlip.progress import track
 from jaxmlip.units import ATOMIC_MASS, GPA_PER_EV_PER_A3
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  # xx yy zz yz xz xy
 LARGE_FORCE = 0.05  # eV/Å; above it, and above this stress, constants are those of no crystal at rest
 LARGE_STRESS = 0.5  # GPa
+MESSAGES = 2_000  # bonds and angles at once of `elastic_tensors`, times the columns of a block
 
 
 class Moduli(NamedTuple):
@@ -258,22 +261,37 @@ def elastic_tensor(
     resistance, so that the linear response does not exist.
     """
     atoms = as_atoms(crystal)
-    n, volume = len(atoms), atoms.get_volume()
-    gradient, H, coupling, bare = _expansion(potential, atoms, room)
-    modes, answer = _internal_response(H, coupling, np.finfo(potential.dtype).eps, atoms)
-    clamped = bare / volume
-    relaxed = clamped - coupling.T @ answer / volume
-    found = Elasticity(
-        C=(relaxed + relaxed.T) / 2 * GPA_PER_EV_PER_A3,
-        clamped=(clamped + clamped.T) / 2 * GPA_PER_EV_PER_A3,
-        force_strain=coupling.reshape(n, 3, 6),
-        internal_strain=answer.reshape(n, 3, 6),
-        internal_modes=modes,
-        stress=gradient[-3:] / volume * GPA_PER_EV_PER_A3,
-        max_force=float(np.linalg.norm(gradient[:n], axis=1).max()),
-        density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
-    )
+    (expansion,) = _expansions(potential, [potential.graph(atoms)], room)
+    found = _elasticity(expansion, atoms, potential.dtype)
     _warn_of_residuals(found, atoms)
+    return found
+
+
+def elastic_tensors(
+    potential: Potential,
+    crystals: Sequence[Atoms | Structure],
+    rooms: Sequence[batching.Capacity] = (),
+) -> list[Elasticity | ValueError]:
+    """`elastic_tensor` of many crystals, in the same order, under a progress bar.
+
+    Small crystals lie side by side in one graph, where one derivative is a column of each: the first atom of
+    each moves along x, then along y, and so on. So a batch takes as many derivatives as its largest crystal
+    alone. Crystals without a linear response have the error that `elastic_tensor` raises in their place.
+    Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
+
+    `rooms` as `batching.side_by_side` has them: calls with the same share the compiled programs. Raises
+    ValueError, as `from_atoms` does, before anything is computed.
+    """
+    every = [as_atoms(crystal) for crystal in crystals]
+    graphs = [potential.graph(atoms) for atoms in track(every, "neighbours")]
+    found: list[Elasticity | ValueError] = [ValueError()] * len(every)
+    for batch, room in track(batching.side_by_side(graphs, MESSAGES, rooms), "elastic constants"):
+        expansions = _expansions(potential, [graphs[k] for k in batch], room)
+        for k, expansion in zip(batch, expansions, strict=True):
+            try:
+                found[k] = _elasticity(expansion, every[k], potential.dtype)
+            except ValueError as error:
+                found[k] = error
     return found
 
 
@@ -286,46 +304,100 @@ def internal_strain(
     at rest; rigid shifts left out. Raises as `elastic_tensor`.
     """
     atoms = as_atoms(crystal)
-    _, H, coupling, _ = _expansion(potential, atoms, room)
-    return _internal_response(H, coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
+    (at,) = _expansions(potential, [potential.graph(atoms)], room)
+    return _internal_response(at.H, at.coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
 
 
-def _expansion(potential, atoms, room) -> tuple[np.ndarray, ...]:
-    """∂E/∂(r, ε), (n + 3, 3); H, (3n, 3n); Λ, (3n, 6); and ∂²E/∂ε∂ε, (6, 6); in float64."""
-    n, dtype = len(atoms), np.dtype(potential.dtype)
-    graph = batching.pack([potential.graph(atoms)], room, dtype)
-    size = len(graph.positions)
-    point = np.concatenate([graph.positions, np.zeros((3, 3), dtype)])
-    columns = np.array([*range(3 * n), *(3 * (size + i) + j for i, j in VOIGT)])
+class _Expansion(NamedTuple):
+    """The energy of a crystal to second order in positions and strain, in float64."""
+
+    forces: Float[np.ndarray, "atoms 3"]  # eV/Å
+    slope: Float[np.ndarray, "3 3"]  # ∂E/∂ε, eV
+    H: Float[np.ndarray, "coordinates coordinates"]  # eV/Å²
+    coupling: Float[np.ndarray, "coordinates 6"]  # Λ, eV/Å
+    bare: Float[np.ndarray, "6 6"]  # ∂²E/∂ε∂ε, eV
+
+
+def _expansions(potential, graphs: Sequence[CrystalGraph], room) -> list[_Expansion]:
+    """The expansions of crystals that fit into one batch."""
+    dtype = np.dtype(potential.dtype)
+    graph = batching.pack(graphs, room, dtype)
+    size, crystals = len(graph.positions), len(graph.cell)
+    point = np.concatenate([graph.positions, np.zeros((3 * crystals, 3), dtype)])
+    numbers = [len(g.species) for g in graphs]
+    starts = np.cumsum([0, *numbers[:-1]])
+    strains = size + 3 * np.arange(len(graphs))
+    # Of each column, the coordinate of each crystal that is its own; none is at the end of `point`.
+    columns = np.full((3 * max(numbers) + 6, crystals), point.size)
+    for c, (n, start, strain_at) in enumerate(zip(numbers, starts, strains, strict=True)):
+        columns[: 3 * n, c] = 3 * start + np.arange(3 * n)
+        columns[-6:, c] = [3 * (strain_at + i) + j for i, j in VOIGT]
     gradient, rows = _second_derivatives(potential, graph, point, columns)
-    displaced, strained = rows[: 3 * n, :n].reshape(3 * n, 3 * n), rows[3 * n :]
-    coupling = -strained[:, :n].reshape(6, 3 * n).T
-    bare = strained[:, -3:][:, *np.transpose(VOIGT)]
-    return np.delete(gradient, slice(n, size), axis=0), (displaced + displaced.T) / 2, coupling, bare
+    found = []
+    for n, start, strain_at in zip(numbers, starts, strains, strict=True):
+        own, cell = slice(start, start + n), slice(strain_at, strain_at + 3)
+        H = rows[: 3 * n, own].reshape(3 * n, 3 * n)
+        coupling = -rows[-6:, own].reshape(6, 3 * n).T
+        bare = rows[-6:, cell][:, *np.transpose(VOIGT)]
+        found.append(_Expansion(-gradient[own], gradient[cell], (H + H.T) / 2, coupling, bare))
+    return found
+
+
+def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:
+    n, volume = len(atoms), atoms.get_volume()
+    modes, answer = _internal_response(at.H, at.coupling, np.finfo(dtype).eps, atoms)
+    clamped = at.bare / volume
+    relaxed = clamped - at.coupling.T @ answer / volume
+    return Elasticity(
+        C=(relaxed + relaxed.T) / 2 * GPA_PER_EV_PER_A3,
+        clamped=(clamped + clamped.T) / 2 * GPA_PER_EV_PER_A3,
+        force_strain=at.coupling.reshape(n, 3, 6),
+        internal_strain=answer.reshape(n, 3, 6),
+        internal_modes=modes,
+        stress=at.slope / volume * GPA_PER_EV_PER_A3,
+        max_force=float(np.linalg.norm(at.forces, axis=1).max()),
+        density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
+    )
 
 
 def _second_derivatives(potential, graph, point, columns) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient at `point`, and its derivatives by the coordinates `columns` as rows, in float64."""
+    """The gradient at `point`, and its derivatives by the coordinates `columns` as rows, in float64.
+
+    `columns` is (columns, k): each is the sum of the derivatives by k coordinates, of which those beyond the
+    last are left out.
+    """
     rows = np.empty((len(columns), *point.shape))
     with potential.precision():
         gradient, tangent_map = _linearise(potential.energy_fn, potential.arrays, graph, point)
         block = _block_size(tangent_map, None, len(columns))
         for start in track(range(0, len(columns), block), "strains and displacements"):
             part = columns[start : start + block]
-            index = np.resize(part, block)  # the last block repeats some columns
-            found = np.asarray(_apply(tangent_map, point, index))
+            index = np.resize(part, (block, part.shape[1]))  # the last block repeats some columns
+            found = np.asarray(_respond(tangent_map, point, index))
             rows[start : start + len(part)] = found[:, : len(part)].swapaxes(0, 1)
     return np.asarray(gradient, float), rows
 
 
 @partial(jax.jit, static_argnames="energy")
-def _linearise(energy, params, graph: CrystalGraph, point: Float[Array, "atoms+3 3"]):
-    """∂E/∂(r, ε) at `point`, and the linear map from changes of (r, ε); ε is the last three rows."""
+def _linearise(energy, params, graph: CrystalGraph, point: Float[Array, "atoms+3*crystals 3"]):
+    """∂E/∂(r, ε) at `point`, and the linear map from changes of (r, ε); ε are the rows after the atoms."""
+    atoms = len(graph.positions)
 
     def total(point):
-        return energy(params, strain(graph.replace(positions=point[:-3]), point[None, -3:])).sum()
+        return energy(
+            params, strain(graph.replace(positions=point[:atoms]), point[atoms:].reshape(-1, 3, 3))
+        ).sum()
 
     return jax.linearize(jax.grad(total), jnp.asarray(point))
+
+
+@jax.jit
+def _respond(tangent_map, point, index) -> Float[Array, "coordinates/3 columns 3"]:
+    """The sums of the columns of the second derivative with the numbers index (columns, k)."""
+    columns = jnp.arange(len(index))[:, None]
+    unit = jnp.zeros((len(point), len(index), 3), point.dtype)
+    unit = unit.at[index // 3, columns, index % 3].set(1, mode="drop")
+    return second_axis_vmap(tangent_map, point)(unit)
 
 
 def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]:

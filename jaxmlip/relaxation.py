@@ -178,17 +178,19 @@ def relax_many(
     fix_symmetry: bool = False,
     pressure: float = 0.0,
     steps: int = 500,
+    room: batching.Capacity | None = None,
 ) -> list[Relaxation]:
     """`crystals` relaxed side by side, in the same order; see `relax` for what the arguments mean.
 
     Each call of the potential computes all crystals of a batch. A crystal that has ended makes room for the
     next, so that few programs are compiled, and one that falls apart disturbs no other. On a terminal a
-    progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE".
+    progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE". Calls that are given the same
+    `room` for a batch share its compiled program; it grows where crystals need more.
 
     Raises ValueError, as `Potential.graph` does, before anything is computed.
     """
     goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
-    results = _relax_side_by_side(potential, crystals, goal, _method(optimiser, METHODS))
+    results = _relax_side_by_side(potential, crystals, goal, _method(optimiser, METHODS), room)
     _warn(results)
     return results
 
@@ -199,10 +201,12 @@ def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
     return METHODS[name]
 
 
-def _relax_side_by_side(potential, crystals, goal: Goal, method: Callable[[], Method]) -> list[Relaxation]:
+def _relax_side_by_side(
+    potential, crystals, goal: Goal, method: Callable[[], Method], room: batching.Capacity | None = None
+) -> list[Relaxation]:
     descents = [BatchDescent(crystal, goal, method()) for crystal in crystals]
     graphs = [potential.graph(d.atoms) for d in track(descents, "neighbours")]
-    ended = _descend(potential, list(zip(descents, graphs, strict=True)))
+    ended = _descend(potential, list(zip(descents, graphs, strict=True)), room)
     for _ in track(range(len(descents)), "relaxing"):
         next(ended)
     return [d.result() for d in descents]
@@ -505,23 +509,27 @@ class BatchDescent(Descent):
         return np.linalg.eigh(self.coordinates[-3:] / self.scale)
 
 
-def _descend(potential: Potential, waiting: list[tuple[BatchDescent, CrystalGraph]]) -> Iterator[None]:
+def _descend(
+    potential: Potential,
+    waiting: list[tuple[BatchDescent, CrystalGraph]],
+    room: batching.Capacity | None,
+) -> Iterator[None]:
     """Moves all crystals until each has ended; yields once for each."""
     if not waiting:
         return
     waiting.sort(key=lambda pair: -_messages(batching.need([pair[1]])))
     active: list[tuple[BatchDescent, CrystalGraph]] = []
-    room = _shared_room([g for _, g in waiting])
+    room = _shared_room([g for _, g in waiting]) if room is None else room
     wasted = 0  # steps in which most of the room was empty
     while waiting or active:
         waiting = _fill(active, waiting, room)
         graphs = [g for _, g in active]
         need = batching.need(graphs)
         if wasted == PATIENCE:
-            room, wasted = _for_any_number(batching.capacity(graphs, SPARE)), 0
+            room, wasted = batching.any_number(batching.capacity(graphs, SPARE)), 0
         elif not room.holds(need):
             grown = batching.Capacity(*map(max, batching.capacity(graphs, GROWTH), room))
-            room, wasted = _for_any_number(grown), 0
+            room, wasted = batching.any_number(grown), 0
         wasted = wasted + 1 if SHRINK * _messages(need) < _messages(room) else 0
         moved = []
         for (descent, _), prediction in zip(active, potential.predict_graphs(graphs, room), strict=True):
@@ -540,7 +548,7 @@ def _shared_room(graphs: Sequence[CrystalGraph]) -> batching.Capacity:
     share = min(1.0, most / _messages(batching.need(graphs)))
     largest = [max(column) for column in zip(*(batching.need([g]) for g in graphs), strict=True)]
     mixed = [int(share * n) for n in batching.need(graphs)]
-    return _for_any_number(batching.rounded(batching.Capacity(*map(max, largest, mixed)), SPARE))
+    return batching.any_number(batching.rounded(batching.Capacity(*map(max, largest, mixed)), SPARE))
 
 
 def _fill(active: list, waiting: list, room: batching.Capacity) -> list:
@@ -555,11 +563,6 @@ def _fill(active: list, waiting: list, room: batching.Capacity) -> list:
             active.append(pair)
             free -= need
     return left
-
-
-def _for_any_number(room: batching.Capacity) -> batching.Capacity:
-    """With as many crystals as there can be of so many atoms: their number alone makes no new program."""
-    return room._replace(crystals=room.atoms)
 
 
 def _messages(need: batching.Capacity) -> int:

@@ -69,7 +69,7 @@ class Model:
         graph, point = self._graph(atoms)
         n, size = len(atoms), len(graph.positions)
         columns = np.array([*range(3 * n), *range(3 * size, 3 * size + 9)])
-        _, rows = _second_derivatives(self.potential, graph, point, columns)
+        _, rows = _second_derivatives(self.potential, graph, point, columns[:, None])
         return rows.reshape(len(rows), -1)[:, columns]
 
 
