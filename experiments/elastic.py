@@ -65,8 +65,8 @@ CLASSES = {  # the first that one of the elements belongs to
     "B, C, Si, Ge": "B C Si Ge",
 }
 METALS = "intermetallics"
-# DFT of acwf is without spin, and all of its electrons are there. What models were fitted to is magnetic (V in
-# oxides), has f electrons of lanthanides in the core, and U in oxides, of Mo and W too.
+# DFT of acwf is without spin, and all of its electrons are there. What models were fitted to is magnetic (V
+# in oxides), has f electrons of lanthanides in the core, and U in oxides, of Mo and W too.
 MAGNETIC = tuple("V Cr Mn Fe Co Ni Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Pa U Np Pu Am Cm".split())  # noqa: SIM905
 WITH_U = ("Mo", "W")
 STEP = 0.01  # strain to either side, of the slopes of the stress
@@ -431,9 +431,9 @@ def estimators_table(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> T
     columns = ("model", "moduli", "number", "K: median ratio", "G: median ratio", "median volume change / %")
     note = (
         "DFT's atoms follow the strain. matcalc keeps those of the model clamped and strains it by up to 1 % "
-        "(6 % in shear). Where stress over ±1 % gives another modulus than the derivative, the model's energy "
-        "is not smooth on that scale. At DFT's crystal "
-        "nothing is relaxed, and the moduli are those of stress against strain: a difference between both "
+        "(6 % in shear). Where stress over ±1 % gives another modulus than the derivative, the model's "
+        "energy is not smooth on that scale. At DFT's crystal nothing is relaxed, "
+        "and the moduli are those of stress against strain: a difference between both "
         "comes from the volume, the rest is curvature."
     )
     return Table("The same by other estimators", columns, rows, 3, note)

@@ -67,6 +67,25 @@ def test_batches_hold_every_crystal_once_within_one_capacity(any_potential, crys
         assert room.holds(batching.need([graphs[k] for k in batch]))
 
 
+def test_crystals_side_by_side_are_each_in_one_batch_that_has_room_for_them(any_potential, crystals):
+    large = crystals[0].repeat((3, 2, 2))
+    graphs = [any_potential.graph(c) for c in [*crystals * 7, large]]
+    rooms = batching.rooms_for(graphs, 500)
+    assert 1 < len(rooms) < 5
+    found = batching.side_by_side(graphs, 500)
+    assert sorted(k for batch, _ in found for k in batch) == list(range(len(graphs)))
+    assert len(found) < len(graphs) / 2
+    for batch, room in found:
+        assert room in rooms
+        assert room.holds(batching.need([graphs[k] for k in batch]))
+    # The large one does not make all batches large, and rooms that are given serve as far as they do.
+    assert sum(room == rooms[-1] for _, room in found) == 1
+    given = batching.side_by_side(graphs, 500, rooms[:1])
+    assert given[0][1] == rooms[0]
+    assert sorted(k for batch, _ in given for k in batch) == list(range(len(graphs)))
+    assert batching.side_by_side([], 500) == []
+
+
 def test_screening_many_crystals_compiles_one_program(any_potential):
     rng = np.random.default_rng(0)
     crystals = []

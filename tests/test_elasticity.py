@@ -18,9 +18,11 @@ from jaxmlip.elasticity import (
     VOIGT,
     Elasticity,
     _linearise,
+    _respond,
     _second_derivatives,
     _warn_of_residuals,
     elastic_tensor,
+    elastic_tensors,
     from_voigt,
     to_voigt,
 )
@@ -194,6 +196,36 @@ def test_the_tensor_turns_with_the_crystal(model, crystal):
     np.testing.assert_allclose(after.christoffel(turn @ [1, 2, 3]), before.christoffel([1, 2, 3]), rtol=1e-8)
     assert after.voigt == pytest.approx(before.voigt, rel=1e-8)
     assert after.reuss == pytest.approx(before.reuss, rel=1e-8)
+
+
+def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, crystal, zincblende):
+    """One atom, two and five: some have columns where others have none left."""
+    several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]
+    room = model.room._replace(atoms=2 * model.room.atoms, crystals=5)
+    programs = _respond._cache_size()
+    together = elastic_tensors(model.potential, several, [room])
+    assert _respond._cache_size() - programs <= 2  # the column blocks of large and of small batches
+    for one, atoms in zip(together, several, strict=True):
+        alone = model.elastic(atoms)
+        scale = np.abs(alone.clamped).max()
+        for name in ("C", "clamped", "stress"):
+            np.testing.assert_allclose(getattr(one, name), getattr(alone, name), atol=1e-9 * scale)
+        np.testing.assert_allclose(one.internal_strain, alone.internal_strain, atol=1e-8)
+        np.testing.assert_allclose(one.internal_modes, alone.internal_modes, atol=1e-9 * scale)
+        assert one.max_force == pytest.approx(alone.max_force, abs=1e-10)
+
+
+def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_crystals_no_new_program(model):
+    loose = Atoms("HeNe", [[0, 0, 0], [0, 0, 8]], cell=[14, 14, 16], pbc=True)
+    room = model.room._replace(crystals=5)
+    first, second, third = elastic_tensors(model.potential, [bulk("Cu"), loose, bulk("Cu")], [room])
+    assert isinstance(second, ValueError)
+    assert "meet no resistance" in str(second)
+    np.testing.assert_allclose(first.C, third.C, atol=1e-9 * np.abs(first.C).max())
+    before = _linearise._cache_size(), _respond._cache_size()
+    elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], [room])
+    assert (_linearise._cache_size(), _respond._cache_size()) == before
+    assert elastic_tensors(model.potential, []) == []
 
 
 def test_one_atom_cannot_move_within_its_cell(model):

@@ -272,6 +272,17 @@ def test_relaxing_many_crystals_compiles_few_programs_and_more_of_them_none(mors
     assert jaxmlip.potential._predict._cache_size() - before <= 1
 
 
+def test_calls_that_are_given_one_room_share_its_program(morse):
+    everything = [
+        rattled(GOOD, repeat, 0, cubic) for repeat in ((1, 1, 1), (2, 1, 1)) for cubic in (True, False)
+    ]
+    (*_, room) = batching.rooms_for([morse.graph(atoms) for atoms in everything], 1000, 0.3)
+    before = jaxmlip.potential._predict._cache_size()
+    for atoms in everything:
+        assert relax_many(morse, [atoms], room=room)[0].converged
+    assert jaxmlip.potential._predict._cache_size() - before <= 1
+
+
 def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch):
     monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 500)
     batches = []
