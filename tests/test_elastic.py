@@ -28,6 +28,7 @@ from experiments.study import MissingDataError, StudyError, run
 from jaxmlip import batching
 from jaxmlip.elasticity import MESSAGES, elastic_tensors
 from jaxmlip.equation_of_state import equations_of_state
+from jaxmlip.potential import MESSAGES_PER_BATCH
 
 CRYSTALS = {
     "mp-1": bulk("MgO", "rocksalt", 4.4),
