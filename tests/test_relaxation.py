@@ -18,7 +18,7 @@ from test_cli import complaint
 from test_cli import jaxmlip as command
 
 import jaxmlip.potential
-from jaxmlip import safe
+from jaxmlip import batching, safe
 from jaxmlip.graph import Cutoffs, bond_vectors
 from jaxmlip.models.basis import polynomial_envelope
 from jaxmlip.potential import Potential
