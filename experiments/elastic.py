@@ -26,10 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from experiments.study import (
     Estimate,
@@ -43,6 +42,7 @@ from experiments.study import (
     run,
 )
 from jaxmlip import batching
+from jaxmlip.cli.arguments import Models
 from jaxmlip.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -79,26 +79,16 @@ class Settings:
     Bulk and shear moduli of binary crystals, and equations of state, against PBE.
     """
 
-    model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """Name or folder of a model; give it once for each."""
-    data: Path | None = None
-    """Folder with matcalc_benchmark/ and acwf_eos_PBE/; default: JAXMLIP_DATA."""
+    model: Models = ()  # default: chgnet-0.3.0
+    data: Path | None = None  # folder with matcalc_benchmark/ and acwf_eos_PBE/; default: JAXMLIP_DATA
     out: Path = Path("elastic")
-    """Folder for rows, tables, figures and the record."""
-    every: int = 1
-    """Takes every so-many-th material of both sets."""
-    limit: int | None = None
-    """At most so many of each set."""
-    fmax: float = 0.01
-    """Crystals are relaxed until forces are below this (eV/Å) …"""
-    smax: float = 0.1
-    """… and stresses below this (GPa)."""
-    steps: int = 300
-    """After so many steps a crystal counts as one that does not come to rest."""
-    at_dft: bool = True
-    """Also computes the moduli at DFT's crystal, which takes about 40 % of the time."""
-    batch: int = 200
-    """Materials between two savings of rows."""
+    every: int = 1  # takes every so-many-th material of both sets
+    limit: int | None = None  # at most so many of each set
+    fmax: float = 0.01  # eV/Å; crystals are relaxed until forces are below this …
+    smax: float = 0.1  # … and stresses below this (GPa)
+    steps: int = 300  # after so many a crystal counts as one that does not come to rest
+    at_dft: bool = True  # also the moduli at DFT's crystal, which take about 40 % of the time
+    batch: int = 200  # materials between two savings of rows
 
 
 def main(settings: Settings) -> None:

@@ -30,7 +30,6 @@ from jaxmlip.relaxation import (
     METHODS,
     Method,
     NotConvergedWarning,
-    _for_any_number,
     _messages,
     _quiet,
     relax_many,
@@ -277,10 +276,10 @@ class SideBySide:
         )
         need = batching.need(graphs[:most])
         if self.room is None:
-            self.room = _for_any_number(batching.rounded(need, SPARE))
+            self.room = batching.any_number(batching.rounded(need, SPARE))
         elif not self.room.holds(need):
             grown = batching.rounded(need, GROWTH)
-            self.room = _for_any_number(batching.Capacity(*map(max, grown, self.room)))
+            self.room = batching.any_number(batching.Capacity(*map(max, grown, self.room)))
         return self.potential.predict_graphs(graphs[:most], self.room)
 
 

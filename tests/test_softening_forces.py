@@ -76,7 +76,7 @@ def test_against_half_of_its_own_forces_every_model_has_a_slope_of_2(name, tmp_p
     potential = small_potential(name, "float32")
     potential.save(tmp_path / "model")
     data = data_of(potential, tmp_path / "data", 0.5)
-    settings = Settings((str(tmp_path / "model"),), tmp_path / "out", data, frames=3)
+    settings = Settings((str(tmp_path / "model"),), data, frames=3, out=tmp_path / "out")
     main(settings)
     record = json.loads((tmp_path / "out/record.json").read_text())
     summary = record["tables"][0]
@@ -108,7 +108,7 @@ def test_materials_of_unknown_elements_are_left_out_and_named(tmp_path, monkeypa
     potential = replace(small_potential("chgnet-0.3", "float32"), elements=(29,))
     monkeypatch.setattr(Potential, "predict", lambda _, all: [{"forces": a.positions} for a in all])
     potential.save(tmp_path / "model")
-    main(Settings((str(tmp_path / "model"),), tmp_path / "out", data_of(potential, tmp_path / "data")))
+    main(Settings((str(tmp_path / "model"),), data_of(potential, tmp_path / "data"), out=tmp_path / "out"))
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert any("1 of 2 rows, which are left out: wbm-1-1 (WBM" in line for line in record["findings"])
     assert record["tables"][0]["rows"][0][4]["value"] == pytest.approx(0.9)
@@ -129,7 +129,7 @@ def test_a_model_that_errs_by_giving_means_is_told_apart_from_a_soft_one(tmp_pat
         "experiments.softening_forces.forces_by_material",
         lambda _, left: iter([(name, given) for name in left]),
     )
-    main(Settings((str(tmp_path / "model"),), tmp_path / "out", tmp_path))
+    main(Settings((str(tmp_path / "model"),), tmp_path, out=tmp_path / "out"))
     record = json.loads((tmp_path / "out/record.json").read_text())
     slopes = {row[1]: (row[4]["value"], row[9]["value"]) for row in record["tables"][0]["rows"]}
     assert slopes["crystal 300 K"] == pytest.approx((0.8, 1.0), rel=0.1)
@@ -213,7 +213,7 @@ def test_without_any_data_the_error_says_where_they_are_published(tmp_path, monk
     with pytest.raises(
         MissingDataError, match=r"(?s)mlearn is not in .*materialsvirtuallab.*--data.*figshare"
     ):
-        main(Settings((str(tmp_path / "model"),), tmp_path / "out"))
+        main(Settings((str(tmp_path / "model"),), out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
