@@ -4,6 +4,7 @@ Laws are proved on small networks with random parameters, so that they need no w
 the public weights, fetched once, and skipped with the reason where they cannot be had.
 """
 
+import gc
 import os
 import sys
 import warnings
@@ -27,6 +28,9 @@ from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
+
+# Traced programs are many small objects that live long; to look through them again and again costs a tenth.
+gc.set_threshold(100_000, 50, 50)
 
 CHGNET = {
     "features": 8,

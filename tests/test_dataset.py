@@ -32,6 +32,8 @@ from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
+from jaxmlip.training.config import ConfigError, DataConfig
+from jaxmlip.training.splits import read
 
 CUTOFFS = Cutoffs(4.0, 3.0)
 METALS = ("Cu", "Al", "Ni", "Ag", "Au", "Pd", "Pt", "Pb")
@@ -146,6 +148,22 @@ def test_the_digest_of_a_split_changes_with_any_label_and_its_order_alone(tmp_pa
             "changed": False,
             "turned": False,
         }
+
+
+def test_fewer_crystals_of_a_dataset_are_a_part_of_more_and_say_what_they_have(tmp_path):
+    whole = write(tmp_path / "d", [labelled(k, f"mp-{k}") for k in range(40)]).splits["train"]
+    parts = {n: read(DataConfig(train=(str(tmp_path / "d"),), crystals=n))["train"] for n in (3, 9)}
+    assert [len(p) for p in parts.values()] == [3, 9]
+    assert set(parts[3].index) < set(parts[9].index)
+    for part in parts.values():
+        again = MemorySplit(list(part), CUTOFFS)
+        assert part.counts == again.counts
+        assert part.elements == again.elements
+        np.testing.assert_array_equal(part.sizes, again.sizes)
+    other = read(DataConfig(train=(str(tmp_path / "d"),), crystals=9, split_seed=1))["train"]
+    assert len({whole.digest, parts[3].digest, parts[9].digest, other.digest}) == 4
+    with pytest.raises(ConfigError, match=f"data.crystals: found 41, needed {len(whole)} at most"):
+        read(DataConfig(train=(str(tmp_path / "d"),), crystals=41))
 
 
 def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):

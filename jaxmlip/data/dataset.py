@@ -90,6 +90,34 @@ class MemorySplit:
         return self.examples[k]
 
 
+class Subset:
+    """Some crystals of a split, as `Split`; they are read once to know what they have."""
+
+    def __init__(self, split: Split, index: Int[np.ndarray, " n"]):
+        self.split, self.index, self.cutoffs = split, np.asarray(index, np.int64), split.cutoffs
+        self.sizes = split.sizes[self.index]
+        self.counts, elements = dict.fromkeys(PROPERTIES, 0), set()
+        for k in range(len(self)):
+            try:
+                found = self[k]
+            except CorruptRecordError:  # told, or left out, by who trains on it
+                continue
+            elements |= set(found.graph.species.tolist())
+            for p in found.labels.known:
+                self.counts[p] += 1
+        self.elements = tuple(sorted(elements))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.split.digest.encode() + self.index.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, k: int) -> Example:
+        return self.split[int(self.index[k])]
+
+
 def example(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
     """The graph of a crystal with its labels.
 

@@ -63,6 +63,8 @@ class DataConfig:
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
     split_by: Literal["material", "crystal"] = "material"  # material: its crystals stay together
     split_seed: int = 0
+    # So many of the crystals for training, drawn by split_seed: fewer are a part of more. Default: all.
+    crystals: int | None = None
     format: str | None = None  # of the files; default: told from their names and contents
     options: dict[str, Any] = field(default_factory=dict)  # for the reader, such as {forces_key: dft_forces}
     skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
@@ -133,6 +135,7 @@ class TrainConfig:
             ("steps", 1),
             ("batch_size", 1),
             ("devices", 1),
+            ("data.crystals", 1),
             ("replay.crystals", 0),
             ("validate_every", 1),
             ("patience", 1),

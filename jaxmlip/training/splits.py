@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmlip.data.batch import Example
-from jaxmlip.data.dataset import MemorySplit, Split, check, is_dataset
+from jaxmlip.data.dataset import MemorySplit, Split, Subset, check, is_dataset
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxmlip.graph import Cutoffs
     from jaxmlip.potential import Potential
 
-ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0)}  # train on all
+ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0), "crystals": None}  # train on all
 
 
 def read_splits(data: DataConfig, cutoffs: Cutoffs) -> dict[str, Split]:
@@ -49,7 +49,19 @@ def read(data: DataConfig) -> dict[str, Split | list[LabelledCrystal]]:
             found[name] = _of_its_own(paths, name, data)
     if "train" not in found:
         raise ConfigError(f"data.train: found no crystal in {', '.join(data.train)}, needed one at least.")
+    if data.crystals is not None:
+        found["train"] = _some(found["train"], data.crystals, data.split_seed)
     return found
+
+
+def _some(train: Any, crystals: int, seed: int) -> Any:
+    """A random part of the training data; with the same seed, a smaller part is a part of a larger one."""
+    if crystals > len(train):
+        raise ConfigError(
+            f"data.crystals: found {crystals}, needed {len(train)} at most: so many are there to train on."
+        )
+    index = np.sort(np.random.default_rng(seed).permutation(len(train))[:crystals])
+    return [train[k] for k in index] if isinstance(train, list) else Subset(train, index)
 
 
 def _of_its_own(paths: Sequence[str], name: str, data: DataConfig):
