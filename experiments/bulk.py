@@ -70,8 +70,8 @@ def _uniaxial(atoms: Atoms, length: float) -> float | None:
 
 
 def _cubic(atoms: Atoms, energy: float, origin: str) -> Bulk:
-    from jaxmlip.phonons.symmetry import symmetry_dataset
     from jaxmlip.relaxation import SYMPREC
+    from jaxmlip.symmetry import symmetry_dataset
 
     found = symmetry_dataset(atoms, SYMPREC)
     if found is None or found.number not in KINDS or len(set(atoms.symbols)) > 1:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 BINARIES = "matcalc_benchmark/mp-binary-pbe-elasticity-2025.1.json.gz"
 ACWF = "acwf_eos_PBE"
+SYMMETRY = 1e-3  # Å: what relaxation in float32 leaves of it
 SPARE = 0.15  # of the room of a batch, for neighbours that come while crystals relax
 CLASSES = {  # the first that one of the elements belongs to
     "oxides": "O",
@@ -210,10 +211,10 @@ def measure(
     ]
 
     def tensors(crystals: Sequence[Atoms]) -> list[Elasticity | ValueError]:
-        found = elastic_tensors(potential, crystals, rooms)
+        found = elastic_tensors(potential, crystals, rooms, SYMMETRY)
         # float32 cannot tell a soft mode from none.
         again = [k for k, x in enumerate(found) if isinstance(x, ValueError)]
-        exact = elastic_tensors(potential.astype("float64"), [crystals[k] for k in again], rooms)
+        exact = elastic_tensors(potential.astype("float64"), [crystals[k] for k in again], rooms, SYMMETRY)
         for k, x in zip(again, exact, strict=True):
             found[k] = x
         return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,9 +22,18 @@ from jaxtyping import Array, Float
 
 from jaxmlip import batching
 from jaxmlip.columns import second_axis_vmap
-from jaxmlip.derivatives import _block_size, strain
+from jaxmlip.derivatives import BLOCK_SIZE, _block_size, strain
 from jaxmlip.graph import CrystalGraph, as_atoms
 from jaxmlip.progress import track
+from jaxmlip.symmetry import (
+    Pairs,
+    SpaceGroup,
+    completed,
+    identity,
+    needed_columns,
+    space_group,
+    spanning,
+)
 from jaxmlip.units import ATOMIC_MASS, GPA_PER_EV_PER_A3
 
 if TYPE_CHECKING:
@@ -35,6 +45,8 @@ if TYPE_CHECKING:
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  # xx yy zz yz xz xy
 LARGE_FORCE = 0.05  # eV/Å; above it, and above this stress, constants are those of no crystal at rest
 LARGE_STRESS = 0.5  # GPa
+SHEAR = np.sqrt([1, 1, 1, 2, 2, 2])  # makes Voigt's order an orthonormal basis of strains
+GAMMA = np.zeros((1, 3))
 MESSAGES = 2_000  # bonds and angles at once of `elastic_tensors`, times the columns of a block
 
 
@@ -100,9 +112,8 @@ class Elasticity:
 
         Under a stress, those of the symmetric part of `stress_strain`.
         """
-        # √2 on shears makes the basis orthonormal, so that the eigenvalues are the same in all axes.
-        root = np.sqrt([1, 1, 1, 2, 2, 2])
-        B = self.stress_strain * root[:, None] * root
+        # In an orthonormal basis eigenvalues are the same in all axes.
+        B = self.stress_strain * SHEAR[:, None] * SHEAR
         return np.linalg.eigvalsh((B + B.T) / 2)
 
     @property
@@ -261,7 +272,7 @@ def elastic_tensor(
     resistance, so that the linear response does not exist.
     """
     atoms = as_atoms(crystal)
-    (expansion,) = _expansions(potential, [potential.graph(atoms)], room)
+    (expansion,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
     found = _elasticity(expansion, atoms, potential.dtype)
     _warn_of_residuals(found, atoms)
     return found
@@ -271,22 +282,35 @@ def elastic_tensors(
     potential: Potential,
     crystals: Sequence[Atoms | Structure],
     rooms: Sequence[batching.Capacity] = (),
+    symmetry: float | None = None,
 ) -> list[Elasticity | ValueError]:
     """`elastic_tensor` of many crystals, in the same order, under a progress bar.
 
     Small crystals lie side by side in one graph, where one derivative is a column of each: the first atom of
-    each moves along x, then along y, and so on. So a batch takes as many derivatives as its largest crystal
-    alone. Crystals without a linear response have the error that `elastic_tensor` raises in their place.
-    Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
+    each moves along x, then along y, and so on. So a batch takes as many derivatives as that of its crystals
+    which needs most. Crystals without a linear response have the error that `elastic_tensor` raises in their
+    place. Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
 
-    `rooms` as `batching.side_by_side` has them: calls with the same share the compiled programs. Raises
-    ValueError, as `from_atoms` does, before anything is computed.
+    With `symmetry`, operations of the space group that hold within so many Å give derivatives from a few
+    others, as exactly as they hold. `rooms` as `batching.side_by_side` has them: calls with the same share
+    the compiled programs. Raises ValueError, as `from_atoms` does, before anything is computed.
     """
     every = [as_atoms(crystal) for crystal in crystals]
     graphs = [potential.graph(atoms) for atoms in track(every, "neighbours")]
+    needed = [_needed(atoms, symmetry) for atoms in track(every, "symmetry")]
     found: list[Elasticity | ValueError] = [ValueError()] * len(every)
-    for batch, room in track(batching.side_by_side(graphs, MESSAGES, rooms), "elastic constants"):
-        expansions = _expansions(potential, [graphs[k] for k in batch], room)
+    rooms = rooms or batching.rooms_for(graphs, MESSAGES)
+    alike: dict[int, list[int]] = {}  # crystals by how many blocks of columns they need
+    for k, its in enumerate(needed):
+        alike.setdefault(-(-its.count // BLOCK_SIZE), []).append(k)
+    parts = [
+        ([those[k] for k in batch], room)
+        for _, those in sorted(alike.items())
+        for batch, room in batching.side_by_side([graphs[k] for k in those], MESSAGES, rooms)
+    ]
+    for batch, room in track(parts, "elastic constants"):
+        of = [needed[k] for k in batch]
+        expansions = _expansions(potential, [graphs[k] for k in batch], of, room)
         for k, expansion in zip(batch, expansions, strict=True):
             try:
                 found[k] = _elasticity(expansion, every[k], potential.dtype)
@@ -304,7 +328,7 @@ def internal_strain(
     at rest; rigid shifts left out. Raises as `elastic_tensor`.
     """
     atoms = as_atoms(crystal)
-    (at,) = _expansions(potential, [potential.graph(atoms)], room)
+    (at,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
     return _internal_response(at.H, at.coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
 
 
@@ -318,7 +342,29 @@ class _Expansion(NamedTuple):
     bare: Float[np.ndarray, "6 6"]  # ∂²E/∂ε∂ε, eV
 
 
-def _expansions(potential, graphs: Sequence[CrystalGraph], room) -> list[_Expansion]:
+class _Needed(NamedTuple):
+    """Derivatives by which displacements and strains give, by symmetry, all others of a crystal."""
+
+    group: SpaceGroup
+    displacements: Pairs
+    strains: list[int]  # of VOIGT
+
+    @property
+    def count(self) -> int:
+        return len(self.displacements.coordinate) + len(self.strains)
+
+
+def _needed(atoms: Atoms, symmetry: float | None) -> _Needed:
+    group = identity(len(atoms))
+    if symmetry is not None:
+        with suppress(ValueError):  # spglib finds none
+            group = space_group(atoms, symmetry)
+    return _Needed(group, needed_columns(GAMMA, group), spanning(_turned_strains(group)))
+
+
+def _expansions(
+    potential, graphs: Sequence[CrystalGraph], needed: Sequence[_Needed], room
+) -> list[_Expansion]:
     """The expansions of crystals that fit into one batch."""
     dtype = np.dtype(potential.dtype)
     graph = batching.pack(graphs, room, dtype)
@@ -328,19 +374,49 @@ def _expansions(potential, graphs: Sequence[CrystalGraph], room) -> list[_Expans
     starts = np.cumsum([0, *numbers[:-1]])
     strains = size + 3 * np.arange(len(graphs))
     # Of each column, the coordinate of each crystal that is its own; none is at the end of `point`.
-    columns = np.full((3 * max(numbers) + 6, crystals), point.size)
-    for c, (n, start, strain_at) in enumerate(zip(numbers, starts, strains, strict=True)):
-        columns[: 3 * n, c] = 3 * start + np.arange(3 * n)
-        columns[-6:, c] = [3 * (strain_at + i) + j for i, j in VOIGT]
+    columns = np.full((BLOCK_SIZE * -(-max(n.count for n in needed) // BLOCK_SIZE), crystals), point.size)
+    for c, (its, start, strain_at) in enumerate(zip(needed, starts, strains, strict=True)):
+        own = [*(3 * start + its.displacements.coordinate)]
+        own += [3 * (strain_at + i) + j for i, j in (VOIGT[s] for s in its.strains)]
+        columns[: its.count, c] = own
     gradient, rows = _second_derivatives(potential, graph, point, columns)
     found = []
-    for n, start, strain_at in zip(numbers, starts, strains, strict=True):
+    for its, n, start, strain_at in zip(needed, numbers, starts, strains, strict=True):
         own, cell = slice(start, start + n), slice(strain_at, strain_at + 3)
-        H = rows[: 3 * n, own].reshape(3 * n, 3 * n)
-        coupling = -rows[-6:, own].reshape(6, 3 * n).T
-        bare = rows[-6:, cell][:, *np.transpose(VOIGT)]
+        moved, strained = np.split(rows[: its.count], [len(its.displacements.coordinate)])
+        H = completed(moved[:, own].reshape(-1, 3 * n), its.displacements, GAMMA, its.group)[0].real
+        coupling, bare = _completed_strains(strained[:, own], strained[:, cell], its)
         found.append(_Expansion(-gradient[own], gradient[cell], (H + H.T) / 2, coupling, bare))
     return found
+
+
+def _completed_strains(forces, slopes, needed: _Needed) -> tuple[np.ndarray, np.ndarray]:
+    """Λ (3n, 6) and ∂²E/∂ε∂ε (6, 6) from ∂²E/∂r∂ε (s, n, 3) and ∂²E/∂ε∂ε (s, 3, 3) of the strains needed.
+
+    Where a strain ε brings the forces f, the strain W ε Wᵀ brings the forces f turned by W.
+    """
+    group, turns = needed.group, _turned_strains(needed.group)
+    n, s = forces.shape[1], len(needed.strains)
+    scale = SHEAR[needed.strains]
+    forces = (forces.reshape(s, 3 * n) * scale[:, None]).T
+    slopes = (slopes[:, *np.transpose(VOIGT)] * SHEAR * scale[:, None]).T
+    X = np.concatenate([turn[:, needed.strains] for turn in turns], axis=1)
+    to = [group.turned(k, GAMMA, forces[None])[0].real for k in range(len(turns))]
+    Y = np.concatenate(
+        [np.concatenate(to, axis=1), np.concatenate([turn @ slopes for turn in turns], axis=1)]
+    )
+    all_of_them = np.linalg.solve(X @ X.T, X @ Y.T).T / SHEAR
+    return -all_of_them[: 3 * n], all_of_them[3 * n :] / SHEAR[:, None]
+
+
+def _turned_strains(group: SpaceGroup) -> np.ndarray:
+    """ε → W ε Wᵀ for each operation, (operations, 6, 6), where shears are √2 ε: the basis is orthonormal."""
+    basis = np.zeros((6, 3, 3))
+    for s, (i, j) in enumerate(VOIGT):
+        basis[s, i, j] += SHEAR[s] / 2
+        basis[s, j, i] += SHEAR[s] / 2
+    W = group.cartesian
+    return np.einsum("sij,kia,tab,kjb->kst", basis, W, basis, W, optimize=True)
 
 
 def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:

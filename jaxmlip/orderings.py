@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxmlip.graph import as_atoms
-from jaxmlip.phonons.symmetry import SpaceGroup, space_group
+from jaxmlip.symmetry import SpaceGroup, space_group
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -83,7 +83,7 @@ class Relaxation:
 
 def space_group(atoms: Atoms, symprec: float = SYMPREC) -> str:
     """The space group that spglib finds within `symprec` (Å), such as "Fm-3m (225)", or "-"."""
-    from jaxmlip.phonons.symmetry import symmetry_dataset
+    from jaxmlip.symmetry import symmetry_dataset
 
     found = symmetry_dataset(atoms, symprec)
     return "-" if found is None else f"{found.international} ({found.number})"

@@ -18,6 +18,7 @@ from jaxmlip.elasticity import (
     VOIGT,
     Elasticity,
     _linearise,
+    _needed,
     _respond,
     _second_derivatives,
     _warn_of_residuals,
@@ -213,6 +214,31 @@ def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, cry
         np.testing.assert_allclose(one.internal_strain, alone.internal_strain, atol=1e-8)
         np.testing.assert_allclose(one.internal_modes, alone.internal_modes, atol=1e-9 * scale)
         assert one.max_force == pytest.approx(alone.max_force, abs=1e-10)
+
+
+def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal, zincblende):
+    """Glide planes and screw axes, a stretched cell, one turned away from the axes, one without symmetry."""
+    turned = bulk("ZnO", "wurtzite", a=3.25, c=5.2, u=0.38)
+    turned.rotate(33, (1, 2, 3), rotate_cell=True)
+    places = [
+        [0, 0, 0],
+        [0.5, 0.5, 0.5],
+        *([x, x, 0] for x in (0.3, -0.3)),
+        *([0.5 + x, 0.5 - x, 0.5] for x in (0.3, -0.3)),
+    ]
+    rutile = Atoms("Ti2O4", cell=[4.6, 4.6, 2.95], pbc=True, scaled_positions=places)
+    several = [turned, zincblende, rutile, bulk("Cu"), crystal]
+    assert [_needed(atoms, 1e-5).count for atoms in several] == [4, 12, 8, 3, 21]
+    room = model.room._replace(atoms=2 * model.room.atoms, crystals=5)
+    every = elastic_tensors(model.potential, several, [room])
+    few = elastic_tensors(model.potential, several, [room], symmetry=1e-5)
+    for one, other in zip(few, every, strict=True):
+        scale = np.abs(other.clamped).max()
+        for name in ("C", "clamped", "stress"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-9 * scale)
+        np.testing.assert_allclose(one.internal_strain, other.internal_strain, atol=1e-8)
+        np.testing.assert_allclose(one.force_strain, other.force_strain, atol=1e-8)
+        np.testing.assert_allclose(one.internal_modes, other.internal_modes, atol=1e-9 * scale)
 
 
 def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_crystals_no_new_program(model):

@@ -23,7 +23,7 @@ from jaxmlip.phonons.modes import (
 from jaxmlip.phonons.nac import NAC, long_range
 from jaxmlip.phonons.report import as_record, draw, phonons, table
 from jaxmlip.phonons.supercell import force_constants
-from jaxmlip.phonons.symmetry import needed_columns, reduced_mesh, space_group, unfold
+from jaxmlip.symmetry import needed_columns, reduced_mesh, space_group, unfold
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])

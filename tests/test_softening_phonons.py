@@ -15,8 +15,8 @@ from experiments.study import MissingDataError
 from jaxmlip import batching
 from jaxmlip.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, Material, MeshModes
 from jaxmlip.phonons.modes import Modes, mesh_modes
-from jaxmlip.phonons.symmetry import reduced_mesh, space_group
 from jaxmlip.softening import shared_rooms
+from jaxmlip.symmetry import reduced_mesh, space_group
 
 MESH = (2, 2, 2)
 SCALE = 0.8  # of the potential's frequencies against those that are called DFT's

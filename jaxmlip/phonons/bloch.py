@@ -29,8 +29,8 @@ from jaxmlip.columns import second_axis_vmap
 from jaxmlip.derivatives import _block_size, _counted, _linearise, _packed, _plan, gradient, strain
 from jaxmlip.elasticity import VOIGT, internal_strain
 from jaxmlip.graph import CrystalGraph, as_atoms
-from jaxmlip.phonons.symmetry import Pairs, completed, needed_columns, space_group
 from jaxmlip.progress import track
+from jaxmlip.symmetry import Pairs, completed, needed_columns, space_group
 
 if TYPE_CHECKING:
     from ase import Atoms

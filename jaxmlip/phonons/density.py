@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmlip.phonons.modes import Modes
-from jaxmlip.phonons.symmetry import Mesh, space_group
+from jaxmlip.symmetry import Mesh, space_group
 from jaxmlip.units import EV_PER_THZ, J_PER_MOL_PER_EV, KELVIN_PER_EV
 
 IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding

@@ -22,7 +22,7 @@ from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
 from jaxmlip.phonons.nac import NAC, long_range
 from jaxmlip.phonons.supercell import ForceConstants
-from jaxmlip.phonons.symmetry import (
+from jaxmlip.symmetry import (
     Mesh,
     identity,
     mesh_shape,

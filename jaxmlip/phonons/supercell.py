@@ -17,7 +17,7 @@ from ase import Atoms
 from jaxmlip import batching
 from jaxmlip.derivatives import hessian_columns
 from jaxmlip.graph import as_atoms, check_crystal
-from jaxmlip.phonons.symmetry import space_group as find_space_group
+from jaxmlip.symmetry import space_group as find_space_group
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

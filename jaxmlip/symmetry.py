@@ -1,4 +1,5 @@
-"""What the space group of a crystal saves: wave vectors that are images of each other have one spectrum."""
+"""What the space group of a crystal saves: wave vectors that are images of each other have one spectrum, and
+of second derivatives a few columns give the others."""
 
 from __future__ import annotations
 
@@ -170,26 +171,32 @@ class Pairs(NamedTuple):
 def needed_columns(q_points: np.ndarray, group: SpaceGroup) -> Pairs:
     """Columns of D(q) from which those operations that keep q, or reverse it, give all others."""
     wave, coordinate = [], []
-    n = 3 * group.atom.shape[1]
     for k, q in enumerate(q_points):
-        span = np.zeros((n, 0), complex)
-        if len(_keeping(q, group)[0]) == 1:  # nothing but the identity keeps q
-            wave += [k] * n
-            coordinate += range(n)
-            continue
-        for s in range(n):
-            if span.shape[1] == n:
-                break
-            unit = np.eye(n, dtype=complex)[:, s]
-            if np.linalg.norm(unit - span @ (span.conj().T @ unit)) < 1e-3:
-                continue
-            wave.append(k)
-            coordinate.append(s)
-            images = np.stack([x for x, _ in _images(q, group, unit[:, None], unit[:, None])], axis=1)[..., 0]
-            images = images - span @ (span.conj().T @ images)
-            left, size, _ = np.linalg.svd(images, full_matrices=False)
-            span = np.concatenate([span, left[:, size > 1e-2]], axis=1)
+        keeping = _keeping(q, group)[0]
+        atom, turn = group.atom[keeping], group.cartesian[keeping]
+        # One atom of each orbit, and as many directions of it as those that keep the atom take to all others.
+        for j in np.unique(atom.min(axis=0)):
+            needed = spanning(turn[atom[:, j] == j])
+            wave += [k] * len(needed)
+            coordinate += [3 * j + b for b in needed]
     return Pairs(np.array(wave, int), np.array(coordinate, int))
+
+
+def spanning(turns: np.ndarray) -> list[int]:
+    """The numbers of a few axes whose images under a group of orthogonal matrices (k, d, d) span all d."""
+    d = turns.shape[-1]
+    span, found = np.zeros((d, 0)), []
+    for axis in range(d):
+        unit = np.eye(d)[axis]
+        if np.linalg.norm(unit - span @ (span.T @ unit)) < 1e-3:
+            continue
+        found.append(axis)
+        images = turns[:, :, axis].T
+        left, size, _ = np.linalg.svd(images - span @ (span.T @ images), full_matrices=False)
+        span = np.concatenate([span, left[:, size > 1e-2]], axis=1)
+        if span.shape[1] == d:
+            break
+    return found
 
 
 def completed(columns: np.ndarray, pairs: Pairs, q_points: np.ndarray, group: SpaceGroup) -> np.ndarray:
