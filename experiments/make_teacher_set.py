@@ -52,7 +52,7 @@ ALL_FRAMES = (
 )
 LEAST = 4  # atoms of the cells in which atoms are displaced
 SPARE = 0.3  # of the room of a batch, for crystals that are denser than those it was made for
-MESSAGES = 10_000  # bonds and angles in a batch
+MESSAGES = 4_000  # bonds and angles in a batch: on a CPU, time goes with their number from fewer on
 SAMPLE = 300  # compositions from whose crystals the rooms of batches follow
 # The configurations that molecular dynamics visits do not depend on masses, so all atoms have that of Ca, and
 # one time step suits all.
@@ -316,9 +316,9 @@ def relaxed(
 
     candidates = [c for group in groups for c in group]
     starts = [c.atoms() for c in candidates]
-    results = relax_many(
-        teacher, starts, **TIGHT, fix_symmetry=True, steps=settings.relax_steps, room=rooms[-1]
-    )
+    largest = batching.Capacity(*np.max([batching.need([teacher.graph(a)]) for a in starts], axis=0))
+    room = next((room for room in rooms if room.holds(largest)), rooms[-1])
+    results = relax_many(teacher, starts, **TIGHT, fix_symmetry=True, steps=settings.relax_steps, room=room)
     kept = []
     for candidate, result in zip(candidates, results, strict=True):
         evaluations["relaxing"] += result.steps + 1
@@ -625,7 +625,7 @@ def families_table(made: Made) -> Table:
     rows = []
     for family in dict.fromkeys(f.family for f in made.frames):
         these = [f for f in made.frames if f.family == family]
-        kinds = Counter(f.material.split("-")[0] for f in these if f.kind == "ideal")
+        kinds = Counter(f.material.rsplit("-", 1)[0] for f in these if f.kind == "ideal")
         elements = {z for f in these for z in f.atoms.numbers}
         words = ", ".join(f"{name} {n}" for name, n in kinds.most_common())
         rows.append([family, len({f.material for f in these}), len(these), len(elements), words])

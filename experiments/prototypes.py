@@ -102,7 +102,7 @@ MOLECULES = {  # edge of the cube of α-N2 and length of the bond (Å)
 VOLUMES = {  # per atom at rest, Å³, to within a few per cent
     "B": 7.3, "P": 19.0, "S": 25.8, "Mn": 12.2, "Ga": 19.6, "As": 21.5, "Se": 27.3, "In": 26.2, "Sn": 28.0,
     "Sb": 30.2, "Te": 34.0, "Hg": 23.4, "Bi": 35.4, "Sm": 33.2, "Pa": 24.9, "U": 20.8, "Np": 19.2, "Pu": 20.0,
-    "Am": 29.3,
+    "Am": 29.3, "H": 9.0, "He": 17.0, "N": 13.0, "O": 12.0, "F": 15.0, "Cl": 25.0, "Br": 30.0, "I": 40.0,
 }
 # fmt: on
 AX = (
@@ -273,17 +273,18 @@ def ionic_radius(symbol: str, charge: int) -> float:
 
 @cache
 def atomic_volume(symbol: str) -> float:
-    """Å³: of the element where it is cubic or hexagonal in ASE's table, else as VOLUMES has it."""
+    """Å³: as VOLUMES has it, or that of the element in ASE's table where it is cubic or hexagonal there."""
     from ase.data import atomic_numbers, covalent_radii, reference_states
 
+    if symbol in VOLUMES:
+        return VOLUMES[symbol]
     state = reference_states[atomic_numbers[symbol]] or {}
     a, atoms = state.get("a"), {"bcc": 2, "fcc": 4, "diamond": 8, "sc": 1}
     if a and state["symmetry"] in atoms:
         return a**3 / atoms[state["symmetry"]]
     if a and state["symmetry"] == "hcp":
         return 3**0.5 / 4 * a**3 * state["c/a"]
-    touching = float(2 * covalent_radii[atomic_numbers[symbol]]) ** 3 / 2**0.5  # spheres in fcc
-    return VOLUMES.get(symbol, touching)
+    return float(2 * covalent_radii[atomic_numbers[symbol]]) ** 3 / 2**0.5  # touching spheres in fcc
 
 
 def ground_state(symbol: str) -> Candidate:
