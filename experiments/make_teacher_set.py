@@ -692,7 +692,8 @@ def draw(made: Made, teacher: str) -> Figure:
     counts = Counter(int(z) for f in made.frames for z in np.unique(f.atoms.numbers))
     numbers = sorted(counts)
     axes[2].bar(range(len(numbers)), [counts[z] for z in numbers], color=COLOURS[0], width=0.8)
-    axes[2].set_xticks(range(len(numbers)), [chemical_symbols[z] for z in numbers], fontsize=5.5)
+    labels = ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(numbers)]
+    axes[2].set_xticks(range(len(numbers)), labels, fontsize=6)
     axes[2].set(ylabel="crystals with this element", xlim=(-1, len(numbers)))
     plt.close(figure)
     return figure

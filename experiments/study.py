@@ -41,6 +41,10 @@ PUBLISHED = {  # folders of the data, and where their files come from
     "acwf_eos_PBE": "github.com/aiidateam/acwf-verification-scripts",
     "emmet_testfiles": "github.com/materialsproject/emmet, test_files/",
     "approx_neb": "A. Rutt et al., ACS Appl. Mater. Interfaces 14, 44367 (2022), as JSON of emmet or atomate",
+    "matcalc_elemental_refs_PBE_r2SCAN": "github.com/materialsvirtuallab/matcalc, "
+    "src/matcalc/elemental_refs/",
+    "matbench_diatomics": "github.com/janosh/matbench-discovery, site/src/lib/diatomics-dft.json.gz, both "
+    "functionals at the same distances as paired_PBE.extxyz.gz and paired_r2SCAN.extxyz.gz",
     "wbm_high_energy": "figshare, doi:10.6084/m9.figshare.27307776 (wbm-high-energy-states.json.gz)",
 }
 

@@ -1,0 +1,509 @@
+"""Do total energies of two functionals agree once each has lost its own reference energies of the elements?
+
+    python -m experiments.energy_references --data FOLDER [--set TEACHER_SET] --out FOLDER
+
+takes energies of the same structures in two functionals, and Pearson's ρ between both, per atom: as they are,
+and after from each the reference energies were subtracted that least squares give for it, E_elem =
+(AᵀA)⁻¹ Aᵀ E with the fractions of the elements in A (arXiv:2504.05565, eq. 2; `jaxmlip.training.references`).
+Published: 0.0917 and 0.9250, of relaxed crystals in GGA/GGA+U and r2SCAN.
+
+Three kinds of pairs. Real ones: the elements of MatPES at rest (matcalc), and the curves of homonuclear
+dimers (Matbench Discovery) in PBE and r2SCAN. And labels of two public models that were fitted to either
+functional, which `experiments.make_teacher_set` makes: those stand in for DFT and are none. Their reference
+energies are fitted to the training split.
+
+Where there is one crystal for each unknown, least squares leave nothing, and ρ does not exist: from the
+elements at rest energies of isolated atoms are subtracted instead, which are DFT's own. Of dimers, the fit is
+the mean energy of each curve, so that ρ is that within curves.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+
+from experiments.study import (
+    Estimate,
+    MissingDataError,
+    Study,
+    StudyError,
+    Table,
+    bootstrap,
+    data_file,
+    run,
+)
+from jaxmlip.training.references import References, refit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jaxmlip.data.dataset import Dataset
+
+ELEMENTS, DIMERS = "matcalc_elemental_refs_PBE_r2SCAN", "matbench_diatomics"
+PUBLISHED = ("arXiv:2504.05565, relaxed crystals", 0.0917, 0.9250)
+BOUND = 10.0  # eV/Å; dimers whose atoms repel each other more are no part of what models are fitted to
+# Curves of these jump by up to 30 eV from one electronic state to another, in one functional or the other.
+F_SHELL = (*range(57, 72), *range(89, 104))
+NUMBERS = 119  # reference energies are by atomic number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Do total energies of two functionals agree once each has lost its own energies of the elements?
+
+    Correlation of the same structures' energies, before and after, and the shift of each element.
+    """
+
+    set: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Folders that make_teacher_set made with two teachers or more: the first one against each other."""
+    data: Path | None = None
+    """Folder with matcalc_elemental_refs_PBE_r2SCAN/ and matbench_diatomics/; default: JAXMLIP_DATA."""
+    out: Path = Path("energy_references")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Crystals that are compared, and those whose energies the references were fitted to."""
+
+    name: str
+    of: np.ndarray  # which
+    fit: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The energies of the same structures in two functionals."""
+
+    name: str
+    functionals: tuple[str, str]
+    species: list[np.ndarray]  # atomic numbers
+    energies: np.ndarray  # (structures, 2), eV
+    groups: list[str]  # structures of one are drawn together by the bootstrap
+    parts: list[Part]
+    forces: list[np.ndarray] | None = None  # (atoms, 3, 2), eV/Å
+    isolated: np.ndarray | None = None  # (structures, 2), eV: the same atoms far apart
+
+    @property
+    def atoms(self) -> np.ndarray:
+        return np.array([len(s) for s in self.species])
+
+
+def main(settings: Settings) -> None:
+    sources, absent = read(settings)
+    study = Study("energy_references", Settings.__doc__, settings, {})
+    by_key = {f"{pairs.name}: {part.name}": (pairs, part) for pairs in sources for part in pairs.parts}
+    rows = study.each("correlations", list(by_key), lambda key: compare(*by_key[key]))
+    tables = [correlation_table(by_key, rows), shift_table(by_key, rows)]
+    study.write(tables, figures(by_key, rows), [*findings(rows), *absent])
+
+
+def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
+    """All pairs that are at hand, and what is to be said of data that are not.
+
+    Raises MissingDataError where there are neither data nor sets.
+    """
+    found, absent = [], []
+    for name, reader in {ELEMENTS: read_elements, DIMERS: read_dimers}.items():
+        try:
+            folder = data_file(settings.data, name)
+        except MissingDataError as error:
+            absent.append(error)
+        else:
+            found.append(reader(folder))
+    for folder in settings.set:
+        found += read_set(folder)
+    names = [pairs.name for pairs in found]
+    if len(set(names)) < len(names):
+        raise StudyError(f"found the sources {', '.join(names)}, needed names that tell them apart.")
+    if not found:
+        raise absent[0]
+    return found, [f"Left out: {error}" for error in absent]
+
+
+def read_elements(folder: Path) -> Pairs:
+    """MatPES's crystals of the elements that are the same material in both functionals."""
+    from ase.data import atomic_numbers
+
+    entries = []
+    for functional in ("PBE", "r2SCAN"):
+        path = folder / f"MatPES-{functional}-Element-Refs.json.gz"
+        try:
+            whole = json.loads(gzip.decompress(path.read_bytes()))
+            entries.append(
+                {
+                    symbol: (e["matpes_id"], float(e["energy_per_atom"]), float(e["energy_atomic"]))
+                    for symbol, e in whole.items()
+                    if symbol in atomic_numbers
+                }
+            )
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StudyError(
+                f"{path} is not as matcalc publishes it ({type(error).__name__}: {error}); needed gzipped "
+                "JSON with matpes_id, energy_per_atom and energy_atomic of each element. Download it again."
+            ) from None
+    same = [s for s in entries[0] if s in entries[1] and entries[0][s][0] == entries[1][s][0]]
+    _check_some(same, f"element that is the same material in both files of {folder}")
+    columns = np.array([[e[s][1:] for e in entries] for s in same])
+    every = np.ones(len(same), bool)
+    return Pairs(
+        "elements at rest",
+        ("PBE", "r2SCAN"),
+        [np.array([atomic_numbers[s]]) for s in same],
+        columns[:, :, 0],
+        same,
+        [Part("all", every, every)],
+        isolated=columns[:, :, 1],
+    )
+
+
+def read_dimers(folder: Path) -> Pairs:
+    """Matbench Discovery's curves of homonuclear dimers, energies and forces."""
+    from experiments.frames import read as read_frames
+
+    try:
+        first, second = (read_frames(folder / f"paired_{f}.extxyz.gz") for f in ("PBE", "r2SCAN"))
+        _check_same([f.atoms for f in first], [f.atoms for f in second], folder)
+    except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StudyError(
+            f"{folder} does not hold the pairs of Matbench Discovery ({type(error).__name__}: {error}); "
+            "needed paired_PBE.extxyz.gz and paired_r2SCAN.extxyz.gz, the same dimers with energy and "
+            "forces. Make them again."
+        ) from None
+    energies = np.array([[a.labels.energy, b.labels.energy] for a, b in zip(first, second, strict=True)])
+    forces = [np.stack([a.labels.forces, b.labels.forces], -1) for a, b in zip(first, second, strict=True)]
+    every = np.ones(len(first), bool)
+    calm = np.array([np.linalg.norm(f, axis=1).max() <= BOUND for f in forces])
+    other = np.array([f.atoms.numbers[0] not in F_SHELL for f in first])
+    return Pairs(
+        "dimers",
+        ("PBE", "r2SCAN"),
+        [f.atoms.numbers for f in first],
+        energies,
+        [f.material for f in first],
+        [
+            Part("all", every, every),
+            Part(f"forces up to {BOUND:g} eV/Å", calm, calm),
+            Part("these without lanthanides and actinides", calm & other, calm & other),
+        ],
+        forces,
+    )
+
+
+def read_set(folder: Path) -> list[Pairs]:
+    """A teacher set: its first teacher against each of the others."""
+    from experiments.make_teacher_set import SET
+    from jaxmlip.data.dataset import Dataset
+
+    path = folder / SET
+    try:
+        teachers = [str(name) for name in json.loads(path.read_text())["teachers"]]
+    except FileNotFoundError:
+        raise StudyError(
+            f"{folder} has no {SET}; needed a folder that experiments.make_teacher_set wrote to its end."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} cannot be read ({error!r}); make the set again.") from None
+    if len(teachers) < 2 or any(Path(name).name != name for name in teachers):
+        raise StudyError(f"{folder} has the teachers {', '.join(teachers) or 'none'}, needed two at least.")
+    first, *others = ([*_labels(Dataset(folder / name))] for name in teachers)
+    found = []
+    for name, other in zip(teachers[1:], others, strict=True):
+        _check_same([c.atoms for _, c in first], [c.atoms for _, c in other], folder)
+        train = np.array([split == "train" for split, _ in first])
+        ideal = np.array([c.name.endswith("/ideal") for _, c in first])
+        crystals = [c for _, c in first]
+        parts = [
+            Part("ideal crystals", ideal, train),
+            Part("ideal crystals held out", ideal & ~train, train),
+            Part("all", np.ones(len(first), bool), train),
+        ]
+        both = [(a.labels, b.labels) for a, (_, b) in zip(crystals, other, strict=True)]
+        found.append(
+            Pairs(
+                f"{folder.name}: {teachers[0]}, {name}",
+                (teachers[0], name),
+                [c.atoms.numbers for c in crystals],
+                np.array([[a.energy, b.energy] for a, b in both]),
+                [c.material for c in crystals],
+                [part for part in parts if part.of.any()],
+                [np.stack([a.forces, b.forces], -1) for a, b in both],
+            )
+        )
+    return found
+
+
+def _labels(dataset: Dataset):
+    """The split and the crystal, of all crystals."""
+    crystals = dataset.crystals()
+    for split, part in dataset.splits.items():
+        for _ in range(len(part)):
+            yield split, next(crystals)
+
+
+def _check_some(items: Sequence, what: str) -> None:
+    if not items:
+        raise StudyError(f"found no {what}, needed one at least.")
+
+
+def _check_same(first: Sequence, second: Sequence, folder: Path) -> None:
+    """Raises StudyError unless both are the same crystals."""
+    _check_some(first, f"crystal in {folder}")
+    if len(first) != len(second):
+        raise StudyError(
+            f"{folder} has {len(first)} crystals in one functional and {len(second)} in the other."
+        )
+    for k, (a, b) in enumerate(zip(first, second, strict=True)):
+        same = np.array_equal(a.numbers, b.numbers) and np.allclose(a.positions, b.positions, atol=1e-5)
+        if not (same and np.allclose(a.cell, b.cell, atol=1e-5)):
+            raise StudyError(f"{folder}: crystal {k} is another one in the second functional.")
+
+
+def fitted(pairs: Pairs, fit: np.ndarray) -> list[References]:
+    """The reference energies of each functional, by least squares over the crystals `fit`."""
+    species = [pairs.species[k] for k in np.flatnonzero(fit)]
+    return [refit(species, pairs.energies[fit, f], np.zeros(NUMBERS)) for f in (0, 1)]
+
+
+def remaining(pairs: Pairs, references: Sequence[References]) -> np.ndarray:
+    """(structures, 2), eV/atom: what the energies are above the reference energies."""
+    own = np.array([[r.energies[s].sum() for r in references] for s in pairs.species])
+    return (pairs.energies - own) / pairs.atoms[:, None]
+
+
+def compare(pairs: Pairs, part: Part) -> dict[str, Any]:
+    """ρ before and after, with intervals by draws of whole groups; the references stay as they are fitted."""
+    references = fitted(pairs, part.fit)
+    known = set(references[0].fitted)
+    # Elements that the training split lacks have no reference energy.
+    of = part.of & np.array([set(s.tolist()) <= known for s in pairs.species])
+    if not of.any():
+        raise ValueError("no crystal is of elements that the references were fitted to.")
+    groups = [pairs.groups[k] for k in np.flatnonzero(of)]
+    raw = (pairs.energies / pairs.atoms[:, None])[of]
+    after = remaining(pairs, references)[of]
+    row = {
+        "number": int(of.sum()),
+        "left_out": int((part.of & ~of).sum()),
+        "groups": len(set(groups)),
+        "unknowns": len(known),
+        "determined": not references[0].ridge,
+        "raw": correlation(raw, groups),
+        # Rounding is no correlation.
+        "after": correlation(after, groups) if part.fit.sum() > len(known) else None,
+        "difference": rms(raw[:, 1] - raw[:, 0]),
+        "difference_after": rms(after[:, 1] - after[:, 0]),
+        "shift": {z: float(references[1].energies[z] - references[0].energies[z]) for z in sorted(known)},
+    }
+    if pairs.isolated is not None:
+        apart = (pairs.energies - pairs.isolated)[of] / pairs.atoms[of, None]
+        row["isolated"] = correlation(apart, groups)
+        row["difference_isolated"] = rms(apart[:, 1] - apart[:, 0])
+    if pairs.forces is not None:
+        F = [pairs.forces[k].reshape(-1, 2) for k in np.flatnonzero(of)]
+        of_atoms = [g for g, f in zip(groups, F, strict=True) for _ in f]
+        both = np.concatenate(F)
+        # Of dimers across x, and of atoms that symmetry holds, they are zero in both.
+        pushed = (both != 0).any(axis=1)
+        row["forces"] = correlation(both[pushed], [g for g, p in zip(of_atoms, pushed, strict=True) if p])
+        row["force_difference"] = rms(both[pushed, 1] - both[pushed, 0]) if pushed.any() else None
+    return row
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def correlation(xy: np.ndarray, groups: Sequence[str]) -> Estimate | None:
+    """Pearson's ρ of the columns of `xy` (n, 2), with an interval by draws of groups of rows.
+
+    None where a column is constant.
+    """
+    if not len(xy) or not np.ptp(xy, axis=0).all():
+        return None
+    x, y = (xy - xy.mean(axis=0)).T
+    terms = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+    _, which = np.unique(np.asarray(groups, np.str_), return_inverse=True)
+    sums = np.zeros((which.max() + 1, terms.shape[1]))
+    np.add.at(sums, which, terms)
+    return bootstrap(sums, pearson)
+
+
+def pearson(sums: np.ndarray) -> float:
+    """ρ from the sums of 1, x, y, x², y², xy of each group."""
+    n, x, y, xx, yy, xy = sums.sum(axis=0)
+    spread = (n * xx - x * x) * (n * yy - y * y)
+    return float((n * xy - x * y) / np.sqrt(spread)) if spread > 0 else float("nan")
+
+
+def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
+    """An Estimate as rows keep it."""
+    if found is None:
+        return None
+    return Estimate(*(float("nan") if found[k] is None else found[k] for k in Estimate._fields))
+
+
+ByKey = Mapping[str, tuple[Pairs, Part]]
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def correlation_table(by_key: ByKey, rows: Rows) -> Table:
+    published = [None] * 11
+    published[:1], published[4:6] = PUBLISHED[:1], PUBLISHED[1:]
+    lines = [published]
+    for key, row in rows.items():
+        if "failed" in row:
+            continue
+        pairs, part = by_key[key]
+        start = [pairs.name, f"{pairs.functionals[0]}, {pairs.functionals[1]}", part.name]
+        start = [f"{start[0]}, {start[2]}"]
+        numbers = [row["number"], row["groups"], row["unknowns"], estimate(row["raw"])]
+        force = estimate(row.get("forces")), row.get("force_difference")
+        lines.append(
+            [
+                *start,
+                *numbers,
+                estimate(row["after"]),
+                row["difference"],
+                row["difference_after"],
+                *force,
+                "yes" if row["determined"] else "no",
+            ]
+        )
+        if "isolated" in row:
+            after = [estimate(row["isolated"]), row["difference"], row["difference_isolated"]]
+            words = f"{start[0]}: isolated atoms subtracted"
+            lines.append([words, row["number"], row["groups"], 0, numbers[-1], *after, None, None, None])
+    columns = ("structures", "number", "materials", "unknowns", "ρ raw", "ρ after")
+    columns += ("rms difference raw / eV/atom", "after", "ρ of forces", "rms difference / eV/Å", "determined")
+    note = (
+        "Energies per atom; intervals by draws of materials (elements, of dimers), with reference energies "
+        "as they are. Determined: compositions tell all reference energies apart. With as many unknowns as "
+        "structures nothing remains, and there is no ρ. Labels of public models stand in for DFT."
+    )
+    return Table("Pearson's ρ of the same structures in two functionals", columns, lines, 4, note)
+
+
+def shifts(by_key: ByKey, rows: Rows) -> dict[str, dict[int, float]]:
+    """E_ref of the second functional above the first's by element (eV), of each source's last part."""
+    return {
+        by_key[key][0].name: {int(z): e for z, e in row["shift"].items()}
+        for key, row in rows.items()
+        if "failed" not in row
+    }
+
+
+def shift_table(by_key: ByKey, rows: Rows) -> Table:
+    from ase.data import chemical_symbols
+
+    found = shifts(by_key, rows)
+    elements = sorted({z for of in found.values() for z in of})
+    lines = [[chemical_symbols[z], *(of.get(z) for of in found.values())] for z in elements]
+    note = (
+        "Reference energy in the second functional minus that in the first, by least squares in each. Of "
+        f"dimers: of those with forces up to {BOUND:g} eV/Å, without lanthanides and actinides, whose curves "
+        "jump from one electronic state to another."
+    )
+    return Table("Shift of the elements' reference energies / eV", ("element", *found), lines, 3, note)
+
+
+def findings(rows: Rows) -> list[str]:
+    found = []
+    for key, row in rows.items():
+        if "failed" in row:
+            continue
+        shift = np.array(list(row["shift"].values()))
+        words = f"{key}: reference energies shift by {shift.min():.1f} to {shift.max():.1f} eV"
+        if row["after"] is None:
+            words += (
+                f"; {row['number']} structures and {row['unknowns']} unknowns leave nothing to be compared "
+                "after least squares"
+            )
+        if row["left_out"]:
+            words += f"; {row['left_out']} structures have elements that the fitted ones lack"
+        found.append(f"{words}.")
+    return found
+
+
+def figures(by_key: ByKey, rows: Rows) -> dict[str, tuple[str, Figure]]:
+    return {
+        "energy_references.png": (
+            "Energies of the same structures in two functionals (eV/atom), as they are and after the "
+            "reference energies of each were subtracted; from the elements at rest, energies of isolated "
+            "atoms.",
+            draw_pairs(by_key, rows),
+        ),
+        "energy_shifts.png": (
+            "Reference energy of each element in the second functional minus that in the first.",
+            draw_shifts(shifts(by_key, rows)),
+        ),
+    }
+
+
+def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
+    import matplotlib.pyplot as plt
+
+    from jaxmlip.figures import COLOURS
+
+    # One line of panels for each source: of its first part, of dimers the last.
+    chosen: dict[str, str] = {}
+    for key, (pairs, _) in by_key.items():
+        if "failed" not in rows[key] and (pairs.name not in chosen or pairs.name == "dimers"):
+            chosen[pairs.name] = key
+    n = max(1, len(chosen))
+    figure, axes = plt.subplots(n, 2, figsize=(7.5, 3.3 * n), layout="constrained", squeeze=False)
+    for line, key in zip(axes, chosen.values(), strict=False):
+        pairs, part = by_key[key]
+        references = fitted(pairs, part.fit)
+        known = np.array([set(s.tolist()) <= set(references[0].fitted) for s in pairs.species])
+        of, row = part.of & known, rows[key]
+        if pairs.isolated is None:
+            after, rho = remaining(pairs, references)[of], row["after"]
+        else:
+            after, rho = ((pairs.energies - pairs.isolated) / pairs.atoms[:, None])[of], row["isolated"]
+        raw = (pairs.energies / pairs.atoms[:, None])[of]
+        words = "above isolated atoms" if pairs.isolated is not None else "above references"
+        marks = ((raw, row["raw"], "total energy", "o"), (after, rho, f"energy {words}", "s"))
+        for k, (ax, (xy, its, quantity, marker)) in enumerate(zip(line, marks, strict=True)):
+            style = {"ms": 3, "alpha": 0.5, "mew": 0, "color": COLOURS[k]}
+            ax.plot(*xy.T, marker, ls="", rasterized=True, **style)
+            ends = np.array([xy.min(), xy.max()])
+            ax.plot(ends, ends, "k-", lw=0.7)
+            value = "-" if its is None else f"{estimate(its).value:.4f}"
+            ax.set_title(f"{pairs.name.split(':')[0]}, {part.name}: ρ = {value}", fontsize="small")
+            first, second = pairs.functionals
+            ax.set_xlabel(f"{first}: {quantity} / eV/atom", fontsize="x-small")
+            ax.set_ylabel(f"{second} / eV/atom", fontsize="x-small")
+            ax.tick_params(labelsize="x-small")
+    plt.close(figure)
+    return figure
+
+
+def draw_shifts(found: Mapping[str, Mapping[int, float]]) -> Figure:
+    import matplotlib.pyplot as plt
+    from ase.data import chemical_symbols
+
+    from jaxmlip.figures import COLOURS
+
+    figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    for k, (name, of) in enumerate(found.items()):
+        style = {"marker": "os^Dv*"[k % 6], "ms": 4, "mfc": "none", "color": COLOURS[k % len(COLOURS)]}
+        ax.plot(list(of), list(of.values()), ls="", label=name, **style)
+    elements = sorted({z for of in found.values() for z in of})
+    labels = ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(elements)]
+    ax.set_xticks(elements, labels, fontsize=6)
+    ax.set(ylabel="shift of the reference energy / eV", xlabel="element")
+    ax.axhline(0, color="k", lw=0.7)
+    ax.legend(frameon=False, fontsize="small")
+    plt.close(figure)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main, Settings)

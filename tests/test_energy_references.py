@@ -1,0 +1,194 @@
+"""Energies of two functionals: what least squares take away, what remains, and what is refused."""
+
+import gzip
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from experiments.energy_references import (
+    DIMERS,
+    ELEMENTS,
+    Pairs,
+    Part,
+    Settings,
+    compare,
+    correlation,
+    fitted,
+    main,
+    read_dimers,
+    read_elements,
+    read_set,
+    remaining,
+)
+from experiments.study import MissingDataError, StudyError, data_root
+from jaxmlip.data.labels import LabelledCrystal, Labels
+from jaxmlip.data.writing import write_dataset
+from jaxmlip.graph import Cutoffs
+
+SHIFT = {12: -3.0, 8: -10.0, 13: -5.0, 22: 40.0}  # eV, of the second functional's elements
+
+
+def pairs_of(functional, n=200, seed=0) -> Pairs:
+    """Random compositions; energies of elements and of bonds, the second functional's by `functional`."""
+    rng = np.random.default_rng(seed)
+    species = [rng.choice(list(SHIFT), rng.integers(1, 8)) for _ in range(n)]
+    bonds = rng.normal(-4, 0.5, n) * [len(s) for s in species]
+    own = {12: -1.0, 8: -2.0, 13: -1.5, 22: -3.0}
+    first = bonds + [sum(own[z] for z in s) for s in species]
+    second = functional(bonds) + [sum(own[z] + SHIFT[z] for z in s) for s in species]
+    every = np.ones(n, bool)
+    groups = [str(k // 4) for k in range(n)]
+    return Pairs(
+        "trial", ("A", "B"), species, np.stack([first, second], 1), groups, [Part("all", every, every)]
+    )
+
+
+def test_a_shift_of_elements_alone_is_found_and_what_remains_is_the_same():
+    pairs = pairs_of(lambda bonds: bonds)
+    row = compare(pairs, pairs.parts[0])
+    assert abs(row["raw"].value) < 0.7
+    assert row["after"].value == pytest.approx(1, abs=1e-12)
+    assert row["difference_after"] < 1e-10 < row["difference"]
+    assert {int(z): pytest.approx(e) for z, e in SHIFT.items()} == row["shift"]
+    assert row["determined"]
+
+
+def test_correlation_is_that_of_numpy_and_its_interval_is_wider_where_groups_are_alike():
+    rng = np.random.default_rng(1)
+    xy = rng.multivariate_normal([3, 100], [[1, 0.5], [0.5, 1]], 300)
+    alone = correlation(xy, [str(k) for k in range(300)])
+    assert alone.value == pytest.approx(np.corrcoef(xy.T)[0, 1])
+    assert alone.low < alone.value < alone.high
+    copies = correlation(np.repeat(xy, 5, axis=0), [str(k // 5) for k in range(1500)])
+    naive = correlation(np.repeat(xy, 5, axis=0), [str(k) for k in range(1500)])
+    assert copies.high - copies.low > 1.5 * (naive.high - naive.low)
+
+
+def test_references_are_fitted_to_the_training_split_alone():
+    pairs = pairs_of(lambda bonds: 1.1 * bonds)
+    train = np.arange(200) < 50
+    found = fitted(pairs, train)
+    moved = replace(pairs, energies=np.where(train[:, None], pairs.energies, 1e6))
+    np.testing.assert_array_equal(fitted(moved, train)[1].energies, found[1].energies)
+    assert np.isfinite(remaining(pairs, found)).all()
+
+
+def test_crystals_of_elements_that_were_not_fitted_are_left_out_and_counted():
+    pairs = pairs_of(lambda bonds: bonds)
+    without = np.array([22 not in s for s in pairs.species])
+    row = compare(pairs, Part("all", np.ones(200, bool), without))
+    assert row["number"] == without.sum()
+    assert row["left_out"] == (~without).sum()
+
+
+def write_elements(folder: Path, **entries) -> None:
+    folder.mkdir(parents=True)
+    for k, functional in enumerate(("PBE", "r2SCAN")):
+        whole = {
+            symbol: {"matpes_id": ids[k], "energy_per_atom": total[k], "energy_atomic": total[k] - cohesive}
+            for symbol, (ids, total, cohesive) in entries.items()
+        }
+        path = folder / f"MatPES-{functional}-Element-Refs.json.gz"
+        path.write_bytes(gzip.compress(json.dumps(whole).encode()))
+
+
+def write_dimers(folder: Path, moved: float = 0.0) -> None:
+    folder.mkdir(parents=True)
+    for functional, shift in (("PBE", 0.0), ("r2SCAN", 1.0)):
+        frames = []
+        for symbol, own in (("H", 1.0), ("O", -20.0)):
+            for d in (0.8, 1.0, 1.5, 2.0):
+                at = [[0, 0, 0], [d + (moved if shift else 0), 0, 0]]
+                atoms = Atoms([symbol] * 2, at, cell=[9, 9, 9], pbc=True)
+                force = np.array([[-1.0, 0, 0], [1.0, 0, 0]]) * (30 if d == 0.8 else 1 / d)
+                energy = own * (1 + shift) + 1 / d
+                atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=force)
+                frames.append(atoms)
+        text = io.StringIO()
+        ase.io.write(text, frames, format="extxyz")
+        (folder / f"paired_{functional}.extxyz.gz").write_bytes(gzip.compress(text.getvalue().encode()))
+
+
+ENTRIES = {
+    "Mg": (("mp-1", "mp-1"), (-1.5, -5.0), -1.5),
+    "Al": (("mp-2", "mp-2"), (-3.7, -9.0), -3.4),
+    "Ti": (("mp-3", "mp-3"), (-7.8, -20.0), -5.0),
+    "O": (("mp-4", "mp-5"), (-4.9, -6.0), -2.6),
+}
+
+
+def write_set(folder: Path, teachers=("a", "b")) -> None:
+    """What make_teacher_set leaves, of rocksalts with energies that differ by those of the elements."""
+    for k, name in enumerate(teachers):
+        crystals = []
+        for n, (metal, X) in enumerate((m, x) for m in ("Mg", "Ti", "Ca", "Ba") for x in ("O", "S", "Se")):
+            for frame, a in (("ideal", 4.5), ("strained-1", 4.6)):
+                atoms = bulk(metal + X, "rocksalt", a)
+                energy = -8.0 - 0.3 * np.sin(n) + (a - 4.5) + k * float(atoms.numbers.sum()) / 10
+                labels = Labels(energy, np.full((2, 3), 0.1 * (a - 4.5)), np.eye(3))
+                material = f"rocksalt-{metal}{X}"
+                crystals.append(LabelledCrystal(atoms, labels, material, f"{material}/{frame}"))
+        write_dataset(folder / name, crystals, Cutoffs(3.0), fractions=(0.8, 0.1, 0.1), processes=1, seed=3)
+    (folder / "set.json").write_text(json.dumps({"teachers": {name: {} for name in teachers}}))
+
+
+@pytest.mark.filterwarnings("ignore:of 24 crystal")
+def test_one_unknown_for_each_element_leaves_nothing_and_isolated_atoms_are_taken_instead(tmp_path):
+    write_elements(tmp_path / "data" / ELEMENTS, **ENTRIES)
+    write_dimers(tmp_path / "data" / DIMERS)
+    write_set(tmp_path / "set")
+    settings = Settings((tmp_path / "set",), tmp_path / "data", tmp_path / "out")
+    main(settings)
+    record = json.loads((tmp_path / "out/record.json").read_text())
+    rows = record["rows"]
+    elements = rows["elements at rest: all"]
+    assert elements["number"] == 3  # oxygen is another material in the other functional
+    assert elements["after"] is None
+    assert elements["isolated"]["value"] == pytest.approx(1)
+    assert "leave nothing to be compared" in record["findings"][0]
+    dimers = rows["dimers: all"], rows["dimers: forces up to 10 eV/Å"]
+    assert [row["number"] for row in dimers] == [8, 6]
+    assert dimers[1]["after"]["value"] == pytest.approx(1)
+    assert dimers[1]["shift"] == {"1": pytest.approx(0.5), "8": pytest.approx(-10.0)}
+    teachers = rows["set: a, b: all"]
+    assert (teachers["number"], teachers["groups"]) == (24, 12)
+    assert teachers["raw"]["value"] < 0.9
+    assert teachers["after"]["value"] == pytest.approx(1)
+    assert {f["file"] for f in record["figures"]} == {p.name for p in (tmp_path / "out").glob("*.png")}
+    # The published figures stand first.
+    assert record["tables"][0]["rows"][0][4:6] == [0.0917, 0.9250]
+
+
+def test_what_is_missing_or_damaged_or_no_pair_is_answered_in_words(tmp_path):
+    with pytest.raises(MissingDataError, match=r"matcalc_elemental_refs.*materialsvirtuallab/matcalc"):
+        main(Settings(data=tmp_path, out=tmp_path / "out"))
+    write_elements(tmp_path / ELEMENTS, Mg=ENTRIES["Mg"])
+    path = tmp_path / ELEMENTS / "MatPES-PBE-Element-Refs.json.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(StudyError, match="not as matcalc publishes it"):
+        read_elements(tmp_path / ELEMENTS)
+    write_dimers(tmp_path / DIMERS, moved=0.1)
+    with pytest.raises(StudyError, match="crystal 0 is another one"):
+        read_dimers(tmp_path / DIMERS)
+    with pytest.raises(StudyError, match=r"has no set\.json; needed a folder that"):
+        read_set(tmp_path)
+    (tmp_path / "set.json").write_text('{"teachers": ["../a", "b"]}')
+    with pytest.raises(StudyError, match="needed two"):
+        read_set(tmp_path)
+
+
+def test_on_the_public_data_isolated_atoms_bring_both_functionals_together():
+    if data_root(None) is None or not (data_root(None) / ELEMENTS).exists():
+        pytest.skip(f"JAXMLIP_DATA has no {ELEMENTS}")
+    pairs = read_elements(data_root(None) / ELEMENTS)
+    row = compare(pairs, pairs.parts[0])
+    assert row["number"] == 63
+    assert row["raw"].value < 0.6 < 0.98 < row["isolated"].value
