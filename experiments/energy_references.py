@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
+from experiments.prototypes import ground_state
 from experiments.study import (
     Estimate,
     MissingDataError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmlip.data.dataset import Dataset
+    from jaxmlip.data.labels import LabelledCrystal
 
 ELEMENTS, DIMERS = "matcalc_elemental_refs_PBE_r2SCAN", "matbench_diatomics"
 PUBLISHED = ("arXiv:2504.05565, relaxed crystals", 0.0917, 0.9250)
@@ -89,7 +91,9 @@ class Pairs:
     groups: list[str]  # structures of one are drawn together by the bootstrap
     parts: list[Part]
     forces: list[np.ndarray] | None = None  # (atoms, 3, 2), eV/Å
-    isolated: np.ndarray | None = None  # (structures, 2), eV: the same atoms far apart
+    # (structures, 2), eV: energies of the same atoms elsewhere in the same functional, NaN where unknown
+    elsewhere: np.ndarray | None = None
+    where: str = ""  # what those are
 
     @property
     def atoms(self) -> np.ndarray:
@@ -160,7 +164,8 @@ def read_elements(folder: Path) -> Pairs:
         columns[:, :, 0],
         same,
         [Part("all", every, every)],
-        isolated=columns[:, :, 1],
+        elsewhere=columns[:, :, 1],
+        where="isolated atoms",
     )
 
 
@@ -226,17 +231,34 @@ def read_set(folder: Path) -> list[Pairs]:
             Part("all", np.ones(len(first), bool), train),
         ]
         both = [(a.labels, b.labels) for a, (_, b) in zip(crystals, other, strict=True)]
+        energies = np.array([[a.energy, b.energy] for a, b in both])
         found.append(
             Pairs(
                 f"{folder.name}: {teachers[0]}, {name}",
                 (teachers[0], name),
                 [c.atoms.numbers for c in crystals],
-                np.array([[a.energy, b.energy] for a, b in both]),
+                energies,
                 [c.material for c in crystals],
                 [part for part in parts if part.of.any()],
                 [np.stack([a.forces, b.forces], -1) for a, b in both],
+                of_elements(crystals, energies),
+                "the elements' ground states",
             )
         )
+    return found
+
+
+def of_elements(crystals: Sequence[LabelledCrystal], energies: np.ndarray) -> np.ndarray:
+    """(crystals, 2), eV: of the same atoms in the ground states of their elements; NaN for elements."""
+    from ase.data import chemical_symbols
+
+    at_rest = {c.name: e / len(c.atoms) for c, e in zip(crystals, energies, strict=True)}
+    found = np.full((len(crystals), 2), np.nan)
+    for k, crystal in enumerate(crystals):
+        numbers = crystal.atoms.numbers
+        if len(set(numbers)) > 1:
+            own = [f"{ground_state(chemical_symbols[z]).material}/ideal" for z in numbers]
+            found[k] = np.sum([at_rest.get(name, (np.nan, np.nan)) for name in own], axis=0)
     return found
 
 
@@ -302,10 +324,15 @@ def compare(pairs: Pairs, part: Part) -> dict[str, Any]:
         "difference_after": rms(after[:, 1] - after[:, 0]),
         "shift": {z: float(references[1].energies[z] - references[0].energies[z]) for z in sorted(known)},
     }
-    if pairs.isolated is not None:
-        apart = (pairs.energies - pairs.isolated)[of] / pairs.atoms[of, None]
-        row["isolated"] = correlation(apart, groups)
-        row["difference_isolated"] = rms(apart[:, 1] - apart[:, 0])
+    if pairs.elsewhere is not None:
+        there = of & np.isfinite(pairs.elsewhere).all(axis=1)
+        above = (pairs.energies - pairs.elsewhere)[there] / pairs.atoms[there, None]
+        row["elsewhere"] = {
+            "number": int(there.sum()),
+            "groups": len({pairs.groups[k] for k in np.flatnonzero(there)}),
+            "rho": correlation(above, [pairs.groups[k] for k in np.flatnonzero(there)]),
+            "difference": rms(above[:, 1] - above[:, 0]) if there.any() else None,
+        }
     if pairs.forces is not None and part.forces:
         F = [pairs.forces[k].reshape(-1, 2) for k in np.flatnonzero(of)]
         of_atoms = [g for g, f in zip(groups, F, strict=True) for _ in f]
@@ -362,8 +389,7 @@ def correlation_table(by_key: ByKey, rows: Rows) -> Table:
         if "failed" in row:
             continue
         pairs, part = by_key[key]
-        start = [pairs.name, f"{pairs.functionals[0]}, {pairs.functionals[1]}", part.name]
-        start = [f"{start[0]}, {start[2]}"]
+        start = [f"{pairs.name}, {part.name}"]
         numbers = [row["number"], row["groups"], row["unknowns"], estimate(row["raw"])]
         force = estimate(row.get("forces")), row.get("force_difference")
         lines.append(
@@ -377,10 +403,11 @@ def correlation_table(by_key: ByKey, rows: Rows) -> Table:
                 "yes" if row["determined"] else "no",
             ]
         )
-        if "isolated" in row:
-            after = [estimate(row["isolated"]), row["difference"], row["difference_isolated"]]
-            words = f"{start[0]}: isolated atoms subtracted"
-            lines.append([words, row["number"], row["groups"], 0, numbers[-1], *after, None, None, None])
+        if "elsewhere" in row:
+            its = row["elsewhere"]
+            words = f"{start[0]}: {pairs.where} subtracted"
+            middle = [its["number"], its["groups"], 0, None, estimate(its["rho"]), None, its["difference"]]
+            lines.append([words, *middle, None, None, None])
     columns = ("structures", "number", "materials", "unknowns", "ρ raw", "ρ after")
     columns += ("rms difference raw / eV/atom", "after", "ρ of forces", "rms difference / eV/Å", "determined")
     note = (
@@ -464,13 +491,13 @@ def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
         references = fitted(pairs, part.fit)
         known = np.array([set(s.tolist()) <= set(references[0].fitted) for s in pairs.species])
         of, row = part.of & known, rows[key]
-        if pairs.isolated is None:
-            after, rho = remaining(pairs, references)[of], row["after"]
+        if row["after"] is not None:
+            after, rho, words = remaining(pairs, references)[of], row["after"], "references"
         else:
-            after, rho = ((pairs.energies - pairs.isolated) / pairs.atoms[:, None])[of], row["isolated"]
+            after = ((pairs.energies - pairs.elsewhere) / pairs.atoms[:, None])[of]
+            rho, words = row["elsewhere"]["rho"], pairs.where
         raw = (pairs.energies / pairs.atoms[:, None])[of]
-        words = "above isolated atoms" if pairs.isolated is not None else "above references"
-        marks = ((raw, row["raw"], "total energy", "o"), (after, rho, f"energy {words}", "s"))
+        marks = ((raw, row["raw"], "total energy", "o"), (after, rho, f"energy above {words}", "s"))
         for k, (ax, (xy, its, quantity, marker)) in enumerate(zip(line, marks, strict=True)):
             style = {"ms": 3, "alpha": 0.5, "mew": 0, "color": COLOURS[k]}
             ax.plot(*xy.T, marker, ls="", rasterized=True, **style)

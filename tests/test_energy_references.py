@@ -23,6 +23,7 @@ from experiments.energy_references import (
     correlation,
     fitted,
     main,
+    of_elements,
     read_dimers,
     read_elements,
     read_set,
@@ -152,7 +153,7 @@ def test_one_unknown_for_each_element_leaves_nothing_and_isolated_atoms_are_take
     elements = rows["elements at rest: all"]
     assert elements["number"] == 3  # oxygen is another material in the other functional
     assert elements["after"] is None
-    assert elements["isolated"]["value"] == pytest.approx(1)
+    assert elements["elsewhere"]["rho"]["value"] == pytest.approx(1)
     assert "leave nothing to be compared" in record["findings"][0]
     dimers = rows["dimers: all"], rows["dimers: forces up to 10 eV/Å"]
     assert [row["number"] for row in dimers] == [8, 6]
@@ -165,6 +166,16 @@ def test_one_unknown_for_each_element_leaves_nothing_and_isolated_atoms_are_take
     assert {f["file"] for f in record["figures"]} == {p.name for p in (tmp_path / "out").glob("*.png")}
     # The published figures stand first.
     assert record["tables"][0]["rows"][0][4:6] == [0.0917, 0.9250]
+
+
+def test_energies_of_formation_take_each_functional_s_own_ground_states():
+    atoms = {"hcp-Mg": Atoms("Mg2"), "molecule-O": Atoms("O8"), "rocksalt-MgO": Atoms("MgO")}
+    crystals = [LabelledCrystal(a, Labels(), m, f"{m}/ideal") for m, a in atoms.items()]
+    energies = np.array([[-3.0, -9.0], [-40.0, -56.0], [-12.0, -17.0]])
+    found = of_elements(crystals, energies)
+    assert np.isnan(found[:2]).all()
+    np.testing.assert_allclose(found[2], [-1.5 - 5.0, -4.5 - 7.0])
+    assert np.isnan(of_elements(crystals[1:], energies[1:])).all()
 
 
 def test_what_is_missing_or_damaged_or_no_pair_is_answered_in_words(tmp_path):
@@ -191,4 +202,4 @@ def test_on_the_public_data_isolated_atoms_bring_both_functionals_together():
     pairs = read_elements(data_root(None) / ELEMENTS)
     row = compare(pairs, pairs.parts[0])
     assert row["number"] == 63
-    assert row["raw"].value < 0.6 < 0.98 < row["isolated"].value
+    assert row["raw"].value < 0.6 < 0.98 < row["elsewhere"]["rho"].value
