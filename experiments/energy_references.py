@@ -7,14 +7,19 @@ and after from each the reference energies were subtracted that least squares gi
 (AᵀA)⁻¹ Aᵀ E with the fractions of the elements in A (arXiv:2504.05565, eq. 2; `jaxmlip.training.references`).
 Published: 0.0917 and 0.9250, of relaxed crystals in GGA/GGA+U and r2SCAN.
 
-Three kinds of pairs. Real ones: the elements of MatPES at rest (matcalc), and the curves of homonuclear
-dimers (Matbench Discovery) in PBE and r2SCAN. And labels of two public models that were fitted to either
-functional, which `experiments.make_teacher_set` makes: those stand in for DFT and are none. Their reference
-energies are fitted to the training split.
+Real pairs are the elements of MatPES at rest (matcalc), and the curves of homonuclear dimers (Matbench
+Discovery) in PBE and r2SCAN; those of the paper are had by
+
+    --pair MPtrj_2022.9_full.json MP-r2SCAN.json --energy-key corrected_total_energy
+
+Beside them stand labels of two public models that were fitted to either functional, as
+`experiments.make_teacher_set` makes them: these stand in for DFT and are none. Their reference energies are
+fitted to the training split.
 
 Where there is one crystal for each unknown, least squares leave nothing, and ρ does not exist: from the
 elements at rest energies of isolated atoms are subtracted instead, which are DFT's own. Of dimers, the fit is
-the mean energy of each curve, so that ρ is that within curves.
+the mean energy of each curve, so that ρ is that within curves. Energies of formation need no fit: of teacher
+sets, those of the elements' ground states are subtracted, each in its own functional.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from experiments.study import (
     data_file,
     run,
 )
+from jaxmlip.progress import track
 from jaxmlip.training.references import References, refit
 
 if TYPE_CHECKING:
@@ -68,6 +74,11 @@ class Settings:
     data: Path | None = None
     """Folder with matcalc_elemental_refs_PBE_r2SCAN/ and matbench_diatomics/; default: JAXMLIP_DATA."""
     out: Path = Path("energy_references")
+    pair: tuple[str, str] | None = None
+    """Two files or data sets of the same materials, such as MPtrj and MP-r2SCAN, or MatPES's two: of each
+    material that both have, the crystal of lowest energy in each."""
+    energy_key: str | None = None
+    """Energy to take of the first file of the pair: the paper's is MPtrj's corrected_total_energy."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,8 @@ def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
             absent.append(error)
         else:
             found.append(reader(folder))
+    if settings.pair:
+        found.append(read_pair(*settings.pair, settings.energy_key))
     for folder in settings.set:
         found += read_set(folder)
     names = [pairs.name for pairs in found]
@@ -200,6 +213,44 @@ def read_dimers(folder: Path) -> Pairs:
         ],
         forces,
     )
+
+
+def read_pair(first: str, second: str, energy_key: str | None = None) -> Pairs:
+    """The materials of two files or data sets, each at the lowest of its energies in either.
+
+    Crystals are read one by one: files may be larger than memory. What has no energy, or another
+    composition in the other file, is left out.
+    """
+    both = [_lowest(first, energy_key), _lowest(second)]
+    same = [m for m in both[0] if m in both[1] and both[0][m][0] == both[1][m][0]]
+    _check_some(same, f"material of one composition in both {first} and {second}")
+    every = np.ones(len(same), bool)
+    return Pairs(
+        "materials at rest",
+        (Path(first).name, Path(second).name),
+        [np.array(both[0][m][0]) for m in same],
+        np.array([[found[m][1] * len(found[m][0]) for found in both] for m in same]),
+        same,
+        [Part("all", every, every)],
+    )
+
+
+def _lowest(path: str, energy_key: str | None = None) -> dict[str, tuple[tuple[int, ...], float]]:
+    """By material: the atoms of one formula unit in order, and the lowest of its energies (eV/atom)."""
+    from jaxmlip.data.dataset import Dataset, is_dataset
+    from jaxmlip.data.readers import read_labelled
+
+    crystals = Dataset(path).crystals() if is_dataset([path]) else read_labelled(path, properties=("energy",))
+    found: dict[str, tuple[tuple[int, ...], float]] = {}
+    for crystal in track(crystals, f"reading {Path(path).name}"):
+        if crystal.labels.energy is None:
+            continue
+        elements, counts = np.unique(crystal.atoms.numbers, return_counts=True)
+        unit = tuple(np.repeat(elements, counts // np.gcd.reduce(counts)).tolist())
+        energy = crystal.labels.energy / len(crystal.atoms)
+        if crystal.material not in found or energy < found[crystal.material][1]:
+            found[crystal.material] = unit, energy
+    return found
 
 
 def read_set(folder: Path) -> list[Pairs]:

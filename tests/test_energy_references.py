@@ -26,6 +26,7 @@ from experiments.energy_references import (
     of_elements,
     read_dimers,
     read_elements,
+    read_pair,
     read_set,
     remaining,
 )
@@ -166,6 +167,27 @@ def test_one_unknown_for_each_element_leaves_nothing_and_isolated_atoms_are_take
     assert {f["file"] for f in record["figures"]} == {p.name for p in (tmp_path / "out").glob("*.png")}
     # The published figures stand first.
     assert record["tables"][0]["rows"][0][4:6] == [0.0917, 0.9250]
+
+
+def test_of_two_files_the_lowest_crystals_of_common_materials_are_taken(tmp_path):
+    def frames(name, *of):
+        found = []
+        for material, formula, energy in of:
+            atoms = Atoms(formula, np.eye(3)[: len(Atoms(formula))] * 2, cell=[6, 6, 6], pbc=True)
+            atoms.info["material_id"] = material
+            atoms.calc = SinglePointCalculator(atoms, energy=energy)
+            found.append(atoms)
+        ase.io.write(tmp_path / name, found)
+        return str(tmp_path / name)
+
+    first = frames("a.extxyz", ("m1", "MgO", -10), ("m1", "MgO", -12), ("m2", "Al", -3), ("m3", "Ti", -8))
+    second = frames("b.extxyz", ("m2", "Al", -8), ("m1", "OMg", -30), ("m3", "O", -5), ("m4", "O", -5))
+    pairs = read_pair(first, second)
+    assert pairs.groups == ["m1", "m2"]
+    assert [s.tolist() for s in pairs.species] == [[8, 12], [13]]
+    np.testing.assert_allclose(pairs.energies, [[-12, -30], [-3, -8]])
+    with pytest.raises(StudyError, match="found no material of one composition in both"):
+        read_pair(first, frames("c.extxyz", ("m9", "Al", -8)))
 
 
 def test_energies_of_formation_take_each_functional_s_own_ground_states():
