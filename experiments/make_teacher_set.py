@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import tyro
@@ -524,7 +525,7 @@ class Made:
         try:
             with np.load(path, allow_pickle=False) as file:
                 part = dict(file)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise StudyError(f"{path} cannot be read ({error}). Remove it and run again.") from None
         ends = np.cumsum(part["atoms"])
         for k, (n, end) in enumerate(zip(part["atoms"], ends, strict=True)):

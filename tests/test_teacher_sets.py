@@ -127,6 +127,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_set(settings, tmp_path, mon
     before = len(calls)
     main(again)
     assert len(calls) == before
+    part = again.out / "parts/00001.npz"
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(StudyError, match=r"00001.npz cannot be read .*Remove it and run again"):
+        main(again)
 
 
 def test_another_seed_is_another_set(settings, tmp_path):
