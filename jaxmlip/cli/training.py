@@ -67,7 +67,7 @@ def finetune(
     option: Several = (),
     train: Several = (),
     freeze: Several = (),
-    references: Literal["keep", "refit", "train"] | None = None,
+    references: Literal["keep", "refit"] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -94,10 +94,11 @@ def finetune(
         validation: crystals that tell which step is best; default: as the preset says
         test: crystals to tell the errors before and after of; default: as the preset says
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
-        train: all, readout, scale (a single factor), references, or a pattern for names of parameters;
-            default: all
+        train: all (the network), readout, scale (a single factor), references, or a pattern for names of
+            parameters; default: all
         freeze: what not to train, in the same words
-        references: reference energies of the elements; default: as the preset says
+        references: reference energies of the elements: keep the model's, or refit them to the data. They stay
+            as they are then, unless --train references has them trained. Default: as the preset says
         epochs: how often to go through the data; default: as the preset says
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says

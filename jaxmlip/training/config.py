@@ -87,9 +87,9 @@ class TrainConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    # keep: those of the model; refit: by least squares on the training data, then fixed; train: refit, then
-    # trained with the rest. Default: keep those of a model, refit those of an architecture.
-    reference_energies: Literal["keep", "refit", "train"] | None = None
+    # keep: those of the model; refit: by least squares on the training data. Fixed from there on, unless
+    # optimizer.train has "references". Default: keep those of a model, refit those of an architecture.
+    reference_energies: Literal["keep", "refit"] | None = None
     epochs: int = 100  # how often to go through the training data
     steps: int | None = None  # how many batches to train on; default: epochs decides
     batch_size: int = 32  # crystals of a batch, over all devices

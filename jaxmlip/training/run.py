@@ -18,7 +18,7 @@ from jaxmlip.data.dataset import Split, check
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
-from jaxmlip.training.optimizer import OptimizerConfig, trained
+from jaxmlip.training.optimizer import trained
 from jaxmlip.training.references import References, refit
 from jaxmlip.training.splits import ALONE, at_most, elements_of, read, read_splits, with_graphs
 
@@ -98,14 +98,6 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     return _conclude(folder, potential, made, splits, fitted.reason)
 
 
-def optimizer_of(config: TrainConfig) -> OptimizerConfig:
-    """The optimizer of a run, with reference energies among what it trains where they are."""
-    its = config.optimizer
-    if config.reference_energies != "train" or "references" in its.train:
-        return its
-    return replace(its, train=(*its.train, "references"))
-
-
 def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh) -> Loader:
     """The batches of the whole run."""
     from jaxmlip.data.loader import Loader, Plan
@@ -151,7 +143,7 @@ def _settings(config: TrainConfig) -> FitSettings:
         "keep",
         "report_every",
     )
-    return FitSettings(optimizer=optimizer_of(config), **{name: getattr(config, name) for name in same})
+    return FitSettings(optimizer=config.optimizer, **{name: getattr(config, name) for name in same})
 
 
 def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potential, dict[str, Split]]:
@@ -162,7 +154,7 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
     model = config.model
     if model.start is not None:
         potential = load(model.start, config.dtype)
-        trained(optimizer_of(config), flat_params(potential))  # a mistake in a pattern is told at once
+        trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is told at once
         splits = read_splits(config.data, potential.cutoffs)
     else:
         crystals = read(config.data)
@@ -298,5 +290,5 @@ def export(source: str | Path, which: str = "best", average: bool = True) -> Pot
         checkpoints.close()
     potential = Potential.from_folder(folder / "start", config.dtype)
     steps = found.record["identity"]["steps"]
-    state = found.restore(init_state(potential, optimizer_of(config), steps, parallel.make_mesh(1)))
+    state = found.restore(init_state(potential, config.optimizer, steps, parallel.make_mesh(1)))
     return _named(potential_of(potential, state, average), config, folder, found.step)
