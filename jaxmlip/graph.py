@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 CLOSEST = 0.5  # Å; below this no potential of this library has seen data
+ELEMENTS = 118  # Z goes no further: species beyond are the elements again, of the next functional
 
 
 class Cutoffs(NamedTuple):
@@ -52,7 +53,7 @@ class CrystalGraph:
     """
 
     positions: Float[Array, "atoms 3"]  # Å
-    species: Int[Array, " atoms"]  # atomic number Z
+    species: Int[Array, " atoms"]  # Z; Z + 118 k for the functional k of a potential that has several
     cell: Float[Array, "crystals 3 3"]  # Å, rows are lattice vectors, as in ASE
     crystal: Int[Array, " atoms"]  # the crystal that each atom belongs to
     first: Int[Array, " bonds"]
@@ -66,6 +67,11 @@ class CrystalGraph:
     def is_atom(self) -> Array:
         """True for atoms, False for padding."""
         return self.species > 0
+
+    @property
+    def numbers(self) -> Array:
+        """The atomic number Z of each atom, 0 for padding."""
+        return atomic_number(self.species)
 
     def angle_ends(self) -> tuple[BondEnd, BondEnd]:
         """The two bonds of each angle, as the atom between them sees them."""
@@ -96,6 +102,11 @@ def bond_vectors(graph: CrystalGraph) -> Float[Array, "bonds 3"]:
     shift = jnp.einsum("bk,bkx->bx", graph.shifts, cell)
     second = gather(graph.positions, graph.second, graph.shifts)
     return second + shift - gather(graph.positions, graph.first)
+
+
+def atomic_number(species):
+    """Z of species, whatever the functional; an array, or one number."""
+    return species - (species > 0) * ((species - 1) // ELEMENTS * ELEMENTS)
 
 
 def sum_over_crystals(per_atom: Float[Array, " atoms"], graph: CrystalGraph) -> Float[Array, " crystals"]:
@@ -170,9 +181,15 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     `cutoffs` is a distance in Å, a `Cutoffs`, or a Potential, whose elements are then checked too.
     Cells may be of any shape and size: an atom can be bonded to several images of another and of itself.
 
-    Raises ValueError where `crystal` is no crystal (no atoms, not periodic, no volume, NaN positions), and
-    warns where two atoms are closer than 0.5 Å.
+    Raises ValueError where `crystal` is no crystal (no atoms, not periodic, no volume, NaN positions), or the
+    potential has several functionals; warns where two atoms are closer than 0.5 Å.
     """
+    if several := getattr(cutoffs, "functionals", ()):
+        raise ValueError(
+            f"{cutoffs.name} has the functionals {', '.join(several)}, needed a potential of one: "
+            f"jaxmlip.training.fidelities.select(potential, {several[0]!r}), or of a run "
+            f"`jaxmlip export RUN OUT --functional {several[0]}`."
+        )
     elements = getattr(cutoffs, "elements", None)
     cutoffs = getattr(cutoffs, "cutoffs", cutoffs)
     cutoffs = cutoffs if isinstance(cutoffs, Cutoffs) else Cutoffs(float(cutoffs))

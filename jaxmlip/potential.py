@@ -97,7 +97,9 @@ class Potential:
     # "scale": a number that multiplies what the network gives, if it is not 1},
     # in NumPy and the precision in which they were published.
     params: Any
-    elements: tuple[int, ...]  # atomic numbers that the potential was fitted to
+    elements: tuple[
+        int, ...
+    ]  # atomic numbers that the potential was fitted to; species, of several functionals
     manifest: dict[str, Any]
     dtype: str = "float32"
 
@@ -109,6 +111,11 @@ class Potential:
     def cutoffs(self) -> Cutoffs:
         """How far the model looks (Å)."""
         return self.model.cutoffs
+
+    @property
+    def functionals(self) -> tuple[str, ...]:
+        """Of a potential that `jaxmlip.training.fidelities.join` made; no other names them."""
+        return tuple(map(str, self.manifest.get("functionals", ())))
 
     @property
     def energy_fn(self) -> Energy:
@@ -248,7 +255,7 @@ def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: s
 
 
 def atomic_numbers(model: nn.Module) -> tuple[int, ...]:
-    """The elements that a network has parameters for."""
+    """The elements that a network has parameters for, as species."""
     elements = model.config.elements
     return tuple(range(1, elements + 1)) if isinstance(elements, int) else elements
 

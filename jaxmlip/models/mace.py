@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from jaxmlip import safe
 from jaxmlip.fetch import gather, scatter_add
-from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, bond_vectors
 from jaxmlip.models import symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope
@@ -33,7 +33,7 @@ ZBL_DECAYS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark 1985, 
 class MACEConfig:
     """The choices in which published models differ; the defaults are those of mace-mp-0b3-medium."""
 
-    elements: tuple[int, ...]  # atomic numbers, in the order of the weights
+    elements: tuple[int, ...]  # species, in the order of the weights: atomic numbers, of each functional
     channels: int = 128
     hidden_l: int = 1  # highest l of the features between layers ("max_L")
     harmonics_l: int = 3  # highest l of the spherical harmonics and of A ("max_ell")
@@ -59,6 +59,11 @@ class MACEConfig:
                 f"found hidden_l={self.hidden_l} and harmonics_l={self.harmonics_l}, needed features between "
                 "layers that go no higher than the harmonics that they are made of."
             )
+
+    @property
+    def fan_in(self) -> int:
+        """The number of elements: a functional more changes no weight of the others."""
+        return len({atomic_number(z) for z in self.elements})
 
     def out_l(self, layer: int) -> int:
         """Highest l of the features after a layer; the last one gives scalars alone."""
@@ -93,16 +98,17 @@ class ElementLinear(nn.Module):
     """As TensorLinear, with matrices of each element."""
 
     features: int
-    elements: int
+    species: int
+    fan_in: int
 
     @nn.compact
     def __call__(self, x: list[Float[Array, "n m f"]], element) -> list[Float[Array, "n m g"]]:
         return [self._matrix(l, y, element) for l, y in enumerate(x)]
 
     def _matrix(self, l: int, y, element):
-        shape = (self.elements, y.shape[-1], self.features)
+        shape = (self.species, y.shape[-1], self.features)
         kernel = self.param(f"l{l}", nn.initializers.normal(1.0), shape)
-        return jnp.einsum("nmf,nfg->nmg", y, kernel[element]) / (shape[0] * shape[1]) ** 0.5
+        return jnp.einsum("nmf,nfg->nmg", y, kernel[element]) / (self.fan_in * shape[1]) ** 0.5
 
 
 class RadialWeights(nn.Module):
@@ -161,7 +167,7 @@ class Interaction(nn.Module):
         c, f = self.config, self.config.channels
         density = self.config.blocks[self.layer].startswith("density")
         residual = self.config.blocks[self.layer].endswith("residual")
-        skip = ElementLinear(f, len(c.elements), name="skip")
+        skip = ElementLinear(f, len(c.elements), c.fan_in, name="skip")
         skipped = skip(h[: c.out_l(self.layer) + 1], element) if residual else None
 
         h = jnp.concatenate(TensorLinear(f, name="up")(h), axis=1)
@@ -265,11 +271,11 @@ class MACE(nn.Module):
         harmonics = symmetric.spherical_harmonics(safe.unit(vectors, r), c.harmonics_l)
         radius = None
         if c.agnesi:
-            radii = constants["covalent_radii"][graph.species]
+            radii = constants["covalent_radii"][graph.numbers]
             radius = (radii[graph.first] + radii[graph.second]) / 2
 
         kernel = self.param("embedding", nn.initializers.normal(1.0), (len(c.elements), c.channels))
-        h = [kernel[element][:, None] / len(c.elements) ** 0.5]
+        h = [kernel[element][:, None] / c.fan_in**0.5]
         energy = (
             self._repulsion(graph, r, constants) if c.repulsion else jnp.zeros_like(r, shape=len(element))
         )
@@ -311,8 +317,8 @@ class MACE(nn.Module):
     def _repulsion(self, graph: CrystalGraph, r, constants):
         """The Ziegler-Biersack-Littmark energy of each atom, half of each of its bonds'."""
         exponent, prefactor = constants["zbl_length"]
-        radii = constants["covalent_radii"][graph.species]
-        charges = jnp.maximum(graph.species, 1).astype(r.dtype)
+        radii = constants["covalent_radii"][graph.numbers]
+        charges = jnp.maximum(graph.numbers, 1).astype(r.dtype)
         powers = charges**exponent
         i, j = graph.first, graph.second
         length = prefactor * BOHR / (powers[i] + powers[j])
@@ -357,7 +363,7 @@ class Readout(nn.Module):
 
 
 def _places(elements: tuple[int, ...]) -> np.ndarray:
-    """The place of each atomic number among `elements`; 0 for padding."""
-    places = np.zeros(len(covalent_radii), np.int32)
+    """The place of each species among `elements`; 0 for padding."""
+    places = np.zeros(max(ELEMENTS, *elements) + 1, np.int32)
     places[list(elements)] = np.arange(len(elements))
     return places

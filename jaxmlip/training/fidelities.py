@@ -1,0 +1,124 @@
+"""One network for several functionals at once, each with parameters of its own for every element.
+
+A functional is a second set of species: in the crystals of functional k an atom of atomic number Z is of
+species Z + 118 k. Embeddings, reference energies and whatever else a network keeps for each element are there
+for every species; all other parameters are shared, and no network knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import numpy as np
+
+from jaxmlip.graph import ELEMENTS
+from jaxmlip.potential import Potential, parameter_shapes
+
+
+def join(potential: Potential, functionals: Sequence[str]) -> Potential:
+    """`potential` for each of several functionals; all predict what it predicts until they are trained.
+
+    Training takes it with crystals that say their functional; `select` makes potentials for use of it.
+    Raises ValueError unless there are two or more different names, and `potential` has one functional.
+    """
+    names = tuple(functionals)
+    if potential.functionals:
+        raise ValueError(
+            f"{potential.name} has the functionals {', '.join(potential.functionals)} already, needed a "
+            "potential of one; `select` makes one."
+        )
+    if len(set(names)) < max(2, len(names)) or not all(names):
+        raise ValueError(f"found the functionals {list(names)}, needed two or more different names.")
+    model = _several(potential.model, len(names))
+    flat = _flat(potential)
+    for each in _tables(potential.model, model, len(names)):
+        made = np.zeros(each.shapes[1], flat[each.name].dtype)
+        for rows in each.rows:
+            made[rows] = flat[each.name][each.rows[0]]
+        flat[each.name] = made
+    manifest = {k: v for k, v in potential.manifest.items() if k != "functional"}
+    return replace(
+        potential,
+        model=model,
+        params=flax.traverse_util.unflatten_dict(flat, sep="/"),
+        elements=tuple(z + ELEMENTS * k for k in range(len(names)) for z in potential.elements),
+        manifest=manifest | {"functionals": list(names)},
+    )
+
+
+def select(potential: Potential, functional: str) -> Potential:
+    """The potential of one functional of a joined one, as any other.
+
+    Raises ValueError where it has no such functional.
+    """
+    names = potential.functionals
+    if functional not in names:
+        raise ValueError(
+            f"found the functional {functional!r}, needed one of those that {potential.name} has: "
+            f"{', '.join(names) or 'it is of one alone'}."
+        )
+    k = names.index(functional)
+    model = _one(potential.model, len(names))
+    flat = _flat(potential)
+    for each in _tables(model, potential.model, len(names)):
+        made = np.zeros(each.shapes[0], flat[each.name].dtype)
+        made[each.rows[0]] = flat[each.name][each.rows[k]]
+        flat[each.name] = made
+    own = range(ELEMENTS * k + 1, ELEMENTS * (k + 1) + 1)
+    manifest = {key: value for key, value in potential.manifest.items() if key != "functionals"}
+    return replace(
+        potential,
+        name=f"{potential.name}-{functional}",
+        model=model,
+        params=flax.traverse_util.unflatten_dict(flat, sep="/"),
+        elements=tuple(z - ELEMENTS * k for z in potential.elements if z in own),
+        manifest=manifest | {"functional": functional},
+    )
+
+
+class _Table(NamedTuple):
+    """A parameter with a row for each element."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # with one functional, and with several
+    rows: list[slice]  # of each functional
+
+
+def _tables(one: nn.Module, several: nn.Module, count: int) -> Iterator[_Table]:
+    """Those parameters that grow with the number of species."""
+    by_number = isinstance(one.config.elements, int)
+    few, many = parameter_shapes(one), parameter_shapes(several)
+    for name in few:
+        if few[name] != many[name]:
+            padding = name == "reference_energies"  # of padding is the first
+            rows = few[name][0]
+            step = ELEMENTS if by_number or padding else rows
+            slices = [slice(padding + step * k, rows + step * k) for k in range(count)]
+            yield _Table(name, (few[name], many[name]), slices)
+
+
+def _several(model: nn.Module, count: int) -> nn.Module:
+    elements = model.config.elements
+    if isinstance(elements, int):
+        elements += ELEMENTS * (count - 1)
+    else:
+        elements = tuple(z + ELEMENTS * k for k in range(count) for z in elements)
+    return type(model)(replace(model.config, elements=elements))
+
+
+def _one(model: nn.Module, count: int) -> nn.Module:
+    elements = model.config.elements
+    if isinstance(elements, int):
+        elements -= ELEMENTS * (count - 1)
+    else:
+        elements = elements[: len(elements) // count]
+    return type(model)(replace(model.config, elements=elements))
+
+
+def _flat(potential: Potential) -> dict[str, np.ndarray]:
+    flat = flax.traverse_util.flatten_dict(dict(potential.params), sep="/")
+    return {name: np.asarray(x) for name, x in flat.items()}

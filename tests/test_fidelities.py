@@ -1,0 +1,88 @@
+"""Several functionals on one network: species of their own, everything else shared."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from ase import Atoms
+
+from jaxmlip.graph import ELEMENTS, atomic_number
+from jaxmlip.potential import Potential
+from jaxmlip.training.fidelities import join, select
+
+NAMES = ("PBE", "r2SCAN", "HSE06")
+
+
+def sites(potential):
+    """The energies of the atoms of a graph (eV); one compiled program for all graphs of one shape."""
+    energy = jax.jit(potential.energy_fn.with_sites)
+
+    def of(graph):
+        with potential.precision():
+            return np.asarray(
+                energy(potential.arrays, jax.tree.map(jax.numpy.asarray, graph))[1]["site_energies"]
+            )
+
+    return of
+
+
+def test_the_atomic_number_of_a_species_does_not_depend_on_its_functional():
+    z = np.arange(119)
+    np.testing.assert_array_equal(atomic_number(z), z)
+    np.testing.assert_array_equal(atomic_number(z[1:] + 2 * ELEMENTS), z[1:])
+
+
+def test_each_functional_of_a_joined_potential_predicts_what_the_one_predicted_that_it_was_made_of(
+    architecture, crystal, tmp_path
+):
+    join(architecture, NAMES).save(tmp_path)
+    joined = Potential.from_folder(tmp_path, "float64")
+    assert joined.functionals == NAMES
+    graph = architecture.graph(crystal)
+    before, after = sites(architecture), sites(joined)
+    for k, name in enumerate(NAMES):
+        shifted = graph.replace(species=graph.species + ELEMENTS * k)
+        np.testing.assert_allclose(after(shifted), before(graph), rtol=0, atol=1e-12)
+        chosen = select(joined, name)
+        assert chosen.elements == architecture.elements
+        assert chosen.model == architecture.model
+        chosen.save(tmp_path / name)
+        again = Potential.from_folder(tmp_path / name)
+        assert again.manifest["functional"] == name
+        assert again.functionals == ()
+        for path, old in jax.tree.leaves_with_path(architecture.params):
+            new = again.params
+            for key in path:
+                new = new[key.key]
+            padding = path[0].key == "reference_energies"  # of which the first is
+            np.testing.assert_array_equal(
+                new[padding:] if padding else new, old[padding:] if padding else old
+            )
+
+
+def test_what_one_functional_learns_of_an_element_leaves_the_others_as_they_are(any_potential, crystal):
+    joined = join(any_potential, ("PBE", "r2SCAN"))
+    table = joined.params["network"]["elements"].copy()
+    table[ELEMENTS:] += 0.3  # rows of r2SCAN
+    network = joined.params["network"] | {"elements": table}
+    joined = replace(joined, params=joined.params | {"network": network})
+    graph = any_potential.graph(crystal)
+    before = sites(any_potential)(graph)
+    np.testing.assert_array_equal(sites(select(joined, "PBE"))(graph), before)
+    assert np.abs(sites(select(joined, "r2SCAN"))(graph) - before).max() > 1e-3
+
+
+def test_a_potential_of_several_functionals_is_not_used_without_choosing_one(any_potential):
+    joined = join(any_potential, ("PBE", "r2SCAN"))
+    with pytest.raises(ValueError, match=r"functionals PBE, r2SCAN, needed a potential of one: .*select"):
+        joined.predict(Atoms("He", cell=[9, 9, 9], pbc=True))
+    with pytest.raises(ValueError, match=r"'SCAN', needed one of those that .* has: PBE, r2SCAN"):
+        select(joined, "SCAN")
+    with pytest.raises(ValueError, match="it is of one alone"):
+        select(any_potential, "PBE")
+    with pytest.raises(ValueError, match="already"):
+        join(joined, ("PBE", "SCAN"))
+    for names in ((), ("PBE",), ("PBE", "PBE"), ("PBE", "")):
+        with pytest.raises(ValueError, match="two or more different names"):
+            join(any_potential, names)
