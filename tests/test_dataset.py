@@ -121,7 +121,7 @@ def test_what_is_written_is_read_again_and_materials_stay_on_one_side(tmp_path):
     seen = {}
     for name, split in made.splits.items():
         for k in range(len(split)):
-            frame, material = split.name(k)
+            frame, material, _ = split.title(k)
             assert side.setdefault(material, name) == name
             seen[frame] = split[k]
         assert split.counts["stress"] == sum("stress" in e.labels.known for e in split)
@@ -197,7 +197,7 @@ def test_shards_are_cut_at_a_size_and_read_as_one(tmp_path, monkeypatch):
     split = made.splits["train"]
     assert len(split.shards) > 2
     assert split.shards[0]["file"] == f"train-00000-of-{len(split.shards):05d}.arrayrecord"
-    assert [split.name(k)[0] for k in range(60)] == [f"frame {k}" for k in range(60)]
+    assert [split.title(k).name for k in range(60)] == [f"frame {k}" for k in range(60)]
     with pytest.raises(IndexError):
         split[60]
 
@@ -331,7 +331,7 @@ def test_missing_cut_and_foreign_files_are_named(tmp_path):
 
 
 def test_a_model_of_other_cutoffs_or_elements_is_refused():
-    potential = SimpleNamespace(name="model", cutoffs=CUTOFFS, elements=(29,))
+    potential = SimpleNamespace(name="model", cutoffs=CUTOFFS, elements=(29,), functionals=())
     split = MemorySplit.from_crystals([labelled(0)], CUTOFFS)
     check(split, potential)
     with pytest.raises(DatasetError, match="Convert the data again"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,10 @@ class Source:
     """the name of the magnetic moments"""
     material_key: str | None = None
     """the name of what tells materials apart"""
+    functional_key: str | None = None
+    """the name of the functional"""
+    functional: str | None = None
+    """the functional, of files that do not say it"""
     unconverged: bool = False
     """read also those ionic steps of VASP whose electrons did not converge"""
 
@@ -66,7 +70,7 @@ def inspect(
     """What files of labelled crystals, or a dataset that was made of them, hold; and which look wrong.
 
     Args:
-        source: files, or one folder that `jaxmlip data convert` wrote
+        source: files, or folders that `jaxmlip data convert` wrote
         every: read every so many-th crystal of each file
         limit: read so many crystals in all
         figure: draw histograms into this file (.png, .pdf, .svg)
@@ -74,6 +78,7 @@ def inspect(
     """
     from jaxmlip.data import inspection
     from jaxmlip.data.dataset import Dataset, is_dataset
+    from jaxmlip.data.labels import counted
     from jaxmlip.progress import track
 
     if is_dataset(source.paths):
@@ -82,7 +87,8 @@ def inspect(
                 f"found options for reading files with the dataset {source.paths[0]}, whose labels are "
                 "named already; leave them out."
             )
-        crystals = islice(Dataset(source.paths[0]).crystals(every), limit)
+        sets = (Dataset(path).crystals(every) for path in source.paths)
+        crystals = islice(chain.from_iterable(sets), limit)
     else:
         crystals = source.read(every=every, limit=limit)
     found = inspection.inspect(track(crystals, "inspecting"))
@@ -100,6 +106,7 @@ def inspect(
     )
     known = ", ".join(f"{name} {count}" for name, count in found.properties.items())
     console.print(f"labels: {known or 'none'}", markup=False, soft_wrap=True)
+    console.print(f"functional: {counted(found.functionals)}", markup=False, soft_wrap=True)
     table = table_of("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), left=("", "unit"))
     for name, spread in found.spreads.items():
         numbers = (f"{x:.4g}" for x in spread[1:])

@@ -152,6 +152,7 @@ def evaluate(
     split: Literal["all", "train", "validation", "test"] = "all",
     format: str | None = None,
     option: Several = (),
+    functional: str | None = None,
     refit_references: Flag = False,
     by: Literal["material", "element", "none"] = "material",
     dtype: DType = "float32",
@@ -166,6 +167,7 @@ def evaluate(
         split: which part of a dataset
         format: of the files; default: told from their names and contents
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
+        functional: take the crystals of this functional alone; of a model with several, which one
         refit_references: for data of another functional: shift energies by what fits best for each element
         by: a second table with a row for each
         dtype: precision of the computation
@@ -175,7 +177,9 @@ def evaluate(
     from jaxmlip.training.config import DataConfig, reader_options
     from jaxmlip.training.evaluate import run
 
-    its = DataConfig(train=tuple(_all(data)), format=format, options=reader_options(_all(option)))
+    its = DataConfig(
+        train=tuple(_all(data)), format=format, options=reader_options(_all(option)), functional=functional
+    )
     run(model, its, split, refit_references, by, dtype, json_, out, _console())
 
 
@@ -184,6 +188,7 @@ def export(
     out: Positional[Path],
     which: Literal["best", "last"] = "best",
     raw: Flag = False,
+    functional: str | None = None,
 ) -> None:
     """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may still be going on.
 
@@ -192,10 +197,11 @@ def export(
         out: the folder to write model.safetensors and manifest.json to
         which: the best step by validation, or the last
         raw: the parameters themselves, where the run keeps a moving average of them (optimizer.ema)
+        functional: which one, of a run with model.functionals; default: all, to train further
     """
     from jaxmlip.training.run import export as exported
 
-    potential = exported(run, which, average=not raw)
+    potential = exported(run, which, average=not raw, functional=functional)
     potential.save(out)
     step = potential.manifest["trained"]["step"]
     Console().print(f"{potential.name}, step {step}: written to {out}", highlight=False)

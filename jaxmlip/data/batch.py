@@ -20,6 +20,7 @@ class Example(NamedTuple):
 
     graph: CrystalGraph
     labels: Labels
+    functional: str = ""  # as LabelledCrystal has it
 
 
 @flax.struct.dataclass
@@ -77,7 +78,7 @@ def collate(
     per_crystal = {"energy": np.zeros(C, dtype), "stress": np.zeros(C, dtype)}
     per_atom = {name: np.zeros(A, dtype) for name in ("forces", "magmoms", "hessian")}
     start = 0
-    for c, (g, labels) in enumerate(examples):
+    for c, (g, labels, _) in enumerate(examples):
         own = slice(start, start + len(g.species))
         start = own.stop
         atoms[c] = len(g.species)

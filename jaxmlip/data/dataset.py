@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,9 @@ from ase import Atoms
 from jaxtyping import Float, Int
 
 from jaxmlip.data.batch import Example
-from jaxmlip.data.encoding import decode, encode, title
-from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
-from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms
+from jaxmlip.data.encoding import Title, decode, encode, title
+from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, counted
+from jaxmlip.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, from_atoms
 from jaxmlip.progress import track
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Split(Protocol):
     sizes: Int[np.ndarray, "n 4"]  # atoms, short bonds, long bonds, angles of each crystal
     cutoffs: Cutoffs
     counts: dict[str, int]  # how many crystals have each of PROPERTIES
-    elements: tuple[int, ...]  # atomic numbers that occur
+    elements: tuple[int, ...]  # species that occur: atomic numbers, unless it is for a joined potential
+    functionals: dict[str, int]  # how many crystals are of each; "": not stated
 
     @property
     def digest(self) -> str:
@@ -67,6 +69,7 @@ class MemorySplit:
         known = [e.labels.known for e in self.examples]
         self.counts = {p: sum(p in k for k in known) for p in PROPERTIES}
         self.elements = tuple(sorted({int(z) for e in self.examples for z in e.graph.species}))
+        self.functionals = dict(Counter(e.functional for e in self.examples))
 
     @classmethod
     def from_crystals(cls, crystals: Iterable[LabelledCrystal], cutoffs: Cutoffs) -> MemorySplit:
@@ -96,16 +99,17 @@ class Subset:
     def __init__(self, split: Split, index: Int[np.ndarray, " n"]):
         self.split, self.index, self.cutoffs = split, np.asarray(index, np.int64), split.cutoffs
         self.sizes = split.sizes[self.index]
-        self.counts, elements = dict.fromkeys(PROPERTIES, 0), set()
+        self.counts, elements, functionals = dict.fromkeys(PROPERTIES, 0), set(), Counter()
         for k in range(len(self)):
             try:
                 found = self[k]
             except CorruptRecordError:  # told, or left out, by who trains on it
                 continue
             elements |= set(found.graph.species.tolist())
+            functionals[found.functional] += 1
             for p in found.labels.known:
                 self.counts[p] += 1
-        self.elements = tuple(sorted(elements))
+        self.elements, self.functionals = tuple(sorted(elements)), dict(functionals)
 
     @property
     def digest(self) -> str:
@@ -116,6 +120,67 @@ class Subset:
 
     def __getitem__(self, k: int) -> Example:
         return self.split[int(self.index[k])]
+
+
+class Together:
+    """Several splits one after the other, as `Split`. Raises DatasetError where their cutoffs differ."""
+
+    def __init__(self, splits: Sequence[Split]):
+        self.splits, self.cutoffs = list(splits), splits[0].cutoffs
+        if different := {s.cutoffs for s in splits} - {self.cutoffs}:
+            raise DatasetError(
+                f"found graphs made with {self.cutoffs} and with {different.pop()}, needed those of one "
+                "model. Convert the data again."
+            )
+        self.sizes = np.concatenate([s.sizes for s in splits])
+        self.counts = {p: sum(s.counts[p] for s in splits) for p in PROPERTIES}
+        self.elements = tuple(sorted({z for s in splits for z in s.elements}))
+        self.functionals = dict(sum((Counter(s.functionals) for s in splits), Counter()))
+        self._ends = np.cumsum([len(s) for s in splits])
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("".join(s.digest for s in self.splits).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, k: int) -> Example:
+        if not 0 <= k < len(self):
+            raise IndexError(f"found crystal {k}, needed 0 to {len(self) - 1}.")
+        which = int(np.searchsorted(self._ends, k, side="right"))
+        return self.splits[which][int(k - self._ends[which] + len(self.splits[which]))]
+
+
+class ByFunctional:
+    """A split for a potential of the functionals `names`: species tell which one a crystal is of.
+
+    Raises DatasetError where a crystal is of none of them.
+    """
+
+    def __init__(self, split: Split, names: Sequence[str]):
+        self.split, self.names = split, tuple(names)
+        if set(split.functionals) - set(names):
+            raise DatasetError(
+                f"found crystals of {counted(split.functionals)}, needed those of {', '.join(names)}."
+            )
+        self.cutoffs, self.sizes, self.counts = split.cutoffs, split.sizes, split.counts
+        self.functionals = split.functionals
+        # More than there are, where not each functional has each element.
+        shifts = [ELEMENTS * k for k, name in enumerate(names) if split.functionals.get(name)]
+        self.elements = tuple(z + shift for shift in shifts for z in split.elements)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps([self.split.digest, self.names]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, k: int) -> Example:
+        graph, labels, functional = self.split[k]
+        species = graph.species + np.int32(ELEMENTS * self.names.index(functional))
+        return Example(graph.replace(species=species), labels, functional)
 
 
 def example(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
@@ -136,7 +201,7 @@ def with_graph(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
             f"{crystal.name}: atoms {graph.first[b]} and {graph.second[b]} are {length[b]:.3g} Å apart, "
             f"needed at least {COINCIDE} Å. The same atom is probably listed twice."
         )
-    return Example(graph, crystal.labels)
+    return Example(graph, crystal.labels, crystal.functional)
 
 
 def lengths(graph: CrystalGraph) -> Float[np.ndarray, " bonds"]:
@@ -151,7 +216,7 @@ def size(graph: CrystalGraph) -> tuple[int, int, int, int]:
 
 
 def check(split: Split, potential: Potential) -> None:
-    """Raises DatasetError unless `potential` can be trained on `split`: its cutoffs, and its elements."""
+    """Raises DatasetError unless `potential` can be trained on `split`: cutoffs, elements, functionals."""
     from ase.data import chemical_symbols
 
     if split.cutoffs != potential.cutoffs:
@@ -159,7 +224,14 @@ def check(split: Split, potential: Potential) -> None:
             f"the graphs of this data set were made with {split.cutoffs}, and {potential.name} needs "
             f"{potential.cutoffs}. Convert the data again for this model."
         )
-    unknown = [chemical_symbols[z] for z in split.elements if z not in potential.elements]
+    told_apart = split.names if isinstance(split, ByFunctional) else ()
+    if told_apart != potential.functionals:
+        raise DatasetError(
+            f"the data set is for a potential of {', '.join(told_apart) or 'one functional'}, and "
+            f"{potential.name} is of {', '.join(potential.functionals) or 'one'}; needed the same. To train, "
+            "model.functionals names several; `jaxmlip export --functional` makes a potential of one."
+        )
+    unknown = {chemical_symbols[atomic_number(z)]: 1 for z in split.elements if z not in potential.elements}
     if unknown:
         raise DatasetError(
             f"the data set has {', '.join(unknown)}, and {potential.name} was made for "
@@ -175,6 +247,9 @@ class ShardSplit:
         self.folder, self.cutoffs = folder, cutoffs
         self.counts = {p: int(described["counts"][p]) for p in PROPERTIES}
         self.elements = tuple(int(z) for z in described["elements"])
+        # Data sets that were written before crystals had functionals do not state any.
+        stated = described.get("functionals", {"": described["crystals"]})
+        self.functionals = {str(name): int(count) for name, count in stated.items()}
         self.shards = described["shards"]
         self._ends = np.cumsum([int(s["records"]) for s in self.shards])
         self._readers: dict[int, Any] = {}
@@ -218,8 +293,8 @@ class ShardSplit:
             raise _corrupt(where, "is not the crystal that was written there")
         return found
 
-    def name(self, k: int) -> tuple[str, str]:
-        """The name and the material of crystal k."""
+    def title(self, k: int) -> Title:
+        """What crystal k is called."""
         where, record = self._record(k)
         try:
             return title(record)
@@ -308,10 +383,10 @@ class Dataset:
         """
         for split in self.splits.values():
             for k in range(0, len(split), every):
-                graph, labels = split[k]
-                name, material = split.name(k)
+                graph, labels, functional = split[k]
+                name, material, _ = split.title(k)
                 atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True)
-                yield LabelledCrystal(atoms, labels, material, name)
+                yield LabelledCrystal(atoms, labels, material, name, functional)
 
     def check(self, potential: Potential) -> None:
         """Raises DatasetError unless `potential` can be trained on each split."""
@@ -320,14 +395,14 @@ class Dataset:
 
 
 def is_dataset(paths: Sequence[str]) -> bool:
-    """Whether these are one folder that `write_dataset` made.
+    """Whether these are folders that `write_dataset` made.
 
     Raises DatasetError for such a folder among other things.
     """
     those = [path for path in paths if (Path(path) / MANIFEST).is_file()]
-    if those and len(paths) > 1:
+    if those and len(paths) > len(those):
         raise DatasetError(
-            f"found the dataset {those[0]} among {len(paths)} paths, needed one dataset or several files. "
-            "Convert the files together."
+            f"found the dataset {those[0]} among {len(paths)} paths, needed datasets or files, not both. "
+            "Convert the files, too."
         )
     return bool(those)

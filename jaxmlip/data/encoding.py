@@ -6,6 +6,7 @@ Angles are not stored: they follow from the bonds, and would take about as much 
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -21,7 +22,7 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
     Positions, cell, energy and stress stay in float64; forces, magnetic moments and Hessians become float32,
     whose rounding is far below the noise of DFT.
     """
-    g, labels = example
+    g, labels, functional = example
     tensors = {
         "positions": g.positions,
         "species": g.species.astype(np.uint8),
@@ -39,7 +40,8 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
         tensors["columns"] = labels.columns.astype(np.int32)
     tensors = {key: np.asarray(x, order="C") for key, x in tensors.items()}
     # One entry: the order of several would be random, and so would the bytes.
-    return safetensors.numpy.save(tensors, {"crystal": json.dumps([name, material])})
+    about = [name, material, functional] if functional else [name, material]
+    return safetensors.numpy.save(tensors, {"crystal": json.dumps(about)})
 
 
 def decode(record: bytes, cutoffs: Cutoffs) -> Example:
@@ -74,21 +76,29 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
             short=short,
         )
         known = {p: t[p] for p in (*PROPERTIES, "columns") if p in t}
-        return Example(graph, Labels(**known, weight=float(t["weight"])).check(atoms, "labels"))
+        labels = Labels(**known, weight=float(t["weight"])).check(atoms, "labels")
+        return Example(graph, labels, title(record).functional)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"other arrays than a crystal has ({error!r})") from None
     except safetensors.SafetensorError as error:
         raise ValueError(f"not safetensors ({error})") from None
 
 
-def title(record: bytes) -> tuple[str, str]:
-    """The name and the material that `encode` was given. Raises ValueError where the bytes have none."""
+class Title(NamedTuple):
+    """What a crystal is called."""
+
+    name: str
+    material: str
+    functional: str = ""
+
+
+def title(record: bytes) -> Title:
+    """What `encode` was given. Raises ValueError where the bytes have none."""
     try:
         header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])["__metadata__"]
-        name, material = json.loads(header["crystal"])
+        return Title(*map(str, json.loads(header["crystal"])))
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(repr(error)) from None
-    return str(name), str(material)
 
 
 def _small(x: np.ndarray) -> np.ndarray:

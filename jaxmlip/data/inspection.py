@@ -71,6 +71,7 @@ class Inspection:
     materials: int = 0
     elements: dict[str, int] = field(default_factory=dict)  # in how many crystals
     properties: dict[str, int] = field(default_factory=dict)  # of how many crystals they are known
+    functionals: dict[str, int] = field(default_factory=dict)  # of how many crystals; "": not stated
     spreads: dict[str, Spread] = field(default_factory=dict)
     outliers: list[Outlier] = field(default_factory=list)  # the worst of each kind first
     exact_duplicates: list[tuple[str, int]] = field(default_factory=list)  # name, number of the earlier one
@@ -95,7 +96,7 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
     ones; shifted copies, and near ones on two sides of a rounding, are not seen.
     """
     found, values = Inspection(), {name: array("d") for name in QUANTITIES}
-    materials, elements, properties = set(), Counter(), Counter()
+    materials, elements, properties, functionals = set(), Counter(), Counter(), Counter()
     names, fractions, exact, near = [], [], {}, {}
     for number, crystal in enumerate(crystals):
         atoms, labels = crystal.atoms, crystal.labels
@@ -104,6 +105,7 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
         species, counts = np.unique(atoms.numbers, return_counts=True)
         elements.update(species.tolist())
         properties.update(labels.known)
+        functionals[crystal.functional] += 1
         fractions.append((species.astype(np.uint8), (counts / len(atoms)).astype(np.float32)))
         for name, value in _quantities(crystal).items():
             values[name].append(value)
@@ -129,7 +131,7 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
             found.near_duplicates.append((names[-1], alike))
     found.crystals, found.materials = len(names), len(materials)
     found.elements = {chemical_symbols[z]: n for z, n in sorted(elements.items())}
-    found.properties = dict(properties)
+    found.properties, found.functionals = dict(properties), dict(functionals)
     found.values = {name: np.array(value) for name, value in values.items()}
     found.spreads = {n: s for n, v in found.values.items() if (s := _spread(v)) is not None}
     found.outliers += _energy_outliers(names, found.values["energy per atom"], fractions)

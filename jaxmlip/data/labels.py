@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,10 +10,26 @@ from ase import Atoms
 from jaxtyping import Float, Int
 
 PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian")
+FUNCTIONALS = ("LDA", "PBE", "PBEsol", "PBE+U", "SCAN", "r2SCAN", "r2SCAN+U", "HSE06", "PBE0")
+NOT_STATED = "not stated"  # what an empty name is in words
+LONGEST = 60  # characters of a functional's name
 
 
 class LabelError(ValueError):
     """A label that cannot be true: what was found, of which crystal, and what was needed."""
+
+
+def functional_name(text: str) -> str:
+    """One spelling for each of FUNCTIONALS: "r2SCAN" for "R2SCAN"; other names as they are."""
+    known = {name.casefold(): name for name in FUNCTIONALS}
+    return known.get(text.strip().casefold(), text.strip())
+
+
+def counted(functionals: Mapping[str, int]) -> str:
+    """How many crystals are of which functional, in words."""
+    return ", ".join(
+        f"{functionals[name]} {name or NOT_STATED}" for name in sorted(functionals, reverse=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +106,7 @@ class LabelledCrystal:
     labels: Labels
     material: str = ""  # crystals of one material stay on one side of a split; default: the formula
     name: str = ""  # where it comes from, for messages: a file and a number, or an identifier
+    functional: str = ""  # that the labels were computed with, such as "r2SCAN"; default: not stated
 
     def checked(self) -> LabelledCrystal:
         """This crystal with labels in float64. Raises LabelError, or ValueError as `from_atoms` does."""
@@ -101,4 +119,10 @@ class LabelledCrystal:
             raise LabelError(f"{of}: {error}") from None
         labels = self.labels.check(len(self.atoms), of)
         material = self.material or self.atoms.get_chemical_formula("hill", empirical=True)
-        return replace(self, labels=labels, material=material, name=of)
+        functional = functional_name(self.functional)
+        if len(functional) > LONGEST or not functional.isprintable():
+            raise LabelError(
+                f"{of}: found the functional {functional[:LONGEST]!r}, needed a name such as r2SCAN, of at "
+                f"most {LONGEST} characters."
+            )
+        return replace(self, labels=labels, material=material, name=of, functional=functional)

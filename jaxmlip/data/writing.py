@@ -46,6 +46,7 @@ class _Made(NamedTuple):
     elements: tuple[int, ...]
     material: str
     name: str
+    functional: str
     closest: float  # Å
 
 
@@ -76,6 +77,7 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
                 elements,
                 crystal.material,
                 crystal.name,
+                crystal.functional,
                 closest,
             )
         )
@@ -114,6 +116,7 @@ class _SplitWriter:
     sizes: array = field(default_factory=lambda: array("i"))  # four for each crystal
     counts: Counter = field(default_factory=Counter)
     elements: set[int] = field(default_factory=set)
+    functionals: Counter = field(default_factory=Counter)
     shards: list[int] = field(default_factory=list)  # the number of records of each
     writer: Any = None
     filled: int = 0
@@ -132,6 +135,7 @@ class _SplitWriter:
         self.sizes.extend(made.size)
         self.counts.update(made.known)
         self.elements.update(made.elements)
+        self.functionals[made.functional] += 1
 
     def close(self) -> None:
         if self.writer is not None:
@@ -157,6 +161,7 @@ class _SplitWriter:
             "crystals": len(sizes),
             "counts": {p: self.counts[p] for p in PROPERTIES},
             "elements": sorted(self.elements),
+            "functionals": dict(sorted(self.functionals.items())),
             "largest": dict(zip(kinds, sizes.max(axis=0).tolist(), strict=True)),
             "sum": dict(zip(kinds, sizes.sum(axis=0, dtype=np.int64).tolist(), strict=True)),
             "shards": shards,

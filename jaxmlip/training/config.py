@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.data.labels import PROPERTIES, functional_name
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
@@ -45,6 +45,9 @@ class ModelConfig:
     # Of the architecture, where they differ from its defaults, such as {features: 32}. The elements of mace
     # are those of the training data.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
+    # Two or more to train at once on crystals of these, such as [PBE, r2SCAN]: each has parameters of its
+    # own for every element, the rest is shared. `jaxmlip export --functional` makes a potential of one.
+    functionals: tuple[str, ...] = ()
     name: str | None = None  # what to call the trained potential; default: the name of the run's folder
 
 
@@ -65,6 +68,7 @@ class DataConfig:
     split_seed: int = 0
     # So many of the crystals for training, drawn by split_seed: fewer are a part of more. Default: all.
     crystals: int | None = None
+    functional: str | None = None  # take crystals of this functional alone; default: all, which must agree
     format: str | None = None  # of the files; default: told from their names and contents
     options: dict[str, Any] = field(default_factory=dict)  # for the reader, such as {forces_key: dft_forces}
     skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
@@ -125,6 +129,16 @@ class TrainConfig:
             )
         if m.architecture is not None:
             hyperparameters(m.architecture, m.hyperparameters, elements=(1,))
+        names = [functional_name(name) for name in m.functionals]
+        if names and (len(set(names)) < max(2, len(names)) or not all(names)):
+            raise ConfigError(
+                f"model.functionals: found {names}, needed two or more different names, or none."
+            )
+        if names and d.functional is not None:
+            raise ConfigError(
+                f"found model.functionals: {names} and data.functional: {d.functional}, needed one of the "
+                "two: to train on crystals of several functionals, or of one."
+            )
         if min(d.fractions) < 0 or not math.isclose(sum(d.fractions), 1, abs_tol=1e-6) or d.fractions[0] == 0:
             raise ConfigError(
                 f"data.fractions: found {list(d.fractions)}, needed three numbers that are not negative and "

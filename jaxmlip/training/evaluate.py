@@ -20,6 +20,7 @@ from jaxmlip import batching
 from jaxmlip.curvature import force_slope
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.graph import ELEMENTS
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
 from jaxmlip.progress import track
 from jaxmlip.training.losses import UNITS
@@ -86,7 +87,7 @@ def compare(potential: Potential, split: Split) -> Comparison:
 
 
 def _pairs(potential: Potential, example: Example, prediction: Mapping[str, Any]) -> dict[str, Pair]:
-    graph, labels = example
+    graph, labels, _ = example
     n = len(graph.species)
     units = {"energy": 1 / n, "forces": 1.0, "stress": GPA_PER_EV_PER_A3, "magmoms": 1.0}
     found = {}
@@ -153,6 +154,15 @@ def by_material(compared: Comparison) -> dict[str, dict[str, Error]]:
     return {formula: errors(groups[formula]) for formula in sorted(groups)}
 
 
+def by_functional(compared: Comparison, names: Sequence[str]) -> dict[str, dict[str, Error]]:
+    """By functional, as the species of a potential with several tell it, and by property."""
+    groups: dict[str, Comparison] = {name: defaultdict(list) for name in names}
+    for prop, pairs in compared.items():
+        for pair in pairs if names else ():
+            groups[names[(int(pair.species[0]) - 1) // ELEMENTS]][prop].append(pair)
+    return {name: errors(found) for name, found in groups.items()}
+
+
 def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
     """By element, of the properties that atoms have: forces and magnetic moments."""
     groups: dict[int, Comparison] = defaultdict(lambda: defaultdict(list))
@@ -206,12 +216,20 @@ def run(
 ) -> None:
     """Prints how far `model` is from the labels of `data`; writes evaluation.json and parity.png to `out`."""
     from jaxmlip.sources import load
-    from jaxmlip.training.config import check_paths
+    from jaxmlip.training.config import ConfigError, check_paths
+    from jaxmlip.training.fidelities import select
     from jaxmlip.training.figures import parity
     from jaxmlip.training.splits import read_one
 
     check_paths("--data", data.train)
     potential = load(model, dtype)
+    if potential.functionals:
+        if data.functional is None:
+            raise ConfigError(
+                f"{model} has the functionals {', '.join(potential.functionals)}, needed --functional with "
+                "that of the data."
+            )
+        potential = select(potential, data.functional)
     crystals = read_one(data, split, potential)
     compared = compare(potential, crystals)
     record: dict[str, Any] = {

@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
+from jaxmlip.data.labels import functional_name
 from jaxmlip.graph import ELEMENTS
 from jaxmlip.potential import Potential, parameter_shapes
 
@@ -25,7 +26,7 @@ def join(potential: Potential, functionals: Sequence[str]) -> Potential:
     Training takes it with crystals that say their functional; `select` makes potentials for use of it.
     Raises ValueError unless there are two or more different names, and `potential` has one functional.
     """
-    names = tuple(functionals)
+    names = tuple(map(functional_name, functionals))
     if potential.functionals:
         raise ValueError(
             f"{potential.name} has the functionals {', '.join(potential.functionals)} already, needed a "
@@ -55,7 +56,7 @@ def select(potential: Potential, functional: str) -> Potential:
 
     Raises ValueError where it has no such functional.
     """
-    names = potential.functionals
+    names, functional = potential.functionals, functional_name(functional)
     if functional not in names:
         raise ValueError(
             f"found the functional {functional!r}, needed one of those that {potential.name} has: "

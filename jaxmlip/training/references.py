@@ -13,12 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from jaxmlip.graph import atomic_number
+
 RIDGE = 1e-6  # of the largest eigenvalue of AᵀA, where the compositions do not determine all energies
 
 
 @dataclass(frozen=True)
 class References:
-    """Energies by atomic number (eV), and how well they were determined."""
+    """Energies by atomic number (eV), and how well they were determined.
+
+    Of a potential of several functionals they are by species, here and below.
+    """
 
     energies: Float[np.ndarray, " elements"]
     fitted: tuple[int, ...]  # atomic numbers that the data contain
@@ -29,7 +34,7 @@ class References:
     def __str__(self) -> str:
         from ase.data import chemical_symbols
 
-        names = " ".join(chemical_symbols[z] for z in self.fitted)
+        names = " ".join(dict.fromkeys(chemical_symbols[atomic_number(z)] for z in self.fitted))
         text = f"reference energies refitted for {names}: {1e3 * self.rmse:.1f} meV/atom remain"
         if self.ridge:
             text += "; the compositions do not determine all of them, so they stay close to the old"

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.data import chemical_symbols
 from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
 from jaxmlip.data.dataset import Split, check
+from jaxmlip.data.labels import counted, functional_name
+from jaxmlip.graph import atomic_number
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
+from jaxmlip.training.fidelities import join, select
 from jaxmlip.training.optimizer import trained
 from jaxmlip.training.references import References, refit
-from jaxmlip.training.splits import ALONE, at_most, elements_of, read, read_splits, with_graphs
+from jaxmlip.training.splits import ALONE, STATE, at_most, elements_of, read, read_splits, with_graphs
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -41,6 +45,7 @@ class Result:
     potential: Potential
     before: dict[str, evaluate.Error]  # of the crystals of `compared_on`
     after: dict[str, evaluate.Error]
+    by_functional: dict[str, dict[str, dict[str, evaluate.Error]]]  # "before" and "after", where several
     compared_on: str
     reason: str  # why it stopped
 
@@ -70,7 +75,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     start = folder / "start"
     if (start / "manifest.json").is_file():  # the run goes on
         potential = Potential.from_folder(start, config.dtype)
-        splits = read_splits(config.data, potential.cutoffs)
+        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
     else:
         potential, splits = _begin(config, folder, console)
     for split in splits.values():
@@ -93,7 +98,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
         fitted.potential if best else fitted.last, config, folder, fitted.best if best else fitted.step
     )
     if not first:
-        return Result(folder, made, {}, {}, "", fitted.reason)
+        return Result(folder, made, {}, {}, {}, "", fitted.reason)
     made.save(folder / MODEL)
     return _conclude(folder, potential, made, splits, fitted.reason)
 
@@ -106,8 +111,13 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
     replay = None
     if config.replay.data:
         data = replace(config.data, train=config.replay.data, **ALONE)
-        replay = read_splits(data, potential.cutoffs)["train"]
+        replay = read_splits(data, potential.cutoffs, potential.functionals)["train"]
         check(replay, potential)
+        if replay.functionals.keys() - train.functionals.keys():
+            raise ConfigError(
+                f"replay.data: found crystals of {counted(replay.functionals)}, needed those of the "
+                f"functional of the training data, which has {counted(train.functionals)}. {STATE}"
+            )
     per_epoch = -(-len(train) // min(config.batch_size, len(train)))
     plan = Plan(
         sizes=train.sizes,
@@ -153,16 +163,16 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
 
     model = config.model
     if model.start is not None:
-        potential = load(model.start, config.dtype)
+        potential = _with_functionals(load(model.start, config.dtype), model.functionals)
         trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is told at once
-        splits = read_splits(config.data, potential.cutoffs)
+        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
     else:
-        crystals = read(config.data)
+        crystals = read(config.data, tuple(map(functional_name, model.functionals)))
         elements = sorted({z for split in crystals.values() for z in elements_of(split)})
         its = hyperparameters(model.architecture, model.hyperparameters, tuple(elements))
         potential = random_potential(its, config.seed, config.dtype, model.name or folder.absolute().name)
-        potential = replace(potential, elements=tuple(elements))
-        splits = with_graphs(crystals, potential.cutoffs)
+        potential = _with_functionals(replace(potential, elements=tuple(elements)), model.functionals)
+        splits = with_graphs(crystals, potential.cutoffs, potential.functionals)
     for split in splits.values():
         check(split, potential)
     keep = "keep" if model.start is not None else "refit"
@@ -173,7 +183,35 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
             console.print(f"kept those of {len(found.kept)} elements that are not in the data")
         params = {**potential.params, "reference_energies": found.energies}
         potential = replace(potential, params=params)
+        _warn_unfitted(found, splits)
     return potential, splits
+
+
+def _with_functionals(potential: Potential, functionals: Sequence[str]) -> Potential:
+    if potential.functionals == tuple(map(functional_name, functionals)):
+        return potential
+    if potential.functionals:
+        raise ConfigError(
+            f"model.start: {potential.name} has the functionals {', '.join(potential.functionals)}, needed "
+            "model.functionals with the same, or one of them that `jaxmlip export --functional` wrote."
+        )
+    return join(potential, functionals)
+
+
+def _warn_unfitted(found: References, splits: Mapping[str, Split]) -> None:
+    for name, split in splits.items():
+        missing = set(split.elements) - set(found.fitted)
+        species = [set(split[k].graph.species.tolist()) for k in range(len(split))] if missing else []
+        those = [missing & each for each in species if missing & each]
+        if those:
+            elements = ", ".join(sorted({chemical_symbols[atomic_number(z)] for each in those for z in each}))
+            warnings.warn(
+                f"{len(those)} of {len(split)} crystals of the {name} data have {elements}, for which no "
+                "reference energy could be fitted: no crystal of the training data with an energy, and of "
+                "that functional, has it. Their energies mean little; leave them out, or divide the data "
+                "otherwise (data.split_seed).",
+                stacklevel=2,
+            )
 
 
 def fit_references(potential: Potential, split: Split, random: bool = False) -> References:
@@ -236,13 +274,15 @@ def _conclude(
     on = f"{len(part)} of {len(splits[name])} crystals of the {name} data"
     compared = {"before": evaluate.compare(before, part), "after": evaluate.compare(after, part)}
     first, last = (evaluate.errors(c) for c in compared.values())
+    apart = {when: evaluate.by_functional(c, after.functionals) for when, c in compared.items()}
+    by_functional = {name: {when: apart[when][name] for when in apart} for name in after.functionals}
     learning_curves(read_metrics(folder / METRICS), folder / "learning_curve.png")
     parity(compared, folder / "parity.png")
     record = {"stopped": reason, "compared_on": on, "units": evaluate.UNITS} | evaluate.as_record(
-        {"before": first, "after": last}
+        {"before": first, "after": last} | ({"by_functional": by_functional} if by_functional else {})
     )
     (folder / RESULTS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return Result(folder, after, first, last, on, reason)
+    return Result(folder, after, first, last, by_functional, on, reason)
 
 
 def summary(result: Result) -> Table:
@@ -252,18 +292,24 @@ def summary(result: Result) -> Table:
     for column in ("MAE before", "after", "slope before", "after"):
         table.add_column(column, justify="right")
     table.add_column("unit")
-    for name, old in result.before.items():
-        new = result.after[name]
-        slopes = ["-" if e.slope is None else f"{e.slope:.3f}" for e in (old, new)]
-        table.add_row(name, f"{old.mae:.4g}", f"{new.mae:.4g}", *slopes, evaluate.UNITS[name])
+    rows = {"": {"before": result.before, "after": result.after}} | result.by_functional
+    for of, found in rows.items():
+        for name, old in found["before"].items():
+            new = found["after"][name]
+            slopes = ["-" if e.slope is None else f"{e.slope:.3f}" for e in (old, new)]
+            label = f"{name}, {of}" if of else name
+            table.add_row(label, f"{old.mae:.4g}", f"{new.mae:.4g}", *slopes, evaluate.UNITS[name])
     return table
 
 
-def export(source: str | Path, which: str = "best", average: bool = True) -> Potential:
+def export(
+    source: str | Path, which: str = "best", average: bool = True, functional: str | None = None
+) -> Potential:
     """The potential of a checkpoint: of the folder of a run its "best" or "last", or a checkpoint's folder.
 
-    `average`: the moving average of the parameters, where the run kept one. Raises FileNotFoundError where
-    there is no such thing, and CheckpointError where it is damaged.
+    `average`: the moving average of the parameters, where the run kept one. `functional`: which one of a run
+    with model.functionals; default: all, for training to go on with. Raises FileNotFoundError where there is
+    no such thing, CheckpointError where it is damaged, and ValueError where there is no such functional.
     """
     from jaxmlip.training import parallel
     from jaxmlip.training.checkpoints import Checkpoints
@@ -291,4 +337,5 @@ def export(source: str | Path, which: str = "best", average: bool = True) -> Pot
     potential = Potential.from_folder(folder / "start", config.dtype)
     steps = found.record["identity"]["steps"]
     state = found.restore(init_state(potential, config.optimizer, steps, parallel.make_mesh(1)))
-    return _named(potential_of(potential, state, average), config, folder, found.step)
+    made = _named(potential_of(potential, state, average), config, folder, found.step)
+    return made if functional is None else select(made, functional)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmlip.data.batch import Example
-from jaxmlip.data.dataset import MemorySplit, Split, Subset, check, is_dataset
-from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.data.dataset import ByFunctional, MemorySplit, Split, Subset, Together, check, is_dataset
+from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
 from jaxmlip.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
 
@@ -19,21 +20,26 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0), "crystals": None}  # train on all
+STATE = (
+    "data.options: {functional: …} states it for crystals whose files do not, and `jaxmlip data convert "
+    "--functional` for those of a dataset."
+)
 
 
-def read_splits(data: DataConfig, cutoffs: Cutoffs) -> dict[str, Split]:
+def read_splits(data: DataConfig, cutoffs: Cutoffs, functionals: Sequence[str] = ()) -> dict[str, Split]:
     """The splits "train", and "validation" and "test" where there are such, with graphs of `cutoffs`.
 
-    Raises ConfigError where a part of the data has no crystal, and as the readers and datasets do.
+    `functionals` are those of a potential that has several. Raises ConfigError where a part of the data has
+    no crystal, or its functionals are others, and as the readers and datasets do.
     """
-    return with_graphs(read(data), cutoffs)
+    return with_graphs(read(data, functionals), cutoffs, functionals)
 
 
-def read(data: DataConfig) -> dict[str, Split | list[LabelledCrystal]]:
+def read(data: DataConfig, functionals: Sequence[str] = ()) -> dict[str, Split | list[LabelledCrystal]]:
     """Splits of datasets as they are, and the crystals of files."""
     found: dict[str, Any] = {}
     if is_dataset(data.train):
-        splits = _dataset(data.train[0])
+        splits = _datasets(data.train, data)
         found |= {name: split for name, split in splits.items() if len(split)}
     else:
         crystals = _crystals(data.train, data)
@@ -51,7 +57,36 @@ def read(data: DataConfig) -> dict[str, Split | list[LabelledCrystal]]:
         raise ConfigError(f"data.train: found no crystal in {', '.join(data.train)}, needed one at least.")
     if data.crystals is not None:
         found["train"] = _some(found["train"], data.crystals, data.split_seed)
+    _check_functionals(found, functionals)
     return found
+
+
+def _check_functionals(splits: Mapping[str, Any], needed: Sequence[str]) -> None:
+    """Raises ConfigError unless the crystals are of one functional, or of those `needed`."""
+    counts = sum((functionals_of(split) for split in splits.values()), Counter())
+    if needed:
+        if set(functionals_of(splits["train"])) != set(needed) or set(counts) - set(needed):
+            told = "; ".join(f"{name}: {counted(functionals_of(s))}" for name, s in splits.items())
+            raise ConfigError(
+                f"model.functionals: found {', '.join(needed)} and crystals of other functionals ({told}); "
+                f"needed some of each to train on, and none of another. {STATE}"
+            )
+    elif len(counts) > 1:
+        names = sorted(filter(None, counts), reverse=True)
+        several = f", or model.functionals: [{', '.join(names)}] trains on both at once" * (len(names) > 1)
+        raise ConfigError(
+            f"data: found crystals of several functionals ({counted(counts)}), whose energies do not go "
+            f"together. data.functional: {names[0]} takes those alone{several}. {STATE}"
+        )
+
+
+def functionals_of(split: Any) -> Counter:
+    """How many crystals of one of the splits of `read` are of each functional."""
+    return (
+        Counter(crystal.functional for crystal in split)
+        if isinstance(split, list)
+        else Counter(split.functionals)
+    )
 
 
 def _some(train: Any, crystals: int, seed: int) -> Any:
@@ -67,14 +102,40 @@ def _some(train: Any, crystals: int, seed: int) -> Any:
 def _of_its_own(paths: Sequence[str], name: str, data: DataConfig):
     if not is_dataset(paths):
         return _crystals(paths, data)
-    splits = _dataset(paths[0])
+    splits = _datasets(paths, data)
     return splits[name] if len(splits.get(name, ())) else splits["train"]
 
 
-def _dataset(path: str) -> Mapping[str, Split]:
+def _datasets(paths: Sequence[str], data: DataConfig) -> dict[str, Split]:
+    """The splits of several datasets together, less what is not of `data.functional`."""
     from jaxmlip.data.dataset import Dataset
 
-    return Dataset(path).splits
+    parts: dict[str, list[Split]] = {}
+    for path in paths:
+        for name, split in Dataset(path).splits.items():
+            parts.setdefault(name, []).append(split)
+    whole = {name: found[0] if len(found) == 1 else Together(found) for name, found in parts.items()}
+    if data.functional is None:
+        return whole
+    wanted = functional_name(data.functional)
+    counts = sum((Counter(split.functionals) for split in whole.values()), Counter())
+    _check_there(wanted, counts, paths)
+    return {n: _of_functional(split, wanted) for n, split in whole.items() if wanted in split.functionals}
+
+
+def _of_functional(split: Split, functional: str) -> Split:
+    if set(split.functionals) == {functional}:
+        return split
+    each = track(range(len(split)), f"choosing {functional}")
+    return Subset(split, [k for k in each if split[k].functional == functional])
+
+
+def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str]) -> None:
+    if not counts.get(functional):
+        raise ConfigError(
+            f"data.functional: found {functional}, and {counted(counts)} in {', '.join(paths)}; needed one "
+            f"crystal of it at least. {STATE}"
+        )
 
 
 def _crystals(paths: Sequence[str], data: DataConfig) -> list[LabelledCrystal]:
@@ -92,6 +153,10 @@ def _crystals(paths: Sequence[str], data: DataConfig) -> list[LabelledCrystal]:
     found = list(track(crystals, "reading"))
     if not found:
         raise ConfigError(f"found no crystal in {', '.join(paths)}, needed one at least.")
+    if data.functional is not None:
+        wanted = functional_name(data.functional)
+        _check_there(wanted, Counter(c.functional for c in found), paths)
+        found = [c for c in found if c.functional == wanted]
     return found
 
 
@@ -122,12 +187,15 @@ def divide(
     return {name: [crystals[k] for k in sorted(index)] for name, index in parts.items() if index}
 
 
-def with_graphs(splits: Mapping[str, Any], cutoffs: Cutoffs) -> dict[str, Split]:
+def with_graphs(
+    splits: Mapping[str, Any], cutoffs: Cutoffs, functionals: Sequence[str] = ()
+) -> dict[str, Split]:
     """The splits of `read`, those that are crystals as graphs."""
-    return {
+    found = {
         name: MemorySplit.from_crystals(split, cutoffs) if isinstance(split, list) else split
         for name, split in splits.items()
     }
+    return {name: ByFunctional(split, functionals) for name, split in found.items()} if functionals else found
 
 
 def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
@@ -136,7 +204,7 @@ def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
     Raises ConfigError where there are none, DatasetError where they are not for this potential.
     """
     if is_dataset(data.train):
-        splits = _dataset(data.train[0])
+        splits = _datasets(data.train, data)
         found = [s for name, s in splits.items() if split in ("all", name) and len(s)]
         if not found:
             raise ConfigError(f"{data.train[0]} has no split {split!r}, found {', '.join(splits)}.")
@@ -144,6 +212,7 @@ def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
         if split != "all":
             raise ConfigError(f"found the split {split!r} of files, needed a dataset: files have no splits.")
         found = [MemorySplit.from_crystals(_crystals(data.train, data), potential.cutoffs)]
+    _check_functionals(dict(enumerate(found)), ())
     for part in found:
         check(part, potential)
     return Part([(s, k) for s in found for k in range(len(s))])

@@ -93,6 +93,8 @@ def read_labelled(
     stress_key: str | None = None,
     magmoms_key: str | None = None,
     material_key: str | None = None,
+    functional_key: str | None = None,
+    functional: str | None = None,
     unconverged: bool = False,
     properties: Sequence[str] = PROPERTIES,
     weight: float = 1.0,
@@ -104,7 +106,8 @@ def read_labelled(
 
     In a folder every file of a known format is read, with those of its folders, in the order of names.
     `format` is one of FORMATS, guessed from the name and the first bytes of each file if not given. The keys
-    are the names under which files keep a property, where they are not the usual ones. Ionic steps of VASP
+    are the names under which files keep a property, where they are not the usual ones; `functional` is that
+    of crystals of which the file does not say it. Ionic steps of VASP
     whose electrons did not converge within NELM steps are left out, with a warning that counts them, unless
     `unconverged`. Of each property only
     those in `properties` are kept, of each file every `every`-th crystal, and `limit` crystals in all. Where
@@ -121,14 +124,18 @@ def read_labelled(
         raise ValueError(f"Found properties {', '.join(wrong)}, needed some of {', '.join(PROPERTIES)}.")
     if every < 1:
         raise ValueError(f"Found every={every}, needed a number from 1.")
-    keys = Keys(energy_key, forces_key, stress_key, magmoms_key, material_key, unconverged)
+    keys = Keys(energy_key, forces_key, stress_key, magmoms_key, material_key, functional_key, unconverged)
     files = find_files(path, format)  # before the first crystal is asked for, so that mistakes show at once
     found = itertools.chain.from_iterable(
         itertools.islice(_read(file, FORMATS[name], keys), 0, None, every) for file, name in files
     )
 
     def keep(crystal: LabelledCrystal) -> LabelledCrystal:
-        kept = replace(crystal, labels=replace(crystal.labels.only(properties), weight=weight))
+        kept = replace(
+            crystal,
+            labels=replace(crystal.labels.only(properties), weight=weight),
+            functional=crystal.functional or functional or "",
+        )
         return kept.checked() if checked else kept
 
     return map(keep, itertools.islice(found, limit))

@@ -176,6 +176,7 @@ def _of_record(atoms: Atoms, known: Mapping[str, Any], keys: Keys, name: str) ->
         atoms,
         name,
         str(keys.first("material", known, *MATERIAL)[1] or ""),
+        keys.functional_of(known),
         energy=keys.first("energy", known, *ENERGY)[1],
         forces=keys.first("forces", known, *FORCES)[1],
         stress=stress,

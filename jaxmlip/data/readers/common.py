@@ -22,6 +22,18 @@ VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx yy zz yz xz xy
 VASP_ORDER = ([0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0])  # xx yy zz xy yz zx
 
 
+# Names that files have for it, the first of which that is there counts.
+FUNCTIONAL = (
+    "functional",
+    "xc",
+    "xc_functional",
+    "dft_functional",
+    "theory_level",
+    "level_of_theory",
+    "run_type",
+)
+
+
 class ReadError(ValueError):
     """A file that cannot be read: which, how far it was read, and what to do."""
 
@@ -38,6 +50,7 @@ class Keys:
     stress: str | None = None
     magmoms: str | None = None
     material: str | None = None
+    functional: str | None = None
     unconverged: bool = False
 
     def first(self, which: str, record: Mapping[str, Any], *defaults: str) -> tuple[str, Any]:
@@ -47,6 +60,11 @@ class Keys:
             if record.get(name) is not None:
                 return name, record[name]
         return "", None
+
+    def functional_of(self, record: Mapping[str, Any]) -> str:
+        """What the labels of `record` were computed with, "" where it has no text that says so."""
+        found = self.first("functional", record, *FUNCTIONAL)[1]
+        return found if isinstance(found, str) else ""
 
 
 def symmetric(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:
@@ -68,7 +86,7 @@ def from_vasp(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:
     return -KILOBAR * symmetric(stress, order)
 
 
-def crystal(atoms: Atoms, name: str, material: str = "", **labels) -> LabelledCrystal:
+def crystal(atoms: Atoms, name: str, material: str = "", functional: str = "", **labels) -> LabelledCrystal:
     """A labelled crystal of `atoms` stripped of all else. Magnetic moments are kept as magnitudes.
 
     Models predict magnitudes, since a potential without spin-orbit coupling does not know which way is up.
@@ -79,7 +97,7 @@ def crystal(atoms: Atoms, name: str, material: str = "", **labels) -> LabelledCr
     found = Labels(**{k: np.asarray(v, np.float64) for k, v in labels.items() if v is not None})
     if found.magmoms is not None:
         found = replace(found, magmoms=np.abs(found.magmoms))
-    return LabelledCrystal(bare, found, material, name)
+    return LabelledCrystal(bare, found, material, name, functional)
 
 
 def structure_atoms(structure: Mapping[str, Any]) -> Atoms:

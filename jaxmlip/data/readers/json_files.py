@@ -95,6 +95,7 @@ def _of_document(
         atoms,
         name,
         str(material or ""),
+        keys.functional_of(found),
         energy=total,
         forces=keys.first("forces", found, *forces)[1],
         stress=None if found_stress is None else from_vasp(found_stress, *([order] if order else [])),

@@ -18,6 +18,21 @@ from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.readers.common import Keys, crystal, open_bytes, symmetric
 
 XML = re.compile(rb"<calculation>|<scstep>|</calculation>|name=\"NELM\"[^>]*>\s*(\d+)")
+# What tells the functional, each under the name of VASP's tag; PAW is the kind of the potentials.
+XML_HEAD = re.compile(
+    rb"name=\"GGA\">\s*(?P<GGA>[^<\s]+)|name=\"METAGGA\">\s*(?P<METAGGA>[^<\s]+)"
+    rb"|name=\"LDAU\">\s*(?P<LDAU>[TF])|name=\"LHFCALC\">\s*(?P<LHFCALC>[TF])"
+    rb"|name=\"LUSE_VDW\">\s*(?P<LUSE_VDW>[TF])|name=\"IVDW\">\s*(?P<IVDW>\d+)"
+    rb"|<c>\s*(?P<PAW>PAW\w*)\s"
+)
+TEXT_HEAD = re.compile(
+    rb"^\s+GGA +=\s*(?P<GGA>\S+)|^\s+METAGGA *=\s*(?P<METAGGA>\S+)|(?P<LDAU>LDA\+U) is selected"
+    rb"|^\s+LHFCALC *=\s*(?P<LHFCALC>[TF])|^\s+LUSE_VDW *=\s*(?P<LUSE_VDW>[TF])"
+    rb"|^\s+IVDW *=\s*(?P<IVDW>\d+)|^\s*(?:TITEL *=|POTCAR:) *(?P<PAW>PAW\w*)\s"
+)
+GGA = {"PE": "PBE", "PS": "PBEsol", "CA": "LDA", "RP": "RPBE", "91": "PW91"}
+META = {"SCAN": "SCAN", "R2SCAN": "r2SCAN"}
+POTENTIALS = {"PAW_PBE": "PBE", "PAW": "LDA", "PAW_GGA": "PW91"}  # where GGA is not set
 # An ionic step ends where ASE's reader has it end.
 TEXT = re.compile(
     rb"Iteration +\d+\(|EDIFF is reached|FREE ENERGIE OF THE ION-ELECTRON SYSTEM|NELM += +(\d+)"
@@ -25,16 +40,18 @@ TEXT = re.compile(
 
 
 def read_vasprun(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    yield from _steps(path, "vasp-xml", XML, keys)
+    yield from _steps(path, "vasp-xml", XML, keys, _functional(path, XML_HEAD, b"<calculation>"))
     _whole(path, b"</modeling>", "vasprun.xml has no </modeling> at its end: VASP did not finish")
 
 
 def read_outcar(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    yield from _steps(path, "vasp-out", TEXT, keys)
+    yield from _steps(path, "vasp-out", TEXT, keys, _functional(path, TEXT_HEAD, b"Iteration "))
     _whole(path, b"General timing and accounting", "OUTCAR has no timing at its end: VASP did not finish")
 
 
-def _steps(path: Path, format: str, marks: re.Pattern, keys: Keys) -> Iterator[LabelledCrystal]:
+def _steps(
+    path: Path, format: str, marks: re.Pattern, keys: Keys, functional: str
+) -> Iterator[LabelledCrystal]:
     import io
 
     from ase.io import iread
@@ -65,11 +82,34 @@ def _steps(path: Path, format: str, marks: re.Pattern, keys: Keys) -> Iterator[L
             yield crystal(
                 atoms,
                 f"{path} step {number}",
+                functional=functional,
                 energy=found.get("energy"),
                 forces=found.get("forces"),
                 stress=None if stress is None else symmetric(stress),
                 magmoms=found.get("magmoms"),
             )
+
+
+def _functional(path: Path, settings: re.Pattern, end: bytes) -> str:
+    """What VASP was told before its first step, or "" where that does not tell the functional for sure."""
+    found: dict[str, str] = {}
+    with open_bytes(path) as file:
+        for line in file:
+            if end in line:
+                break
+            for match in settings.finditer(line):
+                ((tag, value),) = ((k, v) for k, v in match.groupdict().items() if v is not None)
+                value = value.decode("ascii", "replace")
+                # Potentials of two kinds are none.
+                found[tag] = "" if tag == "PAW" and found.get(tag, value) != value else value
+    if "T" in (found.get("LHFCALC"), found.get("LUSE_VDW")) or int(found.get("IVDW", "0")):
+        return ""
+    if (meta := found.get("METAGGA", "F")) in ("F", "--"):
+        gga = found.get("GGA", "--")
+        name = GGA.get(gga, "") if gga != "--" else POTENTIALS.get(found.get("PAW", ""), "")
+    else:
+        name = META.get(meta.upper(), "")
+    return f"{name}+U" if name and found.get("LDAU") in ("T", "LDA+U") else name
 
 
 def _convergence(path: Path, marks: re.Pattern) -> tuple[list[bool], int | None]:
