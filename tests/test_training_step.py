@@ -98,7 +98,7 @@ def test_the_loss_is_made_of_what_predict_and_hessian_give(any_potential, crysta
     error = {p: [] for p in EVERY.properties}
     weight = {p: [] for p in EVERY.properties}
     start = 0
-    for atoms, (_, labels) in zip(crystals, examples, strict=False):
+    for atoms, (_, labels, _) in zip(crystals, examples, strict=False):
         p, n = any_potential.predict(atoms), len(atoms)
         probe = np.asarray(batch.probe[start : start + n]).ravel()
         column = hessian(any_potential, atoms) @ probe
