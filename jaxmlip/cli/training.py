@@ -143,7 +143,11 @@ def _run(config: Any, out: Path) -> None:
         return
     console = _console()
     console.print(summary(result))
-    console.print(f'written to {out}; jaxmlip.load("{out}/model") loads the potential', soft_wrap=True)
+    if several := result.potential.functionals:
+        how = f"`jaxmlip export {out} FOLDER --functional {several[0]}` makes a potential of one functional"
+    else:
+        how = f'jaxmlip.load("{out}/model") loads the potential'
+    console.print(f"written to {out}; {how}", soft_wrap=True)
 
 
 def evaluate(

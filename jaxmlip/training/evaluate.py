@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,9 +21,10 @@ from jaxmlip import batching
 from jaxmlip.curvature import force_slope
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES
-from jaxmlip.graph import ELEMENTS
+from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
 from jaxmlip.progress import track
+from jaxmlip.training.fidelities import select
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.references import References, refit
 from jaxmlip.units import GPA_PER_EV_PER_A3
@@ -75,6 +77,7 @@ def compare(potential: Potential, split: Split) -> Comparison:
     Columns of a Hessian are computed crystal by crystal.
     """
     found: list[dict[str, Pair]] = [{} for _ in range(len(split))]
+    of = cache(partial(select, potential)) if potential.functionals else lambda functional: potential
     index, room = (
         batching.batches_of(np.asarray(split.sizes), MESSAGES_PER_BATCH) if len(split) else ([], None)
     )
@@ -82,12 +85,14 @@ def compare(potential: Potential, split: Split) -> Comparison:
         examples = [split[k] for k in batch]
         predictions = potential.predict_graphs([e.graph for e in examples], room)
         for k, example, prediction in zip(batch, examples, predictions, strict=True):
-            found[k] = _pairs(potential, example, prediction)
+            found[k] = _pairs(of, example, prediction)
     return {p: pairs for p in PROPERTIES if (pairs := [f[p] for f in found if p in f])}
 
 
-def _pairs(potential: Potential, example: Example, prediction: Mapping[str, Any]) -> dict[str, Pair]:
-    graph, labels, _ = example
+def _pairs(
+    of: Callable[[str], Potential], example: Example, prediction: Mapping[str, Any]
+) -> dict[str, Pair]:
+    graph, labels, functional = example
     n = len(graph.species)
     units = {"energy": 1 / n, "forces": 1.0, "stress": GPA_PER_EV_PER_A3, "magmoms": 1.0}
     found = {}
@@ -98,9 +103,9 @@ def _pairs(potential: Potential, example: Example, prediction: Mapping[str, Any]
     if labels.hessian is not None:
         from jaxmlip.derivatives import hessian_columns
 
-        atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True)
+        atoms = Atoms(graph.numbers, graph.positions, cell=graph.cell[0], pbc=True)
         room = batching.capacity([graph])
-        columns = hessian_columns(potential, atoms, labels.columns, room=room)
+        columns = hessian_columns(of(functional), atoms, labels.columns, room=room)
         found["hessian"] = Pair(graph.species, labels.hessian, columns.reshape(labels.hessian.shape))
     return found
 
@@ -149,7 +154,7 @@ def by_material(compared: Comparison) -> dict[str, dict[str, Error]]:
     groups: dict[str, Comparison] = defaultdict(lambda: defaultdict(list))
     for name, pairs in compared.items():
         for pair in pairs:
-            formula = Atoms(pair.species).get_chemical_formula("metal", empirical=True)
+            formula = Atoms(atomic_number(pair.species)).get_chemical_formula("metal", empirical=True)
             groups[formula][name].append(pair)
     return {formula: errors(groups[formula]) for formula in sorted(groups)}
 
@@ -170,7 +175,9 @@ def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
         for pair in compared.get(name, ()):
             for z in np.unique(pair.species):
                 own = pair.species == z
-                groups[int(z)][name].append(Pair(pair.species[own], pair.dft[own], pair.model[own]))
+                groups[int(atomic_number(z))][name].append(
+                    Pair(pair.species[own], pair.dft[own], pair.model[own])
+                )
     return {chemical_symbols[z]: errors(groups[z]) for z in sorted(groups)}
 
 
@@ -217,7 +224,6 @@ def run(
     """Prints how far `model` is from the labels of `data`; writes evaluation.json and parity.png to `out`."""
     from jaxmlip.sources import load
     from jaxmlip.training.config import ConfigError, check_paths
-    from jaxmlip.training.fidelities import select
     from jaxmlip.training.figures import parity
     from jaxmlip.training.splits import read_one
 

@@ -180,7 +180,8 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
         found = fit_references(potential, splits["train"], random=model.start is None)
         console.print(str(found))
         if found.kept and model.start is not None:
-            console.print(f"kept those of {len(found.kept)} elements that are not in the data")
+            kept = {atomic_number(z) for z in found.kept}
+            console.print(f"kept those of {len(kept)} elements that are not in the data")
         params = {**potential.params, "reference_energies": found.energies}
         potential = replace(potential, params=params)
         _warn_unfitted(found, splits)

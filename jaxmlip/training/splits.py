@@ -65,7 +65,8 @@ def _check_functionals(splits: Mapping[str, Any], needed: Sequence[str]) -> None
     """Raises ConfigError unless the crystals are of one functional, or of those `needed`."""
     counts = sum((functionals_of(split) for split in splits.values()), Counter())
     if needed:
-        if set(functionals_of(splits["train"])) != set(needed) or set(counts) - set(needed):
+        missing = set(needed) - set(functionals_of(splits["train"]))
+        if missing or set(counts) - set(needed):
             told = "; ".join(f"{name}: {counted(functionals_of(s))}" for name, s in splits.items())
             raise ConfigError(
                 f"model.functionals: found {', '.join(needed)} and crystals of other functionals ({told}); "
