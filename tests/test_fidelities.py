@@ -6,9 +6,15 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
+from conftest import MODELS
 
+from jaxmlip.data.dataset import ByFunctional, MemorySplit
+from jaxmlip.data.labels import LabelledCrystal, Labels
+from jaxmlip.derivatives import hessian_columns
 from jaxmlip.graph import ELEMENTS, atomic_number
-from jaxmlip.potential import Potential
+from jaxmlip.potential import Potential, random_potential
+from jaxmlip.training.evaluate import by_element, by_functional, by_material, compare
 from jaxmlip.training.fidelities import join, select
 
 NAMES = ("PBE", "r2SCAN", "HSE06")
@@ -86,3 +92,20 @@ def test_a_potential_of_several_functionals_is_not_used_without_choosing_one(any
     for names in ((), ("PBE",), ("PBE", "PBE"), ("PBE", "")):
         with pytest.raises(ValueError, match="two or more different names"):
             join(any_potential, names)
+
+
+def test_hessian_columns_are_compared_with_the_functional_that_they_are_of():
+    potential = random_potential(MODELS["m3gnet-spherical"], seed=3, dtype="float64")
+    atoms = bulk("Si")
+    columns = np.array([0, 4])
+    own = hessian_columns(potential, atoms, columns).reshape(2, 2, 3)
+    labels = Labels(energy=0.0, columns=columns, hessian=own)
+    labelled = [LabelledCrystal(atoms, labels, functional=name) for name in NAMES[:2]]
+    joined = join(potential, NAMES[:2])
+    split = ByFunctional(MemorySplit.from_crystals(labelled, potential.cutoffs), NAMES[:2])
+    compared = compare(joined, split)
+    for pair in compared["hessian"]:
+        np.testing.assert_allclose(pair.model, own, rtol=0, atol=1e-10)
+    assert list(by_element({"forces": []} | compared)) == []
+    assert list(by_material(compared)) == ["Si"]
+    assert by_functional(compared, NAMES[:2])["r2SCAN"]["hessian"].crystals == 1
