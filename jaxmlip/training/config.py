@@ -277,24 +277,37 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 
     Raises ConfigError where it is no YAML, has unknown keys or a value of a wrong type.
     """
+    found = _changed(read_mapping(path, "`jaxmlip train --example`"), changes)
+    try:
+        return from_mapping(found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
+    """What a YAML file says, as keys with values; `example`: the command that prints such a file.
+
+    Raises ConfigError where it is no YAML, or says something else.
+    """
     path = Path(path)
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(
-            f"{path} is not a file; needed a configuration. `jaxmlip train --example` prints one."
-        ) from None
+        raise ConfigError(f"{path} is not a file; needed a configuration. {example} prints one.") from None
     if len(raw) > LARGEST:
         raise ConfigError(f"{path} has {len(raw)} bytes; needed a configuration, not data.")
     try:
-        found = _mapping(raw.decode(), str(path))
+        return _mapping(raw.decode(), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8 ({error}).") from None
-    found = _changed(found, changes)
-    try:
-        return _made(TrainConfig, found, "")
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+
+
+def from_mapping(found: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of nested keys, with `changes` such as {"optimizer.clip": 10}. Raises ConfigError."""
+    values = copy.deepcopy(dict(found))
+    for key, value in (changes or {}).items():
+        _set(values, key, value)
+    return _made(TrainConfig, values, "")
 
 
 def from_yaml(text: str) -> TrainConfig:
@@ -309,8 +322,13 @@ def to_yaml(config: TrainConfig, described: bool = True) -> str:
 
 def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """The values in which two configurations differ, by key."""
-    pairs = zip(_flat(old, ""), _flat(new, ""), strict=True)
-    return {key: (was, now) for (key, was), (_, now) in pairs if was != now}
+    was, now = flat(old), flat(new)
+    return {key: (was[key], now[key]) for key in was if was[key] != now[key]}
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """All values of a configuration by key, such as optimizer.clip."""
+    return dict(_flat(config, ""))
 
 
 def descriptions(kind: type) -> dict[str, str]:

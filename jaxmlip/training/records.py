@@ -19,6 +19,7 @@ from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
+from jaxmlip.training.locks import LOCK
 from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated
 from jaxmlip.training.losses import UNITS
 
@@ -33,13 +34,9 @@ class RunFolderError(ValueError):
     """A folder that a run cannot use: what was found, and what to do."""
 
 
-def open_folder(folder: str | Path, config: TrainConfig) -> Path:
-    """Makes the folder of a run, or goes on with the one that is there; writes config and versions.
-
-    Raises RunFolderError where it holds something else, or a run with another configuration.
-    """
-    folder = Path(folder)
-    config = config.absolute()
+def check_folder(folder: str | Path, config: TrainConfig) -> None:
+    """Raises RunFolderError where `folder` holds something else, or a run with another configuration."""
+    folder, config = Path(folder), config.absolute()
     begun = folder / CONFIG
     if begun.is_file():
         changed = {k: v for k, v in differences(read_config(begun), config).items() if k not in FREE}
@@ -49,17 +46,26 @@ def open_folder(folder: str | Path, config: TrainConfig) -> Path:
                 f"{folder} holds a run with another configuration. Go on with what it was begun with "
                 f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
         raise RunFolderError(
             f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and no folder of a run (it has no "
             f"{CONFIG}); give a new one."
         )
+
+
+def open_folder(folder: str | Path, config: TrainConfig) -> Path:
+    """Makes the folder of a run, or goes on with the one that is there; writes config and versions.
+
+    Raises RunFolderError as `check_folder` does.
+    """
+    check_folder(folder, config)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(begun, to_yaml(config))
+    write_whole(folder / CONFIG, to_yaml(config.absolute()))
     starts = []
     with suppress(OSError, ValueError):
         starts = json.loads((folder / VERSIONS).read_text())["starts"]
-    _replace(
+    write_whole(
         folder / VERSIONS,
         json.dumps({"starts": [*starts, {"seed": config.seed, **circumstances()}]}, indent=1) + "\n",
     )
@@ -168,7 +174,7 @@ class Records:
     def _open(self, step: int) -> None:
         path = self.folder / METRICS
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        _replace(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
         self._lines = path.open("a", encoding="utf-8")
         if self.config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -280,7 +286,7 @@ def _wandb(folder: Path, config: TrainConfig):
     )
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes a file that is the old or the new one at every moment."""
     draft = path.with_name(path.name + ".part")
     draft.write_text(text, encoding="utf-8")

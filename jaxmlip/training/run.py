@@ -57,16 +57,30 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     first step), checkpoints/, and at the end model/ (for `jaxmlip.load`), results.json, learning_curve.png
     and parity.png.
 
-    Raises ConfigError, RunFolderError and DatasetError before anything heavy starts; `fit` says what may go
-    wrong later.
+    Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError where
+    another process trains in `folder`; `fit` says what may go wrong later.
     """
+    import jax
+
+    from jaxmlip.training.locks import locked
+    from jaxmlip.training.records import check_folder
+
+    config, folder = config.checked(), Path(folder)
+    if jax.process_index() > 0:  # the first process keeps others out
+        return train_in(folder, config)
+    check_folder(folder, config)
+    with locked(folder):
+        return train_in(folder, config)
+
+
+def train_in(folder: Path, config: TrainConfig) -> Result:
+    """`run_training` of a configuration that is checked, in a folder that is locked."""
     import jax
 
     from jaxmlip.training import parallel
     from jaxmlip.training.loop import fit
     from jaxmlip.training.records import Records, open_folder
 
-    config, folder = config.checked(), Path(folder)
     first = jax.process_index() == 0
     mesh = parallel.make_mesh(config.devices)
     if first:
@@ -268,7 +282,7 @@ def _conclude(
     folder: Path, before: Potential, after: Potential, splits: Mapping[str, Split], reason: str
 ) -> Result:
     from jaxmlip.training.figures import learning_curves, parity
-    from jaxmlip.training.records import METRICS, read_metrics
+    from jaxmlip.training.records import METRICS, read_metrics, write_whole
 
     name = next(n for n in ("test", "validation", "train") if n in splits)
     part = at_most(splits[name], COMPARED)
@@ -282,7 +296,8 @@ def _conclude(
     record = {"stopped": reason, "compared_on": on, "units": evaluate.UNITS} | evaluate.as_record(
         {"before": first, "after": last} | ({"by_functional": by_functional} if by_functional else {})
     )
-    (folder / RESULTS).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    # The last file of a run: where it is, the run is finished.
+    write_whole(folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return Result(folder, after, first, last, by_functional, on, reason)
 
 

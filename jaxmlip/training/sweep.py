@@ -1,0 +1,316 @@
+"""Sweeps: many runs of training in one folder, each done once, whoever is interrupted.
+
+The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, as
+`jaxmlip train ID.yaml` makes it) and ID.log (what its process said). Nothing else is kept: a sweep that is
+started again looks at what is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import re
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from jaxmlip.training.config import ConfigError, TrainConfig, differences, flat, read_config, to_yaml
+from jaxmlip.training.locks import in_use
+from jaxmlip.training.records import CONFIG, FREE, RunFolderError
+from jaxmlip.training.run import RESULTS
+
+# What changes nothing in the potential that comes out.
+IDLE = tuple(key for key in FREE if key != "final")
+PATHS = ("data.train", "data.validation", "data.test", "replay.data")
+POLL = 0.2  # seconds
+ELSEWHERE = 2.0  # seconds until a run that another process has is looked at again
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep. `name` tells it from the others in tables."""
+
+    name: str
+    config: TrainConfig
+
+    @cached_property
+    def id(self) -> str:
+        """The name, and a hash of what is computed: configuration and contents of files, not their places.
+
+        Keys that have their default value do not count, so that ids stay when keys are added to
+        configurations. Raises FileNotFoundError where data are not there.
+        """
+        readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", self.name).strip("-.")[:80]
+        return f"{readable}-{digest(self.config)}" if readable else digest(self.config)
+
+    def folder(self, sweep: str | Path) -> Path:
+        """The folder of this run in that of the sweep."""
+        return Path(sweep) / self.id
+
+    def finished(self, sweep: str | Path) -> bool:
+        """Whether this run, and no other configuration, is done in the folder of the sweep."""
+        return results_in(self.folder(sweep), self.config) is not None
+
+
+def digest(config: TrainConfig) -> str:
+    """A hash of what a run of `config` computes, see `Run.id`."""
+    usual, own = flat(TrainConfig()), {}
+    for key, value in flat(config).items():
+        if key in IDLE or value == usual[key]:
+            continue
+        if key in PATHS:
+            value = [contents(path) for path in value]
+        elif key == "model.start" and Path(value).exists():
+            value = contents(value)
+        own[key] = value
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def contents(path: str | Path) -> str:
+    """A hash of a file, of a pattern's files, or of all files in a folder. Raises FileNotFoundError."""
+    from jaxmlip.data.dataset import MANIFEST
+
+    path = Path(path)
+    if (path / MANIFEST).is_file():  # it has the hashes of all shards
+        return contents(path / MANIFEST)
+    if path.is_file():
+        told = path.stat()
+        return _hash_of_file(path.absolute(), told.st_mtime_ns, told.st_size)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return _hash([f"{p.relative_to(path)} {contents(p)}" for p in files])
+    files = sorted(glob.glob(str(path)))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} does not exist (looked from {Path.cwd()}); needed it for a run's id."
+        )
+    return _hash([contents(p) for p in files])
+
+
+@lru_cache(4096)
+def _hash_of_file(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def run_all(
+    runs: Sequence[Run],
+    folder: str | Path,
+    processes: int = 1,
+    slurm: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, str]:
+    """Does those of `runs` that are not finished in `folder`; returns why runs failed, by name.
+
+    Each run is a process of its own, so many at a time as `processes` says, which share the cores; or a job
+    of SLURM, where `slurm` has parameters of submitit's AutoExecutor, such as {"slurm_partition": "gpu",
+    "timeout_min": 600, "nodes": 2, "tasks_per_node": 4} (several tasks train one potential together). A run
+    that fails does not stop the others, and is tried again when this is called again. Runs that were
+    interrupted go on. Runs that another process has in hand are left to it, and waited for.
+
+    When this process ends, in whatever way, its runs save and stop; jobs of SLURM go on. `say` is told of
+    each run that ends; default: standard error. Raises ConfigError for a configuration that cannot be used,
+    before anything is started.
+    """
+    from jaxmlip.training.backends import IN_USE, Local, Slurm
+
+    folder, say = Path(folder), say or _say
+    check(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = Local(processes) if slurm is None else Slurm(folder, slurm)
+    for run in runs:
+        _write(folder / f"{run.id}.yaml", to_yaml(run.config.checked().absolute(), described=False))
+    waiting, failed, done = deque(runs), {}, 0
+    going: list[tuple[Run, Any]] = []
+    later: dict[str, float] = {}  # when to look at runs again that others have
+
+    def ended(run: Run, how: str) -> None:
+        nonlocal done
+        done += 1
+        say(f"{done}/{len(runs)} {run.name}: {how}")
+
+    with backend:
+        while waiting or going:
+            for run, attempt in list(going):
+                code = attempt.poll()
+                if code is None:
+                    continue
+                going.remove((run, attempt))
+                if code == 0 and run.finished(folder):
+                    ended(run, "finished")
+                elif code == IN_USE:
+                    waiting.append(run)
+                else:
+                    failed[run.name] = attempt.reason()
+                    ended(run, f"failed: {failed[run.name]}")
+            starting = []
+            for _ in range(len(waiting)):
+                if len(going) + len(starting) >= backend.room:
+                    break
+                run = waiting.popleft()
+                if time.monotonic() < later.get(run.name, 0):
+                    waiting.append(run)
+                elif run.finished(folder):
+                    ended(run, "is finished")
+                elif (owner := in_use(run.folder(folder))) is not None:
+                    if run.name not in later:
+                        say(f"{run.name}: in the hands of {owner}; waiting for it")
+                    later[run.name] = time.monotonic() + ELSEWHERE
+                    waiting.append(run)
+                else:
+                    starting.append(run)
+            if starting:
+                attempts = backend.start([folder / f"{run.id}.yaml" for run in starting])
+                going += zip(starting, attempts, strict=True)
+            elif waiting or going:
+                time.sleep(POLL)
+    return failed
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Raises ConfigError for names that are there twice, and for runs that compute the same."""
+    for what, found in (("the name", [r.name for r in runs]), ("the id", [r.id for r in runs])):
+        if twice := [x for x, n in Counter(found).items() if n > 1]:
+            raise ConfigError(f"found {what} {twice[0]} for two runs of a sweep, needed one for each.")
+
+
+def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What came of the runs that are finished, by name: id, folder, and what results.json says.
+
+    Those that are not finished are left out; `unfinished` names them.
+    """
+    found = {}
+    for run in runs:
+        results = results_in(run.folder(folder), run.config)
+        if results is not None:
+            found[run.name] = {"id": run.id, "folder": str(run.folder(folder)), **results}
+    return found
+
+
+def unfinished(runs: Sequence[Run], folder: str | Path) -> dict[str, str]:
+    """The runs without a result, by name, and where each stands."""
+    return {run.name: _stands(run, Path(folder)) for run in runs if not run.finished(folder)}
+
+
+def varied(runs: Sequence[Run]) -> list[str]:
+    """The keys in which the configurations of `runs` differ."""
+    values = [flat(run.config) for run in runs]
+    return [key for key in values[0] if any(v[key] != values[0][key] for v in values)] if values else []
+
+
+def table(runs: Sequence[Run], collected: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each run in `collected`: its name, id, what it varies, and errors after training."""
+    keys, rows = varied(runs), []
+    for run in runs:
+        if run.name not in collected:
+            continue
+        its, values = collected[run.name], flat(run.config)
+        errors = {
+            f"{name}_{kind} / {its['units'][name]}": error[kind]
+            for name, error in its["after"].items()
+            for kind in ("mae", "rmse")
+        }
+        rows.append(
+            {"name": run.name, "id": run.id}
+            | {key: values[key] for key in keys}
+            | {"stopped": its["stopped"], "compared_on": its["compared_on"]}
+            | errors
+        )
+    return rows
+
+
+def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]:
+    """Writes sweep.csv and sweep.json (with what is unfinished) into `folder`; returns rows of `table`."""
+    folder = Path(folder)
+    collected = collect(runs, folder)
+    rows = table(runs, collected)
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["name", "id"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(folder / "sweep.csv", text.getvalue())
+    whole = {"finished": collected, "unfinished": unfinished(runs, folder)}
+    _write(folder / "sweep.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+def steps_done(folder: str | Path) -> int | None:
+    """The last step that the folder of a run has a checkpoint of, or None."""
+    kept = (Path(folder) / "checkpoints").glob("[0-9]*")
+    return max((int(p.name) for p in kept if p.name.isdigit()), default=None)
+
+
+def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What results.json says in the folder of a run of `config`; None where the run is not finished.
+
+    Raises RunFolderError for results of another configuration.
+    """
+    try:
+        results = json.loads((folder / RESULTS).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise RunFolderError(
+            f"{folder / RESULTS} is damaged. Remove it, and start the sweep again."
+        ) from None
+    other = differences(read_config(folder / CONFIG), config.absolute())
+    # Where the files are does not matter: their contents are in the id.
+    other = {k: v for k, v in other.items() if k not in (*IDLE, *PATHS, "model.start")}
+    if other:
+        told = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in other.items())
+        raise RunFolderError(
+            f"{folder} has the results of another configuration ({told}), though its name says that it is "
+            "this one; was it edited? Remove that folder, and start the sweep again."
+        )
+    return results
+
+
+def _stands(run: Run, sweep: Path) -> str:
+    folder = run.folder(sweep)
+    owner, step, said = in_use(folder), steps_done(folder), last_lines(sweep / f"{run.id}.log", 1)
+    if owner is not None:
+        return f"in the hands of {owner}"
+    if step is None and not said:
+        return "not begun"
+    begun = "did not come to a checkpoint" if step is None else f"saved is step {step}"
+    return begun + (f"; its log ends: {said}" if said else "")
+
+
+def last_lines(path: Path, count: int, start: int = 0) -> str:
+    """The last lines of a file that are not empty, of what is there after byte `start`."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(start, end - 20_000))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that others may write and read at the same time."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _say(line: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(line, soft_wrap=True, markup=False)
