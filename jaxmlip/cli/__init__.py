@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli import against_dft, curvature, data, models, training
+from jaxmlip.cli import against_dft, curvature, data, models, sweeps, training
 
 
 class Group(NamedTuple):
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "data": Group("Files of labelled crystals.", {"inspect": data.inspect, "convert": data.convert}),
     "train": training.train,
     "finetune": training.finetune,
+    "sweep": sweeps.sweep,
     "evaluate": training.evaluate,
     "export": training.export,
 }

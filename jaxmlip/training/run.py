@@ -86,16 +86,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
     if first:
         open_folder(folder, config)
     console = Console(stderr=True, highlight=False, quiet=not first)
-    start = folder / "start"
-    if (start / "manifest.json").is_file():  # the run goes on
-        potential = Potential.from_folder(start, config.dtype)
-        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
-    else:
-        potential, splits = _begin(config, folder, console)
-    for split in splits.values():
-        check(split, potential)
-    _check_labels(config, splits["train"], splits.get("validation"))
-    loader = _loader(config, potential, splits["train"], mesh)
+    potential, splits, loader = prepare(config, folder, mesh, console)
     plan = loader.plan
     steps = plan.steps if config.steps is None else config.steps
     waste = ", ".join(f"{kind} {part:.0%}" for kind, part in plan.waste.items())
@@ -115,6 +106,25 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
         return Result(folder, made, {}, {}, {}, "", fitted.reason)
     made.save(folder / MODEL)
     return _conclude(folder, potential, made, splits, fitted.reason)
+
+
+def prepare(
+    config: TrainConfig, folder: Path, mesh: Mesh, console: Console
+) -> tuple[Potential, dict[str, Split], Loader]:
+    """The potential before the first step of the run in `folder`, the data, and the batches; writes nothing.
+
+    Raises ConfigError and DatasetError where they do not fit together.
+    """
+    start = folder / "start"
+    if (start / "manifest.json").is_file():  # the run goes on
+        potential = Potential.from_folder(start, config.dtype)
+        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
+    else:
+        potential, splits = _begin(config, folder, console)
+    for split in splits.values():
+        check(split, potential)
+    _check_labels(config, splits["train"], splits.get("validation"))
+    return potential, splits, _loader(config, potential, splits["train"], mesh)
 
 
 def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh) -> Loader:

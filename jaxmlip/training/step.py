@@ -131,9 +131,12 @@ def make_train_step(
 
     def call(state: TrainState, batch: Batch):
         with _precision(potential):
-            return step(state, everything, parallel.spread(batch, mesh))
+            return step(*arguments(state, batch))
 
-    call.jitted = step
+    def arguments(state: TrainState, batch: Batch) -> tuple[Any, ...]:
+        return state, everything, parallel.spread(batch, mesh)
+
+    call.jitted, call.arguments = step, arguments
     return call
 
 

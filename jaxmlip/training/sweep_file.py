@@ -65,9 +65,12 @@ def _runs(found: Mapping[str, Any]) -> list[Run]:
         varied = dict(zip(axes, values, strict=True))
         if both := own.keys() & varied.keys():
             raise ConfigError(f"found {both.pop()} in vary and in runs, needed it in one of them.")
-        named = {**varied} if "name" in changes else {**own, **varied}
-        parts = [f"{short[key]}={_told(value)}" for key, value in named.items()]
-        name = ",".join([str(changes["name"])] * ("name" in changes) + parts) or "base"
+        told = [f"{short[key]}={_told(value)}" for key, value in varied.items()]
+        if "name" in changes:
+            told.insert(0, changes["name"])
+        else:
+            told = [f"{short[key]}={_told(value)}" for key, value in own.items()] + told
+        name = ",".join(told) or "base"
         try:
             runs.append(Run(name, from_mapping(base, own | varied).checked()))
         except (ConfigError, ValueError) as error:

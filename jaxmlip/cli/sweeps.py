@@ -1,0 +1,129 @@
+"""`jaxmlip sweep`: many runs of training in one folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from rich.console import Console
+
+from jaxmlip.cli.arguments import Positional
+from jaxmlip.cli.tables import print_table, table_of
+
+if TYPE_CHECKING:
+    from jaxmlip.training.sweep import Run
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --slurm a=1 b=2 --slurm c=3
+SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all
+
+
+def sweep(
+    config: Positional[Path | None] = None,
+    out: Path | None = None,
+    processes: int | None = None,
+    slurm: Several = (),
+    dry_run: Flag = False,
+    collect: Flag = False,
+    example: Flag = False,
+) -> None:
+    """Does the runs of a file that are not done yet, and writes a table of all that are.
+
+    The same command goes on after any interruption; several at a time on one folder share the work. The
+    folder has for each run its configuration (ID.yaml), its folder (ID/) and what its process said (ID.log).
+
+    Args:
+        config: a YAML file with base and vary or runs; --example prints one
+        out: folder of the sweep; default: the name of CONFIG without .yaml
+        processes: runs at a time on this machine, which share its cores; default: 1
+        slurm: KEY=VALUE for jobs of SLURM, one for each run, in the words of submitit's AutoExecutor, such as
+            slurm_partition=gpu timeout_min=600 gpus_per_node=4; nodes=2 tasks_per_node=4 gives each run eight
+            processes
+        dry_run: print the runs, their floating-point operations and the time that they would take here, from
+            a few steps that are taken and thrown away; write nothing
+        collect: write and print the table of what is there, and start nothing
+        example: print a file of a sweep, and do nothing
+    """
+    from jaxmlip.training.config import ConfigError, reader_options
+    from jaxmlip.training.sweep import run_all
+    from jaxmlip.training.sweep_file import EXAMPLE, read_sweep
+
+    if example:
+        print(EXAMPLE, end="")
+        return
+    if config is None:
+        raise ConfigError(
+            "found no file, needed one: jaxmlip sweep SWEEP.yaml. `jaxmlip sweep --example` prints one."
+        )
+    given = [value for each in slurm for value in each]
+    if processes is not None and given:
+        raise ConfigError("found --processes and --slurm, needed one of them.")
+    runs, out = read_sweep(config), out or config.with_suffix("")
+    if dry_run:
+        _foretell(runs, out)
+        return
+    if not collect:
+        Console(stderr=True).print(f"{len(runs)} runs in {out}", highlight=False)
+        run_all(runs, out, processes or 1, reader_options(given) if given else None)
+    if not out.is_dir():
+        raise ConfigError(f"{out} is no folder; needed that of a sweep, by --out.")
+    if _report(runs, out) and not collect:
+        sys.exit(1)
+
+
+def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
+    """Writes and prints what is there; the runs that are not finished."""
+    from jaxmlip.training.sweep import unfinished, varied, write_table
+
+    rows, left = write_table(runs, out), unfinished(runs, out)
+    errors = list(dict.fromkeys(key for row in rows for key in row if "_mae / " in key))[:SHOWN]
+    columns = [*varied(runs), *errors]
+    table = table_of(f"{len(rows)} of {len(runs)} runs are finished", ("run", *columns), left=("run",))
+    for row in rows:
+        table.add_row(row["name"], *(_cell(row.get(column)) for column in columns))
+    print_table(table)
+    for name, where in left.items():
+        print(f"not in the table: {name}: {where}")
+    print(f"written to {out / 'sweep.csv'} and {out / 'sweep.json'}")
+    return left
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _foretell(runs: Sequence[Run], out: Path) -> None:
+    from jaxmlip.training.forecast import STEPS, forecast
+
+    found = forecast(runs, out)
+    columns = ("structures", "steps", "done", "GFLOP a step", "TFLOP", "ms a step", "minutes left")
+    table = table_of(
+        f"{len(runs)} runs, of which nothing was done now", ("run", "id", *columns), ("run", "id")
+    )
+    for its in found:
+        table.add_row(
+            its.run.name,
+            its.run.id.rpartition("-")[2],
+            str(its.structures),
+            str(its.steps),
+            str(its.done),
+            f"{its.cost.flops / 1e9:.4g}",
+            f"{its.flops / 1e12:.4g}",
+            f"{1e3 * its.cost.seconds:.4g}",
+            f"{its.seconds / 60:.3g}",
+        )
+    print_table(table)
+    costs = {its.cost: None for its in found}
+    operations, hours = sum(its.flops for its in found) / 1e12, sum(its.seconds for its in found) / 3600
+    print(
+        f"in all {operations:.4g} TFLOP; {hours:.3g} hours of training are left where the runs go one after "
+        f"another on these {found[0].cost.devices} device(s). Reading, compilation (here "
+        f"{sum(c.compilation for c in costs):.0f} s for {len(costs)} program(s)), validation and tests come "
+        f"on top. Times are the median of {STEPS} steps of each program with room for the largest batch; "
+        "operations are XLA's count for that program."
+    )
