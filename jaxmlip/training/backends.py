@@ -23,13 +23,16 @@ from jaxmlip.training.config import ConfigError, read_config
 from jaxmlip.training.locks import InUseError, locked
 
 IN_USE = 75  # exit code of a process whose run another one has: EX_TEMPFAIL of sysexits.h
+WORKER = (sys.executable, "-m", "jaxmlip.training.backends")
 TOLD = 5  # lines of what a failed run said
 
 
 class Attempt:
     """A process that does one run, and saves and stops when this process ends, in whatever way."""
 
-    def __init__(self, config: Path, address: Sequence[str] = (), threads: int | None = None):
+    def __init__(
+        self, config: Path, worker: Sequence[str], address: Sequence[str] = (), threads: int | None = None
+    ):
         self.log = config.with_suffix(".log")
         self.start = self.log.stat().st_size if self.log.exists() else 0
         env = dict(os.environ)
@@ -38,7 +41,7 @@ class Attempt:
             env |= dict.fromkeys(names, str(threads))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jaxmlip.training.backends", str(config), *address],
+                [*worker, str(config), *address],
                 stdin=subprocess.PIPE,  # its end tells that this process has ended
                 stdout=log,
                 stderr=log,
@@ -81,7 +84,7 @@ class Local:
 
     def start(self, configs: Sequence[Path]) -> list[Attempt]:
         """Starts one process for each."""
-        made = [Attempt(config, threads=self.threads) for config in configs]
+        made = [Attempt(config, WORKER, threads=self.threads) for config in configs]
         self.started = [a for a in self.started if a.poll() is None] + made
         return made
 
@@ -116,7 +119,7 @@ class Slurm:
     def start(self, configs: Sequence[Path]) -> list[Submitted]:
         """Submits one job for each, together as an array."""
         with self.executor.batch():
-            jobs = [self.executor.submit(Job(str(config.absolute()))) for config in configs]
+            jobs = [self.executor.submit(Job(config.absolute(), WORKER)) for config in configs]
         return [Submitted(job, config.with_suffix(".log")) for job, config in zip(jobs, configs, strict=True)]
 
     def __enter__(self) -> Slurm:
@@ -154,8 +157,8 @@ class Submitted:
 class Job:
     """What each task of a job does. Before SLURM's time is up the run saves, and the job is queued again."""
 
-    def __init__(self, config: str):
-        self.config = config
+    def __init__(self, config: Path, worker: Sequence[str]):
+        self.config, self.worker = config, worker
         self.attempt: Attempt | None = None
 
     def __call__(self) -> int:
@@ -168,7 +171,7 @@ class Job:
         elif its.num_tasks > 1:
             port = 20_000 + int(its.job_id) % 20_000
             address = (f"127.0.0.1:{port}", str(its.num_tasks), str(its.global_rank))
-        self.attempt = Attempt(Path(self.config), address)
+        self.attempt = Attempt(self.config, self.worker, address)
         while (code := self.attempt.poll()) is None:
             time.sleep(0.1)
         return code
@@ -179,10 +182,10 @@ class Job:
 
         if self.attempt is not None:
             self.attempt.stop()
-        return submitit.helpers.DelayedSubmission(Job(self.config))
+        return submitit.helpers.DelayedSubmission(Job(self.config, self.worker))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "attempt": None}
+        return {**vars(self), "attempt": None}
 
 
 def attempt(config: Path, address: Sequence[str]) -> int:
@@ -227,6 +230,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+    """One attempt, as the head of this module says."""
     _end_with_parent()
-    sys.exit(attempt(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(attempt(Path(arguments[0]), arguments[1:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

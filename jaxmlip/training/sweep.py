@@ -180,10 +180,9 @@ def run_all(
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Raises ConfigError for names that are there twice, and for runs that compute the same."""
-    for what, found in (("the name", [r.name for r in runs]), ("the id", [r.id for r in runs])):
-        if twice := [x for x, n in Counter(found).items() if n > 1]:
-            raise ConfigError(f"found {what} {twice[0]} for two runs of a sweep, needed one for each.")
+    """Raises ConfigError for names that are there twice."""
+    if twice := [name for name, n in Counter(run.name for run in runs).items() if n > 1]:
+        raise ConfigError(f"found the name {twice[0]} for two runs of a sweep, needed one for each.")
 
 
 def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -298,7 +297,8 @@ def last_lines(path: Path, count: int, start: int = 0) -> str:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(line if len(line) <= 300 else line[:300] + " …" for line in lines[-count:])
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.training.config import ConfigError, from_mapping, read_mapping
-from jaxmlip.training.sweep import Run, check
+from jaxmlip.training.sweep import Run, check, digest
 
 MOST = 10_000  # runs
 EXAMPLE = """\
@@ -76,6 +76,10 @@ def _runs(found: Mapping[str, Any]) -> list[Run]:
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"run {name}: {error}") from None
     check(runs)
+    names: dict[str, str] = {}
+    for run in runs:
+        if (other := names.setdefault(digest(run.config), run.name)) != run.name:
+            raise ConfigError(f"runs {other} and {run.name} compute the same; leave one out.")
     return runs
 
 

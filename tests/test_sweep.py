@@ -1,0 +1,324 @@
+"""A sweep does each run once, whatever happens to it, and says what is not done."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import quick_sweep
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from jaxmlip.cli import main
+from jaxmlip.training import backends
+from jaxmlip.training.config import ConfigError, from_mapping
+from jaxmlip.training.locks import InUseError, in_use, locked
+from jaxmlip.training.records import RunFolderError
+from jaxmlip.training.sweep import Run, collect, digest, run_all, steps_done, unfinished, write_table
+from jaxmlip.training.sweep_file import EXAMPLE, read_sweep
+
+KILLS = int(os.environ.get("JAXMLIP_KILLS", "2"))  # how often a sweep is killed
+BASE = """
+base:
+  model:
+    architecture: m3gnet
+    hyperparameters: {features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.0, angle_cutoff: 2.6}
+  data: {train: [springs.extxyz], fractions: [0.75, 0.25, 0], split_by: crystal}
+  loss: {stress: 0, magmoms: 0}
+  steps: 5
+  batch_size: 4
+  tensorboard: false
+  checkpoint_every: 1
+  report_every: 1
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with crystals, that commands are started in."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        atoms = bulk("Si")
+        moved = 0.1 * rng.normal(size=atoms.positions.shape)
+        atoms.positions += moved
+        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
+        ase.io.write(tmp_path / "springs.extxyz", atoms, append=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    return tmp_path
+
+
+def written(here: Path, text: str) -> Path:
+    (here / "sweep.yaml").write_text(BASE + text)
+    return here / "sweep.yaml"
+
+
+def runs_of(here: Path, text: str) -> list[Run]:
+    return read_sweep(written(here, text))
+
+
+def counting(here: Path, out: str, processes: int) -> subprocess.Popen:
+    """A sweep without training, as a process of its own."""
+    return subprocess.Popen(
+        [*quick_sweep.WORKER, "sweep", "sweep.yaml", out, str(processes)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def starts(run: Run, folder: Path) -> int:
+    return len(json.loads((run.folder(folder) / "versions.json").read_text())["starts"])
+
+
+def changed(**changes):
+    base = {"model": {"architecture": "m3gnet"}, "data": {"train": ["springs.extxyz"]}}
+    return digest(from_mapping(base, changes))
+
+
+def test_ids_change_with_what_is_computed_and_with_nothing_else(here):
+    same = changed()
+    assert Run("a b/c", from_mapping({}, {"seed": 3})).id == f"a-b-c-{digest(from_mapping({'seed': 3}))}"
+    assert changed(seed=0, devices=4, report_every=1, tensorboard=False, checkpoint_every=7) == same
+    shutil.copy("springs.extxyz", "elsewhere.extxyz")
+    assert changed(**{"data.train": ["elsewhere.extxyz"]}) == same
+    different = [
+        {"seed": 1},
+        {"final": "last"},
+        {"optimizer.learning_rate": 2e-3},
+        {"model.hyperparameters": {"features": 8}},
+        {"data.train": ["springs.extxyz", "elsewhere.extxyz"]},
+        {"data.validation": ["springs.extxyz"]},
+    ]
+    found = [changed(**change) for change in different]
+    with open("springs.extxyz", "a") as file:
+        file.write(Path("elsewhere.extxyz").read_text())
+    found.append(changed())
+    assert len({same, *found}) == 1 + len(found)
+
+
+def test_ids_are_the_same_in_every_version(here):
+    Path("crystals.txt").write_text("these are crystals\n")
+    config = from_mapping({"model": {"start": "chgnet-0.3.0"}, "data": {"train": "crystals.txt"}, "seed": 5})
+    assert digest(config) == "95049599132a"
+
+
+def test_a_model_folder_counts_by_its_contents(here):
+    for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+        Path(name).mkdir()
+        Path(name, "model.safetensors").write_text(text)
+    a, b, c = (digest(from_mapping({"model": {"start": name}})) for name in "abc")
+    assert a == b != c
+
+
+def test_axes_make_every_combination_and_runs_are_changes(here):
+    runs = runs_of(here, "vary: {seed: [0, 1], optimizer.learning_rate: [1e-2, 1e-3]}")
+    assert [r.name for r in runs] == [
+        f"seed={s},learning_rate={rate}" for s in (0, 1) for rate in ("1e-2", "1e-3")
+    ]
+    assert [(r.config.seed, r.config.optimizer.learning_rate) for r in runs[1:3]] == [(0, 1e-3), (1, 1e-2)]
+    runs = runs_of(here, "vary: {seed: [0, 1]}\nruns: [{name: long, steps: 9}, {batch_size: 2}]")
+    assert [r.name for r in runs] == [
+        "long,seed=0",
+        "long,seed=1",
+        "batch_size=2,seed=0",
+        "batch_size=2,seed=1",
+    ]
+    assert [(r.config.steps, r.config.batch_size) for r in runs] == [(9, 4)] * 2 + [(5, 2)] * 2
+    (here / "crystals.extxyz").touch()
+    (here / "example.yaml").write_text(EXAMPLE)
+    assert len(read_sweep("example.yaml")) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("vary: {seed: 3}", "vary.seed: found 3, needed a list of values"),
+        ("vary: {sed: [1]}", "run sed=1: sed is no key; did you mean seed"),
+        ("vary: {seed: [1, one]}", "run seed=one: seed: found 'one'"),
+        ("vary: {seed: [1, 1]}", "found the name seed=1 for two runs"),
+        (
+            "vary: {optimizer.learning_rate: [1e-2, 0.01]}",
+            "runs learning_rate=1e-2 and learning_rate=0.01 comp",
+        ),
+        ("vary: {batch_size: [0]}", "run batch_size=0: batch_size: found 0, needed 1 or more"),
+        ("vary: {data.train: [nowhere.xyz]}", "nowhere.xyz does not exist"),
+        ("vary: {seed: []}", r"vary.seed: found \[\]"),
+        ("runs: {seed: 3}", "runs: needed a list of changes"),
+        ("runs: [3]", r"runs\[0\]: found 3"),
+        ("runs: [{name: 3}]", r"runs\[0\].name: found 3, needed text"),
+        ("vary: {seed: [0]}\nruns: [{seed: 1}]", "found seed in vary and in runs"),
+        ("seeds: [1]", "seeds is no key of a sweep"),
+        ("vary: {seed: [0], seed: [1]}", "seed is there a second time"),
+        ("vary: !!python/object/apply:os.system [ls]", "is no YAML"),
+        (
+            "vary: {" + ", ".join(f"k{n}: [{', '.join('0' * 10)}]" for n in range(9)) + "}",
+            "1,000,000,000 runs",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_the_run_that_has_it(here, text, says):
+    with pytest.raises(ConfigError, match=says):
+        runs_of(here, text)
+
+
+def test_a_base_may_be_a_file_of_its_own(here):
+    Path("base.yaml").write_text("model: {architecture: mace}\ndata: {train: springs.extxyz}")
+    Path("sweep.yaml").write_text("base: base.yaml\nvary: {seed: [1]}")
+    assert read_sweep("sweep.yaml")[0].config.model.architecture == "mace"
+    for text in ("base: other.yaml", "base: [1]", "vary: {seed: [1]}"):
+        Path("sweep.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"other.yaml is not a file|base: needed"):
+            read_sweep("sweep.yaml")
+
+
+def test_one_process_at_a_time_is_in_a_folder_and_a_killed_one_lets_go(here, capsys):
+    script = (
+        "import time, jaxmlip.training.locks as l\nwith l.locked('run'): print(1, flush=1); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert f"process {other.pid} on" in in_use("run")
+        with pytest.raises(InUseError, match=f"run is in use by process {other.pid} on"), locked("run"):
+            pass
+        Path("run.yaml").write_text("\n".join(line[2:] for line in BASE.splitlines()[2:]))
+        with pytest.raises(SystemExit):
+            main(["train", "run.yaml"])
+        assert "is in use by process" in capsys.readouterr().err
+        other.kill()
+    assert in_use("run") is None
+    with locked("run"), pytest.raises(InUseError), locked("run"):
+        pass
+
+
+def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_same_table(here):
+    runs = runs_of(here, "vary: {seed: [0, 1, 2]}")
+    whole = counting(here, "whole", 2)
+    rng = random.Random(1)
+    for k in range(KILLS):
+        sweep = counting(here, "killed", 2)
+        time.sleep(rng.uniform(1.5, 4.0))
+        os.kill(sweep.pid, (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[k % 3])
+        sweep.communicate()
+    sweep = counting(here, "killed", 2)
+    for process in (whole, sweep):
+        assert process.wait(60) == 0, process.stderr.read()
+        process.stderr.close()
+    for name in ("sweep.csv", "sweep.json"):
+        one, other = (Path(out, name).read_text() for out in ("whole", "killed"))
+        assert one.replace("whole/", "killed/") == other
+    assert len(Path("whole/sweep.csv").read_text().splitlines()) == 4
+    assert unfinished(runs, "killed") == {}
+
+
+def test_training_that_is_killed_in_a_sweep_goes_on_to_the_same_table(here):
+    runs = runs_of(here, "")
+    assert run_all(runs, "whole") == {}
+    code = "import sys; from jaxmlip.cli import main; main()"
+    command = [sys.executable, "-c", code, "sweep", "sweep.yaml", "--out", "killed"]
+    sweep = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not steps_done(runs[0].folder("killed")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    sweep.kill()
+    sweep.wait()
+    while in_use(runs[0].folder("killed")):  # it saves, since the sweep is gone
+        time.sleep(0.05)
+    assert list(unfinished(runs, "killed")) == ["base"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 runs are finished" in done.stdout
+    assert starts(runs[0], "killed") == 2
+    one, other = (collect(runs, out)["base"] for out in ("whole", "killed"))
+    assert one["after"] == other["after"] != one["before"]
+
+
+def test_two_sweeps_on_one_folder_do_every_run_once(here):
+    runs = runs_of(here, "vary: {seed: [0, 1, 2]}")
+    both = [counting(here, "out", 1) for _ in range(2)]
+    said = [sweep.communicate(timeout=60)[1] for sweep in both]
+    assert [sweep.returncode for sweep in both] == [0, 0], said
+    assert [starts(run, Path("out")) for run in runs] == [1, 1, 1]
+    assert list(collect(runs, "out")) == ["seed=0", "seed=1", "seed=2"]
+
+
+def test_a_run_that_fails_does_not_stop_the_others(here, monkeypatch, capsys):
+    monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
+    seeds = f"vary: {{seed: [{quick_sweep.RAISES}, {quick_sweep.CRASHES}, 1, 2]}}"
+    runs, said = runs_of(here, seeds), []
+    failed = run_all(runs, "out", processes=4, say=said.append)
+    assert list(failed) == [f"seed={quick_sweep.RAISES}", f"seed={quick_sweep.CRASHES}"] or len(failed) == 2
+    assert "ValueError: 13 brings bad luck" in failed["seed=13"]
+    assert "signal SIGKILL" in failed["seed=14"]
+    assert "about to crash" in failed["seed=14"]
+    assert [line[:4] for line in said] == ["1/4 ", "2/4 ", "3/4 ", "4/4 "]
+    main(["sweep", "sweep.yaml", "--out", "out", "--collect"])
+    table = capsys.readouterr().out
+    assert "2 of 4 runs are finished" in table
+    assert "not in the table: seed=13: did not come to a checkpoint; its log ends: ValueError" in table
+    assert [row["seed"] for row in write_table(runs, "out")] == [1, 2]
+    assert list(json.loads(Path("out/sweep.json").read_text())["unfinished"]) == ["seed=13", "seed=14"]
+    cores = len(os.sched_getaffinity(0))
+    assert {r["compared_on"] for r in collect(runs, "out").values()} == {str(max(1, cores // 4))}
+
+
+def test_what_was_not_begun_and_results_of_another_configuration_are_not_collected(here):
+    runs = runs_of(here, "vary: {seed: [0, 1]}")
+    assert unfinished(runs, "out") == {"seed=0": "not begun", "seed=1": "not begun"}
+    assert write_table.__doc__
+    folder = runs[0].folder("out")
+    quick_sweep.count(folder, runs[1].config)
+    with pytest.raises(RunFolderError, match="seed: 1 there, 0 here"):
+        collect(runs, "out")
+    (folder / "results.json").write_text("{")
+    with pytest.raises(RunFolderError, match="is damaged"):
+        collect(runs, "out")
+
+
+def test_submitit_trains_each_run_in_tasks_that_know_each_other(here, monkeypatch):
+    monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
+    runs = runs_of(here, f"vary: {{seed: [0, {quick_sweep.RAISES}]}}")
+    failed = run_all(runs, "out", slurm={"cluster": "local", "tasks_per_node": 2, "timeout_min": 5})
+    assert list(failed) == ["seed=13"]
+    assert "13 brings bad luck" in failed["seed=13"]
+    assert collect(runs, "out")["seed=0"]["after"]["energy"]["rmse"] == 2  # processes
+
+
+def test_parameters_that_submitit_does_not_know_are_told(here, capsys):
+    written(here, "")
+    with pytest.raises(SystemExit):
+        main(["sweep", "sweep.yaml", "--slurm", "cluster=local", "nodez=2"])
+    assert "--slurm: Parameter 'nodez' need to be prefixed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sweep", "sweep.yaml", "--processes", "2", "--slurm", "nodes=2"])
+    assert "found --processes and --slurm" in capsys.readouterr().err
+
+
+def test_a_dry_run_tells_what_each_run_costs_and_leaves_nothing_behind(here, capsys):
+    written(here, "vary: {seed: [0, 1]}\nruns: [{steps: 5}, {steps: 10}]")
+    before = {p for p in here.rglob("*") if "programs" not in str(p)}
+    main(["sweep", "sweep.yaml", "--dry-run"])
+    assert {p for p in here.rglob("*") if "programs" not in str(p)} == before
+    out = capsys.readouterr().out
+    rows = [line.strip("│ \n").split("│") for line in out.splitlines() if "seed=" in line]
+    cells = [[c.strip() for c in row] for row in rows]
+    assert [c[0] for c in cells] == [f"steps={n},seed={s}" for n in (5, 10) for s in (0, 1)]
+    assert [c[2:5] for c in cells] == [["6", "5", "0"]] * 2 + [["6", "10", "0"]] * 2
+    gflop, tflop, ms, minutes = (np.array([float(c[k]) for c in cells]) for k in (5, 6, 7, 8))
+    steps = np.array([5, 5, 10, 10])
+    assert len(set(gflop)) == 1
+    np.testing.assert_allclose(tflop, gflop * steps / 1e3, rtol=1e-3)
+    np.testing.assert_allclose(minutes, ms * steps / 6e4, rtol=1e-2)
+    assert "1 program(s)" in out
