@@ -14,6 +14,7 @@ import ase.io
 import numpy as np
 import pytest
 import quick_sweep
+import submitit  # noqa: F401 (its import closes log handlers, those that pytest makes for a test too)
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 

@@ -69,7 +69,7 @@ class Plan:
         # One more row, of zeros, for the places that stay empty: number -1.
         rows = [self.sizes, self.replay_sizes] if replays else [self.sizes]
         self._sizes = np.concatenate([*rows, np.zeros((1, 4), np.int64)])
-        self._cost = _cost(self._sizes)
+        self._cost = cost(self._sizes)
         self._lock = threading.Lock()
         self._replay_pass = lru_cache(2)(self._replay_pass)
         self._epoch = lru_cache(2)(self._epoch)
@@ -159,7 +159,7 @@ def _checked(sizes: np.ndarray, name: str) -> np.ndarray:
     return sizes
 
 
-def _cost(sizes: np.ndarray) -> np.ndarray:
+def cost(sizes: np.ndarray) -> np.ndarray:
     """How much work a crystal is: directed bonds and angles; atoms decide between those without."""
     return 2 * (sizes[:, 1] + sizes[:, 2]) + sizes[:, 3] + sizes[:, 0]
 
