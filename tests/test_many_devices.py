@@ -1,0 +1,139 @@
+"""The commands of docs/many_devices.md do what the page says, as far as one CPU can tell."""
+
+import functools
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from test_data_parallel import free_address
+
+import jaxmlip.cli
+from jaxmlip.training.sweep_file import EXAMPLE
+
+PAGE = Path(__file__).parents[1] / "docs" / "many_devices.md"
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+CONFIG = """
+model:
+  architecture: m3gnet
+  hyperparameters: {features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.0, angle_cutoff: 2.6}
+data: {train: [springs.extxyz], fractions: [1, 0, 0]}
+loss: {stress: 0, magmoms: 0}
+steps: 1
+batch_size: 8
+tensorboard: false
+"""
+# As srun does: two tasks with the variables by which a process knows the others.
+SRUN = """#!/bin/bash
+export SLURM_JOB_ID={job} SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
+"""
+
+
+def block(words: str) -> str:
+    """The one block of the page with these words."""
+    (found,) = [b for b in BLOCKS if words in b]
+    return found
+
+
+def commands() -> list[list[str]]:
+    """All `jaxmlip` commands of the page."""
+    text = "\n".join(BLOCKS).replace("\\\n", " ")
+    lines = [part for line in text.splitlines() for part in re.split(r'&&|--command="', line)]
+    found = [re.search(r"(?:^|\s)(jaxmlip (?:train|sweep)\b[^&\"#]*)", line) for line in lines]
+    return [shlex.split(m[1]) for m in found if m]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with what the commands need, and programs of the names that they call."""
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        atoms = bulk("Si")
+        moved = 0.1 * rng.normal(size=atoms.positions.shape)
+        atoms.positions += moved
+        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
+        ase.io.write(tmp_path / "springs.extxyz", atoms, append=True)
+    (tmp_path / "train.yaml").write_text(CONFIG)
+    job = (int(free_address().split(":")[1]) - 61440) % 4096  # from which JAX makes the port
+    scripts = {
+        "jaxmlip": f"#!/bin/bash\nexec {sys.executable} -c 'from jaxmlip.cli import main; main()' \"$@\"\n",
+        "srun": SRUN.format(job=job),
+    }
+    for name, text in scripts.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        script = tmp_path / "bin" / name
+        script.write_text(text)
+        script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    root = str(PAGE.parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(script: str) -> None:
+    done = subprocess.run(["bash", "-e", "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def begun(folder: Path) -> dict:
+    return json.loads((folder / "versions.json").read_text())["starts"][-1]
+
+
+def test_eight_simulated_devices_train(here):
+    script = block("device_count=8")
+    run(script.replace("XLA_FLAGS=", "XLA_FLAGS=--xla_backend_optimization_level=0\\ "))
+    assert begun(here / "simulated")["devices"]["number"] == 8
+    assert (here / "simulated" / "results.json").is_file()
+
+
+def test_the_slurm_file_trains_in_tasks_that_find_each_other(here, monkeypatch):
+    script = block("srun")
+    assert "#SBATCH --signal=TERM@300" in script
+    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    run(script)
+    found = begun(here / "run")
+    assert (found["processes"], found["devices"]["number"]) == (2, 2)
+    assert (here / "run" / "results.json").is_file()
+
+
+def test_every_command_of_the_page_is_understood(here, monkeypatch):
+    Path("sweep.yaml").write_text(EXAMPLE)
+    called = []
+    for name in ("train", "sweep"):
+        its = jaxmlip.cli.COMMANDS[name]
+        heard = functools.wraps(its)(lambda *given, name=name, **more: called.append((name, given, more)))
+        monkeypatch.setitem(jaxmlip.cli.COMMANDS, name, heard)
+    for _, *words in commands():
+        jaxmlip.cli.main(words)
+    assert len(called) == len(commands()) >= 13
+    given = [more for _, _, more in called]
+    assert sum(m.get("distributed", False) for m in given) == 2
+    assert [(m["processes"], m["process"]) for m in given if m.get("coordinator")] == [(2, 0), (2, 1)]
+    slurm = [[v for each in m["slurm"] for v in each] for m in given if m.get("slurm")]
+    assert slurm[1][1:3] == ["nodes=2", "tasks_per_node=4"]
+
+
+def test_submitit_knows_the_parameters_of_the_page(tmp_path):
+    import submitit
+
+    from jaxmlip.training.config import reader_options
+
+    executor = submitit.AutoExecutor(tmp_path, cluster="debug")
+    for words in commands():
+        if "--slurm" in words:
+            executor.update_parameters(**reader_options(words[words.index("--slurm") + 1 :]))
