@@ -10,6 +10,7 @@ measured on those devices; compare before you believe.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.training import mixed
-from jaxmlip.data.dataset import MemorySplit
+from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.data.writing import write_dataset
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
@@ -54,7 +54,7 @@ class Settings:
     out: Path = Path("scaling")
 
 
-def sizes(crystals: int, split: MemorySplit) -> np.ndarray:
+def sizes(crystals: int, split: Split) -> np.ndarray:
     """Atoms, bonds and angles of crystals as large as those of the Materials Project: lognormal numbers of
     atoms, median 20, at most 444; as many bonds and angles for an atom as in `split`."""
     atoms = np.clip(np.random.default_rng(0).lognormal(3.0, 0.8, crystals), 1, 444).astype(int)
@@ -62,20 +62,22 @@ def sizes(crystals: int, split: MemorySplit) -> np.ndarray:
     return np.round(atoms[:, None] * per_atom).astype(int)
 
 
-def measured(name: str, compiled: int) -> tuple[Work, MemorySplit]:
+def measured(name: str, compiled: int, folder: Path) -> tuple[Work, Split]:
     """What XLA counts in a step, for a structure of 32 atoms on average."""
     potential = random_potential(MODELS[name], seed=0, name=name)
     crystals = mixed()[:: 40 // compiled]
     labels = [Labels(energy=0.0, forces=np.zeros((len(a), 3)), stress=np.eye(3)) for a in crystals]
-    split = MemorySplit.from_crystals(
-        [LabelledCrystal(a, its) for a, its in zip(crystals, labels, strict=True)], potential.cutoffs
-    )
-    loader = Loader(split, Plan(split.sizes, len(split)), potential.params["reference_energies"])
+    labelled = [LabelledCrystal(a, its) for a, its in zip(crystals, labels, strict=True)]
+    whole = (1.0, 0.0, 0.0)
+    split = write_dataset(folder, labelled, potential.cutoffs, fractions=whole, processes=1).splits["train"]
+    loader = Loader(split, Plan(split.sizes, len(split), epochs=5), potential.params["reference_energies"])
     mesh, optimizer = make_mesh(1), OptimizerConfig()
     step = make_train_step(potential, LossConfig(magmoms=0.0), optimizer, 10, mesh)
-    began = time.perf_counter()
-    batch = loader.at(0)
-    seconds = (time.perf_counter() - began) / len(split)
+    taken = []
+    for k in range(5):
+        began = time.perf_counter()
+        batch = loader.at(k)
+        taken.append((time.perf_counter() - began) / len(split))
     program = step.jitted.lower(*step.arguments(init_state(potential, optimizer, 10, mesh), batch)).compile()
     analysis = program.cost_analysis()
     entry = program.as_text().split("ENTRY")[1]
@@ -84,53 +86,54 @@ def measured(name: str, compiled: int) -> tuple[Work, MemorySplit]:
         bytes=analysis["bytes accessed"] / len(split),
         parameters=potential.parameter_count,
         instructions=sum(entry.count(f" {kind}(") for kind in ("fusion", "dot", "custom-call", "scatter")),
-        loading=seconds / THREADS,
+        loading=float(np.median(taken)) / THREADS,
     )
     return work, split
 
 
 def main(settings: Settings) -> None:
-    console = Console(width=120)
-    works, tables = {}, {}
+    told, curves = [], {}
     for name in MODELS:
-        works[name], split = measured(name, settings.compiled)
-        w = works[name]
-        console.print(
-            f"{name}: {w.flops / 1e9:.2f} GFLOP and {w.bytes / 1e9:.2f} GB for a structure of "
-            f"{split.sizes[:, 0].mean():.0f} atoms, {w.parameters:,} parameters, {w.instructions} "
-            f"instructions, {1e3 * w.loading:.2f} ms of a host's loader",
-            highlight=False,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            work, split = measured(name, settings.compiled, Path(folder) / name)
         large = sizes(settings.crystals, split)
-        wastes = [(padding(large, settings.batch, n), padding(large, settings.each * n, n)) for n in COUNTS]
-        for device in DEVICES:
-            tables[name, device.name] = [
-                (
-                    n,
-                    shared,
-                    step_time(w, device, n, settings.batch, shared),
-                    step_time(w, device, n, settings.each * n, own),
-                )
-                for n, (shared, own) in zip(COUNTS, wastes, strict=True)
+        shared = [padding(large, settings.batch, n) for n in COUNTS]
+        own = [padding(large, settings.each * n, n) for n in COUNTS]
+        rows = []
+        for n, w, w_own in zip(COUNTS, shared, own, strict=True):
+            times = [step_time(work, device, n, settings.batch, w) for device in DEVICES]
+            rates = [
+                settings.each * n / step_time(work, device, n, settings.each * n, w_own).total
+                for device in DEVICES
             ]
+            rows.append((n, w, times, w_own, rates))
+        curves[name] = rows
+        told.append(markdown(name, work, split, rows, settings))
+        print(told[-1], flush=True)
         jax.clear_caches()
     settings.out.mkdir(parents=True, exist_ok=True)
-    report(console, settings, tables)
-    figure(settings, tables).savefig(settings.out / "scaling.png", dpi=150)
+    (settings.out / "scaling.md").write_text("\n".join(told))
+    figure(settings, curves).savefig(settings.out / "scaling.png", dpi=150)
 
 
-def report(console: Console, settings: Settings, tables: dict) -> None:
-    for model in MODELS:
-        table = Table(title=f"{model}: ms of a step of {settings.batch} structures", title_justify="left")
-        columns = [f"{d.name}: {what}" for d in DEVICES for what in ("ms", "bound by")]
-        for column in ("devices", "padding", *columns, f"structures/s, {settings.each} on each"):
-            table.add_column(column, justify="right")
-        for k, n in enumerate(COUNTS):
-            rows = [tables[model, d.name][k] for d in DEVICES]
-            cells = [c for _, _, t, _ in rows for c in (f"{1e3 * t.total:.3g}", bound(t))]
-            rates = " / ".join(f"{settings.each * n / t.total:,.3g}" for *_, t in rows)
-            table.add_row(str(n), f"{rows[0][1]:.0%}", *cells, rates)
-        console.print(table)
+def markdown(name: str, work: Work, split: Split, rows: list, settings: Settings) -> str:
+    """One table, with what went into it."""
+    about = (
+        f"{name}: {work.flops / 1e9:.2f} GFLOP and {work.bytes / 1e9:.2f} GB for a structure of "
+        f"{split.sizes[:, 0].mean():.0f} atoms, {work.parameters:,} parameters, {work.instructions:,} "
+        f"instructions, {1e3 * work.loading:.2f} ms of a host's loader."
+    )
+    head = ["devices", f"padding at {settings.batch}", *(f"{d.name} ms" for d in DEVICES)]
+    head += [f"padding at {settings.each} each", *(f"{d.name} structures/s" for d in DEVICES)]
+    lines = ["", about, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for n, w, times, w_own, rates in rows:
+        cells = [str(n), f"{w:.0%}", *(f"{1e3 * t.total:,.4g}{SIGNS[bound(t)]}" for t in times)]
+        cells += [f"{w_own:.0%}", *(f"{float(f'{rate:.2g}'):,.0f}" for rate in rates)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+SIGNS = {"work": "", "input": " (input)", "summing": " (summing)"}
 
 
 def bound(time: StepTime) -> str:
@@ -138,21 +141,23 @@ def bound(time: StepTime) -> str:
     return max(time._asdict().items(), key=lambda part: part[1])[0]
 
 
-def figure(settings: Settings, tables: dict):
+def figure(settings: Settings, curves: dict):
     from matplotlib.figure import Figure
 
     from jaxmlip.figures import COLOURS
 
     result = Figure(figsize=(9, 3.4), layout="constrained")
     for ax, model in zip(result.subplots(1, 3, sharey=True), MODELS, strict=True):
-        for colour, marker, device in zip(COLOURS, "os^", DEVICES, strict=False):
-            rows = tables[model, device.name]
-            n, ms = np.array([r[0] for r in rows]), np.array([1e3 * r[2].total for r in rows])
-            ax.loglog(n, ms, marker=marker, color=colour, label=device.name, base=2)
-            ax.loglog(n, ms[0] / n, color=colour, ls=":", lw=1)
-        ax.set(title=model, xlabel="devices")
-        ax.set_yscale("log", base=10)
-    result.axes[0].set_ylabel(f"ms for {settings.batch} structures (model)")
+        rows = curves[model]
+        n = np.array(COUNTS)
+        for k, (colour, marker, device) in enumerate(zip(COLOURS, "os^", DEVICES, strict=False)):
+            ms = np.array([1e3 * times[k].total for _, _, times, _, _ in rows])
+            ax.plot(n, ms, marker=marker, ms=4, color=colour, label=device.name)
+            ax.plot(n, ms[0] / n, color=colour, ls=":", lw=1)
+        ax.set(title=model, xlabel="devices", yscale="log")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(n, map(str, n))
+    result.axes[0].set_ylabel(f"ms for a step of {settings.batch} structures\n(model, not measured)")
     result.axes[0].legend(frameon=False, fontsize="small", title="dotted: n times faster")
     return result
 

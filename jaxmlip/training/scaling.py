@@ -99,5 +99,5 @@ def padding(sizes: Int[np.ndarray, "n 4"], batch: int, devices: int, epochs: int
     `sizes`: atoms, short bonds, long bonds and angles of each crystal.
     """
     plan = Plan(sizes, batch, devices, epochs=epochs)
-    room = np.array([plan.room[:4]]) - (1, 1, 0, 0)
-    return float(1 - epochs * cost(plan.sizes).sum() / (plan.steps * devices * cost(room).sum()))
+    room = plan.steps * devices * cost(np.array([plan.room[:4]])).sum()
+    return float(1 - epochs * cost(plan.sizes).sum() / room)

@@ -132,7 +132,10 @@ def run_all(
     backend = Local(processes) if slurm is None else Slurm(folder, slurm)
     for run in runs:
         _write(folder / f"{run.id}.yaml", to_yaml(run.config.checked().absolute(), described=False))
-    waiting, failed, done = deque(runs), {}, 0
+    waiting = deque(run for run in runs if not run.finished(folder))
+    failed, done = {}, len(runs) - len(waiting)
+    if done:
+        say(f"{done} of {len(runs)} runs are finished")
     going: list[tuple[Run, Any]] = []
     later: dict[str, float] = {}  # when to look at runs again that others have
 
