@@ -1,15 +1,15 @@
 """Power laws of an error against data or computation: their fit, where two of them meet, and envelopes.
 
-y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, all points alike. From the points of Fig. 6 of Huang
-et al., npj Comput. Mater. 11, 313 (2025), as they are read off the figure, this gives back the slopes, R² and
-crossings that are printed there, if the points drawn at about 1000 are among those "above 1000".
+y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, all points alike. This gives back the slopes, R² and
+crossings that are printed in Fig. 6 of Huang et al., npj Comput. Mater. 11, 313 (2025), from its points, see
+`scaling_figures`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -47,7 +47,9 @@ def fit(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0
     """
     x, y = (np.asarray(each, float) for each in (x, y))
     if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
-        raise ValueError("found numbers that are not positive, needed positive ones: a power law has no other.")
+        raise ValueError(
+            "found numbers that are not positive, needed positive ones: a power law has no other."
+        )
     if len(np.unique(x)) < 2:
         raise ValueError(f"found {len(np.unique(x))} different x, needed two at least for a line.")
     A, z = np.stack([np.ones(len(x)), np.log10(x)], axis=1), np.log10(y)
@@ -70,6 +72,19 @@ def fit(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(own[:, None] > 0, moved * (scale / own)[:, None], 0.0)
     return PowerLaw(coefficients, coefficients - steps, r_squared, len(x))
+
+
+def misread(
+    x: Sequence[float], y: Sequence[float], relative: float, draws: int = 2000, seed: int = 0
+) -> PowerLaw:
+    """`fit`, but its draws show what an error of reading x and y off a figure does, and nothing else."""
+    x, y, rng = np.log10(x), np.log10(y), np.random.default_rng(seed)
+    off = math.log10(1 + relative) * rng.normal(size=(draws, 2, len(x)))
+    x_read, y_read = x + off[:, 0], y + off[:, 1]
+    about = x_read - x_read.mean(axis=1, keepdims=True)
+    slope = (about * y_read).sum(axis=1) / (about**2).sum(axis=1)
+    drawn = np.stack([y_read.mean(axis=1) - slope * x_read.mean(axis=1), slope], axis=1)
+    return replace(fit(10**x, 10**y), draws=drawn)
 
 
 def estimate(value: np.ndarray, draws: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Estimate:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 RECORD, ROWS, BEGUN = "record.json", "rows.jsonl", "begun.json"
-FREE = ("out", "model")  # settings that change no row: the key of a row names its model
+FREE = ("out", "model", "processes")  # settings that change no row: the key of a row names its model
 PUBLISHED = {  # folders of the data, and where their files come from
     "mlearn": "github.com/materialsvirtuallab/mlearn, data/, as extxyz",
     "maml_MoNbTaW": "github.com/materialsvirtuallab/maml, mvl_models/pes/MoNbTaW/training, as extxyz",

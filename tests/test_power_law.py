@@ -65,7 +65,11 @@ def test_three_points_have_a_slope_and_no_interval():
 
 @pytest.mark.parametrize(
     ("x", "y", "said"),
-    [((1, 1), (1, 2), "needed two at least"), ((1, 2), (0, 1), "positive"), ((1, 2), (1, np.nan), "positive")],
+    [
+        ((1, 1), (1, 2), "needed two at least"),
+        ((1, 2), (0, 1), "positive"),
+        ((1, 2), (1, np.nan), "positive"),
+    ],
 )
 def test_numbers_without_a_power_law_are_refused(x, y, said):
     with pytest.raises(ValueError, match=said):

@@ -1,0 +1,339 @@
+"""How do errors fall with the amount of data, from random parameters and from another functional?
+
+    python -m experiments.scaling_law --set FOLDER --out FOLDER
+
+trains networks on parts of a set that `experiments.make_teacher_set` wrote, from random parameters (scratch)
+and from a network of the same shape that was trained on the labels of another functional (transfer), and fits
+power laws to their errors: where do the two meet, how much data of scratch is one crystal of transfer worth,
+and what does an error cost in computation? As in Huang et al., npj Comput. Mater. 11, 313 (2025), reference
+energies of the elements are fitted to all training data of the target and fixed, smaller parts lie in larger
+ones, and fits use sizes above a bound. Otherwise than there, labels are a potential's, which stand in for
+DFT, and errors are those of the test set: the validation set chooses the best step of each run.
+
+A run goes through its data `epochs` times and takes `least_steps` at least, so that small ones end trained
+too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jaxmlip.training.sweep import Run, collect, run_all, unfinished
+
+from experiments.scaling_figures import ERRORS, METHODS, SCRATCH, TRANSFER, Measured, report
+from experiments.study import Study, StudyError, run
+from jaxmlip.data.dataset import MANIFEST, Dataset
+from jaxmlip.graph import Cutoffs
+from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, random_potential
+from jaxmlip.sources import load
+from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters
+from jaxmlip.training.losses import LossConfig
+from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.run import MODEL, fit_references
+from jaxmlip.training.splits import read
+
+SOURCE = "source"
+MEV = 1e3
+# Shallower and with fewer basis functions than published networks, so that a run takes a minute of two cores.
+NARROW = {
+    "m3gnet": lambda width: {"features": width, "hidden": 2 * width, "blocks": 2},
+    "chgnet": lambda width: {
+        "features": width,
+        "radial": 9,
+        "angular": 9,
+        "blocks": 3,
+        "bond_cutoff": 5.0,
+        "readout": [width, width],
+    },
+    "mace": lambda width: {
+        "channels": width,
+        "harmonics_l": 2,
+        "correlation": [2, 2],
+        "cutoff": 5.0,
+        "radial": 8,
+        "radial_widths": [16, 16],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How do errors fall with the amount of data, from random parameters and from another functional?"""
+
+    set: Path  # folder that experiments.make_teacher_set wrote
+    source: str = "m3gnet-matpes-pbe-2025.1"  # the teacher in it whose functional is learnt first
+    target: str = "m3gnet-matpes-r2scan-2025.1"  # the teacher whose functional is wanted
+    start: str | None = None  # a potential that transfer begins with; scratch is then of its shape
+    architectures: tuple[str, ...] = ("m3gnet",)  # m3gnet, chgnet, mace
+    width: int = 8  # features or channels of the network that is trained with every seed
+    widths: tuple[int, ...] = (4, 16)  # others, trained with one seed: for what computation buys
+    sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 16000)  # crystals to train on
+    above: int = 500  # crystals; fits use larger sizes alone
+    seeds: int = 3  # which draw the crystals, their order and random parameters
+    epochs: int = 10
+    least_steps: int = 1000  # of a run, however few its crystals
+    validations: int = 8  # of a run
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    processes: int = 1  # runs at the same time
+    out: Path = Path("scaling_law")
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A shape of network, and what is trained of it."""
+
+    name: str
+    architecture: str
+    config: Any
+    elements: tuple[int, ...]  # atomic numbers
+    seeds: int
+    start: Potential | None = None  # that transfer begins with; default: one that learns the source first
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        return ARCHITECTURES[self.architecture][0](self.config).cutoffs
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run."""
+
+    architecture: str
+    network: str
+    method: str
+    size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}-{self.method}-{self.size}-{self.seed}"
+
+
+def main(settings: Settings) -> None:
+    source, target = (teacher(settings.set, name) for name in (settings.source, settings.target))
+    check_sizes(settings, target)
+    start = None if settings.start is None else load(settings.start)
+    networks = shapes(settings, start, elements_of(target))
+    study = Study("scaling_law", Settings.__doc__, settings, {start.name: start} if start else {})
+    folder = study.folder / "runs"
+
+    def finish(runs: list[Run]) -> dict[str, dict[str, Any]]:
+        run_all(runs, folder, settings.processes)
+        return collect(runs, folder)
+
+    first = {n.name: source_run(settings, n, source, study.folder) for n in networks if n.start is None}
+    sources = finish(list(first.values()))
+    points: dict[Point, Run] = {}
+    for network in networks:
+        data = prepared(target, network.cutoffs, study.folder / "data")
+        learnt = sources.get(first[network.name].name) if network.name in first else None
+        for point in points_of(settings, network):
+            if point.method == SCRATCH:
+                begin = random_start(network, point.seed, data, study.folder)
+            elif network.start is not None or learnt is not None:
+                begin = transfer_start(network, learnt, data, study.folder)
+            else:
+                continue  # its source is not finished
+            points[point] = Run(point.name, configuration(settings, data, begin, point))
+    found = finish(list(points.values()))
+    largest = {p.network: its.config for p, its in points.items()}  # of batches as full as any
+    for point, its in points.items():
+        key = f"FLOP of a step of {point.network}"
+        if key not in study.rows:
+            study.keep(key, {"flops": flops_of_step(largest[point.network])})
+        if point.name in found and point.name not in study.rows:
+            study.keep(point.name, row_of(found[point.name], its.config, study.rows[key]["flops"]))
+    left = unfinished([*first.values(), *points.values()], folder)
+    rows = [Measured(**vars(p), **study.rows[p.name]) for p in points if p.name in study.rows]
+    main = [n.name for n in networks if n.seeds == settings.seeds]
+    study.write(*report(rows, settings.above, main, left))
+
+
+def teacher(folder: Path, name: str) -> Dataset:
+    """The data set with the labels of one teacher. Raises StudyError where there is none."""
+    if not (folder / name / MANIFEST).is_file():
+        there = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+        raise StudyError(
+            f"{folder} has no labels of {name}, found {', '.join(there) or 'no data set'}. --source and "
+            "--target name two teachers of a set that `python -m experiments.make_teacher_set` wrote."
+        )
+    return Dataset(folder / name)
+
+
+def check_sizes(settings: Settings, target: Dataset) -> None:
+    """Raises StudyError where `settings` asks for what the data do not have."""
+    if missing := {"train", "validation", "test"} - set(target.splits):
+        raise StudyError(
+            f"{target.folder} has no {' and no '.join(sorted(missing))} split, needed all three."
+        )
+    there = len(target.splits["train"])
+    if wrong := [n for n in settings.sizes if not 1 <= n <= there]:
+        raise StudyError(
+            f"--sizes: found {', '.join(map(str, wrong))}, needed 1 to {there}, so many crystals "
+            f"{target.folder} has to train on. Give other sizes, or make a larger set."
+        )
+    if len({n for n in settings.sizes if n > settings.above}) < 2:
+        raise StudyError(
+            f"--sizes: found {', '.join(map(str, settings.sizes))}, needed two at least above "
+            f"{settings.above}, since fits use those alone. Give more sizes, or a smaller --above."
+        )
+
+
+def elements_of(data: Dataset) -> tuple[int, ...]:
+    """The atomic numbers in all splits."""
+    return tuple(sorted({z for split in data.splits.values() for z in split.elements}))
+
+
+def shapes(settings: Settings, start: Potential | None, elements: tuple[int, ...]) -> list[Network]:
+    """The networks to train: of the shape of `start`, or narrow ones of each architecture."""
+    if start is not None:
+        return [
+            Network(
+                start.name, architecture_of(start.model), start.model.config, elements, settings.seeds, start
+            )
+        ]
+    found = []
+    for architecture in settings.architectures:
+        if architecture not in NARROW:
+            raise ValueError(f"found the architecture {architecture!r}, needed some of {', '.join(NARROW)}.")
+        for width in dict.fromkeys((settings.width, *settings.widths)):
+            config = hyperparameters(architecture, NARROW[architecture](width), elements)
+            seeds = settings.seeds if width == settings.width else 1
+            found.append(Network(f"{architecture}-{width}", architecture, config, elements, seeds))
+    return found
+
+
+def points_of(settings: Settings, network: Network) -> list[Point]:
+    """The runs of one network, those on few crystals first."""
+    return [
+        Point(network.architecture, network.name, method, size, seed)
+        for size in sorted(set(settings.sizes))
+        for seed in range(network.seeds)
+        for method in METHODS
+    ]
+
+
+def prepared(data: Dataset, cutoffs: Cutoffs, folder: Path) -> DataConfig:
+    """`data` for a model with these cutoffs: as it is, or written again below `folder`, split by split."""
+    from jaxmlip.data.writing import write_dataset
+
+    if data.cutoffs == cutoffs:
+        return DataConfig(train=(str(data.folder),))
+    into = folder / f"{data.folder.name}-{cutoffs.bond:g}-{cutoffs.angle:g}{'-listed' * cutoffs.listed}"
+    crystals = data.crystals()
+    for name, split in data.splits.items():
+        own = islice(crystals, len(split))
+        if (into / name / MANIFEST).is_file():
+            deque(own, maxlen=0)
+        else:
+            write_dataset(into / name, own, cutoffs, fractions=(1.0, 0.0, 0.0), sources=(data.folder,))
+    return DataConfig(**{name: (str(into / name),) for name in ("train", "validation", "test")})
+
+
+def source_run(settings: Settings, network: Network, source: Dataset, out: Path) -> Run:
+    """The run on all labels of the source that transfer begins with."""
+    data = prepared(source, network.cutoffs, out / "data")
+    point = Point(network.architecture, network.name, SOURCE, len(source.splits["train"]), 0)
+    begin = random_start(network, point.seed, data, out, of=SOURCE)
+    return Run(point.name, configuration(settings, data, begin, point))
+
+
+def configuration(settings: Settings, data: DataConfig, start: Path, point: Point) -> TrainConfig:
+    """What one run does."""
+    batch = min(settings.batch_size, point.size)
+    steps = max(settings.epochs * math.ceil(point.size / batch), settings.least_steps)
+    magmoms = read(data)["train"].counts["magmoms"] > 0
+    return TrainConfig(
+        model=ModelConfig(start=str(start), name=point.name),
+        data=replace(data, crystals=point.size, split_seed=point.seed),
+        # As in the paper, but for the rate, which is larger since networks are smaller.
+        loss=LossConfig(energy=3.0, forces=1.0, stress=0.1, magmoms=float(magmoms)),
+        optimizer=OptimizerConfig(
+            learning_rate=settings.learning_rate,
+            final_learning_rate=settings.learning_rate / 100,
+            warmup_steps=min(100, steps // 10),
+            clip=10.0,
+        ),
+        reference_energies="keep",
+        steps=steps,
+        batch_size=batch,
+        seed=point.seed,
+        validate_every=math.ceil(steps / settings.validations),
+        keep=1,
+        tensorboard=False,
+    )
+
+
+def random_start(network: Network, seed: int, data: DataConfig, out: Path, of: str = SCRATCH) -> Path:
+    """A potential with random parameters, and reference energies of all training data."""
+
+    def made() -> Potential:
+        potential = random_potential(network.config, seed, name=network.name)
+        return with_references(replace(potential, elements=network.elements), data, random=True)
+
+    return saved(out / "starts" / f"{network.name}-{of}-{seed}", made)
+
+
+def transfer_start(network: Network, source: Mapping[str, Any] | None, data: DataConfig, out: Path) -> Path:
+    """The potential that learnt the source, with reference energies refitted to all training data."""
+
+    def made() -> Potential:
+        learnt = network.start or load(Path(source["folder"]) / MODEL)
+        return with_references(learnt, data, random=False)
+
+    return saved(out / "starts" / f"{network.name}-{TRANSFER}", made)
+
+
+def with_references(potential: Potential, data: DataConfig, random: bool) -> Potential:
+    energies = fit_references(potential, read(data)["train"], random).energies
+    return replace(potential, params={**potential.params, "reference_energies": energies})
+
+
+def saved(folder: Path, made: Callable[[], Potential]) -> Path:
+    """`folder`, with the potential that `made` gives, or gave before."""
+    if not folder.exists():
+        draft = folder.with_name(folder.name + ".part")
+        made().save(draft)
+        draft.rename(folder)
+    return folder
+
+
+def flops_of_step(config: TrainConfig) -> float:
+    """Of one step of a run, by XLA's cost analysis of the compiled program, which counts padding too."""
+    from jaxmlip.data.loader import Loader, Plan
+    from jaxmlip.training import parallel
+    from jaxmlip.training.splits import read_splits
+    from jaxmlip.training.step import flat_params, init_state, make_train_step
+
+    potential, mesh = load(config.model.start), parallel.make_mesh(1)
+    train = read_splits(config.data, potential.cutoffs)["train"]
+    plan = Plan(train.sizes, config.batch_size, seed=config.seed)
+    batch = next(iter(Loader(train, plan, potential.params["reference_energies"]).iterate(0)))
+    step = make_train_step(potential, config.loss, config.optimizer, config.steps, mesh)
+    state = init_state(potential, config.optimizer, config.steps, mesh)
+    everything = parallel.replicate(flat_params(potential), mesh)
+    compiled = step.jitted.lower(state, everything, parallel.spread(batch, mesh)).compile()
+    return float(compiled.cost_analysis()["flops"])
+
+
+def row_of(record: Mapping[str, Any], config: TrainConfig, flops: float) -> dict[str, Any]:
+    """What came of a run: errors of the test set in the units of ERRORS, and what they cost."""
+    trained = load(Path(record["folder"]) / MODEL)
+    return {
+        "before": {name: MEV * record["before"][name]["mae"] for name in ERRORS},
+        "after": {name: MEV * record["after"][name]["mae"] for name in ERRORS},
+        "parameters": trained.parameter_count,
+        "best": trained.manifest["trained"]["step"] / config.steps,
+        "flops": flops * config.steps,
+    }
+
+
+if __name__ == "__main__":
+    run(main, Settings)
