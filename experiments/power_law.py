@@ -1,8 +1,7 @@
 """Power laws of an error against data or computation: their fit, where two of them meet, and envelopes.
 
-y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, all points alike. This gives back the slopes, R² and
-crossings that are printed in Fig. 6 of Huang et al., npj Comput. Mater. 11, 313 (2025), from its points, see
-`scaling_figures`.
+y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, all points alike. From the points of Fig. 6 of
+Huang et al., npj Comput. Mater. 11, 313 (2025), that gives back what is printed there, see `scaling_figures`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class PowerLaw:
 
     def at(self, x: float) -> Estimate:
         """y at x."""
-        return estimate(self.coefficients, self.draws, lambda c: 10 ** (c @ (1.0, math.log10(x))))
+        return estimate(self.coefficients, self.draws, lambda c: _power(c @ (1.0, math.log10(x))))
 
 
 def fit(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0) -> PowerLaw:

@@ -24,8 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jaxmlip.training.sweep import Run, collect, run_all, unfinished
-
 from experiments.scaling_figures import ERRORS, METHODS, SCRATCH, TRANSFER, Measured, report
 from experiments.study import Study, StudyError, run
 from jaxmlip.data.dataset import MANIFEST, Dataset
@@ -37,6 +35,7 @@ from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.run import MODEL, fit_references
 from jaxmlip.training.splits import read
+from jaxmlip.training.sweep import Run, collect, run_all, unfinished
 
 SOURCE = "source"
 MEV = 1e3
