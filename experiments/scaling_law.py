@@ -31,6 +31,7 @@ from jaxmlip.graph import Cutoffs
 from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, random_potential
 from jaxmlip.sources import load
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters
+from jaxmlip.training.forecast import forecast
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.run import MODEL, fit_references
@@ -75,12 +76,12 @@ class Settings:
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 16000)  # crystals to train on
     above: int = 500  # crystals; fits use larger sizes alone
     seeds: int = 3  # which draw the crystals, their order and random parameters
-    epochs: int = 10
-    least_steps: int = 1000  # of a run, however few its crystals
-    validations: int = 8  # of a run
+    epochs: int = 8
+    least_steps: int = 800  # of a run, however few its crystals
+    validations: int = 6  # of a run
     batch_size: int = 32
     learning_rate: float = 3e-3
-    processes: int = 1  # runs at the same time
+    processes: int = 2  # runs at the same time
     out: Path = Path("scaling_law")
 
 
@@ -142,11 +143,12 @@ def main(settings: Settings) -> None:
                 continue  # its source is not finished
             points[point] = Run(point.name, configuration(settings, data, begin, point))
     found = finish(list(points.values()))
-    largest = {p.network: its.config for p, its in points.items()}  # of batches as full as any
+    largest = {p.network: its for p, its in points.items()}  # whose batches are as full as any
     for point, its in points.items():
         key = f"FLOP of a step of {point.network}"
         if key not in study.rows:
-            study.keep(key, {"flops": flops_of_step(largest[point.network])})
+            (cost,) = forecast([largest[point.network]], folder)
+            study.keep(key, {"flops": cost.cost.flops})
         if point.name in found and point.name not in study.rows:
             study.keep(point.name, row_of(found[point.name], its.config, study.rows[key]["flops"]))
     left = unfinished([*first.values(), *points.values()], folder)
@@ -302,24 +304,6 @@ def saved(folder: Path, made: Callable[[], Potential]) -> Path:
         made().save(draft)
         draft.rename(folder)
     return folder
-
-
-def flops_of_step(config: TrainConfig) -> float:
-    """Of one step of a run, by XLA's cost analysis of the compiled program, which counts padding too."""
-    from jaxmlip.data.loader import Loader, Plan
-    from jaxmlip.training import parallel
-    from jaxmlip.training.splits import read_splits
-    from jaxmlip.training.step import flat_params, init_state, make_train_step
-
-    potential, mesh = load(config.model.start), parallel.make_mesh(1)
-    train = read_splits(config.data, potential.cutoffs)["train"]
-    plan = Plan(train.sizes, config.batch_size, seed=config.seed)
-    batch = next(iter(Loader(train, plan, potential.params["reference_energies"]).iterate(0)))
-    step = make_train_step(potential, config.loss, config.optimizer, config.steps, mesh)
-    state = init_state(potential, config.optimizer, config.steps, mesh)
-    everything = parallel.replicate(flat_params(potential), mesh)
-    compiled = step.jitted.lower(state, everything, parallel.spread(batch, mesh)).compile()
-    return float(compiled.cost_analysis()["flops"])
 
 
 def row_of(record: Mapping[str, Any], config: TrainConfig, flops: float) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_the_smallest_scaling_law_is_measured_and_measured_once(
     else:
         assert "### Power laws" in said
 
-    monkeypatch.setattr(scaling_law, "flops_of_step", None)
+    monkeypatch.setattr(scaling_law, "forecast", None)
     scaling_law.main(settings)
     assert len(here.done) == 5 - 2 * bool(here.left)
     assert capsys.readouterr().out == said
