@@ -67,7 +67,7 @@ def report(
     names = list(dict.fromkeys(r.network for r in rows))
     main = [n for n in main if n in names]
     tables = [errors_table(rows, names), laws_table(laws, above), crossings_table(laws, names)]
-    tables += [worth_table(rows, laws, main), cost_table(rows), published_table()]
+    tables += [worth_table(rows, laws, main, above), cost_table(rows, above), published_table()]
     figures = {}
     for name in main:
         caption = (
@@ -154,7 +154,10 @@ def crossings_table(laws: Mapping[tuple[str, str, str], PowerLaw], names: Sequen
 
 
 def worth_table(
-    rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], names: Sequence[str]
+    rows: Sequence[Measured],
+    laws: Mapping[tuple[str, str, str], PowerLaw],
+    names: Sequence[str],
+    above: int,
 ) -> Table:
     found = []
     for name in names:
@@ -163,6 +166,7 @@ def worth_table(
             for size, reached in zip(*means(rows, name, TRANSFER, error), strict=True):
                 needed, by_law = worth(rows, laws, name, error, size)
                 own = dict(zip(sizes, scratch, strict=True)).get(size)
+                by_law = by_law if size > above else None
                 found.append([name, f"{error} / {unit}", size, reached, own, needed, by_law])
     columns = ("network", "error", "crystals N", "transfer from N", "scratch from N")
     columns += ("scratch needs, measured", "by its power law")
@@ -238,12 +242,12 @@ def cost_law(best: Sequence[Cost]) -> PowerLaw | None:
     return fit([c.flops for c in best], [c.error for c in best]) if len(best) > 1 else None
 
 
-def cost_table(rows: Sequence[Measured]) -> Table:
+def cost_table(rows: Sequence[Measured], above: int) -> Table:
     found = []
     for architecture in dict.fromkeys(r.architecture for r in rows):
         for error, unit in ERRORS.items():
             for method in METHODS:
-                every = costs(rows, architecture, method, error)
+                every = [c for c in costs(rows, architecture, method, error) if c.size > above]
                 best = best_costs(every)
                 law = cost_law(best)
                 if law is not None:
@@ -259,9 +263,9 @@ def cost_table(rows: Sequence[Measured]) -> Table:
                     found.append([architecture, error, method, *cells])
     columns = ("architecture", "error", "method", "slope", "R²", "points", "at 10¹⁵ FLOP", "unit")
     note = (
-        "A power law through the lower envelope over widths and sizes of test error against FLOP: steps "
-        "times what XLA's cost analysis counts in the compiled step, padding included. Transfer is without "
-        "the computation of its source, and both without validation."
+        f"A power law through the lower envelope, over widths and sizes above {above}, of test error "
+        "against FLOP: steps times what XLA's cost analysis counts in the compiled step, padding included. "
+        "Transfer is without the computation of its source, and both without validation."
     )
     return Table("What computation buys", (*columns, "on the envelope, cheapest first"), found, 3, note)
 

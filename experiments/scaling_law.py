@@ -131,6 +131,7 @@ def main(settings: Settings) -> None:
     first = {n.name: source_run(settings, n, source, study.folder) for n in networks if n.start is None}
     sources = finish(list(first.values()))
     points: dict[Point, Run] = {}
+    left: dict[str, str] = {}
     for network in networks:
         data = prepared(target, network.cutoffs, study.folder / "data")
         learnt = sources.get(first[network.name].name) if network.name in first else None
@@ -140,7 +141,8 @@ def main(settings: Settings) -> None:
             elif network.start is not None or learnt is not None:
                 begin = transfer_start(network, learnt, data, study.folder)
             else:
-                continue  # its source is not finished
+                left[point.name] = "its source is not finished"
+                continue
             points[point] = Run(point.name, configuration(settings, data, begin, point))
     found = finish(list(points.values()))
     largest = {p.network: its for p, its in points.items()}  # whose batches are as full as any
@@ -151,7 +153,7 @@ def main(settings: Settings) -> None:
             study.keep(key, {"flops": cost.cost.flops})
         if point.name in found and point.name not in study.rows:
             study.keep(point.name, row_of(found[point.name], its.config, study.rows[key]["flops"]))
-    left = unfinished([*first.values(), *points.values()], folder)
+    left |= unfinished([*first.values(), *points.values()], folder)
     rows = [Measured(**vars(p), **study.rows[p.name]) for p in points if p.name in study.rows]
     main = [n.name for n in networks if n.seeds == settings.seeds]
     study.write(*report(rows, settings.above, main, left))

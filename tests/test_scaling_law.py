@@ -26,7 +26,9 @@ from experiments.study import StudyError
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
+from jaxmlip.training import parallel
 from jaxmlip.training.run import run_training
+from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
 
 TINY = {
     "m3gnet": {"features": 4, "hidden": 4, "blocks": 1, "radial": 2, "angular": 2},
@@ -81,11 +83,26 @@ class Here:
                 self.done.append(run.name)
 
 
+def shared(make):
+    """`make` of steps, but runs that only begin with other parameters share the program of the first."""
+    programs = {}
+
+    def made(potential, *settings):
+        key, mesh = (potential.model, *settings), settings[-1]
+        program = programs.setdefault(key, make(potential, *settings).jitted)
+        others = parallel.replicate(flat_params(potential), mesh)
+        return lambda state, batch: program(state, others, parallel.spread(batch, mesh))
+
+    return made
+
+
 @pytest.fixture
 def here(monkeypatch) -> Here:
-    """Sweeps in this process, of tiny networks and without figures of each run."""
+    """Sweeps in this process, of tiny networks, with one program for all runs and no figures of each."""
     found = Here()
     monkeypatch.setattr(scaling_law, "run_all", found.run_all)
+    monkeypatch.setattr("jaxmlip.training.loop.make_train_step", shared(make_train_step))
+    monkeypatch.setattr("jaxmlip.training.loop.make_eval_step", shared(make_eval_step))
     for name in ("parity", "learning_curves"):
         monkeypatch.setattr(f"jaxmlip.training.figures.{name}", lambda *_: None)
     monkeypatch.setattr(scaling_law, "NARROW", {a: lambda _, its=its: its for a, its in TINY.items()})
@@ -104,7 +121,7 @@ def smallest(teachers: Path, out: Path, **changes) -> scaling_law.Settings:
             "above": 4,
             "seeds": 1,
             "epochs": 1,
-            "least_steps": 4,
+            "least_steps": 9,  # as many as an epoch of the source has, so that one program is enough
             "validations": 2,
             "batch_size": 4,
             "out": out,
