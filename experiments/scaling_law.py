@@ -40,6 +40,7 @@ from jaxmlip.training.sweep import Run, collect, run_all, unfinished
 
 SOURCE = "source"
 MEV = 1e3
+CHOOSING = ("architectures", "width", "widths", "sizes", "seeds", "above", "processes")  # change no run
 # Shallower and with fewer basis functions than published networks, so that a run takes a minute of two cores.
 NARROW = {
     "m3gnet": lambda width: {"features": width, "hidden": 2 * width, "blocks": 2},
@@ -121,7 +122,8 @@ def main(settings: Settings) -> None:
     check_sizes(settings, target)
     start = None if settings.start is None else load(settings.start)
     networks = shapes(settings, start, elements_of(target))
-    study = Study("scaling_law", Settings.__doc__, settings, {start.name: start} if start else {})
+    weights = {start.name: start} if start else {}
+    study = Study("scaling_law", Settings.__doc__, settings, weights, CHOOSING)
     folder = study.folder / "runs"
 
     def finish(runs: list[Run]) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 RECORD, ROWS, BEGUN = "record.json", "rows.jsonl", "begun.json"
-FREE = ("out", "model", "processes")  # settings that change no row: the key of a row names its model
+FREE = ("out", "model")  # settings that change no row: the key of a row names its model
 PUBLISHED = {  # folders of the data, and where their files come from
     "mlearn": "github.com/materialsvirtuallab/mlearn, data/, as extxyz",
     "maml_MoNbTaW": "github.com/materialsvirtuallab/maml, mvl_models/pes/MoNbTaW/training, as extxyz",
@@ -151,11 +151,20 @@ def bootstrap(
 class Study:
     """The rows of one experiment, kept in its folder as they come.
 
-    Rows are JSON objects; a material that failed has the one entry "failed", which says why. Raises
-    StudyError where the folder holds rows of other settings or of other weights under the same name.
+    Rows are JSON objects; a material that failed has the one entry "failed", which says why. `free` are
+    settings that may differ when the experiment goes on: they choose rows and change none. Raises StudyError
+    where the folder holds rows of other settings or of other weights under the same name.
     """
 
-    def __init__(self, name: str, question: str, settings: Any, potentials: Mapping[str, Potential]):
+    def __init__(
+        self,
+        name: str,
+        question: str,
+        settings: Any,
+        potentials: Mapping[str, Potential],
+        free: Sequence[str] = (),
+    ):
+        self.free = (*FREE, *free)
         self.name, self.question = name, question.strip().splitlines()[0]
         self.folder = Path(settings.out)
         self.settings = json.loads(json.dumps(asdict(settings), default=str))
@@ -169,7 +178,7 @@ class Study:
 
     def _check_begun(self) -> None:
         path = self.folder / BEGUN
-        fixed = {k: v for k, v in self.settings.items() if k not in FREE}
+        fixed = {k: v for k, v in self.settings.items() if k not in self.free}
         weights = dict(self.weights)
         if path.exists():
             begun = json.loads(path.read_text())

@@ -32,7 +32,7 @@ from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
 
 TINY = {
     "m3gnet": {"features": 4, "hidden": 4, "blocks": 1, "radial": 2, "angular": 2},
-    "chgnet": {"features": 4, "radial": 3, "angular": 3, "blocks": 2, "bond_cutoff": 5.0, "readout": [4]},
+    "chgnet": {"features": 4, "radial": 3, "angular": 3, "blocks": 1, "bond_cutoff": 5.0, "readout": [4]},
     "mace": {
         "channels": 4,
         "hidden_l": 1,
@@ -154,9 +154,12 @@ def test_the_smallest_scaling_law_is_measured_and_measured_once(
         assert "### Power laws" in said
 
     monkeypatch.setattr(scaling_law, "forecast", None)
-    scaling_law.main(settings)
-    assert len(here.done) == 5 - 2 * bool(here.left)
+    scaling_law.main(replace(settings, processes=2))
     assert capsys.readouterr().out == said
+    scaling_law.main(replace(settings, above=1))  # other fits of the same runs
+    assert len(here.done) == 5 - 2 * bool(here.left)
+    with pytest.raises(StudyError, match="epochs: 1 there, 2 here"):
+        scaling_law.main(replace(settings, epochs=2))
 
 
 def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, tmp_path, here):
