@@ -131,7 +131,7 @@ def errors_table(rows: Sequence[Measured], names: Sequence[str]) -> Table:
 
 def laws_table(laws: Mapping[tuple[str, str, str], PowerLaw], above: int) -> Table:
     found = [
-        [*key, law.slope, law.r_squared, law.points, law.at(1000), ERRORS[key[1]]]
+        [*key, law.slope, law.r_squared if law.points > 2 else None, law.points, law.at(1000), ERRORS[key[1]]]
         for key, law in laws.items()
     ]
     columns = ("network", "error", "method", "slope", "R²", "points", "at 1000 crystals", "unit")
@@ -256,12 +256,12 @@ def cost_table(rows: Sequence[Measured], above: int) -> Table:
                         law.slope,
                         law.r_squared,
                         f"{len(best)} of {len(every)}",
-                        law.at(1e15),
+                        law.at(1e12),
                         unit,
                         steps,
                     ]
                     found.append([architecture, error, method, *cells])
-    columns = ("architecture", "error", "method", "slope", "R²", "points", "at 10¹⁵ FLOP", "unit")
+    columns = ("architecture", "error", "method", "slope", "R²", "points", "at 10¹² FLOP", "unit")
     note = (
         f"A power law through the lower envelope, over widths and sizes above {above}, of test error "
         "against FLOP: steps times what XLA's cost analysis counts in the compiled step, padding included. "
@@ -332,6 +332,9 @@ def sizes_figure(
             own.margins(x=0)
         own.set_title(f"{name}: {error}", loc="left", fontsize=9)
         theirs.set_title(f"CHGNet on MP-r2SCAN, published: {error}", loc="left", fontsize=9)
+        sizes = sorted({r.size for r in rows if r.network == name})
+        own.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        own.minorticks_off()
         for ax in (own, theirs):
             ax.set(xlabel="crystals to train on", ylabel=f"MAE of {error} ({unit})")
             ax.legend(frameon=False, fontsize="small")

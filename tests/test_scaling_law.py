@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase.build import bulk
+from conftest import small_potential
 
 import experiments.scaling_law as scaling_law
 from experiments.power_law import crossing
@@ -26,6 +28,7 @@ from experiments.study import StudyError
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
+from jaxmlip.sources import load
 from jaxmlip.training import parallel
 from jaxmlip.training.run import run_training
 from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
@@ -174,6 +177,23 @@ def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, 
     with pytest.raises(ValueError, match="'transformer', needed some of m3gnet, chgnet, mace"):
         scaling_law.main(replace(settings, architectures=("transformer",)))
     assert not here.done
+
+
+def test_a_public_start_keeps_its_network_and_scratch_has_its_shape(teachers, tmp_path):
+    start = small_potential("m3gnet-smooth", "float32")
+    target = scaling_law.teacher(teachers, R2SCAN)
+    elements = scaling_law.elements_of(target)
+    (network,) = scaling_law.shapes(smallest(teachers, tmp_path), start, elements)
+    data = scaling_law.prepared(target, network.cutoffs, tmp_path / "data")
+    transfer = load(scaling_law.transfer_start(network, None, data, tmp_path))
+    scratch = load(scaling_law.random_start(network, 0, data, tmp_path))
+    assert transfer.model == scratch.model == start.model
+    same = jax.tree.map(np.array_equal, transfer.params["network"], start.params["network"])
+    assert all(jax.tree.leaves(same))
+    # Labels are -1.5 eV for each unit of atomic number, and next to nothing else; salts fix sums of two.
+    found = scratch.params["reference_energies"]
+    assert found[3] + found[9] == pytest.approx(-1.5 * (3 + 9), abs=0.05)
+    assert found[12] + found[16] == pytest.approx(-1.5 * (12 + 16), abs=0.05)
 
 
 LAWS = {SCRATCH: (2e4, -0.6), TRANSFER: (500.0, -0.2)}
