@@ -74,7 +74,7 @@ class Settings:
     architectures: tuple[str, ...] = ("m3gnet",)  # m3gnet, chgnet, mace
     width: int = 8  # features or channels of the network that is trained with every seed
     widths: tuple[int, ...] = (4, 16)  # others, trained with one seed: for what computation buys
-    sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 16000)  # crystals to train on
+    sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 15000)  # crystals to train on
     above: int = 500  # crystals; fits use larger sizes alone
     seeds: int = 3  # which draw the crystals, their order and random parameters
     epochs: int = 8
