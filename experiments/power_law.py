@@ -17,6 +17,8 @@ from experiments.study import Estimate
 
 LEAST = 4  # points of a fit with an interval: with one residual degree of freedom it would not cover
 
+FLAT = 1e-3  # slopes that differ by less are the same
+
 
 @dataclass(frozen=True, eq=False)
 class PowerLaw:
@@ -109,7 +111,7 @@ def equivalent(of: PowerLaw, other: PowerLaw, x: float) -> Estimate:
 
     def reached(c: np.ndarray) -> np.ndarray:
         y = c[..., 0, :] @ (1.0, math.log10(x))
-        falls = c[..., 1, 1] < 0
+        falls = c[..., 1, 1] < -FLAT
         return np.where(falls, _power((y - c[..., 1, 0]) / np.where(falls, c[..., 1, 1], -1.0)), np.inf)
 
     return estimate(np.stack([of.coefficients, other.coefficients]), _together(of, other), reached)
@@ -151,7 +153,7 @@ def _together(first: PowerLaw, second: PowerLaw) -> np.ndarray:
 
 def _meeting(c: np.ndarray) -> np.ndarray:
     closing = c[..., 1, 1] - c[..., 0, 1]
-    meets = closing > 1e-12
+    meets = closing > FLAT
     return np.where(meets, _power((c[..., 0, 0] - c[..., 1, 0]) / np.where(meets, closing, 1.0)), np.inf)
 
 
