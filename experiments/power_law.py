@@ -16,7 +16,6 @@ from jaxtyping import Float
 from experiments.study import Estimate
 
 LEAST = 4  # points of a fit with an interval: with one residual degree of freedom it would not cover
-
 FLAT = 1e-3  # slopes that differ by less are the same
 
 
