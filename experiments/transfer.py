@@ -358,7 +358,7 @@ class Trial:
         return found
 
     def stability_of(self, energies: Sequence[float]) -> dict[str, list[float]]:
-        """Formation and decomposition energies (eV/atom), if these are the undeformed crystals' energies (eV).
+        """Formation and decomposition energies (eV/atom), where `energies` (eV) are of undeformed crystals.
 
         NaN for elements, for crystals of other materials than those for testing, and where an element is not
         in the set.

@@ -1,0 +1,168 @@
+"""Carrying a potential over to another functional: two random networks play the teachers."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from ase.build import bulk
+from conftest import small_potential
+
+import experiments.transfer as transfer
+from experiments.study import Estimate
+from experiments.transfer import METHODS, Settings, decomposition_energies, formation_energies, interval
+from jaxmlip.data.labels import LabelledCrystal, Labels
+from jaxmlip.data.writing import write_dataset
+
+SMALL = {
+    "m3gnet": ("features=4", "hidden=4", "radial=2", "blocks=1", "bond_cutoff=4.0", "angle_cutoff=3.0"),
+    "chgnet": ("features=4", "radial=3", "angular=3", "readout=[4]", "bond_cutoff=4.0"),
+    "mace": ("channels=2", "radial=3", "radial_widths=[4]", "cutoff=4.0", "correlation=[2, 2]"),
+}
+SHIFT = {11: -3.0, 12: -1.0, 17: 2.0, 8: -9.0}  # eV, of the target's elements
+
+
+def crystals() -> list[tuple[str, str, object]]:
+    """Materials, names and crystals: elements and salts, each undeformed and rattled."""
+    found = {"fcc-O": bulk("O", "fcc", 3.6), "fcc-Cl": bulk("Cl", "fcc", 4.4)}
+    found |= {"bcc-Na": bulk("Na", "bcc", 4.2), "hcp-Mg": bulk("Mg", "hcp", 3.2)}
+    for pair in ("NaCl", "MgO", "NaO", "MgCl"):
+        for kind, a in (("rocksalt", 5.0), ("zincblende", 5.3), ("cesiumchloride", 3.1)):
+            found[f"{kind}-{pair}"] = bulk(pair, kind, a)
+    named = []
+    for material, ideal in found.items():
+        named.append((material, f"{material}/ideal", ideal))
+        for k in range(2):
+            moved = ideal.copy()
+            moved.rattle(0.1, seed=len(named))
+            named.append((material, f"{material}/rattled-{k}", moved))
+    return named
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """A set of two teachers: a random network, and another of other parameters and other references."""
+    folder = tmp_path_factory.mktemp("set")
+    first = small_potential("m3gnet-smooth")
+    first.save(folder.parent / "m3gnet-smooth")
+    rng = np.random.default_rng(1)
+    moved = jax.tree.map(lambda x: x * (1 + 0.1 * rng.normal(size=x.shape)), first.params["network"])
+    second = replace(first, params=first.params | {"network": moved})
+    named = crystals()
+    shifts = [sum(SHIFT[z] for z in atoms.numbers) for _, _, atoms in named]
+    for name, teacher, shifted in (("pbe", first, 0), ("r2scan", second, 1), ("shifted", first, 1)):
+        found = teacher.predict([atoms for _, _, atoms in named])
+        labelled = [
+            LabelledCrystal(
+                atoms,
+                Labels(p["energy"] + shifted * shift, p["forces"], p["stress"]),
+                material,
+                title,
+            )
+            for (material, title, atoms), p, shift in zip(named, found, shifts, strict=True)
+        ]
+        write_dataset(folder / name, labelled, teacher.cutoffs, fractions=(0.6, 0.2, 0.2), seed=1)
+    return folder
+
+
+def settings(teachers, out, architecture="m3gnet", **changes) -> Settings:
+    base = Settings(
+        set=teachers,
+        source_functional="pbe",
+        target="r2scan",
+        architecture=architecture,
+        hyperparameters=SMALL[architecture],
+        source_epochs=2,
+        crystals=20,
+        epochs=2,
+        seeds=1,
+        batch_size=10,
+        out=out,
+    )
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "methods"),
+    [("m3gnet", tuple(METHODS)), ("chgnet", ("refit",)), ("mace", ("scratch", "difference"))],
+)
+def test_every_method_gives_a_row_of_the_table_and_a_second_run_repeats_it_without_training(
+    teachers, tmp_path, architecture, methods, capsys, monkeypatch
+):
+    given = settings(teachers, tmp_path / "out", architecture, methods=methods)
+    transfer.main(given)
+    printed = capsys.readouterr().out
+    record = json.loads((given.out / "record.json").read_text())
+    assert [row[0] for row in record["tables"][0]["rows"]] == [METHODS[m] for m in methods]
+    numbers = [cell["value"] for row in record["tables"][0]["rows"] for cell in row[1:]]
+    assert np.isfinite(numbers).all()
+    assert len(numbers) == 5 * len(methods)  # energy, forces, stress, decomposition, formation
+    assert not any("failed" in row for row in record["rows"].values())
+    assert {f["file"] for f in record["figures"]} == {"transfer_gradients.png", "transfer_curves.png"}
+
+    monkeypatch.setattr(transfer, "run_training", None)
+    monkeypatch.setattr(transfer, "small_source", lambda *_: small_potential("m3gnet-smooth"))
+    transfer.main(given)
+    assert capsys.readouterr().out == printed
+
+
+def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_leave_no_error(
+    teachers, tmp_path
+):
+    given = settings(
+        teachers,
+        tmp_path / "out",
+        target="shifted",
+        start=str(teachers.parent / "m3gnet-smooth"),
+        methods=("refit", "frozen"),
+        crystals=None,
+        epochs=1,
+    )
+    transfer.main(given)
+    rows = json.loads((given.out / "record.json").read_text())["rows"]
+    assert rows["refit/0"]["before"]["energy"] < 1e-5
+    assert rows["refit/0"]["before"]["decomposition"] < 1e-5
+    assert rows["frozen/0"]["before"]["energy"] > 0.5
+    assert np.array(rows["source"]["errors"]["energy"])[:, 0].max() < 1e-4  # float32 against float64
+    assert rows["refit/0"]["gradients"][0][1] < 1e-3 * rows["frozen/0"]["gradients"][0][1]
+
+
+def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "run_training", None)
+    given = settings(teachers, tmp_path / "out")
+    with pytest.raises(ValueError, match="'magic', needed some of scratch, trainable"):
+        transfer.main(replace(given, methods=("magic",)))
+    with pytest.raises(ValueError, match="no labels of scan, found pbe, r2scan, shifted"):
+        transfer.main(replace(given, target="scan"))
+    with pytest.raises(ValueError, match=r"has \d+ crystals for training, needed 1000"):
+        transfer.main(replace(given, crystals=1000))
+    labelled = [LabelledCrystal(bulk("Na") * (2, 1, 1), Labels(energy=float(k)), f"m{k}") for k in range(40)]
+    cutoffs = small_potential("m3gnet-smooth").cutoffs
+    for name, count in (("pbe", 40), ("r2scan", 39)):
+        write_dataset(tmp_path / "other" / name, labelled[:count], cutoffs, fractions=(0.6, 0.2, 0.2))
+    with pytest.raises(ValueError, match="label other crystals for"):
+        transfer.main(replace(given, set=tmp_path / "other"))
+    assert not given.out.exists()
+
+
+def test_formation_and_decomposition_energies_are_those_of_a_hull_drawn_by_hand():
+    na, cl, salt, subsalt = (np.array(z) for z in ([11], [17, 17], [11, 17], [11, 11, 17]))
+    crystals = [na, na, cl, salt, salt, subsalt, np.array([11, 8])]
+    energies = [-1.0, -0.9, -4.0, -4.0, -3.6, -4.3, -9.0]
+    formed = formation_energies(crystals, energies, [True] * 7)
+    np.testing.assert_allclose(formed[3:6], [-0.5, -0.3, -0.1], atol=1e-12)
+    assert np.isnan([*formed[:3], formed[6]]).all()  # elements, and a compound of one that is not there
+    decomposed = decomposition_energies(crystals, energies, [True] * 7)
+    np.testing.assert_allclose(decomposed[3:6], [-0.5 + 0.075, -0.3 + 0.075, -0.1 + 0.5 * 2 / 3], atol=1e-8)
+    assert np.isnan([*decomposed[:3], decomposed[6]]).all()
+
+
+def test_the_interval_of_a_difference_is_narrow_where_materials_are_hard_for_both():
+    hard = np.random.default_rng(0).uniform(1, 9, size=60)
+    one = [np.stack([2 * hard, np.full(60, 2.0)], axis=1)] * 2
+    other = [np.stack([2 * hard + 1, np.full(60, 2.0)], axis=1)] * 2
+    assert interval(one, unit=10).value == pytest.approx(10 * hard.mean())
+    wide, narrow = interval(one, unit=10), interval(other, one, unit=10)
+    assert wide.high - wide.low > 5
+    assert narrow == pytest.approx(Estimate(5, 5, 5))
