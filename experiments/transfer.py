@@ -12,7 +12,8 @@ more:
     frozen      the source with its reference energies, fixed
     refit       the source with reference energies refitted to the target, fixed
     readout     refit, of which the readout alone is trained
-    fidelities  source and target labels at once on one trunk, with reference energies for each
+    fidelities  the source made one of two functionals on one trunk, trained on both at once: the crystals
+                of the target and as many others with the source's labels, in batches twice as large
     difference  a random network learns target labels minus the source's predictions; the sum is the model
 
 Refitted means that the source's reference energies move by the least-squares shift that brings its
@@ -34,7 +35,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,16 +46,18 @@ from ase import Atoms
 from experiments.study import Estimate, Study, Table, run
 from jaxmlip import batching
 from jaxmlip.data.batch import Example
-from jaxmlip.data.dataset import Dataset, DatasetError, MemorySplit, Split
+from jaxmlip.data.dataset import Dataset, DatasetError, MemorySplit, ShardSplit
+from jaxmlip.data.encoding import Title
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.graph import Cutoffs
 from jaxmlip.potential import ARCHITECTURES, MESSAGES_PER_BATCH, Potential, architecture_of
 from jaxmlip.progress import track
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters, reader_options
+from jaxmlip.training.fidelities import select
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.records import METRICS, read_metrics
-from jaxmlip.training.run import run_training
+from jaxmlip.training.run import RESULTS, run_training
 from jaxmlip.training.splits import read_splits
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -84,13 +87,14 @@ SMALL = {  # networks that train in minutes on two cores
     },
 }
 SCRATCH, TRAINABLE, FROZEN, REFIT = "scratch", "trainable", "frozen", "refit"
-READOUT, DIFFERENCE = "readout", "difference"
+READOUT, FIDELITIES, DIFFERENCE = "readout", "fidelities", "difference"
 METHODS = {
     SCRATCH: "from scratch, target references",
     TRAINABLE: "transfer, source references trainable",
     FROZEN: "transfer, source references frozen",
     REFIT: "transfer, references refitted",
     READOUT: "readout alone, references refitted",
+    FIDELITIES: "two functionals at once, references refitted",
     DIFFERENCE: "difference to the source learnt",
 }
 COLUMNS = {  # of the paper's Table 1, and what its numbers are multiplied by
@@ -175,7 +179,9 @@ def teacher_set(folder: Path, teacher: str) -> Dataset:
 
 
 def check_alike(settings: Settings, source: Dataset, target: Dataset) -> None:
-    """Raises DatasetError unless both label the same crystals, and enough of them."""
+    """Raises DatasetError unless two teachers label the same crystals, and enough of them."""
+    if source.folder == target.folder:
+        raise DatasetError(f"found {settings.target} as source and as target, needed two teachers.")
     for name in SPLITS:
         if not np.array_equal(source.splits[name].sizes, target.splits[name].sizes):
             raise DatasetError(
@@ -200,7 +206,8 @@ def small_source(settings: Settings, folder: Path, source: Dataset) -> Potential
     model = ModelConfig(architecture=settings.architecture, hyperparameters=given, name=SOURCE)
     data = with_cutoffs(folder / "data/source", source, cutoffs)
     config = training(settings, model, data, source)
-    run_training(replace(config, epochs=settings.source_epochs), folder / SOURCE)
+    if not (folder / SOURCE / RESULTS).is_file():
+        run_training(replace(config, epochs=settings.source_epochs), folder / SOURCE)
     return load(str(folder / SOURCE / "model"))
 
 
@@ -227,29 +234,40 @@ def with_cutoffs(folder: Path, dataset: Dataset, cutoffs: Cutoffs) -> DataConfig
 
 
 def written(
-    folder: Path, splits: Mapping[str, Split], cutoffs: Cutoffs, labels: Mapping[str, Any] | None = None
+    folder: Path,
+    splits: Mapping[str, ShardSplit],
+    cutoffs: Cutoffs,
+    labels: Mapping[str, Sequence[Labels]] | None = None,
+    functional: str = "",
+    only: Iterable[int] | None = None,
 ) -> DataConfig:
-    """Splits as datasets in `folder`, with other `labels` (by split, in order) where they are given."""
+    """Splits as datasets in `folder`, with other `labels` (by split, in order) where they are given.
+
+    `only` these crystals of each, if given.
+    """
     from jaxmlip.data.writing import write_dataset
 
     for name, split in splits.items():
         if not (folder / name).exists():
+            index = range(len(split)) if only is None else only
             crystals = [
                 LabelledCrystal(
                     Atoms(x.graph.species, x.graph.positions, cell=x.graph.cell[0], pbc=True),
                     labels[name][k] if labels else x.labels,
-                    material,
-                    title,
+                    title.material,
+                    title.name,
+                    functional,
                 )
-                for k, (x, title, material) in enumerate(examples(split))
+                for k in index
+                for x, title in [(split[k], split.title(k))]
             ]
             write_dataset(folder / name, crystals, cutoffs, fractions=(1, 0, 0))
     return DataConfig(**{name: (str(folder / name),) for name in SPLITS})
 
 
-def examples(split: Any) -> Iterator[tuple[Example, str, str]]:
-    """The crystals of a split on disk, their names and their materials."""
-    return ((split[k], *split.name(k)) for k in range(len(split)))
+def examples(split: ShardSplit) -> Iterator[tuple[Example, Title]]:
+    """The crystals of a split on disk, and what they are called."""
+    return ((split[k], split.title(k)) for k in range(len(split)))
 
 
 class Trial:
@@ -262,17 +280,18 @@ class Trial:
         self.source_data = with_cutoffs(folder / "data/source", source, cutoffs)
         self.splits = read_splits(self.data, cutoffs)
         test = list(examples(self.splits["test"]))
-        self.test = MemorySplit([x for x, _, _ in test], cutoffs)
-        self.materials = sorted({material for _, _, material in test})
-        self.of_test = [self.materials.index(material) for _, _, material in test]
+        self.test = MemorySplit([x for x, _ in test], cutoffs)
+        self.materials = sorted({title.material for _, title in test})
+        number = {material: k for k, material in enumerate(self.materials)}
+        self.of_test = [number[title.material] for _, title in test]
         ideal = [
-            (x, material)
+            (x, title)
             for split in self.splits.values()
-            for x, title, material in examples(split)
-            if title.endswith(IDEAL) and x.labels.energy is not None
+            for x, title in examples(split)
+            if title.name.endswith(IDEAL) and x.labels.energy is not None
         ]
         self.ideal = MemorySplit([x for x, _ in ideal], cutoffs)
-        self.of_ideal = [self.materials.index(m) if m in self.materials else None for _, m in ideal]
+        self.of_ideal = [number.get(title.material) for _, title in ideal]
         self.stability = self.stability_of([x.labels.energy for x, _ in ideal])
 
     def of_source(self) -> dict[str, Any]:
@@ -299,13 +318,15 @@ class Trial:
         folder = self.folder / "runs" / f"{method}-{seed}"
         result = run_training(self.config(method, seed), folder)
         below = [self.start] if method == DIFFERENCE else []  # predictions that the network's are added to
-        before = self.compared([*below, Potential.from_folder(folder / "start")])
+        before, after = Potential.from_folder(folder / "start"), result.potential
+        if method == FIDELITIES:
+            before, after = (select(p, self.settings.target) for p in (before, after))
         lines = read_metrics(folder / METRICS)
         steps = [line for line in lines if line["kind"] == "train"]
         rates = [line["crystals_per_s"] for line in steps if line["crystals_per_s"]]
         return {
-            "errors": self.compared([*below, result.potential]),
-            "before": {name: mean(np.array(found)) for name, found in before.items()},
+            "errors": self.compared([*below, after]),
+            "before": {n: mean(np.array(found)) for n, found in self.compared([*below, before]).items()},
             "gradients": [[line["step"], line["grad_norm"]] for line in steps if line["epoch"] <= 1],
             "curve": [[x["epoch"], x["energy_mae"]] for x in lines if x["kind"] == "validation"],
             "steps": steps[-1]["step"],
@@ -313,26 +334,49 @@ class Trial:
         }
 
     def config(self, method: str, seed: int) -> TrainConfig:
-        data = self.difference_data() if method == DIFFERENCE else self.data
-        data = replace(data, crystals=self.settings.crystals, split_seed=seed)
+        settings = self.settings
+        if method == FIDELITIES:
+            data = self.data_of_both(seed)
+        else:
+            data = self.difference_data() if method == DIFFERENCE else self.data
+            data = replace(data, crystals=settings.crystals, split_seed=seed)
         if method in (SCRATCH, DIFFERENCE):
             its = json.loads(json.dumps(asdict(self.start.model.config)))
             model = ModelConfig(architecture=architecture_of(self.start.model), hyperparameters=its)
         else:
-            model = ModelConfig(start=self.started())
-        config = replace(training(self.settings, model, data, self.target), seed=seed)
+            model = ModelConfig(start=settings.start or str(self.folder / SOURCE / "model"))
+        config = training(settings, model, data, self.target)
+        if method == FIDELITIES:
+            names = (settings.source_functional, settings.target)
+            model = replace(model, functionals=names)
+            config = replace(config, model=model, batch_size=2 * settings.batch_size)
         if method == DIFFERENCE:
             config = replace(config, loss=replace(config.loss, magmoms=0.0))  # the source's stay
-        if method in (TRAINABLE, FROZEN):
-            config = replace(config, reference_energies="keep")
-        else:
-            config = replace(config, reference_energies="refit")
         train = {TRAINABLE: ("all", "references"), READOUT: ("readout",)}.get(method, ("all",))
-        return replace(config, optimizer=replace(config.optimizer, train=train))
+        return replace(
+            config,
+            seed=seed,
+            reference_energies="keep" if method in (TRAINABLE, FROZEN) else "refit",
+            optimizer=replace(config.optimizer, train=train),
+        )
 
-    def started(self) -> str:
-        """The source as configurations name it."""
-        return self.settings.start or str(self.folder / SOURCE / "model")
+    def data_of_both(self, seed: int) -> DataConfig:
+        """The crystals of the target that other methods have with this seed, and as many of the source's."""
+        settings, folder = self.settings, self.folder / "data"
+        source = read_splits(self.source_data, self.start.cutoffs)["train"]
+        order = np.random.default_rng(seed).permutation(len(source))  # as data.crystals draws
+        number = settings.crystals or len(source)
+        target = {"train": self.splits["train"]}
+        common = {"cutoffs": self.start.cutoffs}
+        mine = {"functional": settings.target, "only": np.sort(order[:number]).tolist()}
+        theirs = {"functional": settings.source_functional, "only": np.sort(order[-number:]).tolist()}
+        parts = [
+            written(folder / f"fidelities-{seed}/target", target, **common, **mine),
+            written(folder / f"fidelities-{seed}/source", {"train": source}, **common, **theirs),
+        ]
+        held = {name: self.splits[name] for name in ("validation", "test")}
+        data = written(folder / "fidelities", held, **common, functional=settings.target)
+        return replace(data, train=tuple(path for part in parts for path in part.train))
 
     def difference_data(self) -> DataConfig:
         """The target's labels minus what the source predicts; magnetic moments are left out."""
@@ -396,8 +440,9 @@ def errors(
     """For each property and each of `number` materials the sum of absolute errors (eV/atom, eV/Å, GPa, μB)
     over its crystals, and how many numbers it is of; `materials` are those of the crystals."""
     found: dict[str, np.ndarray] = {}
-    for its, (graph, labels), material in zip(predicted, split.examples, materials, strict=True):
-        units = {"energy": 1 / len(graph.species), "forces": 1, "stress": GPA_PER_EV_PER_A3, "magmoms": 1}
+    for its, x, material in zip(predicted, split.examples, materials, strict=True):
+        labels = x.labels
+        units = {"energy": 1 / len(x.graph.species), "forces": 1, "stress": GPA_PER_EV_PER_A3, "magmoms": 1}
         for name, unit in units.items():
             if name in labels.known and name in its:
                 error = unit * np.abs(np.asarray(its[name], float) - getattr(labels, name))
