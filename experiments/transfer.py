@@ -336,8 +336,15 @@ class Trial:
             "gradients": [[line["step"], line["grad_norm"]] for line in steps if line["epoch"] <= 1],
             "curve": [[x["epoch"], x["energy_mae"]] for x in lines if x["kind"] == "validation"],
             "steps": steps[-1]["step"],
+            "strange": self.strange(seed),
             "crystals per second": float(np.median(rates)) if rates else None,
         }
+
+    def strange(self, seed: int) -> int:
+        """How many test crystals have an element that is not in the training crystals of a seed."""
+        data = replace(self.data, crystals=self.settings.crystals, split_seed=seed)
+        known = set(read_splits(data, self.start.cutoffs)["train"].elements)
+        return sum(not set(x.graph.species.tolist()) <= known for x in self.test.examples)
 
     def config(self, method: str, seed: int) -> TrainConfig:
         settings = self.settings
@@ -623,9 +630,9 @@ def work_table(results: Results) -> Table:
         )
     columns = ("method", "steps", "gradient norm, first epoch", "crystals/s")
     note = (
-        "The norm is of the gradient of all that is trained. The paper trains for 149,000 steps. Adam moves a "
-        f"reference energy by about {results.settings.learning_rate:g} eV a step at most, so that a shift of "
-        "some eV takes thousands."
+        "The norm is of the gradient of all that is trained. The paper trains for 149,000 steps. Adam moves "
+        f"a reference energy by about {results.settings.learning_rate:g} eV a step at most, so that a shift "
+        "of some eV takes thousands."
     )
     return Table("Gradients and work", columns, rows, 3, note)
 
@@ -644,6 +651,11 @@ def findings(results: Results) -> list[str]:
         f"{settings.source_functional} labels them."
     ]
     rows = results.rows
+    if strange := max((row["strange"] for of in rows.values() for row in of.values()), default=0):
+        found.append(
+            f"Up to {strange} of {source['crystals']['test']} test crystals have an element that is not in "
+            "the training crystals of the target, so that nothing refits its reference energy."
+        )
     if REFIT in rows:
         against = [(m, results.less(REFIT, m, "energy")) for m in rows if m != REFIT]
         for verdict, holds in (
