@@ -317,6 +317,7 @@ class Trial:
             "test materials": len(self.materials),
             "compounds": (known := int(np.isfinite(self.stability["formation"]).sum())),
             "without elements": sum(asked) - known,
+            "competing": int(np.sum(np.abs(np.subtract(*self.stability.values())) > 1e-6)),
         }
 
     def measured(self, method: str, seed: int) -> dict[str, Any]:
@@ -604,8 +605,8 @@ def tables(results: Results) -> list[Table]:
         f"materials that are in no training data, against the labels of {settings.target}, a stand-in for "
         f"DFT; means over {settings.seeds} seeds with 95 % intervals by bootstrap over seeds and materials. "
         f"Formation and decomposition energies of {crystals['compounds']} compounds among them, at the "
-        f"geometry of the set; {crystals['without elements']} others have an element without a crystal of "
-        "its own."
+        f"geometry of the set; other compounds compete with {crystals['competing']}, for the rest the two are "
+        f"one. {crystals['without elements']} more have an element without a crystal of its own."
     )
     of_paper = (
         "Huang et al. (2025), Table 1: CHGNet from GGA/GGA+U to 190,560 structures of MP-r2SCAN, all of DFT; "
@@ -657,24 +658,21 @@ def findings(results: Results) -> list[str]:
             "the training crystals of the target, so that nothing refits its reference energy."
         )
     if REFIT in rows:
-        against = [(m, results.less(REFIT, m, "energy")) for m in rows if m != REFIT]
+        against = [(m, d) for m in rows if m != REFIT and (d := results.less(REFIT, m, "energy"))]
         for verdict, holds in (
             ("smaller than", lambda d: d.low > 0),
             ("larger than", lambda d: d.high < 0),
-            ("not different, outside the interval, from", lambda d: not (d.low > 0 or d.high < 0)),
+            ("not told from", lambda d: d.low <= 0 <= d.high or math.isnan(d.low)),
         ):
-            told = [
-                f"{METHODS[m]} (by {abs(d.value):.1f}, {min(abs(d.low), abs(d.high)):.1f} to "
-                f"{max(abs(d.low), abs(d.high)):.1f})"
-                if d.low * d.high > 0
-                else f"{METHODS[m]} (less by {d.value:.1f}, {d.low:.1f} to {d.high:.1f})"
+            told = "; ".join(
+                f"{METHODS[m]} ({d.value:+.1f}, {d.low:+.1f} to {d.high:+.1f})"
                 for m, d in against
-                if d is not None and holds(d)
-            ]
+                if holds(d)
+            )
             if told:
                 found.append(
-                    f"With refitted references the energy error, in meV/atom, is {verdict} that of: "
-                    f"{'; '.join(told)}."
+                    f"With refitted references the energy error is {verdict} that of (in brackets, how much "
+                    f"more theirs is, meV/atom): {told}."
                 )
     if REFIT in rows and FROZEN in rows:
         ratio = np.mean([first_epoch(r) for r in rows[FROZEN].values()]) / np.mean(
@@ -712,7 +710,7 @@ def curves(results: Results, of: str, x_label: str, y_label: str, unit: float):
 
     from jaxmlip.figures import COLOURS
 
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     ax = figure.subplots()
     styles = dict(zip(METHODS, zip(("0.3", *COLOURS), "osd^vxP", strict=True), strict=False))
     for k, method in enumerate(results.rows):
@@ -724,7 +722,7 @@ def curves(results: Results, of: str, x_label: str, y_label: str, unit: float):
         ax.fill_between(x, unit * y.min(axis=0), unit * y.max(axis=0), color=colour, alpha=0.15, lw=0)
     ax.set(yscale="log", xlabel=x_label, ylabel=y_label)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
