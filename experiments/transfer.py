@@ -605,7 +605,7 @@ def tables(results: Results) -> list[Table]:
         f"materials that are in no training data, against the labels of {settings.target}, a stand-in for "
         f"DFT; means over {settings.seeds} seeds with 95 % intervals by bootstrap over seeds and materials. "
         f"Formation and decomposition energies of {crystals['compounds']} compounds among them, at the "
-        f"geometry of the set; other compounds compete with {crystals['competing']}, for the rest the two are "
+        f"geometry of the set; others compete with {crystals['competing']} of them, for the rest the two are "
         f"one. {crystals['without elements']} more have an element without a crystal of its own."
     )
     of_paper = (
