@@ -143,6 +143,9 @@ def main(settings: Settings) -> None:
     unknown = [method for method in settings.methods if method not in METHODS]
     if unknown:
         raise ValueError(f"found the method {unknown[0]!r}, needed some of {', '.join(METHODS)}.")
+    for name in ("crystals", "epochs", "source_epochs", "seeds", "batch_size"):
+        if (number := getattr(settings, name)) is not None and number < 1:
+            raise ValueError(f"found {name}={number}, needed 1 or more.")
     source, target = (
         teacher_set(settings.set, name) for name in (settings.source_functional, settings.target)
     )

@@ -180,6 +180,10 @@ def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, mo
     given = settings(teachers, tmp_path / "out")
     with pytest.raises(ValueError, match="'magic', needed some of scratch, trainable"):
         transfer.main(replace(given, methods=("magic",)))
+    with pytest.raises(ValueError, match="found seeds=0, needed 1 or more"):
+        transfer.main(replace(given, seeds=0))
+    with pytest.raises(ValueError, match="found pbe as source and as target"):
+        transfer.main(replace(given, target="pbe"))
     with pytest.raises(ValueError, match="no labels of scan, found pbe, r2scan, shifted"):
         transfer.main(replace(given, target="scan"))
     with pytest.raises(ValueError, match=r"has \d+ crystals for training, needed 1000"):
