@@ -19,7 +19,7 @@ more:
 Refitted means that the source's reference energies move by the least-squares shift that brings its
 predictions closest to the target labels: eq. (3) of the paper, in which the source's predictions stand for
 its labels. The rest is the paper's protocol: Huber loss with δ = 0.1 of energy, forces, stress and magnetic
-moments weighted 3 : 1 : 0.1 : 1, batches of 64, Adam from 1e-3 to 1e-5 along a cosine; of eleven
+moments weighted 3 : 1 : 0.1 : 1, batches of 64, Adam from 1e-3 to 1e-5 along a cosine; of up to eleven
 validations the one with the smallest loss is taken.
 
 Errors are mean absolute errors over the test crystals, whose materials no model was trained on: energies per
@@ -113,7 +113,7 @@ PUBLISHED = {  # Huang et al. (2025), Table 1
     REFIT: (17, 38, 0.167, 0.023, 23.66, 29.38),
 }
 SPLITS = ("train", "validation", "test")
-VALIDATIONS = 10  # of a run, and one before it
+VALIDATIONS = 10  # of a run at most, besides the one before it
 SOURCE, IDEAL = "source", "/ideal"
 
 
@@ -130,7 +130,7 @@ class Settings:
     source_epochs: int = 10
     methods: tuple[str, ...] = tuple(METHODS)
     crystals: int | None = 1000  # of the target's training data, drawn anew with each seed; None: all
-    epochs: int = 20
+    epochs: int = 15
     seeds: int = 3  # of random parameters, the order of the data, and the crystals
     batch_size: int = 64
     learning_rate: float = 1e-3
