@@ -539,8 +539,12 @@ class Made:
                 self.labels[name].append(Labels(**labels))
 
     def crystals(self, teacher: str) -> list[LabelledCrystal]:
+        """With the labels of a teacher, which is named in the functional's place."""
         labels = self.labels[teacher]
-        return [LabelledCrystal(f.atoms, labels[k], f.material, f.name) for k, f in enumerate(self.frames)]
+        return [
+            LabelledCrystal(f.atoms, labels[k], f.material, f.name, teacher)
+            for k, f in enumerate(self.frames)
+        ]
 
     def above_ideal(self, teacher: str) -> np.ndarray:
         """eV/atom, by the frames."""

@@ -35,8 +35,12 @@ ORDER = (
     "elastic",
     "curvature_hessian",
     "cure",
+    "energy_references",
+    "make_teacher_set",
+    "transfer",
+    "scaling_law",
 )
-TITLE = "The softening study"
+TITLE = "Softening, transfer and scaling of universal potentials"
 FOLDED = 30  # rows from which a table is folded
 NAMED = 50  # failed rows at most
 DEEPEST = 50  # levels of a record

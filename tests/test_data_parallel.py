@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 
 def start(out: Path, devices: int, *address: str) -> subprocess.Popen:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, str(HERE / "data_parallel.py"), str(out), *address],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
@@ -96,7 +96,7 @@ def test_the_command_in_two_processes_ends_where_it_does_in_one(tmp_path, monkey
     train = ["train", "springs.yaml", "--out"]
     together = [*train, "two", "--coordinator", free_address(), "--processes", "2", "--process"]
     path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", "from jaxmlip.cli import main; main()", *together, str(k)],

@@ -19,7 +19,7 @@ WORK = Work(flops=1e9, bytes=2e8, parameters=1_000_000, loading=1e-4)
 
 @pytest.fixture(scope="module")
 def programs():
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, str(HERE / "simulated_devices.py")],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},

@@ -196,7 +196,7 @@ def script(folder: Path, programs: str, seconds: float = 0.0, devices: int = 1) 
         "JAX_COMPILATION_CACHE_DIR": programs,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA on programs from the cache
-        "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     with errors_of(folder).open("w") as errors:
         return subprocess.Popen(
