@@ -12,6 +12,7 @@ from conftest import small_potential
 import experiments.transfer as transfer
 from experiments.study import Estimate
 from experiments.transfer import METHODS, Settings, decomposition_energies, formation_energies, interval
+from jaxmlip.data.dataset import Subset
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.models.chgnet import CHGNetConfig
@@ -97,6 +98,7 @@ def settings(teachers, out, **changes) -> Settings:
         set=teachers,
         source_functional="pbe",
         target="r2scan",
+        start=None,
         hyperparameters=SMALL,
         source_epochs=2,
         crystals=20,
@@ -191,6 +193,25 @@ def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, mo
     with pytest.raises(ValueError, match="label other crystals for"):
         transfer.main(replace(given, set=tmp_path / "other"))
     assert not given.out.exists()
+
+
+def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_counted(teachers, tmp_path):
+    source, target = (transfer.teacher_set(teachers, name) for name in ("pbe", "r2scan"))
+    start, given = small_potential("m3gnet-smooth"), settings(teachers, tmp_path, crystals=3, seeds=1)
+    trial = transfer.Trial(given, tmp_path, start, source, target)
+    known = set(Subset(target.splits["train"], drawn(target, 3)).elements)
+    assert known < set(target.splits["test"].elements)
+    for name in ("validation", "test"):
+        every = target.splits[name]
+        kept = [k for k in range(len(every)) if set(every[k].graph.species.tolist()) <= known]
+        assert [title.name for _, title in transfer.examples(trial.splits[name])] == [
+            every.title(k).name for k in kept
+        ]
+    assert trial.counts()["left out"] == len(target.splits["test"]) - len(trial.test) > 0
+
+
+def drawn(dataset, crystals: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).permutation(len(dataset.splits["train"]))[:crystals])
 
 
 def test_formation_and_decomposition_energies_are_those_of_a_hull_drawn_by_hand():
