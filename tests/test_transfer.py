@@ -10,8 +10,10 @@ from ase.build import bulk
 from conftest import small_potential
 
 import experiments.transfer as transfer
+from experiments.stability import decomposition_energies, formation_energies
 from experiments.study import Estimate
-from experiments.transfer import METHODS, Settings, decomposition_energies, formation_energies, interval
+from experiments.transfer import Settings
+from experiments.transfer_results import METHODS, interval
 from jaxmlip.data.dataset import Subset
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
