@@ -17,39 +17,18 @@ from typing import Any
 import numpy as np
 
 from experiments.frames import against_dft, read, rms_force
+from experiments.networks import WIDTHS, small
 from experiments.study import Study, Table, data_file, run
 from experiments.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.models.m3gnet import M3GNetConfig
-from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import Potential, random_potential
+from jaxmlip.training.config import hyperparameters
 from jaxmlip.training.loop import FitSettings, Trained, Validated
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.references import refit
 
 LOSS = LossConfig(energy=1.0, forces=10.0, stress=0.1, magmoms=0.0)
-MODELS = {
-    "chgnet": CHGNetConfig(
-        features=32, radial=9, angular=9, blocks=3, bond_cutoff=5.0, angle_cutoff=3.0, readout=(32, 32)
-    ),
-    "m3gnet": M3GNetConfig(features=32, hidden=32, blocks=2),
-    "mace": MACEConfig(
-        elements=(42,),
-        channels=16,
-        harmonics_l=2,
-        correlation=(3, 2),
-        blocks=("agnostic", "residual"),
-        average_neighbours=60.0,
-        cutoff=5.0,
-        radial=8,
-        radial_widths=(32, 32),
-        agnesi=False,
-        repulsion=False,
-        cutoff_on_basis=False,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +36,7 @@ class Settings:
     """Do small models of all three architectures learn a metal from 160 frames?"""
 
     data: Path | None = None  # folder with maml_MoNbTaW/; default: JAXMLIP_DATA
-    models: tuple[str, ...] = tuple(MODELS)
+    models: tuple[str, ...] = tuple(WIDTHS)
     epochs: int = 20
     batch_size: int = 4
     learning_rate: float = 5e-3
@@ -66,9 +45,9 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    unknown = set(settings.models) - set(MODELS)
+    unknown = set(settings.models) - set(WIDTHS)
     if unknown:
-        raise ValueError(f"found the model {unknown.pop()!r}, needed some of {', '.join(MODELS)}.")
+        raise ValueError(f"found the model {unknown.pop()!r}, needed some of {', '.join(WIDTHS)}.")
     frames = read(data_file(settings.data, "maml_MoNbTaW/Mo_AIMD.extxyz.gz"))
     order = np.random.default_rng(settings.seed).permutation(len(frames))
     held = max(1, len(frames) // 10)
@@ -127,7 +106,8 @@ def trained(settings: Settings, folder: Path, name: str, train, validation, test
 
 def untrained(name: str, train: list[LabelledCrystal], seed: int) -> Potential:
     """Random parameters, the mean energy of the data as reference, and forces of the size of theirs."""
-    potential = random_potential(MODELS[name], seed=seed, name=f"{name}-Mo")
+    given = small(name, WIDTHS[name])
+    potential = random_potential(hyperparameters(name, given, elements=(42,)), seed=seed, name=f"{name}-Mo")
     zero = np.zeros_like(potential.params["reference_energies"], np.float64)
     energies = np.array([f.labels.energy for f in train])
     references = refit([f.atoms.numbers for f in train], energies, zero)

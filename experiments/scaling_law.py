@@ -17,16 +17,16 @@ too.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from experiments.networks import small
 from experiments.scaling_figures import ERRORS, METHODS, SCRATCH, TRANSFER, Measured, report
 from experiments.study import Study, StudyError, run
-from jaxmlip.data.dataset import MANIFEST, Dataset
+from experiments.teachers import teacher_set, with_cutoffs
+from jaxmlip.data.dataset import Dataset
 from jaxmlip.graph import Cutoffs
 from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, random_potential
 from jaxmlip.sources import load
@@ -41,26 +41,6 @@ from jaxmlip.training.sweep import Run, collect, run_all, unfinished
 SOURCE = "source"
 MEV = 1e3
 CHOOSING = ("architectures", "width", "widths", "sizes", "seeds", "above", "processes")  # change no run
-# Shallower and with fewer basis functions than published networks, so that a run takes a minute of two cores.
-NARROW = {
-    "m3gnet": lambda width: {"features": width, "hidden": 2 * width, "blocks": 2},
-    "chgnet": lambda width: {
-        "features": width,
-        "radial": 9,
-        "angular": 9,
-        "blocks": 3,
-        "bond_cutoff": 5.0,
-        "readout": [width, width],
-    },
-    "mace": lambda width: {
-        "channels": width,
-        "harmonics_l": 2,
-        "correlation": [2, 2],
-        "cutoff": 5.0,
-        "radial": 8,
-        "radial_widths": [16, 16],
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -72,8 +52,8 @@ class Settings:
     target: str = "m3gnet-matpes-r2scan-2025.1"  # the teacher whose functional is wanted
     start: str | None = None  # a potential that transfer begins with; scratch is then of its shape
     architectures: tuple[str, ...] = ("m3gnet",)  # m3gnet, chgnet, mace
-    width: int = 8  # features or channels of the network that is trained with every seed
-    widths: tuple[int, ...] = (4, 16)  # others, trained with one seed: for what computation buys
+    width: int = 16  # features or channels of the network that is trained with every seed
+    widths: tuple[int, ...] = (8, 32)  # others, trained with one seed: for what computation buys
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 15000)  # crystals to train on
     above: int = 500  # crystals; fits use larger sizes alone
     seeds: int = 3  # which draw the crystals, their order and random parameters
@@ -118,7 +98,7 @@ class Point:
 
 
 def main(settings: Settings) -> None:
-    source, target = (teacher(settings.set, name) for name in (settings.source, settings.target))
+    source, target = (teacher_set(settings.set, name) for name in (settings.source, settings.target))
     check_sizes(settings, target)
     start = None if settings.start is None else load(settings.start)
     networks = shapes(settings, start, elements_of(target))
@@ -135,7 +115,7 @@ def main(settings: Settings) -> None:
     points: dict[Point, Run] = {}
     left: dict[str, str] = {}
     for network in networks:
-        data = prepared(target, network.cutoffs, study.folder / "data")
+        data = prepared(target, network.cutoffs, study.folder)
         learnt = sources.get(first[network.name].name) if network.name in first else None
         for point in points_of(settings, network):
             if point.method == SCRATCH:
@@ -161,23 +141,8 @@ def main(settings: Settings) -> None:
     study.write(*report(rows, settings.above, main, left))
 
 
-def teacher(folder: Path, name: str) -> Dataset:
-    """The data set with the labels of one teacher. Raises StudyError where there is none."""
-    if not (folder / name / MANIFEST).is_file():
-        there = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
-        raise StudyError(
-            f"{folder} has no labels of {name}, found {', '.join(there) or 'no data set'}. --source and "
-            "--target name two teachers of a set that `python -m experiments.make_teacher_set` wrote."
-        )
-    return Dataset(folder / name)
-
-
 def check_sizes(settings: Settings, target: Dataset) -> None:
     """Raises StudyError where `settings` asks for what the data do not have."""
-    if missing := {"train", "validation", "test"} - set(target.splits):
-        raise StudyError(
-            f"{target.folder} has no {' and no '.join(sorted(missing))} split, needed all three."
-        )
     there = len(target.splits["train"])
     if wrong := [n for n in settings.sizes if not 1 <= n <= there]:
         raise StudyError(
@@ -206,10 +171,8 @@ def shapes(settings: Settings, start: Potential | None, elements: tuple[int, ...
         ]
     found = []
     for architecture in settings.architectures:
-        if architecture not in NARROW:
-            raise ValueError(f"found the architecture {architecture!r}, needed some of {', '.join(NARROW)}.")
         for width in dict.fromkeys((settings.width, *settings.widths)):
-            config = hyperparameters(architecture, NARROW[architecture](width), elements)
+            config = hyperparameters(architecture, small(architecture, width), elements)
             seeds = settings.seeds if width == settings.width else 1
             found.append(Network(f"{architecture}-{width}", architecture, config, elements, seeds))
     return found
@@ -225,26 +188,15 @@ def points_of(settings: Settings, network: Network) -> list[Point]:
     ]
 
 
-def prepared(data: Dataset, cutoffs: Cutoffs, folder: Path) -> DataConfig:
-    """`data` for a model with these cutoffs: as it is, or written again below `folder`, split by split."""
-    from jaxmlip.data.writing import write_dataset
-
-    if data.cutoffs == cutoffs:
-        return DataConfig(train=(str(data.folder),))
-    into = folder / f"{data.folder.name}-{cutoffs.bond:g}-{cutoffs.angle:g}{'-listed' * cutoffs.listed}"
-    crystals = data.crystals()
-    for name, split in data.splits.items():
-        own = islice(crystals, len(split))
-        if (into / name / MANIFEST).is_file():
-            deque(own, maxlen=0)
-        else:
-            write_dataset(into / name, own, cutoffs, fractions=(1.0, 0.0, 0.0), sources=(data.folder,))
-    return DataConfig(**{name: (str(into / name),) for name in ("train", "validation", "test")})
+def prepared(data: Dataset, cutoffs: Cutoffs, out: Path) -> DataConfig:
+    """`data` for a model with these cutoffs."""
+    name = f"{data.folder.name}-{cutoffs.bond:g}-{cutoffs.angle:g}{'-listed' * cutoffs.listed}"
+    return with_cutoffs(out / "data" / name, data, cutoffs)
 
 
 def source_run(settings: Settings, network: Network, source: Dataset, out: Path) -> Run:
     """The run on all labels of the source that transfer begins with."""
-    data = prepared(source, network.cutoffs, out / "data")
+    data = prepared(source, network.cutoffs, out)
     point = Point(network.architecture, network.name, SOURCE, len(source.splits["train"]), 0)
     begin = random_start(network, point.seed, data, out, of=SOURCE)
     return Run(point.name, configuration(settings, data, begin, point))

@@ -36,16 +36,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from ase import Atoms
 
+from experiments.networks import WIDTHS, small
 from experiments.stability import decomposition_energies, formation_energies
 from experiments.study import Study, run
+from experiments.teachers import SPLITS, teacher_set, with_cutoffs, written
 from experiments.transfer_results import (
     DIFFERENCE,
     FIDELITIES,
@@ -65,8 +66,7 @@ from jaxmlip import batching
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Dataset, DatasetError, MemorySplit, ShardSplit
 from jaxmlip.data.encoding import Title
-from jaxmlip.data.labels import LabelledCrystal, Labels
-from jaxmlip.graph import Cutoffs
+from jaxmlip.data.labels import Labels
 from jaxmlip.potential import ARCHITECTURES, MESSAGES_PER_BATCH, Potential, architecture_of
 from jaxmlip.progress import track
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters, reader_options
@@ -78,32 +78,6 @@ from jaxmlip.training.run import RESULTS, run_training
 from jaxmlip.training.splits import read_splits
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
-SMALL = {  # networks that train in minutes on two cores
-    "chgnet": {
-        "features": 32,
-        "radial": 9,
-        "angular": 9,
-        "blocks": 3,
-        "bond_cutoff": 5.0,
-        "angle_cutoff": 3.0,
-        "readout": [32, 32],
-    },
-    "m3gnet": {"features": 32, "hidden": 32, "blocks": 2},
-    "mace": {
-        "channels": 16,
-        "harmonics_l": 2,
-        "correlation": [3, 2],
-        "blocks": ["agnostic", "residual"],
-        "average_neighbours": 40.0,
-        "cutoff": 5.0,
-        "radial": 8,
-        "radial_widths": [32, 32],
-        "agnesi": False,
-        "repulsion": False,
-        "cutoff_on_basis": False,
-    },
-}
-SPLITS = ("train", "validation", "test")
 VALIDATIONS = 4  # of a run at most, besides the one before it
 IDEAL = "/ideal"
 
@@ -159,21 +133,6 @@ def main(settings: Settings) -> None:
     study.write(tables(results), figures(results), findings(results))
 
 
-def teacher_set(folder: Path, teacher: str) -> Dataset:
-    """The dataset of one teacher. Raises DatasetError where there is none, or it lacks a split."""
-    if not (folder / teacher).is_dir():
-        found = sorted(p.parent.name for p in folder.glob("*/dataset.json"))
-        raise DatasetError(
-            f"{folder} has no labels of {teacher}, found {', '.join(found) or 'no dataset'}. Make them by "
-            "`python -m experiments.make_teacher_set`, or name others by --source-functional and --target."
-        )
-    dataset = Dataset(folder / teacher)
-    lacking = [name for name in SPLITS if name not in dataset.splits]
-    if lacking:
-        raise DatasetError(f"{dataset.folder} has no crystal for {', '.join(lacking)}, needed a larger set.")
-    return dataset
-
-
 def check_alike(settings: Settings, source: Dataset, target: Dataset) -> None:
     """Raises DatasetError unless two teachers label the same crystals, and enough of them."""
     if source.folder == target.folder:
@@ -193,10 +152,12 @@ def check_alike(settings: Settings, source: Dataset, target: Dataset) -> None:
 
 
 def small_source(settings: Settings, folder: Path, source: Dataset) -> Potential:
-    """A network of SMALL, trained on the source's labels; made once."""
+    """A small network, trained on the source's labels; made once."""
     from jaxmlip.sources import load
 
-    given = SMALL[settings.architecture] | reader_options(settings.hyperparameters)
+    given = small(settings.architecture, WIDTHS[settings.architecture]) | reader_options(
+        settings.hyperparameters
+    )
     network, _ = ARCHITECTURES[settings.architecture]
     cutoffs = network(hyperparameters(settings.architecture, given, elements=(1,))).cutoffs
     model = ModelConfig(architecture=settings.architecture, hyperparameters=given, name=SOURCE)
@@ -224,45 +185,6 @@ def training(
         report_every=1,
         tensorboard=False,
     )
-
-
-def with_cutoffs(folder: Path, dataset: Dataset, cutoffs: Cutoffs) -> DataConfig:
-    """The dataset as it is, or written again to `folder` where its graphs are for other cutoffs."""
-    if dataset.cutoffs == cutoffs:
-        return DataConfig(train=(str(dataset.folder),))
-    return written(folder, dataset.splits, cutoffs)
-
-
-def written(
-    folder: Path,
-    splits: Mapping[str, ShardSplit],
-    cutoffs: Cutoffs,
-    labels: Mapping[str, Sequence[Labels]] | None = None,
-    functional: str = "",
-    only: Iterable[int] | None = None,
-) -> DataConfig:
-    """Splits as datasets in `folder`, with other `labels` (by split, in order) where they are given.
-
-    `only` these crystals of each, if given.
-    """
-    from jaxmlip.data.writing import write_dataset
-
-    for name, split in splits.items():
-        if not (folder / name).exists():
-            index = range(len(split)) if only is None else only
-            crystals = [
-                LabelledCrystal(
-                    Atoms(x.graph.species, x.graph.positions, cell=x.graph.cell[0], pbc=True),
-                    labels[name][k] if labels else x.labels,
-                    title.material,
-                    title.name,
-                    functional or title.functional,
-                )
-                for k in index
-                for x, title in [(split[k], split.title(k))]
-            ]
-            write_dataset(folder / name, crystals, cutoffs, fractions=(1, 0, 0))
-    return DataConfig(**{name: (str(folder / name),) for name in SPLITS})
 
 
 def examples(split: ShardSplit) -> Iterator[tuple[Example, Title]]:

@@ -12,6 +12,7 @@ from ase.build import bulk
 from conftest import small_potential
 
 import experiments.scaling_law as scaling_law
+from experiments.networks import small
 from experiments.power_law import crossing
 from experiments.scaling_figures import (
     METHODS,
@@ -25,6 +26,7 @@ from experiments.scaling_figures import (
     worth,
 )
 from experiments.study import StudyError
+from jaxmlip.data.dataset import DatasetError
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
@@ -108,7 +110,7 @@ def here(monkeypatch) -> Here:
     monkeypatch.setattr("jaxmlip.training.loop.make_eval_step", shared(make_eval_step))
     for name in ("parity", "learning_curves"):
         monkeypatch.setattr(f"jaxmlip.training.figures.{name}", lambda *_: None)
-    monkeypatch.setattr(scaling_law, "NARROW", {a: lambda _, its=its: its for a, its in TINY.items()})
+    monkeypatch.setattr(scaling_law, "small", lambda its, width: TINY.get(its) or small(its, width))
     return found
 
 
@@ -167,12 +169,12 @@ def test_the_smallest_scaling_law_is_measured_and_measured_once(
 
 def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, tmp_path, here):
     settings = smallest(teachers, tmp_path)
-    there = len(scaling_law.teacher(teachers, R2SCAN).splits["train"])
+    there = len(scaling_law.teacher_set(teachers, R2SCAN).splits["train"])
     with pytest.raises(StudyError, match=f"found 10000, needed 1 to {there}, so many crystals"):
         scaling_law.main(replace(settings, sizes=(8, 10_000)))
     with pytest.raises(StudyError, match="needed two at least above 8"):
         scaling_law.main(replace(settings, above=8))
-    with pytest.raises(StudyError, match="no labels of hse06, found teacher-pbe, teacher-r2scan"):
+    with pytest.raises(DatasetError, match="no labels of hse06, found teacher-pbe, teacher-r2scan"):
         scaling_law.main(replace(settings, target="hse06"))
     with pytest.raises(ValueError, match="'transformer', needed some of m3gnet, chgnet, mace"):
         scaling_law.main(replace(settings, architectures=("transformer",)))
@@ -181,10 +183,10 @@ def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, 
 
 def test_a_public_start_keeps_its_network_and_scratch_has_its_shape(teachers, tmp_path):
     start = small_potential("m3gnet-smooth", "float32")
-    target = scaling_law.teacher(teachers, R2SCAN)
+    target = scaling_law.teacher_set(teachers, R2SCAN)
     elements = scaling_law.elements_of(target)
     (network,) = scaling_law.shapes(smallest(teachers, tmp_path), start, elements)
-    data = scaling_law.prepared(target, network.cutoffs, tmp_path / "data")
+    data = scaling_law.prepared(target, network.cutoffs, tmp_path)
     transfer = load(scaling_law.transfer_start(network, None, data, tmp_path))
     scratch = load(scaling_law.random_start(network, 0, data, tmp_path))
     assert transfer.model == scratch.model == start.model

@@ -20,7 +20,6 @@ from jaxmlip.data.writing import write_dataset
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
-from jaxmlip.training.config import hyperparameters
 from jaxmlip.training.run import fit_references
 
 SMALL = ("features=4", "hidden=4", "radial=2", "blocks=1", "bond_cutoff=4.0", "angle_cutoff=3.0")
@@ -168,11 +167,6 @@ def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_lea
     assert transfer.mean(np.array(before["energy"])) > 0.5
     for name in ("energy", "formation", "decomposition"):
         assert transfer.mean(np.array(after[name])) < 1e-5, name
-
-
-@pytest.mark.parametrize("architecture", transfer.SMALL)
-def test_small_networks_are_of_configurations_that_exist(architecture):
-    hyperparameters(architecture, transfer.SMALL[architecture], elements=(1,))
 
 
 def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, monkeypatch):

@@ -301,6 +301,13 @@ class ShardSplit:
         except ValueError as error:
             raise _corrupt(where, f"has no name ({error})") from None
 
+    def crystal(self, k: int) -> LabelledCrystal:
+        """Crystal k as it was before it was converted; forces, moments and Hessians rounded to float32."""
+        graph, labels, functional = self[k]
+        name, material, _ = self.title(k)
+        atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True)
+        return LabelledCrystal(atoms, labels, material, name, functional)
+
     def _path(self, shard: dict[str, Any]) -> Path:
         return self.folder / shard["file"]
 
@@ -377,16 +384,9 @@ class Dataset:
             ) from None
 
     def crystals(self, every: int = 1) -> Iterator[LabelledCrystal]:
-        """Every `every`-th crystal, one split after the other, as it was before it was converted.
-
-        Forces, magnetic moments and Hessians are rounded to float32.
-        """
+        """Every `every`-th crystal, one split after the other, as ShardSplit.crystal gives it."""
         for split in self.splits.values():
-            for k in range(0, len(split), every):
-                graph, labels, functional = split[k]
-                name, material, _ = split.title(k)
-                atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True)
-                yield LabelledCrystal(atoms, labels, material, name, functional)
+            yield from map(split.crystal, range(0, len(split), every))
 
     def check(self, potential: Potential) -> None:
         """Raises DatasetError unless `potential` can be trained on each split."""
