@@ -176,7 +176,7 @@ def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, 
         scaling_law.main(replace(settings, above=8))
     with pytest.raises(DatasetError, match="no labels of hse06, found teacher-pbe, teacher-r2scan"):
         scaling_law.main(replace(settings, target="hse06"))
-    with pytest.raises(ValueError, match="'transformer', needed some of m3gnet, chgnet, mace"):
+    with pytest.raises(ValueError, match="'transformer', needed one of chgnet, m3gnet, mace"):
         scaling_law.main(replace(settings, architectures=("transformer",)))
     assert not here.done
 
