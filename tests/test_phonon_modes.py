@@ -20,7 +20,7 @@ from jaxmlip.phonons.modes import (
     mesh_modes,
     phonon_modes,
 )
-from jaxmlip.phonons.nac import NAC, long_range
+from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.report import as_record, draw, phonons, table
 from jaxmlip.phonons.supercell import force_constants
 from jaxmlip.symmetry import needed_columns, reduced_mesh, space_group, unfold
@@ -236,6 +236,49 @@ def test_the_long_range_part_vanishes_on_its_mesh_and_is_continuous_towards_its_
     np.testing.assert_allclose(near, limit, rtol=0, atol=1e-2 * scale * 0.05)
     D = long_range(nac, salt, Q)
     assert bloch.asymmetry(D) < 1e-9 * scale
+
+
+def test_slopes_of_the_long_range_part_are_those_of_differences(salt, nac):
+    q = np.array([[0.1, 0.23, -0.4], [0.31, 0.02, 0.17]])
+    step, h = np.array([0.3, -0.5, 0.8]), 1e-4
+    slopes = np.tensordot(step, long_range_slopes(nac, salt, q), (0, 1))
+    found = (long_range(nac, salt, q + h * step) - long_range(nac, salt, q - h * step)) / (2 * h)
+    np.testing.assert_allclose(slopes, found, rtol=0, atol=1e-6 * np.abs(found).max())
+
+    along = np.array([[0.0, 0.0, 0.0], [0.3, -0.1, 0.2]])
+
+    def strained(s, all_alike):
+        moved = salt.copy()
+        moved.set_cell(salt.cell.array * (1 + s * all_alike), scale_atoms=True)
+        moved.positions += s * along * (not all_alike)
+        return long_range(nac, moved, q)
+
+    for all_alike in (True, False):
+        change = (np.eye(3), 0 * along) if all_alike else (np.zeros((3, 3)), along)
+        found = (strained(h, all_alike) - strained(-h, all_alike)) / (2 * h)
+        slope = long_range_strained(nac, salt, q, *change)
+        np.testing.assert_allclose(slope, found, rtol=0, atol=1e-6 * np.abs(found).max())
+
+
+def test_velocities_and_grueneisen_parameters_hold_the_long_range_part(any_potential, cell):
+    nac = NAC(np.array([1.1, -0.8, -0.3])[:, None, None] * np.eye(3), 2.4 * np.eye(3), (3, 3, 3))
+    q = np.array([[0.1, 0.23, -0.4]])
+
+    def frequencies(q, scale=1.0):
+        scaled = cell.copy()
+        scaled.set_cell(cell.cell.array * scale, scale_atoms=True)
+        return phonon_modes(any_potential, scaled, q, nac=nac, method="exact").frequencies
+
+    step, h = np.array([0.3, -0.5, 0.8]), 1e-4
+    thz, v = group_velocities(any_potential, cell, q, nac=nac)
+    np.testing.assert_allclose(thz, frequencies(q), rtol=1e-9)
+    assert np.abs(thz - group_velocities(any_potential, cell, q)[0]).max() > 1e-2
+    along = 2 * np.pi * step @ np.linalg.inv(cell.cell.array).T
+    found = 2 * np.pi * (frequencies(q + h * step) - frequencies(q - h * step)) / (2 * h)
+    np.testing.assert_allclose(v @ along, found, rtol=0, atol=1e-5 * np.abs(found).max())
+    gamma = grueneisen(any_potential, cell, q, nac=nac, relaxed=False)[1]
+    found = -(frequencies(q, 1 + h) - frequencies(q, 1 - h)) / (2 * h) / (3 * thz)
+    np.testing.assert_allclose(gamma, found, rtol=0, atol=1e-5 * np.abs(found).max())
 
 
 def test_charges_of_another_cell_are_refused(any_potential, salt, nac):

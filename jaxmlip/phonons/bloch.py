@@ -126,33 +126,45 @@ def dynamical_matrix_strained(
     q_points: Float[Array, "q 3"],
     eps: Float[Array, "3 3"],
     *,
-    relaxed: bool = True,
+    along: Float[Array, "atoms 3"] | None = None,
     mass_weighted: bool = False,
     block_size: int | None = None,
     room: batching.Capacity | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), where the crystal is strained by 1 + s·`eps`.
 
-    With `relaxed` the atoms of the cell follow the strain to first order, by `internal_strain`, which raises
-    where it is open how; otherwise they keep their fractional coordinates. q keeps its reciprocal lattice
-    units.
+    Besides, the atoms move by s·`along` (Å): as `following` says, or by default not at all; then they keep
+    their fractional coordinates. q keeps its reciprocal lattice units.
     """
     atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
     graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
     eps = np.asarray(eps, potential.dtype)
-    along = np.zeros_like(graph.positions)
-    if relaxed:
-        symmetric = eps + eps.T
-        voigt = [symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT]
-        along[: len(atoms)] = internal_strain(potential, atoms, room) @ voigt
+    moving = np.zeros_like(graph.positions)
+    if along is not None:
+        moving[: len(atoms)] = along
     with potential.precision():
-        args = (potential.energy_fn, potential.arrays, graph, eps, along)
+        args = (potential.energy_fn, potential.arrays, graph, eps, moving)
         tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:3])
         # Each column takes the second derivative's place twice, and all that it needs is made anew.
         real = max(6, _real_columns(tangent_map, block_size) // 2)
         pairs, respond = _all_pairs(len(q_points), len(atoms)), partial(_strained_response, *args)
         columns = _in_blocks(respond, q_points, pairs, len(atoms), real, potential.dtype)
     return tuple(_convention(_matrices(columns, len(atoms)), atoms, q_points, mass_weighted, "cells"))
+
+
+def following(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    eps: Float[Array, "3 3"],
+    room: batching.Capacity | None = None,
+) -> np.ndarray:
+    """How far (N, 3), in Å, the atoms move on their way back to rest for each unit of the strain `eps`.
+
+    To first order, by `internal_strain`, which raises where it is open how.
+    """
+    symmetric = np.add(eps, np.transpose(eps))
+    voigt = [symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT]
+    return internal_strain(potential, as_atoms(crystal), room) @ voigt
 
 
 def wave_vectors(q_points: Any) -> np.ndarray:

@@ -9,6 +9,7 @@ fade within half of the supercell.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,19 +46,31 @@ def fourier(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
     Each force constant is given to the nearest image of the pair of atoms, in equal parts where several are
     equally near. Exact at the commensurate wave vectors.
     """
+    return _sums(constants, q_points, lambda vectors: np.ones((1, len(vectors))))[0]
+
+
+def fourier_slopes(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
+    """The derivatives of `fourier` by the three components of q, (3, q, n, 3, n, 3) in eV/Å²."""
+    return _sums(constants, q_points, lambda vectors: 2j * np.pi * vectors.T)
+
+
+def _sums(constants: ForceConstants, q_points, factors: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Σ_R f(R) Φ(R) e^{2πi q·R} for each f that `factors` gives of vectors (m, 3), as (f, m)."""
     q_points = np.asarray(q_points, float)
     cell, r = constants.primitive.cell.array, constants.primitive.positions
     images = _images(constants)
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
-    sums = np.empty((len(q_points), *phi.shape[1:]), complex)
+    sums = np.empty((len(factors(np.zeros((0, 3)))), len(q_points), *phi.shape[1:]), complex)
     for i, j in itertools.product(range(len(r)), repeat=2):
         distance = np.linalg.norm(images @ cell + r[j] - r[i], axis=-1)
         nearest = distance < distance.min(axis=1, keepdims=True) + SAME_DISTANCE
         where, image = np.nonzero(nearest)
         shared = phi[where, i, :, j] / nearest.sum(axis=1)[where, None, None]
-        for some in np.array_split(np.arange(len(q_points)), 1 + len(q_points) * len(where) // 10**7):
-            phase = np.exp(2j * np.pi * q_points[some] @ images[where, image].T)
-            sums[some, i, :, j] = np.tensordot(phase, shared, 1)
+        vectors = images[where, image]
+        for k, factor in enumerate(factors(vectors)):
+            for some in np.array_split(np.arange(len(q_points)), 1 + len(q_points) * len(where) // 10**7):
+                phase = factor * np.exp(2j * np.pi * q_points[some] @ vectors.T)
+                sums[k, some, i, :, j] = np.tensordot(phase, shared, 1)
     return sums
 
 

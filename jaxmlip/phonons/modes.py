@@ -20,7 +20,7 @@ from jaxmlip import batching
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.nac import NAC, long_range
+from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.symmetry import (
     Mesh,
@@ -375,15 +375,19 @@ def _labels(path: str, special: dict[str, np.ndarray]) -> list[list[str]]:
 
 
 def group_velocities(
-    potential: Potential, crystal: Atoms | Structure, q_points: np.ndarray
+    potential: Potential, crystal: Atoms | Structure, q_points: np.ndarray, *, nac: NAC | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies (q, 3n) in THz and group velocities ∂ω/∂k, (q, 3n, 3) in Å THz, 100 m/s each.
 
     By differentiating D(q), exactly: v = e†(∂D/∂q)e / 2ω. Modes of one frequency are chosen so that they
-    split along a generic direction. Zero where the frequency is zero.
+    split along a generic direction. Zero where the frequency is zero. `nac` adds the long-range part of
+    polar crystals, but at q = 0, where it has no limit.
     """
-    atoms = as_atoms(crystal)
+    atoms, q_points = as_atoms(crystal), bloch.wave_vectors(q_points)
     D, slopes = bloch.dynamical_matrix_slopes(potential, atoms, q_points, mass_weighted=True)
+    if nac is not None:
+        D = D + _weighed(long_range(nac, atoms, q_points), atoms)
+        slopes = slopes + _weighed(long_range_slopes(nac, atoms, q_points), atoms)
     squares, vectors = np.linalg.eigh(_hermitian(D))
     thz = _thz(squares)
     # ∂/∂k = Σ ∂/∂q_α a_α / 2π, for ω in 2π THz.
@@ -402,20 +406,26 @@ def grueneisen(
     *,
     strain: np.ndarray | None = None,
     relaxed: bool = True,
+    nac: NAC | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies (q, 3n) in THz and mode Grüneisen parameters γ = -∂ln ω/∂ln V, (q, 3n).
 
     By differentiating D(q) with respect to strain, exactly, without steps of volume. `strain` is the
     direction (3, 3) in which to strain, and γ is then -∂ln ω/∂s; without it, all lengths change alike. With
-    `relaxed` the atoms of the cell follow to first order. Zero where the frequency is zero.
+    `relaxed` the atoms of the cell follow to first order. Zero where the frequency is zero. `nac` adds the
+    long-range part of polar crystals, but at q = 0; its charges and dielectric tensor keep their values.
     """
-    atoms = as_atoms(crystal)
+    atoms, q_points = as_atoms(crystal), bloch.wave_vectors(q_points)
     eps = np.eye(3) / 3 if strain is None else np.asarray(strain, float)
     if eps.shape != (3, 3):
         raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
+    along = bloch.following(potential, atoms, eps) if relaxed else np.zeros((len(atoms), 3))
     D, slope = bloch.dynamical_matrix_strained(
-        potential, atoms, q_points, eps, relaxed=relaxed, mass_weighted=True
+        potential, atoms, q_points, eps, along=along, mass_weighted=True
     )
+    if nac is not None:
+        D = D + _weighed(long_range(nac, atoms, q_points), atoms)
+        slope = slope + _weighed(long_range_strained(nac, atoms, q_points, eps, along), atoms)
     squares, vectors = np.linalg.eigh(_hermitian(D))
     thz = _thz(squares)
     vectors = _split(thz, vectors, slope)

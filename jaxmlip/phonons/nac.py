@@ -13,12 +13,14 @@ mesh nothing changes but the limit q -> 0, so the mesh says up to which waveleng
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.phonons.commensurate import fourier
+from jaxmlip.phonons.commensurate import fourier, fourier_slopes
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import COULOMB
 
@@ -62,40 +64,132 @@ def long_range(
     them, none.
     """
     p = nac.check(atoms)
+    sums = DipoleSums(p, atoms)
+    smooth = fourier(_interpolation(p, atoms, sums.at), q_points)
+    return _square(sums.at(q_points, directions) - smooth)
+
+
+def long_range_slopes(nac: NAC, atoms: Atoms, q_points: np.ndarray) -> np.ndarray:
+    """The derivatives of `long_range` by the three components of q, (q, 3, 3N, 3N) in eV/Å².
+
+    At q = 0 they are those of the part that has no limit there, as for `long_range` without directions.
+    """
+    p = nac.check(atoms)
+    sums = DipoleSums(p, atoms)
+    smooth = fourier_slopes(_interpolation(p, atoms, sums.at), q_points)
+    found = [sums.changed(q_points, sums.by_q(axis)) - smooth[axis] for axis in range(3)]
+    return np.stack([_square(x) for x in found], axis=1)
+
+
+def long_range_strained(
+    nac: NAC, atoms: Atoms, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray
+) -> np.ndarray:
+    """The derivative of `long_range` by s, (q, 3N, 3N), where the crystal is strained by 1 + s·`eps`.
+
+    Besides, the atoms move by s·`along` (N, 3), in Å. Charges and dielectric tensor stay what they are, and
+    so do images of atoms that were equally near.
+    """
+    p = nac.check(atoms)
+    sums = DipoleSums(p, atoms)
+    change = sums.by_strain(eps, along)
+
+    def changed(q_points):
+        return sums.changed(q_points, change)
+
+    return _square(changed(q_points) - fourier(_interpolation(p, atoms, changed), q_points))
+
+
+def _interpolation(p: NAC, atoms: Atoms, sums: Callable[[np.ndarray], np.ndarray]) -> ForceConstants:
+    """The force constants whose Fourier sums repeat `sums` at the mesh."""
     mesh = np.moveaxis(np.indices(p.mesh), 0, -1).reshape(-1, 3) / p.mesh
+    on_mesh = sums(np.where(mesh > 0.5, mesh - 1, mesh))
     n = len(atoms)
-    on_mesh = _dipoles(p, atoms, np.where(mesh > 0.5, mesh - 1, mesh), None)
     phi = np.fft.fftn(on_mesh.reshape(*p.mesh, n, 3, n, 3), axes=(0, 1, 2), norm="forward").real
-    smooth = fourier(ForceConstants(atoms, phi), q_points).reshape(-1, 3 * n, 3 * n)
-    return _dipoles(p, atoms, q_points, directions) - smooth
+    return ForceConstants(atoms, phi)
 
 
-def _dipoles(p: NAC, atoms: Atoms, q_points, directions) -> np.ndarray:
-    reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T  # rows
-    # Beyond the mesh's supercell the smooth part must be gone: e^{-Λ² r²/ε} there.
-    width = np.linalg.norm(np.array(p.mesh)[:, None] * atoms.cell.array, axis=1).min()
-    scale = np.linalg.eigvalsh((p.dielectric + p.dielectric.T) / 2)
-    Λ = 5.0 * scale.max() ** 0.5 / width
-    longest = (-4 * Λ**2 * np.log(DECAY) / scale.min()) ** 0.5
-    reach = np.ceil(longest / (2 * np.pi) * np.linalg.norm(atoms.cell.array, axis=1)).astype(int) + 1
-    G = np.array(list(itertools.product(*(range(-k, k + 1) for k in reach)))) @ reciprocal
-    G = G[np.linalg.norm(G, axis=1) < longest + np.linalg.norm(reciprocal, axis=1).sum()]
-    n, r = len(atoms), atoms.positions
-    D = np.zeros((len(q_points), n, 3, n, 3), complex)
-    for k, q in enumerate(q_points):
-        K = G + q @ reciprocal
-        if not np.any(q):
-            origin = np.flatnonzero(~K.any(axis=1))
-            K = np.delete(K, origin, axis=0)
-        stretch = np.einsum("kx,xy,ky->k", K, p.dielectric, K)
-        weight = np.exp(-stretch / (4 * Λ**2)) / stretch
-        if not np.any(q) and directions is not None and np.any(directions[k]):
-            unit = directions[k] @ reciprocal
-            K, weight = np.concatenate([K, unit[None]]), np.append(weight, 1 / (unit @ p.dielectric @ unit))
-        charge = np.einsum("kx,ixa->kia", K, p.born)
-        # The limit along a direction has no phase: it is the term G = 0 at q = 0.
-        limit = np.arange(len(K)) >= len(stretch)
-        phase = np.where(limit[:, None], 1, np.exp(1j * K @ r.T))
-        terms = charge * phase[:, :, None]
-        D[k] = np.einsum("k,kia,kjb->iajb", weight, terms, terms.conj())
-    return (4 * np.pi * COULOMB / atoms.cell.volume * D).reshape(-1, 3 * n, 3 * n)
+def _square(D: np.ndarray) -> np.ndarray:
+    return D.reshape(len(D), 3 * D.shape[1], -1)
+
+
+class Change(NamedTuple):
+    """How the terms of the sum change, to first order."""
+
+    wave: Callable[[np.ndarray], np.ndarray]  # of K (k, 3), the change of K
+    phase: Callable[[np.ndarray], np.ndarray]  # of K, the change of K·x_i, (k, n) or alike
+    volume: float = 0.0  # d ln V; Λ goes with the inverse length of the cell
+
+
+class DipoleSums:
+    """C(q), (q, n, 3, n, 3) in eV/Å², and its derivatives."""
+
+    def __init__(self, p: NAC, atoms: Atoms):
+        self.p, self.atoms = p, atoms
+        self.reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T  # rows
+        lengths = np.linalg.norm(atoms.cell.array, axis=1)
+        # Beyond the mesh's supercell the smooth part must be gone: e^{-Λ² r²/ε} there.
+        scale = np.linalg.eigvalsh((p.dielectric + p.dielectric.T) / 2)
+        self.Λ = 5.0 * scale.max() ** 0.5 / (p.mesh * lengths).min()
+        longest = (-4 * self.Λ**2 * np.log(DECAY) / scale.min()) ** 0.5
+        reach = np.ceil(longest / (2 * np.pi) * lengths).astype(int) + 1
+        G = np.array(list(itertools.product(*(range(-k, k + 1) for k in reach)))) @ self.reciprocal
+        most = longest + np.linalg.norm(self.reciprocal, axis=1).sum()
+        self.G = G[np.linalg.norm(G, axis=1) < most]
+        self.prefactor = 4 * np.pi * COULOMB / atoms.cell.volume
+
+    def waves(self, q: np.ndarray) -> np.ndarray:
+        """K = G + q in 1/Å, without K = 0."""
+        K = self.G + q @ self.reciprocal
+        return K if np.any(q) else K[K.any(axis=1)]
+
+    def weights(self, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """K·ε·K, and e^{-K·ε·K / 4Λ²} / K·ε·K."""
+        stretch = np.einsum("kx,xy,ky->k", K, self.p.dielectric, K)
+        return stretch, np.exp(-stretch / (4 * self.Λ**2)) / stretch
+
+    def charges(self, K: np.ndarray) -> np.ndarray:
+        return np.einsum("kx,ixa->kia", K, self.p.born)
+
+    def at(self, q_points: np.ndarray, directions: np.ndarray | None = None) -> np.ndarray:
+        n = len(self.atoms)
+        D = np.zeros((len(q_points), n, 3, n, 3), complex)
+        for k, q in enumerate(q_points):
+            K = self.waves(q)
+            terms = self.charges(K) * np.exp(1j * K @ self.atoms.positions.T)[:, :, None]
+            D[k] = np.einsum("k,kia,kjb->iajb", self.weights(K)[1], terms, terms.conj())
+            if not np.any(q) and directions is not None and np.any(directions[k]):
+                # The limit along a direction has no phase: it is the term G = 0 at q = 0.
+                unit = directions[k] @ self.reciprocal
+                charge = self.charges(unit[None])[0]
+                D[k] += np.multiply.outer(charge, charge) / (unit @ self.p.dielectric @ unit)
+        return self.prefactor * D
+
+    def changed(self, q_points: np.ndarray, change: Change) -> np.ndarray:
+        """The derivative of `at`."""
+        n = len(self.atoms)
+        D = np.zeros((len(q_points), n, 3, n, 3), complex)
+        for k, q in enumerate(q_points):
+            K = self.waves(q)
+            moved = change.wave(K)
+            stretch, weight = self.weights(K)
+            symmetric = (self.p.dielectric + self.p.dielectric.T) / 2
+            stretched = 2 * np.einsum("kx,xy,ky->k", K, symmetric, moved)
+            gaussian = -(stretched + 2 / 3 * change.volume * stretch) / (4 * self.Λ**2)
+            slope = weight * (gaussian - stretched / stretch - change.volume)
+            phase = np.exp(1j * K @ self.atoms.positions.T)[:, :, None]
+            terms = self.charges(K) * phase
+            turned = self.charges(moved) * phase + 1j * change.phase(K)[:, :, None] * terms
+            half = np.einsum("k,kia,kjb->iajb", weight, turned, terms.conj())
+            D[k] = np.einsum("k,kia,kjb->iajb", slope, terms, terms.conj())
+            D[k] += half + half.transpose(2, 3, 0, 1).conj()
+        return self.prefactor * D
+
+    def by_q(self, axis: int) -> Change:
+        step = self.reciprocal[axis]
+        turned = (self.atoms.positions @ step)[None]
+        return Change(lambda K: np.broadcast_to(step, K.shape), lambda K: turned)
+
+    def by_strain(self, eps: np.ndarray, along: np.ndarray) -> Change:
+        # Fractional coordinates, and with them K·x, change by `along` alone.
+        eps = (eps + eps.T) / 2
+        return Change(lambda K: -K @ eps, lambda K: K @ along.T, np.trace(eps))
