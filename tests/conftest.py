@@ -135,3 +135,26 @@ def public(name: str, dtype: str = "float64"):
             return jaxmlip.load(name, dtype)
     except FetchError as error:
         pytest.skip(f"the weights of {name} cannot be had: {error}")
+
+
+@pytest.fixture
+def runs_alike(monkeypatch):
+    """Training runs that differ in parameters alone share their programs, and none draws figures."""
+    from jaxmlip.training import parallel
+    from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
+
+    def shared(make):
+        programs = {}
+
+        def made(potential, *settings):
+            key, mesh = (potential.model, *settings), settings[-1]
+            program = programs.setdefault(key, make(potential, *settings).jitted)
+            others = parallel.replicate(flat_params(potential), mesh)
+            return lambda state, batch: program(state, others, parallel.spread(batch, mesh))
+
+        return made
+
+    monkeypatch.setattr("jaxmlip.training.loop.make_train_step", shared(make_train_step))
+    monkeypatch.setattr("jaxmlip.training.loop.make_eval_step", shared(make_eval_step))
+    for name in ("parity", "learning_curves"):
+        monkeypatch.setattr(f"jaxmlip.training.figures.{name}", lambda *_: None)

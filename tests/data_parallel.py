@@ -8,17 +8,20 @@ import sys
 import jax
 import numpy as np
 from ase.build import bulk
-from conftest import small_potential
 from test_training_step import REFERENCES, labelled
 
 from jaxmlip import batching
 from jaxmlip.data.batch import collate, stack
+from jaxmlip.models.m3gnet import M3GNetConfig
+from jaxmlip.potential import random_potential
 from jaxmlip.training import parallel
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import init_state, make_train_step
 
 STEPS = 20
+# One block is enough for sums over devices, and each process compiles a step for each precision.
+CONFIG = M3GNetConfig(features=4, hidden=4, radial=2, blocks=1, bond_cutoff=4.0, angle_cutoff=3.0)
 LOSS = LossConfig(energy=1.0, forces=2.0, stress=0.3, magmoms=0.0)
 
 
@@ -35,7 +38,7 @@ def main(out: str, *address: str) -> None:
 
 def train(dtype: str, mesh) -> dict[str, np.ndarray]:
     """The parameters after the last step, and its loss."""
-    potential = small_potential("m3gnet-smooth", dtype)
+    potential = random_potential(CONFIG, seed=7, dtype=dtype)
     metals = [bulk(e, cubic=True) for e in ("Cu", "Al", "Ag", "Au", "Ni", "Pd", "Pt", "Pb")]
     for k, atoms in enumerate(metals):
         atoms.rattle(0.1, seed=k)

@@ -31,9 +31,7 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
 from jaxmlip.sources import load
-from jaxmlip.training import parallel
 from jaxmlip.training.run import run_training
-from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
 
 TINY = {
     "m3gnet": {"features": 4, "hidden": 4, "blocks": 1, "radial": 2, "angular": 2},
@@ -88,28 +86,11 @@ class Here:
                 self.done.append(run.name)
 
 
-def shared(make):
-    """`make` of steps, but runs that only begin with other parameters share the program of the first."""
-    programs = {}
-
-    def made(potential, *settings):
-        key, mesh = (potential.model, *settings), settings[-1]
-        program = programs.setdefault(key, make(potential, *settings).jitted)
-        others = parallel.replicate(flat_params(potential), mesh)
-        return lambda state, batch: program(state, others, parallel.spread(batch, mesh))
-
-    return made
-
-
 @pytest.fixture
-def here(monkeypatch) -> Here:
+def here(monkeypatch, runs_alike) -> Here:
     """Sweeps in this process, of tiny networks, with one program for all runs and no figures of each."""
     found = Here()
     monkeypatch.setattr(scaling_law, "run_all", found.run_all)
-    monkeypatch.setattr("jaxmlip.training.loop.make_train_step", shared(make_train_step))
-    monkeypatch.setattr("jaxmlip.training.loop.make_eval_step", shared(make_eval_step))
-    for name in ("parity", "learning_curves"):
-        monkeypatch.setattr(f"jaxmlip.training.figures.{name}", lambda *_: None)
     monkeypatch.setattr(scaling_law, "small", lambda its, width: TINY.get(its) or small(its, width))
     return found
 

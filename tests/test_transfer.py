@@ -87,11 +87,7 @@ def teachers(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _without_figures_of_runs(monkeypatch):
-    """They take a second for each, and are looked at in other tests."""
-    for name in ("learning_curves", "parity"):
-        monkeypatch.setattr(f"jaxmlip.training.figures.{name}", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("runs_alike")
 
 
 def settings(teachers, out, **changes) -> Settings:
