@@ -14,16 +14,8 @@ from ase.io import write
 from conftest import small_potential
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from experiments.elastic import (
-    ACWF,
-    BINARIES,
-    SPARE,
-    Settings,
-    chemistry,
-    main,
-    read_binaries,
-    read_prototypes,
-)
+from experiments.elastic import SPARE, Settings, main
+from experiments.reference_moduli import ACWF, BINARIES, chemistry, read_binaries, read_prototypes
 from experiments.study import MissingDataError, StudyError, run
 from jaxmlip import batching
 from jaxmlip.elasticity import MESSAGES, elastic_tensors
