@@ -13,23 +13,18 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from experiments.energy_references import (
+from experiments.energy_pairs import (
     DIMERS,
     ELEMENTS,
     Pairs,
     Part,
-    Settings,
-    compare,
-    correlation,
-    fitted,
-    main,
     of_elements,
     read_dimers,
     read_elements,
     read_pair,
     read_set,
-    remaining,
 )
+from experiments.energy_references import Settings, compare, correlation, fitted, main, remaining
 from experiments.study import MissingDataError, StudyError, data_root
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
