@@ -168,7 +168,7 @@ def _lowest(path: str, energy_key: str | None = None) -> dict[str, tuple[tuple[i
 
 def read_set(folder: Path) -> list[Pairs]:
     """A teacher set: its first teacher against each of the others."""
-    from experiments.make_teacher_set import SET
+    from experiments.teachers import SET
     from jaxmlip.data.dataset import Dataset
 
     path = folder / SET

@@ -11,6 +11,7 @@ from jaxmlip.data.labels import Labels
 from jaxmlip.graph import Cutoffs
 from jaxmlip.training.config import DataConfig
 
+SET = "set.json"
 SPLITS = ("train", "validation", "test")
 
 
