@@ -23,11 +23,13 @@ os.environ.setdefault(
 # Experiments run from the checkout. At the end, so that an installed package is what is tested.
 sys.path.append(str(Path(__file__).parents[1]))
 
+import ase.io
 import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
@@ -122,6 +124,17 @@ def crystals(crystal) -> list[Atoms]:
     salt = bulk("NaCl", "rocksalt", 5.64, cubic=True)
     salt.rattle(0.1, seed=2)
     return [crystal, bulk("Cu"), salt, Atoms("He", cell=[9, 9, 9], pbc=True), bulk("Si")]
+
+
+def write_springs(folder: Path, number: int) -> None:
+    """springs.extxyz: as many crystals of silicon, whose atoms springs of 1 eV/Å² bind to their sites."""
+    rng = np.random.default_rng(0)
+    for _ in range(number):
+        atoms = bulk("Si")
+        moved = 0.1 * rng.normal(size=atoms.positions.shape)
+        atoms.positions += moved
+        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
+        ase.io.write(folder / "springs.extxyz", atoms, append=True)
 
 
 def public(name: str, dtype: str = "float64"):

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ase.io
 import jax
 import numpy as np
 import pytest
-from ase.build import bulk
-from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import write_springs
 
 from jaxmlip.cli import main
 from jaxmlip.potential import Potential
@@ -85,13 +83,7 @@ tensorboard: false
 
 
 def test_the_command_in_two_processes_ends_where_it_does_in_one(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    for _ in range(12):
-        atoms = bulk("Si")
-        moved = 0.1 * rng.normal(size=atoms.positions.shape)
-        atoms.positions += moved
-        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
-        ase.io.write(tmp_path / "springs.extxyz", atoms, append=True)
+    write_springs(tmp_path, 12)
     (tmp_path / "springs.yaml").write_text(CONFIG)
     train = ["train", "springs.yaml", "--out"]
     together = [*train, "two", "--coordinator", free_address(), "--processes", "2", "--process"]

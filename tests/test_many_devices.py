@@ -10,11 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ase.io
-import numpy as np
 import pytest
-from ase.build import bulk
-from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import write_springs
 from test_data_parallel import free_address
 
 import jaxmlip.cli
@@ -57,13 +54,7 @@ def commands() -> list[list[str]]:
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with what the commands need, and programs of the names that they call."""
-    rng = np.random.default_rng(0)
-    for _ in range(8):
-        atoms = bulk("Si")
-        moved = 0.1 * rng.normal(size=atoms.positions.shape)
-        atoms.positions += moved
-        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
-        ase.io.write(tmp_path / "springs.extxyz", atoms, append=True)
+    write_springs(tmp_path, 8)
     (tmp_path / "train.yaml").write_text(CONFIG)
     job = (int(free_address().split(":")[1]) - 61440) % 4096  # from which JAX makes the port
     scripts = {

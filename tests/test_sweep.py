@@ -10,13 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import pytest
 import quick_sweep
 import submitit  # noqa: F401 (its import closes log handlers, those that pytest makes for a test too)
-from ase.build import bulk
-from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import write_springs
 
 from jaxmlip.cli import main
 from jaxmlip.training import backends
@@ -45,13 +43,7 @@ base:
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with crystals, that commands are started in."""
-    rng = np.random.default_rng(0)
-    for _ in range(8):
-        atoms = bulk("Si")
-        moved = 0.1 * rng.normal(size=atoms.positions.shape)
-        atoms.positions += moved
-        atoms.calc = SinglePointCalculator(atoms, energy=(moved**2).sum() / 2, forces=-moved)
-        ase.io.write(tmp_path / "springs.extxyz", atoms, append=True)
+    write_springs(tmp_path, 8)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
