@@ -29,7 +29,7 @@ def small(architecture: str, width: int) -> dict[str, Any]:
             "harmonics_l": 2,
             "correlation": [3, 2],
             "blocks": ["agnostic", "residual"],
-            "average_neighbours": 40.0,
+            "average_neighbours": 60.0,
             "cutoff": 5.0,
             "radial": 8,
             "radial_widths": [32, 32],
