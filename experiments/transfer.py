@@ -43,6 +43,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.material_errors import errors, mean, predictions
 from experiments.networks import WIDTHS, small
 from experiments.stability import decomposition_energies, formation_energies
 from experiments.study import Study, run
@@ -59,16 +60,13 @@ from experiments.transfer_results import (
     Results,
     figures,
     findings,
-    mean,
     tables,
 )
-from jaxmlip import batching
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Dataset, DatasetError, MemorySplit, ShardSplit
 from jaxmlip.data.encoding import Title
 from jaxmlip.data.labels import Labels
-from jaxmlip.potential import ARCHITECTURES, MESSAGES_PER_BATCH, Potential, architecture_of
-from jaxmlip.progress import track
+from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters, reader_options
 from jaxmlip.training.fidelities import select
 from jaxmlip.training.losses import LossConfig
@@ -76,7 +74,6 @@ from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.records import METRICS, read_metrics
 from jaxmlip.training.run import RESULTS, run_training
 from jaxmlip.training.splits import read_splits
-from jaxmlip.units import GPA_PER_EV_PER_A3
 
 VALIDATIONS = 4  # of a run at most, besides the one before it
 IDEAL = "/ideal"
@@ -361,40 +358,10 @@ class Trial:
         }
 
 
-def predictions(potentials: Sequence[Potential], split: Any) -> list[dict[str, Any]]:
-    """Sums of what several potentials predict for each crystal; magnetic moments are the first one's."""
-    found: list[dict[str, Any]] = [{} for _ in range(len(split))]
-    index, room = batching.batches_of(np.asarray(split.sizes), MESSAGES_PER_BATCH)
-    for batch in track(index, "energies and forces"):
-        graphs = [split[k].graph for k in batch]
-        for potential in potentials:
-            for k, its in zip(batch, potential.predict_graphs(graphs, room), strict=True):
-                added = {p: found[k].get(p, 0) + its[p] for p in ("energy", "forces", "stress")}
-                found[k] = dict(its) | found[k] | added
-    return found
-
-
 def minus(labels: Labels, predicted: Mapping[str, Any]) -> Labels:
     """Labels of energy, forces and stress, less what is predicted."""
     left = {p: getattr(labels, p) - predicted[p] for p in ("energy", "forces", "stress") if p in labels.known}
     return Labels(**left, weight=labels.weight)
-
-
-def errors(
-    predicted: Sequence[Mapping[str, Any]], split: MemorySplit, materials: Sequence[int], number: int
-) -> dict[str, list[list[float]]]:
-    """For each property and each of `number` materials the sum of absolute errors (eV/atom, eV/Å, GPa, μB)
-    over its crystals, and how many numbers it is of; `materials` are those of the crystals."""
-    found: dict[str, np.ndarray] = {}
-    for its, x, material in zip(predicted, split.examples, materials, strict=True):
-        labels = x.labels
-        units = {"energy": 1 / len(x.graph.species), "forces": 1, "stress": GPA_PER_EV_PER_A3, "magmoms": 1}
-        for name, unit in units.items():
-            if name in labels.known and name in its:
-                error = unit * np.abs(np.asarray(its[name], float) - getattr(labels, name))
-                sums = found.setdefault(name, np.zeros((number, 2)))
-                sums[material] += error.sum(), error.size
-    return {name: sums.tolist() for name, sums in found.items()}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from experiments.scaling_figures import (
     PUBLISHED_SIZES,
     SCRATCH,
     TRANSFER,
+    UNITS,
     Measured,
     report,
     worth,
@@ -130,8 +131,9 @@ def test_the_smallest_scaling_law_is_measured_and_measured_once(
     scratch, transfer = (rows[f"{architecture}-4-{m}-16-0"] for m in METHODS)
     assert scratch["flops"] == transfer["flops"] > 1e4
     for row in (scratch, transfer):
-        assert 0 < row["after"]["energy"] < 1e4
-    assert {p.name for p in settings.out.glob("*.png")} == {f"scaling_{architecture}-4.png", "compute.png"}
+        assert all(0 < row["after"][error] < 1e4 for error in UNITS)
+    figures = {f"scaling_{architecture}-4.png", f"compute_{architecture}.png"}
+    assert {p.name for p in settings.out.glob("*.png")} == figures
     if here.left:
         assert "2 runs are not finished and in no fit" in said
         assert f"{architecture}-4-scratch-8-0: not begun" in said
@@ -146,6 +148,24 @@ def test_the_smallest_scaling_law_is_measured_and_measured_once(
     assert len(here.done) == 5 - 2 * bool(here.left)
     with pytest.raises(StudyError, match="epochs: 1 there, 2 here"):
         scaling_law.main(replace(settings, epochs=2))
+
+
+def test_one_test_material_far_from_all_others_makes_the_mean_and_not_the_median(teachers, monkeypatch):
+    test = scaling_law.teacher_set(teachers, R2SCAN).splits["test"]
+    of = [test.title(k).material for k in range(len(test))]
+    assert len(set(of)) > 2
+    scale = dict.fromkeys(of, 0.01) | {of[0]: 100.0}
+    moved = []
+    for k, material in enumerate(of):
+        labels = test[k].labels
+        energy = labels.energy + 2 * scale[material]  # of the two atoms of each crystal
+        moved.append({"energy": energy, "forces": labels.forces + scale[material]})
+    monkeypatch.setattr(scaling_law, "predictions", lambda potentials, split: moved)
+    found = scaling_law.held_out_errors(None, test)
+    mean = 1e3 * np.mean([scale[material] for material in of])
+    for name in ("energy", "forces"):
+        assert found[name] == pytest.approx(mean, rel=1e-5)
+        assert found[f"{name}, median"] == pytest.approx(10, rel=1e-3)
 
 
 def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, tmp_path, here):
@@ -191,8 +211,8 @@ def imagined(noise: float = 0.0, seeds: int = 3) -> list[Measured]:
         for size in SIZES:
             for seed in range(seeds):
                 error = coefficient * size**slope * math.exp(noise * rng.normal()) * (1 + 9 * (size < 500))
-                errors = {"energy": error, "forces": 2 * error}
-                before = {"energy": 400.0, "forces": 300.0}
+                errors = dict.fromkeys(UNITS, error) | {"forces": 2 * error}
+                before = dict.fromkeys(UNITS, 400.0)
                 found.append(Measured("m3gnet", "m", method, size, seed, before, errors, 10, 0.5, 1e9 * size))
     return found
 

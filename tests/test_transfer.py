@@ -10,6 +10,7 @@ from ase.build import bulk
 from conftest import small_potential
 
 import experiments.transfer as transfer
+from experiments.material_errors import mean, median
 from experiments.stability import decomposition_energies, formation_energies
 from experiments.study import Estimate
 from experiments.transfer import Settings
@@ -160,9 +161,9 @@ def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_lea
     found = fit_references(start, trial.splits["train"])
     refitted = replace(start, params=start.params | {"reference_energies": found.energies})
     before, after = (trial.compared([potential]) for potential in (start, refitted))
-    assert transfer.mean(np.array(before["energy"])) > 0.5
+    assert mean(np.array(before["energy"])) > 0.5
     for name in ("energy", "formation", "decomposition"):
-        assert transfer.mean(np.array(after[name])) < 1e-5, name
+        assert mean(np.array(after[name])) < 1e-5, name
 
 
 def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, monkeypatch):
@@ -216,6 +217,13 @@ def test_formation_and_decomposition_energies_are_those_of_a_hull_drawn_by_hand(
     decomposed = decomposition_energies(crystals, energies, [True] * 7)
     np.testing.assert_allclose(decomposed[3:6], [-0.5 + 0.075, -0.3 + 0.075, -0.1 + 0.5 * 2 / 3], atol=1e-8)
     assert np.isnan([*decomposed[:3], decomposed[6]]).all()
+
+
+def test_the_median_is_of_materials_that_have_the_property_and_the_mean_of_all_numbers():
+    sums = np.array([[2.0, 1], [30, 10], [0, 0], [400, 4]])
+    assert median(sums) == 3
+    assert mean(sums) == 432 / 15
+    assert np.isnan(median(sums[2:3]))
 
 
 def test_the_interval_of_a_difference_is_narrow_where_materials_are_hard_for_both():

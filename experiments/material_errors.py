@@ -1,0 +1,60 @@
+"""Absolute errors of potentials, kept apart by material, so that one material cannot speak for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxmlip import batching
+from jaxmlip.data.dataset import Split
+from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
+from jaxmlip.progress import track
+from jaxmlip.units import GPA_PER_EV_PER_A3
+
+
+def predictions(potentials: Sequence[Potential], split: Any) -> list[dict[str, Any]]:
+    """Sums of what several potentials predict for each crystal; magnetic moments are the first one's."""
+    found: list[dict[str, Any]] = [{} for _ in range(len(split))]
+    index, room = batching.batches_of(np.asarray(split.sizes), MESSAGES_PER_BATCH)
+    for batch in track(index, "energies and forces"):
+        graphs = [split[k].graph for k in batch]
+        for potential in potentials:
+            for k, its in zip(batch, potential.predict_graphs(graphs, room), strict=True):
+                added = {p: found[k].get(p, 0) + its[p] for p in ("energy", "forces", "stress")}
+                found[k] = dict(its) | found[k] | added
+    return found
+
+
+def errors(
+    predicted: Sequence[Mapping[str, Any]], split: Split, materials: Sequence[int], number: int
+) -> dict[str, list[list[float]]]:
+    """For each property and each of `number` materials the sum of absolute errors (eV/atom, eV/Å, GPa, μB)
+    over its crystals, and how many numbers it is of; `materials` are those of the crystals."""
+    found: dict[str, np.ndarray] = {}
+    examples = (split[k] for k in range(len(split)))
+    for its, x, material in zip(predicted, examples, materials, strict=True):
+        labels = x.labels
+        units = {"energy": 1 / len(x.graph.species), "forces": 1, "stress": GPA_PER_EV_PER_A3, "magmoms": 1}
+        for name, unit in units.items():
+            if name in labels.known and name in its:
+                error = unit * np.abs(np.asarray(its[name], float) - getattr(labels, name))
+                sums = found.setdefault(name, np.zeros((number, 2)))
+                sums[material] += error.sum(), error.size
+    return {name: sums.tolist() for name, sums in found.items()}
+
+
+def mean(sums: Float[np.ndarray, "*seeds materials 2"]) -> float:
+    """The mean over all numbers: sums of absolute errors beside how many numbers they are of."""
+    total = np.asarray(sums).reshape(-1, 2).sum(axis=0)
+    return float(total[0] / total[1]) if total[1] else math.nan
+
+
+def median(sums: Float[np.ndarray, "materials 2"]) -> float:
+    """The median over materials of the mean error of each; those without a number are left out."""
+    sums = np.asarray(sums)
+    known = sums[sums[:, 1] > 0]
+    return float(np.median(known[:, 0] / known[:, 1])) if len(known) else math.nan
