@@ -18,13 +18,15 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import platformdirs
 
 from jaxmlip.allocator import keep_freed_memory
+from jaxmlip.models.mace import MACE
 from jaxmlip.potential import ManifestError, Potential
 
 
@@ -205,21 +207,33 @@ class FetchError(RuntimeError):
     """A published file that cannot be had: what was tried, and which file to put where."""
 
 
-def load(name_or_path: str | Path, dtype: str = "float32", head: str | None = None) -> Potential:
+def load(
+    name_or_path: str | Path,
+    dtype: str = "float32",
+    head: str | None = None,
+    products: Literal["xla", "cuequivariance"] = "xla",
+) -> Potential:
     """The potential called `name_or_path`, computing in float32 or float64.
 
     A name of `MODELS` is looked for among the models converted before, then in the folder that the
     environment variable JAXMLIP_WEIGHTS names, then fetched from where it was published; what is found is
     converted once. Else it is the path of a folder that Potential.save wrote, or of a checkpoint (a file, or
     a folder for an architecture that is published as one), which is converted in memory. `head` names the
-    one to take of a checkpoint with several.
+    one to take of a checkpoint with several. With `products` a MACE takes NVIDIA's kernels of
+    cuequivariance-jax, for its GPUs.
 
-    Raises ValueError for an unknown name and for a head of anything but a file, FileNotFoundError for a path
-    that leads nowhere, FetchError where a file cannot be had or is not the published one, ManifestError for a
+    Raises ValueError for an unknown name, for a head of anything but a file and for products of anything but
+    a MACE, ImportError where these are not installed, FileNotFoundError for a path that leads nowhere,
+    FetchError where a file cannot be had or is not the published one, ManifestError for a
     folder and weights_convert.torch_zip.CheckpointError for a file that cannot be read.
     """
     keep_freed_memory()
     _keep_compiled_programs()
+    potential = _load(name_or_path, head).astype(dtype)
+    return potential if products == "xla" else _with_products(potential, products)
+
+
+def _load(name_or_path: str | Path, head: str | None) -> Potential:
     path = Path(name_or_path).expanduser()
     known = isinstance(name_or_path, str) and name_or_path in MODELS
     if head is not None and (known or path.is_dir()):
@@ -227,13 +241,13 @@ def load(name_or_path: str | Path, dtype: str = "float32", head: str | None = No
             f"found head={head!r}, but {name_or_path} has one head; only a checkpoint file can have several."
         )
     if known:
-        return _load_known(name_or_path).astype(dtype)
+        return _load_known(name_or_path)
     if path.exists():
         from weights_convert import convert_file, is_checkpoint
 
         if path.is_file() or is_checkpoint(path):
-            return convert_file(path, head=head).astype(dtype)
-        return Potential.from_folder(path, dtype)
+            return convert_file(path, head=head)
+        return Potential.from_folder(path)
     if isinstance(name_or_path, Path) or re.search(r"[/\\~]|\.tar$", name_or_path):
         raise FileNotFoundError(
             f"{path} does not exist; needed a folder that Potential.save wrote, a checkpoint, or one of the "
@@ -245,6 +259,23 @@ def load(name_or_path: str | Path, dtype: str = "float32", head: str | None = No
         + (f"Near it: {', '.join(near)}. " if near else "")
         + f"Known are {', '.join(MODELS)}."
     )
+
+
+def _with_products(potential: Potential, products: str) -> Potential:
+    if products != "cuequivariance":
+        raise ValueError(f"found products={products!r}, needed 'xla' or 'cuequivariance'.")
+    if not isinstance(potential.model, MACE):
+        raise ValueError(
+            f"found products={products!r} for {potential.name}, needed a MACE; no other has such products."
+        )
+    try:
+        from jaxmlip.models.cuequivariance import PRODUCTS
+    except ImportError as error:
+        raise ImportError(
+            f"products={products!r} needs cuequivariance-jax, which is not here ({error}): pip install "
+            "'jaxmlip[cuequivariance]', and for a GPU its kernels, cuequivariance-ops-jax-cu12 or -cu13."
+        ) from error
+    return replace(potential, model=MACE(potential.model.config, PRODUCTS))
 
 
 def cached() -> list[str]:

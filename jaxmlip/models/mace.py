@@ -8,8 +8,10 @@ order one, and divided by √(fan-in) where they are used.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -77,6 +79,13 @@ class MACEConfig:
             for L in range(self.out_l(0) + 1)
             for degree in range(1, max(nu for t, nu in layers if self.out_l(t) >= L) + 1)
         ]
+
+
+class Products(NamedTuple):
+    """The two products that take most of the time: `messages` and `symmetric.contract`, or other versions."""
+
+    messages: Callable[..., Array]
+    contract: Callable[..., Array]
 
 
 class TensorLinear(nn.Module):
@@ -161,6 +170,7 @@ class Interaction(nn.Module):
 
     config: MACEConfig
     layer: int
+    messages: Callable[..., Array]
 
     @nn.compact
     def __call__(self, graph: CrystalGraph, h, r, radius, harmonics, element, constants):
@@ -182,9 +192,8 @@ class Interaction(nn.Module):
         summed, first = [], 0
         for l in range(c.harmonics_l + 1):
             count = sum(l3 == l for *_, l3 in paths)
-            R = weights[:, first * f : (first + count) * f].reshape(-1, count, 1, f)
-            coupled = jnp.einsum("epzx,exf->epzf", end_couplings(harmonics, h.shape[1], l), sent)
-            total = scatter_add(R * coupled, ends, len(h), images)
+            R = weights[:, first * f : (first + count) * f]
+            total = scatter_add(self.messages(harmonics, R, sent, l), ends, len(h), images)
             summed.append(total.swapaxes(1, 2).reshape(len(h), 2 * l + 1, count * f))
             first += count
         A = TensorLinear(f, name="mix")(summed)
@@ -210,6 +219,20 @@ def message_paths(components: int, harmonics_l: int) -> list[tuple[int, int, int
     ]
 
 
+def messages(
+    harmonics: list[Float[Array, "bonds m"]],
+    weights: Float[Array, "ends features"],
+    sent: Float[Array, "ends components f"],
+    l: int,
+) -> Float[Array, "ends paths m f"]:
+    """R C_l₁l₂l₃ Y_l₂ h of eq. (8) for each path to l₃ = l, of all first atoms, then of all second ones.
+
+    `weights` are R for each path and channel, `sent` the features h of the neighbour.
+    """
+    R = weights.reshape(len(weights), -1, 1, sent.shape[2])
+    return R * jnp.einsum("epzx,exf->epzf", end_couplings(harmonics, sent.shape[1], l), sent)
+
+
 def end_couplings(harmonics, components: int, l: int) -> Float[Array, "ends paths m components"]:
     """C_l₁l₂l₃ Y_l₂ of eq. (8) for each path to l₃ = l, as first atoms see it, then as second ones.
 
@@ -232,6 +255,7 @@ class Product(nn.Module):
 
     config: MACEConfig
     layer: int
+    contract: Callable[..., Array]
 
     @nn.compact
     def __call__(self, A, skipped, element, constants):
@@ -245,7 +269,7 @@ class Product(nn.Module):
                 shape = (len(c.elements), coupling.shape[1], c.channels)
                 kernel = self.param(f"l{L}_nu{degree}", nn.initializers.normal(1 / shape[1]), shape)
                 coefficients[degree] = jnp.einsum("tp,npf->ntf", coupling, kernel[element])
-            B.append(symmetric.contract(coefficients, A, c.harmonics_l, L))
+            B.append(self.contract(coefficients, A, c.harmonics_l, L))
         h = TensorLinear(c.channels, name="linear")(B)
         if skipped is not None:
             h = [x + skipped[l] if l < len(skipped) else x for l, x in enumerate(h)]
@@ -256,6 +280,7 @@ class MACE(nn.Module):
     """From a graph to the energy (eV, without reference energies) of each atom."""
 
     config: MACEConfig
+    products: Products = Products(messages, symmetric.contract)
 
     @property
     def cutoffs(self) -> Cutoffs:
@@ -263,7 +288,7 @@ class MACE(nn.Module):
 
     @nn.compact
     def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:
-        c = self.config
+        c, (message, contract) = self.config, self.products
         constants = self._constants()
         element = jnp.asarray(_places(c.elements))[graph.species]  # species are the same in every cell
         vectors = bond_vectors(graph)
@@ -280,10 +305,10 @@ class MACE(nn.Module):
             self._repulsion(graph, r, constants) if c.repulsion else jnp.zeros_like(r, shape=len(element))
         )
         for t in range(len(c.blocks)):
-            A, skipped = Interaction(c, t, name=f"interaction_{t}")(
+            A, skipped = Interaction(c, t, message, name=f"interaction_{t}")(
                 graph, h, r, radius, harmonics, element, constants
             )
-            h = Product(c, t, name=f"product_{t}")(A, skipped, element, constants)
+            h = Product(c, t, contract, name=f"product_{t}")(A, skipped, element, constants)
             scalars = h[0][:, 0]
             if 0 < t == len(c.blocks) - 1:
                 energy = energy + Readout(c, name=f"readout_{t}")(scalars)
