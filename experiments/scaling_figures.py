@@ -334,8 +334,9 @@ def sizes_figure(
         for style, method in zip(STYLES, METHODS, strict=True):
             those, law = _of(rows, name, method), laws.get((name, error, method))
             _panel(ax, style, [r.size for r in those], [r.after[error] for r in those], law, method)
-        if len(sizes) > 1 and above > sizes[0]:
-            ax.axvspan(ax.get_xlim()[0], above, color="0.93", zorder=0)
+        below, fitted = ([n for n in sizes if (n > above) == its] for its in (False, True))
+        if below and fitted:  # grey: in no fit
+            ax.axvspan(ax.get_xlim()[0], math.sqrt(below[-1] * fitted[0]), color="0.93", zorder=0)
             ax.margins(x=0)
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
         ax.minorticks_off()
@@ -387,6 +388,7 @@ def cost_figure(rows: Sequence[Measured], architecture: str):
             best = best_costs(every)
             ax.plot([c.flops for c in best], [c.error for c in best], line, color="0.5", lw=1, zorder=0)
         ax.set(xlabel="FLOP of training", ylabel=f"MAE of {error} ({unit})")
+        _few_powers(ax.xaxis)
         _plain_numbers(ax.yaxis)
     panels[0].legend(frameon=False, fontsize="x-small")
     return figure
@@ -398,4 +400,18 @@ def _plain_numbers(axis) -> None:
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _few_powers(axis) -> None:
+    """10¹¹, 2 · 10¹¹, 5 · 10¹¹: costs span little more than one power of ten, too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def label(value: float, _: int) -> str:
+        power = math.floor(math.log10(value) + 1e-9)
+        factor = round(value / 10**power)
+        return f"${f'{factor}·' * (factor > 1)}10^{{{power}}}$"
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(label))
     axis.set_minor_formatter(NullFormatter())
