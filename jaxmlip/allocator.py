@@ -41,6 +41,16 @@ def keep_freed_memory() -> bool:
     return all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
+def give_memory_back() -> None:
+    """Hands what was freed and kept to the kernel.
+
+    For the time between pieces of work of different sizes: in a heap that is kept they leave holes of many
+    sizes, which add up to several times what any of them needs.
+    """
+    if keep_freed_memory():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def giving_memory_back() -> Iterator[None]:
     """The scope of work that counts its memory: what was kept, and large blocks when freed, are given back.
@@ -50,7 +60,7 @@ def giving_memory_back() -> Iterator[None]:
     if not keep_freed_memory():
         yield
         return
-    ctypes.CDLL(None).malloc_trim(0)
+    give_memory_back()
     _mallopt()(M_MMAP_MAX, USUAL_MAPS)
     try:
         yield

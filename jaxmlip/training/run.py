@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.allocator import give_memory_back
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.labels import counted, functional_name
 from jaxmlip.graph import atomic_number
@@ -70,7 +71,10 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
         return train_in(folder, config)
     check_folder(folder, config)
     with locked(folder):
-        return train_in(folder, config)
+        try:
+            return train_in(folder, config)
+        finally:  # many runs in one process would pile up gigabytes
+            give_memory_back()
 
 
 def train_in(folder: Path, config: TrainConfig) -> Result:
