@@ -309,6 +309,8 @@ def figures(settings: Settings, study: Study, material: Material) -> dict[str, A
             ax.axhline(start, color="0.5", ls=":", label=f"{label} as published")
             for colour, marker, method in zip(COLOURS, "odsv^", settings.methods, strict=False):
                 sizes = sizes_of(settings, method, material)
+                if not sizes:  # Hessian columns of an element without force constants
+                    continue
                 every = [bootstrap(value(study, label, method, n, HELD_OUT, of)) for n in sizes]
                 ends = [[e.value - e.low for e in every], [e.high - e.value for e in every]]
                 means = [e.value for e in every]
