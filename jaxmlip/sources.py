@@ -298,7 +298,8 @@ def _keep_compiled_programs() -> None:
     """Has JAX keep compiled programs in the cache folder, unless the user chose a place for them."""
     if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    programs = cache_folder() / "xla"
+    # XLA splits a program for the cores that it may use, and does not tell such programs apart in its cache.
+    programs = cache_folder() / "xla" / f"{_cores()}-cores"
     try:
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:  # nothing is lost but time
@@ -313,6 +314,14 @@ def _keep_compiled_programs() -> None:
             from jaxlib import utils
 
             utils.absl_set_min_log_level(ONLY_FATAL)
+
+
+def _cores() -> int:
+    """How many cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1
 
 
 def _load_known(name: str) -> Potential:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,4 +413,19 @@ def test_compiled_programs_are_kept_in_the_cache_unless_the_user_chose_a_place(t
     if chosen:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "chosen"))
     done = subprocess.run([sys.executable, "-c", PROGRAMS], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(tmp_path / "chosen" if chosen else tmp_path / "cache" / "xla")
+    own = tmp_path / "cache" / "xla"
+    assert (done.stdout.strip() == str(tmp_path / "chosen")) if chosen else own in Path(done.stdout).parents
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot lend fewer cores")
+def test_programs_that_were_split_for_other_cores_are_not_reused(monkeypatch):
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core only")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    few = f"import os; os.sched_setaffinity(0, {{{min(cores)}}})\n"
+    folders = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for code in (PROGRAMS, few + PROGRAMS)
+    }
+    assert len(folders) == 2
