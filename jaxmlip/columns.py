@@ -184,6 +184,8 @@ def _dot_general(equation, inputs, columns):
     if not w_batched:  # the columns come out as the first of the free axes, in their place
         return bind(x, w, ((later(over_x), over_w), ((0,), (0,))))
     if not x_batched:
+        if x.ndim == 1 + len(over_x):  # no axis of x is left to come before the columns
+            return bind(w, x, ((later(over_w), over_x), ((0,), (0,))))
         if x.size * columns.count > w.size:
             return None
         x = _spread(x, False, columns)

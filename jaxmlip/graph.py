@@ -73,24 +73,24 @@ class CrystalGraph:
         """The atomic number Z of each atom, 0 for padding."""
         return atomic_number(self.species)
 
-    def angle_ends(self) -> tuple[BondEnd, BondEnd]:
-        """The two bonds of each angle, as the atom between them sees them."""
-        return self._end(self.angle_from), self._end(self.angle_to)
+    def short_ends(self) -> BondEnds:
+        """The directed short bonds, in the order of their numbers."""
+        first, second = self.first[: self.short], self.second[: self.short]
+        shifts = jnp.asarray(self.shifts[: self.short])
+        bond = jnp.arange(self.short)
+        return BondEnds(
+            jnp.concatenate([bond, bond]),
+            jnp.concatenate([jnp.ones_like(shifts[:, 0]), -jnp.ones_like(shifts[:, 0])]),
+            jnp.concatenate([first, second]),
+            # Seen from its second atom, a bond is kept at the atom `shifts` cells back.
+            jnp.concatenate([jnp.zeros_like(shifts), -shifts]),
+        )
 
-    def _end(self, directed: Int[Array, " angles"]) -> BondEnd:
-        first, second, shifts = map(jnp.asarray, (self.first, self.second, self.shifts))
-        reverse = directed >= self.short
-        bond = jnp.where(reverse, directed - self.short, directed)
-        atom = jnp.where(reverse, second[bond], first[bond])
-        # Seen from its second atom, a bond is kept at the atom `shifts` cells back.
-        image = jnp.where(reverse[:, None], -shifts[bond], 0.0)
-        return BondEnd(bond, jnp.where(reverse, -1.0, 1.0), atom, image)
 
-
-class BondEnd(NamedTuple):
+class BondEnds(NamedTuple):
     """Bonds as one of their ends sees them."""
 
-    bond: Int[Array, " n"]  # which short bond
+    bond: Int[Array, " n"]  # which of the short bonds
     sign: Float[Array, " n"]  # +1 where the bond's own direction leads away from the atom, else -1
     atom: Int[Array, " n"]  # the atom it is seen from
     image: Float[Array, "n 3"]  # the cell, relative to that atom's, in which the bond is kept

@@ -80,17 +80,18 @@ def test_angles_are_all_ordered_pairs_of_short_bonds_at_an_atom(atoms):
 
 @settings(max_examples=60, deadline=None)
 @given(cells())
-def test_a_bond_fetched_by_an_angle_lies_where_its_image_says(atoms):
+def test_a_bond_seen_from_an_end_lies_where_its_image_says_and_angles_join_ends_at_one_atom(atoms):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = from_atoms(atoms, CUTOFFS)
     cell, r = graph.cell[0], atoms.positions
     vectors = r[graph.second] + graph.shifts @ cell - r[graph.first]
     middle = r[graph.first] + vectors / 2  # of each bond, where it is kept
-    for end in graph.angle_ends():
-        fetched = middle[end.bond] + np.asarray(end.image) @ cell
-        seen = r[end.atom] + np.asarray(end.sign)[:, None] * vectors[end.bond] / 2
-        np.testing.assert_allclose(fetched, seen, atol=1e-4)  # float32 images of a few cells
+    ends = graph.short_ends()
+    fetched = middle[ends.bond] + np.asarray(ends.image) @ cell
+    seen = r[ends.atom] + np.asarray(ends.sign)[:, None] * vectors[ends.bond] / 2
+    np.testing.assert_allclose(fetched, seen, atol=1e-4)  # float32 images of a few cells
+    np.testing.assert_array_equal(ends.atom[graph.angle_from], ends.atom[graph.angle_to])
 
 
 def test_a_pymatgen_structure_gives_the_graph_of_the_same_atoms():

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxmlip import safe
 from jaxmlip.fetch import gather, scatter_add
-from jaxmlip.graph import BondEnd, CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.graph import BondEnds, CrystalGraph, Cutoffs, bond_vectors
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear
@@ -101,11 +101,13 @@ class BondConv(nn.Module):
     config: CHGNetConfig
 
     @nn.compact
-    def __call__(self, graph: CrystalGraph, v, e, a, ij: BondEnd, ik: BondEnd, weight):
+    def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds, weight):
         c, f = self.config, self.config.features
-        x = AngleInput(c, hidden=True, name="inputs")(v, e.short, a, ij, ik)
-        message = Gate(c.norm, hidden=True, name="phi")(x) * weight
-        total = scatter_add(message, ij.bond, graph.short, ij.image)
+        weight_ij, weight_ik = weight  # of the ends, and of the second end of each angle
+        x = AngleInput(c, hidden=True, name="inputs")(graph, v, e.short, a, ends)
+        message = Gate(c.norm, hidden=True, name="phi")(x) * weight_ik
+        total = weight_ij * scatter_add(message, graph.angle_from, len(weight_ij))
+        total = scatter_add(total, ends.bond, graph.short, ends.image)
         out = Linear(f, bias=c.output_bias, name="out")
         if c.output_bias:
             e = e._replace(long=e.long.replace(constant=e.long.constant + out(jnp.zeros((1, f)))[0]))
@@ -118,28 +120,32 @@ class AngleUpdate(nn.Module):
     config: CHGNetConfig
 
     @nn.compact
-    def __call__(self, graph: CrystalGraph, v, e, a, ij: BondEnd, ik: BondEnd):
-        x = AngleInput(self.config, hidden=False, name="inputs")(v, e.short, a, ij, ik)
+    def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds):
+        x = AngleInput(self.config, hidden=False, name="inputs")(graph, v, e.short, a, ends)
         return multiplied_out(a) + Gate(self.config.norm, hidden=False, name="phi")(x)
 
 
 class AngleInput(nn.Module):
-    """The first linear layer of φ_e and φ_a, W [e_ij, e_ik, a_jik, v_i] + b."""
+    """The first linear layer of φ_e and φ_a, W [e_ij, e_ik, a_jik, v_i] + b.
+
+    What an angle needs of a bond and of the atom i is put together at the ends of bonds, of which there
+    are fewer than angles.
+    """
 
     config: CHGNetConfig
     hidden: bool
 
     @nn.compact
-    def __call__(self, v, e, a, ij: BondEnd, ik: BondEnd) -> Float[Array, "angles 2f"]:
+    def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds) -> Float[Array, "angles 2f"]:
         f = self.config.features
         # The sum has zero mean where each of its terms has.
         groups = 2 if self.config.norm and not self.hidden else 0
         bonds = Linear(4 * f, bias=False, centred=2 * groups, name="bonds")(e)
-        of_ij, of_ik = jnp.split(bonds, 2, axis=-1)
+        of_ij, of_ik = jnp.split(gather(bonds, ends.bond, ends.image), 2, axis=-1)
         of_atom = Linear(2 * f, bias=False, centred=groups, name="atom")(v)
         of_angle = Linear(2 * f, centred=groups, name="angle")(a)
-        at_bonds = gather(of_ij, ij.bond, ij.image) + gather(of_ik, ik.bond, ik.image)
-        return at_bonds + gather(of_atom, ij.atom) + of_angle
+        of_ij = of_ij + gather(of_atom, ends.atom)
+        return gather(of_ij, graph.angle_from) + gather(of_ik, graph.angle_to) + of_angle
 
 
 class CHGNet(nn.Module):
@@ -156,7 +162,7 @@ class CHGNet(nn.Module):
         c, f, short = self.config, self.config.features, graph.short
         vectors = bond_vectors(graph)
         r = safe.norm(vectors)
-        ij, ik = graph.angle_ends()
+        ends = graph.short_ends()
 
         # Smooth radial bases ẽ of the atom graph and of the bond graph, and angular basis.
         radial = partial(smooth_bessel, cutoff=c.bond_cutoff, p=c.envelope)
@@ -164,7 +170,7 @@ class CHGNet(nn.Module):
         ω = self.param("bond_frequencies", _multiples_of(jnp.pi), (c.radial,))
         ω_short = self.param("short_bond_frequencies", _multiples_of(jnp.pi), (c.radial,))
         ω_angle = self.param("angle_frequencies", _multiples_of(1.0), (c.angular // 2,))
-        angle = self._angle(safe.unit(vectors[:short], r[:short]), ij, ik)
+        angle = self._angle(graph, safe.unit(vectors[:short], r[:short]), ends)
 
         # Embeddings v⁰, e⁰, a⁰ and the weights of the messages.
         table = self.param("elements", nn.initializers.normal(1.0), (c.elements, f))
@@ -175,14 +181,15 @@ class CHGNet(nn.Module):
         bond_weight = Expansion(radial, r, ω, _kernel(self, "bond_weight", (c.radial, f))).array()
         kernel = _kernel(self, "short_bond_weight", (c.radial, f))
         short_weight = Expansion(radial_short, r[:short], ω_short, kernel).array()
-        angle_weight = gather(short_weight, ij.bond, ij.image) * gather(short_weight, ik.bond, ik.image)
+        short_weight = gather(short_weight, ends.bond, ends.image)
+        angle_weight = short_weight, gather(short_weight, graph.angle_to)
 
         last = c.blocks - 1
         for t in range(last):
             v = AtomConv(c, name=f"atom_conv_{t}")(graph, v, e, bond_weight)
-            e = BondConv(c, name=f"bond_conv_{t}")(graph, v, e, a, ij, ik, angle_weight)
+            e = BondConv(c, name=f"bond_conv_{t}")(graph, v, e, a, ends, angle_weight)
             if t < last - 1:  # nothing reads the angles after the last bond convolution
-                a = AngleUpdate(c, name=f"angle_update_{t}")(graph, v, e, a, ij, ik)
+                a = AngleUpdate(c, name=f"angle_update_{t}")(graph, v, e, a, ends)
 
         magmom = jnp.abs(Linear(1, name="magmom")(v))[:, 0]
         v = AtomConv(c, name=f"atom_conv_{last}")(graph, v, e, bond_weight)
@@ -194,9 +201,9 @@ class CHGNet(nn.Module):
             "magmoms": jnp.where(graph.is_atom, magmom, 0.0),
         }
 
-    def _angle(self, direction, ij: BondEnd, ik: BondEnd) -> Float[Array, " angles"]:
-        u_ij = gather(direction, ij.bond, ij.image) * ij.sign[:, None]
-        u_ik = gather(direction, ik.bond, ik.image) * ik.sign[:, None]
+    def _angle(self, graph: CrystalGraph, direction, ends: BondEnds) -> Float[Array, " angles"]:
+        u = gather(direction, ends.bond, ends.image) * ends.sign[:, None]
+        u_ij, u_ik = gather(u, graph.angle_from), gather(u, graph.angle_to)
         # The published network keeps the cosine this far from ±1, where arccos has no derivative.
         return jnp.arccos(jnp.sum(u_ij * u_ik, axis=-1) * (1 - 1e-6))
 
