@@ -139,7 +139,7 @@ def theirs(potential, peer: Peer, atoms: Atoms, q, reference, settings: Settings
         phonon.produce_force_constants()
         phonon.run_qpoints(q)
         own += time.perf_counter() - start
-        error = np.abs(np.sort(phonon.get_qpoints_dict()["frequencies"], axis=1) - reference).max()
+        error = np.abs(np.sort(phonon.qpoints.frequencies, axis=1) - reference).max()
         points.append(Point(f"supercell {n}³", n**3 * len(atoms), took + own, error))
     return points
 

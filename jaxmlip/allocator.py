@@ -2,8 +2,8 @@
 
 XLA asks for the scratch memory of a computation at its start and frees it at its end: 200 MB for energy and
 forces of 216 atoms. By default glibc hands blocks of that size back to the kernel, and the next call faults
-every page in again, zeroed by the kernel: half of its time. Told to keep what was freed (up to 2 GB), the
-process pays once.
+every page in again, zeroed by the kernel: half of its time. Told to keep what was freed, however much that
+is, the process pays once. (The largest threshold that mallopt takes is 2 GB; a step of training frees more.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache
 
 # malloc.h: parameters of mallopt
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
-LARGEST = 2**31 - 1
+NEVER = -1  # as a threshold, see mallopt(3)
 USUAL_MAPS = 65536  # the default of M_MMAP_MAX
 
 
@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
         M_ARENA_MAX: 1,  # arenas of other threads cannot grow beyond 64 MB
         M_MMAP_MAX: 0,  # large blocks come from the heap, which is kept, not from maps, which are not
         M_MMAP_THRESHOLD: 2**20,  # where maps are allowed again, see below
-        M_TRIM_THRESHOLD: LARGEST,
+        M_TRIM_THRESHOLD: NEVER,
         M_TOP_PAD: 64 * 2**20,
     }
     return all(mallopt(parameter, value) for parameter, value in settings.items())
