@@ -136,11 +136,11 @@ def hessian_columns(
     """Columns of the Hessian as rows of an array (len(columns), 3N), in eV/Å².
 
     Column 3a + x belongs to a displacement of atom a along x. The gradient is linearised once, and
-    the linear map is applied to `block_size` columns at a time (default: 8, fewer for large crystals, and
-    as many as stay within `memory_limit` bytes, counted for the whole process or, on an accelerator, for its
-    memory). In float32 the result has about six digits; load the potential with dtype="float64" for phonons.
-    Crystals that are padded to the same `room` share the compiled programs; with a limit and no room nothing
-    is padded, since that takes memory.
+    the linear map is applied to `block_size` columns at a time (default: 8, fewer for large crystals, or
+    as many of 8 as stay within `memory_limit` bytes, counted for the whole process or, on an accelerator, for
+    its memory). In float32 the result has about six digits; load the potential with dtype="float64" for
+    phonons. Crystals that are padded to the same `room` share the compiled programs; with a limit and no room
+    nothing is padded, since that takes memory.
 
     Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
     needed, before anything large is allocated.
@@ -229,7 +229,7 @@ def _kept(tangent_map: Any) -> int:
 def _block_size(
     tangent_map: Any, asked: int | None, columns: int, most: int = BLOCK_SIZE, size: float = BLOCK_BYTES
 ) -> int:
-    default = min(most, max(1, int(size / _kept(tangent_map))))
+    default = int(max(1, min(most, size / _kept(tangent_map))))
     if asked is not None and asked < 1:
         raise ValueError(f"found block_size={asked}, needed at least 1.")
     return min(columns, default if asked is None else asked)
@@ -242,10 +242,11 @@ def _plan(potential, graph, block_size, memory_limit, columns: int, program=None
     `blocks(tangent_map, block_size)`.
     """
     program = program or (lambda *args: _apply.lower(*args[:2], np.zeros(args[2], int)))
-    limit = np.inf if memory_limit is None else memory_limit
+    # A limit is there to be used: a block reads all that is kept once, however many columns it has.
+    limit, size = (np.inf, BLOCK_BYTES) if memory_limit is None else (memory_limit, np.inf)
     args = (potential.energy_fn, potential.arrays, graph)
     tangent_map = jax.eval_shape(partial(_linearise, args[0]), *args[1:])
-    block = (blocks or partial(_block_size, columns=columns))(tangent_map, block_size)
+    block = (blocks or partial(_block_size, columns=columns, size=size))(tangent_map, block_size)
     kept = _kept(tangent_map)
     if _resident() + kept > limit:
         raise MemoryLimitError(

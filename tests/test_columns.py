@@ -81,6 +81,12 @@ def test_a_memory_limit_makes_blocks_smaller_and_is_kept(any_potential, crystal,
     assert plan.total <= limit
 
 
+def test_a_memory_limit_with_room_to_spare_is_used(any_potential, crystal, steady, monkeypatch):
+    monkeypatch.setattr("jaxmlip.derivatives.BLOCK_BYTES", 1)  # any crystal is a large one
+    assert plan_hessian(any_potential, crystal).block_size == 1
+    assert plan_hessian(any_potential, crystal, memory_limit=2e10).block_size == 8
+
+
 def test_a_limit_that_a_block_exceeds_is_an_error_that_names_a_block_that_fits(
     any_potential, crystal, steady
 ):
