@@ -13,6 +13,7 @@ better of both counts. The sides take turns; ratios are within a turn.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -78,6 +79,10 @@ class Settings:
     rounds: int = 5
 
 
+class PeerError(RuntimeError):
+    """The original package's process ended before it answered."""
+
+
 class Peer:
     """A process that runs benchmarks/peer_NAME.py, a worker that times the original package."""
 
@@ -98,13 +103,14 @@ class Peer:
     def _answer(self, without: str) -> Any:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(without)
+            raise PeerError(without)
         return json.loads(line)
 
     def ask(self, task: str, threads: int, **request: Any) -> list[float]:
         """What the worker's function for `task` returns."""
-        self.process.stdin.write(json.dumps({"task": task, "threads": threads, **request}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # nor will it answer
+            self.process.stdin.write(json.dumps({"task": task, "threads": threads, **request}) + "\n")
+            self.process.stdin.flush()
         answer = self._answer(f"the peer died of {task!r}, for want of memory perhaps.")
         time.sleep(REST)
         return answer
@@ -117,7 +123,8 @@ class Peer:
         return min(seconds(threads) for threads in sorted({1, os.cpu_count() or 1}))
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 

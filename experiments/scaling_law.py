@@ -133,14 +133,18 @@ def main(settings: Settings) -> None:
             points[point] = Run(point.name, configuration(settings, data, begin, point))
     found = finish(list(points.values()))
     largest = {p.network: its for p, its in points.items()}  # whose batches are as full as any
+    begun: dict[str | None, dict[str, float]] = {}  # errors of the starts, which runs share
     for point, its in points.items():
         key = f"FLOP of a step of {point.network}"
         if key not in study.rows:
             (cost,) = forecast([largest[point.network]], folder)
             study.keep(key, {"flops": cost.cost.flops})
         if point.name in found and point.name not in study.rows:
-            row = row_of(found[point.name], its.config, study.rows[key]["flops"], tests[point.network])
-            study.keep(point.name, row)
+            begin, test = its.config.model.start, tests[point.network]
+            if begin not in begun:
+                begun[begin] = held_out_errors(load(begin), test)
+            row = row_of(found[point.name], its.config, study.rows[key]["flops"], test)
+            study.keep(point.name, {"before": begun[begin]} | row)
     left |= unfinished([*first.values(), *points.values()], folder)
     rows = [Measured(**vars(p), **study.rows[p.name]) for p in points if p.name in study.rows]
     main = [n.name for n in networks if n.seeds == settings.seeds]
@@ -270,9 +274,8 @@ def saved(folder: Path, made: Callable[[], Potential]) -> Path:
 
 def row_of(record: Mapping[str, Any], config: TrainConfig, flops: float, test: ShardSplit) -> dict[str, Any]:
     """What came of a run: errors of the test set in the units of ERRORS and MEDIANS, and what they cost."""
-    trained, start = load(Path(record["folder"]) / MODEL), load(config.model.start)
+    trained = load(Path(record["folder"]) / MODEL)
     return {
-        "before": held_out_errors(start, test),
         "after": held_out_errors(trained, test),
         "parameters": trained.parameter_count,
         "best": trained.manifest["trained"]["step"] / config.steps,
