@@ -55,6 +55,7 @@ class Point(NamedTuple):
     atoms: int  # whose forces or responses are computed
     seconds: float
     error: float  # THz
+    of_displacement: float | None = None  # THz: how far from what the same supercell gives without one
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,16 @@ class Points(list[Point]):
 
     def append(self, p: Point) -> None:
         super().append(p)
-        self.console.print(
-            f"  {p.label:14} {p.atoms:5} atoms {p.seconds:9.3f} s, off by {p.error:.1e} THz", highlight=False
-        )
+        line = f"  {p.label:15} {p.atoms:5} atoms {p.seconds:9.3f} s, off by {p.error:.1e} THz"
+        if p.of_displacement is not None:
+            line += f", by the displacement alone {p.of_displacement:.1e}"
+        self.console.print(line, highlight=False)
 
 
-def ours(potential, atoms: Atoms, q: np.ndarray, rounds: int, points: Points) -> np.ndarray:
-    """The exact frequencies; `points` gets one for them and one for each mesh."""
+def ours(
+    potential, atoms: Atoms, q: np.ndarray, rounds: int, points: Points
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """The exact frequencies, and those of the meshes; `points` gets one for them and one for each mesh."""
 
     def exact():
         return _frequencies(dynamical_matrix(potential, atoms, q, symmetry=True), atoms)
@@ -111,6 +115,7 @@ def ours(potential, atoms: Atoms, q: np.ndarray, rounds: int, points: Points) ->
     rough = _frequencies(dynamical_matrix(single, atoms, q, symmetry=True), atoms)
     took = median(lambda: dynamical_matrix(single, atoms, q, symmetry=True), rounds)
     points.append(Point("exact, float32", len(atoms), took, np.abs(rough - reference).max()))
+    meshes = {}
     for n in MESHES:
         for label, its in (("mesh", potential), (HALF, single)):
 
@@ -120,14 +125,19 @@ def ours(potential, atoms: Atoms, q: np.ndarray, rounds: int, points: Points) ->
                     constants = with_sum_rule(constants)
                 return _frequencies(fourier(constants, q).reshape(len(q), *[3 * len(atoms)] * 2), atoms)
 
-            error = np.abs(summed() - reference).max()
+            found = summed()
+            if its is potential:
+                meshes[n] = found
+            error = np.abs(found - reference).max()
             points.append(Point(f"{label} {n}³", len(atoms), median(summed, rounds), error))
         if points[-2].error < 1e-6:
             break
-    return reference
+    return reference, meshes
 
 
-def theirs(potential, peer: Peer, atoms: Atoms, q, reference, settings: Settings, points: Points) -> None:
+def theirs(
+    potential, peer: Peer, atoms: Atoms, q, reference, meshes, settings: Settings, points: Points
+) -> None:
     """`points` gets one for each supercell, up to the first that the peer cannot do."""
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
@@ -166,8 +176,10 @@ def theirs(potential, peer: Peer, atoms: Atoms, q, reference, settings: Settings
         phonon.produce_force_constants()
         phonon.run_qpoints(q)
         own += time.perf_counter() - start
-        error = np.abs(np.sort(phonon.qpoints.frequencies, axis=1) - reference).max()
-        points.append(Point(f"supercell {n}³", n**3 * len(atoms), took + own, error))
+        found = np.sort(phonon.qpoints.frequencies, axis=1)
+        error = np.abs(found - reference).max()
+        alone = np.abs(found - meshes[n]).max() if n in meshes else None
+        points.append(Point(f"supercell {n}³", n**3 * len(atoms), took + own, error, alone))
 
 
 def median(f, rounds: int) -> float:
@@ -295,8 +307,8 @@ def compared(
         q = atoms.cell.bandpath(npoints=settings.points).kpts
         mine, other = panels[name] = Points(console), Points(console)
         console.print(f"{name}, {len(q)} wave vectors, {name_of(model)}", highlight=False)
-        reference = ours(potential, atoms, q, settings.rounds, mine)
-        theirs(potential, peer, atoms, q, reference, settings, other)
+        reference, meshes = ours(potential, atoms, q, settings.rounds, mine)
+        theirs(potential, peer, atoms, q, reference, meshes, settings, other)
         console.print(f"frequencies from {reference.min():.2f} to {reference.max():.2f} THz", highlight=False)
         verdict(mine, other, console)
     return panels
