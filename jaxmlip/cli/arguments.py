@@ -11,6 +11,7 @@ Positional = tyro.conf.Positional
 Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
+Head = Annotated[str | None, tyro.conf.arg(help="which head, of a checkpoint that has several")]
 Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 DType = Literal["float32", "float64"]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
