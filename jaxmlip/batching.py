@@ -83,6 +83,7 @@ def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.
     species = np.zeros(room.atoms, np.int32)
     crystal = np.full(room.atoms, room.crystals - 1, np.int32)
     cell = np.tile(np.eye(3, dtype=dtype), (room.crystals, 1, 1))
+    periodic = np.ones((room.crystals, 3), bool)
     first = np.full(bonds, pad_atom, np.int32)
     second = np.full(bonds, pad_atom, np.int32)
     shifts = np.zeros((bonds, 3), dtype)
@@ -97,7 +98,7 @@ def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.
         positions[a : a + atoms] = g.positions
         species[a : a + atoms] = g.species
         crystal[a : a + atoms] = c
-        cell[c] = g.cell[0]
+        cell[c], periodic[c] = g.cell[0], g.periodic[0]
         for bonds_to, bonds_from in (
             (slice(s, s + g.short), slice(0, g.short)),
             (slice(w, w + long), slice(g.short, None)),
@@ -110,7 +111,17 @@ def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.
             to[n : n + angles] = own + np.where(own >= g.short, room.short - g.short + s, s)
         a, s, w, n = a + atoms, s + g.short, w + long, n + angles
     return CrystalGraph(
-        positions, species, cell, crystal, first, second, shifts, angle_from, angle_to, room.short
+        positions,
+        species,
+        cell,
+        periodic,
+        crystal,
+        first,
+        second,
+        shifts,
+        angle_from,
+        angle_to,
+        room.short,
     )
 
 

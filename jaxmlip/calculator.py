@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from jaxmlip import batching
 from jaxmlip.graph import CrystalGraph
-from jaxmlip.potential import Potential
+from jaxmlip.potential import Potential, Prediction
 
 SPARE = 0.15  # room for neighbours that come and go, as a fraction
 GROWTH = 0.5  # and once they did not fit
@@ -19,17 +21,31 @@ GROWTH = 0.5  # and once they did not fit
 class Calculator(ASECalculator):
     """A potential as an ASE calculator, for optimisers, molecular dynamics, filters and vibrations.
 
-    Properties: energy (also as free_energy), forces, stress, energies (of each atom), and magmoms where
-    the model has them; eV, Å, μB, and ASE's Voigt order and sign of stress. As atoms move and neighbours
-    come and go, nothing is compiled anew until they exceed the spare room, which then grows by half.
+    Properties: energy (also as free_energy), forces, stress, energies (of each atom), and magmoms with their
+    sum magmom where the model has them; eV, Å, μB, and ASE's Voigt order and sign of stress; in float64,
+    which ASE's files ask for, whatever the potential computes in. Slabs and wires have the stress of
+    `Prediction`, molecules none. As atoms move and neighbours come and go, nothing is compiled anew until
+    they exceed the spare room, which then grows by half.
+
+    `potential` is a Potential, or what `jaxmlip.load` takes: a name or a path. Raises TypeError for anything
+    else.
     """
 
     implemented_properties: ClassVar[list[str]] = [
-        *("energy", "free_energy", "energies", "forces", "stress", "magmoms")
+        *("energy", "free_energy", "energies", "forces", "stress", "magmom", "magmoms")
     ]
 
-    def __init__(self, potential: Potential, **kwargs):
+    def __init__(self, potential: Potential | str | Path, **kwargs):
         super().__init__(**kwargs)
+        if isinstance(potential, str | Path):
+            from jaxmlip.sources import load
+
+            potential = load(potential)
+        if not hasattr(potential, "predict_graphs"):
+            raise TypeError(
+                f"found {type(potential).__name__}, needed a potential: jaxmlip.Calculator(jaxmlip.load(…)), "
+                "or a name that `jaxmlip models` lists."
+            )
         self.potential = potential
         self._room: batching.Capacity | None = None
 
@@ -39,15 +55,7 @@ class Calculator(ASECalculator):
         if "numbers" in system_changes:  # another crystal, not the same one moved
             self._room = None
         found = self.potential.predict_graphs([graph], self._room_for(graph))[0]
-        self.results = {
-            "energy": found["energy"],
-            "free_energy": found["energy"],
-            "energies": found["site_energies"],
-            "forces": found["forces"],
-            "stress": full_3x3_to_voigt_6_stress(found["stress"]),
-        }
-        if "magmoms" in found:
-            self.results["magmoms"] = found["magmoms"]
+        self.results = results(found)
 
     def _room_for(self, graph: CrystalGraph) -> batching.Capacity:
         if self._room is None:
@@ -56,3 +64,20 @@ class Calculator(ASECalculator):
             grown = batching.capacity([graph], GROWTH)
             self._room = batching.Capacity(*map(max, grown, self._room))
         return self._room
+
+
+def results(prediction: Prediction) -> dict[str, float | np.ndarray]:
+    """A prediction by the names and in the shapes of ASE, in float64: its databases read bytes as that."""
+    numbers = {name: np.asarray(value, np.float64) for name, value in prediction.items()}
+    energy = float(numbers["energy"])
+    found = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": numbers["site_energies"],
+        "forces": numbers["forces"],
+    }
+    if "stress" in numbers:
+        found["stress"] = full_3x3_to_voigt_6_stress(numbers["stress"])
+    if "magmoms" in numbers:
+        found |= {"magmoms": numbers["magmoms"], "magmom": float(numbers["magmoms"].sum())}
+    return found

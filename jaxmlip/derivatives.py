@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jaxmlip import batching
 from jaxmlip.allocator import giving_memory_back
 from jaxmlip.columns import second_axis_vmap
-from jaxmlip.graph import CrystalGraph
+from jaxmlip.graph import FLAT, CrystalGraph, directions
 from jaxmlip.progress import track
 
 EnergyFn = Callable[[CrystalGraph], Float[Array, " crystals"]]  # eV per crystal
@@ -38,7 +38,7 @@ def strain(graph: CrystalGraph, eps: Float[Array, "crystals 3 3"]) -> CrystalGra
 def energy_forces_stress(energy: EnergyFn, graph: CrystalGraph):
     """E (eV) of each crystal, F = -∂E/∂r (eV/Å) of each atom, and σ = ∂E/∂ε / V (eV/Å³) of each crystal.
 
-    Stress has ASE's sign: positive in tension.
+    Stress has ASE's sign: positive in tension. See `stress` for crystals that do not repeat everywhere.
     """
     e, forces, stress, _ = with_derivatives(lambda g: (energy(g), None), graph)
     return e, forces, stress
@@ -55,7 +55,19 @@ def with_derivatives(
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
     (dE_dr, dE_deps), (e, other) = gradient(graph.positions, jnp.zeros_like(graph.cell))
-    return e, -dE_dr, dE_deps / jnp.abs(jnp.linalg.det(graph.cell))[:, None, None], other
+    return e, -dE_dr, stress(dE_deps, graph), other
+
+
+def stress(dE_deps: Float[Array, "crystals 3 3"], graph: CrystalGraph) -> Float[Array, "crystals 3 3"]:
+    """σ = ∂E/∂ε / V (eV/Å³) along the directions in which each crystal repeats; zero along the others.
+
+    V is the volume of the box, so that a slab's stress is that of a film as high as the box was given. Zero
+    where the box has no volume.
+    """
+    volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
+    along = directions(graph.cell, graph.periodic)
+    per_volume = jnp.where(volume > FLAT, dE_deps / jnp.where(volume > FLAT, volume, 1.0), 0.0)
+    return along @ per_volume @ along
 
 
 def gradient(energy: EnergyFn, graph: CrystalGraph) -> Callable[[Array], Array]:
@@ -116,13 +128,18 @@ def hessian(
     crystal: Any,
     block_size: int | None = None,
     memory_limit: float | None = None,
+    coordinates: Sequence[int] | None = None,
 ) -> np.ndarray:
     """The Hessian ∂²E/∂r∂r of a crystal, (3N, 3N) in eV/Å², rows and columns in the order x₀ y₀ z₀ x₁ ….
 
-    Atoms move together with all of their images. See `hessian_columns` for the arguments.
+    Atoms move together with all of their images. With `coordinates`, the numbers 3a + x of some, the block of
+    these alone, in their order; only its columns are computed. Constraints of the atoms are not asked:
+    `jaxmlip.structures.free_coordinates` tells which coordinates they leave. See `hessian_columns` for the
+    other arguments.
     """
-    columns = np.arange(3 * len(crystal))
-    return hessian_columns(potential, crystal, columns, block_size, memory_limit)
+    columns = np.arange(3 * len(crystal)) if coordinates is None else checked_columns(crystal, coordinates)
+    rows = hessian_columns(potential, crystal, columns, block_size, memory_limit)
+    return rows if coordinates is None else rows[:, columns]
 
 
 def hessian_columns(

@@ -9,7 +9,7 @@ X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev. B 72, 035105 (2005), whose let
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from jaxmlip import batching
 from jaxmlip.columns import second_axis_vmap
 from jaxmlip.derivatives import BLOCK_SIZE, _block_size, strain
-from jaxmlip.graph import CrystalGraph, as_atoms
+from jaxmlip.graph import CrystalGraph, as_atoms, check_repeats, repeating
 from jaxmlip.progress import track
 from jaxmlip.symmetry import (
     Pairs,
@@ -272,6 +272,7 @@ def elastic_tensor(
     resistance, so that the linear response does not exist.
     """
     atoms = as_atoms(crystal)
+    check_repeats(atoms, "elastic constants")
     (expansion,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
     found = _elasticity(expansion, atoms, potential.dtype)
     _warn_of_residuals(found, atoms)
@@ -280,7 +281,7 @@ def elastic_tensor(
 
 def elastic_tensors(
     potential: Potential,
-    crystals: Sequence[Atoms | Structure],
+    crystals: Iterable[Atoms | Structure],
     rooms: Sequence[batching.Capacity] = (),
     symmetry: float | None = None,
 ) -> list[Elasticity | ValueError]:
@@ -293,10 +294,10 @@ def elastic_tensors(
 
     With `symmetry`, operations of the space group that hold within so many Å give derivatives from a few
     others, as exactly as they hold. `rooms` as `batching.side_by_side` has them: calls with the same share
-    the compiled programs. Raises ValueError, as `from_atoms` does, before anything is computed.
+    the compiled programs. Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
-    every = [as_atoms(crystal) for crystal in crystals]
-    graphs = [potential.graph(atoms) for atoms in track(every, "neighbours")]
+    every = repeating(crystals, "elastic constants")
+    graphs = potential.graphs(every)
     needed = [_needed(atoms, symmetry) for atoms in track(every, "symmetry")]
     found: list[Elasticity | ValueError] = [ValueError()] * len(every)
     rooms = rooms or batching.rooms_for(graphs, MESSAGES)
@@ -328,6 +329,7 @@ def internal_strain(
     at rest; rigid shifts left out. Raises as `elastic_tensor`.
     """
     atoms = as_atoms(crystal)
+    check_repeats(atoms, "internal strains")
     (at,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
     return _internal_response(at.H, at.coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
 

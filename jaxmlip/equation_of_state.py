@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip import batching
-from jaxmlip.graph import as_atoms
+from jaxmlip.graph import repeating
 from jaxmlip.potential import MESSAGES_PER_BATCH
 from jaxmlip.progress import track
 
@@ -66,7 +66,7 @@ def birch_murnaghan(volumes: Float[np.ndarray, " n"], energies: Float[np.ndarray
 
 def equations_of_state(
     potential: Potential,
-    crystals: Sequence[Atoms | Structure],
+    crystals: Iterable[Atoms | Structure],
     *,
     span: float = 0.06,
     points: int = 7,
@@ -79,9 +79,9 @@ def equations_of_state(
     in their place. All crystals are computed in batches, of the capacities `rooms` where they are given (see
     `batching.side_by_side`). Use a potential of dtype "float64": differences of energies are small.
 
-    Raises ValueError, as `from_atoms` does, before anything else is computed.
+    Raises ValueError as `elastic_tensors` does.
     """
-    every = [as_atoms(crystal) for crystal in crystals]
+    every = repeating(crystals, "equations of state")
     centres = [atoms.get_volume() for atoms in every]
     found: list[EquationOfState | ValueError] = [ValueError()] * len(every)
     searching = list(range(len(every)))

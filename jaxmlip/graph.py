@@ -8,14 +8,15 @@ away, and nothing has to search for the reverse of an edge.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from vesin import NeighborList
 
 from jaxmlip.fetch import gather
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 CLOSEST = 0.5  # Å; below this no potential of this library has seen data
+FLAT = 1e-3  # Å³; a box that is smaller has no height that was meant
 ELEMENTS = 118  # Z goes no further: species beyond are the elements again, of the next functional
 
 
@@ -48,6 +50,10 @@ class CrystalGraph:
     d - short seen from its second. An angle is an ordered pair of two different directed short bonds
     (angle_from, angle_to) that start at the same atom; a model that needs no list of them gets none.
 
+    A slab, a wire or a molecule repeats along some lattice vectors only, or along none: `periodic` says
+    which. Bonds never shift along the others, whose rows of `cell` tell the height of the box as it was
+    given, if any.
+
     Padding atoms have species 0 and belong to the last crystal; padding bonds are loops of zero length on
     a padding atom; padding angles lie between padding bonds; padding crystals have no atoms.
     """
@@ -55,6 +61,7 @@ class CrystalGraph:
     positions: Float[Array, "atoms 3"]  # Å
     species: Int[Array, " atoms"]  # Z; Z + 118 k for the functional k of a potential that has several
     cell: Float[Array, "crystals 3 3"]  # Å, rows are lattice vectors, as in ASE
+    periodic: Bool[Array, "crystals 3"]  # whether the crystal repeats along each lattice vector
     crystal: Int[Array, " atoms"]  # the crystal that each atom belongs to
     first: Int[Array, " bonds"]
     second: Int[Array, " bonds"]
@@ -114,42 +121,88 @@ def sum_over_crystals(per_atom: Float[Array, " atoms"], graph: CrystalGraph) -> 
     return jax.ops.segment_sum(per_atom, graph.crystal, len(graph.cell))
 
 
+def directions(cell: Float[Array, "*n 3 3"], periodic: Bool[Array, "*n 3"]) -> Float[Array, "*n 3 3"]:
+    """The projector onto the directions along which a crystal repeats: 1 for a crystal, 0 for a molecule."""
+    xp = cell.__array_namespace__()  # NumPy outside of programs, JAX in them
+    a, b, c = xp.moveaxis(xp.where(periodic[..., None], cell, 0.0), -2, 0)
+    # Rows that do not repeat are zero now, so that of two or three terms one is left.
+    normal, line = xp.cross(a, b) + xp.cross(b, c) + xp.cross(c, a), a + b + c
+
+    def onto(v):
+        square = xp.sum(v * v, axis=-1)[..., None, None]
+        return v[..., :, None] * v[..., None, :] / xp.where(square > 0, square, 1.0)
+
+    repeats, one = periodic.sum(axis=-1)[..., None, None], xp.eye(3, dtype=cell.dtype)
+    plane = xp.where(repeats == 2, one - onto(normal), xp.where(repeats == 1, onto(line), 0.0))
+    return xp.where(repeats == 3, one, plane)
+
+
+def has_stress(graph: CrystalGraph) -> bool:
+    """Whether the one crystal of a graph has a stress: it repeats somewhere, and its box has a volume."""
+    return bool(graph.periodic[0].any() and _extent(graph.cell[0]) > FLAT)
+
+
 def as_atoms(crystal: Atoms | Structure) -> Atoms:
-    """`crystal` as ase.Atoms, whether it is that already or a pymatgen Structure."""
+    """`crystal` as ase.Atoms, whether it is that already or a pymatgen Structure, isotopes by their masses.
+
+    Raises ValueError for a Structure whose sites are partly occupied.
+    """
     from ase import Atoms
 
     if isinstance(crystal, Atoms):
         return crystal
     if hasattr(crystal, "to_ase_atoms"):
-        return crystal.to_ase_atoms(msonable=False)
+        for k, site in enumerate(crystal):
+            if not site.is_ordered:
+                shares = {str(species): share for species, share in site.species.items()}
+                raise _partly_occupied(crystal.formula, f"site {k}", shares)
+        atoms = crystal.to_ase_atoms(msonable=False)
+        # Deuterium and tritium are hydrogen of another mass in pymatgen, and in ASE hydrogen alone.
+        masses = atoms.get_masses()
+        isotopes = [
+            k for k, site in enumerate(crystal) if site.specie.Z == 1 and site.specie.atomic_mass > 1.5
+        ]
+        if isotopes:
+            masses[isotopes] = [float(crystal[k].specie.atomic_mass) for k in isotopes]
+            atoms.set_masses(masses)
+        return atoms
     raise TypeError(
         f"found {type(crystal).__module__}.{type(crystal).__name__}, needed a crystal as ase.Atoms or "
         "pymatgen.core.Structure. Read a file with ase.io.read or Structure.from_file first."
     )
 
 
+@contextmanager
+def numbered(k: int) -> Iterator[None]:
+    """Errors about one crystal of many then say which: the k-th, from 0 on."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"crystal {k}: {error}") from None
+
+
 def check_crystal(atoms: Atoms) -> None:
-    """Raises ValueError, naming what is wrong and what to do, unless `atoms` is a crystal."""
+    """Raises ValueError, naming what is wrong and what to do, unless a potential can take `atoms`.
+
+    They may repeat along any of the three lattice vectors, or along none; no site may be partly occupied.
+    """
     name = atoms.get_chemical_formula() or "the structure"
     if len(atoms) == 0:
         raise ValueError(
             "found an empty structure, needed at least one atom. Check that the file that it "
             "came from was read to its end."
         )
-    if not atoms.pbc.all():
-        raise ValueError(
-            f"{name} has pbc={atoms.pbc.tolist()}, but a crystal repeats in three directions. For a "
-            "molecule or a slab, call atoms.center(vacuum=10, axis=...) where there is no cell yet, and "
-            "set atoms.pbc = True."
-        )
-    cell = atoms.cell.array
+    cell, repeats = atoms.cell.array, int(atoms.pbc.sum())
     if not np.isfinite(cell).all():
         raise ValueError(f"the cell of {name} holds {cell.tolist()}, needed nine finite numbers (Å).")
-    volume = abs(np.linalg.det(cell))
-    if volume < 1e-3 * len(atoms):
+    extent = _extent(cell[atoms.pbc])
+    if extent < 1e-3 * (len(atoms) if repeats == 3 else 1):
+        span = {1: "point somewhere", 2: "span a plane", 3: "span space"}[repeats]
+        what = {1: "length", 2: "area", 3: "volume"}[repeats]
         raise ValueError(
-            f"the cell of {name} has a volume of {volume:.3g} Å³, needed three lattice vectors that span "
-            "space. Set atoms.cell to the crystal's lattice vectors, as rows."
+            f"the cell of {name} has pbc={atoms.pbc.tolist()} and a {what} of {extent:.3g} "
+            f"Å{' ²³'[repeats - 1]}, needed lattice vectors that {span} where it repeats. Set atoms.cell to "
+            "the crystal's lattice vectors, as rows, or atoms.pbc to False where it does not repeat."
         )
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if len(bad):
@@ -158,6 +211,83 @@ def check_crystal(atoms: Atoms) -> None:
             f"{atoms.positions[bad[0]].tolist()}, needed finite numbers (Å). {len(bad)} of "
             f"{len(atoms)} positions are not finite; the run that made them probably diverged."
         )
+    check_occupancy(atoms)
+
+
+def check_repeats(atoms: Atoms, quantity: str) -> None:
+    """Raises ValueError unless `atoms` repeat in three directions, which a `quantity` needs."""
+    if not atoms.pbc.all():
+        raise ValueError(
+            f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}, but {quantity} are those of a "
+            "crystal that repeats in three directions. Where the cell is meant so, set atoms.pbc = True."
+        )
+
+
+def repeating(crystals: Iterable[Atoms | Structure], quantity: str) -> list[Atoms]:
+    """Many crystals as ase.Atoms. Raises as `as_atoms` and `check_repeats` do, with the number of the "
+    "crystal."""
+    every = []
+    for k, crystal in enumerate(crystals):
+        with numbered(k):
+            every.append(as_atoms(crystal))
+            check_repeats(every[-1], quantity)
+    return every
+
+
+def check_occupancy(atoms: Atoms) -> None:
+    """Raises ValueError, naming site and occupancies, where a file said that a site is partly occupied.
+
+    ASE keeps what a CIF says in atoms.info["occupancy"], by kinds of sites, and what a few other formats say
+    as an array; the atoms themselves are those of full sites.
+    """
+    by_kind, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
+    for kind, shares in by_kind.items() if isinstance(by_kind, dict) else ():
+        if not isinstance(shares, dict) or _is_full(shares):
+            continue
+        sites = np.flatnonzero(kinds == int(kind)) if kinds is not None else [int(kind)]
+        if len(sites):
+            raise _partly_occupied(atoms.get_chemical_formula(), f"site {sites[0]}", shares)
+    for name in ("occupancy", "occupancies"):
+        shares = np.asarray(atoms.arrays.get(name, 1.0), float)
+        part = np.flatnonzero(np.abs(shares - 1) > 1e-3)
+        if len(part):
+            found = {atoms.symbols[part[0]]: float(shares[part[0]])}
+            raise _partly_occupied(atoms.get_chemical_formula(), f"site {part[0]}", found)
+
+
+def _is_full(shares: dict) -> bool:
+    return len(shares) == 1 and abs(next(iter(shares.values())) - 1) < 1e-3
+
+
+def _partly_occupied(formula: str, site: str, shares: dict) -> ValueError:
+    told = ", ".join(f"{share:g} {element}" for element, share in shares.items())
+    empty = 1 - sum(shares.values())
+    return ValueError(
+        f"{site} of {formula} is partly occupied ({told}"
+        + (f", {empty:g} empty" if empty > 1e-3 else "")
+        + "); needed one element on each site. Choose an ordering (pymatgen's "
+        "OrderDisorderedStructureTransformation makes them from the file), and where these atoms are one, "
+        "delete atoms.info['occupancy']."
+    )
+
+
+def _extent(vectors: np.ndarray) -> float:
+    """The length, area or volume (Å, Å², Å³) that lattice vectors span; 1 for none."""
+    if len(vectors) == 3:
+        return float(abs(np.linalg.det(vectors)))
+    return float(np.sqrt(max(0.0, np.linalg.det(vectors @ vectors.T)))) if len(vectors) else 1.0
+
+
+def boxed(cell: Float[np.ndarray, "3 3"], periodic: np.ndarray, height: float = 1.0) -> np.ndarray:
+    """`cell` with rows of length `height` (Å), perpendicular to the others, where it does not repeat."""
+    if periodic.all():
+        return cell
+    box = np.array(cell, float)
+    rows = box[periodic]
+    # Those right singular vectors that belong to no row are perpendicular to all of them.
+    beyond = np.linalg.svd(rows)[2][len(rows) :] if len(rows) else np.eye(3)
+    box[~periodic] = height * beyond
+    return box
 
 
 def check_elements(atoms: Atoms, elements: Collection[int]) -> None:
@@ -180,9 +310,11 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
 
     `cutoffs` is a distance in Å, a `Cutoffs`, or a Potential, whose elements are then checked too.
     Cells may be of any shape and size: an atom can be bonded to several images of another and of itself.
+    Where atoms.pbc is False along a lattice vector there are no images along it: slabs, wires, molecules.
 
-    Raises ValueError where `crystal` is no crystal (no atoms, not periodic, no volume, NaN positions), or the
-    potential has several functionals; warns where two atoms are closer than 0.5 Å.
+    Raises ValueError where `crystal` is none (no atoms, lattice vectors that span nothing, NaN positions,
+    sites that are partly occupied), or the potential has several functionals; warns where two atoms are
+    closer than 0.5 Å.
     """
     if several := getattr(cutoffs, "functionals", ()):
         raise ValueError(
@@ -197,10 +329,12 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     check_crystal(atoms)
     if elements is not None:
         check_elements(atoms, elements)
-    cell = atoms.cell.array
     # A half list holds each pair of atoms once, a pair of images of one atom included.
     i, j, shifts, length = NeighborList(cutoff=cutoffs.bond, full_list=False, sorted=True).compute(
-        points=atoms.positions, box=cell, periodic=True, quantities="ijSd"
+        points=atoms.positions,
+        box=boxed(atoms.cell.array, atoms.pbc),
+        periodic=atoms.pbc,
+        quantities="ijSd",
     )
     if len(length) and length.min() < CLOSEST:
         b = length.argmin()
@@ -219,7 +353,8 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     return CrystalGraph(
         positions=atoms.positions,
         species=atoms.numbers.astype(np.int32),
-        cell=cell[None],
+        cell=atoms.cell.array[None],
+        periodic=atoms.pbc[None],
         crystal=np.zeros(len(atoms), np.int32),
         first=i,
         second=j,

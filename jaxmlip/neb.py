@@ -98,7 +98,9 @@ def barriers(energies: Sequence[float]) -> tuple[float, float, float]:
 
 def path_length(images: Sequence[Atoms]) -> np.ndarray:
     """Å, (images,): √Σ|Δr|² over atoms from image to image, nearest periodic images, added up."""
-    moved = [np.linalg.norm(find_mic(b.positions - a.positions, a.cell)[0]) for a, b in pairwise(images)]
+    moved = [
+        np.linalg.norm(find_mic(b.positions - a.positions, a.cell, a.pbc)[0]) for a, b in pairwise(images)
+    ]
     return np.concatenate([[0.0], np.cumsum(moved)])
 
 
@@ -114,10 +116,9 @@ def in_order_of(crystal: Atoms | Structure, reference: Atoms | Structure) -> Ato
 
     atoms, reference = as_atoms(crystal), as_atoms(reference)
     _check_alike(reference, atoms, ordered=False)
-    apart = find_mic((atoms.positions[None] - reference.positions[:, None]).reshape(-1, 3), reference.cell)[
-        1
-    ].reshape(len(reference), len(atoms))
-    cost = apart**2
+    apart = (atoms.positions[None] - reference.positions[:, None]).reshape(-1, 3)
+    lengths = find_mic(apart, reference.cell, reference.pbc)[1]
+    cost = lengths.reshape(len(reference), len(atoms)) ** 2
     cost[reference.numbers[:, None] != atoms.numbers] = 1e6
     return atoms[linear_sum_assignment(cost)[1]]
 
@@ -407,4 +408,8 @@ def _check_alike(start: Atoms, end: Atoms, ordered: bool = True) -> None:
     if np.abs(start.cell.array - end.cell.array).max() > 1e-6:
         raise ValueError(
             f"the cells of a path of {name} differ, needed one fixed cell for all of its images."
+        )
+    if np.any(start.pbc != end.pbc):
+        raise ValueError(
+            f"a path of {name} goes from pbc={start.pbc.tolist()} to {end.pbc.tolist()}, needed one of them."
         )

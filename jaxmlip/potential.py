@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import safetensors.numpy
 
 from jaxmlip import batching
 from jaxmlip.derivatives import with_derivatives
-from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, sum_over_crystals
+from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
@@ -46,7 +46,10 @@ class Prediction(TypedDict, total=False):
 
     energy: float  # eV
     forces: np.ndarray  # (atoms, 3), eV/Å
-    stress: np.ndarray  # (3, 3), eV/Å³, positive in tension as in ASE
+    # (3, 3), eV/Å³, positive in tension as in ASE. Of a slab or a wire: along the directions in which it
+    # repeats, per volume of the box as given, zero along the others; none for a molecule or a box without
+    # height.
+    stress: np.ndarray
     site_energies: np.ndarray  # (atoms,), eV; they add up to the energy
     magmoms: np.ndarray  # (atoms,), μB; only where the model has them
 
@@ -152,16 +155,25 @@ class Potential:
         """The graph of `crystal` in NumPy, without padding. Raises ValueError as `from_atoms` does."""
         return from_atoms(crystal, self)
 
-    def predict(self, crystals: Atoms | Structure | Sequence[Atoms | Structure]):
+    def graphs(self, crystals: Iterable[Atoms | Structure]) -> list[CrystalGraph]:
+        """The graphs of many crystals. Raises as `graph` does, with the number of the crystal, from 0 on."""
+        found = []
+        for k, crystal in enumerate(track(crystals, "neighbours")):
+            with numbered(k):
+                found.append(self.graph(crystal))
+        return found
+
+    def predict(self, crystals: Atoms | Structure | Iterable[Atoms | Structure]):
         """Energy, forces, stress, site energies and magnetic moments, as a `Prediction` (a dictionary).
 
-        For a list of crystals, a list in the same order: they are computed in batches, with a progress
-        bar on a terminal. Raises ValueError, as `from_atoms` does, before anything is computed.
+        For a list of crystals, or another iterable of them, a list in the same order: they are computed in
+        batches, with a progress bar on a terminal. Raises ValueError, as `graphs` does, before anything is
+        computed.
         """
-        if not isinstance(crystals, Sequence) or _is_structure(crystals):
+        if not isinstance(crystals, Iterable) or _is_structure(crystals):
             graph = self.graph(crystals)
             return self.predict_graphs([graph], batching.capacity([graph]))[0]
-        graphs = [self.graph(crystal) for crystal in track(crystals, "neighbours")]
+        graphs = self.graphs(crystals)
         if not graphs:
             return []
         found: list[Prediction | None] = [None] * len(graphs)
@@ -182,10 +194,10 @@ class Potential:
         return [
             Prediction(
                 energy=float(e[c]),
-                stress=stress[c],
+                **({"stress": stress[c]} if has_stress(graph) else {}),
                 **{name: parts[c] for name, parts in split.items()},
             )
-            for c in range(len(graphs))
+            for c, graph in enumerate(graphs)
         ]
 
     def save(self, folder: str | Path) -> None:

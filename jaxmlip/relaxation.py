@@ -22,7 +22,16 @@ from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from jaxmlip import batching
 from jaxmlip.calculator import GROWTH, SPARE, Calculator
-from jaxmlip.graph import CLOSEST, CrystalGraph, as_atoms, from_atoms
+from jaxmlip.graph import (
+    CLOSEST,
+    FLAT,
+    CrystalGraph,
+    as_atoms,
+    check_crystal,
+    directions,
+    from_atoms,
+    numbered,
+)
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential, Prediction
 from jaxmlip.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
@@ -58,19 +67,23 @@ class Relaxation:
     start_energy: float  # eV, of the start, made symmetric where the symmetry was to be fixed
     energy: float  # eV
     max_force: float  # eV/Å, the largest that the constraints leave to an atom
-    max_stress: float  # GPa, the largest |σ_ij + p δ_ij| that they leave; not judged where the cell was fixed
+    # GPa, the largest |σ_ij + p δ_ij| that they and the strains which were allowed leave; not judged where
+    # the cell was fixed
+    max_stress: float
 
     @property
     def pressure(self) -> float:
-        """-tr σ / 3 of the end in GPa."""
-        return float(
-            -np.trace(self.atoms.get_stress(voigt=False, apply_constraint=False)) / 3 * GPA_PER_EV_PER_A3
-        )
+        """-tr σ / 3 of the end in GPa; NaN where it does not repeat in three directions."""
+        if not self.atoms.pbc.all():
+            return float("nan")
+        stress = self.atoms.get_stress(voigt=False, apply_constraint=False)
+        return float(-np.trace(stress) / 3 * GPA_PER_EV_PER_A3)
 
     @property
     def volume_change(self) -> float:
-        """V / V₀ - 1."""
-        return self.atoms.cell.volume / self.start.cell.volume - 1
+        """V / V₀ - 1; NaN for a box without a volume."""
+        before = self.start.cell.volume
+        return self.atoms.cell.volume / before - 1 if before > 0 else float("nan")
 
     @property
     def start_space_group(self) -> str:
@@ -99,9 +112,13 @@ class Goal:
     fix_symmetry: bool
     pressure: float
     steps: int
+    symprec: float = SYMPREC
+    constant_volume: bool = False
+    hydrostatic_strain: bool = False
+    mask: Sequence[bool] | None = None
 
     def __post_init__(self):
-        for name, unit in (("fmax", "eV/Å"), ("smax", "GPa")):
+        for name, unit in (("fmax", "eV/Å"), ("smax", "GPa"), ("symprec", "Å")):
             if not getattr(self, name) > 0:
                 raise ValueError(f"found {name}={getattr(self, name)!r}, needed a number above 0 ({unit}).")
         if not np.isfinite(self.pressure):
@@ -113,6 +130,45 @@ class Goal:
             )
         if self.steps < 0:
             raise ValueError(f"found steps={self.steps}, needed 0 or more.")
+        kinds = {
+            "constant_volume": self.constant_volume,
+            "hydrostatic_strain": self.hydrostatic_strain,
+            "mask": self.mask is not None,
+        }
+        asked = [name for name, given in kinds.items() if given]
+        if asked and not self.cell:
+            raise ValueError(f"found {asked[0]} with a fixed cell, which has no strain. Let the cell vary.")
+        if len(asked) > 1:
+            raise ValueError(f"found {' and '.join(asked)}, needed at most one of them.")
+        if self.mask is not None and (np.shape(self.mask) != (6,) or not any(self.mask)):
+            raise ValueError(
+                f"found mask={self.mask!r}, needed whether each of the strains xx yy zz yz xz xy may vary: "
+                "six of True and False, one of them True."
+            )
+        if self.mask is not None and self.fix_symmetry:
+            raise ValueError(
+                "found mask with fix_symmetry, which makes strains along equivalent directions equal: leave "
+                "one out."
+            )
+        if self.pressure and self.constant_volume:
+            raise ValueError(
+                f"found pressure={self.pressure:g} GPa at constant volume, which no pressure changes."
+            )
+
+    def allowed(self, strain: np.ndarray, along: np.ndarray) -> np.ndarray:
+        """The part of a symmetric (3, 3) stress or strain that the cell may follow.
+
+        `along` is the projector onto the directions in which the crystal repeats.
+        """
+        strain = along @ strain @ along
+        mean = np.trace(strain) / max(1.0, np.trace(along)) * along
+        if self.constant_volume:
+            return strain - mean
+        if self.hydrostatic_strain:
+            return mean
+        if self.mask is not None:
+            return strain * voigt_6_to_full_3x3_stress(np.asarray(self.mask, float))
+        return strain
 
 
 def relax(
@@ -126,13 +182,22 @@ def relax(
     fix_symmetry: bool = False,
     pressure: float = 0.0,
     steps: int = 500,
+    symprec: float = SYMPREC,
+    constant_volume: bool = False,
+    hydrostatic_strain: bool = False,
+    mask: Sequence[bool] | None = None,
 ) -> Relaxation:
     """`crystal` moved until the largest force is below `fmax` (eV/Å), a copy of it: the input stays as it is.
 
     With `cell` its lattice vectors vary too, until each component of σ + p is below `smax` (GPa), where p is
-    the `pressure` (GPa). `fix_symmetry` first makes the crystal exactly as symmetric as it is within 0.01 Å,
-    and then keeps its space group. Constraints of the atoms are respected. The defaults are for phonons; in
-    float32 forces carry a noise of about 3e-5 eV/Å.
+    the `pressure` (GPa). `fix_symmetry` first makes the crystal exactly as symmetric as it is within
+    `symprec` (Å), and then keeps its space group. Constraints of the atoms are respected. The defaults are
+    for phonons; in float32 forces carry a noise of about 3e-5 eV/Å.
+
+    The strains of the cell can be restricted, in the words of ASE's filters: `constant_volume`;
+    `hydrostatic_strain`, which keeps the shape; or a `mask` of the strains xx yy zz yz xz xy that may vary,
+    in the Cartesian axes. A slab or a wire strains along the directions in which it repeats alone, and needs
+    a box with a height for that; a molecule has no cell to vary.
 
     Optimisers: "LBFGS" or "FIRE", which takes two to three times as many steps; and BFGS, BFGSLineSearch,
     LBFGSLineSearch, FIRE2 and GPMin of ASE, with its FrechetCellFilter.
@@ -140,11 +205,14 @@ def relax(
     Where it does not converge, in so many `steps` or because the crystal falls apart, it warns
     (NotConvergedWarning) and the result says why. Raises ValueError as `Potential.graph` does.
     """
-    goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
+    goal = Goal(
+        fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
+    )
     if optimiser in OF_ASE:
         result = _relax_by_ase(potential, crystal, goal, optimiser)
     else:
-        (result,) = _relax_side_by_side(potential, [crystal], goal, _method(optimiser, (*METHODS, *OF_ASE)))
+        descent = BatchDescent(crystal, goal, _method(optimiser, (*METHODS, *OF_ASE))())
+        (result,) = _relax_side_by_side(potential, [(descent, potential.graph(descent.atoms))])
     _warn([result])
     return result
 
@@ -152,24 +220,36 @@ def relax(
 def at_rest(potential: Potential, crystal: Atoms | Structure) -> Atoms:
     """The crystal where forces and stress vanish, its space group kept: where phonons and elasticity start.
 
-    Raises RuntimeError where it does not get there.
+    Masses, tags, magnetic moments, constraints and info stay those of `crystal`. Constraints would leave
+    forces, so they are released on the way, with a warning. Raises RuntimeError where it does not get there.
     """
+    atoms = as_atoms(crystal).copy()
+    constraints = atoms.constraints
+    if constraints:
+        kinds = ", ".join(sorted({type(constraint).__name__ for constraint in constraints}))
+        warnings.warn(
+            f"{atoms.get_chemical_formula()} has constraints ({kinds}), which are released: a crystal at "
+            "rest has no force on any atom.",
+            stacklevel=2,
+        )
+        atoms.set_constraint()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)
-        found = relax(potential, crystal, fix_symmetry=True)
+        found = relax(potential, atoms, fix_symmetry=bool(atoms.pbc.all()))
     if not found.converged:
         raise RuntimeError(
             f"{found.start.get_chemical_formula()} did not come to rest ({found.reason}): the largest force "
             f"is {found.max_force:.2g} eV/Å, the largest stress {found.max_stress:.2g} GPa. Relax it alone "
             "with more --steps (jaxmlip relax), or leave out --relax."
         )
-    # Without the results and the constraints of the relaxation.
-    return Atoms(found.atoms.numbers, found.atoms.positions, cell=found.atoms.cell, pbc=True)
+    rest = found.atoms.copy()  # without the results
+    rest.set_constraint(constraints)
+    return rest
 
 
 def relax_many(
     potential: Potential,
-    crystals: Sequence[Atoms | Structure],
+    crystals: Iterable[Atoms | Structure],
     *,
     fmax: float = 1e-3,
     smax: float = 0.01,
@@ -178,6 +258,10 @@ def relax_many(
     fix_symmetry: bool = False,
     pressure: float = 0.0,
     steps: int = 500,
+    symprec: float = SYMPREC,
+    constant_volume: bool = False,
+    hydrostatic_strain: bool = False,
+    mask: Sequence[bool] | None = None,
     room: batching.Capacity | None = None,
 ) -> list[Relaxation]:
     """`crystals` relaxed side by side, in the same order; see `relax` for what the arguments mean.
@@ -187,10 +271,17 @@ def relax_many(
     progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE". Calls that are given the same
     `room` for a batch share its compiled program; it grows where crystals need more.
 
-    Raises ValueError, as `Potential.graph` does, before anything is computed.
+    Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
-    goal = Goal(fmax, smax, cell, fix_symmetry, pressure, steps)
-    results = _relax_side_by_side(potential, crystals, goal, _method(optimiser, METHODS), room)
+    goal = Goal(
+        fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
+    )
+    method, waiting = _method(optimiser, METHODS), []
+    for k, crystal in enumerate(track(crystals, "neighbours")):
+        with numbered(k):
+            descent = BatchDescent(crystal, goal, method())
+            waiting.append((descent, potential.graph(descent.atoms)))
+    results = _relax_side_by_side(potential, waiting, room)
     _warn(results)
     return results
 
@@ -202,14 +293,14 @@ def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
 
 
 def _relax_side_by_side(
-    potential, crystals, goal: Goal, method: Callable[[], Method], room: batching.Capacity | None = None
+    potential: Potential,
+    waiting: Sequence[tuple[BatchDescent, CrystalGraph]],
+    room: batching.Capacity | None = None,
 ) -> list[Relaxation]:
-    descents = [BatchDescent(crystal, goal, method()) for crystal in crystals]
-    graphs = [potential.graph(d.atoms) for d in track(descents, "neighbours")]
-    ended = _descend(potential, list(zip(descents, graphs, strict=True)), room)
-    for _ in track(range(len(descents)), "relaxing"):
+    ended = _descend(potential, list(waiting), room)
+    for _ in track(range(len(waiting)), "relaxing"):
         next(ended)
-    return [d.result() for d in descents]
+    return [descent.result() for descent, _ in waiting]
 
 
 def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> Relaxation:
@@ -220,18 +311,33 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
     atoms = moving = descent.atoms
     potential.graph(atoms)  # what is wrong with the crystal itself is said here
     atoms.calc = calculator = Calculator(potential)
-    if goal.cell:
+    if descent.varies:
+        if not atoms.pbc.all() and (goal.constant_volume or goal.hydrostatic_strain):
+            raise ValueError(
+                f"found optimiser={optimiser!r} with constant_volume or hydrostatic_strain for pbc="
+                f"{atoms.pbc.tolist()}; needed one of {', '.join(METHODS)}, since ASE's filter strains every "
+                "direction."
+            )
         # With √N instead of ASE's N a strain is as stiff as a bond, however many atoms there are.
         scale, p = len(atoms) ** 0.5, goal.pressure / GPA_PER_EV_PER_A3
-        moving = FrechetCellFilter(atoms, exp_cell_factor=scale, scalar_pressure=p)
+        moving = FrechetCellFilter(
+            atoms,
+            mask=goal.mask,
+            exp_cell_factor=scale,
+            hydrostatic_strain=goal.hydrostatic_strain,
+            constant_volume=goal.constant_volume,
+            scalar_pressure=p,
+        )
     run = getattr(ase.optimize, optimiser)(moving, logfile=None)
     with _quiet():
         try:
             # ASE's own criterion knows no stress; 0 is never reached.
             for _ in run.irun(fmax=0.0, steps=goal.steps):
                 descent.steps = run.nsteps
-                stress = voigt_6_to_full_3x3_stress(calculator.results["stress"])
-                if descent.see({**calculator.results, "stress": stress}):
+                prediction = dict(calculator.results)
+                if "stress" in prediction:
+                    prediction["stress"] = voigt_6_to_full_3x3_stress(prediction["stress"])
+                if descent.see(prediction):
                     break
         except ValueError as error:  # no crystal is left, or a matrix of the optimiser has no eigenvalues
             descent.reason = f"it fell apart in step {run.nsteps + 1}: {error}"
@@ -269,34 +375,57 @@ class Descent:
         self.goal = goal
         self.start = as_atoms(crystal).copy()
         self.atoms = self.start.copy()
+        check_crystal(self.atoms)
+        repeats = self.atoms.pbc
+        self.varies = goal.cell and bool(repeats.any())
+        self.along = directions(self.atoms.cell.array, repeats)
+        self._check_periodicity()
         if goal.fix_symmetry:
             # Made before it is set: it moves the atoms onto the symmetry that it finds.
-            symmetry = FixSymmetry(self.atoms, SYMPREC)
+            symmetry = FixSymmetry(self.atoms, goal.symprec)
             self.atoms.set_constraint([*self.atoms.constraints, symmetry])
         self.steps = 0
         self.converged, self.reason = False, ""
         self.start_energy = float("nan")
         self.seen: Seen | None = None  # the last state that made sense
 
+    def _check_periodicity(self) -> None:
+        goal, atoms = self.goal, self.atoms
+        if atoms.pbc.all():
+            return
+        name = f"{atoms.get_chemical_formula()} with pbc={atoms.pbc.tolist()}"
+        for option in ("pressure", "fix_symmetry"):
+            if getattr(goal, option):
+                raise ValueError(
+                    f"found {option}={getattr(goal, option)} for {name}, needed a crystal that repeats in "
+                    "three directions. Leave it out."
+                )
+        if self.varies and atoms.cell.volume <= FLAT:
+            raise ValueError(
+                f"{name} has a box of volume {atoms.cell.volume:.3g} Å³, needed one with a height, to which "
+                "its stress refers, since the cell may vary. Call atoms.center(vacuum=10, axis=...), or fix "
+                "the cell."
+            )
+
     def see(self, prediction: Prediction) -> bool:
         """Takes note of what the potential predicts for the present state; True where that is the end."""
-        seen = Seen.of(self.atoms, prediction, self.goal)
+        seen = Seen.of(self.atoms, prediction, self.goal, self.along)
         if self.seen is None:
             self.seen, self.start_energy = seen, seen.energy
         if not seen.finite:
             self.reason = f"energy, forces or stress were not finite after {self.steps} steps"
             return True
-        ratio = self.atoms.cell.volume / self.start.cell.volume
+        ratio = self.atoms.cell.volume / self.start.cell.volume if self.varies else 1.0
         if not 1 / VOLUME_RATIO < ratio < VOLUME_RATIO:
             self.reason = f"its volume was {ratio:.2g} times that of the start after {self.steps} steps"
             return True
         self.seen = seen
-        if seen.max_force < self.goal.fmax and (not self.goal.cell or seen.max_stress < self.goal.smax):
+        if seen.max_force < self.goal.fmax and (not self.varies or seen.max_stress < self.goal.smax):
             self.converged = not _collided(self.atoms)
             self.reason = "" if self.converged else f"atoms came closer than {CLOSEST} Å"
             return True
         if self.steps >= self.goal.steps:
-            stress = f" and stress {seen.max_stress:.2g} GPa" if self.goal.cell else ""
+            stress = f" and stress {seen.max_stress:.2g} GPa" if self.varies else ""
             self.reason = f"force {seen.max_force:.2g} eV/Å{stress} were left after {self.steps} steps"
             return True
         return False
@@ -334,24 +463,24 @@ class Seen:
     stress: np.ndarray  # (3, 3), eV/Å³: σ + p, that they leave
 
     @classmethod
-    def of(cls, atoms: Atoms, prediction: Prediction, goal: Goal) -> Seen:
-        voigt = full_3x3_to_voigt_6_stress(prediction["stress"])
-        properties = {
-            name: prediction[name] for name in ("energy", "forces", "magmoms") if name in prediction
-        }
-        forces, left = np.array(prediction["forces"], float), np.array(voigt, float)
+    def of(cls, atoms: Atoms, prediction: Prediction, goal: Goal, along: np.ndarray) -> Seen:
+        names = ("energy", "forces", "stress", "magmoms")
+        properties = {name: prediction[name] for name in names if name in prediction}
+        forces, left = np.array(prediction["forces"], float), np.zeros(6)
+        if "stress" in prediction:
+            properties["stress"] = full_3x3_to_voigt_6_stress(prediction["stress"])
+            left = np.array(properties["stress"], float)
         left[:3] += goal.pressure / GPA_PER_EV_PER_A3
         for constraint in atoms.constraints:
             constraint.adjust_forces(atoms, forces)
             if hasattr(constraint, "adjust_stress"):
                 constraint.adjust_stress(atoms, left)
-        properties["stress"] = voigt
         return cls(
             atoms.positions.copy(),
             atoms.cell.array.copy(),
             properties,
             forces,
-            voigt_6_to_full_3x3_stress(left),
+            goal.allowed(voigt_6_to_full_3x3_stress(left), along),
         )
 
     @property
@@ -483,7 +612,7 @@ class BatchDescent(Descent):
         self.coordinates = coordinates
         value, vector = self._logarithm()
         F = (vector * np.exp(value)) @ vector.T
-        if self.goal.cell:
+        if self.varies:
             self.atoms.set_cell(self.cell @ F, scale_atoms=True)
         self.atoms.set_positions(self.coordinates[:-3] @ F)
         if self.atoms.constraints:  # they may have moved them elsewhere
@@ -494,7 +623,7 @@ class BatchDescent(Descent):
         value, vector = self._logarithm()
         F = (vector * np.exp(value)) @ vector.T
         on_cell = np.zeros((3, 3))
-        if self.goal.cell:
+        if self.varies:
             # dE = V tr(σ F⁻¹ dF). In the eigenvectors of U, d exp(U)_kl = dU_kl (e^k - e^l) / (k - l), the
             # formula of Daleckii and Krein, here written without cancellation.
             by_F = self.atoms.cell.volume * np.linalg.solve(F, self.seen.stress)
@@ -502,6 +631,7 @@ class BatchDescent(Descent):
             ratio = np.where(half == 0, 1.0, np.sinh(half) / np.where(half == 0, 1.0, half))
             ratio *= np.exp((value[:, None] + value) / 2)
             on_cell = -vector @ (ratio * (vector.T @ (by_F + by_F.T) @ vector / 2)) @ vector.T
+            on_cell = self.goal.allowed(on_cell, self.along)
         return np.concatenate([self.seen.forces @ F, on_cell / self.scale])
 
     def _logarithm(self) -> tuple[np.ndarray, np.ndarray]:

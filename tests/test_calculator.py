@@ -1,5 +1,6 @@
 """The ASE calculator in the work that ASE users do with it."""
 
+import ase.db
 import numpy as np
 import pytest
 from ase import units
@@ -31,6 +32,52 @@ def test_every_property_is_what_the_potential_predicts(any_potential, atoms):
     np.testing.assert_allclose(atoms.get_forces(), p["forces"])
     np.testing.assert_allclose(atoms.get_stress(voigt=False), p["stress"])
     np.testing.assert_allclose(atoms.get_magnetic_moments(), p["magmoms"])
+
+
+def test_the_total_moment_is_the_sum_of_those_of_the_atoms(any_potential, atoms):
+    total = any_potential.predict(atoms)["magmoms"].sum()
+    assert atoms.get_magnetic_moment() == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_results_come_back_from_a_database_of_ase_as_they_were_in_any_precision(crystal, tmp_path, count):
+    atoms = crystal[:count]
+    atoms.calc = Calculator(small_potential("chgnet-0.3", "float32"))
+    forces, stress, moments = atoms.get_forces(), atoms.get_stress(), atoms.get_magnetic_moments()
+    database = ase.db.connect(tmp_path / "x.db")
+    database.write(atoms)
+    row = database.get(1)
+    np.testing.assert_array_equal(row.forces, forces)
+    np.testing.assert_array_equal(row.stress, stress)
+    np.testing.assert_array_equal(row.toatoms().get_magnetic_moments(), moments)
+    for name, value in atoms.calc.results.items():
+        assert np.asarray(value).dtype == np.float64, name
+
+
+def test_slabs_have_the_stress_in_their_plane_and_molecules_none(any_potential, crystal):
+    slab = crystal.copy()
+    slab.pbc = [True, True, False]
+    slab.calc = Calculator(any_potential)
+    normal = np.cross(*slab.cell.array[:2])
+    np.testing.assert_allclose(slab.get_stress(voigt=False) @ normal, 0, atol=1e-12)
+    assert np.abs(slab.get_stress()).max() > 1e-4
+    slab.pbc = False
+    with pytest.raises(PropertyNotImplementedError, match="stress"):
+        slab.get_stress()
+    assert np.isfinite(slab.get_forces()).all()
+
+
+def test_a_model_folder_makes_a_calculator_and_what_is_no_potential_is_refused(
+    any_potential, atoms, tmp_path
+):
+    any_potential.save(tmp_path / "model")
+    other = atoms.copy()
+    other.calc = Calculator(tmp_path / "model")
+    np.testing.assert_allclose(other.get_potential_energy(), atoms.get_potential_energy(), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"chgnet-0\.3\.0"):  # the nearest name
+        Calculator("chgnet-0.3")
+    with pytest.raises(TypeError, match="found float"):
+        Calculator(0.3)
 
 
 def test_a_model_without_magnetic_moments_has_none(crystal):

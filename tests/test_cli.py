@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.io import write
 from conftest import small_potential
 
 from jaxmlip import hessian, plan_hessian
 from jaxmlip.cli import COMMANDS, Group, main
 from jaxmlip.phonons import dynamical_matrix
+from jaxmlip.structures import free_coordinates
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 
@@ -32,6 +34,18 @@ def folder(tmp_path_factory):
     molecule.pbc = False
     write(here / "molecule.xyz", molecule, format="extxyz")
     (here / "nonsense.cif").write_text("hello")
+    write(here / "cut.extxyz", [salt] * 3)
+    (here / "cut.extxyz").write_text((here / "cut.extxyz").read_text()[:-60])
+    lines = (here / "POSCAR").read_text().splitlines(keepends=True)
+    (here / "POSCAR_of_VASP_4").write_text("".join(["salt\n", *lines[1:5], *lines[6:]]))
+    (here / "types.lammpstrj").write_text(
+        "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 4\n0 4\n0 4\n"
+        "ITEM: ATOMS id type x y z\n1 1 0 0 0\n2 2 2 2 2\n"
+    )
+    salt.set_constraint(FixAtoms([0]))
+    write(here / "half [held] @1.vasp", salt)
+    salt.set_constraint(FixAtoms([0, 1]))
+    write(here / "held.vasp", salt)
     return here
 
 
@@ -71,6 +85,63 @@ def test_predict_prints_what_the_potential_predicts_for_each_file(folder):
     expected = small_potential("chgnet-0.3", "float32").predict(read(folder / "POSCAR"))
     np.testing.assert_allclose(rows[1]["energy"], expected["energy"], rtol=1e-5)
     np.testing.assert_allclose(rows[1]["forces"], expected["forces"], atol=1e-4)
+
+
+def test_predict_takes_crystals_slabs_and_molecules_and_what_is_whole_of_a_file(folder):
+    done = jaxmlip(
+        folder,
+        *("predict", "molecule.xyz", "cut.extxyz", "nonsense.cif", "two.extxyz"),
+        *("--limit", "2", "--skip-bad", "--model", "model", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(r["file"], r["index"]) for r in rows] == [
+        *(("molecule.xyz", 0), ("cut.extxyz", 0), ("cut.extxyz", 1), ("two.extxyz", 0), ("two.extxyz", 1))
+    ]
+    assert ["stress" in r for r in rows] == [False, True, True, True, True]
+    assert "nonsense.cif" in done.stderr
+    table = jaxmlip(folder, "predict", "molecule.xyz", "POSCAR", "--model", "model")
+    assert "1 of 2 do not repeat" in table.stdout
+
+
+def test_hessian_leaves_out_the_atoms_that_the_file_holds_and_takes_those_that_are_named(
+    folder, monkeypatch, capsys
+):
+    from ase.io import read
+
+    from jaxmlip.sources import load
+
+    whole = hessian(load(folder / "model", "float64"), read(folder / "POSCAR"))
+    monkeypatch.chdir(folder)
+    for options, block in (
+        (["half [held] @1.vasp"], slice(3, 6)),
+        (["held.vasp", "--atoms", "0"], slice(0, 3)),
+    ):
+        main(["hessian", *options, "--model", "model", "--out", "block.npz"])
+        assert "1 of 2 atoms" in capsys.readouterr().out.replace("\n", " ")
+        with np.load("block.npz") as found:
+            np.testing.assert_allclose(found["hessian"], whole[block, block], atol=1e-8)
+            np.testing.assert_array_equal(found["coordinates"], np.arange(6)[block])
+            assert found["modes"].shape == (3, 2, 3)
+            assert not np.delete(found["modes"], block.start // 3, axis=1).any()
+    main(["hessian", "half [held] @1.vasp", "--model", "model", "--out", "block.npy"])
+    np.testing.assert_allclose(np.load("block.npy"), whole[3:6], atol=1e-8)
+
+
+def test_constraints_that_hold_single_coordinates_are_told_from_others():
+    salt = bulk("NaCl", "rocksalt", 5.64, cubic=True)
+    salt.set_constraint(
+        [FixAtoms([1]), FixCartesian(2, [True, False, False]), FixScaled(3, [False, True, True])]
+    )
+    free, others = free_coordinates(salt)
+    held = [(1, 0), (1, 1), (1, 2), (2, 0), (3, 1), (3, 2)]
+    assert [tuple(k) for k in np.argwhere(~free)] == held
+    assert others == []
+    skewed = bulk("NaCl", "rocksalt", 5.64)
+    skewed.set_constraint([FixScaled(1, [True, False, False]), FixSymmetry(skewed)])
+    free, others = free_coordinates(skewed)
+    assert free.all()
+    assert others == ["FixScaled", "FixSymmetry"]
 
 
 def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder):
@@ -140,7 +211,15 @@ def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
     [
         (["predict", "missing.cif"], "missing.cif is not a file"),
         (["predict", "nonsense.cif", "--model", "model"], "neither ASE nor pymatgen can read nonsense.cif"),
-        (["predict", "molecule.xyz", "--model", "model"], "molecule.xyz: ClNa has pbc=[False, False, False]"),
+        (["predict", "--model", "model"], "found no file"),
+        (["predict", "POSCAR", "--limit", "0", "--model", "model"], "limit=0"),
+        (["predict", "cut.extxyz", "--model", "model"], "cut.extxyz cannot be read beyond its first 2"),
+        (["predict", "POSCAR_of_VASP_4", "--model", "model"], "POSCAR_of_VASP_4 does not name its elements"),
+        (["predict", "types.lammpstrj", "--model", "model"], "types 1, 2 and no elements"),
+        (["predict", "nonsense.cif", "POSCAR_of_VASP_4", "--skip-bad", "--model", "model"], "no structure"),
+        (["elastic", "molecule.xyz", "--model", "model"], "pbc=[False, False, False]"),
+        (["hessian", "POSCAR", "--atoms", "2", "--model", "model"], "--atoms 2, needed numbers from 0 to 1"),
+        (["hessian", "held.vasp", "--model", "model"], "all 2 atoms"),
         (["predict", "POSCAR", "--model", "chgnet-0.3"], "chgnet-0.3.0"),
         (["predict", "POSCAR", "--model", "cache"], "no manifest.json"),
         (["hessian", "two.extxyz", "--model", "model"], "two.extxyz holds 2 structures, needed one"),

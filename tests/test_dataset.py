@@ -78,13 +78,14 @@ def same(a: Example, b: Example) -> bool:
     atoms=st.integers(1, 6),
     cutoffs=st.sampled_from([CUTOFFS, Cutoffs(4.0), Cutoffs(4.0, 3.0, listed=False), Cutoffs(14.0, 3.0)]),
     known=st.sets(st.sampled_from(["energy", "forces", "stress", "magmoms", "hessian"])),
+    pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known):
+def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known, pbc):
     rng = np.random.default_rng(k)
     cell = np.diag(rng.uniform(2, 6, 3)) + rng.uniform(-0.5, 0.5, (3, 3))
     numbers = rng.integers(1, 119, atoms)
-    crystal = Atoms(numbers, scaled_positions=rng.random((atoms, 3)), cell=cell, pbc=True)
+    crystal = Atoms(numbers, scaled_positions=rng.random((atoms, 3)), cell=cell, pbc=pbc)
     labels = Labels(
         energy=rng.normal() * 1e4,
         forces=rng.normal(size=(atoms, 3)),

@@ -2,16 +2,20 @@
 
 import warnings
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.neighborlist import neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxmlip import from_atoms
-from jaxmlip.graph import Cutoffs
+from jaxmlip.graph import Cutoffs, bond_vectors, check_crystal
+from jaxmlip.structures import read_crystal, read_crystals
 
 CUTOFFS = Cutoffs(4.0, 3.0)
 
@@ -114,17 +118,91 @@ def test_a_distance_alone_gives_a_graph_without_angles():
     ("spoil", "words"),
     [
         (lambda a: a[:0], "empty structure"),
-        (lambda a: a.set_pbc([True, True, False]) or a, r"pbc=\[True, True, False\]"),
         (lambda a: a.set_cell(np.zeros((3, 3))) or a, "volume of 0"),
+        (lambda a: a.set_pbc([1, 0, 1]) or a.set_cell([[3, 0, 0], [0, 3, 0], [6, 0, 0]]) or a, "area of 0"),
+        (
+            lambda a: a.set_pbc([0, 1, 0]) or a.set_cell([3, 0, 3]) or a,
+            r"\[False, True, False\].*length of 0",
+        ),
         (lambda a: a.set_cell([[3, 0, 0], [6, 0, 0], [0, 0, 3]]) or a, "volume of 0"),
         (lambda a: a.positions.__setitem__((1, 2), np.nan) or a, r"atom 1 \(Cl\)"),
         (lambda a: a.set_cell(np.full((3, 3), np.inf)) or a, "finite"),
     ],
-    ids=["empty", "not periodic", "no cell", "flat cell", "NaN position", "infinite cell"],
+    ids=["empty", "no cell", "flat slab", "short wire", "flat cell", "NaN position", "infinite cell"],
 )
 def test_what_is_no_crystal_is_refused_with_the_reason(spoil, words):
     with pytest.raises(ValueError, match=words):
         from_atoms(spoil(bulk("NaCl", "rocksalt", 5.64)), 5.0)
+
+
+@given(
+    atoms=st.integers(1, 7),
+    pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    boxed=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=100, deadline=None)
+def test_bonds_are_those_of_ase_for_any_vectors_that_repeat(atoms, pbc, boxed, seed):
+    rng, pbc = np.random.default_rng(seed), np.array(pbc)
+    cell = np.diag(rng.uniform(2, 9, 3)) + rng.uniform(-0.7, 0.7, (3, 3))
+    positions = rng.uniform(-1, 2, (atoms, 3)) @ cell + 30 * rng.integers(-1, 2, 3) @ (cell * ~pbc[:, None])
+    crystal = Atoms("Si" * atoms, positions, cell=cell * (boxed | pbc)[:, None], pbc=pbc)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some atoms are close
+        graph = from_atoms(crystal, 4.0)
+    found = np.linalg.norm(bond_vectors(graph), axis=1)
+    both_ways = neighbor_list("d", crystal, 4.0)
+    np.testing.assert_allclose(np.sort(found), np.sort(both_ways)[::2], atol=1e-5)  # bond_vectors: float32
+    assert not graph.shifts[:, ~pbc].any()
+
+
+PARTLY = """data_x
+_cell_length_a 6.02
+_cell_length_b 6.02
+_cell_length_c 6.02
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'F m -3 m'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+X Te 0 0 0 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ("M1 Ge .5 .5 .5 .4\nM2 Sb .5 .5 .5 .4", "0.4 Ge, 0.4 Sb, 0.2 empty"),
+        ("M1 Ge .5 .5 .5 .5", "0.5 Ge, 0.5 empty"),
+    ],
+)
+def test_a_site_that_is_partly_occupied_is_refused_with_its_occupancies(tmp_path, sites, words):
+    (tmp_path / "mixed.cif").write_text(PARTLY + sites + "\n")
+    by_ase = ase.io.read(tmp_path / "mixed.cif").repeat((1, 1, 2))
+    by_pymatgen = Structure.from_file(tmp_path / "mixed.cif", occupancy_tolerance=2)
+    for crystal in (by_ase, by_pymatgen):
+        with pytest.raises(ValueError, match=rf"site \d+ of \S.* \({words}\)"):
+            from_atoms(crystal, 5.0)
+    with pytest.raises(ValueError, match=words):
+        check_crystal(read_crystals(tmp_path / "mixed.cif")[0])
+    del by_ase.info["occupancy"]
+    from_atoms(by_ase, 5.0)
+
+
+def test_a_site_that_is_fully_occupied_is_taken_whatever_the_format_says_of_it(tmp_path):
+    (tmp_path / "full.cif").write_text(PARTLY + "M1 Ge .5 .5 .5 1.0\n")
+    atoms = read_crystal(tmp_path / "full.cif")
+    assert atoms.info["occupancy"]
+    from_atoms(atoms, 5.0)
+    atoms.set_array("occupancies", np.where(np.arange(8) == 5, 0.75, 1.0))
+    with pytest.raises(ValueError, match=r"site 5 .*0\.75 Ge"):
+        from_atoms(atoms, 5.0)
 
 
 def test_what_is_no_structure_is_refused_with_its_type():

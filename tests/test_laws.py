@@ -16,6 +16,7 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 STEP, STRAIN = 1e-4, 1e-5  # Å; of differences
 APART = 1e-3  # Å; of neighbours that cross a cutoff
 PAIRS = [(a, b) for a in range(3) for b in range(a, 3)]
+OPEN = {"slab": (True, False, True), "wire": (False, False, True), "molecule": (False, False, False)}
 ORDER = np.array([3, 0, 4, 1, 2])
 
 
@@ -79,9 +80,22 @@ def variants(crystal) -> dict[str, list[Atoms]]:
         "supercell": [make_supercell(crystal, [[2, 0, 0], [0, 1, 0], [1, 0, 1]], order="cell-major")],
         "moved": moved_by(crystal, STEP),
         "strained": strained_by(crystal, STRAIN),
+        **{name: boxed_and_open(crystal, pbc) for name, pbc in OPEN.items()},
         "atoms alone": [Atoms(s, cell=[10, 10, 10], pbc=True) for s in ("Mg", "O")],
         "atoms apart": [Atoms("MgO", [[0, 0, 0], [0, 0, 4 - 1e-10]], cell=[20, 20, 20], pbc=True)],
     }
+
+
+def boxed_and_open(crystal: Atoms, pbc: tuple[bool, bool, bool]) -> list[Atoms]:
+    """`crystal` that repeats along some vectors: in a box too wide for images to touch, open, without that "
+    "box."""
+    vectors = np.where(np.array(pbc)[:, None], crystal.cell.array, [[17, 0, 1], [0, 18, 0], [1, 2, 19]])
+    boxed = with_cell(crystal, vectors, False)
+    open_ = boxed.copy()
+    open_.pbc = pbc
+    flat = with_cell(open_, vectors * open_.pbc[:, None], False)
+    flat.positions += (~open_.pbc * [40, -70, 100]) @ vectors  # no box that it could have left
+    return [boxed, open_, flat]
 
 
 def trimer(d: float) -> Atoms:
@@ -121,6 +135,22 @@ def test_nothing_changes_when_the_crystal_is_shifted_across_its_cell(predicted):
 
 def test_another_choice_of_lattice_vectors_changes_nothing(predicted):
     assert_same(*predicted["by other vectors"], *predicted["itself"])
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_slabs_wires_and_molecules_are_crystals_whose_images_are_out_of_reach(predicted, variants, name):
+    boxed, *others = predicted[name]
+    stress = boxed.pop("stress")
+    for p, atoms in zip(others, variants[name][1:], strict=True):
+        found = p.pop("stress", None)
+        assert_same(p, boxed)
+        # As far as it lies along the vectors that repeat, and only where the box has a height to refer it to.
+        rows = atoms.cell.array[atoms.pbc]
+        along = np.linalg.pinv(rows) @ rows if len(rows) else np.zeros((3, 3))
+        assert (found is None) == (name == "molecule" or atoms.cell.rank < 3)
+        if found is not None:
+            np.testing.assert_allclose(found, along @ stress @ along, **TIGHT)
+            assert np.abs(found).max() > 1e-8
 
 
 def test_atoms_can_be_listed_in_any_order(predicted):

@@ -28,6 +28,7 @@ from jaxmlip.relaxation import (
     Goal,
     NotConvergedWarning,
     Seen,
+    at_rest,
     relax,
     relax_many,
 )
@@ -183,13 +184,98 @@ def test_force_is_minus_the_derivative_of_the_enthalpy_by_the_coordinates(morse)
         return morse.predict(descent.atoms)["energy"] + 20.0 / GPA_PER_EV_PER_A3 * volume
 
     descent.place(there)
-    descent.seen = Seen.of(descent.atoms, morse.predict(descent.atoms), goal)
+    descent.seen = Seen.of(descent.atoms, morse.predict(descent.atoms), goal, descent.along)
     force, step = descent.force(), 1e-5
     for _ in range(6):
         towards = rng.normal(size=there.shape)
         towards[-3:] += towards[-3:].T
         slope = (enthalpy(there + step * towards) - enthalpy(there - step * towards)) / (2 * step)
         np.testing.assert_allclose(np.vdot(force, towards), -slope, rtol=1e-6)
+
+
+def strain_of(start: Atoms, end: Atoms) -> np.ndarray:
+    """The logarithm U, symmetric up to a rotation, of the deformation from one cell to another."""
+    F = np.linalg.solve(start.cell.array, end.cell.array)
+    value, vector = np.linalg.eigh(F @ F.T)
+    return (vector * np.log(value) / 2) @ vector.T
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_cell_follows_the_strains_that_are_allowed_and_no_other(morse, way):
+    start = rattled()
+    at_volume = WAYS[way](morse, start, constant_volume=True)
+    shaped = WAYS[way](morse, start, hydrostatic_strain=True)
+    masked = WAYS[way](morse, start, mask=[True, False, False, False, False, True])
+    free = WAYS[way](morse, start)
+    assert all(r.converged for r in (at_volume, shaped, masked, free))
+    assert at_volume.volume_change == pytest.approx(0, abs=1e-9)
+    assert at_volume.pressure == pytest.approx(residual_pressure(morse, at_volume.atoms))
+    U = strain_of(start, shaped.atoms)
+    np.testing.assert_allclose(U, np.eye(3) * U[0, 0], atol=1e-9)
+    assert shaped.pressure == pytest.approx(0, abs=0.01)
+    U = strain_of(start, masked.atoms)
+    if way != "ASE's BFGS":  # its filter also turns the cell
+        np.testing.assert_allclose(U[[1, 2, 1, 0], [1, 2, 2, 2]], 0, atol=1e-9)
+    stress = morse.predict(masked.atoms)["stress"] * GPA_PER_EV_PER_A3
+    assert np.abs(stress[0, :2]).max() < 0.01
+    assert max(r.energy for r in (at_volume, shaped, masked)) < at_volume.start_energy
+    assert min(r.energy for r in (at_volume, shaped, masked)) > free.energy - 1e-5
+
+
+def residual_pressure(potential, atoms) -> float:
+    return -np.trace(potential.predict(atoms)["stress"]) / 3 * GPA_PER_EV_PER_A3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_slab_relaxes_in_its_plane_and_a_molecule_without_a_cell(morse, way):
+    slab = rattled(repeat=(1, 1, 2))
+    slab.pbc = [True, True, False]
+    found = WAYS[way](morse, slab)
+    assert found.converged
+    normal = np.cross(*slab.cell.array[:2])
+    np.testing.assert_allclose(found.atoms.cell.array[:2] @ normal, 0, atol=1e-8)
+    assert residuals(morse, found.atoms)[1] < 0.01
+    assert found.energy < slab_energy_in_its_cell(morse, slab)
+    assert np.isnan(found.pressure)
+    molecule = slab.copy()
+    molecule.pbc, molecule.cell = False, None
+    found = WAYS[way](morse, molecule)
+    assert found.converged
+    assert np.linalg.norm(morse.predict(found.atoms)["forces"], axis=1).max() < 1e-3
+    assert np.isnan(found.volume_change)
+    slab.cell[2] = 0
+    for crystal, options, words in (
+        (slab, {}, r"volume 0 Å³.*height"),
+        (molecule, {"pressure": 2.0}, "pressure=2"),
+        (molecule, {"fix_symmetry": True}, "fix_symmetry=True"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            WAYS[way](morse, crystal, **options)
+
+
+def slab_energy_in_its_cell(potential, slab) -> float:
+    return relax(potential, slab, cell=False).energy
+
+
+def test_a_crystal_at_rest_keeps_all_but_places_and_is_free_of_forces_though_some_atoms_were_held(morse):
+    start = rattled(repeat=(2, 1, 1))
+    start.set_masses(np.arange(60.0, 68.0))
+    start.set_tags(range(8))
+    start.set_initial_magnetic_moments(np.linspace(-1, 1, 8))
+    start.info["name"] = "mine"
+    start.set_constraint(FixAtoms([1, 4]))
+    with pytest.warns(UserWarning, match=r"Cu8 .*FixAtoms"):
+        found = at_rest(morse, start)
+    force, stress = residuals(morse, found)
+    assert force < 1e-3
+    assert stress < 0.01
+    np.testing.assert_array_equal(found.get_masses(), start.get_masses())
+    np.testing.assert_array_equal(found.get_tags(), start.get_tags())
+    np.testing.assert_array_equal(found.get_initial_magnetic_moments(), start.get_initial_magnetic_moments())
+    assert found.info["name"] == "mine"
+    assert [c.todict() for c in found.constraints] == [c.todict() for c in start.constraints]
+    assert found.calc is None
+    assert len(start.constraints) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -332,6 +418,13 @@ def test_structures_of_pymatgen_and_no_structures_are_accepted(morse):
         ({"optimiser": "Newton"}, "found optimiser='Newton', needed one of"),
         ({"cell": False, "pressure": 3.0}, "3 GPa with a fixed cell"),
         ({"pressure": float("inf")}, "found pressure=inf"),
+        ({"symprec": 0.0}, "found symprec=0"),
+        ({"cell": False, "constant_volume": True}, "constant_volume with a fixed cell"),
+        ({"hydrostatic_strain": True, "mask": [True] * 6}, "hydrostatic_strain and mask"),
+        ({"mask": [False] * 6}, "xx yy zz yz xz xy"),
+        ({"mask": [True] * 3}, "xx yy zz yz xz xy"),
+        ({"mask": [True] * 6, "fix_symmetry": True}, "mask with fix_symmetry"),
+        ({"constant_volume": True, "pressure": 3.0}, "3 GPa at constant volume"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_answered_in_words(morse, options, words):
@@ -342,11 +435,11 @@ def test_a_setting_that_makes_no_sense_is_answered_in_words(morse, options, word
 
 def test_a_crystal_that_is_none_is_refused_before_anything_is_computed(morse, monkeypatch):
     monkeypatch.setattr(Potential, "predict_graphs", None)
-    molecule = Atoms("Cu2", [[0, 0, 0], [0, 0, 2]])
-    with pytest.raises(ValueError, match="pbc"):
-        relax(morse, molecule)
-    with pytest.raises(ValueError, match="pbc"):
-        relax_many(morse, [rattled(), molecule])
+    nowhere = Atoms("Cu2", [[0, 0, 0], [0, 0, 2]], pbc=True)
+    with pytest.raises(ValueError, match="volume of 0"):
+        relax(morse, nowhere)
+    with pytest.raises(ValueError, match=r"crystal 1: .*volume of 0"):
+        relax_many(morse, [rattled(), nowhere])
 
 
 def test_chgnet_brings_rattled_rock_salt_back_with_and_without_ase():

@@ -14,6 +14,11 @@ Model = Annotated[
 Head = Annotated[str | None, tyro.conf.arg(help="which head, of a checkpoint that has several")]
 Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 DType = Literal["float32", "float64"]
+Limit = Annotated[int | None, tyro.conf.arg(help="read so many structures of each file; default: all")]
+SkipBad = Annotated[
+    tyro.conf.FlagCreatePairsOff[bool],
+    tyro.conf.arg(help="leave out what cannot be used, and say why, instead of stopping at the first"),
+]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional, in_bytes
+from jaxmlip.cli.arguments import (
+    DEFAULT_MODEL,
+    AsJson,
+    DType,
+    Head,
+    Limit,
+    Model,
+    Positional,
+    SkipBad,
+    in_bytes,
+)
 from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.structures import naming, read_all, read_crystal, writable
+from jaxmlip.relaxation import SYMPREC
+from jaxmlip.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,16 +40,22 @@ def hessian(
     file: Positional[Path],
     model: Model = DEFAULT_MODEL,
     dtype: DType = "float64",
+    head: Head = None,
+    atoms: tuple[int, ...] = (),
     memory_limit: float | None = None,
     block_size: int | None = None,
     out: Path = Path("hessian.npz"),
 ) -> None:
     """The Hessian of the structure in FILE (eV/Å²) and its vibrations with all cells in step (q = 0).
 
+    Atoms, or directions of them, that the file holds in place (selective dynamics) are left out, as ASE and
+    VASP do: the result is the block of those that are free, or of ATOMS.
+
     Args:
         file: a structure in any format that ASE or pymatgen reads
         model: which potential
         dtype: precision of the computation
+        atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file does not hold
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
         out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
@@ -43,24 +64,31 @@ def hessian(
     import jaxmlip
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
-    potential, atoms = _of_one(file, model, dtype)
-    limit = in_bytes(memory_limit)
-    plan = jaxmlip.plan_hessian(potential, atoms, block_size, limit)
-    console = Console()
+    potential, crystal = _of_one(file, model, dtype, head)
+    limit, console = in_bytes(memory_limit), Console(highlight=False)
+    coordinates = _vibrating(crystal, atoms, console)
+    plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
     console.print(
-        f"{atoms.get_chemical_formula()}: {3 * len(atoms)} columns, {plan.block_size} at once, "
-        f"predicted memory {plan.total / 1e9:.3g} GB"
+        f"{crystal.get_chemical_formula()}: {len(coordinates)} columns, "
+        f"{min(plan.block_size, len(coordinates))} at once, predicted memory {plan.total / 1e9:.3g} GB"
     )
     if out.suffix == ".npy":
-        _stream(potential, atoms, out, block_size, limit)
+        _stream(potential, crystal, coordinates, out, block_size, limit)
         return
-    h = jaxmlip.hessian(potential, atoms, plan.block_size, limit)
-    masses = np.repeat(atoms.get_masses(), 3)
-    squares, modes = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
+    h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
+    masses = np.repeat(crystal.get_masses(), 3)[coordinates]
+    squares, vectors = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
     # The sign tells stable modes from imaginary ones.
     thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+    modes = np.zeros((len(thz), 3 * len(crystal)))
+    modes[:, coordinates] = vectors.T
     np.savez(
-        out, hessian=h, masses=atoms.get_masses(), frequencies=thz, modes=modes.T.reshape(-1, len(atoms), 3)
+        out,
+        hessian=h,
+        coordinates=coordinates,
+        masses=crystal.get_masses(),
+        frequencies=thz,
+        modes=modes.reshape(len(thz), -1, 3),
     )
     table = table_of(f"frequencies at q = 0, {potential.name}", ("mode", "THz"))
     shown = range(len(thz)) if len(thz) <= 24 else [*range(12), *range(len(thz) - 12, len(thz))]
@@ -70,31 +98,77 @@ def hessian(
     console.print(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
 
 
-def _stream(potential, atoms, out: Path, block_size: int | None, limit: float | None) -> None:
+def _vibrating(crystal: Atoms, chosen: Sequence[int], console: Console) -> np.ndarray:
+    """The numbers 3a + x of the coordinates that are to vibrate; says where they are not all."""
+    free, others = free_coordinates(crystal)
+    if others:
+        warnings.warn(f"constraints of the kinds {', '.join(others)} are not used.", stacklevel=2)
+    n = len(crystal)
+    if chosen:
+        if wrong := [k for k in chosen if not 0 <= k < n]:
+            raise ValueError(f"found --atoms {wrong[0]}, needed numbers from 0 to {n - 1}, as ASE counts.")
+        free = np.zeros((n, 3), bool)
+        free[list(chosen)] = True
+    if not free.any():
+        raise ValueError(
+            f"all {n} atoms of {crystal.get_chemical_formula()} are held in place, needed one that vibrates. "
+            "Name some with --atoms."
+        )
+    if not free.all():
+        why = "chosen" if chosen else "held in place by the file"
+        console.print(
+            f"{free.any(axis=1).sum()} of {n} atoms vibrate ({free.sum()} of {3 * n} coordinates), the "
+            "others are " + ("not " + why if chosen else why)
+        )
+    return np.flatnonzero(free)
+
+
+def _stream(potential, crystal, coordinates, out: Path, block_size: int | None, limit: float | None) -> None:
     from jaxmlip.streaming import columns_done, stream_hessian
 
     done = columns_done(out)
     if done:
         Console().print(f"{done} columns are there already", highlight=False)
-    stream_hessian(potential, atoms, out, None, block_size, limit)
+    every = len(coordinates) == 3 * len(crystal)
+    stream_hessian(potential, crystal, out, None if every else coordinates, block_size, limit)
+    which = "row k is column k" if every else f"row k is the column of coordinate k of {_listed(coordinates)}"
     Console().print(
-        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, row k is column k', highlight=False
+        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, {which}', highlight=False
     )
 
 
-def _of_one(file: Path, model: str, dtype: str) -> tuple[Potential, Atoms]:
+def _listed(coordinates: np.ndarray) -> str:
+    shown = ", ".join(map(str, coordinates[:6]))
+    return shown + (", …" if len(coordinates) > 6 else "")
+
+
+def _of_one(file: Path, model: str, dtype: str, head: str | None) -> tuple[Potential, Atoms]:
     """A potential, and the one structure in a file, which it takes."""
     from jaxmlip.sources import load
 
     atoms = read_crystal(file)
-    potential = load(model, dtype)
+    potential = load(model, dtype, head=head)
     naming(file, 0, potential.graph, atoms)
     return potential, atoms
+
+
+def _start(potential: Potential, atoms: Atoms, relax: bool) -> Atoms:
+    """The crystal whose derivatives are wanted: at rest where asked for, else as it is."""
+    from jaxmlip.relaxation import at_rest
+
+    if relax:
+        return at_rest(potential, atoms)
+    if atoms.constraints:
+        kinds = ", ".join(sorted({type(constraint).__name__ for constraint in atoms.constraints}))
+        warnings.warn(f"constraints of the file ({kinds}) are not used: every atom moves.", stacklevel=2)
+    return atoms
 
 
 def phonons(
     file: Positional[Path],
     model: Model = DEFAULT_MODEL,
+    dtype: DType = "float64",
+    head: Head = None,
     relax: bool = False,
     path: str | None = None,
     points: int = 101,
@@ -109,7 +183,8 @@ def phonons(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential; it computes in float64
+        model: which potential
+        dtype: precision of the computation; in float32 the lowest frequencies are noise
         relax: relax the cell and the atoms first, the space group kept
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
         points: wave vectors on the path, about
@@ -121,11 +196,9 @@ def phonons(
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
     from jaxmlip.phonons import report
-    from jaxmlip.relaxation import at_rest
 
-    potential, atoms = _of_one(file, model, "float64")
-    if relax:
-        atoms = at_rest(potential, atoms)
+    potential, atoms = _of_one(file, model, dtype, head)
+    atoms = _start(potential, atoms, relax)
     report.run(
         potential,
         atoms,
@@ -143,6 +216,8 @@ def phonons(
 def elastic(
     file: Positional[Path],
     model: Model = DEFAULT_MODEL,
+    dtype: DType = "float64",
+    head: Head = None,
     relax: bool = False,
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
@@ -151,22 +226,22 @@ def elastic(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential; computed in float64
+        model: which potential
+        dtype: precision of the computation; float32 leaves about three digits
         relax: relax the cell and the atoms first, the space group kept
         json_: print everything as JSON instead of a table, and write no file
         out: file for everything that was computed
     """
     from jaxmlip.elasticity import elastic_tensor
-    from jaxmlip.relaxation import at_rest
 
-    potential, atoms = _of_one(file, model, "float64")
-    if relax:
-        atoms = at_rest(potential, atoms)
+    potential, atoms = _of_one(file, model, dtype, head)
+    atoms = _start(potential, atoms, relax)
     found = elastic_tensor(potential, atoms)
     record = {
         "file": str(file),
         "formula": atoms.get_chemical_formula(),
         "model": potential.name,
+        "dtype": dtype,
         "relaxed_first": relax,
         "cell_A": atoms.cell.tolist(),
         "scaled_positions": atoms.get_scaled_positions().tolist(),
@@ -191,12 +266,19 @@ def relax(
     files: Positional[list[Path]],
     model: Model = DEFAULT_MODEL,
     dtype: DType = "float32",
+    head: Head = None,
     fmax: float = 1e-3,
     smax: float = 0.01,
-    fixed_cell: tyro.conf.FlagCreatePairsOff[bool] = False,
-    fix_symmetry: tyro.conf.FlagCreatePairsOff[bool] = False,
+    fixed_cell: Flag = False,
+    constant_volume: Flag = False,
+    fixed_shape: Flag = False,
+    strains: tuple[Strain, ...] = (),
+    fix_symmetry: Flag = False,
+    symprec: float = SYMPREC,
     pressure: float = 0.0,
     steps: int = 500,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
     out: Path = Path("relaxed.extxyz"),
 ) -> None:
     """Relaxes every structure in FILES, several of them side by side, and writes them to one file.
@@ -210,7 +292,11 @@ def relax(
         fmax: largest force to leave, in eV/Å
         smax: largest component of the stress to leave, in GPa
         fixed_cell: move atoms alone
-        fix_symmetry: keep the space group, found within 0.01 Å
+        constant_volume: let the shape of the cell vary, not its volume
+        fixed_shape: let the volume of the cell vary, not its shape
+        strains: let the cell vary by these alone, in the Cartesian axes of the file
+        fix_symmetry: keep the space group
+        symprec: how far atoms may be from that symmetry (Å)
         pressure: in GPa
         steps: at most so many for each structure
         out: file for all of them (.extxyz, .traj), or for one alone (.cif, POSCAR and what else ASE writes)
@@ -220,11 +306,10 @@ def relax(
     from jaxmlip.relaxation import NotConvergedWarning, relax_many
     from jaxmlip.sources import load
 
-    crystals = read_all(files)
+    crystals = read_all(files, limit, skip_bad)
     kind = writable(out, len(crystals))
-    potential = load(model, dtype)
-    for path, k, atoms in crystals:
-        naming(path, k, potential.graph, atoms)
+    potential = load(model, dtype, head=head)
+    crystals = checked(crystals, potential.graph, skip_bad)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)  # said below, with the exit code
         found = relax_many(
@@ -236,8 +321,12 @@ def relax(
             fix_symmetry=fix_symmetry,
             pressure=pressure,
             steps=steps,
+            symprec=symprec,
+            constant_volume=constant_volume,
+            hydrostatic_strain=fixed_shape,
+            mask=[strain in strains for strain in get_args(Strain)] if strains else None,
         )
-    names = [f"{path}" + (f" [{k}]" if k else "") for path, k, _ in crystals]
+    names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
     ase.io.write(out, [r.atoms for r in found], format=kind)
@@ -253,8 +342,8 @@ def relax(
             f"{r.start_energy / len(r.atoms):.4f}",
             f"{r.energy / len(r.atoms):.4f}",
             f"{r.max_force:.1e}",
-            f"{r.pressure:.3f}",
-            f"{100 * r.volume_change:+.2f}",
+            "-" if np.isnan(r.pressure) else f"{r.pressure:.3f}",
+            "-" if np.isnan(r.volume_change) else f"{100 * r.volume_change:+.2f}",
             " → ".join(groups),
         )
     print_table(table)

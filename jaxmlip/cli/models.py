@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional
+from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Limit, Model, Positional, SkipBad
 from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.structures import naming, read_all
+from jaxmlip.structures import checked, read_all
 
 
 def models() -> None:
@@ -56,9 +56,15 @@ def predict(
     files: Positional[list[Path]],
     model: Model = DEFAULT_MODEL,
     dtype: DType = "float32",
+    head: Head = None,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
     json_: AsJson = False,
 ) -> None:
     """Energy, forces, stress and magnetic moments of every structure in FILES.
+
+    Slabs, wires and molecules are computed as what the file says they are; their stress is along the
+    directions in which they repeat, per volume of the box.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
@@ -69,10 +75,9 @@ def predict(
     from jaxmlip.sources import load
     from jaxmlip.units import GPA_PER_EV_PER_A3
 
-    crystals = read_all(files)
-    potential = load(model, dtype)
-    for path, k, atoms in crystals:
-        naming(path, k, potential.graph, atoms)
+    crystals = read_all(files, limit, skip_bad)
+    potential = load(model, dtype, head=head)
+    crystals = checked(crystals, potential.graph, skip_bad)
     found = potential.predict([atoms for *_, atoms in crystals])
     if json_:
         rows = [
@@ -80,6 +85,7 @@ def predict(
                 "file": str(path),
                 "index": k,
                 "formula": atoms.get_chemical_formula(),
+                "pbc": atoms.pbc.tolist(),
                 **{name: np.asarray(x).tolist() for name, x in prediction.items()},
             }
             for (path, k, atoms), prediction in zip(crystals, found, strict=True)
@@ -91,16 +97,26 @@ def predict(
         ("file", "formula", "atoms", "energy / eV", "eV/atom", "max |F| / eV/Å", "p / GPa", "Σ|m| / μB"),
         left=("file", "formula"),
     )
-    for (path, k, atoms), prediction in zip(crystals, found, strict=True):
+    for crystal, prediction in zip(crystals, found, strict=True):
+        atoms = crystal.atoms
         moments = f"{np.abs(prediction['magmoms']).sum():.2f}" if "magmoms" in prediction else "-"
+        pressure = "-"
+        if atoms.pbc.all():
+            pressure = f"{-np.trace(prediction['stress']) / 3 * GPA_PER_EV_PER_A3:.3f}"
         table.add_row(
-            f"{path}" + (f" [{k}]" if k else ""),
+            crystal.name,
             atoms.get_chemical_formula(),
             str(len(atoms)),
             f"{prediction['energy']:.4f}",
             f"{prediction['energy'] / len(atoms):.4f}",
             f"{np.linalg.norm(prediction['forces'], axis=1).max():.4f}",
-            f"{-np.trace(prediction['stress']) / 3 * GPA_PER_EV_PER_A3:.3f}",
+            pressure,
             moments,
         )
     print_table(table)
+    if open_ := sum(not atoms.pbc.all() for *_, atoms in crystals):
+        Console().print(
+            f"{open_} of {len(crystals)} do not repeat in three directions (pbc) and have no pressure; "
+            "--json has the stress along the directions in which they do, per volume of the box.",
+            highlight=False,
+        )

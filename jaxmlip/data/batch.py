@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxmlip import batching
 from jaxmlip.data.labels import Labels
-from jaxmlip.graph import CrystalGraph
+from jaxmlip.graph import CrystalGraph, directions, has_stress
 
 
 class Example(NamedTuple):
@@ -86,14 +86,17 @@ def collate(
             energy[c] = labels.energy - reference_energies[g.species].sum()
         if labels.forces is not None:
             forces[own] = labels.forces
-        if labels.stress is not None:
-            stress[c] = labels.stress
+        if labels.stress is not None:  # of a slab, what lies in its plane
+            along = directions(g.cell[0], g.periodic[0])
+            stress[c] = along @ labels.stress @ along
         if labels.magmoms is not None:
             magmoms[own] = labels.magmoms
         if labels.hessian is not None:
             rng = rngs if isinstance(rngs, np.random.Generator) else rngs[c]
             probe[own], hessian[own] = _probe(labels, len(g.species), rng, mixed)
         for name in labels.known:
+            if name == "stress" and not has_stress(g):
+                continue
             if name in per_crystal:
                 per_crystal[name][c] = labels.weight
             else:

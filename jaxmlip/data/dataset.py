@@ -305,7 +305,7 @@ class ShardSplit:
         """Crystal k as it was before it was converted; forces, moments and Hessians rounded to float32."""
         graph, labels, functional = self[k]
         name, material, _ = self.title(k)
-        atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True)
+        atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0])
         return LabelledCrystal(atoms, labels, material, name, functional)
 
     def _path(self, shard: dict[str, Any]) -> Path:

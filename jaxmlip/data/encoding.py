@@ -38,6 +38,8 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
         tensors[p] = np.asarray(getattr(labels, p), kept.get(p, np.float32))
     if labels.hessian is not None:
         tensors["columns"] = labels.columns.astype(np.int32)
+    if not g.periodic.all():  # most are, and records without it mean that
+        tensors["periodic"] = g.periodic[0].astype(np.uint8)
     tensors = {key: np.asarray(x, order="C") for key, x in tensors.items()}
     # One entry: the order of several would be random, and so would the bytes.
     about = [name, material, functional] if functional else [name, material]
@@ -51,7 +53,14 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
         atoms = len(t["species"])
         first, second, shifts = (t[key].astype(np.int32) for key in ("first", "second", "shifts"))
         short, bonds = int(t["short"]), len(first)
-        shapes = {"positions": (atoms, 3), "cell": (3, 3), "second": (bonds,), "shifts": (bonds, 3)}
+        t.setdefault("periodic", np.ones(3, np.uint8))
+        shapes = {
+            "periodic": (3,),
+            "positions": (atoms, 3),
+            "cell": (3, 3),
+            "second": (bonds,),
+            "shifts": (bonds, 3),
+        }
         wrong = [key for key, shape in shapes.items() if t[key].shape != shape]
         wrong += [key for key, x in t.items() if x.dtype.kind not in "iuf"]
         ends = np.concatenate([first, second])
@@ -67,6 +76,7 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
             positions=t["positions"].astype(np.float64),
             species=t["species"].astype(np.int32),
             cell=t["cell"].astype(np.float64)[None],
+            periodic=t["periodic"].astype(bool)[None],
             crystal=np.zeros(atoms, np.int32),
             first=first,
             second=second,

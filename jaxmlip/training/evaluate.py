@@ -103,7 +103,7 @@ def _pairs(
     if labels.hessian is not None:
         from jaxmlip.derivatives import hessian_columns
 
-        atoms = Atoms(graph.numbers, graph.positions, cell=graph.cell[0], pbc=True)
+        atoms = Atoms(graph.numbers, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0])
         room = batching.capacity([graph])
         columns = hessian_columns(of(functional), atoms, labels.columns, room=room)
         found["hessian"] = Pair(graph.species, labels.hessian, columns.reshape(labels.hessian.shape))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
-from jaxmlip.derivatives import strain
+from jaxmlip.derivatives import strain, stress
 from jaxmlip.graph import CrystalGraph
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -96,8 +96,8 @@ def errors(
     if "forces" in properties:
         found["forces"] = (-dE_dr - batch.forces, weights.forces[:, None])
     if "stress" in properties:
-        stress = dE_deps / jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
-        found["stress"] = (GPA_PER_EV_PER_A3 * (stress - batch.stress), weights.stress[:, None, None])
+        off = stress(dE_deps, graph) - batch.stress
+        found["stress"] = (GPA_PER_EV_PER_A3 * off, weights.stress[:, None, None])
     if "magmoms" in properties and "magmoms" in sites:
         found["magmoms"] = (sites["magmoms"] - batch.magmoms, weights.magmoms)
     if "hessian" in properties:
