@@ -1,5 +1,6 @@
 """The training step: its gradient, what it divides by, what it leaves alone."""
 
+from dataclasses import replace
 from functools import partial
 
 import flax.traverse_util
@@ -117,6 +118,28 @@ def test_the_loss_is_made_of_what_predict_and_hessian_give(any_potential, crysta
         x, w = (np.concatenate([np.ravel(y) for y in z[name]]) for z in (error, weight))
         np.testing.assert_allclose(found[f"{name}_mae"], np.average(np.abs(x), weights=w), rtol=1e-8)
         np.testing.assert_allclose(found[f"{name}_rmse"], np.average(x**2, weights=w) ** 0.5, rtol=1e-8)
+
+
+def test_of_a_stress_the_part_along_vectors_that_repeat_is_learnt_and_of_a_molecule_none(
+    any_potential, crystals
+):
+    slab, molecule = crystals[0].copy(), crystals[1].copy()
+    slab.pbc, molecule.pbc = (True, True, False), False
+    examples = labelled(any_potential, [crystals[0], crystals[1]])
+    examples = [
+        e._replace(graph=any_potential.graph(atoms), labels=replace(e.labels, weight=1.0).only(("stress",)))
+        for e, atoms in zip(examples, (slab, molecule), strict=True)
+    ]
+    loss = LossConfig(energy=0, forces=0, magmoms=0, stress=1.0)
+    with any_potential.precision():
+        found = means(
+            loss, summed(any_potential.energy_fn, loss, flat_params(any_potential), batch_of(examples))
+        )
+    normal = np.cross(*slab.cell.array[:2])
+    normal /= np.linalg.norm(normal)
+    along = np.eye(3) - np.outer(normal, normal)
+    off = any_potential.predict(slab)["stress"] - along @ examples[0].labels.stress @ along
+    np.testing.assert_allclose(found["stress_mae"], GPA_PER_EV_PER_A3 * np.abs(off).mean(), rtol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["huber", "mse", "mae"])
