@@ -95,9 +95,9 @@ def collate(
             probe[own], hessian[own] = _probe(labels, len(g.species), rng, mixed)
         for name in labels.known:
             if name in per_crystal:
-                per_crystal[name][c] = labels.weight
+                per_crystal[name][c] = labels.weight_of(name)
             else:
-                per_atom[name][own] = labels.weight
+                per_atom[name][own] = labels.weight_of(name)
     weights = PerLabel(**per_crystal, **per_atom)
     return Batch(graph, energy, forces, stress, magmoms, probe, hessian, atoms, weights)
 
