@@ -738,7 +738,7 @@ def test_isolated_atoms_are_no_crystals_whatever_their_box(tmp_path):
     found, said = said_while_reading(tmp_path / "a.xyz")
     assert [c.labels.energy for c in found] == [-4, -5]
     assert len(said) == 1
-    assert "left out 4 isolated atoms" in said[0]
+    assert "4 isolated atoms are no crystals" in said[0]
     alone, said = said_while_reading(tmp_path / "a.xyz", isolated=True)
     assert [c.labels.energy for c in alone] == [0, -1, -2, -3]
     assert said == []

@@ -305,13 +305,15 @@ class _File:
             ) from None
 
     def finish(self) -> None:
-        """Warns of what was left out."""
+        """Warns of what was left out; of isolated atoms the reader of the crystals did."""
         self.frames.close()
+        if self.isolated:
+            return
         said = [f"{count} of {self.number} frames: {text}" for text, count in self.noted.items()]
-        if self.atoms and not self.isolated:
+        if self.atoms:
             said.append(
-                f"left out {self.atoms} isolated atoms, which are no crystals; reference_energies: isolated "
-                "(--references isolated) trains with their energies"
+                f"{self.atoms} isolated atoms are no crystals; reference_energies: isolated (--references "
+                "isolated) takes their energies"
             )
         if self.left_out:
             more = len(self.left_out) - NAMED
