@@ -307,7 +307,7 @@ def test_the_command_converts_what_is_whole_and_says_what_it_left_out(tmp_path, 
     assert "--skip-bad" in said
     main([*arguments, "--out", str(tmp_path / "set"), "--skip-bad"])
     said += capsys.readouterr().err
-    assert "a.extxyz: 1 isolated atoms are no crystals" in said
+    assert "a.extxyz: left out 1 isolated atom(s)" in said
     assert "b/springs.extxyz: left out 1 that cannot be used" in said
     assert len(Dataset(tmp_path / "set").splits["train"]) == 7
     main([*arguments, "--out", str(tmp_path / "few"), "--limit", "3"])

@@ -199,6 +199,17 @@ def test_energies_per_atom_are_told_from_totals(per_atom):
     assert [line[:7] for line in told] == ["energy:"] * per_atom
 
 
+def test_molecules_and_slabs_are_inspected_along_the_directions_that_repeat():
+    dimer = Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])
+    longer = Atoms("N2", [[0, 0, 0], [0, 0, 1.2]])
+    slab = Atoms("Cu", cell=[2.5, 2.5, 0], pbc=[True, True, False])
+    crystals = [LabelledCrystal(atoms, Labels(energy=-1.0)) for atoms in (dimer, longer, slab)]
+    found = inspect(crystals)
+    np.testing.assert_allclose(found.values["shortest distance"], [1.1, 1.2, 2.5])
+    assert np.isnan(found.values["volume per atom"]).all()
+    assert found.exact_duplicates == found.near_duplicates == []
+
+
 def test_the_command_says_what_it_flags_and_goes_round_broken_files(file, capsys):
     frames = ase.io.read(file, ":")
     for k, atoms in enumerate(frames):

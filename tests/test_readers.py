@@ -707,6 +707,17 @@ def test_names_of_forces_that_people_use_are_read(name, tmp_path):
     np.testing.assert_allclose(found.labels.forces[:, 0], [0.1, -0.1])
 
 
+def test_a_bare_magmom_is_not_taken_for_a_label_and_named(tmp_path):
+    """ASE's is the moment of the whole cell, pymatgen's may be where the calculation began."""
+    path = write_frames(tmp_path / "a.xyz", (f"{COLUMNS}:magmom:R:1 energy=-1", "5", "5"))
+    ((found,), said) = said_while_reading(path)
+    assert found.labels.known == ("energy",)
+    assert "--magmoms-key magmom" in said[0]
+    path = write_frames(tmp_path / "b.xyz", (f"{COLUMNS}:dft_magmom:R:1 dft_energy=-1", "5", "-4"))
+    (found,) = read_labelled(path)
+    np.testing.assert_allclose(found.labels.magmoms, [5, 4])
+
+
 def test_what_looks_like_labels_and_is_not_read_is_named_with_the_remedy(tmp_path):
     comment = (
         f'{COLUMNS}:my_force:R:3 vasp_energy=-6.0 VirialTensor="1 0 0 0 1 0 0 0 1" config_energy_weight=2'
@@ -738,7 +749,7 @@ def test_isolated_atoms_are_no_crystals_whatever_their_box(tmp_path):
     found, said = said_while_reading(tmp_path / "a.xyz")
     assert [c.labels.energy for c in found] == [-4, -5]
     assert len(said) == 1
-    assert "4 isolated atoms are no crystals" in said[0]
+    assert "left out 4 isolated atom(s)" in said[0]
     alone, said = said_while_reading(tmp_path / "a.xyz", isolated=True)
     assert [c.labels.energy for c in alone] == [0, -1, -2, -3]
     assert said == []

@@ -154,10 +154,15 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
 
 
 def fingerprint(atoms: Atoms, resolution: float) -> int:
-    """A number that two crystals share where cell, places and elements agree to `resolution` (Å)."""
+    """A number that two crystals share where cell, places and elements agree to `resolution` (Å).
+
+    Places are alike where they differ by lattice vectors along which the crystal repeats.
+    """
     cell = np.round(atoms.cell.array / resolution).astype(np.int64)
-    steps = np.maximum(1, np.round(atoms.cell.lengths() / resolution)).astype(np.int64)
-    places = np.round(atoms.cell.scaled_positions(atoms.positions) * steps).astype(np.int64) % steps
+    whole = atoms.cell.complete()
+    steps = np.maximum(1, np.round(whole.lengths() / resolution)).astype(np.int64)
+    places = np.round(whole.scaled_positions(atoms.positions) * steps).astype(np.int64)
+    places[:, atoms.pbc] %= steps[atoms.pbc]
     rows = np.column_stack([atoms.numbers, places])
     rows = rows[np.lexsort(rows.T[::-1])]
     digest = hashlib.blake2b(cell.tobytes() + rows.astype(np.int64).tobytes(), digest_size=8)
@@ -203,7 +208,7 @@ def _quantities(crystal: LabelledCrystal) -> dict[str, float]:
         "RMS force": unknown if forces is None else np.sqrt(np.mean(forces**2) / 3),  # of a component
         "pressure": unknown if labels.stress is None else -np.trace(labels.stress) / 3 * GPA_PER_EV_PER_A3,
         "largest moment": unknown if labels.magmoms is None else np.abs(labels.magmoms).max(),
-        "volume per atom": atoms.get_volume() / size,
+        "volume per atom": atoms.get_volume() / size if atoms.cell.rank == 3 else unknown,
     }
 
 
@@ -212,7 +217,7 @@ def _closest(atoms: Atoms) -> tuple[float, float]:
     from vesin import NeighborList
 
     i, j, d = NeighborList(cutoff=REACH, full_list=False).compute(
-        atoms.positions, atoms.cell.array, periodic=True, quantities="ijd"
+        atoms.positions, atoms.cell.complete().array, periodic=atoms.pbc, quantities="ijd"
     )
     if not len(d):
         return float("nan"), float("nan")

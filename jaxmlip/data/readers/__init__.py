@@ -19,8 +19,8 @@ from jaxmlip.data.readers.common import Frame, Keys, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
 
 HEAD = 1 << 20  # bytes from the start of a file that must tell its format
-# Of chgnet's parser, where MPtrj has an object or a number.
-COLUMNS = re.compile(rb'"(structure|uncorrected_total_energy|energy_per_atom)"\s*:\s*\[')
+# Of chgnet's parser: lists by name, where MPtrj has an object or a number.
+COLUMNS = re.compile(rb'\s*\{\s*"(structure|uncorrected_total_energy|energy_per_atom|force)"\s*:\s*\[')
 NAMED = 5  # of what was left out of a file
 SKIP = "skip_bad=True (--skip-bad, or data.skip_bad: true) leaves it out and reads the rest."
 
@@ -69,7 +69,7 @@ FORMATS: dict[str, Format] = {
     "mlearn": Format("mlearn and maml (.json)", _json_with("virial_stress"), json_files.read_mlearn),
     "chgnet": Format(
         "lists of chgnet's parse_vasp_dir (.json)",
-        lambda path, head: head.lstrip()[:1] == b"{" and COLUMNS.search(head),
+        lambda path, head: COLUMNS.match(head),
         json_files.read_chgnet,
     ),
     "mptrj": Format(
@@ -312,8 +312,8 @@ class _File:
         said = [f"{count} of {self.number} frames: {text}" for text, count in self.noted.items()]
         if self.atoms:
             said.append(
-                f"{self.atoms} isolated atoms are no crystals; reference_energies: isolated (--references "
-                "isolated) takes their energies"
+                f"left out {self.atoms} isolated atom(s), which are no crystals; reference_energies: "
+                "isolated (--references isolated) takes their energies"
             )
         if self.left_out:
             more = len(self.left_out) - NAMED

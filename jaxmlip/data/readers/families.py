@@ -86,9 +86,10 @@ def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tu
                 names = [n for n in record if n.lower() == prefix + base and n.endswith(base)]
             for name in names:
                 value = record.get(name)
-                if value is None or (base == "magmom" and np.shape(value)[:1] != (len(atoms),)):
-                    continue  # the moment of the whole cell
-                labels.append(Label(name, value))
+                # A bare "magmom" may be where the calculation began, and a single one is of the whole cell.
+                unsure = base == "magmom" and (not prefix or np.shape(value)[:1] != (len(atoms),))
+                if value is not None and not unsure:
+                    labels.append(Label(name, value))
         if labels:
             yield prop, labels
 
@@ -167,7 +168,7 @@ def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) ->
 
 def note_look_alikes(atoms: Atoms, record: Mapping[str, Any], found, keys: Keys) -> None:
     """Notes what has the name and the shape of a label that no other name gave."""
-    known = {prefix + base for prefix in FAMILIES for bases in NAMES.values() for base in bases}
+    known = {prefix + base for prefix in FAMILIES for bases in NAMES.values() for base in bases} - {"magmom"}
     for prop, words in WORDS.items():
         if prop in found:
             continue
