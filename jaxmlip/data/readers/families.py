@@ -138,7 +138,7 @@ def _beside(label: Label, prop: str, families) -> list[Label]:
 
 def _note_passed_over(families, found: Mapping[str, Label], asked: Mapping[str, str], keys: Keys) -> None:
     passed = [
-        label.name
+        (prop, label.name)
         for family in families.values()
         for prop, labels in family.items()
         for label in labels
@@ -147,8 +147,8 @@ def _note_passed_over(families, found: Mapping[str, Label], asked: Mapping[str, 
     if passed:
         taken = ", ".join(dict.fromkeys(label.name for label in found.values())) or "nothing"
         keys.noted[
-            f"passed over {', '.join(passed)}: labels come from one source, {taken}. "
-            f"{_remedy(passed[0])} reads it all the same"
+            f"passed over {', '.join(name for _, name in passed)}: labels of a crystal come from one source, "
+            f"here {taken}. {_remedy(*passed)} all the same"
         ] += 1
 
 
@@ -177,7 +177,7 @@ def note_look_alikes(atoms: Atoms, record: Mapping[str, Any], found, keys: Keys)
             if lower in known or "weight" in lower or lower.startswith("initial_"):
                 continue
             if any(word in lower for word in words) and _has_shape(value, prop, len(atoms)):
-                keys.noted[f"{name} looks like {prop} and was not read. {_remedy(name, prop)} reads it"] += 1
+                keys.noted[f"{name} looks like {prop} and was not read. {_remedy((prop, name))}"] += 1
 
 
 def _has_shape(value: Any, prop: str, atoms: int) -> bool:
@@ -196,9 +196,11 @@ def _has_shape(value: Any, prop: str, atoms: int) -> bool:
     return array.dtype.kind in "iuf" and array.shape in shapes[prop]
 
 
-def _remedy(name: str, prop: str | None = None) -> str:
-    prop = prop or next(p for p, bases in NAMES.items() if name.lower().endswith(bases))
-    return f"{prop}_key={name} (--{prop}-key {name}, or --option {prop}_key={name})"
+def _remedy(*unread: tuple[str, str]) -> str:
+    """What reads labels that were not read: (property, name) of each."""
+    options = ", ".join(f"{prop}_key={name}" for prop, name in unread)
+    flags = " ".join(f"--{prop}-key {name}" for prop, name in unread)
+    return f"The option {options} ({flags}) reads {'it' if len(unread) == 1 else 'them'}"
 
 
 def weights_of(record: Mapping[str, Any], names: Mapping[str, str], keys: Keys) -> dict[str, Any]:
