@@ -27,7 +27,7 @@ class Source:
 
     paths: Positional[list[str]]
     """files, folders or patterns (extended XYZ, ASE databases and trajectories, MPtrj, MatPES, MP-r2SCAN,
-    WBM, mlearn, vasprun.xml, OUTCAR, phonopy)"""
+    WBM, mlearn, chgnet's parse_vasp_dir, vasprun.xml with the moments of OUTCAR, OUTCAR, phonopy)"""
     format: str | None = None
     """the format of all of them; default: guessed of each"""
     energy_key: str | None = None
