@@ -648,6 +648,17 @@ def test_labels_of_one_crystal_come_from_one_source_and_the_rest_is_said(tmp_pat
     np.testing.assert_allclose(found.labels.stress, 0.5 * np.eye(3))
 
 
+def test_frames_of_one_file_with_labels_of_different_sources_are_said(tmp_path):
+    reference, bare = f"{COLUMNS} REF_energy=-6.0", f"{COLUMNS} energy=-5.5"
+    path = write_frames(tmp_path / "a.xyz", (reference,), (bare,), (reference,))
+    found, said = said_while_reading(path)
+    assert [c.labels.energy for c in found] == [-6, -5.5, -6]
+    assert re.search(r"different sources \(2 with REF_names, 1 with bare names\)", said[0])
+    found, said = said_while_reading(path, energy_key="REF_energy")
+    assert [c.labels.energy for c in found] == [-6, None, -6]
+    assert said == []
+
+
 def test_names_that_say_the_same_twice_are_not_worth_a_word(tmp_path):
     both = f"{COLUMNS}:REF_forces:R:3 REF_energy=-6.0 energy=-6.0"
     _, said = said_while_reading(write_frames(tmp_path / "a.xyz", (both, *FORCES)))

@@ -17,6 +17,7 @@ from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
 from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
 from jaxmlip.data.readers.common import Frame, Keys, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
+from jaxmlip.data.readers.families import mixed
 
 HEAD = 1 << 20  # bytes from the start of a file that must tell its format
 # Of chgnet's parser: lists by name, where MPtrj has an object or a number.
@@ -255,8 +256,8 @@ class _File:
     ):
         self.path, self.about = path, FORMATS[format].about
         self.every, self.isolated, self.keep = every, isolated, keep
-        self.noted: Counter[str] = Counter()
-        self.frames = FORMATS[format].read(path, replace(keys, noted=self.noted))
+        self.keys = replace(keys, noted=Counter(), sources=Counter())
+        self.frames = FORMATS[format].read(path, self.keys)
         self.number = 0  # of frames so far
         self.atoms = 0  # of them isolated ones
         self.left_out: list[str] = []
@@ -309,7 +310,8 @@ class _File:
         self.frames.close()
         if self.isolated:
             return
-        said = [f"{count} of {self.number} frames: {text}" for text, count in self.noted.items()]
+        said = [f"{count} of {self.number} frames: {text}" for text, count in self.keys.noted.items()]
+        said += filter(None, [mixed(self.keys.sources)])
         if self.atoms:
             said.append(
                 f"left out {self.atoms} isolated atom(s), which are no crystals; reference_energies: "

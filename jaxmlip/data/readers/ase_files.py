@@ -19,7 +19,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.data.readers.common import VOIGT, Frame, Keys, crystal, open_bytes, symmetric
+from jaxmlip.data.readers.common import Frame, Keys, crystal, open_bytes, same, symmetric
 from jaxmlip.data.readers.families import labels_of
 
 MATERIAL = ("material", "material_id", "mp_id")
@@ -179,7 +179,7 @@ def _of_record(
     """The crystal of what its author gave and what a calculator found; of two equal names the latter's."""
     for field in ("energy", "forces", "stress", "magmoms"):
         one, other = given.get(field), calculated.get(field)
-        if one is not None and other is not None and not _same(one, other):
+        if one is not None and other is not None and not same(one, other):
             keys.noted[
                 f"{field} of the calculator was read, and {field} that stands in info, arrays or data, and "
                 f"differs, was passed over. A name of its own for it, such as REF_{field}, tells them apart"
@@ -192,10 +192,3 @@ def _of_record(
         keys.functional_of(known),
         **labels_of(atoms, known, keys),
     )
-
-
-def _same(one: Any, other: Any) -> bool:
-    one, other = np.ravel(np.asarray(one, np.float64)), np.ravel(np.asarray(other, np.float64))
-    if one.size == 9 and other.size == 6:  # a stress
-        one = symmetric(one)[VOIGT]
-    return one.shape == other.shape and np.allclose(one, other)

@@ -49,7 +49,7 @@ class Keys:
     """Under which names a file keeps what it knows; None: the names that its format has.
 
     `unconverged`: read also those ionic steps whose electrons did not converge. `noted` counts the frames of
-    a file of which something is to be said: what was there and was not read.
+    a file of which something is to be said: what was there and was not read; `sources` those of each prefix.
     """
 
     energy: str | None = None
@@ -60,6 +60,7 @@ class Keys:
     functional: str | None = None
     unconverged: bool = False
     noted: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
 
     def first(self, which: str, record: Mapping[str, Any], *defaults: str) -> tuple[str, Any]:
         """The name and the value of the first of these that `record` has, or ("", None)."""
@@ -87,6 +88,17 @@ def symmetric(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:
     else:
         raise LabelError(f"found a stress of shape {values.shape}, needed 6 or 9 numbers.")
     return (full + full.T) / 2
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a label say the same; six numbers and nine may be one stress."""
+    try:
+        one, other = (np.ravel(np.asarray(x, np.float64)) for x in (one, other))
+    except (ValueError, TypeError):
+        return False
+    if {one.size, other.size} == {6, 9}:
+        one, other = symmetric(one).ravel(), symmetric(other).ravel()
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-6, atol=1e-8, equal_nan=True)
 
 
 def from_vasp(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:

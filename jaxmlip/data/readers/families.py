@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.data.labels import LabelError
-from jaxmlip.data.readers.common import Keys, symmetric
+from jaxmlip.data.readers.common import Keys, same, symmetric
 
 FAMILIES = ("ref_", "dft_", "")  # prefixes, in any case, the first of which that is there counts
 NAMES = {
@@ -62,6 +62,8 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
         labels = next((families[prefix][prop] for prefix in sources if prop in families[prefix]), [])
         if labels:
             found[prop] = labels[0]
+    if any(prop in found and prop not in asked for prop in ("energy", "forces")):
+        keys.sources[chosen] += 1
     _note_passed_over(families, found, asked, keys)
     note_look_alikes(atoms, record, found, keys)
     values = {prop: label.value for prop, label in found.items()}
@@ -83,7 +85,7 @@ def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tu
         for base in bases:
             names = [base]
             if prefix:
-                names = [n for n in record if n.lower() == prefix + base and n.endswith(base)]
+                names = [n for n in record if str(n).lower() == prefix + base and n.endswith(base)]
             for name in names:
                 value = record.get(name)
                 # A bare "magmom" may be where the calculation began, and a single one is of the whole cell.
@@ -102,6 +104,17 @@ def _chosen(families: Mapping[str, Mapping[str, list[Label]]], asked: Mapping[st
                 return prefix
     free = [prop for prop in ("energy", "forces") if prop not in asked]
     return next((prefix for prefix in FAMILIES if any(prop in families[prefix] for prop in free)), "")
+
+
+def mixed(sources: Mapping[str, int]) -> str | None:
+    """What is to be said of a file with labels of several `sources`: how many frames have each prefix."""
+    if len(sources) < 2:
+        return None
+    counts = ", ".join(f"{count} with {prefix.upper() or 'bare '}names" for prefix, count in sources.items())
+    return (
+        f"frames have energies and forces of different sources ({counts}): bare ones may be of a calculator. "
+        "The options energy_key and forces_key (--energy-key, --forces-key) take one of them"
+    )
 
 
 def stress_of(label: Label, atoms: Atoms) -> np.ndarray:
@@ -159,11 +172,7 @@ def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) ->
         return False
     if label.name in [taken.name, *(its.name for its in _beside(taken, prop, families))]:
         return True
-    try:
-        one, other = (np.asarray(x.value, np.float64).ravel() for x in (taken, label))
-    except (ValueError, TypeError):
-        return False
-    return one.shape == other.shape and np.allclose(one, other, rtol=1e-6, atol=1e-8, equal_nan=True)
+    return same(taken.value, label.value)
 
 
 def note_look_alikes(atoms: Atoms, record: Mapping[str, Any], found, keys: Keys) -> None:

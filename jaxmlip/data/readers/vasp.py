@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
 from functools import partial
+from lzma import LZMAError
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,8 @@ def read_outcar(path: Path, keys: Keys) -> Iterator[Frame]:
 def outcar_of(vasprun: Path) -> Path | None:
     """The OUTCAR of the run whose vasprun.xml this is, compressed or not: OUTCAR.relax1.gz beside
     vasprun.xml.relax1; None where there is none."""
+    if "vasprun.xml" not in vasprun.name:
+        return None
     name = vasprun.name.replace("vasprun.xml", "OUTCAR").removesuffix(vasprun.suffix * _packed(vasprun))
     names = (name, *(name + end for end in PACKED))
     return next((path for n in names if (path := vasprun.with_name(n)).is_file()), None)
@@ -132,7 +136,7 @@ class _Moments:
             for printed, moments in self.steps:
                 if printed.shape == forces.shape and np.abs(printed - forces).max() < SAME_FORCE:
                     return moments
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error, LZMAError) as error:
             self.keys.noted[f"without magnetic moments: {self.outcar} cannot be read ({error})"] += 1
             self.steps = iter(())
             return None
