@@ -361,7 +361,7 @@ class Trial:
 def minus(labels: Labels, predicted: Mapping[str, Any]) -> Labels:
     """Labels of energy, forces and stress, less what is predicted."""
     left = {p: getattr(labels, p) - predicted[p] for p in ("energy", "forces", "stress") if p in labels.known}
-    return Labels(**left, weight=labels.weight)
+    return Labels(**left, weight=labels.weight, weights=labels.weights)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ forces predicted, and the result is printed, saved and drawn.
 from __future__ import annotations
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -109,11 +111,12 @@ def read_frames(path: Path, forces: str = "forces") -> list[Frame]:
     """Every frame of a file with its forces, the per-atom array of the name `forces` (eV/Å).
 
     Any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the frame,
-    where one has none.
+    where one has none. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or
+    dft_forces.
     """
     from jaxmlip.structures import read_crystals
 
-    found = []
+    found, beside = [], Counter()
     for k, atoms in enumerate(read_crystals(path)):
         where = f"{path}, frame {k} ({atoms.get_chemical_formula()})"
         # Not get_forces(), which a constraint in the file would set to zero on the atoms it holds.
@@ -134,6 +137,14 @@ def read_frames(path: Path, forces: str = "forces") -> list[Frame]:
                 + f"; needed ({len(atoms)}, 3) finite numbers (eV/Å)."
             )
         found.append(Frame(where, atoms, values))
+        if forces == "forces":
+            beside.update(name for name in labels if name.lower() in ("ref_forces", "dft_forces"))
+    for name, count in beside.items():
+        warnings.warn(
+            f"{path}: {count} of {len(found)} frames have {name} besides forces, which may be those of a "
+            f"calculator and are read. --forces {name} reads the others.",
+            stacklevel=2,
+        )
     return found
 
 

@@ -323,6 +323,16 @@ def test_forces_under_another_name_and_behind_constraints_are_read(folder):
     np.testing.assert_array_equal(again.forces, frame.forces)
 
 
+def test_forces_that_may_be_of_a_calculator_are_read_aloud(folder):
+    both = labelled(bulk("Si"), np.zeros((2, 3)))
+    both.arrays["REF_forces"] = np.eye(2, 3)
+    write(folder / "both.extxyz", [both, both])
+    with pytest.warns(
+        UserWarning, match=r"2 of 2 frames have REF_forces besides forces.*--forces REF_forces"
+    ):
+        read_frames(folder / "both.extxyz")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

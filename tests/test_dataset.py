@@ -17,6 +17,7 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip.cli import main
 from jaxmlip.data import dataset, writing
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import (
@@ -30,6 +31,7 @@ from jaxmlip.data.dataset import (
 from jaxmlip.data.encoding import decode, encode
 from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.data.readers import ReadError
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
 from jaxmlip.training.config import ConfigError, DataConfig
@@ -70,7 +72,8 @@ def same(a: Example, b: Example) -> bool:
         np.allclose(getattr(a.labels, p), getattr(b.labels, p), rtol=1e-7 if p in rounded else 0, atol=0)
         for p in a.labels.known
     )
-    return graphs and labels and a.labels.weight == b.labels.weight and a.graph.short == b.graph.short
+    weights = all(a.labels.weight_of(p) == b.labels.weight_of(p) for p in a.labels.known)
+    return graphs and labels and weights and a.graph.short == b.graph.short
 
 
 @given(
@@ -93,6 +96,8 @@ def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known, pbc):
         magmoms=rng.normal(size=atoms),
         columns=np.array([0, 2]),
         hessian=rng.normal(size=(2, atoms, 3)),
+        weight=rng.uniform(),
+        weights={p: rng.uniform() for p in sorted(known)[: k % 3]},
     ).only(known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -265,6 +270,63 @@ def test_a_bad_crystal_is_named_or_left_out_on_request(tmp_path, kind):
         made = write_dataset(tmp_path / "d", crystals, CUTOFFS, fractions=(1, 0, 0), skip_bad=True)
     assert len(made.splits["train"]) == 9
     assert made.manifest["left_out"]["crystals"] == 1
+
+
+def test_crystals_that_cannot_be_used_are_left_out_of_memory_too():
+    crystals = [labelled(k, f"mp-{k}") for k in range(5)]
+    atoms = crystals[2].atoms.copy()
+    atoms.positions[1] = atoms.positions[0]
+    crystals[2] = LabelledCrystal(atoms, Labels(energy=1.0), "mp-2", "frame 2")
+    with pytest.raises(LabelError, match="frame 2"):
+        MemorySplit.from_crystals(crystals, CUTOFFS)
+    with pytest.warns(UserWarning, match=r"left out 1 crystals that cannot be used:\n  frame 2"):
+        assert len(MemorySplit.from_crystals(crystals, CUTOFFS, skip_bad=True)) == 4
+    with pytest.raises(DatasetError, match="none of 1 crystals"):
+        MemorySplit.from_crystals(crystals[2:3], CUTOFFS, skip_bad=True)
+
+
+def springs_and_more(folder):
+    """b/springs.extxyz, whose last frame is cut off, beside a whole a.extxyz with an isolated atom."""
+    from conftest import write_springs
+
+    (folder / "b").mkdir()
+    write_springs(folder, 4)
+    whole = (folder / "springs.extxyz").read_text()
+    (folder / "b" / "springs.extxyz").write_text(whole[:-40])
+    (folder / "springs.extxyz").unlink()
+    properties = "Properties=species:S:1:pos:R:3 energy=-0.8 config_type=IsolatedAtom"
+    alone = f'1\n{properties} pbc="F F F"\nSi 0 0 0\n'
+    (folder / "a.extxyz").write_text(alone + whole)
+
+
+def test_the_command_converts_what_is_whole_and_says_what_it_left_out(tmp_path, capsys):
+    springs_and_more(tmp_path)
+    arguments = ["data", "convert", str(tmp_path), "--cutoff", "4", "--validation", "0", "--test", "0"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "set")])
+    said = capsys.readouterr().err
+    assert "--skip-bad" in said
+    main([*arguments, "--out", str(tmp_path / "set"), "--skip-bad"])
+    said += capsys.readouterr().err
+    assert "a.extxyz: left out 1 isolated atom(s)" in said
+    assert "b/springs.extxyz: left out 1 that cannot be used" in said
+    assert len(Dataset(tmp_path / "set").splits["train"]) == 7
+    main([*arguments, "--out", str(tmp_path / "few"), "--limit", "3"])
+    assert len(Dataset(tmp_path / "few").splits["train"]) == 3
+
+
+def test_a_configuration_trains_on_what_is_whole(tmp_path):
+    springs_and_more(tmp_path)
+    data = DataConfig(train=(str(tmp_path),), split_by="crystal", fractions=(1, 0, 0))
+    with pytest.raises(ReadError, match="skip_bad: true"):
+        read(data)
+    with pytest.warns(UserWarning, match="left out 1"):
+        assert len(read(replace(data, skip_bad=True))["train"]) == 7
+    few = replace(data, options={"limit": 3})
+    assert len(read(few)["train"]) == 3
+    for options in ({"isolated": True}, {"limits": 1}):
+        with pytest.raises(ConfigError, match="readers do not know"):
+            read(replace(data, options=options))
 
 
 def test_a_full_disk_says_what_is_needed_and_leaves_nothing(tmp_path):

@@ -165,3 +165,76 @@ def test_an_element_unknown_to_the_potential_is_named(potential):
         patch.setattr("jaxmlip.training.splits._crystals", lambda paths, data: [crystal])
         with pytest.raises(DatasetError, match="Lr"):
             read_one(DataConfig(train=("x",)), "all", potential)
+
+
+def scaled(compared, name, factor):
+    """`compared` with other labels for one property."""
+    return {**compared, name: [evaluate.replace(p, dft=p.dft * factor) for p in compared[name]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "words"),
+    [
+        ("stress", -1602.18, "kbar with VASP's sign"),
+        ("stress", 1602.18, "that is kbar, needed"),
+        ("stress", 160.218, "that is GPa, needed"),
+        ("stress", -0.1, "VASP's kbar, positive in compression, was needed"),
+        ("stress", -1.0, "the other sign"),
+        ("forces", 1 / 51.422, "Hartree/Bohr"),
+        ("forces", 1 / 25.711, "Ry/Bohr"),
+        ("forces", -1.0, "gradient"),
+        ("energy", 1 / 2, "energies per atom"),  # of two atoms
+        ("energy", 1 / 27.2114, "Hartree"),
+    ],
+)
+def test_labels_in_another_unit_are_told_by_their_ratio(compared, name, factor, words):
+    if name == "energy":  # as large as energies of DFT are
+        compared = {
+            **compared,
+            name: [evaluate.replace(p, dft=p.dft - 5, model=p.model - 5) for p in compared[name]],
+        }
+    assert evaluate.units_told(compared) == []
+    (line,) = evaluate.units_told(scaled(compared, name, factor))
+    assert line.startswith(f"{name}: labels")
+    assert words in line
+
+
+def test_a_poor_model_is_no_matter_of_units(compared):
+    rng = np.random.default_rng(3)
+    for slope in (0.3, 0.8, 1.3):
+        poor = {
+            name: [
+                evaluate.replace(p, model=slope * p.dft + 0.2 * rng.normal(size=p.dft.shape)) for p in pairs
+            ]
+            for name, pairs in compared.items()
+        }
+        assert evaluate.units_told(poor) == []
+
+
+def test_evaluation_without_a_label_is_an_error(potential, frames, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    potential.save(tmp_path / "own")
+    ase.io.write("bare.extxyz", frames, format="extxyz")
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--data", "bare.extxyz", "--model", "own"])
+    assert "found no label that small predicts in 4 crystals" in capsys.readouterr().err
+
+
+def test_the_command_leaves_out_what_is_broken_and_keeps_to_a_limit(
+    potential, labelled, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    potential.save(tmp_path / "own")
+    write("some.extxyz", labelled)
+    text = (tmp_path / "some.extxyz").read_text()
+    (tmp_path / "cut.extxyz").write_text(text[: len(text) - 60])
+    arguments = ["evaluate", "--data", "cut.extxyz", "--model", "own", "--dtype", "float64", "--json"]
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert "--skip-bad" in capsys.readouterr().err
+    cli.main([*arguments, "--skip-bad"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["crystals"] == 3
+    assert "cut.extxyz: left out 1" in err
+    cli.main([*arguments, "--limit", "2"])
+    assert json.loads(capsys.readouterr().out)["crystals"] == 2

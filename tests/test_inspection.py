@@ -173,3 +173,56 @@ def test_a_mistake_is_answered_on_standard_error(file, capsys):
 def test_a_set_without_labels_can_be_drawn(tmp_path):
     figure(inspect([LabelledCrystal(rattled(1), Labels())]), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_stresses_in_kbar_are_flagged(clean, tmp_path, capsys):
+    kilobars = [
+        labelled(rattled(k), f"frame {k}", -16.0, stress=np.diag([-20.0, 3.0, 0.1 * k])) for k in range(12)
+    ]
+    found = inspect(kilobars)
+    assert [o.kind for o in found.outliers] == ["stress"] * 12
+    assert found.outliers[0].value == pytest.approx(20 * 160.2176634)
+    (line,) = found.units
+    assert line.startswith("stress: 12 of 12 are beyond 500 GPa")
+    assert inspect(clean).units == []
+
+
+@pytest.mark.parametrize("per_atom", [False, True])
+def test_energies_per_atom_are_told_from_totals(per_atom):
+    rng = np.random.default_rng(2)
+    crystals = []
+    for k in range(20):
+        atoms = rattled(k, ("Cu", "Pt")[k % 2]) * ((1, 1, 1 + k % 3))
+        energy = (-4.0, -6.5)[k % 2] + 0.02 * rng.normal()
+        crystals.append(labelled(atoms, f"frame {k}", energy * (1 if per_atom else len(atoms))))
+    told = inspect(crystals).units
+    assert [line[:7] for line in told] == ["energy:"] * per_atom
+
+
+def test_molecules_and_slabs_are_inspected_along_the_directions_that_repeat():
+    dimer = Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])
+    longer = Atoms("N2", [[0, 0, 0], [0, 0, 1.2]])
+    slab = Atoms("Cu", cell=[2.5, 2.5, 0], pbc=[True, True, False])
+    crystals = [LabelledCrystal(atoms, Labels(energy=-1.0)) for atoms in (dimer, longer, slab)]
+    found = inspect(crystals)
+    np.testing.assert_allclose(found.values["shortest distance"], [1.1, 1.2, 2.5])
+    assert np.isnan(found.values["volume per atom"]).all()
+    assert found.exact_duplicates == found.near_duplicates == []
+
+
+def test_the_command_says_what_it_flags_and_goes_round_broken_files(file, capsys):
+    frames = ase.io.read(file, ":")
+    for k, atoms in enumerate(frames):
+        atoms.calc = SinglePointCalculator(atoms, energy=-4.0, stress=np.array([20.0, 3, k, 0, 0, 0]))
+    kilobar = file.with_name("kilobar.extxyz")
+    ase.io.write(kilobar, frames)
+    cut = file.with_name("cut.extxyz")
+    cut.write_bytes(file.read_bytes()[:-60])
+    with pytest.raises(SystemExit):
+        main(["data", "inspect", str(cut), str(kilobar)])
+    capsys.readouterr()
+    main(["data", "inspect", str(cut), str(kilobar), "--skip-bad"])
+    said = capsys.readouterr()
+    assert "81 crystals" in said.out
+    assert "units? stress: 41 of 41" in said.out
+    assert "cut.extxyz: left out 1 that cannot be used" in said.err

@@ -242,8 +242,11 @@ def write_vasprun(folder, atoms, electronic=(1,), nelm=60):
     return folder / "vasprun.xml"
 
 
-def write_outcar(folder, atoms, electronic=(1,), nelm=60, said=()):
-    """OUTCAR with so many electronic steps in each ionic one; those numbered in `said` are said to do."""
+def write_outcar(folder, atoms, electronic=(1,), nelm=60, said=(), moments=()):
+    """OUTCAR with so many electronic steps in each ionic one; those numbered in `said` are said to do.
+
+    `moments` (steps, axes, atoms) are printed along x, or along x, y and z.
+    """
     full = lennard_jones(atoms)
     rows = np.hstack([atoms.positions, full.get_forces()])
     table = "".join("".join(f"{x:14.8f}" for x in row) + "\n" for row in rows)
@@ -257,6 +260,15 @@ def write_outcar(folder, atoms, electronic=(1,), nelm=60, said=()):
         if ionic in said:
             lines.append("------------------------ aborting loop because EDIFF is reached ---------")
         lines.append(f"      direct lattice vectors                 reciprocal lattice vectors\n{cell}")
+        for axis, values in zip("xyz", moments[ionic] if len(moments) else (), strict=False):
+            lines += [
+                f" magnetization ({axis})",
+                "",
+                "# of ion       s       p       d       tot",
+                " " + 40 * "-",
+            ]
+            lines += [f"{k + 1:5d} {0:8.3f} {0:7.3f} {m:7.3f} {m:7.3f}" for k, m in enumerate(values)]
+            lines += [" " + 40 * "-", f"tot {sum(values):20.3f}", "", "", ""]
         lines.append(f" POSITION          TOTAL-FORCE (eV/Angst)\n ------------\n{table} ------------")
         energy = full.get_potential_energy()
         lines.append("  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)\n  -------------------")
@@ -265,6 +277,13 @@ def write_outcar(folder, atoms, electronic=(1,), nelm=60, said=()):
     lines.append(" General timing and accounting informations for this job:")
     (folder / "OUTCAR").write_text("\n".join(lines) + "\n")
     return folder / "OUTCAR"
+
+
+def write_chgnet(folder, atoms):
+    """As chgnet's parse_vasp_dir(save_path=...) does."""
+    frame = json.loads(write_mptrj(folder, atoms).read_text())["mp-1"]["mp-1-0-0"]
+    names = ("structure", "uncorrected_total_energy", "energy_per_atom", "force", "magmom", "stress")
+    return dump(folder / "parsed.json", {name: [frame[name]] for name in names})
 
 
 def dump(path, found):
@@ -284,6 +303,7 @@ WRITERS = {
     "mptrj": write_mptrj,
     "matpes": write_matpes,
     "wbm": write_wbm,
+    "chgnet": write_chgnet,
     "mlearn": write_mlearn,
     "vasprun": write_vasprun,
 }
@@ -443,7 +463,7 @@ def test_an_unknown_file_is_answered_with_what_is_known(tmp_path):
         ("a.xyz", "-3\n", "'-3', needed the number of atoms"),
         ("a.xyz", "99999999999\nfoo\n", "ends after 0 of them"),
         ("a.xyz", "", "holds no crystal"),
-        ("a.json", '["vasp_f", 1]', "holds no crystal"),
+        ("a.json", '["vasp_f", 1]', "document 0 is of type str, needed an object"),
         ("a.json", '{"vasp_f": 1}', "needed an object"),
         ("a.json", '[{"matpes_id": "a", "energy": NaN}]', "invalid char"),
         ("vasprun.xml", "<modeling></modeling>", "holds no crystal"),
@@ -585,3 +605,296 @@ def test_the_energy_of_real_strained_silicon_rises_by_the_work_of_its_stress():
         rise = line[-1].labels.energy - line[0].labels.energy
         steps = np.ptp([c.labels.energy for c in line])
         assert abs(work - rise) < 0.05 * steps, mode
+
+
+HEAD = 'Lattice="4.2 0 0 0 4.2 0 0 0 4.2" pbc="T T T" '
+COLUMNS = "Properties=species:S:1:pos:R:3"
+
+
+def write_frames(path, *frames):
+    """Extended XYZ of NaCl in a box of 4.2 Å: each frame a comment, and numbers behind the positions."""
+    text = ""
+    for comment, *rows in frames:
+        rows = rows or ("", "")
+        text += f"2\n{HEAD}{comment}\nNa 0 0 0 {rows[0]}\nCl 2.1 2.1 2.1 {rows[1]}\n"
+    path.write_text(text)
+    return path
+
+
+def said_while_reading(path, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = list(read_labelled(path, **options))
+    return found, [str(w.message) for w in caught]
+
+
+FORCES = ("0.1 0 0", "-0.1 0 0")
+SIX_OF_CALCULATOR = 'stress="0.5 0 0 0 0.5 0 0 0 0.5" energy=-5.5'
+
+
+def test_labels_of_one_crystal_come_from_one_source_and_the_rest_is_said(tmp_path):
+    reference = f"{COLUMNS}:REF_forces:R:3 REF_energy=-6.0 {SIX_OF_CALCULATOR}"
+    path = write_frames(tmp_path / "a.xyz", (reference, *FORCES), (reference, *FORCES))
+    found, said = said_while_reading(path)
+    assert [c.labels.known for c in found] == [("energy", "forces")] * 2
+    assert found[0].labels.energy == -6
+    assert len(said) == 1
+    assert re.search(r"a\.xyz: 2 of 2 frames: passed over (energy, stress|stress, energy)", said[0])
+    assert "REF_energy" in said[0]
+    virial = f'{reference} REF_virials="-0.7 0 0 0 -0.7 0 0 0 -0.7"'
+    ((found,), _) = said_while_reading(write_frames(tmp_path / "b.xyz", (virial, *FORCES)))
+    np.testing.assert_allclose(found.labels.stress, 0.7 / 4.2**3 * np.eye(3))
+    ((found,), _) = said_while_reading(path, stress_key="stress", limit=1)  # the user's choice counts
+    np.testing.assert_allclose(found.labels.stress, 0.5 * np.eye(3))
+
+
+def test_frames_of_one_file_with_labels_of_different_sources_are_said(tmp_path):
+    reference, bare = f"{COLUMNS} REF_energy=-6.0", f"{COLUMNS} energy=-5.5"
+    path = write_frames(tmp_path / "a.xyz", (reference,), (bare,), (reference,))
+    found, said = said_while_reading(path)
+    assert [c.labels.energy for c in found] == [-6, -5.5, -6]
+    assert re.search(r"different sources \(2 with REF_names, 1 with bare names\)", said[0])
+    found, said = said_while_reading(path, energy_key="REF_energy")
+    assert [c.labels.energy for c in found] == [-6, None, -6]
+    assert said == []
+
+
+def test_names_that_say_the_same_twice_are_not_worth_a_word(tmp_path):
+    both = f"{COLUMNS}:REF_forces:R:3 REF_energy=-6.0 energy=-6.0"
+    _, said = said_while_reading(write_frames(tmp_path / "a.xyz", (both, *FORCES)))
+    assert said == []
+
+
+@pytest.mark.parametrize("format", ["traj", "db", "aselmdb"])
+def test_databases_and_trajectories_have_one_source_too(format, sheared, tmp_path):
+    atoms = computed(sheared)
+    if format == "traj":
+        atoms.info["REF_energy"] = -99.0
+        ase.io.write(tmp_path / "a.traj", atoms)
+        path = tmp_path / "a.traj"
+    elif format == "db":
+        from ase.db import connect
+
+        connect(tmp_path / "a.db").write(atoms, REF_energy=-99.0)
+        path = tmp_path / "a.db"
+    else:
+        import lmdb
+        from ase.io.jsonio import encode
+
+        row = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array}
+        row |= {"pbc": atoms.pbc, "key_value_pairs": {"REF_energy": -99.0}} | atoms.calc.results
+        path = tmp_path / "a.aselmdb"
+        write_rows(lmdb, path, [zlib.compress(encode(row).encode())])
+    ((found,), said) = said_while_reading(path)
+    assert found.labels.known == ("energy",)
+    assert found.labels.energy == -99
+    assert all(name in said[0] for name in ("forces", "stress", "magmoms"))
+
+
+def test_an_energy_in_info_that_the_calculator_contradicts_is_said(sheared, tmp_path):
+    atoms = computed(sheared)
+    atoms.info["energy"] = -99.0
+    ase.io.write(tmp_path / "a.traj", atoms)
+    (_, said) = said_while_reading(tmp_path / "a.traj")
+    assert "energy of the calculator was read" in said[0]
+
+
+def test_a_virial_and_a_stress_that_contradict_each_other_are_refused(tmp_path):
+    comment = f'{COLUMNS} energy=-6.0 stress="{{}} 0 0 0 {{}} 0 0 0 {{}}" virial="-0.7 0 0 0 -0.7 0 0 0 -0.7"'
+    value = 0.7 / 4.2**3
+    path = write_frames(tmp_path / "a.xyz", (comment.format(*3 * [value]),), (comment.format(*3 * [-value]),))
+    found = read_labelled(path)
+    np.testing.assert_allclose(next(found).labels.stress, value * np.eye(3), rtol=1e-6)
+    with pytest.raises(LabelError, match=r"stress and virial that contradict.*stress_key=virial"):
+        next(found)
+
+
+@pytest.mark.parametrize("name", ["dft_force", "force", "REF_force", "DFT_forces"])
+def test_names_of_forces_that_people_use_are_read(name, tmp_path):
+    energy = name.rpartition("_")[0] + "_energy" if "_" in name else "energy"
+    path = write_frames(tmp_path / "a.xyz", (f"{COLUMNS}:{name}:R:3 {energy}=-6.0", *FORCES))
+    (found,) = read_labelled(path)
+    assert found.labels.known == ("energy", "forces")
+    np.testing.assert_allclose(found.labels.forces[:, 0], [0.1, -0.1])
+
+
+def test_a_bare_magmom_is_not_taken_for_a_label_and_named(tmp_path):
+    """ASE's is the moment of the whole cell, pymatgen's may be where the calculation began."""
+    path = write_frames(tmp_path / "a.xyz", (f"{COLUMNS}:magmom:R:1 energy=-1", "5", "5"))
+    ((found,), said) = said_while_reading(path)
+    assert found.labels.known == ("energy",)
+    assert "--magmoms-key magmom" in said[0]
+    path = write_frames(tmp_path / "b.xyz", (f"{COLUMNS}:dft_magmom:R:1 dft_energy=-1", "5", "-4"))
+    (found,) = read_labelled(path)
+    np.testing.assert_allclose(found.labels.magmoms, [5, 4])
+
+
+def test_what_looks_like_labels_and_is_not_read_is_named_with_the_remedy(tmp_path):
+    comment = (
+        f'{COLUMNS}:my_force:R:3 vasp_energy=-6.0 VirialTensor="1 0 0 0 1 0 0 0 1" config_energy_weight=2'
+    )
+    path = write_frames(tmp_path / "a.xyz", (comment, *FORCES))
+    ((found,), said) = said_while_reading(path)
+    assert found.labels.known == ()
+    assert len(said) == 3
+    for name, key in (("my_force", "forces"), ("vasp_energy", "energy"), ("VirialTensor", "stress")):
+        assert any(f"{name} looks like {key}" in line and f"--{key}-key {name}" in line for line in said)
+    ((found,), said) = said_while_reading(path, forces_key="my_force", energy_key="vasp_energy")
+    assert found.labels.known == ("energy", "forces")
+    assert len(said) == 1
+
+
+def test_isolated_atoms_are_no_crystals_whatever_their_box(tmp_path):
+    frames = [
+        ("config_type=IsolatedAtom", 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"'),
+        ("config_type=isolated_atom", 'pbc="F F F"'),
+        ("", 'Lattice="15 0 0 0 15 0 0 0 15" pbc="T T T"'),
+        ("", 'Lattice="15 0 0 0 15 0 0 0 15" pbc="F F F"'),
+        ("", 'Lattice="4 0 0 0 4 0 0 0 4" pbc="T T T"'),  # a crystal of one atom
+        ("", 'Lattice="9 0 0 8.7 2.3 0 8.7 1.2 2" pbc="T T T"'),  # long vectors of a dense crystal
+    ]
+    text = "".join(
+        f"1\n{box} {COLUMNS} REF_energy=-{k}.0 {kind}\nNa 0 0 0\n" for k, (kind, box) in enumerate(frames)
+    )
+    (tmp_path / "a.xyz").write_text(text)
+    found, said = said_while_reading(tmp_path / "a.xyz")
+    assert [c.labels.energy for c in found] == [-4, -5]
+    assert len(said) == 1
+    assert "left out 4 isolated atom(s)" in said[0]
+    alone, said = said_while_reading(tmp_path / "a.xyz", isolated=True)
+    assert [c.labels.energy for c in alone] == [0, -1, -2, -3]
+    assert said == []
+    path = write_frames(tmp_path / "b.xyz", (f"{COLUMNS} energy=-1 config_type=IsolatedAtom",))
+    with pytest.raises(LabelError, match="of 2 atoms, needed one"):
+        list(read_labelled(path))
+
+
+def test_moments_that_are_vectors_are_read_as_lengths(sheared, tmp_path):
+    path = write_frames(tmp_path / "a.xyz", (f"{COLUMNS}:magmoms:R:3 energy=-1", "0 3 4", "0 0 -0.5"))
+    (found,) = read_labelled(path)
+    np.testing.assert_allclose(found.labels.magmoms, [5, 0.5])
+    document = json.loads(write_mptrj(tmp_path, sheared).read_text())["mp-1"]["mp-1-0-0"]
+    vectors = [[0, 3, 4], [0, 0, -1], [0, 0, 0], [2, 0, 0]]
+    for moments in (vectors, [{"@class": "Magmom", "moment": v, "saxis": [0, 0, 1]} for v in vectors]):
+        (found,) = read_labelled(dump(tmp_path / "m.json", {"mp-1": {"0": document | {"magmom": moments}}}))
+        np.testing.assert_allclose(found.labels.magmoms, [5, 1, 0, 2])
+
+
+def test_moments_of_outcar_are_lengths_where_spins_are_not_collinear(sheared, tmp_path):
+    vectors = np.array([[0, 3, 4], [0, 0, 0.5], [-2, 0, 0], [0, 0, 0]])
+    (found,) = read_labelled(write_outcar(tmp_path, sheared, moments=[vectors.T]))
+    np.testing.assert_allclose(found.labels.magmoms, [5, 0.5, 2, 0])
+    (found,) = read_labelled(write_outcar(tmp_path, sheared, moments=[vectors.T[2:]]))  # ISPIN = 2
+    np.testing.assert_allclose(found.labels.magmoms, [4, 0.5, 0, 0])
+
+
+def test_moments_of_outcar_join_the_steps_of_vasprun(sheared, tmp_path):
+    steps = np.arange(8.0).reshape(2, 1, 4)
+    outcar = write_outcar(tmp_path, sheared, electronic=(1, 1), moments=steps)
+    write_vasprun(tmp_path, sheared, electronic=(1, 1))
+    for packed in (False, True):
+        if packed:
+            (tmp_path / "OUTCAR.gz").write_bytes(gzip.compress(outcar.read_bytes()))
+            outcar.unlink()
+        found, said = said_while_reading(tmp_path)
+        assert [c.name.rpartition("/")[2] for c in found] == ["vasprun.xml step 0", "vasprun.xml step 1"]
+        np.testing.assert_allclose([c.labels.magmoms for c in found], steps[:, 0])
+        assert said == []
+
+
+def test_an_outcar_of_another_run_beside_vasprun_is_not_joined_and_said(sheared, tmp_path):
+    write_vasprun(tmp_path, sheared)
+    other = sheared.copy()
+    other.rattle(0.1)
+    write_outcar(tmp_path, other, moments=[[[1.0, 2.0, 3.0, 4.0]]])
+    ((found,), said) = said_while_reading(tmp_path)
+    assert found.labels.magmoms is None
+    assert re.search(
+        r"1 of 1 frames: without magnetic moments: .*OUTCAR has no step of these forces", said[0]
+    )
+    (tmp_path / "OUTCAR").rename(tmp_path / "OUTCAR.relax2")
+    assert "OUTCAR.relax2 was passed over" in said_while_reading(tmp_path)[1][0]
+
+
+def test_a_broken_file_is_read_as_far_as_it_goes_and_others_after_it(sheared, tmp_path):
+    for name, steps in (("a", 2), ("b", 3), ("c", 1)):
+        (tmp_path / name).mkdir()
+        write_vasprun(tmp_path / name, sheared, electronic=steps * (1,))
+    cut = tmp_path / "b" / "vasprun.xml"
+    text = cut.read_text()
+    cut.write_text(text[: text.rindex("<calculation>") + 100])
+    with pytest.raises(ReadError, match=r"b/vasprun\.xml cannot be read .* beyond 2 .*--skip-bad"):
+        list(read_labelled(tmp_path))
+    found, said = said_while_reading(tmp_path, skip_bad=True)
+    assert [c.name.split("/")[-2:][0] for c in found] == ["a", "a", "b", "b", "c"]
+    assert len(said) == 1
+    assert "b/vasprun.xml: left out 1 that cannot be used" in said[0]
+    (tmp_path / "notes.csv").write_text("nothing")
+    paths = [tmp_path / "notes.csv", tmp_path / "a"]
+    found, said = said_while_reading(paths, skip_bad=True)
+    assert len(found) == 2
+    assert "notes.csv is of no known format" in said[0]
+    with pytest.raises(ReadError, match="notes"):
+        read_labelled(paths[:1], skip_bad=True)
+
+
+def test_a_bad_frame_is_left_out_by_itself(tmp_path):
+    good, bad = f"{COLUMNS} energy=-6.0", f'{COLUMNS} energy="-6.0 eV"'
+    path = write_frames(tmp_path / "a.xyz", (good,), (bad,), (f'{good} stress="1 2 3 4 5"',), (good,))
+    found, said = said_while_reading(path, skip_bad=True)
+    assert [c.name.rpartition(" ")[2] for c in found] == ["0", "3"]
+    assert "left out 2 that cannot be used" in said[0]
+    assert all(f"a.xyz, after {n} crystals" in said[0] for n in (1, 2))
+    found = read_labelled(path)
+    assert next(found).name.endswith("frame 0")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"--skip-bad"):
+            next(found)
+    assert next(found).name.endswith("frame 3")
+    with pytest.raises(ReadError, match="nothing of what was given"):
+        list(read_labelled(write_frames(tmp_path / "b.xyz", (bad,)), skip_bad=True))
+
+
+def test_weights_of_crystals_and_of_their_labels_are_read(tmp_path):
+    comment = (
+        f'{COLUMNS}:REF_forces:R:3 REF_energy=-6.0 REF_virials="1 0 0 0 1 0 0 0 1" config_weight=10 '
+        "config_energy_weight=0.5 config_virials_weight=0.0"
+    )
+    path = write_frames(tmp_path / "a.xyz", (comment, *FORCES), (f"{COLUMNS} energy=-1 config_weight=-1",))
+    with pytest.warns(UserWarning, match=r"REF_virials has weight 0"):
+        (crystal,) = read_labelled(path, weight=2, limit=1)
+    found = crystal.labels
+    assert [found.weight_of(p) for p in ("energy", "forces")] == [10, 20]
+    assert found.stress is None
+    with pytest.raises(LabelError, match="found weight -1"):
+        list(read_labelled(path))
+
+
+def test_json_lines_are_read_as_the_same_documents_in_a_list(sheared, truth, tmp_path):
+    matpes = json.loads(gzip.decompress(write_matpes(tmp_path, sheared).read_bytes()))[0]
+    mptrj = json.loads(write_mptrj(tmp_path, sheared).read_text())["mp-1"]["mp-1-0-0"]
+    mlearn = json.loads(write_mlearn(tmp_path, sheared).read_text())[0]
+    for document, material in ((matpes, "mp-1"), (mptrj, "mp-1"), (mlearn, "HMgOSi")):
+        line = json.dumps(document)
+        for count, text in ((3, f"{line}\n{line}\n{line}\n"), (2, f"[{line}, {line}]"), (1, line)):
+            (tmp_path / "a.jsonl").write_text(text)
+            found = list(read_labelled(tmp_path / "a.jsonl"))
+            assert [c.material for c in found] == count * [material]
+            np.testing.assert_allclose(found[-1].labels.stress, truth[2], atol=1e-7)
+
+
+def test_lists_of_chgnets_parser_may_lack_labels_and_must_be_of_one_length(sheared, truth, tmp_path):
+    columns = json.loads(write_chgnet(tmp_path, sheared).read_text())
+    del columns["uncorrected_total_energy"]
+    path = dump(tmp_path / "p.json", columns | {"magmom": [], "stress": None})
+    (found,) = read_labelled(path)
+    assert found.labels.known == ("energy", "forces")
+    np.testing.assert_allclose(found.labels.energy, truth[0] - 1)  # energy_per_atom times N
+    with pytest.raises(ReadError, match=r"1 structures and \{'force': 2\}"):
+        list(read_labelled(dump(path, columns | {"force": 2 * columns["force"]})))
+
+
+def test_an_energy_per_atom_of_a_frame_is_of_the_whole_crystal(tmp_path):
+    path = write_frames(tmp_path / "a.xyz", (f"{COLUMNS} energy_per_atom=-3.0",))
+    (found,) = read_labelled(path, energy_key="energy_per_atom")
+    assert found.labels.energy == -6

@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -192,3 +193,20 @@ def test_flags_replace_what_a_preset_says(preset):
 def test_differences_are_named_by_key():
     other = dataclasses.replace(EXAMPLE, seed=3, loss=LossConfig(kind="mae"))
     assert differences(EXAMPLE, other) == {"loss.kind": ("huber", "mae"), "seed": (0, 3)}
+
+
+def test_what_to_leave_out_and_how_much_to_read_reaches_the_configuration(tmp_path, monkeypatch):
+    from jaxmlip.cli import main, training
+
+    seen = []
+    monkeypatch.setattr(training, "_run", lambda config, out: seen.append(config))
+    frames = str(tmp_path / "a.extxyz")
+    Path(frames).touch()
+    main(["finetune", "--data", frames, "--skip-bad", "--limit", "7", "--references", "isolated"])
+    assert seen[0].data.skip_bad
+    assert seen[0].data.options == {"limit": 7}
+    assert seen[0].reference_energies == "isolated"
+    (tmp_path / "c.yaml").write_text(to_yaml(seen[0]).replace("skip_bad: true", "skip_bad: false"))
+    main(["train", str(tmp_path / "c.yaml")])
+    main(["train", str(tmp_path / "c.yaml"), "--skip-bad"])
+    assert [config.data.skip_bad for config in seen] == [True, False, True]

@@ -1,9 +1,17 @@
 """Reference energies by least squares."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from conftest import write_springs
+from rich.console import Console
 
-from jaxmlip.training.references import refit
+from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig
+from jaxmlip.training.losses import LossConfig
+from jaxmlip.training.parallel import make_mesh
+from jaxmlip.training.references import of_isolated, refit
+from jaxmlip.training.run import prepare
 
 ENERGIES = np.zeros(95)
 ENERGIES[[8, 12, 26]] = -5.0, -1.5, -8.0
@@ -49,3 +57,44 @@ def test_one_composition_alone_stays_close_to_the_energies_before_and_says_so():
 def test_reference_energies_of_nothing_are_refused():
     with pytest.raises(ValueError, match="needed some"):
         refit([], np.zeros(0), np.zeros(95))
+
+
+def test_energies_of_isolated_atoms_are_taken_as_they_are_or_the_lack_of_one_is_named():
+    before = np.full(95, 0.25)
+    found = of_isolated([(8, -1.5), (12, -0.1), (12, -0.1), (26, -3.0)], [8, 12], before)
+    np.testing.assert_array_equal(found.energies[[8, 12, 26]], [-1.5, -0.1, 0.25])
+    assert (found.fitted, 26 in found.kept) == ((8, 12), True)
+    assert str(found) == "reference energies of isolated atoms for O Mg"
+    with pytest.raises(ValueError, match="no isolated atom of Mg, Fe with an energy"):
+        of_isolated([(8, -1.5)], [8, 12, 26], before)
+    with pytest.raises(ValueError, match=r"isolated atoms of O with -1\.5 and -1\.4"):
+        of_isolated([(8, -1.5), (8, -1.4)], [8], before)
+
+
+def test_a_run_begins_with_the_energies_of_the_isolated_atoms_in_its_files(tmp_path):
+    write_springs(tmp_path, 4)
+    path = tmp_path / "springs.extxyz"
+    frames = path.read_text()
+    properties = "Properties=species:S:1:pos:R:3 energy=-0.8 config_type=IsolatedAtom"
+    alone = f'1\n{properties} pbc="F F F"\nSi 0 0 0\n'
+    path.write_text(alone + frames)
+    config = TrainConfig(
+        model=ModelConfig(architecture="m3gnet", hyperparameters={"features": 4, "blocks": 1}),
+        data=DataConfig(train=(str(path),), split_by="crystal", fractions=(1, 0, 0)),
+        loss=LossConfig(stress=0.0, magmoms=0.0),
+        reference_energies="isolated",
+    ).checked()
+    begun = config, tmp_path / "run", make_mesh(1), Console(quiet=True)
+    potential, splits, _ = prepare(*begun)
+    assert len(splits["train"]) == 4
+    assert potential.params["reference_energies"][14] == pytest.approx(-0.8)
+    path.write_text(alone.replace("Si", "Ge") + frames)
+    with pytest.raises(ValueError, match="no isolated atom of Si"):
+        prepare(*begun)
+    path.write_text(frames)
+    with pytest.raises(ValueError, match="no isolated atom in"):
+        prepare(*begun)
+    refitted = replace(config, reference_energies="refit")
+    path.write_text(alone + frames)  # the isolated atom is in no fit
+    potential, _, _ = prepare(refitted, *begun[1:])
+    assert potential.params["reference_energies"][14] > 0

@@ -45,6 +45,7 @@ def labelled(potential, crystals, seed=0) -> list[Example]:
             columns=np.array([0, 3 * n - 1]),
             hessian=rng.normal(size=(2, n, 3)),
             weight=rng.uniform(0.5, 2),
+            weights={"energy": 0.25 + n, "forces": 3.0 / n},
         )
         found.append(Example(potential.graph(atoms), labels.check(n, "made up")))
     return found
@@ -113,7 +114,7 @@ def test_the_loss_is_made_of_what_predict_and_hessian_give(any_potential, crysta
         k = int(np.flatnonzero(labels.columns == probe.argmax())[0])
         error["hessian"] += [column.reshape(n, 3) - labels.hessian[k]]
         for name in weight:
-            weight[name] += [np.full(np.shape(error[name][-1]), labels.weight)]
+            weight[name] += [np.full(np.shape(error[name][-1]), labels.weight_of(name))]
     for name in error:
         x, w = (np.concatenate([np.ravel(y) for y in z[name]]) for z in (error, weight))
         np.testing.assert_allclose(found[f"{name}_mae"], np.average(np.abs(x), weights=w), rtol=1e-8)

@@ -27,7 +27,7 @@ class Source:
 
     paths: Positional[list[str]]
     """files, folders or patterns (extended XYZ, ASE databases and trajectories, MPtrj, MatPES, MP-r2SCAN,
-    WBM, mlearn, vasprun.xml, OUTCAR, phonopy)"""
+    WBM, mlearn, chgnet's parse_vasp_dir, vasprun.xml with the moments of OUTCAR, OUTCAR, phonopy)"""
     format: str | None = None
     """the format of all of them; default: guessed of each"""
     energy_key: str | None = None
@@ -46,6 +46,9 @@ class Source:
     """the functional, of files that do not say it"""
     unconverged: bool = False
     """read also those ionic steps of VASP whose electrons did not converge"""
+    skip_bad: bool = False
+    """leave out crystals that cannot be used, and what is behind the break of a file, and say why, instead of
+    stopping at the first"""
 
     def read(self, **more) -> Iterable[LabelledCrystal]:
         """The crystals, as `read_labelled` gives them."""
@@ -120,6 +123,8 @@ def inspect(
                 first = (kind, str(len(these))) if k == 0 else ("", "")
                 table.add_row(*first, outlier.crystal, f"{outlier.value:.4g}", unit)
         print_table(table)
+    for line in found.units:
+        console.print(f"units? {line}", markup=False, soft_wrap=True)
     for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
         line = f"{len(pairs)} {kind} duplicates" + (f", such as {pairs[0][0]}" if pairs else "")
         console.print(line, markup=False, soft_wrap=True)
@@ -136,7 +141,7 @@ def convert(
     test: float = 0.05,
     seed: int = 0,
     processes: int | None = None,
-    skip_bad: bool = False,
+    limit: int | None = None,
 ) -> None:
     """Writes the labelled crystals of PATHS with their graphs as a data set to train on.
 
@@ -151,7 +156,7 @@ def convert(
         test: the fraction that is kept for tests, by material
         seed: of the division
         processes: that make graphs; default: one for each core
-        skip_bad: leave out crystals that cannot be used, and say why, instead of stopping at the first
+        limit: read so many crystals in all
     """
     from jaxmlip.data.dataset import DatasetError, check
     from jaxmlip.data.writing import write_dataset
@@ -167,12 +172,12 @@ def convert(
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
         out,
-        source.read(checked=False),  # the writer checks, and knows what to leave out
+        source.read(checked=False, limit=limit),  # the writer checks, and knows what to leave out
         cutoffs,
         fractions=(1 - validation - test, validation, test),
         seed=seed,
         processes=processes,
-        skip_bad=skip_bad,
+        skip_bad=source.skip_bad,
         sources=source.paths,
     )
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")

@@ -20,6 +20,7 @@ def train(
     out: Path | None = None,
     changes: Changes = (),
     example: Flag = False,
+    skip_bad: Flag = False,
     distributed: Flag = False,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -32,6 +33,7 @@ def train(
         out: folder of the run; default: the name of CONFIG without .yaml
         changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
         example: print a configuration with every key, and do nothing
+        skip_bad: leave out crystals that cannot be used and what is behind the break of a file: data.skip_bad
         distributed: train together with other processes, which SLURM, Open MPI or a TPU slice knows
         coordinator: where none of these does: HOST:PORT of the first process
         processes: how many processes there are
@@ -47,7 +49,7 @@ def train(
             "found no configuration, needed one: jaxmlip train CONFIG.yaml. `jaxmlip train --example` "
             "prints one."
         )
-    settings = read_config(config, _all(changes))
+    settings = read_config(config, _all(changes) + ["data.skip_bad=true"] * skip_bad)
     if out is None:
         # The configuration in the folder of a run is that of the run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
@@ -65,9 +67,11 @@ def finetune(
     validation: Several = (),
     test: Several = (),
     option: Several = (),
+    skip_bad: Flag = False,
+    limit: int | None = None,
     train: Several = (),
     freeze: Several = (),
-    references: Literal["keep", "refit"] | None = None,
+    references: Literal["keep", "refit", "isolated"] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -94,11 +98,14 @@ def finetune(
         validation: crystals that tell which step is best; default: as the preset says
         test: crystals to tell the errors before and after of; default: as the preset says
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
+        skip_bad: leave out crystals that cannot be used and what is behind the break of a file, and say so
+        limit: read so many crystals of data, validation and test each
         train: all (the network), readout, scale (a single factor), references, or a pattern for names of
             parameters; default: all
         freeze: what not to train, in the same words
-        references: reference energies of the elements: keep the model's, or refit them to the data. They stay
-            as they are then, unless --train references has them trained. Default: as the preset says
+        references: reference energies of the elements: keep the model's, refit them to the data, or take
+            those of the isolated atoms in the data. They stay as they are then, unless --train references has
+            them trained. Default: as the preset says
         epochs: how often to go through the data; default: as the preset says
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says
@@ -118,7 +125,8 @@ def finetune(
         "data.train": _all(data),
         "data.validation": _all(validation),
         "data.test": _all(test),
-        "data.options": reader_options(_all(option)),
+        "data.options": reader_options(_all(option)) | _limit(limit),
+        "data.skip_bad": skip_bad,
         "optimizer.train": _all(train) or None,
         "optimizer.freeze": _all(freeze),
         "optimizer.learning_rate": learning_rate,
@@ -156,6 +164,8 @@ def evaluate(
     split: Literal["all", "train", "validation", "test"] = "all",
     format: str | None = None,
     option: Several = (),
+    skip_bad: Flag = False,
+    limit: int | None = None,
     functional: str | None = None,
     refit_references: Flag = False,
     by: Literal["material", "element", "none"] = "material",
@@ -171,6 +181,8 @@ def evaluate(
         split: which part of a dataset
         format: of the files; default: told from their names and contents
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
+        skip_bad: leave out crystals that cannot be used and what is behind the break of a file, and say so
+        limit: read so many crystals
         functional: take the crystals of this functional alone; of a model with several, which one
         refit_references: for data of another functional: shift energies by what fits best for each element
         by: a second table with a row for each
@@ -182,7 +194,11 @@ def evaluate(
     from jaxmlip.training.evaluate import run
 
     its = DataConfig(
-        train=tuple(_all(data)), format=format, options=reader_options(_all(option)), functional=functional
+        train=tuple(_all(data)),
+        format=format,
+        options=reader_options(_all(option)) | _limit(limit),
+        skip_bad=skip_bad,
+        functional=functional,
     )
     run(model, its, split, refit_references, by, dtype, json_, out, _console())
 
@@ -209,6 +225,10 @@ def export(
     potential.save(out)
     step = potential.manifest["trained"]["step"]
     Console().print(f"{potential.name}, step {step}: written to {out}", highlight=False)
+
+
+def _limit(limit: int | None) -> dict[str, int]:
+    return {} if limit is None else {"limit": limit}
 
 
 def _all(given: tuple[tuple[str, ...], ...]) -> list[str]:

@@ -98,9 +98,9 @@ def collate(
             if name == "stress" and not has_stress(g):
                 continue
             if name in per_crystal:
-                per_crystal[name][c] = labels.weight
+                per_crystal[name][c] = labels.weight_of(name)
             else:
-                per_atom[name][own] = labels.weight
+                per_atom[name][own] = labels.weight_of(name)
     weights = PerLabel(**per_crystal, **per_atom)
     return Batch(graph, energy, forces, stress, magmoms, probe, hessian, atoms, weights)
 

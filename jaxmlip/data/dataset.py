@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the folder; another number is another layout
 MANIFEST = "dataset.json"
+SAID = 10  # of crystals that were left out
 COINCIDE = 0.05  # Å; atoms closer than this are the same atom twice
 
 
@@ -72,12 +74,29 @@ class MemorySplit:
         self.functionals = dict(Counter(e.functional for e in self.examples))
 
     @classmethod
-    def from_crystals(cls, crystals: Iterable[LabelledCrystal], cutoffs: Cutoffs) -> MemorySplit:
+    def from_crystals(
+        cls, crystals: Iterable[LabelledCrystal], cutoffs: Cutoffs, skip_bad: bool = False
+    ) -> MemorySplit:
         """The graphs of `crystals` with their labels.
 
-        Raises LabelError where a label or a crystal cannot be used, naming it.
+        Raises LabelError where a label or a crystal cannot be used, naming it. With `skip_bad` such crystals
+        are left out, with a warning, and DatasetError comes where none is left.
         """
-        return cls([example(crystal, cutoffs) for crystal in track(crystals, "neighbours")], cutoffs)
+        found, bad = [], []
+        for crystal in track(crystals, "neighbours"):
+            try:
+                found.append(example(crystal, cutoffs))
+            except ValueError as error:
+                if not skip_bad:
+                    raise
+                bad.append(str(error))
+        if bad and not found:
+            raise DatasetError(f"none of {len(bad)} crystals can be used. {bad[0]}")
+        if bad:
+            more = f"\n  and {len(bad) - SAID} more" if len(bad) > SAID else ""
+            text = "".join(f"\n  {reason}" for reason in bad[:SAID]) + more
+            warnings.warn(f"left out {len(bad)} crystals that cannot be used:{text}", stacklevel=2)
+        return cls(found, cutoffs)
 
     @cached_property
     def digest(self) -> str:

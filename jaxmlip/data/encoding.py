@@ -40,6 +40,8 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
         tensors["columns"] = labels.columns.astype(np.int32)
     if not g.periodic.all():  # most are, and records without it mean that
         tensors["periodic"] = g.periodic[0].astype(np.uint8)
+    if labels.weights:
+        tensors["weights"] = np.array([labels.weights.get(p, 1.0) for p in PROPERTIES])
     tensors = {key: np.asarray(x, order="C") for key, x in tensors.items()}
     # One entry: the order of several would be random, and so would the bytes.
     about = [name, material, functional] if functional else [name, material]
@@ -86,7 +88,8 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
             short=short,
         )
         known = {p: t[p] for p in (*PROPERTIES, "columns") if p in t}
-        labels = Labels(**known, weight=float(t["weight"])).check(atoms, "labels")
+        weights = dict(zip(PROPERTIES, t["weights"].tolist(), strict=True)) if "weights" in t else {}
+        labels = Labels(**known, weight=float(t["weight"]), weights=weights).check(atoms, "labels")
         return Example(graph, labels, title(record).functional)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"other arrays than a crystal has ({error!r})") from None

@@ -20,8 +20,10 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 ROBUST_SIGMA = 6.0  # of energies per atom about the fit by composition
 STRONG_FORCE = 25.0  # eV/Å
 NET_FORCE = 1e-2  # eV/Å per atom; zero of a potential that knows no place
+STRONG_STRESS = 500.0  # GPa, of the largest component; the centre of the Earth has 360
 CLOSE = 0.5  # of the sum of two covalent radii
 CONFLICT = 1e-3  # eV/atom between two calculations of one crystal
+PER_ATOM = 0.2  # of the scatter about the composition: what is left where energies are taken as per atom
 SAME, NEAR = 1e-6, 1e-2  # Å
 REACH = 4.0  # Å; distances beyond are not looked at
 QUANTITIES = {
@@ -50,6 +52,7 @@ KINDS = {
     "energy": "eV/atom beside the fit by composition",
     "force": "eV/Å, the largest",
     "net force": "eV/Å per atom",
+    "stress": "GPa, the largest component",
     "distance": "of the sum of two covalent radii",
     "conflict": "eV/atom beside an equal crystal",
 }
@@ -76,6 +79,7 @@ class Inspection:
     outliers: list[Outlier] = field(default_factory=list)  # the worst of each kind first
     exact_duplicates: list[tuple[str, int]] = field(default_factory=list)  # name, number of the earlier one
     near_duplicates: list[tuple[str, int]] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)  # which labels look as if they were in another unit
     values: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # NaN: not known
 
     def as_dict(self) -> dict:
@@ -91,7 +95,9 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
 
     Outliers are energies per atom beyond 6 robust standard deviations (1.4826 of the median absolute
     deviation) of a least-squares fit by composition, forces beyond 25 eV/Å, atoms closer than half the sum
-    of their covalent radii, net forces beyond 0.01 eV/Å per atom, and equal crystals of different energy.
+    of their covalent radii, net forces beyond 0.01 eV/Å per atom, stresses with a component beyond 500 GPa,
+    and equal crystals of different energy. Where stresses look like kbar, or energies like energies per atom,
+    `units` says so.
     Duplicates have the same atoms, in any order, in the same cell to 1e-6 Å, or to about 0.01 Å for near
     ones; shifted copies, and near ones on two sides of a rounding, are not seen.
     """
@@ -109,6 +115,10 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
         fractions.append((species.astype(np.uint8), (counts / len(atoms)).astype(np.float32)))
         for name, value in _quantities(crystal).items():
             values[name].append(value)
+        if labels.stress is not None:
+            stress = float(np.abs(labels.stress).max() * GPA_PER_EV_PER_A3)
+            if stress > STRONG_STRESS:
+                found.outliers.append(Outlier("stress", names[-1], stress))
         ratio = _closest(atoms)
         values["shortest distance"].append(ratio[0])
         if ratio[1] < CLOSE:
@@ -135,6 +145,7 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
     found.values = {name: np.array(value) for name, value in values.items()}
     found.spreads = {n: s for n, v in found.values.items() if (s := _spread(v)) is not None}
     found.outliers += _energy_outliers(names, found.values["energy per atom"], fractions)
+    found.units = _units_told(found, fractions)
     order = list(KINDS)
     found.outliers.sort(
         key=lambda o: (order.index(o.kind), o.value if o.kind == "distance" else -abs(o.value))
@@ -143,10 +154,15 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
 
 
 def fingerprint(atoms: Atoms, resolution: float) -> int:
-    """A number that two crystals share where cell, places and elements agree to `resolution` (Å)."""
+    """A number that two crystals share where cell, places and elements agree to `resolution` (Å).
+
+    Places are alike where they differ by lattice vectors along which the crystal repeats.
+    """
     cell = np.round(atoms.cell.array / resolution).astype(np.int64)
-    steps = np.maximum(1, np.round(atoms.cell.lengths() / resolution)).astype(np.int64)
-    places = np.round(atoms.cell.scaled_positions(atoms.positions) * steps).astype(np.int64) % steps
+    whole = atoms.cell.complete()
+    steps = np.maximum(1, np.round(whole.lengths() / resolution)).astype(np.int64)
+    places = np.round(whole.scaled_positions(atoms.positions) * steps).astype(np.int64)
+    places[:, atoms.pbc] %= steps[atoms.pbc]
     rows = np.column_stack([atoms.numbers, places])
     rows = rows[np.lexsort(rows.T[::-1])]
     digest = hashlib.blake2b(cell.tobytes() + rows.astype(np.int64).tobytes(), digest_size=8)
@@ -192,7 +208,7 @@ def _quantities(crystal: LabelledCrystal) -> dict[str, float]:
         "RMS force": unknown if forces is None else np.sqrt(np.mean(forces**2) / 3),  # of a component
         "pressure": unknown if labels.stress is None else -np.trace(labels.stress) / 3 * GPA_PER_EV_PER_A3,
         "largest moment": unknown if labels.magmoms is None else np.abs(labels.magmoms).max(),
-        "volume per atom": atoms.get_volume() / size,
+        "volume per atom": atoms.get_volume() / size if atoms.cell.rank == 3 else unknown,
     }
 
 
@@ -201,7 +217,7 @@ def _closest(atoms: Atoms) -> tuple[float, float]:
     from vesin import NeighborList
 
     i, j, d = NeighborList(cutoff=REACH, full_list=False).compute(
-        atoms.positions, atoms.cell.array, periodic=True, quantities="ijd"
+        atoms.positions, atoms.cell.complete().array, periodic=atoms.pbc, quantities="ijd"
     )
     if not len(d):
         return float("nan"), float("nan")
@@ -221,14 +237,44 @@ def _energy_outliers(names: list[str], energies: np.ndarray, fractions) -> list[
     known = np.flatnonzero(np.isfinite(energies))
     if len(known) < 10:  # too few to say what is usual
         return []
-    gram, right = np.zeros((119, 119)), np.zeros(119)
-    for k in known:
-        species, parts = fractions[k]
-        gram[np.ix_(species, species)] += np.outer(parts, parts)
-        right[species] += parts * energies[k]
-    fitted = np.linalg.lstsq(gram, right, rcond=1e-10)[0]
-    residuals = np.array([energies[k] - fractions[k][1] @ fitted[fractions[k][0]] for k in known])
+    residuals = _residuals(energies[known], [fractions[k] for k in known])
     residuals -= np.median(residuals)
     sigma = max(1.4826 * np.median(np.abs(residuals)), 1e-4)  # eV/atom; what DFT itself scatters by
     far = np.flatnonzero(np.abs(residuals) > ROBUST_SIGMA * sigma)
     return [Outlier("energy", names[known[k]], float(residuals[k])) for k in far]
+
+
+def _residuals(energies: np.ndarray, fractions) -> np.ndarray:
+    """`energies` less their least-squares fit by the fractions of elements."""
+    gram, right = np.zeros((119, 119)), np.zeros(119)
+    for energy, (species, parts) in zip(energies, fractions, strict=True):
+        gram[np.ix_(species, species)] += np.outer(parts, parts)
+        right[species] += parts * energy
+    fitted = np.linalg.lstsq(gram, right, rcond=1e-10)[0]
+    return energies - np.array([parts @ fitted[species] for species, parts in fractions])
+
+
+def _units_told(found: Inspection, fractions) -> list[str]:
+    """Lines that name labels which look as if they were in another unit."""
+    told = []
+    strong = sum(outlier.kind == "stress" for outlier in found.outliers)
+    stresses = found.properties.get("stress", 0)
+    if strong > stresses / 2:
+        told.append(
+            f"stress: {strong} of {stresses} are beyond {STRONG_STRESS:g} GPa as eV/Å³; are they in kbar "
+            "(1602 of them are 1 eV/Å³) or GPa (160.2)?"
+        )
+    sizes, energies = found.values["atoms"], found.values["energy per atom"]
+    known = np.flatnonzero(np.isfinite(energies))
+    if len(known) < 10 or len(set(sizes[known])) < 2:
+        return told
+    # Energies that follow the composition alone, whatever the size of the crystal, are not totals.
+    as_totals = _residuals(energies[known], [fractions[k] for k in known])
+    as_given = _residuals((energies * sizes)[known], [fractions[k] for k in known])
+    if np.std(as_given) < PER_ATOM * np.std(as_totals):
+        told.append(
+            "energy: they follow the composition and not the number of atoms, as energies per atom do; "
+            "needed those of whole crystals. --energy-key NAME multiplies by the number of atoms where NAME "
+            "ends in per_atom."
+        )
+    return told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase import Atoms
@@ -47,6 +47,11 @@ class Labels:
     columns: Int[np.ndarray, " k"] | None = None
     hessian: Float[np.ndarray, "k N 3"] | None = None  # eV/Å²
     weight: float = 1.0  # of this crystal in every loss
+    weights: Mapping[str, float] = field(default_factory=dict)  # of single properties, times `weight`
+
+    def weight_of(self, name: str) -> float:
+        """How much the property `name` of this crystal counts in its loss."""
+        return self.weight * self.weights.get(name, 1.0)
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -88,8 +93,10 @@ class Labels:
             if len(columns) and (columns.min() < 0 or columns.max() >= 3 * atoms):
                 raise LabelError(f"{of}: found columns up to {columns.max()}, needed 0 to {3 * atoms - 1}.")
             found["columns"] = columns.astype(np.int32)
-        if not (np.isfinite(self.weight) and self.weight >= 0):
-            raise LabelError(f"{of}: found weight {self.weight}, needed a number that is not negative.")
+        for name, weight in {"": self.weight, **self.weights}.items():
+            if not (np.isfinite(weight) and weight >= 0):
+                its = f"weight {weight}" + (f" of {name}" if name else "")
+                raise LabelError(f"{of}: found {its}, needed a number that is not negative.")
         return replace(self, **found)
 
     def only(self, properties) -> Labels:
@@ -107,6 +114,7 @@ class LabelledCrystal:
     material: str = ""  # crystals of one material stay on one side of a split; default: the formula
     name: str = ""  # where it comes from, for messages: a file and a number, or an identifier
     functional: str = ""  # that the labels were computed with, such as "r2SCAN"; default: not stated
+    isolated: bool = False  # one atom alone, whose energy is a reference energy
 
     def checked(self) -> LabelledCrystal:
         """This crystal with labels in float64. Raises LabelError, or ValueError as `from_atoms` does."""

@@ -70,7 +70,9 @@ class DataConfig:
     crystals: int | None = None
     functional: str | None = None  # take crystals of this functional alone; default: all, which must agree
     format: str | None = None  # of the files; default: told from their names and contents
-    options: dict[str, Any] = field(default_factory=dict)  # for the reader, such as {forces_key: dft_forces}
+    # For the reader of files, such as {forces_key: dft_forces}, or {limit: 100} to read no more crystals.
+    options: dict[str, Any] = field(default_factory=dict)
+    skip_bad: bool = False  # leave out crystals of files that cannot be used, and what is behind a break
     skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
 
 
@@ -91,9 +93,10 @@ class TrainConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    # keep: those of the model; refit: by least squares on the training data. Fixed from there on, unless
-    # optimizer.train has "references". Default: keep those of a model, refit those of an architecture.
-    reference_energies: Literal["keep", "refit"] | None = None
+    # keep: those of the model; refit: by least squares on the training data; isolated: those of the isolated
+    # atoms among the training files (config_type=IsolatedAtom, or one atom alone). Fixed from there on,
+    # unless optimizer.train has "references". Default: keep those of a model, refit those of an architecture.
+    reference_energies: Literal["keep", "refit", "isolated"] | None = None
     epochs: int = 100  # how often to go through the training data
     steps: int | None = None  # how many batches to train on; default: epochs decides
     batch_size: int = 32  # crystals of a batch, over all devices

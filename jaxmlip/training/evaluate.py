@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from ase.units import Bohr, Hartree, kcal, kJ, mol
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +34,34 @@ if TYPE_CHECKING:
     from jaxmlip.training.config import DataConfig
 
 SLOPED = ("forces", "stress", "magmoms", "hessian")  # energies have no origin that a slope could go through
+CLEAR = 0.7  # r² from which on a slope tells of a unit
+NEAR = 1.6  # the factor by which a slope may be off that of a unit
+NEAREST = 0.2  # of the energy, and of the error before: what is left where a unit explains energies
+KBAR, GPA = 10 * GPA_PER_EV_PER_A3, GPA_PER_EV_PER_A3
+# Labels over what they should be, for labels in other units than those that the package takes them for.
+FACTORS = {
+    "stress": {
+        -KBAR: "that is kbar with VASP's sign, needed eV/Å³, positive in tension",
+        KBAR: "that is kbar, needed eV/Å³",
+        GPA: "that is GPa, needed eV/Å³",
+        -GPA: "that is GPa of compression, needed eV/Å³, positive in tension",
+        -0.1: "that is GPa where VASP's kbar, positive in compression, was needed",
+        -1 / KBAR: "that is eV/Å³ where VASP's kbar, positive in compression, was needed",
+        -1.0: "that is the other sign: needed positive in tension (of a virial, -V σ)",
+    },
+    "forces": {
+        Bohr / Hartree: "that is Hartree/Bohr, needed eV/Å",
+        Bohr / (Hartree / 2): "that is Ry/Bohr, needed eV/Å",
+        mol / kcal: "that is kcal/mol/Å, needed eV/Å",
+        -1.0: "that is the gradient of the energy, needed forces",
+    },
+}
+ENERGY_UNITS = {
+    "Hartree, needed eV": Hartree,
+    "Ry, needed eV": Hartree / 2,
+    "kcal/mol, needed eV": kcal / mol,
+    "kJ/mol, needed eV": kJ / mol,
+}
 DRAWS = 10_000_000  # frames drawn at most for the interval of one slope; it takes their memory
 
 
@@ -181,6 +210,39 @@ def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
     return {chemical_symbols[z]: errors(groups[z]) for z in sorted(groups)}
 
 
+def units_told(compared: Comparison) -> list[str]:
+    """Lines that name labels which look as if they were in another unit, or of another sign, than is meant.
+
+    A single factor between labels and model stands out where it is that of a unit, since models err by less.
+    """
+    found = []
+    for name, factors in FACTORS.items():
+        e = error(pairs) if (pairs := compared.get(name)) else None
+        if e is None or not e.slope or e.r_squared is None or e.r_squared < CLEAR:
+            continue
+        off = {factor: abs(np.log(factor * e.slope)) for factor in factors if factor * e.slope > 0}
+        factor = min(off, key=off.get, default=None)
+        if factor is not None and off[factor] < np.log(NEAR):
+            found.append(f"{name}: labels are {1 / e.slope:.4g} times the model's: {factors[factor]}")
+    return found + _energy_unit_told(compared.get("energy", ()))
+
+
+def _energy_unit_told(pairs: Sequence[Pair]) -> list[str]:
+    """Of energies, which have no origin that a slope could go through, by which factor the error vanishes."""
+    if not pairs:
+        return []
+    dft, model = np.array([(float(p.dft), float(p.model)) for p in pairs]).T
+    atoms = np.array([len(p.species) for p in pairs])
+    before = np.sqrt(np.mean((dft - model) ** 2))
+    size = np.sqrt(np.mean(model**2))
+    factors = {"energies per atom, needed those of whole crystals": atoms} if atoms.max() > 1 else {}
+    for words, factor in (factors | ENERGY_UNITS).items():
+        after = np.sqrt(np.mean((dft * factor - model) ** 2))
+        if after < NEAREST * min(before, size):
+            return [f"energy: labels look like {words}: {before:.3g} eV/atom of error would be {after:.3g}"]
+    return []
+
+
 def table(title: str, rows: Mapping[str, Mapping[str, Error]]) -> Table:
     """Errors for a terminal, a row for each key and property."""
     result = Table(title=title, title_justify="left")
@@ -238,6 +300,12 @@ def run(
         potential = select(potential, data.functional)
     crystals = read_one(data, split, potential)
     compared = compare(potential, crystals)
+    if not compared:
+        raise ConfigError(
+            f"found no label that {potential.name} predicts in {len(crystals)} crystals of "
+            f"{', '.join(data.train)}, needed some to compare with. `jaxmlip data inspect` shows what they "
+            "have; --option forces_key=NAME and the like name labels that are called otherwise."
+        )
     record: dict[str, Any] = {
         "model": potential.name,
         "sha256": potential.manifest.get("sha256"),
@@ -245,6 +313,7 @@ def run(
         "crystals": len(crystals),
         "units": UNITS,
     }
+    record["units_told"] = suspicions = units_told(compared)
     references = None
     if refit_references:
         references = fit_references(compared, np.zeros(max(potential.elements) + 1))
@@ -267,6 +336,8 @@ def run(
         console.print(table(f"by {by}", groups[by]))
     if references is not None:
         console.print(str(references))
+    for line in suspicions:
+        console.print(f"units? {line}", markup=False, soft_wrap=True)
     if out is not None:
         console.print(f"written to {out / 'evaluation.json'} and {out / 'parity.png'}")
 

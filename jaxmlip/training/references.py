@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from jaxmlip.graph import atomic_number
 
+SAME = 1e-3  # eV
 RIDGE = 1e-6  # of the largest eigenvalue of AᵀA, where the compositions do not determine all energies
 
 
@@ -28,13 +29,16 @@ class References:
     energies: Float[np.ndarray, " elements"]
     fitted: tuple[int, ...]  # atomic numbers that the data contain
     kept: tuple[int, ...]  # those of the potential that they do not: their energies are as before
-    ridge: bool  # whether compositions were too few or too alike, so that energies stay close to those before
-    rmse: float  # eV/atom, of the energies that a potential has to account for before training
+    ridge: bool = False  # whether compositions were too few or too alike: energies stay close to those before
+    # eV/atom, of the energies that a potential has to account for before training; None: isolated atoms'
+    rmse: float | None = None
 
     def __str__(self) -> str:
         from ase.data import chemical_symbols
 
         names = " ".join(dict.fromkeys(chemical_symbols[atomic_number(z)] for z in self.fitted))
+        if self.rmse is None:
+            return f"reference energies of isolated atoms for {names}"
         text = f"reference energies refitted for {names}: {1e3 * self.rmse:.1f} meV/atom remain"
         if self.ridge:
             text += "; the compositions do not determine all of them, so they stay close to the old"
@@ -70,3 +74,32 @@ def refit(
     kept = tuple(int(z) for z in np.flatnonzero(before) if z not in present)
     rmse = float(np.sqrt(np.mean((y - A @ shift) ** 2)))
     return References(energies, tuple(map(int, present)), kept, ridge, rmse)
+
+
+def of_isolated(
+    energies: Sequence[tuple[int, float]], needed: Sequence[int], before: Float[np.ndarray, " elements"]
+) -> References:
+    """Reference energies that are those of isolated atoms: (atomic number, eV) of each, for all `needed`.
+
+    Raises ValueError naming the elements that lack one, and one whose energies differ by more than SAME eV.
+    """
+    from ase.data import chemical_symbols
+
+    found: dict[int, float] = {}
+    for z, energy in energies:
+        if abs(found.setdefault(z, energy) - energy) > SAME:
+            raise ValueError(
+                f"found isolated atoms of {chemical_symbols[atomic_number(z)]} with {found[z]} and {energy} "
+                "eV, needed one energy for each element: that of the ground state."
+            )
+    if missing := sorted(set(needed) - set(found)):
+        names = ", ".join(dict.fromkeys(chemical_symbols[atomic_number(z)] for z in missing))
+        raise ValueError(
+            f"found no isolated atom of {names} with an energy, needed one of each element of the crystals. "
+            "Add such frames (config_type=IsolatedAtom) to data.train, or take reference_energies: refit."
+        )
+    after = np.array(before, np.float64)
+    for z in needed:
+        after[z] = found[z]
+    kept = tuple(int(z) for z in np.flatnonzero(before) if z not in needed)
+    return References(after, tuple(sorted(needed)), kept)

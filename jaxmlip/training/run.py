@@ -17,15 +17,24 @@ from rich.table import Table
 import jaxmlip
 from jaxmlip.allocator import give_memory_back
 from jaxmlip.data.dataset import Split, check
-from jaxmlip.data.labels import counted, functional_name
-from jaxmlip.graph import atomic_number
+from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
+from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
 from jaxmlip.training.fidelities import join, select
 from jaxmlip.training.optimizer import trained
-from jaxmlip.training.references import References, refit
-from jaxmlip.training.splits import ALONE, STATE, at_most, elements_of, read, read_splits, with_graphs
+from jaxmlip.training.references import References, of_isolated, refit
+from jaxmlip.training.splits import (
+    ALONE,
+    STATE,
+    at_most,
+    elements_of,
+    isolated_atoms,
+    read,
+    read_splits,
+    with_graphs,
+)
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -200,12 +209,15 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
         its = hyperparameters(model.architecture, model.hyperparameters, tuple(elements))
         potential = random_potential(its, config.seed, config.dtype, model.name or folder.absolute().name)
         potential = _with_functionals(replace(potential, elements=tuple(elements)), model.functionals)
-        splits = with_graphs(crystals, potential.cutoffs, potential.functionals)
+        splits = with_graphs(crystals, potential.cutoffs, potential.functionals, config.data.skip_bad)
     for split in splits.values():
         check(split, potential)
-    keep = "keep" if model.start is not None else "refit"
-    if (config.reference_energies or keep) != "keep":
-        found = fit_references(potential, splits["train"], random=model.start is None)
+    how = config.reference_energies or ("keep" if model.start is not None else "refit")
+    if how != "keep":
+        if how == "isolated":
+            found = isolated_references(potential, isolated_atoms(config.data), splits)
+        else:
+            found = fit_references(potential, splits["train"], random=model.start is None)
         console.print(str(found))
         if found.kept and model.start is not None:
             kept = {atomic_number(z) for z in found.kept}
@@ -241,6 +253,24 @@ def _warn_unfitted(found: References, splits: Mapping[str, Split]) -> None:
                 "otherwise (data.split_seed).",
                 stacklevel=2,
             )
+
+
+def isolated_references(
+    potential: Potential, atoms: Sequence[LabelledCrystal], splits: Mapping[str, Split]
+) -> References:
+    """Reference energies that are those of isolated `atoms`, for all elements of `splits`.
+
+    Raises ValueError naming the elements that lack one.
+    """
+
+    def species(atom: LabelledCrystal) -> int:
+        names = potential.functionals
+        return int(atom.atoms.numbers[0]) + (ELEMENTS * names.index(atom.functional) if names else 0)
+
+    known = [atom for atom in atoms if not potential.functionals or atom.functional in potential.functionals]
+    needed = {int(z) for s in splits.values() for k in range(len(s)) for z in np.unique(s[k].graph.species)}
+    before = np.asarray(potential.params["reference_energies"], np.float64)
+    return of_isolated([(species(atom), float(atom.labels.energy)) for atom in known], sorted(needed), before)
 
 
 def fit_references(potential: Potential, split: Split, random: bool = False) -> References:

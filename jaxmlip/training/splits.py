@@ -32,7 +32,7 @@ def read_splits(data: DataConfig, cutoffs: Cutoffs, functionals: Sequence[str] =
     `functionals` are those of a potential that has several. Raises ConfigError where a part of the data has
     no crystal, or its functionals are others, and as the readers and datasets do.
     """
-    return with_graphs(read(data, functionals), cutoffs, functionals)
+    return with_graphs(read(data, functionals), cutoffs, functionals, data.skip_bad)
 
 
 def read(data: DataConfig, functionals: Sequence[str] = ()) -> dict[str, Split | list[LabelledCrystal]]:
@@ -139,26 +139,42 @@ def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str
         )
 
 
-def _crystals(paths: Sequence[str], data: DataConfig) -> list[LabelledCrystal]:
+def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[LabelledCrystal]:
+    """The crystals of files, of `data.functional` where it is given; `options` before those of `data`."""
     from jaxmlip.data.readers import read_labelled
 
-    known = [
-        name for name, its in signature(read_labelled).parameters.items() if its.kind is its.KEYWORD_ONLY
-    ]
+    parameters = signature(read_labelled).parameters.items()
+    known = [name for name, its in parameters if its.kind is its.KEYWORD_ONLY]
+    known.remove("isolated")  # reference_energies says it
     if unknown := [name for name in data.options if name not in known]:
         raise ConfigError(
             f"data.options: found {', '.join(unknown)}, which readers do not know; they know "
             f"{', '.join(known)}."
         )
-    crystals = read_labelled(paths, data.format, **data.options)
+    crystals = read_labelled(paths, data.format, **{"skip_bad": data.skip_bad} | data.options | options)
     found = list(track(crystals, "reading"))
     if not found:
-        raise ConfigError(f"found no crystal in {', '.join(paths)}, needed one at least.")
+        what = "isolated atom" if options.get("isolated") else "crystal"
+        raise ConfigError(f"found no {what} in {', '.join(paths)}, needed one at least.")
     if data.functional is not None:
         wanted = functional_name(data.functional)
         _check_there(wanted, Counter(c.functional for c in found), paths)
         found = [c for c in found if c.functional == wanted]
     return found
+
+
+def isolated_atoms(data: DataConfig) -> list[LabelledCrystal]:
+    """The isolated atoms with energies among the files to train on.
+
+    Raises ConfigError where there is none, or a dataset is to be trained on, which has none.
+    """
+    if is_dataset(data.train):
+        raise ConfigError(
+            f"reference_energies: found isolated with the dataset {data.train[0]}, which holds crystals "
+            "alone; needed the files with the isolated atoms, or refit."
+        )
+    found = _crystals(data.train, data, isolated=True, limit=None, every=1)
+    return [atom for atom in found if atom.labels.check(1, atom.name).energy is not None]
 
 
 def divide(
@@ -189,11 +205,11 @@ def divide(
 
 
 def with_graphs(
-    splits: Mapping[str, Any], cutoffs: Cutoffs, functionals: Sequence[str] = ()
+    splits: Mapping[str, Any], cutoffs: Cutoffs, functionals: Sequence[str] = (), skip_bad: bool = False
 ) -> dict[str, Split]:
-    """The splits of `read`, those that are crystals as graphs."""
+    """The splits of `read`, those that are crystals as graphs; `skip_bad` as MemorySplit.from_crystals."""
     found = {
-        name: MemorySplit.from_crystals(split, cutoffs) if isinstance(split, list) else split
+        name: MemorySplit.from_crystals(split, cutoffs, skip_bad) if isinstance(split, list) else split
         for name, split in splits.items()
     }
     return {name: ByFunctional(split, functionals) for name, split in found.items()} if functionals else found
@@ -204,7 +220,14 @@ def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
 
     Raises ConfigError where there are none, DatasetError where they are not for this potential.
     """
+    limit = data.options.get("limit")
     if is_dataset(data.train):
+        options = [key for key in ("format", "skip_bad") if getattr(data, key)]
+        if options := [*options, *sorted(data.options.keys() - {"limit"})]:
+            raise ConfigError(
+                f"found {', '.join(options)} with the dataset {data.train[0]}, whose labels are named "
+                "already; leave them out, or give them to `jaxmlip data convert`."
+            )
         splits = _datasets(data.train, data)
         found = [s for name, s in splits.items() if split in ("all", name) and len(s)]
         if not found:
@@ -212,11 +235,12 @@ def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
     else:
         if split != "all":
             raise ConfigError(f"found the split {split!r} of files, needed a dataset: files have no splits.")
-        found = [MemorySplit.from_crystals(_crystals(data.train, data), potential.cutoffs)]
+        crystals = _crystals(data.train, data)
+        found = [MemorySplit.from_crystals(crystals, potential.cutoffs, data.skip_bad)]
     _check_functionals(dict(enumerate(found)), ())
     for part in found:
         check(part, potential)
-    return Part([(s, k) for s in found for k in range(len(s))])
+    return Part([(s, k) for s in found for k in range(len(s))][:limit])
 
 
 def elements_of(split: Any) -> set[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import re
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from lzma import LZMAError
@@ -14,10 +15,15 @@ from typing import NamedTuple
 
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
 from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
-from jaxmlip.data.readers.common import Keys, open_bytes
+from jaxmlip.data.readers.common import Frame, Keys, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
+from jaxmlip.data.readers.families import mixed
 
 HEAD = 1 << 20  # bytes from the start of a file that must tell its format
+# Of chgnet's parser: lists by name, where MPtrj has an object or a number.
+COLUMNS = re.compile(rb'\s*\{\s*"(structure|uncorrected_total_energy|energy_per_atom|force)"\s*:\s*\[')
+NAMED = 5  # of what was left out of a file
+SKIP = "skip_bad=True (--skip-bad, or data.skip_bad: true) leaves it out and reads the rest."
 
 
 class Format(NamedTuple):
@@ -25,7 +31,7 @@ class Format(NamedTuple):
 
     about: str
     matches: Callable[[Path, bytes], object]  # truth of it; name and first bytes, decompressed
-    read: Callable[[Path, Keys], Iterator[LabelledCrystal]]
+    read: Callable[[Path, Keys], Iterator[Frame]]
 
 
 def _named(*ends: str) -> Callable[[Path, bytes], bool]:
@@ -62,6 +68,11 @@ FORMATS: dict[str, Format] = {
     ),
     "wbm": Format("WBM high-energy states (.json)", _json_with("vasp_f"), json_files.read_wbm),
     "mlearn": Format("mlearn and maml (.json)", _json_with("virial_stress"), json_files.read_mlearn),
+    "chgnet": Format(
+        "lists of chgnet's parse_vasp_dir (.json)",
+        lambda path, head: COLUMNS.match(head),
+        json_files.read_chgnet,
+    ),
     "mptrj": Format(
         "MPtrj and MP-r2SCAN (.json)",
         _json_with("uncorrected_total_energy", "corrected_total_energy"),
@@ -101,6 +112,8 @@ def read_labelled(
     every: int = 1,
     limit: int | None = None,
     checked: bool = True,
+    skip_bad: bool = False,
+    isolated: bool = False,
 ) -> Iterator[LabelledCrystal]:
     """The labelled crystals of a file, a folder, a pattern such as "runs/*/vasprun.xml", or several of these.
 
@@ -112,11 +125,16 @@ def read_labelled(
     `unconverged`. Of each property only
     those in `properties` are kept, of each file every `every`-th crystal, and `limit` crystals in all. Where
     `checked` is false they come as they are, for who leaves out those that LabelledCrystal.checked refuses.
-    Labels are in the units of Labels; what a file does not hold is None.
+    Labels are in the units of Labels; what a file does not hold is None. `weight` is multiplied by that which
+    a file has for the crystal (config_weight).
+
+    All labels of a crystal come from one source; isolated atoms are no crystals and are left out, or, with
+    `isolated`, come alone. What a file has and was not read is said in a warning that counts its frames.
 
     Raises FileNotFoundError; ReadError naming the file, and how many of its crystals were read, where it is
     broken or of no known format; LabelError naming file and frame where a label cannot be true, after which
-    `next` goes on with the crystal behind it.
+    `next` goes on with the crystal behind it. With `skip_bad` such crystals, and what comes behind the break
+    of a broken file, are left out with a warning that names them; ReadError comes where nothing is left.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Found format {format!r}, needed one of {', '.join(FORMATS)}.")
@@ -124,33 +142,37 @@ def read_labelled(
         raise ValueError(f"Found properties {', '.join(wrong)}, needed some of {', '.join(PROPERTIES)}.")
     if every < 1:
         raise ValueError(f"Found every={every}, needed a number from 1.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"Found limit={limit}, needed a number from 1.")
     keys = Keys(energy_key, forces_key, stress_key, magmoms_key, material_key, functional_key, unconverged)
-    files = find_files(path, format)  # before the first crystal is asked for, so that mistakes show at once
-    found = itertools.chain.from_iterable(
-        itertools.islice(_read(file, FORMATS[name], keys), 0, None, every) for file, name in files
-    )
+    # Before the first crystal is asked for, so that mistakes show at once.
+    files = find_files(path, format, skip_bad)
 
     def keep(crystal: LabelledCrystal) -> LabelledCrystal:
-        kept = replace(
-            crystal,
-            labels=replace(crystal.labels.only(properties), weight=weight),
-            functional=crystal.functional or functional or "",
-        )
-        return kept.checked() if checked else kept
+        labels = replace(crystal.labels.only(properties), weight=weight * crystal.labels.weight)
+        kept = replace(crystal, labels=labels, functional=crystal.functional or functional or "")
+        return kept.checked() if checked and not isolated else kept
 
-    return map(keep, itertools.islice(found, limit))
+    return _Crystals(
+        [_File(file, name, keys, every, isolated, keep) for file, name in files], limit, skip_bad
+    )
 
 
-def find_files(path: str | Path | Iterable[str | Path], format: str | None = None) -> list[tuple[Path, str]]:
-    """Each file (or folder of phonopy) that `read_labelled` would read, with its format."""
+def find_files(
+    path: str | Path | Iterable[str | Path], format: str | None = None, skip_bad: bool = False
+) -> list[tuple[Path, str]]:
+    """Each file (or folder of phonopy) that `read_labelled` would read, with its format.
+
+    Raises ReadError for a file of no known format; with `skip_bad` it warns, unless nothing else is left.
+    """
     if not isinstance(path, str | Path):
-        return [found for each in path for found in find_files(each, format)]
+        return _of_several(path, format, skip_bad)
     path = Path(path)
     if not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
             raise FileNotFoundError(f"{path} is no file or folder, and no pattern that matches one.")
-        return [found for each in matches for found in find_files(each, format)]
+        return _of_several(matches, format, skip_bad)
     if format is not None and (path.is_file() or format == "phonopy"):
         return [(path, format)]
     if path.is_file() or _is_unit(path):
@@ -160,6 +182,22 @@ def find_files(path: str | Path | Iterable[str | Path], format: str | None = Non
     found = list(_in_folder(path, format))
     if not found:
         raise ReadError(f"{path} has no file of a known format. {_known()}")
+    return found
+
+
+def _of_several(paths: Iterable[str | Path], format: str | None, skip_bad: bool) -> list[tuple[Path, str]]:
+    found, unknown = [], []
+    for path in paths:
+        try:
+            found += find_files(path, format, skip_bad)
+        except ReadError as error:
+            if not skip_bad:
+                raise
+            unknown.append(error)
+    if unknown and not found:
+        raise unknown[0]
+    for error in unknown:
+        warnings.warn(f"left out: {str(error).partition('. Known are')[0]}.", stacklevel=3)
     return found
 
 
@@ -184,39 +222,153 @@ def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
         yield folder, guess(folder)
         return
     inside = sorted(folder.iterdir())
-    run = any("vasprun.xml" in path.name for path in inside)
+    runs = [path for path in inside if "vasprun.xml" in path.name]
+    joined = [vasp.outcar_of(path) for path in runs]
     for path in inside:
         if path.is_dir():
             yield from _in_folder(path, format)
             continue
         name = guess(path)
-        # OUTCAR beside vasprun.xml is the same run again; yaml files of phonopy alone hold no labels.
-        if name is None or name == "phonopy" or (name == "outcar" and run) or format not in (None, name):
+        # Yaml files of phonopy alone hold no labels.
+        if name is None or name == "phonopy" or format not in (None, name):
+            continue
+        if name == "outcar" and runs and format is None:  # the same run again
+            if path not in joined:
+                warnings.warn(
+                    f"{path} was passed over: {runs[0].name} beside it is read. By its own name it is read.",
+                    stacklevel=2,
+                )
             continue
         yield path, name
 
 
-def _read(path: Path, format: Format, keys: Keys) -> Iterator[LabelledCrystal]:
-    number = 0
-    try:
-        for crystal in format.read(path, keys):
-            yield crystal
-            number += 1
-        if number == 0:
-            raise ValueError("it holds no crystal")
-    except LabelError as error:
-        raise LabelError(f"{path}, after {number} crystals: {error}") from None
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # hostile files make parsers raise whatever they stumble over
-        if isinstance(error, ImportError | MemoryError):
+class _File:
+    """One file on its way: its crystals by `advance`, and what is to be said of it in the end."""
+
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        keys: Keys,
+        every: int,
+        isolated: bool,
+        keep: Callable[[LabelledCrystal], LabelledCrystal],
+    ):
+        self.path, self.about = path, FORMATS[format].about
+        self.every, self.isolated, self.keep = every, isolated, keep
+        self.keys = replace(keys, noted=Counter(), sources=Counter())
+        self.frames = FORMATS[format].read(path, self.keys)
+        self.number = 0  # of frames so far
+        self.atoms = 0  # of them isolated ones
+        self.left_out: list[str] = []
+        self.ended = False
+
+    def advance(self) -> LabelledCrystal | None:
+        """The next crystal that is asked for, None at the end.
+
+        Raises ReadError or LabelError; the next call goes on behind what is wrong, as far as that can be.
+        """
+        while (frame := self._next()) is not None:
+            number = self.number
+            self.number += 1
+            asked = self.isolated or (number - self.atoms) % self.every == 0
+            try:
+                crystal = frame()
+                self.atoms += crystal.isolated
+                if crystal.isolated == self.isolated and asked:
+                    return self.keep(crystal)
+            except Exception as error:  # hostile files make parsers raise whatever they stumble over
+                if isinstance(error, ImportError | MemoryError):
+                    raise
+                if not asked:
+                    continue
+                kind = LabelError if isinstance(error, LabelError) else ReadError
+                its = "" if str(self.path) in str(error) else f"{self.path}, after {number} crystals: "
+                raise kind(f"{its}{_words(error)}. {SKIP}") from None
+        return None
+
+    def _next(self) -> Frame | None:
+        if self.ended:
+            return None
+        try:
+            frame = next(self.frames, None)
+            self.ended = frame is None
+            if self.ended and self.number == 0:
+                raise ValueError("it holds no crystal")
+            return frame
+        except (FileNotFoundError, ImportError, MemoryError):
             raise
-        kind = "" if isinstance(error, ValueError | EOFError) else f"{type(error).__name__}: "
-        before = f" limit={number} reads what comes before." if number else ""
-        raise ReadError(
-            f"{path} cannot be read as {format.about} beyond {number} crystals: "
-            f"{kind}{str(error).strip().rstrip('.')}.{before}"
-        ) from None
+        except Exception as error:
+            self.ended = True
+            raise ReadError(
+                f"{self.path} cannot be read as {self.about} beyond {self.number} crystals: "
+                f"{_words(error)}. {SKIP}"
+            ) from None
+
+    def finish(self) -> None:
+        """Warns of what was left out; of isolated atoms the reader of the crystals did."""
+        self.frames.close()
+        if self.isolated:
+            return
+        said = [f"{count} of {self.number} frames: {text}" for text, count in self.keys.noted.items()]
+        said += filter(None, [mixed(self.keys.sources)])
+        if self.atoms:
+            said.append(
+                f"left out {self.atoms} isolated atom(s), which are no crystals; reference_energies: "
+                "isolated (--references isolated) takes their energies"
+            )
+        if self.left_out:
+            more = len(self.left_out) - NAMED
+            said.append(
+                f"left out {len(self.left_out)} that cannot be used:\n  "
+                + "\n  ".join(self.left_out[:NAMED])
+                + (f"\n  and {more} more" if more > 0 else "")
+            )
+        for text in said:
+            warnings.warn(f"{self.path}: {text}{'' if text.endswith('.') else '.'}", stacklevel=4)
+
+
+class _Crystals:
+    """The crystals of files one after the other; an iterator that goes on behind an error that it raised."""
+
+    def __init__(self, files: Sequence[_File], limit: int | None, skip_bad: bool):
+        self.files, self.limit, self.skip_bad = list(reversed(files)), limit, skip_bad
+        self.given = 0
+        self.bad = ""  # the first reason why something was left out
+
+    def __iter__(self) -> Iterator[LabelledCrystal]:
+        return self
+
+    def __next__(self) -> LabelledCrystal:
+        while self.files:
+            file = self.files[-1]
+            if self.given == self.limit:
+                file.finish()
+                self.files.clear()
+                break
+            try:
+                crystal = file.advance()
+            except (ReadError, LabelError) as error:
+                if not self.skip_bad:
+                    raise
+                reason = str(error).removesuffix(SKIP).strip()
+                self.bad = self.bad or reason
+                file.left_out.append(reason)
+                continue
+            if crystal is not None:
+                self.given += 1
+                return crystal
+            file.finish()
+            self.files.pop()
+        if self.bad and not self.given:
+            bad, self.bad = self.bad, ""
+            raise ReadError(f"nothing of what was given can be used. {bad}")
+        raise StopIteration
+
+
+def _words(error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError | EOFError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error).strip().rstrip('.')}"
 
 
 def _known() -> str:

@@ -1,7 +1,6 @@
 """Files of ASE: extended XYZ, trajectories and databases. Energies in eV, lengths in Å, stresses in eV/Å³.
 
-Stresses are positive in tension and, as six numbers, in the order xx yy zz yz xz xy. A virial (eV) is what
-QUIP and MACE write: -V σ.
+Stresses are positive in tension and, as six numbers, in the order xx yy zz yz xz xy.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,28 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.data.readers.common import Keys, crystal, open_bytes, symmetric
+from jaxmlip.data.readers.common import Frame, Keys, crystal, open_bytes, same, symmetric
+from jaxmlip.data.readers.families import labels_of
 
-ENERGY = ("REF_energy", "ref_energy", "dft_energy", "DFT_energy", "energy")
-FORCES = ("REF_forces", "ref_forces", "dft_forces", "DFT_forces", "forces")
-STRESS = ("REF_stress", "ref_stress", "dft_stress", "DFT_stress", "stress")
-VIRIAL = ("REF_virial", "REF_virials", "dft_virial", "DFT_virial", "virial", "virials")
-MAGMOMS = ("REF_magmoms", "dft_magmoms", "DFT_magmoms", "magmoms")
 MATERIAL = ("material", "material_id", "mp_id")
 SIX = re.compile(r"""\b(?P<name>stress|virial)=["'{\[](?P<numbers>[^"'}\]]*)["'}\]]""")
 MAX_ROW = 1 << 30  # bytes that one row of a database may have
 
 
-def read_extxyz(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    from ase.io.extxyz import read_xyz
-
+def read_extxyz(path: Path, keys: Keys) -> Iterator[Frame]:
     with open_bytes(path) as binary, io.TextIOWrapper(binary, encoding="utf-8") as text:
         for number, frame in enumerate(_frames(text)):
-            try:
-                atoms = next(read_xyz(io.StringIO(frame), index=0, properties_parser=_comment))
-            except KeyError as error:
-                raise ValueError(f"frame {number} has {error}, needed a chemical symbol") from None
-            calculated = atoms.calc.results if atoms.calc else {}
-            known = {**atoms.info, **atoms.arrays, **calculated}
-            yield _of_record(atoms, known, keys, f"{path} frame {number}")
+            yield partial(_of_text, frame, keys, f"{path} frame {number}")
+
+
+def _of_text(frame: str, keys: Keys, name: str) -> LabelledCrystal:
+    from ase.io.extxyz import read_xyz
+
+    try:
+        atoms = next(read_xyz(io.StringIO(frame), index=0, properties_parser=_comment))
+    except KeyError as error:
+        raise ValueError(f"{name} has {error}, needed a chemical symbol") from None
+    return _of_atoms(atoms, keys, name)
 
 
 def _comment(line: str) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def _frames(text) -> Iterator[str]:
         yield "".join(lines)
 
 
-def read_trajectory(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
+def read_trajectory(path: Path, keys: Keys) -> Iterator[Frame]:
     from ase.io.trajectory import TrajectoryReader
 
     with open(path, "rb") as file:
@@ -94,18 +92,17 @@ def read_trajectory(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
             )
     with TrajectoryReader(path) as frames:
         for number, atoms in enumerate(frames):
-            calculated = atoms.calc.results if atoms.calc else {}
-            known = {**atoms.info, **atoms.arrays, **calculated}
-            yield _of_record(atoms, known, keys, f"{path} frame {number}")
+            yield partial(_of_atoms, atoms, keys, f"{path} frame {number}")
 
 
-def read_sqlite(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
+def read_sqlite(path: Path, keys: Keys) -> Iterator[Frame]:
     from ase.db import connect
 
     _check_sqlite(path)
     for row in connect(path, type="db", use_lock_file=False).select():
         values = {name: row[name] for name in row if name != "data"}
-        yield _of_row({**values, **row.key_value_pairs, "data": row.data}, keys, f"{path} row {row.id}")
+        more = {"key_value_pairs": row.key_value_pairs, "data": row.data}
+        yield partial(_of_row, {**values, **more}, keys, f"{path} row {row.id}")
 
 
 def _check_sqlite(path: Path) -> None:
@@ -121,10 +118,9 @@ def _check_sqlite(path: Path) -> None:
             raise ValueError("it has no table `systems`, which databases of ASE have")
 
 
-def read_lmdb(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
+def read_lmdb(path: Path, keys: Keys) -> Iterator[Frame]:
     """Rows as the packages ase-db-backends and fairchem write them: JSON under zlib, keys 1, 2, ..."""
     import lmdb
-    from ase.io.jsonio import decode
 
     try:
         database = lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False)
@@ -141,16 +137,22 @@ def read_lmdb(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
         names = sorted(int(k) for k in transaction.cursor().iternext(keys=True, values=False) if k.isdigit())
         for number in names:
             value = transaction.get(str(number).encode())
-            if value.startswith(b"\x80"):
-                raise ValueError(
-                    f"row {number} is a pickle, which can run code; needed rows in JSON, as the package "
-                    "ase-db-backends writes them"
-                )
-            inflate = zlib.decompressobj()
-            text = inflate.decompress(value, MAX_ROW)
-            if not inflate.eof:
-                raise ValueError(f"row {number} is cut off, or larger than {MAX_ROW} bytes")
-            yield _of_row(decode(text.decode()), keys, f"{path} row {number}")
+            yield partial(_of_value, value, keys, f"{path} row {number}")
+
+
+def _of_value(value: bytes, keys: Keys, name: str) -> LabelledCrystal:
+    from ase.io.jsonio import decode
+
+    if value.startswith(b"\x80"):
+        raise ValueError(
+            f"{name} is a pickle, which can run code; needed rows in JSON, as the package ase-db-backends "
+            "writes them"
+        )
+    inflate = zlib.decompressobj()
+    text = inflate.decompress(value, MAX_ROW)
+    if not inflate.eof:
+        raise ValueError(f"{name} is cut off, or larger than {MAX_ROW} bytes")
+    return _of_row(decode(text.decode()), keys, name)
 
 
 def _of_row(row: Mapping[str, Any], keys: Keys, name: str) -> LabelledCrystal:
@@ -162,23 +164,31 @@ def _of_row(row: Mapping[str, Any], keys: Keys, name: str) -> LabelledCrystal:
         pbc=np.asarray(row["pbc"], dtype=bool),
     )
     more = row.get("data") or {}
-    known = {**(more if isinstance(more, dict) else {}), **(row.get("key_value_pairs") or {}), **row}
-    return _of_record(atoms, known, keys, name)
+    given = {**(more if isinstance(more, dict) else {}), **(row.get("key_value_pairs") or {})}
+    return _of_record(atoms, given, row, keys, name)
 
 
-def _of_record(atoms: Atoms, known: Mapping[str, Any], keys: Keys, name: str) -> LabelledCrystal:
-    field, stress = keys.first("stress", known, *STRESS, *VIRIAL)
-    if stress is not None:
-        stress = symmetric(stress)
-        if "virial" in field.lower():
-            stress = -stress / atoms.get_volume()
+def _of_atoms(atoms: Atoms, keys: Keys, name: str) -> LabelledCrystal:
+    given = {**atoms.info, **atoms.arrays}
+    return _of_record(atoms, given, atoms.calc.results if atoms.calc else {}, keys, name)
+
+
+def _of_record(
+    atoms: Atoms, given: Mapping[str, Any], calculated: Mapping[str, Any], keys: Keys, name: str
+) -> LabelledCrystal:
+    """The crystal of what its author gave and what a calculator found; of two equal names the latter's."""
+    for field in ("energy", "forces", "stress", "magmoms"):
+        one, other = given.get(field), calculated.get(field)
+        if one is not None and other is not None and not same(one, other):
+            keys.noted[
+                f"{field} of the calculator was read, and {field} that stands in info, arrays or data, and "
+                f"differs, was passed over. A name of its own for it, such as REF_{field}, tells them apart"
+            ] += 1
+    known = {**given, **calculated}
     return crystal(
         atoms,
         name,
         str(keys.first("material", known, *MATERIAL)[1] or ""),
         keys.functional_of(known),
-        energy=keys.first("energy", known, *ENERGY)[1],
-        forces=keys.first("forces", known, *FORCES)[1],
-        stress=stress,
-        magmoms=keys.first("magmoms", known, *MAGMOMS)[1],
+        **labels_of(atoms, known, keys),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 KILOBAR = 0.1 / GPA_PER_EV_PER_A3  # eV/Å³
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # xx yy zz yz xz xy
 VASP_ORDER = ([0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0])  # xx yy zz xy yz zx
+ALONE = 7.0  # Å; no element has crystals whose neighbours are farther apart, and no model here bonds as long
 
 
 # Names that files have for it, the first of which that is there counts.
@@ -34,6 +36,10 @@ FUNCTIONAL = (
 )
 
 
+# What readers give: a crystal that is made when it is called, so that one that cannot be made stops no other.
+Frame = Callable[[], LabelledCrystal]
+
+
 class ReadError(ValueError):
     """A file that cannot be read: which, how far it was read, and what to do."""
 
@@ -42,7 +48,8 @@ class ReadError(ValueError):
 class Keys:
     """Under which names a file keeps what it knows; None: the names that its format has.
 
-    `unconverged`: read also those ionic steps whose electrons did not converge.
+    `unconverged`: read also those ionic steps whose electrons did not converge. `noted` counts the frames of
+    a file of which something is to be said: what was there and was not read; `sources` those of each prefix.
     """
 
     energy: str | None = None
@@ -52,6 +59,8 @@ class Keys:
     material: str | None = None
     functional: str | None = None
     unconverged: bool = False
+    noted: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
 
     def first(self, which: str, record: Mapping[str, Any], *defaults: str) -> tuple[str, Any]:
         """The name and the value of the first of these that `record` has, or ("", None)."""
@@ -81,23 +90,62 @@ def symmetric(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:
     return (full + full.T) / 2
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a label say the same; six numbers and nine may be one stress."""
+    try:
+        one, other = (np.ravel(np.asarray(x, np.float64)) for x in (one, other))
+    except (ValueError, TypeError):
+        return False
+    if {one.size, other.size} == {6, 9}:
+        one, other = symmetric(one).ravel(), symmetric(other).ravel()
+    return one.shape == other.shape and np.allclose(one, other, rtol=1e-6, atol=1e-8, equal_nan=True)
+
+
 def from_vasp(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:
     """A stress as VASP prints it (kbar, positive in compression) in eV/Å³, positive in tension."""
     return -KILOBAR * symmetric(stress, order)
 
 
-def crystal(atoms: Atoms, name: str, material: str = "", functional: str = "", **labels) -> LabelledCrystal:
-    """A labelled crystal of `atoms` stripped of all else. Magnetic moments are kept as magnitudes.
+def crystal(
+    atoms: Atoms,
+    name: str,
+    material: str = "",
+    functional: str = "",
+    isolated: bool = False,
+    weight: float = 1.0,
+    weights: Mapping[str, float] | None = None,
+    **labels,
+) -> LabelledCrystal:
+    """A labelled crystal of `atoms` stripped of all else; `isolated`: its file calls it an isolated atom.
 
-    Models predict magnitudes, since a potential without spin-orbit coupling does not know which way is up.
+    Magnetic moments, N numbers or N vectors, are kept as their lengths: models predict those, since a
+    potential without spin-orbit coupling does not know which way is up.
     """
     if not len(atoms) or not atoms.numbers.all():
         raise ValueError(f"{name} has {len(atoms)} atoms, {(atoms.numbers == 0).sum()} of them of no element")
+    if isolated and len(atoms) > 1:
+        raise LabelError(f"{name}: found an isolated atom (config_type) of {len(atoms)} atoms, needed one.")
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
-    found = Labels(**{k: np.asarray(v, np.float64) for k, v in labels.items() if v is not None})
-    if found.magmoms is not None:
-        found = replace(found, magmoms=np.abs(found.magmoms))
-    return LabelledCrystal(bare, found, material, name, functional)
+    found = {k: np.asarray(v, np.float64) for k, v in labels.items() if v is not None}
+    if "magmoms" in found:
+        moments = found["magmoms"]
+        vectors = moments.shape == (len(atoms), 3)
+        found["magmoms"] = np.linalg.norm(moments, axis=1) if vectors else np.abs(moments)
+    its = Labels(**found, weight=weight, weights=dict(weights or {}))
+    return LabelledCrystal(bare, its, material, name, functional, isolated or is_alone(bare))
+
+
+def is_alone(atoms: Atoms) -> bool:
+    """Whether this is one atom whose images, if any, are beyond ALONE."""
+    from ase.geometry import minkowski_reduce
+
+    if len(atoms) > 1 or not atoms.pbc.any():
+        return len(atoms) == 1
+    lengths = atoms.cell.lengths()[atoms.pbc]
+    if not np.isfinite(lengths).all() or lengths.min() <= ALONE:  # of lattice vectors as they are, at most
+        return False
+    reduced = minkowski_reduce(atoms.cell, atoms.pbc)[0]
+    return bool(np.linalg.norm(reduced[atoms.pbc], axis=1).min() > ALONE)
 
 
 def structure_atoms(structure: Mapping[str, Any]) -> Atoms:

@@ -3,6 +3,8 @@
 The energy is the one extrapolated to zero smearing, "energy(sigma->0)", as Materials Project and with it
 MPtrj and MatPES have it; ASE converts the stress from VASP's kbar, positive in compression.
 
+Magnetic moments stand in OUTCAR alone; those of the OUTCAR beside a vasprun.xml are joined to its steps.
+
 Where the electrons did not converge within the NELM steps that they were allowed, energy and forces are not
 those of the crystal. VASP goes on to the next ionic step all the same.
 """
@@ -11,11 +13,16 @@ from __future__ import annotations
 
 import re
 import warnings
+import zlib
 from collections.abc import Iterator
+from functools import partial
+from lzma import LZMAError
 from pathlib import Path
 
-from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.data.readers.common import Keys, crystal, open_bytes, symmetric
+import numpy as np
+from jaxtyping import Float
+
+from jaxmlip.data.readers.common import Frame, Keys, crystal, open_bytes, symmetric
 
 XML = re.compile(rb"<calculation>|<scstep>|</calculation>|name=\"NELM\"[^>]*>\s*(\d+)")
 # What tells the functional, each under the name of VASP's tag; PAW is the kind of the potentials.
@@ -37,21 +44,40 @@ POTENTIALS = {"PAW_PBE": "PBE", "PAW": "LDA", "PAW_GGA": "PW91"}  # where GGA is
 TEXT = re.compile(
     rb"Iteration +\d+\(|EDIFF is reached|FREE ENERGIE OF THE ION-ELECTRON SYSTEM|NELM += +(\d+)"
 )
+END = b"FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
+MOMENTS = re.compile(rb"\s*magnetization \(([xyz])\)")  # y and z where spins are not collinear
+SAME_FORCE = 1e-4  # eV/Å; OUTCAR has six digits behind the point
+PACKED = (".gz", ".bz2", ".xz")
 
 
-def read_vasprun(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    yield from _steps(path, "vasp-xml", XML, keys, _functional(path, XML_HEAD, b"<calculation>"))
+def read_vasprun(path: Path, keys: Keys) -> Iterator[Frame]:
+    functional = _functional(path, XML_HEAD, b"<calculation>")
+    yield from _steps(path, "vasp-xml", XML, keys, functional, outcar_of(path))
     _whole(path, b"</modeling>", "vasprun.xml has no </modeling> at its end: VASP did not finish")
 
 
-def read_outcar(path: Path, keys: Keys) -> Iterator[LabelledCrystal]:
-    yield from _steps(path, "vasp-out", TEXT, keys, _functional(path, TEXT_HEAD, b"Iteration "))
+def read_outcar(path: Path, keys: Keys) -> Iterator[Frame]:
+    yield from _steps(path, "vasp-out", TEXT, keys, _functional(path, TEXT_HEAD, b"Iteration "), path)
     _whole(path, b"General timing and accounting", "OUTCAR has no timing at its end: VASP did not finish")
 
 
+def outcar_of(vasprun: Path) -> Path | None:
+    """The OUTCAR of the run whose vasprun.xml this is, compressed or not: OUTCAR.relax1.gz beside
+    vasprun.xml.relax1; None where there is none."""
+    if "vasprun.xml" not in vasprun.name:
+        return None
+    name = vasprun.name.replace("vasprun.xml", "OUTCAR").removesuffix(vasprun.suffix * _packed(vasprun))
+    names = (name, *(name + end for end in PACKED))
+    return next((path for n in names if (path := vasprun.with_name(n)).is_file()), None)
+
+
+def _packed(path: Path) -> bool:
+    return path.suffix in PACKED
+
+
 def _steps(
-    path: Path, format: str, marks: re.Pattern, keys: Keys, functional: str
-) -> Iterator[LabelledCrystal]:
+    path: Path, format: str, marks: re.Pattern, keys: Keys, functional: str, outcar: Path | None
+) -> Iterator[Frame]:
     import io
 
     from ase.io import iread
@@ -66,6 +92,7 @@ def _steps(
         if left_out == len(converged):
             raise ValueError(f"it has only {said}. unconverged=True (--unconverged) reads them")
         warnings.warn(f"{path}: left out {said}. unconverged=True (--unconverged) reads them.", stacklevel=2)
+    moments = _Moments(outcar, keys)
     with open_bytes(path) as file:
         source = file if format == "vasp-xml" else io.TextIOWrapper(file, encoding="utf-8", errors="replace")
         steps = enumerate(iread(source, index=":", format=format))
@@ -79,15 +106,77 @@ def _steps(
                 continue
             found = atoms.calc.results if atoms.calc else {}
             stress = found.get("stress")
-            yield crystal(
+            yield partial(
+                crystal,
                 atoms,
                 f"{path} step {number}",
                 functional=functional,
                 energy=found.get("energy"),
                 forces=found.get("forces"),
                 stress=None if stress is None else symmetric(stress),
-                magmoms=found.get("magmoms"),
+                magmoms=moments.of(found.get("forces")),
             )
+
+
+class _Moments:
+    """Magnetic moments of the ionic steps of an OUTCAR, found by the forces of the step.
+
+    Numbers of steps would not do: an OUTCAR may have steps that vasprun.xml has not, as of a force field.
+    """
+
+    def __init__(self, outcar: Path | None, keys: Keys):
+        self.outcar, self.keys = outcar, keys
+        self.steps = iter(()) if outcar is None else _magnetic_steps(outcar)
+
+    def of(self, forces: Float[np.ndarray, "N 3"] | None) -> Float[np.ndarray, "N 3"] | None:
+        """The moments (μB) of the next step with these `forces` (eV/Å), along x, y, z; None: not known."""
+        if forces is None:
+            return None
+        try:
+            for printed, moments in self.steps:
+                if printed.shape == forces.shape and np.abs(printed - forces).max() < SAME_FORCE:
+                    return moments
+        except (OSError, EOFError, ValueError, zlib.error, LZMAError) as error:
+            self.keys.noted[f"without magnetic moments: {self.outcar} cannot be read ({error})"] += 1
+            self.steps = iter(())
+            return None
+        if self.outcar is not None:
+            self.keys.noted[f"without magnetic moments: {self.outcar} has no step of these forces"] += 1
+        return None
+
+
+def _magnetic_steps(
+    outcar: Path,
+) -> Iterator[tuple[Float[np.ndarray, "N 3"], Float[np.ndarray, "N 3"] | None]]:
+    """Forces and moments (along x, y, z) of each complete ionic step of an OUTCAR."""
+    forces, moments = np.zeros((0, 3)), {}
+    with open_bytes(outcar) as file:
+        for line in file:
+            if b"TOTAL-FORCE" in line:
+                forces = np.array([row[3:6] for row in _table(file)]).reshape(-1, 3)
+            elif b"magnetization (" in line and (axis := MOMENTS.match(line)):
+                moments[axis[1]] = np.array([row[-1] for row in _table(file)])
+            elif END in line:
+                axes = [moments.get(axis, np.zeros(len(forces))) for axis in (b"x", b"y", b"z")]
+                whole = moments and all(len(m) == len(forces) for m in axes)
+                yield forces, np.column_stack(axes) if whole else None
+                moments = {}
+
+
+def _table(file) -> Iterator[list[float]]:
+    """The rows of a table of OUTCAR as numbers; its heading, dashes and blank lines stand before them."""
+    begun = False
+    for line in file:
+        words = line.split()
+        try:
+            row = [float(word) for word in words]
+        except ValueError:
+            row = []
+        if row:
+            begun = True
+            yield row
+        elif begun or (words and not (line.lstrip().startswith((b"#", b"-")))):
+            return
 
 
 def _functional(path: Path, settings: re.Pattern, end: bytes) -> str:

@@ -1,0 +1,236 @@
+"""Which names of a record hold its labels: all of one crystal come from one source, and the rest is named.
+
+A record is one frame of a file as names with values. Prefixed names, such as REF_energy or dft_forces, are
+those of the reference calculation; bare ones may be results of a calculator that was still attached when the
+frame was written. Stresses are in eV/Å³, positive in tension; a virial (eV) is what QUIP and MACE write:
+-V σ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.data.labels import LabelError
+from jaxmlip.data.readers.common import Keys, same, symmetric
+
+FAMILIES = ("ref_", "dft_", "")  # prefixes, in any case, the first of which that is there counts
+NAMES = {
+    "energy": ("energy",),
+    "forces": ("forces", "force"),
+    "stress": ("stress", "virial", "virials"),
+    "magmoms": ("magmoms", "magmom"),
+}
+APART = 0.02, 1e-3  # of the largest component, and eV/Å³: what stress and virial of one crystal may differ by
+# Words in the names of what looks like a label.
+WORDS = {
+    "energy": ("energy",),
+    "forces": ("force",),
+    "stress": ("stress", "virial"),
+    "magmoms": ("magmom", "magnetic_moment"),
+}
+ISOLATED = ("isolatedatom", "isolatedatoms", "isolated")
+
+
+class Label(NamedTuple):
+    name: str
+    value: Any
+
+
+def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """Arguments of `crystal`: labels, their weights, and whether it is an isolated atom.
+
+    Where a prefixed energy or prefixed forces are there, all labels are of that prefix. A name that `keys`
+    give counts in any case. What is passed over, and what looks like a label and is not read, is noted.
+
+    Raises LabelError where stress and virial of one source contradict each other.
+    """
+    asked = {p: name for p in NAMES if (name := getattr(keys, p)) is not None}
+    families = {prefix: dict(_family(record, prefix, atoms)) for prefix in FAMILIES}
+    chosen = _chosen(families, asked)
+    found: dict[str, Label] = {}
+    for prop in NAMES:
+        if prop in asked:
+            if (value := record.get(asked[prop])) is not None:
+                found[prop] = Label(asked[prop], value)
+            continue
+        # A prefixed stress may stand alone, beside a bare energy.
+        sources = (chosen,) if chosen else FAMILIES
+        labels = next((families[prefix][prop] for prefix in sources if prop in families[prefix]), [])
+        if labels:
+            found[prop] = labels[0]
+    if any(prop in found and prop not in asked for prop in ("energy", "forces")):
+        keys.sources[chosen] += 1
+    _note_passed_over(families, found, asked, keys)
+    note_look_alikes(atoms, record, found, keys)
+    values = {prop: label.value for prop, label in found.items()}
+    if "energy" in found and found["energy"].name.endswith("per_atom"):
+        values["energy"] = float(values["energy"]) * len(atoms)
+    if "stress" in found:
+        values["stress"] = stress_of(found["stress"], atoms)
+        if "stress" not in asked:
+            _check_agree(families, found["stress"], values["stress"], atoms)
+    weighted = weights_of(record, {prop: label.name for prop, label in found.items()}, keys)
+    values = {prop: value for prop, value in values.items() if weighted["weights"].get(prop) != 0}
+    return values | weighted | {"isolated": is_isolated(record)}
+
+
+def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tuple[str, list[Label]]]:
+    """Of each property the labels of one prefix, the one that counts first."""
+    for prop, bases in NAMES.items():
+        labels = []
+        for base in bases:
+            names = [base]
+            if prefix:
+                names = [n for n in record if str(n).lower() == prefix + base and n.endswith(base)]
+            for name in names:
+                value = record.get(name)
+                # A bare "magmom" may be where the calculation began, and a single one is of the whole cell.
+                unsure = base == "magmom" and (not prefix or np.shape(value)[:1] != (len(atoms),))
+                if value is not None and not unsure:
+                    labels.append(Label(name, value))
+        if labels:
+            yield prop, labels
+
+
+def _chosen(families: Mapping[str, Mapping[str, list[Label]]], asked: Mapping[str, str]) -> str:
+    for prop in ("energy", "forces"):
+        if prop in asked:
+            prefix = next(p for p in FAMILIES if asked[prop].lower().startswith(p))
+            if prefix:
+                return prefix
+    free = [prop for prop in ("energy", "forces") if prop not in asked]
+    return next((prefix for prefix in FAMILIES if any(prop in families[prefix] for prop in free)), "")
+
+
+def mixed(sources: Mapping[str, int]) -> str | None:
+    """What is to be said of a file with labels of several `sources`: how many frames have each prefix."""
+    if len(sources) < 2:
+        return None
+    counts = ", ".join(f"{count} with {prefix.upper() or 'bare '}names" for prefix, count in sources.items())
+    return (
+        f"frames have energies and forces of different sources ({counts}): bare ones may be of a calculator. "
+        "The options energy_key and forces_key (--energy-key, --forces-key) take one of them"
+    )
+
+
+def stress_of(label: Label, atoms: Atoms) -> np.ndarray:
+    """The stress (3, 3) in eV/Å³ that a stress or, by its name, a virial says."""
+    full = symmetric(label.value)
+    if "virial" not in label.name.lower():
+        return full
+    if atoms.cell.rank < 3:
+        raise LabelError(
+            f"found {label.name} of a crystal without a cell, needed one to divide by its volume."
+        )
+    return -full / atoms.get_volume()
+
+
+def _check_agree(families, chosen: Label, stress: np.ndarray, atoms: Atoms) -> None:
+    """Raises LabelError where another stress or virial of the source of `chosen` says something else."""
+    for other in _beside(chosen, "stress", families):
+        apart = np.abs(stress_of(other, atoms) - stress).max()
+        if not apart <= APART[0] * np.abs(stress).max() + APART[1]:
+            raise LabelError(
+                f"found {chosen.name} and {other.name} that contradict each other by {apart:.3g} eV/Å³ (a "
+                f"virial is -V σ), needed one. stress_key={other.name} (--stress-key) or "
+                f"stress_key={chosen.name} says which."
+            )
+
+
+def _beside(label: Label, prop: str, families) -> list[Label]:
+    """The other labels of a property in the source of `label`."""
+    of_source = next(
+        (f[prop] for f in families.values() if label.name in [its.name for its in f.get(prop, ())]), []
+    )
+    return [its for its in of_source if its.name != label.name]
+
+
+def _note_passed_over(families, found: Mapping[str, Label], asked: Mapping[str, str], keys: Keys) -> None:
+    passed = [
+        (prop, label.name)
+        for family in families.values()
+        for prop, labels in family.items()
+        for label in labels
+        if prop not in asked and not _in_source(label, prop, families, found)
+    ]
+    if passed:
+        taken = ", ".join(dict.fromkeys(label.name for label in found.values())) or "nothing"
+        keys.noted[
+            f"passed over {', '.join(name for _, name in passed)}: labels of a crystal come from one source, "
+            f"here {taken}. {_remedy(*passed)} all the same"
+        ] += 1
+
+
+def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) -> bool:
+    """Whether `label` is what was taken, beside it in one source, or says the same."""
+    taken = found.get(prop)
+    if taken is None:
+        return False
+    if label.name in [taken.name, *(its.name for its in _beside(taken, prop, families))]:
+        return True
+    return same(taken.value, label.value)
+
+
+def note_look_alikes(atoms: Atoms, record: Mapping[str, Any], found, keys: Keys) -> None:
+    """Notes what has the name and the shape of a label that no other name gave."""
+    known = {prefix + base for prefix in FAMILIES for bases in NAMES.values() for base in bases} - {"magmom"}
+    for prop, words in WORDS.items():
+        if prop in found:
+            continue
+        for name, value in record.items():
+            lower = str(name).lower()
+            if lower in known or "weight" in lower or lower.startswith("initial_"):
+                continue
+            if any(word in lower for word in words) and _has_shape(value, prop, len(atoms)):
+                keys.noted[f"{name} looks like {prop} and was not read. {_remedy((prop, name))}"] += 1
+
+
+def _has_shape(value: Any, prop: str, atoms: int) -> bool:
+    if isinstance(value, str | bool | dict) or value is None:
+        return False
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        return False
+    shapes = {
+        "energy": [()],
+        "forces": [(atoms, 3)],
+        "stress": [(6,), (9,), (3, 3)],
+        "magmoms": [(atoms,), (atoms, 3)],
+    }
+    return array.dtype.kind in "iuf" and array.shape in shapes[prop]
+
+
+def _remedy(*unread: tuple[str, str]) -> str:
+    """What reads labels that were not read: (property, name) of each."""
+    options = ", ".join(f"{prop}_key={name}" for prop, name in unread)
+    flags = " ".join(f"--{prop}-key {name}" for prop, name in unread)
+    return f"The option {options} ({flags}) reads {'it' if len(unread) == 1 else 'them'}"
+
+
+def weights_of(record: Mapping[str, Any], names: Mapping[str, str], keys: Keys) -> dict[str, Any]:
+    """The weight of a crystal and those of its properties, as MACE has them: config_weight,
+    config_energy_weight, config_forces_weight, config_stress_weight or config_virials_weight.
+
+    `names` are those of the labels that were read. A label of weight 0 is none; it is noted.
+    """
+    weights = {}
+    for prop, name in names.items():
+        kinds = ("virials", "virial", "stress") if "virial" in name.lower() else (prop,)
+        own = next((w for k in kinds if (w := record.get(f"config_{k}_weight")) is not None), None)
+        if own is not None and float(own) != 1:
+            weights[prop] = float(own)
+        if weights.get(prop) == 0:
+            keys.noted[f"{name} has weight 0 (config_{prop}_weight) and was not read"] += 1
+    weight = record.get("config_weight")
+    return {"weight": 1.0 if weight is None else float(weight), "weights": weights}
+
+
+def is_isolated(record: Mapping[str, Any]) -> bool:
+    """Whether `record` is called an isolated atom, as MACE's training files do: config_type=IsolatedAtom."""
+    kind = record.get("config_type")
+    return isinstance(kind, str) and "".join(filter(str.isalnum, kind.lower())) in ISOLATED
