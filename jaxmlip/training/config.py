@@ -288,16 +288,35 @@ def finetune_config(preset: str, flags: Mapping[str, Any], changes: Sequence[str
 def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple[int, ...]) -> Any:
     """The configuration of a network; `elements` (atomic numbers) where its parameters depend on them.
 
-    Raises ConfigError for unknown names and wrong types, ValueError for values that the network refuses.
+    Raises ConfigError for unknown names, wrong types, and values without meaning.
     """
     from jaxmlip.potential import ARCHITECTURES
 
     kind = ARCHITECTURES[architecture][1]
     needed = next(f for f in dataclasses.fields(kind) if f.name == "elements")
     listed = needed.default is dataclasses.MISSING
-    return _made(
+    made = _made(
         kind, {"elements": list(elements)} | dict(given) if listed else given, "model.hyperparameters"
     )
+    _check_network(made)
+    return made
+
+
+def _check_network(config: Any) -> None:
+    """Raises ConfigError for numbers without meaning in the configuration of a network."""
+    for name, value in vars(config).items():
+        numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) in (int, float)]
+        # A highest degree may be zero, and nothing else; numbers of paths are those of a published file.
+        zero = name.endswith("_l") or name == "paths"
+        if wrong := [x for x in numbers if x < 0 or (x == 0 and not zero)]:
+            needed = "0 or more" if zero else "more than 0"
+            raise ConfigError(f"model.hyperparameters.{name}: found {wrong[0]}, needed {needed}.")
+    if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", math.inf):
+        raise ConfigError(
+            f"model.hyperparameters: found angle_cutoff={config.angle_cutoff} and "
+            f"bond_cutoff={config.bond_cutoff}, needed an angle cutoff that is not longer: angles are "
+            "between bonds."
+        )
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
