@@ -265,7 +265,10 @@ def _slope(model: list, dft: list, sample: str, error_ratio: float, resamples: i
         draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
         drawn = (draws @ sums).T
         low_high = [
-            np.nanpercentile(ratio, (2.5, 97.5)) if len(sums) > 1 else np.full(2, np.nan)
+            # Where all of the model is zero, no draw has an inverse.
+            np.full(2, np.nan)
+            if len(sums) == 1 or np.isnan(ratio).all()
+            else np.nanpercentile(ratio, (2.5, 97.5))
             for ratio in (drawn[1] / drawn[0], drawn[2] / drawn[1])
         ]
         return Slope(

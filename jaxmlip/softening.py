@@ -370,15 +370,18 @@ def run(
     out: Path,
     memory_limit: float | None = None,
     supercell: int = SUPERCELL,
+    dtype: str = "float64",
+    heads: Sequence[str] = (),
 ) -> None:
     """`softening` for each of `models`: prints tables, writes softening.json and softening.png to `out`.
 
-    `data` is the folder of `read_phonondb`; None takes the built-in materials.
+    `data` is the folder of `read_phonondb`; None takes the built-in materials. `heads` are those of
+    `load_each`.
     """
-    from jaxmlip.sources import load
+    from jaxmlip.sources import load_each
 
     materials = builtin_materials() if data is None else read_phonondb(data)
-    potentials = [load(model, dtype="float64") for model in models]
+    potentials = load_each(models, dtype, heads)
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console = console if console.is_terminal else Console(width=110)
@@ -390,10 +393,11 @@ def run(
         for line in in_words(summary(rows)) + published_in_words(potential.name, rows):
             console.print(line, highlight=False)
     settings = {
-        "dtype": "float64",
+        "dtype": dtype,
         "supercell_atoms_at_most": supercell,
         "materials": "built-in list" if data is None else "all of the given folder",
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
     }
     save_json(rows_by_model, out / "softening.json", settings)
     draw(rows_by_model, out / "softening.png")

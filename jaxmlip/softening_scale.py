@@ -332,9 +332,14 @@ def run(
     key: str | None = None,
     most: int | None = None,
     max_force: float | None = None,
+    dtype: str = "float32",
+    heads: Sequence[str] = (),
 ) -> None:
-    """`softening_scale` for `models`: prints tables, writes softening_scale.json and .png to `out`."""
-    from jaxmlip.sources import load
+    """`softening_scale` for `models`: prints tables, writes softening_scale.json and .png to `out`.
+
+    `heads` are those of `load_each`.
+    """
+    from jaxmlip.sources import load_each
 
     frames = [frame for path in files for frame in read_frames(path, forces)]
     materials = by_material(frames, key, most, max_force)
@@ -343,7 +348,7 @@ def run(
     console = console if console.is_terminal else Console(width=120, highlight=False)
     if taken < len(frames):
         console.print(f"{taken} of {len(frames)} frames")
-    potentials = [load(model, dtype="float32") for model in models]
+    potentials = load_each(models, dtype, heads)
     rows_by_model = {potential.name: softening_scale(potential, materials) for potential in potentials}
     for model, rows in rows_by_model.items():
         console.print(table(rows, model))
@@ -355,8 +360,9 @@ def run(
         "group_by": key,
         "frames_at_most": most,
         "max_force_eV_per_A": max_force,
-        "dtype": "float32",
+        "dtype": dtype,
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
     }
     out.mkdir(parents=True, exist_ok=True)
     save_json(rows_by_model, out / "softening_scale.json", settings)

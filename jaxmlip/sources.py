@@ -17,7 +17,8 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -231,6 +232,33 @@ def load(
     _keep_compiled_programs()
     potential = _load(name_or_path, head).astype(dtype)
     return potential if products == "xla" else _with_products(potential, products)
+
+
+def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str] = ()) -> list[Potential]:
+    """The potential of each of `models`, with names that tell them apart, computing in `dtype`.
+
+    `heads` are of those that are checkpoint files, one for each in their order; a single one is for all of
+    them. Raises ValueError where there are not as many, and for one model twice, and as `load` does.
+    """
+    files = [m not in MODELS and Path(m).expanduser().is_file() for m in models]
+    each = list(heads) * sum(files) if len(heads) == 1 else list(heads)
+    if heads and (len(each) != sum(files) or not each):
+        raise ValueError(
+            f"found the heads {', '.join(heads)} and {sum(files)} checkpoint file(s) among "
+            f"{', '.join(models)}, needed one head for each of these files, or one for all; nothing else has "
+            "several."
+        )
+    left = iter(each)
+    of = [next(left, None) if is_file else None for is_file in files]
+    found = [load(model, dtype, head) for model, head in zip(models, of, strict=True)]
+    names = Counter(potential.name for potential in found)
+    longer = [f"{model}:{head}" if head else model for model, head in zip(models, of, strict=True)]
+    if twice := [name for name, n in Counter(longer).items() if n > 1]:
+        raise ValueError(f"found {twice[0]} twice, needed each model once.")
+    return [
+        potential if names[potential.name] == 1 else replace(potential, name=name)
+        for potential, name in zip(found, longer, strict=True)
+    ]
 
 
 def _load(name_or_path: str | Path, head: str | None) -> Potential:

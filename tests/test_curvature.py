@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -32,6 +33,15 @@ def frames(values: np.ndarray, atoms: int = 10) -> list[np.ndarray]:
 
 def normal(seed: int, size: int = 60_000) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=size)
+
+
+def test_a_model_without_forces_has_the_slope_zero_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = force_slope(frames(np.zeros(600)), frames(normal(0, 600)))
+    assert found.slope == 0
+    assert found.interval == (0, 0)
+    assert np.isnan(found.inverse_interval).all()
 
 
 def test_the_slope_is_the_fit_of_a_line_through_the_origin_to_all_components():

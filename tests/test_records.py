@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import types
 
@@ -53,6 +54,27 @@ def test_events_become_lines_of_json_and_of_text(tmp_path):
     assert "100 structures/s, 800 atoms/s, waiting 1%" in said[-2]
     assert said[-1] == "stopped after step 2: enough"
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_line_tells_each_validation_once_and_with_its_own_step(tmp_path, monkeypatch):
+    said = []
+    with Records(tmp_path, CONFIG, 8, said.append) as records:
+        for every, events in ((0, [validated(0), trained(1)]), (1e9, [trained(3), trained(4), validated(4)])):
+            monkeypatch.setattr("jaxmlip.training.records.EVERY", every)
+            for event in events:
+                records(event)
+        monkeypatch.setattr("jaxmlip.training.records.EVERY", 0)
+        for event in (trained(8), validated(8), Stopped(8, "all 8 steps are done")):
+            records(event)
+    of_training = "loss 0.5, lr 1.0e-03, 100 structures/s, 800 atoms/s, waiting 1%"
+    of_validation = "validation MAE: forces 0.3 eV/Å (best)"
+    assert said == [
+        f"step 0/8; {of_validation}",
+        f"step 1/8; epoch 0.1, {of_training}",
+        f"step 8/8; epoch 0.8, {of_training}; step 4: {of_validation}",
+        f"step 8/8; {of_validation}",
+        "stopped after step 8: all 8 steps are done",
+    ]
 
 
 def test_a_run_that_goes_on_drops_the_lines_that_it_will_write_again(tmp_path):
@@ -222,6 +244,40 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     cli.main(["train", str(finished / "config.yaml")])
     assert "stopped after step 16: all 16 steps are done" in capsys.readouterr().err
     assert kinds(finished)[-2:] == [("resumed", 16), ("stopped", 16)]
+
+
+def test_a_finished_run_takes_more_epochs_and_nothing_else(finished, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(finished, tmp_path / "tiny")
+    monkeypatch.chdir(finished.parent)
+
+    def train(*changes):
+        capsys.readouterr()
+        cli.main(["train", str(folder / "config.yaml"), "--set", *changes])
+        return capsys.readouterr().err
+
+    for change, named in (
+        (["epochs=2"], "epochs: begun with 4, found 2"),
+        (["epochs=6", "seed=2"], "seed: begun with 1, found 2"),
+        (["steps=12"], "steps: begun with None, found 12"),
+    ):
+        with pytest.raises(SystemExit):
+            train(*change)
+        assert named in capsys.readouterr().err
+    said = train("epochs=6")
+    assert "16 of 24 steps are done. The optimizer goes on from its state" in said
+    assert "the schedule of 24 steps has there, 0.00251" in said
+    assert "stopped after step 24: all 24 steps are done" in said
+    assert read_config(folder / "config.yaml").epochs == 6
+    assert json.loads((folder / "results-16.json").read_text())["stopped"] == "all 16 steps are done"
+    assert json.loads((folder / "results.json").read_text())["stopped"] == "all 24 steps are done"
+    assert jaxmlip.load(str(folder / "model")).elements == (11, 14, 17)
+
+
+def test_more_epochs_are_for_a_run_that_is_done(tmp_path):
+    open_folder(tmp_path / "run", CONFIG)
+    (tmp_path / "run" / "start").mkdir()
+    with pytest.raises(RunFolderError, match=r"has not taken all of its steps.*\n.*begun with 100"):
+        open_folder(tmp_path / "run", dataclasses.replace(CONFIG, epochs=200))
 
 
 def test_export_names_what_is_no_run(tmp_path, capsys):

@@ -146,6 +146,8 @@ def test_axes_make_every_combination_and_runs_are_changes(here):
             "runs learning_rate=1e-2 and learning_rate=0.01 comp",
         ),
         ("vary: {batch_size: [0]}", "run batch_size=0: batch_size: found 0, needed 1 or more"),
+        ("vary: {optimizer.clip: [1, -1]}", r"run clip=-1: optimizer: found clip=-1\.0, needed a positive"),
+        ("vary: {optimizer.warmup_steps: [0, 5]}", "run warmup_steps=5: optimizer: found warmup_steps=5 in"),
         ("vary: {data.train: [nowhere.xyz]}", "nowhere.xyz does not exist"),
         ("vary: {seed: []}", r"vary.seed: found \[\]"),
         ("runs: {seed: 3}", "runs: needed a list of changes"),
@@ -275,6 +277,68 @@ def test_what_was_not_begun_and_results_of_another_configuration_are_not_collect
     (folder / "results.json").write_text("{")
     with pytest.raises(RunFolderError, match="is damaged"):
         collect(runs, "out")
+
+
+def collected(capsys) -> tuple[str, str]:
+    """What `jaxmlip sweep --collect` says on standard output, in a line, and on standard error."""
+    capsys.readouterr()
+    main(["sweep", "sweep.yaml", "--out", "out", "--collect"])
+    said = capsys.readouterr()
+    return " ".join(said.out.split()), " ".join(said.err.split())
+
+
+@pytest.fixture
+def counted_twice(here, monkeypatch, capsys):
+    """A sweep of two runs that are finished, and what its table says."""
+    monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
+    runs = runs_of(here, "vary: {seed: [1, 2]}")
+    assert run_all(runs, "out", processes=2) == {}
+    assert "2 of 2 runs are finished" in collected(capsys)[0]
+    return Path("out/sweep.csv").read_text()
+
+
+def test_runs_whose_configuration_is_the_same_are_the_same_under_any_name(here, counted_twice, capsys):
+    """A value is added to `vary`, of which the one that the runs had is the default."""
+    runs = runs_of(here, "vary: {seed: [1, 2], optimizer.clip: [null, 10.0]}")
+    out, err = collected(capsys)
+    assert "2 of 4 runs are finished" in out
+    assert "of other configurations" not in out + err
+    assert [row["name"] for row in write_table(runs, "out")] == ["seed=1,clip=none", "seed=2,clip=none"]
+    assert not Path("out/sweep-1.csv").exists()
+    assert run_all(runs, "out", processes=2) == {}
+    assert [starts(run, Path("out")) for run in runs] == [1, 1, 1, 1]
+    assert len(write_table(runs, "out")) == 4
+    renamed = runs_of(here, "runs: [{name: one, seed: 1}]")
+    assert renamed[0].folder("out") == runs[0].folder("out") != Path("out", renamed[0].id)
+    assert collect(renamed, "out")["one"]["id"] == runs[0].folder("out").name
+
+
+def test_an_edited_file_keeps_the_table_of_finished_runs_and_counts_them(here, counted_twice, capsys):
+    runs = runs_of(here, "vary: {seed: [1, 2], steps: [6]}")
+    out, err = collected(capsys)
+    assert "0 of 2 runs are finished" in out
+    assert "2 finished run(s) of other configurations are in out: seed=1-" in out
+    assert "has 2 finished run(s) that the new one has not, such as seed=1. It is kept as sweep-1.csv" in err
+    assert Path("out/sweep-1.csv").read_text() == counted_twice
+    assert list(json.loads(Path("out/sweep-1.json").read_text())["finished"]) == ["seed=1", "seed=2"]
+    assert len(json.loads(Path("out/sweep.json").read_text())["others"]) == 2
+    assert "kept" not in collected(capsys)[1]  # nothing is in the table that would be lost
+    assert run_all(runs, "out", processes=2) == {}
+    assert len(write_table(runs, "out")) == 2
+    written(here, "vary: {seed: [1, 2]}")
+    assert "It is kept as sweep-2.csv" in collected(capsys)[1]
+    assert Path("out/sweep.csv").read_text() == counted_twice
+
+
+def test_flags_of_a_sweep_without_meaning_are_refused(here, capsys):
+    written(here, "vary: {seed: [1]}")
+    for flags, named in (
+        (["--processes", "0"], "found processes=0, needed at least 1"),
+        (["--dry-run", "--collect"], "found --dry-run and --collect, needed one of them"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["sweep", "sweep.yaml", *flags])
+        assert named in capsys.readouterr().err
 
 
 def test_submitit_trains_each_run_in_tasks_that_know_each_other(here, monkeypatch):

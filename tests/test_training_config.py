@@ -1,6 +1,7 @@
 """The configuration of a training run: what is written is read, and mistakes are named."""
 
 import dataclasses
+import math
 import typing
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from jaxmlip.training.config import (
     differences,
     finetune_config,
     from_yaml,
+    hyperparameters,
     read_config,
     to_yaml,
 )
@@ -32,8 +34,10 @@ SECTIONS = (ModelConfig, DataConfig, ReplayConfig, LossConfig, OptimizerConfig)
 POSITIVE = st.floats(1e-12, 1e12)
 BOUNDED = {
     "delta": POSITIVE,
-    "learning_rate": POSITIVE,
-    "final_learning_rate": POSITIVE,
+    "learning_rate": st.floats(1, 1e12),
+    "final_learning_rate": st.floats(0, 1),
+    "warmup_steps": st.integers(0, 9),
+    "clip": st.none() | POSITIVE,
     "weight_decay": st.just(0.0),
     "ema": st.none() | st.floats(0, 0.999),
     "accumulate": st.integers(1, 9),
@@ -49,7 +53,7 @@ def values(kind):
     if dataclasses.is_dataclass(kind):
         return configs(kind)
     if kind is float:
-        return st.floats(allow_nan=False)
+        return st.floats(allow_nan=False, allow_infinity=False)
     if typing.get_origin(kind) is dict:
         return OPTIONS
     if typing.get_origin(kind) is tuple and typing.get_args(kind)[1] is ...:
@@ -121,6 +125,43 @@ def test_a_mistake_is_named_with_its_key(text, named):
         from_yaml(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("optimizer: {clip: -1}", r"optimizer: found clip=-1\.0, needed a positive number, or null"),
+        ("optimizer: {clip: 0}", r"optimizer: found clip=0\.0, needed a positive number, or null"),
+        ("optimizer: {clip: .inf}", r"optimizer\.clip: found inf \(float\), needed a number"),
+        ("optimizer: {learning_rate: 0}", r"found learning_rate=0\.0, needed a positive number"),
+        ("optimizer: {warmup_steps: -5}", "found warmup_steps=-5, needed 0 or more"),
+        (
+            "optimizer: {name: adamw, weight_decay: -0.1}",
+            r"found weight_decay=-0\.1, needed a number that is",
+        ),
+        ("optimizer: {accumulate: 0}", "found accumulate=0, needed 1 or more"),
+        ("optimizer: {ema: 1}", r"found ema=1\.0, needed a decay below 1"),
+        (
+            "optimizer: {learning_rate: 1e-6}",
+            "found final_learning_rate=1e-05 and learning_rate=1e-06.*not above the first",
+        ),
+        ("loss: {delta: .inf}", r"loss\.delta: found inf"),
+        ("loss: {energy: .inf}", r"loss\.energy: found inf"),
+    ],
+)
+def test_numbers_without_meaning_are_refused_with_what_is_needed(text, named):
+    with pytest.raises(ConfigError, match=named):
+        from_yaml(text)
+
+
+def test_a_rate_below_the_usual_final_one_may_stay_constant():
+    assert from_yaml("optimizer: {learning_rate: 1e-6, schedule: constant}").optimizer.learning_rate == 1e-6
+
+
+def test_numbers_without_meaning_are_refused_in_python_too():
+    for kind, wrong in ((LossConfig, {"energy": math.inf}), (OptimizerConfig, {"clip": math.nan})):
+        with pytest.raises(ValueError, match="found"):
+            kind(**wrong)
+
+
 def test_aliases_do_not_make_a_small_file_large():
     bomb = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30))
     with pytest.raises(ConfigError, match="a0 is no key"):
@@ -160,6 +201,27 @@ def test_changes_replace_what_the_file_says(tmp_path):
         ({"batch_size": 0}, "batch_size: found 0, needed 1 or more"),
         ({"replay": ReplayConfig(data=(__file__,))}, "needed both or neither"),
         ({"wandb": True}, "pip install wandb"),
+        ({"seed": -1}, "seed: found -1, needed 0 to 4294967295"),
+        ({"seed": 1 << 32}, "seed: found 4294967296, needed 0 to"),
+        ({"data": DataConfig(train=(__file__,), split_seed=-1)}, r"data\.split_seed: found -1"),
+        (
+            {"steps": 1, "optimizer": OptimizerConfig(warmup_steps=1000)},
+            r"optimizer: found warmup_steps=1000 in a run of 1 updates \(1 steps\).*needed 0 at most",
+        ),
+        (
+            {"steps": 40, "optimizer": OptimizerConfig(warmup_steps=10, accumulate=4)},
+            r"warmup_steps=10 in a run of 10 updates \(40 steps\).*needed 9 at most",
+        ),
+        (
+            {"steps": 3, "optimizer": OptimizerConfig(accumulate=4)},
+            "accumulate=4 in a run of 3 steps, which would train nothing",
+        ),
+        ({"mixed_probes": True}, r"mixed_probes: true with loss\.hessian: 0"),
+        ({"monitor": "hessian_mae"}, r"monitor: hessian_mae with loss\.hessian: 0"),
+        (
+            {"model": ModelConfig(architecture="mace", head="pbe")},
+            r"model\.head: pbe with model\.architecture",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_told_before_anything_starts(change, named, monkeypatch):
@@ -168,6 +230,28 @@ def test_what_does_not_fit_together_is_told_before_anything_starts(change, named
     good.checked()
     with pytest.raises(ConfigError, match=named):
         dataclasses.replace(good, **change).checked()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given", "named"),
+    [
+        ("m3gnet", {"features": 0}, r"model\.hyperparameters\.features: found 0, needed more than 0"),
+        ("m3gnet", {"blocks": 0}, "blocks: found 0, needed more than 0"),
+        ("m3gnet", {"bond_cutoff": -1}, r"bond_cutoff: found -1\.0, needed more than 0"),
+        ("m3gnet", {"angle_cutoff": 5.5}, r"angle_cutoff=5\.5 and bond_cutoff=5\.0"),
+        ("m3gnet", {"angular": 4}, "angular=4, needed 1, 2 or 3"),
+        ("chgnet", {"angular": 4}, "angular=4, needed an odd number"),
+        ("chgnet", {"readout": [8, 0]}, "readout: found 0, needed more than 0"),
+        ("mace", {"harmonics_l": -1, "hidden_l": -1}, "hidden_l: found -1, needed 0 or more"),
+        ("mace", {"blocks": ["agnostik", "residual"]}, "agnostik.*needed for each layer one of agnostic"),
+        ("mace", {"blocks": ["density"]}, r"correlation=\(3, 3\), needed for each layer"),
+        ("mace", {"average_neighbours": 0}, "average_neighbours: found 0.0, needed more than 0"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(architecture, given, named):
+    assert hyperparameters(architecture, {}, elements=(14,))
+    with pytest.raises(ConfigError, match=named):
+        hyperparameters(architecture, given, elements=(14,))
 
 
 def test_paths_are_made_absolute_and_names_of_models_stay(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from jaxmlip.training.loop import (
     Validated,
 )
 from jaxmlip.training.losses import LossConfig
-from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.optimizer import OptimizerConfig, learning_rate
 
 SETTINGS = small_run.SETTINGS
 SCRIPT = Path(small_run.__file__)
@@ -334,6 +335,84 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_crystals_and_keeps_the
     assert last.step == 5 * ((first - 1) // 5)
     assert str(Checkpoints(tmp_path / "checkpoints").path(last.step)) in str(error.value)
     assert all(np.isfinite(x).all() for x in last.arrays.values())
+
+
+def dead(losses: bool = True):
+    """A step that changes nothing, since its gradient is zero."""
+
+    def make(*_):
+        def step(state, batch):
+            told = {"loss": 0.5 * losses, "grad_norm": 0.0, "learning_rate": 1e-2, "crystals": 4, "atoms": 8}
+            return state.replace(step=state.step + 1), told
+
+        return step
+
+    return make
+
+
+def test_a_gradient_that_stays_zero_ends_the_run_as_nan_does(tmp_path, monkeypatch):
+    make, taken = loop.make_train_step, []
+
+    def dies(*settings):
+        real = make(*settings)
+
+        def step(state, batch):
+            taken.append(1)
+            state, metrics = real(state, batch)
+            return state, metrics | ({} if len(taken) <= 7 else {"grad_norm": 0.0})
+
+        return step
+
+    monkeypatch.setattr(loop, "make_train_step", dies)
+    with pytest.raises(DivergedError, match="gradient has been exactly zero since step 8,") as error:
+        small_run.run(tmp_path, replace(SETTINGS, keep=100))
+    assert f"The last checkpoint before is {Checkpoints(tmp_path / 'checkpoints').path(5)}" in str(
+        error.value
+    )
+    assert len(taken) < 40
+
+
+def test_a_run_that_ends_without_a_gradient_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "make_train_step", dead())
+    with pytest.warns(UserWarning, match="gradient was exactly zero in the last 10 steps"):
+        small_run.run(tmp_path, replace(SETTINGS, steps=10))
+
+
+def test_where_the_loss_is_zero_too_nothing_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "make_train_step", dead(losses=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert small_run.run(tmp_path, SETTINGS).step == 40
+
+
+def test_a_run_that_is_done_goes_on_with_more_epochs_from_its_optimizer_state(whole, tmp_path):
+    """The rate is constant: then the steps are those of a run that was to be longer from the beginning."""
+    constant = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, schedule="constant"))
+    long = small_run.run(tmp_path / "long", constant, epochs=4)
+    small_run.run(tmp_path / "short", constant, epochs=2)
+    events = []
+    more = small_run.run(tmp_path / "short", constant, events.append, epochs=4)
+    assert events[0] == Resumed(10)
+    equal(more.last, long.last)
+    assert more.history == long.history
+    assert more.reason == "all 20 steps are done"
+
+
+def test_the_rate_of_a_longer_run_is_that_of_the_longer_schedule(tmp_path):
+    small_run.run(tmp_path, SETTINGS, epochs=2)
+    events = []
+    small_run.run(tmp_path, SETTINGS, events.append, epochs=4)
+    first = of_kind(events, Trained)[0]
+    schedule = learning_rate(SETTINGS.optimizer, 20)
+    assert first.step == 11
+    assert first.metrics["learning_rate"] == pytest.approx(float(schedule(10)))
+    assert float(schedule(10)) > 1e-3 > float(learning_rate(SETTINGS.optimizer, 10)(10))
+
+
+def test_a_run_that_is_not_done_or_was_longer_does_not_change_its_length(whole, tmp_path):
+    for folder, epochs in ((until(whole, 15, tmp_path / "run"), 9), (whole["folder"], 4)):
+        with pytest.raises(OtherRunError, match=f"steps: begun with 40, found {5 * epochs}"):
+            small_run.run(folder, SETTINGS, epochs=epochs)
 
 
 def test_another_setting_or_data_set_is_refused_with_what_differs(whole):

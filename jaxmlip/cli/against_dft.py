@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, Models, Positional, in_bytes
+import tyro
+
+from jaxmlip.cli.arguments import DEFAULT_MODEL, DType, Models, Positional, in_bytes
+
+Heads = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 
 def softening(
     model: Models = (),
+    head: Heads = (),
     data: Path | None = None,
+    dtype: DType = "float64",
     out: Path = Path(),
     memory_limit: float | None = None,
 ) -> None:
@@ -17,19 +23,23 @@ def softening(
 
     Args:
         model: which potential; can be given several times; default: chgnet-0.3.0
+        head: which head, of a checkpoint that has several; given several times, one for each such file
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
+        dtype: precision of the computation
         out: folder for softening.json and softening.png
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
     """
     from jaxmlip.softening import run
 
-    run(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit))
+    run(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
 
 
 def compare(
     folders: Positional[list[Path]],
     model: Models = (),
+    head: Heads = (),
     mesh: tuple[int, int, int] = (12, 12, 12),
+    dtype: DType = "float64",
     out: Path = Path(),
 ) -> None:
     """Phonons of a potential against the DFT of phonopy runs: same displacements, same settings.
@@ -38,21 +48,25 @@ def compare(
         folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
             FORCE_SETS, or such yaml files with forces in them
         model: which potential; can be given several times; default: chgnet-0.3.0
+        head: which head, of a checkpoint that has several; given several times, one for each such file
         mesh: of wave vectors, Γ-centred
+        dtype: precision of the computation; forces at small displacements are small
         out: folder for compare.json and compare.png
     """
     from jaxmlip.phonons.compare import run
 
-    run(folders, model or (DEFAULT_MODEL,), mesh, out)
+    run(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
 
 
 def softening_scale(
     files: Positional[list[Path]],
     model: Models = (),
+    head: Heads = (),
     forces: str = "forces",
     group_by: str | None = None,
     frames: int | None = None,
     max_force: float | None = None,
+    dtype: DType = "float32",
     out: Path = Path(),
 ) -> None:
     """Slopes of a model's forces against the DFT forces in FILES, material by material: are they too weak?
@@ -60,12 +74,14 @@ def softening_scale(
     Args:
         files: crystals with DFT forces, such as extxyz, also as .gz
         model: which potential; can be given several times; default: chgnet-0.3.0
+        head: which head, of a checkpoint that has several; given several times, one for each such file
         forces: name of the per-atom array with the DFT forces
         group_by: an entry of the frames' info line that tells materials apart, besides the formula
         frames: at most so many of each material, evenly spread; default: all
         max_force: leave out frames with a DFT force above this, in eV/Å
+        dtype: precision of the computation
         out: folder for softening_scale.json and softening_scale.png
     """
     from jaxmlip.softening_scale import run
 
-    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force)
+    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli.arguments import AsJson, Model, Positional
+from jaxmlip.cli.arguments import AsJson, Head, Model, Positional
 from jaxmlip.cli.tables import print_table, table_of
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def convert(
     source: Read,
     out: Path,
     model: Model | None = None,
+    head: Head = None,
     cutoff: float | None = None,
     angle_cutoff: float = 0.0,
     angle_list: bool = True,
@@ -149,6 +150,7 @@ def convert(
         source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, whose cutoffs the graphs get; or give --cutoff
+        head: which head of it, of a checkpoint that has several
         cutoff: how long bonds are (Å), for a model that does not exist yet
         angle_cutoff: how long the two bonds of an angle are (Å); 0 for models without angles
         angle_list: whether the model reads a list of angles (CHGNet) or sums over them without (M3GNet)
@@ -168,7 +170,9 @@ def convert(
             f"found --model {model} and --cutoff {cutoff}, needed one of them: the graphs of a data set are "
             "those of one model, such as --model chgnet-0.3.0, or --cutoff 6 --angle-cutoff 3."
         )
-    potential = None if model is None else load(model)
+    if head is not None and model is None:
+        raise ValueError(f"found --head {head} without --model, which it is of; leave it out.")
+    potential = None if model is None else load(model, head=head)
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
         out,

@@ -61,13 +61,15 @@ def sweep(
     given = [value for each in slurm for value in each]
     if processes is not None and given:
         raise ConfigError("found --processes and --slurm, needed one of them.")
+    if dry_run and collect:
+        raise ConfigError("found --dry-run and --collect, needed one of them.")
     runs, out = read_sweep(config), out or config.with_suffix("")
     if dry_run:
         _foretell(runs, out)
         return
     if not collect:
         Console(stderr=True).print(f"{len(runs)} runs in {out}", highlight=False)
-        run_all(runs, out, processes or 1, reader_options(given) if given else None)
+        run_all(runs, out, 1 if processes is None else processes, reader_options(given) if given else None)
     if not out.is_dir():
         raise ConfigError(f"{out} is no folder; needed that of a sweep, by --out.")
     if _report(runs, out) and not collect:
@@ -76,9 +78,9 @@ def sweep(
 
 def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
     """Writes and prints what is there; the runs that are not finished."""
-    from jaxmlip.training.sweep import unfinished, varied, write_table
+    from jaxmlip.training.sweep import others, unfinished, varied, write_table
 
-    rows, left = write_table(runs, out), unfinished(runs, out)
+    rows, left, more = write_table(runs, out), unfinished(runs, out), others(runs, out)
     errors = list(dict.fromkeys(key for row in rows for key in row if "_mae / " in key))[:SHOWN]
     columns = [*varied(runs), *errors]
     table = table_of(f"{len(rows)} of {len(runs)} runs are finished", ("run", *columns), left=("run",))
@@ -87,6 +89,9 @@ def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
     print_table(table)
     for name, where in left.items():
         print(f"not in the table: {name}: {where}")
+    if more:
+        shown = ", ".join(more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
+        print(f"{len(more)} finished run(s) of other configurations are in {out}: {shown}")
     print(f"written to {out / 'sweep.csv'} and {out / 'sweep.json'}")
     return left
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Model, Positional
+from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional
 
 Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
@@ -19,6 +19,7 @@ def train(
     config: Positional[Path | None] = None,
     out: Path | None = None,
     changes: Changes = (),
+    dtype: DType | None = None,
     example: Flag = False,
     skip_bad: Flag = False,
     distributed: Flag = False,
@@ -28,10 +29,14 @@ def train(
 ) -> None:
     """Trains a potential as the file CONFIG says, or goes on with the run that is in its folder.
 
+    A run that is done goes on where epochs or steps are more now and all else is as it was: the optimizer
+    from its state, the learning rate as the schedule of the longer run has it from there on.
+
     Args:
         config: a YAML file; --example prints one with every key and what it means
         out: folder of the run; default: the name of CONFIG without .yaml
         changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
+        dtype: precision of the computation; default: as CONFIG says
         example: print a configuration with every key, and do nothing
         skip_bad: leave out crystals that cannot be used and what is behind the break of a file: data.skip_bad
         distributed: train together with other processes, which SLURM, Open MPI or a TPU slice knows
@@ -49,7 +54,13 @@ def train(
             "found no configuration, needed one: jaxmlip train CONFIG.yaml. `jaxmlip train --example` "
             "prints one."
         )
-    settings = read_config(config, _all(changes) + ["data.skip_bad=true"] * skip_bad)
+    if not distributed and coordinator is None and (processes, process) != (None, None):
+        raise ValueError(
+            f"found --processes {processes} and --process {process} alone, needed --coordinator HOST:PORT "
+            "with both of them, or --distributed alone where the scheduler knows them."
+        )
+    given = [] if dtype is None else [f"dtype={dtype}"]
+    settings = read_config(config, _all(changes) + given + ["data.skip_bad=true"] * skip_bad)
     if out is None:
         # The configuration in the folder of a run is that of the run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
@@ -63,6 +74,7 @@ def train(
 def finetune(
     data: Several = (),
     model: Model = DEFAULT_MODEL,
+    head: Head = None,
     preset: Literal["few", "transfer"] = "few",
     validation: Several = (),
     test: Several = (),
@@ -94,6 +106,7 @@ def finetune(
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
         model: which potential to begin with
+        head: which head of it, of a checkpoint that has several
         preset: for a few crystals of one material, or for many of another functional
         validation: crystals that tell which step is best; default: as the preset says
         test: crystals to tell the errors before and after of; default: as the preset says
@@ -106,7 +119,8 @@ def finetune(
         references: reference energies of the elements: keep the model's, refit them to the data, or take
             those of the isolated atoms in the data. They stay as they are then, unless --train references has
             them trained. Default: as the preset says
-        epochs: how often to go through the data; default: as the preset says
+        epochs: how often to go through the data; default: as the preset says. A run that is done goes on
+            with more, as `jaxmlip train` says
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says
         replay: crystals like those that the potential knows, so that it does not forget
@@ -122,6 +136,7 @@ def finetune(
 
     flags: dict[str, Any] = {
         "model.start": model,
+        "model.head": head,
         "data.train": _all(data),
         "data.validation": _all(validation),
         "data.test": _all(test),
@@ -161,6 +176,7 @@ def _run(config: Any, out: Path) -> None:
 def evaluate(
     data: Several = (),
     model: Model = DEFAULT_MODEL,
+    head: Head = None,
     split: Literal["all", "train", "validation", "test"] = "all",
     format: str | None = None,
     option: Several = (),
@@ -178,6 +194,7 @@ def evaluate(
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
         model: which potential
+        head: which head of it, of a checkpoint that has several
         split: which part of a dataset
         format: of the files; default: told from their names and contents
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
@@ -200,7 +217,7 @@ def evaluate(
         skip_bad=skip_bad,
         functional=functional,
     )
-    run(model, its, split, refit_references, by, dtype, json_, out, _console())
+    run(model, head, its, split, refit_references, by, dtype, json_, out, _console())
 
 
 def export(

@@ -40,6 +40,10 @@ class CHGNetConfig:
     readout: tuple[int, ...] = (64, 64, 64)  # hidden widths of the readout
     elements: int = 94  # embedded atomic numbers, from hydrogen on
 
+    def __post_init__(self):
+        if self.angular % 2 == 0:
+            raise ValueError(f"found angular={self.angular}, needed an odd number: a constant, and pairs.")
+
 
 class Bonds(NamedTuple):
     """Features e of the short bonds, which angles update, and of the long ones, which keep theirs."""

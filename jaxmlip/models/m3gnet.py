@@ -54,6 +54,10 @@ class M3GNetConfig:
     smooth: bool = True  # radial functions whose first two derivatives vanish at the cutoff too
     elements: int = 94  # embedded atomic numbers, from hydrogen on
 
+    def __post_init__(self):
+        if not 1 <= self.angular <= 3:
+            raise ValueError(f"found angular={self.angular}, needed 1, 2 or 3 degrees.")
+
 
 class Gated(nn.Module):
     """The rest of a gated MLP after its first linear layer, whose core and gate x holds side by side."""

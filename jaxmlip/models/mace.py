@@ -56,6 +56,11 @@ class MACEConfig:
     paths: tuple[int, ...] = ()
 
     def __post_init__(self):
+        if not self.blocks or len(self.blocks) != len(self.correlation) or set(self.blocks) - set(BLOCKS):
+            raise ValueError(
+                f"found blocks={self.blocks!r} and correlation={self.correlation!r}, needed for each layer "
+                f"one of {', '.join(BLOCKS)}, and one degree."
+            )
         if self.hidden_l > self.harmonics_l:
             raise ValueError(
                 f"found hidden_l={self.hidden_l} and harmonics_l={self.harmonics_l}, needed features between "

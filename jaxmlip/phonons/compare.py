@@ -288,14 +288,22 @@ def smeared_density(thz: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarr
 
 
 def run(
-    folders: Sequence[Path], models: Sequence[str], mesh: tuple[int, int, int] = MESH, out: Path = Path()
+    folders: Sequence[Path],
+    models: Sequence[str],
+    mesh: tuple[int, int, int] = MESH,
+    out: Path = Path(),
+    dtype: str = "float64",
+    heads: Sequence[str] = (),
 ) -> None:
-    """`compare` for each of `models`: prints tables, writes compare.json and compare.png to `out`."""
-    from jaxmlip.sources import load
+    """`compare` for each of `models`: prints tables, writes compare.json and compare.png to `out`.
+
+    `heads` are those of `load_each`.
+    """
+    from jaxmlip.sources import load_each
 
     _check_mesh(mesh)
     runs = [read_phonopy(folder) for folder in folders]
-    potentials = [load(model, dtype="float64") for model in models]
+    potentials = load_each(models, dtype, heads)
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     console = console if console.is_terminal else Console(width=120)
@@ -305,9 +313,10 @@ def run(
         console.print(table(rows_by_model[potential.name], potential.name))
     settings = {
         "mesh": list(mesh),
-        "dtype": "float64",
+        "dtype": dtype,
         "runs": [str(folder) for folder in folders],
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
     }
     save_json(rows_by_model, out / "compare.json", settings)
     draw(rows_by_model, out / "compare.png")

@@ -26,6 +26,7 @@ from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
 LARGEST = 1 << 20  # bytes of a configuration
+SEEDS = 1 << 32  # that there are; more would be the same as others, in JAX
 Scalar = bool | int | float | str | None
 MONITORED = ("loss", *(f"{p}_{kind}" for p in PROPERTIES for kind in ("mae", "rmse")))
 
@@ -39,6 +40,7 @@ class ModelConfig:
     """The potential that training begins with: a known one, or an architecture with random parameters."""
 
     start: str | None = None  # a name that `jaxmlip models` lists, a model folder or a torch checkpoint
+    head: str | None = None  # which head of start, a checkpoint that has several
     architecture: Literal["chgnet", "m3gnet", "mace"] | None = (
         None  # with random parameters, instead of start
     )
@@ -126,6 +128,10 @@ class TrainConfig:
                 f"found model.start: {m.start} and model.architecture: {m.architecture}, needed one of the "
                 "two: a potential to begin with, or an architecture to begin with random parameters."
             )
+        if m.head is not None and m.start is None:
+            raise ConfigError(
+                f"found model.head: {m.head} with model.architecture, needed none: heads are of a checkpoint."
+            )
         if m.hyperparameters and m.architecture is None:
             raise ConfigError(
                 "found model.hyperparameters with model.start, whose own they are; leave them out."
@@ -147,24 +153,7 @@ class TrainConfig:
                 f"data.fractions: found {list(d.fractions)}, needed three numbers that are not negative and "
                 "add up to 1, the first above 0."
             )
-        for key, least in (
-            ("epochs", 1),
-            ("steps", 1),
-            ("batch_size", 1),
-            ("devices", 1),
-            ("data.crystals", 1),
-            ("replay.crystals", 0),
-            ("validate_every", 1),
-            ("patience", 1),
-            ("checkpoint_every", 1),
-            ("keep", 1),
-            ("report_every", 1),
-        ):
-            value = self
-            for part in key.split("."):
-                value = getattr(value, part)
-            if value is not None and not value >= least:
-                raise ConfigError(f"{key}: found {value}, needed {least} or more.")
+        self._check_numbers()
         if bool(self.replay.data) != bool(self.replay.crystals):
             raise ConfigError(
                 f"found replay.data: {list(self.replay.data)} and replay.crystals: {self.replay.crystals}, "
@@ -184,6 +173,45 @@ class TrainConfig:
                 "it out; metrics.jsonl and TensorBoard have the same numbers."
             )
         return self
+
+    def _check_numbers(self) -> None:
+        """Raises ConfigError for numbers without meaning, by themselves or together."""
+        for key, least in (
+            ("epochs", 1),
+            ("steps", 1),
+            ("batch_size", 1),
+            ("devices", 1),
+            ("data.crystals", 1),
+            ("replay.crystals", 0),
+            ("validate_every", 1),
+            ("patience", 1),
+            ("checkpoint_every", 1),
+            ("keep", 1),
+            ("report_every", 1),
+        ):
+            value = self
+            for part in key.split("."):
+                value = getattr(value, part)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{key}: found {value}, needed {least} or more.")
+        for key, seed in (("seed", self.seed), ("data.split_seed", self.data.split_seed)):
+            if not 0 <= seed < SEEDS:
+                raise ConfigError(f"{key}: found {seed}, needed 0 to {SEEDS - 1}.")
+        if self.steps is not None:  # where epochs decide, the data tell how many steps they are
+            self.check_steps(self.steps)
+        if not self.loss.hessian and (self.mixed_probes or self.monitor.startswith("hessian")):
+            found = "mixed_probes: true" if self.mixed_probes else f"monitor: {self.monitor}"
+            raise ConfigError(
+                f"found {found} with loss.hessian: 0, which computes no Hessian columns; needed a weight "
+                "above 0."
+            )
+
+    def check_steps(self, steps: int) -> None:
+        """Raises ConfigError where the optimizer makes no sense in a run of `steps` batches."""
+        try:
+            self.optimizer.updates(steps)
+        except ValueError as error:
+            raise ConfigError(f"optimizer: {error}") from None
 
     def absolute(self) -> TrainConfig:
         """The same with absolute paths, for a file that is read from elsewhere later."""
@@ -263,16 +291,35 @@ def finetune_config(preset: str, flags: Mapping[str, Any], changes: Sequence[str
 def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple[int, ...]) -> Any:
     """The configuration of a network; `elements` (atomic numbers) where its parameters depend on them.
 
-    Raises ConfigError for unknown names and wrong types, ValueError for values that the network refuses.
+    Raises ConfigError for unknown names, wrong types, and values without meaning.
     """
     from jaxmlip.potential import ARCHITECTURES
 
     kind = ARCHITECTURES[architecture][1]
     needed = next(f for f in dataclasses.fields(kind) if f.name == "elements")
     listed = needed.default is dataclasses.MISSING
-    return _made(
+    made = _made(
         kind, {"elements": list(elements)} | dict(given) if listed else given, "model.hyperparameters"
     )
+    _check_network(made)
+    return made
+
+
+def _check_network(config: Any) -> None:
+    """Raises ConfigError for numbers without meaning in the configuration of a network."""
+    for name, value in vars(config).items():
+        numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) in (int, float)]
+        # A highest degree may be zero, and nothing else; numbers of paths are those of a published file.
+        zero = name.endswith("_l") or name == "paths"
+        if wrong := [x for x in numbers if x < 0 or (x == 0 and not zero)]:
+            needed = "0 or more" if zero else "more than 0"
+            raise ConfigError(f"model.hyperparameters.{name}: found {wrong[0]}, needed {needed}.")
+    if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", math.inf):
+        raise ConfigError(
+            f"model.hyperparameters: found angle_cutoff={config.angle_cutoff} and "
+            f"bond_cutoff={config.bond_cutoff}, needed an angle cutoff that is not longer: angles are "
+            "between bonds."
+        )
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
@@ -505,7 +552,7 @@ def _made(kind: Any, value: Any, key: str) -> Any:
             number = float(value) if isinstance(value, int | float | str) and value is not True else math.nan
         except (ValueError, OverflowError):
             number = math.nan
-        if not isinstance(value, bool) and not math.isnan(number):
+        if not isinstance(value, bool) and math.isfinite(number):
             return number
     elif type(value) is kind:
         return value

@@ -274,6 +274,7 @@ def as_record(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(
     model: str,
+    head: str | None,
     data: DataConfig,
     split: str,
     refit_references: bool,
@@ -290,7 +291,7 @@ def run(
     from jaxmlip.training.splits import read_one
 
     check_paths("--data", data.train)
-    potential = load(model, dtype)
+    potential = load(model, dtype, head)
     if potential.functionals:
         if data.functional is None:
             raise ConfigError(

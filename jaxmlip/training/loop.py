@@ -23,11 +23,12 @@ from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.loader import Loader
 from jaxmlip.potential import Potential, architecture_of
 from jaxmlip.training import parallel
-from jaxmlip.training.checkpoints import Checkpoint, CheckpointError, Checkpoints, on_host
+from jaxmlip.training.checkpoints import RECORD, Checkpoint, CheckpointError, Checkpoints, on_host
 from jaxmlip.training.losses import LossConfig, means
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import TrainState, init_state, make_eval_step, make_train_step, potential_of
 
+DEAD = 20  # steps without a gradient, after which Adam's memory of earlier ones moves nothing either
 AHEAD = 2  # steps that are handed to the devices before one is done: they never wait, and memory stays flat
 
 
@@ -132,7 +133,8 @@ class InterruptedRun(SystemExit):
 
 
 class DivergedError(RuntimeError):
-    """A loss or gradient that is not finite: at which step, of which crystals, and where to go back to."""
+    """A loss that is not finite, or a gradient that is not or stays zero: at which step, and where to go
+    back to."""
 
 
 class OtherRunError(ValueError):
@@ -150,13 +152,16 @@ def fit(
 ) -> Fitted:
     """Trains `potential` on the batches of `train`, or goes on with the run that `folder` holds.
 
-    A run that goes on takes the same steps as one that never stopped. `folder` gets start/, the potential
-    that training begins with, and checkpoints/. `report` is called from the first process with each Event in
-    turn. SIGTERM and Ctrl-C save and raise InterruptedRun; a second one ends the process as ever.
+    A run that goes on takes the same steps as one that never stopped. One that took all of its steps goes on
+    where there are more now: with the state of the optimizer, and the learning rate that the schedule of all
+    steps has from there on. `folder` gets start/, the potential that training begins with, and checkpoints/.
+    `report` is called from the first process with each Event in turn. SIGTERM and Ctrl-C save and raise
+    InterruptedRun; a second one ends the process as ever.
 
     Raises DatasetError where the data do not suit the potential, OtherRunError where the run in `folder` was
-    begun with other data or settings, DivergedError where a loss is not finite, CheckpointError where no
-    checkpoint in `folder` can be used, and ValueError where `settings` do not fit the data.
+    begun with other data or settings, DivergedError where a loss is not finite or the gradient stays zero,
+    CheckpointError where no checkpoint in `folder` can be used, and ValueError where `settings` do not fit
+    the data.
     """
     run = _Run(potential, train, validation, settings, mesh, Path(folder), report)
     try:
@@ -226,6 +231,7 @@ class _Run:
             )
         if settings.patience and validation is None:
             raise ValueError(f"found patience={settings.patience} without a validation set, needed one.")
+        settings.optimizer.updates(self.steps)
         self.validate_every = settings.validate_every or plan.steps_per_epoch
         self.first = jax.process_index() == 0
         self.report = report if self.first else lambda event: None
@@ -245,9 +251,13 @@ class _Run:
         if found is None:
             self._keep_start(potential)
         else:
-            _check_identity(found.record["identity"], self.identity, folder)
+            begun = found.record["identity"]
+            more = begun["steps"] == found.step < self.steps
+            _check_identity(begun | {"steps": self.steps} if more else begun, self.identity, folder)
             potential = Potential.from_folder(folder / "start", potential.dtype)
             self.record = found.record
+            if more:
+                self.record |= {"identity": self.identity, "stopped": None}
         self._check_references(potential)
         self.potential = potential
         self.state: TrainState = init_state(potential, settings.optimizer, self.steps, mesh)
@@ -259,6 +269,7 @@ class _Run:
             self.step = self.saved = found.step
             self.report(Resumed(found.step))
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not looked at
+        self.idle = 0  # steps in a row with a loss and without a gradient
         self.waited = 0.0
         self.clock: float | None = None  # since when the pending steps are taken
 
@@ -321,6 +332,14 @@ class _Run:
             self._validate()
         if self.record["stopped"] is None and last:
             self.record["stopped"] = f"all {self.steps} steps are done"
+        if self.record["stopped"]:
+            self._look(everything=True)
+            if self.idle and self.first:
+                warnings.warn(
+                    f"the gradient was exactly zero in the last {self.idle} steps of the run: the network "
+                    "may give a constant. Look at metrics.jsonl before you use it.",
+                    stacklevel=2,
+                )
         if self.step % self.settings.checkpoint_every == 0 or self.record["stopped"]:
             self._save()
 
@@ -407,6 +426,10 @@ class _Run:
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(m[name]):
                     raise self._diverged(f"{name} is {m[name]}", step)
+            # Where nothing has a label, or all is as it should be, there is no loss either.
+            self.idle = self.idle + 1 if m["grad_norm"] == 0 < m["loss"] else 0
+            if self.idle == DEAD:
+                raise self._dead(step)
         now = time.perf_counter()
         seconds = None if first else now - self.clock
         means_of = {
@@ -426,6 +449,18 @@ class _Run:
             )
         )
         self.clock, self.waited = now, 0.0
+
+    def _dead(self, step: int) -> DivergedError:
+        self._saving(wait=True)
+        since = step - self.idle + 1
+        alive = [s for s in self.checkpoints.steps if s < since]
+        back = f"The last checkpoint before is {self.checkpoints.path(alive[-1])}. " if alive else ""
+        return DivergedError(
+            f"the gradient has been exactly zero since step {since}, and the loss is not: what is trained no "
+            f"longer changes what the loss sees. {back}Where the network gives a constant, train again in "
+            "another folder with a lower learning rate or with clip; where loss has weights for properties "
+            "alone that the trained parameters do not change, train others (optimizer.train)."
+        )
 
     def _diverged(self, what: str, step: int) -> DivergedError:
         self._saving(wait=True)
@@ -571,6 +606,19 @@ def _told(split: Split) -> str:
     labels = ", ".join(f"{count} {name}" for name, count in split.counts.items() if count)
     atoms = int(split.sizes[:, 0].sum())
     return f"{len(split)} crystals with {atoms} atoms; {labels or 'no labels'} ({split.digest[:12]})"
+
+
+def taken(folder: str | Path) -> int | None:
+    """How many steps the run in `folder` took, where these are all that it was to take; else None."""
+    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    try:
+        steps = checkpoints.steps
+        record = json.loads((checkpoints.path(steps[-1]) / RECORD).read_text()) if steps else {}
+        return steps[-1] if steps and record["identity"]["steps"] == steps[-1] else None
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, which is told where it is read
+        return None
+    finally:
+        checkpoints.close()
 
 
 def _check_identity(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -7,6 +7,7 @@ each property is averaged over those numbers of the whole batch that have a labe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,11 +44,13 @@ class LossConfig:
     def __post_init__(self):
         if self.kind not in ("huber", "mse", "mae"):
             raise ValueError(f"found the loss {self.kind!r}, needed 'huber', 'mse' or 'mae'.")
-        if self.delta <= 0:
+        if not 0 < self.delta < math.inf:
             raise ValueError(f"found delta={self.delta}, needed a positive number.")
         weights = {p: getattr(self, p) for p in PROPERTIES}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"found the loss weights {weights}, needed none negative and one positive.")
+        if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
+            raise ValueError(
+                f"found the loss weights {weights}, needed finite ones, none negative and one positive."
+            )
 
     @property
     def properties(self) -> tuple[str, ...]:

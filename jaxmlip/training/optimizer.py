@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ class OptimizerConfig:
 
     name: Literal["adam", "adamw", "amsgrad"] = "adam"
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5  # where the cosine ends
+    final_learning_rate: float = 1e-5  # where the cosine ends, at most learning_rate
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 0  # of linear growth from zero
+    warmup_steps: int = 0  # updates of linear growth from zero, fewer than the run has
     weight_decay: float = 0.0  # of adamw alone, decoupled
     clip: float | None = None  # largest norm of the gradient of all parameters
     ema: float | None = None  # decay of the moving average of parameters that is validated and exported
@@ -42,16 +43,54 @@ class OptimizerConfig:
         for key, known in {"name": ("adam", "adamw", "amsgrad"), "schedule": ("cosine", "constant")}.items():
             if getattr(self, key) not in known:
                 raise ValueError(f"found {key}={getattr(self, key)!r}, needed one of {', '.join(known)}.")
-        if self.learning_rate <= 0 or self.final_learning_rate < 0 or self.accumulate < 1:
+        not_negative = "a number that is not negative"
+        for key, right, needed in (
+            ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
+            (
+                "final_learning_rate",
+                0 <= self.final_learning_rate < math.inf,
+                "a number that is not negative",
+            ),
+            ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, not_negative),
+            # A negative one turns every update round, so that the loss climbs; zero trains nothing.
+            ("clip", self.clip is None or 0 < self.clip < math.inf, "a positive number, or null for none"),
+            (
+                "ema",
+                self.ema is None or 0 <= self.ema < 1,
+                "a decay below 1, such as 0.999, or null for none",
+            ),
+            ("accumulate", self.accumulate >= 1, "1 or more"),
+        ):
+            if not right:
+                raise ValueError(f"found {key}={getattr(self, key)}, needed {needed}.")
+        if self.schedule == "cosine" and self.final_learning_rate > self.learning_rate:
             raise ValueError(
-                f"found learning_rate={self.learning_rate}, final_learning_rate={self.final_learning_rate} "
-                f"and accumulate={self.accumulate}, needed a positive rate, one that is not negative, and at "
-                "least 1."
+                f"found final_learning_rate={self.final_learning_rate} and "
+                f"learning_rate={self.learning_rate}, so that the rate would grow; needed a final one "
+                "that is not above the first, or schedule=constant."
             )
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"found ema={self.ema}, needed a decay below 1, such as 0.999.")
         if self.weight_decay and self.name != "adamw":
             raise ValueError(f"found weight_decay={self.weight_decay} with {self.name}, needed name='adamw'.")
+
+    def updates(self, steps: int) -> int:
+        """How often the parameters move in a run of `steps` batches.
+
+        Raises ValueError where they never would, or the warm-up would not come to its end.
+        """
+        updates = steps // self.accumulate
+        if updates < 1:
+            raise ValueError(
+                f"found accumulate={self.accumulate} in a run of {steps} steps, which would train nothing; "
+                f"needed {steps} at most, or more steps."
+            )
+        if self.warmup_steps >= updates:
+            raise ValueError(
+                f"found warmup_steps={self.warmup_steps} in a run of {updates} updates ({steps} steps), "
+                f"which would never come to learning_rate={self.learning_rate}; needed {updates - 1} at "
+                "most, or more steps."
+            )
+        return updates
 
 
 def trained(config: OptimizerConfig, names: Iterable[str]) -> list[str]:
@@ -85,14 +124,13 @@ def _matching(pattern: str, names: list[str]) -> list[str]:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each of `steps` batches."""
-    updates = max(1, steps // config.accumulate)
-    warmup = min(config.warmup_steps, updates)
+    """The learning rate at each update of a run of `steps` batches. Raises ValueError as `updates` does."""
+    updates, warmup = config.updates(steps), config.warmup_steps
     if config.schedule == "constant":
         after = optax.constant_schedule(config.learning_rate)
     else:
         ratio = config.final_learning_rate / config.learning_rate
-        after = optax.cosine_decay_schedule(config.learning_rate, max(1, updates - warmup), ratio)
+        after = optax.cosine_decay_schedule(config.learning_rate, updates - warmup, ratio)
     if not warmup:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])

@@ -20,13 +20,14 @@ from typing import Any
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
 from jaxmlip.training.locks import LOCK
-from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated
+from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
 from jaxmlip.training.losses import UNITS
 
 CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.jsonl"
 PACKAGES = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ase")
 # What may differ when a run goes on: it changes nothing in what is computed.
 FREE = ("devices", "tensorboard", "wandb", "final", "checkpoint_every", "keep", "report_every")
+LENGTH = ("epochs", "steps")  # what may grow where a run has taken all of its steps
 EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -35,15 +36,27 @@ class RunFolderError(ValueError):
 
 
 def check_folder(folder: str | Path, config: TrainConfig) -> None:
-    """Raises RunFolderError where `folder` holds something else, or a run with another configuration."""
+    """Raises RunFolderError where `folder` holds something else, or a run with another configuration.
+
+    A run that took all of its steps may have more `epochs` or `steps` now.
+    """
     folder, config = Path(folder), config.absolute()
     begun = folder / CONFIG
     if begun.is_file():
-        changed = {k: v for k, v in differences(read_config(begun), config).items() if k not in FREE}
-        if changed and (folder / "start").exists():  # else it never came to the first step
+        before = read_config(begun)
+        changed = {k: v for k, v in differences(before, config).items() if k not in FREE}
+        done = taken(folder)
+        longer = changed.keys() <= set(LENGTH) and _grows(before, config, done)
+        # Without a start it never came to the first step.
+        if changed and (folder / "start").exists() and not (longer and done is not None):
             told = "\n  ".join(f"{k}: begun with {was}, found {now}" for k, (was, now) in changed.items())
+            why = (
+                "It has not taken all of its steps; more are for a run that has. Go on"
+                if longer
+                else "Where all else is the same, a run that is done takes more epochs or steps. Go on"
+            )
             raise RunFolderError(
-                f"{folder} holds a run with another configuration. Go on with what it was begun with "
+                f"{folder} holds a run with another configuration. {why} with what it was begun with "
                 f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
             )
     elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
@@ -51,6 +64,13 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
             f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and no folder of a run (it has no "
             f"{CONFIG}); give a new one."
         )
+
+
+def _grows(before: TrainConfig, now: TrainConfig, done: int | None) -> bool:
+    """Whether the run is to be longer now, of which `done` steps are all that it was to take."""
+    if now.steps is None:
+        return before.steps is None and now.epochs > before.epochs
+    return now.steps > (before.steps or done or 0)
 
 
 def open_folder(folder: str | Path, config: TrainConfig) -> Path:
@@ -128,7 +148,7 @@ class Records:
         self._say = say or (lambda line: self._console.print(line, soft_wrap=True, markup=False))
         self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
         self._told = -math.inf
-        self._train = self._validation = self._line = ""
+        self._news: dict[str, tuple[int, str]] = {}  # of training and validation: the step, and what is told
 
     def __enter__(self) -> Records:
         return self
@@ -153,12 +173,11 @@ class Records:
                     "waiting": event.waiting,
                 }
                 self._write("train", event, {**event.metrics, **speed})
-                self._train = _train_words(event)
-                self._show(event.step)
+                self._tell("train", event.step, _train_words(event))
             case Validated():
                 self._write("validation", event, {**event.metrics, "best": event.best})
-                self._validation = _validation_words(event.metrics) + (" (best)" if event.best else "")
-                self._show(event.step)
+                words = _validation_words(event.metrics) + (" (best)" if event.best else "")
+                self._tell("validation", event.step, words)
             case Saved():
                 self._write("saved", event, {"path": str(event.path.relative_to(self.folder.absolute()))})
             case NotSaved():
@@ -212,19 +231,25 @@ class Records:
         if self._wandb is not None and numbers:
             self._wandb.log(numbers, step=event.step)
 
+    def _tell(self, what: str, step: int, words: str) -> None:
+        self._news[what] = step, words
+        self._show(step)
+
     def _show(self, step: int, last: bool = False) -> None:
-        words = [part for part in (self._train, self._validation) if part]
+        """Shows the news on a terminal; else says them once, in a line now and then, and the last ones."""
+        words = [
+            words if of == step else f"step {of}: {words}"
+            for of, words in (self._news[what] for what in ("train", "validation") if what in self._news)
+        ]
         if self._live is not None:
             from rich.console import Group
             from rich.text import Text
 
             self._bar.update(self._task, completed=step)
             self._live.update(Group(self._bar, *map(Text, words)))
-        elif last or time.monotonic() - self._told >= EVERY:
-            line = "; ".join([f"step {step}/{self.steps}", *words])
-            if line != self._line:
-                self._line, self._told = line, time.monotonic()
-                self._say(line)
+        elif words and (last or time.monotonic() - self._told >= EVERY):
+            self._news, self._told = {}, time.monotonic()
+            self._say("; ".join([f"step {step}/{self.steps}", *words]))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
 from jaxmlip.training.fidelities import join, select
-from jaxmlip.training.optimizer import trained
+from jaxmlip.training.optimizer import learning_rate, trained
+from jaxmlip.training.overlap import warn_of_overlap
 from jaxmlip.training.references import References, of_isolated, refit
 from jaxmlip.training.splits import (
     ALONE,
@@ -63,9 +65,11 @@ class Result:
 def run_training(config: TrainConfig, folder: str | Path) -> Result:
     """Trains as `config` says, or goes on with the run that `folder` holds.
 
-    The folder gets config.yaml, versions.json, metrics.jsonl, tensorboard/, start/ (the potential before the
-    first step), checkpoints/, and at the end model/ (for `jaxmlip.load`), results.json, learning_curve.png
-    and parity.png.
+    A run that took all of its steps goes on where `config` differs in more epochs or steps alone: with the
+    state of the optimizer, and the learning rate of the longer schedule from there on. The folder gets
+    config.yaml, versions.json, metrics.jsonl, tensorboard/, start/ (the potential before the first step),
+    checkpoints/, and at the end model/ (for `jaxmlip.load`), results.json, learning_curve.png and parity.png;
+    results.json of a shorter run becomes results-STEPS.json.
 
     Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError where
     another process trains in `folder`; `fit` says what may go wrong later.
@@ -91,17 +95,26 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
     import jax
 
     from jaxmlip.training import parallel
-    from jaxmlip.training.loop import fit
+    from jaxmlip.training.loop import fit, taken
     from jaxmlip.training.records import Records, open_folder
 
     first = jax.process_index() == 0
     mesh = parallel.make_mesh(config.devices)
+    console = Console(stderr=True, highlight=False, quiet=not first)
     if first:
         open_folder(folder, config)
-    console = Console(stderr=True, highlight=False, quiet=not first)
     potential, splits, loader = prepare(config, folder, mesh, console)
     plan = loader.plan
     steps = plan.steps if config.steps is None else config.steps
+    if first and (done := taken(folder)) is not None and done < steps:
+        with suppress(FileNotFoundError):  # where results are, a run is finished
+            (folder / RESULTS).rename(folder / f"results-{done}.json")
+        rate = float(learning_rate(config.optimizer, steps)(done // config.optimizer.accumulate))
+        console.print(
+            f"{done} of {steps} steps are done. The optimizer goes on from its state, with the learning rate "
+            f"that the schedule of {steps} steps has there, {rate:.3g}.",
+            soft_wrap=True,
+        )
     waste = ", ".join(f"{kind} {part:.0%}" for kind, part in plan.waste.items())
     counts = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     console.print(
@@ -136,8 +149,11 @@ def prepare(
         potential, splits = _begin(config, folder, console)
     for split in splits.values():
         check(split, potential)
-    _check_labels(config, splits["train"], splits.get("validation"))
-    return potential, splits, _loader(config, potential, splits["train"], mesh)
+    _check_labels(config, potential, splits["train"], splits.get("validation"))
+    loader = _loader(config, potential, splits["train"], mesh)
+    warn_of_overlap(splits, loader.replay)
+    config.check_steps(loader.plan.steps if config.steps is None else config.steps)
+    return potential, splits, loader
 
 
 def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh) -> Loader:
@@ -200,7 +216,7 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
 
     model = config.model
     if model.start is not None:
-        potential = _with_functionals(load(model.start, config.dtype), model.functionals)
+        potential = _with_functionals(load(model.start, config.dtype, model.head), model.functionals)
         trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is told at once
         splits = read_splits(config.data, potential.cutoffs, potential.functionals)
     else:
@@ -288,9 +304,15 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
     return evaluate.fit_references(evaluate.compare(potential, part), before)
 
 
-def _check_labels(config: TrainConfig, train: Split, validation: Split | None) -> None:
-    """Raises ConfigError where the loss asks for what no crystal has; warns where it is a part of it."""
+def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
+    """Raises ConfigError where the loss asks for what no crystal has, or the network does not give; warns
+    where it is a part of it."""
     asked = config.loss.properties
+    if "magmoms" in asked and train.counts.get("magmoms") and not _gives_magmoms(potential, train):
+        told = f"loss.magmoms: found {config.loss.magmoms}, and {potential.name} gives no magnetic moments"
+        if asked == ("magmoms",):
+            raise ConfigError(f"{told}; needed a weight for what it gives, such as loss.energy.")
+        warnings.warn(f"{told}: the loss does without.", stacklevel=2)
     missing = [p for p in asked if not train.counts.get(p)]
     if len(missing) == len(asked):
         raise ConfigError(
@@ -307,6 +329,14 @@ def _check_labels(config: TrainConfig, train: Split, validation: Split | None) -
         warnings.warn(
             f"no crystal of the training data has {', '.join(missing)}: the loss does without.", stacklevel=2
         )
+
+
+def _gives_magmoms(potential: Potential, split: Split) -> bool:
+    import jax
+
+    with potential.precision():
+        _, sites = jax.eval_shape(potential.energy_fn.with_sites, potential.arrays, split[0].graph)
+    return "magmoms" in sites
 
 
 def _named(potential: Potential, config: TrainConfig, folder: Path, step: int | None) -> Potential:

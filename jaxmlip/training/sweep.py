@@ -2,7 +2,8 @@
 
 The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, as
 `jaxmlip train ID.yaml` makes it) and ID.log (what its process said). Nothing else is kept: a sweep that is
-started again looks at what is there.
+started again looks at what is there. A run whose name changed, since the file of the sweep did, keeps the id
+that it was begun with.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import json
 import re
 import time
 import uuid
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from jaxmlip.training.run import RESULTS
 
 # What changes nothing in the potential that comes out.
 IDLE = tuple(key for key in FREE if key != "final")
+TABLES = ("sweep.csv", "sweep.json")
 PATHS = ("data.train", "data.validation", "data.test", "replay.data")
 POLL = 0.2  # seconds
 ELSEWHERE = 2.0  # seconds until a run that another process has is looked at again
@@ -49,15 +54,41 @@ class Run:
         configurations. Raises FileNotFoundError where data are not there.
         """
         readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", self.name).strip("-.")[:80]
-        return f"{readable}-{digest(self.config)}" if readable else digest(self.config)
+        return f"{readable}-{self.digest}" if readable else self.digest
+
+    @cached_property
+    def digest(self) -> str:
+        """The end of the id, the same for runs of any name that compute the same."""
+        return digest(self.config)
 
     def folder(self, sweep: str | Path) -> Path:
-        """The folder of this run in that of the sweep."""
-        return Path(sweep) / self.id
+        """The folder of this run in that of the sweep: ID, or that of another name, where it has one already.
+
+        What belongs to the run besides lies beside it: ID.yaml and ID.log.
+        """
+        own = Path(sweep) / self.id
+        if (own / RESULTS).is_file() or not own.parent.is_dir():
+            return own
+        known = _begun(own.parent, own.parent.stat().st_mtime_ns).get(self.digest, ())
+        done = (folder for folder in known if (folder / RESULTS).is_file())
+        return next(done, own if own.is_dir() or not known else known[0])
 
     def finished(self, sweep: str | Path) -> bool:
         """Whether this run, and no other configuration, is done in the folder of the sweep."""
         return results_in(self.folder(sweep), self.config) is not None
+
+
+@lru_cache(8)
+def _begun(sweep: Path, changed: int) -> dict[str, list[Path]]:
+    """The folders of runs in that of a sweep, by the digest at the end of their names."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(p for p in sweep.iterdir() if p.is_dir()):
+        found.setdefault(folder.name.rpartition("-")[2], []).append(folder)
+    return found
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
 
 
 def digest(config: TrainConfig) -> str:
@@ -130,8 +161,9 @@ def run_all(
     check(runs)
     folder.mkdir(parents=True, exist_ok=True)
     backend = Local(processes) if slurm is None else Slurm(folder, slurm)
+    configs = {run.name: _beside(run.folder(folder), ".yaml") for run in runs}
     for run in runs:
-        _write(folder / f"{run.id}.yaml", to_yaml(run.config.checked().absolute(), described=False))
+        _write(configs[run.name], to_yaml(run.config.checked().absolute(), described=False))
     waiting = deque(run for run in runs if not run.finished(folder))
     failed, done = {}, len(runs) - len(waiting)
     if done:
@@ -175,7 +207,7 @@ def run_all(
                 else:
                     starting.append(run)
             if starting:
-                attempts = backend.start([folder / f"{run.id}.yaml" for run in starting])
+                attempts = backend.start([configs[run.name] for run in starting])
                 going += zip(starting, attempts, strict=True)
             elif waiting or going:
                 time.sleep(POLL)
@@ -195,10 +227,18 @@ def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]
     """
     found = {}
     for run in runs:
-        results = results_in(run.folder(folder), run.config)
+        its = run.folder(folder)
+        results = results_in(its, run.config)
         if results is not None:
-            found[run.name] = {"id": run.id, "folder": str(run.folder(folder)), **results}
+            found[run.name] = {"id": its.name, "folder": str(its), **results}
     return found
+
+
+def others(runs: Sequence[Run], folder: str | Path) -> list[str]:
+    """The ids of finished runs in the folder of the sweep that are none of `runs`."""
+    own = {run.folder(folder).name for run in runs}
+    done = (p.parent for p in Path(folder).glob(f"*/{RESULTS}") if (p.parent / CONFIG).is_file())
+    return sorted(its.name for its in done if its.name not in own)
 
 
 def unfinished(runs: Sequence[Run], folder: str | Path) -> dict[str, str]:
@@ -225,7 +265,7 @@ def table(runs: Sequence[Run], collected: Mapping[str, Mapping[str, Any]]) -> li
             for kind in ("mae", "rmse")
         }
         rows.append(
-            {"name": run.name, "id": run.id}
+            {"name": run.name, "id": its["id"]}
             | {key: values[key] for key in keys}
             | {"stopped": its["stopped"], "compared_on": its["compared_on"]}
             | errors
@@ -234,7 +274,11 @@ def table(runs: Sequence[Run], collected: Mapping[str, Mapping[str, Any]]) -> li
 
 
 def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]:
-    """Writes sweep.csv and sweep.json (with what is unfinished) into `folder`; returns rows of `table`."""
+    """Writes sweep.csv and sweep.json into `folder`; returns rows of `table`.
+
+    sweep.json has what is unfinished, too, and the finished runs that are none of these. Tables that are
+    there with a run that the new ones have not are kept under another name, with a warning.
+    """
     folder = Path(folder)
     collected = collect(runs, folder)
     rows = table(runs, collected)
@@ -243,10 +287,37 @@ def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(folder / "sweep.csv", text.getvalue())
-    whole = {"finished": collected, "unfinished": unfinished(runs, folder)}
-    _write(folder / "sweep.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    _keep_tables(folder, {run.digest for run in runs if run.name in collected})
+    _write(folder / TABLES[0], text.getvalue())
+    whole = {"finished": collected, "unfinished": unfinished(runs, folder), "others": others(runs, folder)}
+    _write(folder / TABLES[1], json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     return rows
+
+
+def _keep_tables(folder: Path, told: set[str]) -> None:
+    """Renames the tables in `folder` where they tell of a run whose digest is not among `told`."""
+    try:
+        with (folder / TABLES[0]).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return
+    lost = [row for row in rows if (row.get("id") or "").rpartition("-")[2] not in told]
+    if not lost:
+        return
+    number = next(n for n in count(1) if not any((folder / _numbered(name, n)).exists() for name in TABLES))
+    for name in TABLES:
+        with suppress(FileNotFoundError):
+            (folder / name).rename(folder / _numbered(name, number))
+    warnings.warn(
+        f"the table in {folder} has {len(lost)} finished run(s) that the new one has not, such as "
+        f"{lost[0].get('name')}. It is kept as {_numbered(TABLES[0], number)}.",
+        stacklevel=3,
+    )
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, _, kind = name.partition(".")
+    return f"{stem}-{number}.{kind}"
 
 
 def steps_done(folder: str | Path) -> int | None:
@@ -282,7 +353,7 @@ def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 def _stands(run: Run, sweep: Path) -> str:
     folder = run.folder(sweep)
-    owner, step, said = in_use(folder), steps_done(folder), last_lines(sweep / f"{run.id}.log", 1)
+    owner, step, said = in_use(folder), steps_done(folder), last_lines(_beside(folder, ".log"), 1)
     if owner is not None:
         return f"in the hands of {owner}"
     if step is None and not said:

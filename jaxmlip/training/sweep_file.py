@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.training.config import ConfigError, from_mapping, read_mapping
-from jaxmlip.training.sweep import Run, check, digest
+from jaxmlip.training.sweep import Run, check
 
 MOST = 10_000  # runs
 EXAMPLE = """\
@@ -78,7 +78,7 @@ def _runs(found: Mapping[str, Any]) -> list[Run]:
     check(runs)
     names: dict[str, str] = {}
     for run in runs:
-        if (other := names.setdefault(digest(run.config), run.name)) != run.name:
+        if (other := names.setdefault(run.digest, run.name)) != run.name:
             raise ConfigError(f"runs {other} and {run.name} compute the same; leave one out.")
     return runs
 

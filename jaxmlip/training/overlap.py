@@ -1,0 +1,56 @@
+"""Crystals that are trained on and held out at the same time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.data.dataset import CorruptRecordError, Split
+from jaxmlip.data.inspection import SAME, fingerprint
+
+HELD_OUT, TRAINED = 2_000, 20_000  # crystals at most that are read, drawn at random
+
+
+def warn_of_overlap(splits: Mapping[str, Split], replay: Split | None) -> None:
+    """Warns where crystals of the validation or test data are in the training or replay data, too."""
+    sources = [splits["train"]] if replay is None else [splits["train"], replay]
+    for name in ("validation", "test"):
+        if name not in splits:
+            continue
+        looked, found = shared(splits[name], sources)
+        if found:
+            use = "chooses no step that is good for others" if name == "validation" else "tells of no others"
+            warnings.warn(
+                f"{found} of {looked} crystals of the {name} data are trained on, too: their error {use}. "
+                f"Leave them out of one of the two (data.train, data.{name}).",
+                stacklevel=2,
+            )
+
+
+def shared(held_out: Split, sources: Sequence[Split]) -> tuple[int, int]:
+    """How many crystals of `held_out` were looked at, and how many of these are in one of `sources`, too.
+
+    The same are those that `inspection.fingerprint` takes for the same, of one functional. Of large sets a
+    random part is looked at.
+    """
+    rng = np.random.default_rng(0)
+    looked = rng.permutation(len(held_out))[:HELD_OUT]
+    wanted = {tuple(row) for row in np.asarray(held_out.sizes)[looked].tolist()}
+    known = set()
+    for source in sources:
+        # Copies have as many bonds, too: most crystals need not be read.
+        alike = [k for k, row in enumerate(np.asarray(source.sizes).tolist()) if tuple(row) in wanted]
+        known |= {_of(source, int(k)) for k in rng.permutation(alike)[:TRAINED]}
+    known.discard(None)
+    return len(looked), sum(_of(held_out, int(k)) in known for k in looked)
+
+
+def _of(split: Split, k: int) -> int | None:
+    try:
+        graph = split[k].graph
+    except CorruptRecordError:  # told, or left out, by who trains on it
+        return None
+    return fingerprint(Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True), SAME)
