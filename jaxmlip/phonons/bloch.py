@@ -30,6 +30,7 @@ from jaxmlip.derivatives import _block_size, _counted, _linearise, _packed, _pla
 from jaxmlip.elasticity import VOIGT, internal_strain
 from jaxmlip.graph import CrystalGraph, as_atoms
 from jaxmlip.progress import track
+from jaxmlip.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.symmetry import Pairs, completed, needed_columns, space_group
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def dynamical_matrix(
     mass_weighted: bool = False,
     phase: Phase = "cells",
     symmetry: bool = False,
+    symprec: float = SYMPREC,
     block_size: int | None = None,
     memory_limit: float | None = None,
     room: batching.Capacity | None = None,
@@ -62,7 +64,8 @@ def dynamical_matrix(
     position, e^{2πi q·(R + x)}, as phonopy has it. Both have the same eigenvalues.
 
     With `symmetry` only those columns are computed that the operations of the space group that keep q, and
-    time reversal, do not give; the others follow, as exactly as the crystal has that symmetry.
+    time reversal, do not give; the others follow, as exactly as the crystal has that symmetry. It is that of
+    the elements, found within `symprec` (Å).
 
     `block_size` real columns are computed at once, two for each coordinate and wave vector; `memory_limit`
     (bytes) bounds them as in `hessian_columns`. Use a potential of dtype "float64": in float32 the lowest
@@ -76,7 +79,7 @@ def dynamical_matrix(
         raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
     atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
     graph = _packed(potential, atoms, memory_limit, room)
-    group = space_group(atoms) if symmetry else None
+    group = space_group(atoms, symprec) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
     with _counted(memory_limit), potential.precision():
         if memory_limit is not None:
