@@ -92,6 +92,8 @@ def _tetrahedra(thz, f, share, mesh: Mesh):
     e = e + narrow[:, None] * np.linspace(-0.5, 0.5, 4)
     s = share[corners].transpose(0, 3, 1, 2).reshape(len(e), 4, -1)
     s = np.take_along_axis(s, order[:, :, None], axis=1)
+    # Their order is one of rounding, so each stands for all four.
+    s[narrow > 1e-9] = s[narrow > 1e-9].mean(axis=1, keepdims=True)
     total, projected = np.zeros(len(thz)), np.zeros((s.shape[2], len(thz)))
     for p, E in enumerate(thz):
         touched = np.flatnonzero((e[:, 0] < E) & (e[:, 3] > E))
