@@ -12,6 +12,7 @@ very displacements of DFT are compared.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,7 @@ def spectra_of(
     rooms: tuple[Capacity, Capacity],
 ) -> dict[str, dict[str, Any]]:
     """By measure: highest, mean and lowest frequency, and the rms difference of modes to DFT's (THz)."""
+    from jaxmlip.elasticity import NotAtRestWarning
     from jaxmlip.phonons.commensurate import interpolated_frequencies
     from jaxmlip.phonons.modes import mesh_modes
     from jaxmlip.phonons.supercell import displaced_force_constants
@@ -182,7 +184,9 @@ def spectra_of(
         raise ValueError(
             f"{material.id} ({material.formula}): DFT has no real mode, needed some to compare with."
         )
-    modes = mesh_modes(potential, atoms, material.mesh, tolerance=settings.tolerance, room=rooms[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)  # of the two cells one is DFT's
+        modes = mesh_modes(potential, atoms, material.mesh, tolerance=settings.tolerance, room=rooms[0])
     constants = displaced_force_constants(
         potential, atoms, repeats(material, settings), settings.displacement, symmetry=True, room=rooms[1]
     )

@@ -50,6 +50,10 @@ GAMMA = np.zeros((1, 3))
 MESSAGES = 2_000  # bonds and angles at once of `elastic_tensors`, times the columns of a block
 
 
+class NotAtRestWarning(UserWarning):
+    """Forces or stresses remain in a crystal whose second derivatives are taken."""
+
+
 class Moduli(NamedTuple):
     """The two elastic constants of a polycrystal without texture, in GPa."""
 
@@ -275,7 +279,7 @@ def elastic_tensor(
     check_repeats(atoms, "elastic constants")
     (expansion,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
     found = _elasticity(expansion, atoms, potential.dtype)
-    _warn_of_residuals(found, atoms)
+    warn_of_residuals(atoms, found.max_force, found.stress, "The elastic constants")
     return found
 
 
@@ -402,8 +406,11 @@ def _completed_strains(forces, slopes, needed: _Needed) -> tuple[np.ndarray, np.
     scale = SHEAR[needed.strains]
     forces = (forces.reshape(s, 3 * n) * scale[:, None]).T
     slopes = (slopes[:, *np.transpose(VOIGT)] * SHEAR * scale[:, None]).T
+    # No translation changes a strain: the mean over all of them of what it brings stands for each.
+    shifts = map(group.translation, range(len(group.shifted_atom)))
+    forces = sum(shift.turned(GAMMA, forces[None])[0].real for shift in shifts) / len(group.shifted_atom)
     X = np.concatenate([turn[:, needed.strains] for turn in turns], axis=1)
-    to = [group.turned(k, GAMMA, forces[None])[0].real for k in range(len(turns))]
+    to = [group.operation(k).turned(GAMMA, forces[None])[0].real for k in range(len(turns))]
     Y = np.concatenate(
         [np.concatenate(to, axis=1), np.concatenate([turn @ slopes for turn in turns], axis=1)]
     )
@@ -498,13 +505,15 @@ def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]
     return modes, vectors @ (vectors.T @ coupling / modes[:, None])
 
 
-def _warn_of_residuals(found: Elasticity, atoms) -> None:
-    stress = np.abs(found.stress).max()
-    if found.max_force > LARGE_FORCE or stress > LARGE_STRESS:
+def warn_of_residuals(atoms: Atoms, max_force: float, stress: Float[np.ndarray, "3 3"], what: str) -> None:
+    """Warns where forces (eV/Å) or stresses (GPa) remain, so that `what` is that of no crystal at rest."""
+    largest = np.abs(stress).max()
+    if max_force > LARGE_FORCE or largest > LARGE_STRESS:
         warnings.warn(
-            f"{atoms.get_chemical_formula()} is not relaxed: forces up to {found.max_force:.3g} eV/Å and "
-            f"stresses up to {stress:.3g} GPa remain. The elastic constants are second derivatives where the "
+            f"{atoms.get_chemical_formula()} is not relaxed: forces up to {max_force:.3g} eV/Å and "
+            f"stresses up to {largest:.3g} GPa remain. {what} are second derivatives where the "
             "crystal is, not where it would rest; relax it with this potential first.",
+            NotAtRestWarning,
             stacklevel=3,
         )
 

@@ -103,13 +103,11 @@ def _permutations(group: SpaceGroup, sites: np.ndarray, H: np.ndarray) -> np.nda
     number[sites] = np.arange(len(sites))
     keeping = _whole(H @ group.rotations.swapaxes(1, 2) @ np.linalg.inv(H))
     found = []
-    for W, atom, cell in zip(
-        group.rotations[keeping], group.atom[keeping][:, sites], group.cell[keeping][:, sites], strict=True
-    ):
-        to = _place(places[:, None] @ W.T + cell, H)  # (places, sites)
+    for operation in group.only(keeping).operations():
+        to = _place(places[:, None] @ operation.rotation.T + operation.cell[sites], H)  # (places, sites)
         for by in places:
             shifted = _place(places[to] + by, H)
-            found.append((shifted * len(sites) + number[atom]).ravel())
+            found.append((shifted * len(sites) + number[operation.atom[sites]]).ravel())
     still = [np.ravel(_place(places + by, H)[:, None] * len(sites) + np.arange(len(sites))) for by in places]
     return np.array(still + found)
 

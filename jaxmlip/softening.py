@@ -14,6 +14,7 @@ number alone would say so.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -30,6 +31,7 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip import batching
+from jaxmlip.elasticity import NotAtRestWarning
 from jaxmlip.figures import COLOURS
 from jaxmlip.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
 from jaxmlip.phonons.commensurate import interpolated_frequencies
@@ -108,14 +110,16 @@ def softening(
     jobs = list(zip(materials, repeats, primitive, repeated, strict=True))
     rows = []
     for material, n, room, wide in track(jobs, f"phonons of {potential.name}"):
-        modes = mesh_modes(
-            potential,
-            material.atoms,
-            material.mesh,
-            tolerance=TOLERANCE,
-            memory_limit=memory_limit,
-            room=room,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotAtRestWarning)  # the cells are DFT's
+            modes = mesh_modes(
+                potential,
+                material.atoms,
+                material.mesh,
+                tolerance=TOLERANCE,
+                memory_limit=memory_limit,
+                room=room,
+            )
         by_forces = displaced_force_constants(
             potential, material.atoms, n, DISPLACEMENT, symmetry=True, room=wide
         )

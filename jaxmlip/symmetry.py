@@ -3,94 +3,254 @@ of second derivatives a few columns give the others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import spglib
 from ase import Atoms
+from scipy.spatial import cKDTree
 
 TOLERANCE = 1e-5  # Å; atoms that far from a symmetric place still count as symmetric
+NEARLY = 1e-2  # Å; a symmetry that holds only within this was meant, and lost by rounding
+# Atoms differ in mass (u), or in magnetic moment (μ_B), where they differ by more than this.
+SAME_MASS, SAME_MOMENT = 1e-5, 0.05
 
 
-@dataclass(frozen=True, eq=False)
-class SpaceGroup:
-    """Operations x' = W x + w on fractional coordinates, and where they take the atoms of one cell.
+class Operation(NamedTuple):
+    """x' = W x + w on fractional coordinates, and where it takes the n atoms of one cell.
 
-    Operation k takes atom i into the place of atom `atom[k, i]`, in the cell `cell[k, i]` away.
+    Atom i comes into the place of atom `atom[i]`, in the cell `cell[i]` away.
     """
 
-    rotations: np.ndarray  # W: (operations, 3, 3), whole numbers
-    cartesian: np.ndarray  # W on Cartesian columns, (operations, 3, 3)
-    atom: np.ndarray  # (operations, n)
-    cell: np.ndarray  # (operations, n, 3), whole lattice vectors
+    rotation: np.ndarray  # W: (3, 3), whole numbers
+    inverse: np.ndarray  # W⁻¹
+    cartesian: np.ndarray  # W on Cartesian columns, (3, 3)
+    atom: np.ndarray  # (n,)
+    cell: np.ndarray  # (n, 3), whole lattice vectors
 
-    def moved(self, k: int, q: np.ndarray) -> np.ndarray:
-        """Where operation k takes wave vectors (q, 3): q·x keeps its value when q goes to q W⁻¹."""
-        return q @ self.inverse[k]
+    def moved(self, q: np.ndarray) -> np.ndarray:
+        """Where it takes wave vectors (q, 3): q·x keeps its value when q goes to q W⁻¹."""
+        return q @ self.inverse
 
-    @cached_property
-    def inverse(self) -> np.ndarray:
-        """W⁻¹ of each operation."""
-        return np.rint(np.linalg.inv(self.rotations)).astype(int)
-
-    def turned(self, k: int, q: np.ndarray, waves: np.ndarray) -> np.ndarray:
-        """Waves u_j e^{2πi q·R}, (q, 3n, columns), at wave vectors (q, 3), as operation k takes them.
+    def turned(self, q: np.ndarray, waves: np.ndarray) -> np.ndarray:
+        """Waves u_j e^{2πi q·R}, (q, 3n, columns), at wave vectors (q, 3), as it takes them.
 
         Where it takes atom i of cell 0 to atom i' of cell L_i, u_i becomes W u_i e^{-2πi q W⁻¹·L_i} at i'.
         """
         n = waves.shape[1] // 3
-        phase = np.exp(-2j * np.pi * self.moved(k, q) @ self.cell[k].T)  # (q, n)
-        turned = self.cartesian[k] @ waves.reshape(len(q), n, 3, -1) * phase[:, :, None, None]
+        phase = np.exp(-2j * np.pi * self.moved(q) @ self.cell.T)  # (q, n)
+        turned = self.cartesian @ waves.reshape(len(q), n, 3, -1) * phase[:, :, None, None]
         moved = np.empty_like(turned)
-        moved[:, self.atom[k]] = turned
+        moved[:, self.atom] = turned
         return moved.reshape(waves.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class SpaceGroup:
+    """A space group: one operation of each rotation, and the translations that keep all rotations.
+
+    Every operation is one of the former followed by one of the latter. A perfect supercell has thousands of
+    operations, and few of each kind.
+    """
+
+    rotations: np.ndarray  # (rotations, 3, 3), each W once
+    cartesian: np.ndarray  # (rotations, 3, 3)
+    atom: np.ndarray  # (rotations, n), as `Operation` has it
+    cell: np.ndarray  # (rotations, n, 3)
+    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, none among them
+    shifted_cell: np.ndarray  # (translations, n, 3)
+
+    @property
+    def order(self) -> int:
+        """The number of operations, translations by whole lattice vectors aside."""
+        return len(self.rotations) * len(self.shifted_atom)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """W⁻¹ of each rotation."""
+        return np.rint(np.linalg.inv(self.rotations)).astype(int)
+
+    @cached_property
+    def copies(self) -> np.ndarray:
+        """The first of the atoms that translations take into each other, for each atom: (n,)."""
+        return self.shifted_atom.min(axis=0)
 
     @property
     def orbits(self) -> np.ndarray:
         """The first of the atoms that are images of each other, for each atom: (n,)."""
-        return self.atom.min(axis=0)
+        return self.copies[self.atom].min(axis=0)
+
+    def only(self, rotations: np.ndarray) -> SpaceGroup:
+        """The subgroup with the rotations of these numbers, which must be closed, and all translations."""
+        kept = (x[rotations] for x in (self.rotations, self.cartesian, self.atom, self.cell))
+        return SpaceGroup(*kept, self.shifted_atom, self.shifted_cell)
+
+    def translation(self, t: int) -> Operation:
+        """Translation number t alone."""
+        one = np.eye(3, dtype=int)
+        return Operation(one, one, one.astype(float), self.shifted_atom[t], self.shifted_cell[t])
+
+    def operation(self, p: int, t: int | None = None) -> Operation:
+        """The operation of rotation number p, followed by translation number t."""
+        atom, cell = self.atom[p], self.cell[p]
+        if t is not None:
+            atom, cell = self.shifted_atom[t][atom], cell + self.shifted_cell[t][atom]
+        return Operation(self.rotations[p], self.inverse[p], self.cartesian[p], atom, cell)
+
+    def operations(self) -> Iterator[Operation]:
+        """All operations, one after the other."""
+        for p, t in product(range(len(self.rotations)), range(len(self.shifted_atom))):
+            yield self.operation(p, t)
+
+    def between(self, i: int, j: int) -> Iterator[tuple[int, Operation]]:
+        """The operations that take atom i into the place of atom j, with the numbers of their rotations."""
+        for p in np.flatnonzero(self.copies[self.atom[:, i]] == self.copies[j]):
+            t = np.flatnonzero(self.shifted_atom[:, self.atom[p, i]] == j)[0]
+            yield int(p), self.operation(p, t)
+
+    def site(self, i: int) -> np.ndarray:
+        """The rotations of the operations that keep atom i in its place, on Cartesian columns: (k, 3, 3)."""
+        return self.cartesian[self.copies[self.atom[:, i]] == self.copies[i]]
 
 
 def identity(n: int) -> SpaceGroup:
     """The group of a crystal of n atoms without symmetry."""
-    one = np.eye(3)[None]
-    return SpaceGroup(one.astype(int), one, np.arange(n)[None], np.zeros((1, n, 3), int))
+    one, still, here = np.eye(3)[None], np.arange(n)[None], np.zeros((1, n, 3), int)
+    return SpaceGroup(one.astype(int), one, still, here, still, here)
 
 
-def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
-    """The space group of a crystal of elements and places; magnetic moments are not looked at.
+def space_group(atoms: Atoms, tolerance: float = TOLERANCE, *, masses: bool = False) -> SpaceGroup:
+    """The space group of a crystal of elements and places, and with `masses` of masses too.
+
+    Energies, forces and their derivatives have the former, since no potential knows of masses or takes
+    magnetic moments; frequencies and the motion of atoms have the latter.
 
     Raises ValueError where spglib finds none within `tolerance` (Å).
     """
-    found = symmetry_dataset(atoms, tolerance)
+    found = symmetry_dataset(atoms, tolerance, kinds(atoms, masses=masses))
     if found is None:
         raise ValueError(
             f"spglib finds no symmetry of {atoms.get_chemical_formula()} within {tolerance:g} Å; two atoms "
             "in one place are the usual reason. Compute without symmetry to see whether it has forces."
         )
-    x = atoms.cell.scaled_positions(atoms.positions)
     W, w = found.rotations, found.translations
-    to = np.einsum("kxy,iy->kix", W, x) + w[:, None]
-    apart = to[:, :, None] - x  # (operations, from, to, 3)
-    cells = np.rint(apart)
-    distance = np.linalg.norm((apart - cells) @ atoms.cell.array, axis=-1)
-    distance[:, atoms.numbers[:, None] != atoms.numbers] = np.inf
-    atom = distance.argmin(axis=-1)
-    cell = np.take_along_axis(cells, atom[:, :, None, None], axis=2)[:, :, 0]
+    first = np.sort(np.unique(W.reshape(-1, 9), axis=0, return_index=True)[1])
+    still = np.flatnonzero((np.eye(3, dtype=int) == W).all(axis=(1, 2)))
     columns = atoms.cell.array.T
-    cartesian = columns @ W @ np.linalg.inv(columns)
-    return SpaceGroup(W, cartesian, atom, cell.astype(int))
+    return SpaceGroup(
+        W[first],
+        columns @ W[first] @ np.linalg.inv(columns),
+        *_images(atoms, W[first], w[first], tolerance),
+        *_images(atoms, W[still], w[still], tolerance),
+    )
 
 
-def symmetry_dataset(atoms: Atoms, tolerance: float) -> spglib.SpglibDataset | None:
-    """What spglib finds within `tolerance` (Å): `.number`, `.international` and operations; None: nothing."""
-    cell = (atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), atoms.numbers)
+def _images(atoms: Atoms, W: np.ndarray, w: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where operations take atoms: (operations, n) and (operations, n, 3) as in `Operation`.
+
+    The nearest atom of the element is looked up in a tree, so that nothing grows with operations times n².
+    """
+    x = atoms.cell.scaled_positions(atoms.positions)
+    home = np.floor(x)
+    # Copies beyond the faces of the cell, for images that lie as close to the other side of one.
+    skin = (0.1 + 10 * tolerance) * np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
+    around = np.array(list(product((-1, 0, 1), repeat=3)))
+    inside = (x - home)[:, None] + around
+    near, side = np.nonzero((np.abs(inside - 0.5) <= 0.5 + skin).all(axis=2))
+    atom, cell = np.empty((len(W), len(x)), np.int32), np.empty((len(W), len(x), 3), np.int32)
+    for number in np.unique(atoms.numbers):
+        own = np.flatnonzero(atoms.numbers == number)
+        among = atoms.numbers[near] == number
+        j, s = near[among], side[among]
+        tree = cKDTree(inside[j, s] @ atoms.cell.array)
+        for k in range(len(W)):
+            to = x[own] @ W[k].T + w[k]
+            away = np.floor(to)
+            found = tree.query((to - away) @ atoms.cell.array)[1]
+            atom[k, own] = j[found]
+            cell[k, own] = away + around[s[found]] - home[j[found]]
+    return atom, cell
+
+
+def kinds(atoms: Atoms, *, masses: bool = False, moments: bool = False) -> np.ndarray:
+    """A whole number for each atom, (n,): equal where elements, and as asked masses and moments, are."""
+    columns = [atoms.numbers]
+    if masses:
+        columns.append(_groups(atoms.get_masses(), SAME_MASS))
+    if moments:
+        found = atoms.get_initial_magnetic_moments().reshape(len(atoms), -1)
+        columns += [_groups(component, SAME_MOMENT) for component in found.T]
+    rows, kind = np.unique(np.column_stack(columns), axis=0, return_inverse=True)
+    return atoms.numbers if len(rows) == len(set(atoms.numbers)) else kind.ravel() + 1
+
+
+def _groups(values: np.ndarray, gap: float) -> np.ndarray:
+    """Numbers of the groups that values fall into where neighbours more than `gap` apart are set apart."""
+    order = np.argsort(values, kind="stable")
+    groups = np.empty(len(values), int)
+    groups[order] = np.concatenate([[0], np.cumsum(np.diff(values[order]) > gap)])[: len(values)]
+    return groups
+
+
+def symmetry_dataset(
+    atoms: Atoms, tolerance: float, kind: np.ndarray | None = None
+) -> spglib.SpglibDataset | None:
+    """What spglib finds within `tolerance` (Å): `.number`, `.international` and operations; None: nothing.
+
+    `kind` (n,), whole numbers, are what is equal where atoms are alike, by default the elements.
+    """
     try:
-        return spglib.get_symmetry_dataset(cell, symprec=tolerance)
+        return spglib.get_symmetry_dataset(_spglib_cell(atoms, kind), symprec=tolerance)
     except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
         return None
+
+
+def _spglib_cell(atoms: Atoms, kind: np.ndarray | None):
+    kind = atoms.numbers if kind is None else kind
+    return atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), kind
+
+
+def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
+    """The primitive cell, not turned: of atoms that are copies of each other the first, where it is.
+
+    It is that of elements, masses and magnetic moments, with the lattice vectors of a standard primitive
+    cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is.
+    """
+    kind = kinds(atoms, masses=True, moments=True)
+    found = symmetry_dataset(atoms, tolerance, kind)
+    if found is None:
+        return atoms
+    kept = np.sort(np.unique(found.mapping_to_primitive, return_index=True)[1])
+    if len(kept) == len(atoms):
+        return atoms
+    lattice, *_ = spglib.standardize_cell(
+        _spglib_cell(atoms, kind), to_primitive=True, no_idealize=True, symprec=tolerance
+    )
+    # In whole numbers, so that rounding and what the tolerance allows stay out of the lattice vectors.
+    ratio = np.rint(atoms.cell.array @ np.linalg.inv(lattice))
+    if round(abs(np.linalg.det(ratio))) * len(kept) != len(atoms):
+        return atoms
+    result = atoms[kept]
+    result.set_cell(np.linalg.solve(ratio, atoms.cell.array))
+    return result
+
+
+def hidden_symmetry(atoms: Atoms, tolerance: float) -> str | None:
+    """What symmetry a crystal has within 0.01 Å but not within `tolerance` (Å), in words; None: no other."""
+    if tolerance >= NEARLY:
+        return None
+    close, loose = (symmetry_dataset(atoms, within) for within in (tolerance, NEARLY))
+    have = 0 if close is None else len(close.rotations)
+    if loose is None or len(loose.rotations) <= have:
+        return None
+    return (
+        f"nearly {loose.international} ({loose.number}): {len(loose.rotations)} operations hold within "
+        f"{NEARLY:g} Å, {have} within {tolerance:g} Å"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +261,8 @@ class Mesh:
     q_points: np.ndarray  # (irreducible, 3), components in (-1/2, 1/2]
     weights: np.ndarray  # (irreducible,), how many points each stands for
     representative: np.ndarray  # (points,) which irreducible one stands for each point
+    # (n,): the first of the atoms that change places where one point stands for another; None: none do
+    orbits: np.ndarray | None = None
 
     @property
     def points(self) -> np.ndarray:
@@ -117,16 +279,20 @@ def reduced_mesh(mesh: tuple[int, int, int], group: SpaceGroup | None) -> Mesh:
     m = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, 3)
     # q·x keeps its value when q goes to q W⁻¹ where x goes to W x.
     inverse = np.eye(3, dtype=int)[None] if group is None else group.inverse
-    smallest = np.arange(len(m))
-    for W in np.concatenate([inverse, -inverse]):
+    smallest, used = np.arange(len(m)), []
+    for k, W in enumerate(inverse):
         moved = (m / shape) @ W * shape
         index = np.rint(moved).astype(int)
         # A mesh with unequal divisions may lack a rotation of the crystal.
         if np.abs(moved - index).max() < 1e-6:
-            smallest = np.minimum(smallest, np.ravel_multi_index(tuple((index % shape).T), shape))
+            used.append(k)
+            for sign in (1, -1):
+                to = np.ravel_multi_index(tuple((sign * index % shape).T), shape)
+                smallest = np.minimum(smallest, to)
     kept, representative, weights = np.unique(smallest, return_inverse=True, return_counts=True)
     q = m[kept] / shape
-    return Mesh(shape, np.where(q > 0.5, q - 1, q), weights, representative)
+    orbits = None if group is None else group.only(used).orbits
+    return Mesh(shape, np.where(q > 0.5, q - 1, q), weights, representative, orbits)
 
 
 def mesh_shape(mesh) -> tuple[int, int, int]:
@@ -143,8 +309,9 @@ def unfold(D: np.ndarray, mesh: Mesh, group: SpaceGroup | None) -> np.ndarray:
     group = identity(n) if group is None else group
     full = np.full((len(mesh.representative), 3 * n, 3 * n), np.nan, complex)
     filled = np.zeros(len(full), bool)
-    for k in range(len(group.rotations)):
-        q = group.moved(k, mesh.q_points)
+    # Translations leave wave vectors where they are.
+    for operation in map(group.operation, range(len(group.rotations))):
+        q = operation.moved(mesh.q_points)
         on_mesh = np.abs(q * mesh.shape - np.rint(q * mesh.shape)).max(axis=1) < 1e-6
         for sign in (1, -1):
             index = np.ravel_multi_index(
@@ -153,8 +320,8 @@ def unfold(D: np.ndarray, mesh: Mesh, group: SpaceGroup | None) -> np.ndarray:
             # Two irreducible points never have an image in common.
             new = np.flatnonzero(on_mesh & ~filled[index])
             if len(new):
-                turned = group.turned(k, mesh.q_points[new], D[new])
-                turned = group.turned(k, mesh.q_points[new], turned.conj().swapaxes(1, 2))
+                turned = operation.turned(mesh.q_points[new], D[new])
+                turned = operation.turned(mesh.q_points[new], turned.conj().swapaxes(1, 2))
                 moved = turned.conj().swapaxes(1, 2)
                 full[index[new]] = moved if sign == 1 else moved.conj()
                 filled[index[new]] = True
@@ -172,11 +339,10 @@ def needed_columns(q_points: np.ndarray, group: SpaceGroup) -> Pairs:
     """Columns of D(q) from which those operations that keep q, or reverse it, give all others."""
     wave, coordinate = [], []
     for k, q in enumerate(q_points):
-        keeping = _keeping(q, group)[0]
-        atom, turn = group.atom[keeping], group.cartesian[keeping]
+        keeping = group.only(_keeping(q, group)[0])
         # One atom of each orbit, and as many directions of it as those that keep the atom take to all others.
-        for j in np.unique(atom.min(axis=0)):
-            needed = spanning(turn[atom[:, j] == j])
+        for j in np.unique(keeping.orbits):
+            needed = spanning(keeping.site(j))
             wave += [k] * len(needed)
             coordinate += [3 * j + b for b in needed]
     return Pairs(np.array(wave, int), np.array(coordinate, int))
@@ -205,21 +371,39 @@ def completed(columns: np.ndarray, pairs: Pairs, q_points: np.ndarray, group: Sp
     D = np.empty((len(q_points), n, n), complex)
     ends = np.searchsorted(pairs.wave, np.arange(len(q_points) + 1))
     for k, q in enumerate(q_points):
-        some = slice(ends[k], ends[k + 1])
-        units = np.eye(n, dtype=complex)[:, pairs.coordinate[some]]
-        images = list(_images(q, group, units, columns[some].T))
-        X, Y = (np.concatenate(part, axis=1) for part in zip(*images, strict=True))
-        # D X = Y, with X of full rank: D = Y X† (X X†)⁻¹.
-        D[k] = np.linalg.solve(X @ X.conj().T, X @ Y.conj().T).conj().T
+        atom, direction = np.divmod(pairs.coordinate[ends[k] : ends[k + 1]], 3)
+        responses = columns[ends[k] : ends[k + 1]].T
+        numbers, signs = _keeping(q, group)
+        keeping = group.only(numbers)
+        orbits = keeping.orbits
+        for j in np.unique(orbits):
+            known = atom == j
+            # Where y = D(q) x, that holds of the images of x and y too: all those in which atom j moves give
+            # its three columns by least squares, D = Σ y x† (Σ x x†)⁻¹.
+            X, Y = [], []
+            for p, operation in keeping.between(j, j):
+                X.append(_turn(q, operation, signs[p], j)[:, direction[known]])
+                Y.append(_image(q, operation, signs[p], responses[:, known]))
+            x, y = np.concatenate(X, axis=1), np.concatenate(Y, axis=1)
+            block = np.linalg.solve(x @ x.conj().T, x @ y.conj().T).conj().T
+            for i in np.flatnonzero(orbits == j):
+                p, operation = next(keeping.between(j, i))
+                image = _image(q, operation, signs[p], block)
+                D[k, :, 3 * i : 3 * i + 3] = image @ _turn(q, operation, signs[p], j).conj().T
     return D
 
 
-def _images(q, group: SpaceGroup, x: np.ndarray, y: np.ndarray):
-    """Where y = D(q) x, all pairs that follow from it, (3n, columns) each: of D itself, by symmetry."""
-    for k, sign in zip(*_keeping(q, group), strict=True):
-        there = (group.turned(k, q[None], x[None])[0], group.turned(k, q[None], y[None])[0])
-        # Time reversal: D(-q) = D(q)*.
-        yield there if sign == 1 else (there[0].conj(), there[1].conj())
+def _image(q: np.ndarray, operation: Operation, sign: int, waves: np.ndarray) -> np.ndarray:
+    """Waves (3n, columns) at q as an operation takes them that keeps q (sign 1) or reverses it (-1)."""
+    there = operation.turned(q[None], waves[None])[0]
+    # Time reversal: D(-q) = D(q)*.
+    return there if sign == 1 else there.conj()
+
+
+def _turn(q: np.ndarray, operation: Operation, sign: int, j: int) -> np.ndarray:
+    """How `_image` turns and shifts in phase a wave in which atom j alone moves, unitary, (3, 3)."""
+    turn = operation.cartesian * np.exp(-2j * np.pi * operation.moved(q) @ operation.cell[j])
+    return turn if sign == 1 else turn.conj()
 
 
 def _keeping(q: np.ndarray, group: SpaceGroup) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,6 +128,18 @@ def test_the_phases_of_positions_turn_the_matrix_and_leave_its_eigenvalues(any_p
 def test_wave_vectors_of_another_shape_are_refused(any_potential, cell, q_points, message):
     with pytest.raises(ValueError, match=message):
         dynamical_matrix(any_potential, cell, q_points)
+
+
+def test_few_columns_at_gamma_are_the_same_without_a_gradient_that_is_kept(any_potential, monkeypatch):
+    from jaxmlip.phonons import bloch
+
+    doubled = bulk("NaCl", "rocksalt", 5.0).repeat((2, 1, 1))
+    gamma = np.zeros((1, 3))
+    expected = dynamical_matrix(any_potential, doubled, gamma)
+    monkeypatch.setattr(bloch, "LARGE", 0)
+    monkeypatch.setattr(bloch, "_all_columns", None)
+    found = dynamical_matrix(any_potential, doubled, gamma, symmetry=True)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_no_wave_vectors_give_no_matrices(any_potential, cell):

@@ -1,6 +1,8 @@
 """Phonon modes: symmetry, Fourier sums, slopes, densities of states, thermodynamics, the long-range part."""
 
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,9 +23,9 @@ from jaxmlip.phonons.modes import (
     phonon_modes,
 )
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
-from jaxmlip.phonons.report import as_record, draw, phonons, table
+from jaxmlip.phonons.report import as_record, draw, phonons, run, table
 from jaxmlip.phonons.supercell import force_constants
-from jaxmlip.symmetry import needed_columns, reduced_mesh, space_group, unfold
+from jaxmlip.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
@@ -76,7 +78,13 @@ def test_a_reduced_mesh_stands_for_all_points_whatever_its_shape(any_potential, 
     np.testing.assert_allclose(unfold(D, reduced, group), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["wurtzite", "corundum", "salt"])
+@pytest.fixture(scope="module")
+def doubled() -> Atoms:
+    """A cell of two primitive cells, so that a translation is among its operations."""
+    return bulk("NaCl", "rocksalt", 5.0).repeat((2, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["wurtzite", "corundum", "salt", "doubled"])
 def test_symmetry_gives_the_columns_that_are_not_computed(any_potential, name, request):
     crystal = corundum() if name == "corundum" else request.getfixturevalue(name)
     q = np.array(
@@ -174,6 +182,37 @@ def test_a_density_of_states_counts_every_mode_once(any_potential, on_mesh, widt
     np.testing.assert_allclose(density.projected, whole.projected, rtol=0, atol=1e-3 * whole.total.max())
 
 
+def test_a_mesh_has_the_symmetry_of_the_masses_and_so_has_what_is_summed_over_it(any_potential, doubled):
+    one_heavy = doubled.copy()
+    masses = one_heavy.get_masses()
+    masses[1] = 80.0
+    one_heavy.set_masses(masses)
+    few, every = (
+        mesh_modes(any_potential, one_heavy, (2, 2, 2), symmetry=symmetry, method="exact")
+        for symmetry in (True, False)
+    )
+    assert len(few.q_points) < len(every.q_points)
+    means = [found.weights @ found.frequencies for found in (few, every)]
+    np.testing.assert_allclose(*means, rtol=0, atol=1e-8)
+    densities = [density_of_states(found, width=0.2).projected for found in (few, every)]
+    np.testing.assert_allclose(*densities, rtol=0, atol=1e-6)
+    # The two chlorine atoms move differently, which the mean over images of elements would hide.
+    assert np.abs(densities[1][1] - densities[1][3]).max() > 0.1 * densities[1].max()
+
+
+def test_a_density_projected_on_atoms_has_no_symmetry_that_the_mesh_lacks(any_potential):
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    perovskite = Atoms("BaTiO3", cell=3 * [3.9], scaled_positions=places, pbc=True)
+    few, every = (
+        density_of_states(
+            mesh_modes(any_potential, perovskite, (1, 3, 3), symmetry=symmetry, method="exact"), width=0.2
+        ).projected
+        for symmetry in (True, False)
+    )
+    np.testing.assert_allclose(few, every, rtol=0, atol=1e-6)
+    assert np.abs(every[2] - every[4]).max() > 0.01 * every.max()
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
 def test_weights_of_corners_are_those_of_counting_points_in_a_tetrahedron(corners, where):
@@ -204,6 +243,27 @@ def test_thermodynamic_functions_are_slopes_of_each_other_and_reach_dulong_and_p
     assert cold.entropy[0] == cold.heat_capacity[0] == 0
     with pytest.raises(ValueError, match="0 or more"):
         thermodynamics(on_mesh, [-1.0])
+
+
+@pytest.mark.parametrize("slow", [-0.05, -0.005, 0.005, -0.5])
+def test_every_mode_that_takes_no_part_is_counted_but_the_three_shifts(any_potential, salt, slow):
+    found = mesh_modes(any_potential, salt, (3, 3, 3), method="exact")
+    stable = replace(found, frequencies=np.abs(found.frequencies) + 0.1)
+    # Whatever rounding makes of them, the shifts at q = 0 take no part, and are not counted.
+    assert thermodynamics(stable, [300.0]).left_out == 0
+    np.testing.assert_allclose(thermodynamics(stable, [1e5]).heat_capacity, 8.31446 * (6 - 3 / 27), rtol=1e-5)
+    soft = stable.frequencies.copy()
+    soft[1:, 0] = slow
+    soft = replace(stable, frequencies=soft)
+    heat = thermodynamics(soft, [1e5])
+    np.testing.assert_allclose(heat.left_out, 26 / 27 / 6, rtol=1e-12)
+    np.testing.assert_allclose(heat.imaginary, 26 / 27 / 6 if slow == -0.5 else 0, rtol=1e-12)
+    np.testing.assert_allclose(heat.heat_capacity, 8.31446 * (5 - 2 / 27), rtol=1e-5)
+    for width in (None, 0.02):
+        density = density_of_states(soft, width=width)
+        if slow < 0:
+            assert density.thz[0] < slow
+            np.testing.assert_allclose(np.trapezoid(density.total, density.thz), 6, rtol=0.04)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +375,32 @@ def test_what_a_cell_is_not_is_said_and_the_work_done(any_potential):
         phonon_modes(any_potential, iron, Q, method="fast")
 
 
+def test_coordinates_of_four_digits_are_said_to_be_nearly_symmetric_and_symprec_takes_them_so(any_potential):
+    exact = bulk("ZnO", "wurtzite", a=3.2, c=5.2, u=0.38)
+    rounded = exact.copy()
+    rounded.set_scaled_positions(exact.get_scaled_positions().round(4))
+    q = np.array([[0.0, 0.0, 0.1]])
+    with pytest.warns(UserWarning, match=r"nearly P6_3mc \(186\): 12 .*--relax.*symprec=0\.01"):
+        split = phonon_modes(any_potential, rounded, q).frequencies[0]
+    assert np.diff(split).min() > 1e-7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*is not relaxed")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of spglib
+        mesh = mesh_modes(any_potential, rounded, (3, 3, 1), symprec=1e-2)
+        same = mesh_modes(any_potential, exact, (3, 3, 1))
+        whole = phonon_modes(any_potential, rounded, q, symprec=1e-2).frequencies[0]
+    assert np.diff(whole).min() < 1e-7
+    np.testing.assert_array_equal(mesh.mesh.weights, same.mesh.weights)
+
+
+def test_what_remains_of_forces_and_stresses_is_told_and_warned_of(any_potential, salt):
+    with pytest.warns(UserWarning, match=r"ClNa is not relaxed: forces .* stresses up to .* GPa"):
+        found = phonon_modes(any_potential, salt, np.zeros((1, 3)))
+    expected = any_potential.predict(salt)["stress"] * 160.21766
+    np.testing.assert_allclose(found.stress, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_an_animation_is_one_period_of_the_wave(any_potential, salt):
     found = phonon_modes(any_potential, salt, np.array([[0.5, 0.0, 0.5]]))
     frames = animation(found, 0, 5, repeats=(2, 1, 2), amplitude=0.2, frames=8)
@@ -333,6 +419,51 @@ def test_the_report_is_json_and_a_figure(any_potential, salt, nac, tmp_path):
     assert record["long_range"]["mesh"] == [3, 3, 3]
     assert np.shape(record["bands"]["frequencies"])[1] == 6
     assert np.sum(record["mesh"]["weights"]) == 27
-    assert table(found).row_count == 10
+    assert table(found).row_count == 13
     draw(found, tmp_path / "phonons.png")
     assert (tmp_path / "phonons.png").stat().st_size > 10_000
+
+
+def test_a_conventional_cell_is_reduced_with_a_line_that_says_so(any_potential, tmp_path, capsys):
+    cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
+    cubic.rotate(30, (1, 2, 3), rotate_cell=True)
+    small = {"points": 12, "mesh": (2, 2, 2)}
+    records = {}
+    for name, crystal, keep in (
+        ("reduced", cubic, False),
+        ("primitive", primitive_cell(cubic), False),
+        ("kept", cubic, True),
+    ):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            run(any_potential, crystal, tmp_path / name, keep_cell=keep, **small)
+        told = capsys.readouterr().out
+        assert ("is 4 primitive cells" in told) == ("--keep-cell" in told) == (name == "reduced")
+        words = [str(w.message) for w in said]
+        assert sum("is 4 primitive cells" in w for w in words) == (1 if keep else 0)
+        assert sum("is not relaxed" in w for w in words) == 1
+        records[name] = json.loads((tmp_path / name / "phonons.json").read_text())
+    reduced, primitive, kept = (records[name] for name in ("reduced", "primitive", "kept"))
+    path = reduced["bands"]["segments"]
+    assert path[0]["from"] + "".join(s["to"] for s in path[:9]) == "GXWKGLUWLK"
+    assert "".join(s["to"] for s in kept["bands"]["segments"]).startswith("XMGR")
+    assert reduced["bands"] == primitive["bands"]
+    heat = [r["thermodynamics"] for r in (reduced, kept)]
+    assert [t["per"] for t in heat] == [
+        "mole of primitive cells (2 atoms)",
+        "mole of cells as given (8 atoms, 4 primitive cells)",
+    ]
+    assert [t["primitive_cells_per_cell"] for t in heat] == [1, 4]
+    assert np.abs(reduced["stress_GPa"]).max() > 0.5
+
+
+def test_charges_of_a_born_file_serve_the_given_and_the_primitive_cell(any_potential, tmp_path):
+    pytest.importorskip("phonopy")
+    (tmp_path / "BORN").write_text("14.4\n2 0 0 0 2 0 0 0 2\n1 0 0 0 1 0 0 0 1\n-1 0 0 0 -1 0 0 0 -1\n")
+    cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
+    small = {"points": 6, "mesh": (1, 1, 1), "born": tmp_path / "BORN"}
+    for keep, atoms in ((False, 2), (True, 8)):
+        run(any_potential, cubic, tmp_path / "out", path="GX", keep_cell=keep, **small)
+        record = json.loads((tmp_path / "out" / "phonons.json").read_text())
+        charges = np.array(record["long_range"]["born"])[:, 0, 0]
+        np.testing.assert_allclose(charges, np.tile([1, -1], atoms // 2))

@@ -176,10 +176,15 @@ def phonons(
     width: float | None = None,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
+    keep_cell: tyro.conf.FlagCreatePairsOff[bool] = False,
+    symprec: float = 1e-5,
     memory_limit: float | None = None,
     out: Path = Path(),
 ) -> None:
-    """Phonon bands, density of states and thermodynamics of the primitive cell in FILE, without supercells.
+    """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
+
+    They are those of its primitive cell, to which a larger cell is reduced, masses and magnetic moments
+    respected.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
@@ -190,8 +195,10 @@ def phonons(
         points: wave vectors on the path, about
         mesh: wave vectors of the density of states along each reciprocal lattice vector
         width: of a Gaussian for each mode (THz); default: linear tetrahedra
-        born: a BORN file of phonopy for this cell: splits longitudinal from transverse optical modes
+        born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
+        keep_cell: compute the cell as it is, not its primitive cell
+        symprec: how far atoms may be from the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
@@ -209,6 +216,8 @@ def phonons(
         width=width,
         born=born,
         animate=animate,
+        keep_cell=keep_cell,
+        symprec=symprec,
         memory_limit=in_bytes(memory_limit),
     )
 

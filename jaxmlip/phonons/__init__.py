@@ -11,3 +11,4 @@ from jaxmlip.phonons.modes import mesh_modes as mesh_modes
 from jaxmlip.phonons.modes import phonon_modes as phonon_modes
 from jaxmlip.phonons.nac import NAC as NAC
 from jaxmlip.phonons.supercell import force_constants as force_constants
+from jaxmlip.symmetry import primitive_cell as primitive_cell

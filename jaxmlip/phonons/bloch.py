@@ -26,10 +26,23 @@ from jaxtyping import Array, Float
 
 from jaxmlip import batching
 from jaxmlip.columns import second_axis_vmap
-from jaxmlip.derivatives import _block_size, _counted, _linearise, _packed, _plan, gradient, strain
+from jaxmlip.derivatives import (
+    _block_size,
+    _counted,
+    _kept,
+    _linearise,
+    _packed,
+    _plan,
+    _resident,
+    _scratch,
+    gradient,
+    hvp,
+    strain,
+)
 from jaxmlip.elasticity import VOIGT, internal_strain
 from jaxmlip.graph import CrystalGraph, as_atoms
 from jaxmlip.progress import track
+from jaxmlip.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.symmetry import Pairs, completed, needed_columns, space_group
 
 if TYPE_CHECKING:
@@ -41,6 +54,8 @@ if TYPE_CHECKING:
 Phase = Literal["cells", "atoms"]
 # Real columns at once, where memory allows: more gain no speed. Small cells need many to be worth a call.
 COLUMNS, COLUMN_BYTES = 96, 4e8
+# So few columns at Γ are computed one by one, gradient and all, where the linearised gradient is larger.
+FEW, LARGE = 16, 1e9
 
 
 def dynamical_matrix(
@@ -51,6 +66,7 @@ def dynamical_matrix(
     mass_weighted: bool = False,
     phase: Phase = "cells",
     symmetry: bool = False,
+    symprec: float = SYMPREC,
     block_size: int | None = None,
     memory_limit: float | None = None,
     room: batching.Capacity | None = None,
@@ -62,7 +78,8 @@ def dynamical_matrix(
     position, e^{2πi q·(R + x)}, as phonopy has it. Both have the same eigenvalues.
 
     With `symmetry` only those columns are computed that the operations of the space group that keep q, and
-    time reversal, do not give; the others follow, as exactly as the crystal has that symmetry.
+    time reversal, do not give; the others follow, as exactly as the crystal has that symmetry. It is that of
+    the elements, found within `symprec` (Å).
 
     `block_size` real columns are computed at once, two for each coordinate and wave vector; `memory_limit`
     (bytes) bounds them as in `hessian_columns`. Use a potential of dtype "float64": in float32 the lowest
@@ -76,8 +93,23 @@ def dynamical_matrix(
         raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
     atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
     graph = _packed(potential, atoms, memory_limit, room)
-    group = space_group(atoms) if symmetry else None
+    group = space_group(atoms, symprec) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
+    if not q_points.any() and 0 < len(pairs.wave) <= FEW:
+        columns = _few_columns(potential, graph, pairs, len(atoms), memory_limit)
+    else:
+        columns = None
+    if columns is None:
+        columns = _all_columns(potential, graph, q_points, pairs, len(atoms), block_size, memory_limit)
+    whole = group is None
+    D = _matrices(columns, len(atoms)) if whole else completed(columns, pairs, q_points, group)
+    return _convention(D, atoms, q_points, mass_weighted, phase)
+
+
+def _all_columns(
+    potential, graph, q_points, pairs: Pairs, atoms: int, block_size: int | None, memory_limit: float | None
+) -> np.ndarray:
+    """The columns of `pairs`, (pairs, 3N)."""
     with _counted(memory_limit), potential.precision():
         if memory_limit is not None:
             # At most so many as without a limit.
@@ -89,10 +121,23 @@ def dynamical_matrix(
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
         real = _real_columns(tangent_map, block_size)
         respond = partial(_response, tangent_map, graph.positions)
-        columns = _in_blocks(respond, q_points, pairs, len(atoms), real, potential.dtype)
-    whole = group is None
-    D = _matrices(columns, len(atoms)) if whole else completed(columns, pairs, q_points, group)
-    return _convention(D, atoms, q_points, mass_weighted, phase)
+        return _in_blocks(respond, q_points, pairs, atoms, real, potential.dtype)
+
+
+def _few_columns(potential, graph, pairs: Pairs, atoms: int, memory_limit: float | None) -> np.ndarray | None:
+    """As `_all_columns` at Γ, where columns are real, one after the other; None where that saves no memory.
+
+    The gradient is computed anew for each, so that nothing of it need be kept.
+    """
+    with potential.precision():
+        args = (potential.energy_fn, potential.arrays, graph)
+        kept = _kept(jax.eval_shape(partial(_linearise, args[0]), *args[1:]))
+        if kept < LARGE:
+            return None
+        if memory_limit is not None and _resident() + _scratch(_column.lower(*args, 0)) > memory_limit:
+            return None
+        found = [np.asarray(_column(*args, int(k)))[:atoms].ravel() for k in pairs.coordinate]
+    return np.array(found, complex)
 
 
 def dynamical_matrix_slopes(
@@ -248,6 +293,13 @@ def _waves(tangent_map: Any, positions, q: Float[Array, "pairs 3"], index) -> Fl
 
 
 _response = jax.jit(_waves)
+
+
+@partial(jax.jit, static_argnames="energy")
+def _column(energy, params, graph: CrystalGraph, index) -> Float[Array, "atoms 3"]:
+    """Column number `index` of the second derivative."""
+    unit = jnp.zeros(graph.positions.size, graph.positions.dtype).at[index].set(1)
+    return hvp(partial(energy, params), graph, unit.reshape(graph.positions.shape))
 
 
 @jax.jit

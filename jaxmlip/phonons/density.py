@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxmlip.phonons.bloch import position_phases
 from jaxmlip.phonons.modes import Modes
-from jaxmlip.symmetry import Mesh, space_group
+from jaxmlip.symmetry import Mesh
 from jaxmlip.units import EV_PER_THZ, J_PER_MOL_PER_EV, KELVIN_PER_EV
 
 IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding
-STILL = 1e-2  # THz; slower modes, the three shifts of a crystal at q = 0, take no part in thermodynamics
+STILL = 1e-2  # THz; slower modes take no part in thermodynamics, in which they would hold any entropy
 TETRAHEDRA = np.array(
     [  # of a cube, about its diagonal from 0 to 7; corners numbered 4x + 2y + z
         [0, 1, 3, 7],
@@ -26,7 +27,7 @@ TETRAHEDRA = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Density:
-    """Numbers of modes per THz and primitive cell; the total integrates to 3n."""
+    """Numbers of modes per THz and cell, the cell of n atoms that was given; the total integrates to 3n."""
 
     thz: np.ndarray  # (points,)
     total: np.ndarray  # (points,)
@@ -46,7 +47,8 @@ def density_of_states(modes: Modes, thz: np.ndarray | None = None, width: float 
     f = modes.frequencies
     if thz is None:
         margin = 3 * (width or 0) + 0.02 * np.abs(f).max()
-        lowest = f.min() - margin if f.min() < IMAGINARY else 0.0
+        # The shifts at Γ are at 0 but for rounding; whatever else lies below 0 is part of the density.
+        lowest = f.min() - margin if f[~shifts(modes)].min(initial=0) < 0 else 0.0
         thz = np.linspace(lowest, f.max() + margin, 401)
     thz = np.asarray(thz, float)
     share = _shares(modes)  # (q, n, 3n)
@@ -68,8 +70,8 @@ def _shares(modes: Modes) -> np.ndarray:
     """
     q, size, _ = modes.eigenvectors.shape
     share = (np.abs(modes.eigenvectors) ** 2).reshape(q, size // 3, 3, size).sum(axis=2)
-    if len(modes.mesh.q_points) < len(modes.mesh.representative):
-        orbits = space_group(modes.primitive).orbits
+    orbits = modes.mesh.orbits
+    if orbits is not None:
         for first in np.unique(orbits):
             some = orbits == first
             share[:, some] = share[:, some].mean(axis=1, keepdims=True)
@@ -90,6 +92,8 @@ def _tetrahedra(thz, f, share, mesh: Mesh):
     e = e + narrow[:, None] * np.linspace(-0.5, 0.5, 4)
     s = share[corners].transpose(0, 3, 1, 2).reshape(len(e), 4, -1)
     s = np.take_along_axis(s, order[:, :, None], axis=1)
+    # Their order is one of rounding, so each stands for all four.
+    s[narrow > 1e-9] = s[narrow > 1e-9].mean(axis=1, keepdims=True)
     total, projected = np.zeros(len(thz)), np.zeros((s.shape[2], len(thz)))
     for p, E in enumerate(thz):
         touched = np.flatnonzero((e[:, 0] < E) & (e[:, 3] > E))
@@ -144,23 +148,45 @@ def _corners(shape) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Thermodynamics:
-    """Of one mole of primitive cells."""
+    """Of one mole of cells, the cell that was given to `mesh_modes`, primitive or not."""
 
     temperature: np.ndarray  # K
     free_energy: np.ndarray  # kJ/mol, zero-point energy included
     entropy: np.ndarray  # J/K/mol
     heat_capacity: np.ndarray  # J/K/mol, at constant volume
-    left_out: float  # share of the modes that are imaginary, and take no part
+    left_out: float  # share of the modes, the three shifts at Γ aside, that are at 0.01 THz or below: no part
+    imaginary: float  # share of the modes that are below -0.1 THz, among them
+
+
+def shifts(modes: Modes) -> np.ndarray:
+    """Which modes are the three shifts of the whole crystal, at q = 0 alone: bool, (q, 3n)."""
+    q, atoms = modes.q_points, modes.primitive
+    found = np.zeros(modes.frequencies.shape, bool)
+    root = np.sqrt(atoms.get_masses())
+    uniform = np.kron(root[:, None] / np.linalg.norm(root), np.eye(3))  # (3n, 3)
+    for k in np.flatnonzero(np.abs(q - np.rint(q)).max(axis=1, initial=0) < 1e-9):
+        turn = position_phases(atoms, q[k : k + 1])[0]
+        part = (np.abs(uniform.T @ (turn[:, None] * modes.eigenvectors[k])) ** 2).sum(axis=0)
+        found[k, np.argsort(part)[-3:]] = True
+    return found
 
 
 def thermodynamics(modes: Modes, temperature: np.ndarray) -> Thermodynamics:
-    """Helmholtz free energy, entropy and heat capacity of harmonic modes on a mesh."""
+    """Helmholtz free energy, entropy and heat capacity of harmonic modes on a mesh, per mole of its cells.
+
+    Modes at 0.01 THz or below take no part: `left_out` of the result is their share, in which the three
+    shifts of the crystal do not count.
+    """
     T = np.atleast_1d(np.asarray(temperature, float))
     if (T < 0).any():
         raise ValueError(f"found a temperature of {T.min()} K, needed 0 or more.")
     f, weight = modes.frequencies, np.broadcast_to(modes.weights[:, None], modes.frequencies.shape)
-    left_out = float(weight[f < IMAGINARY].sum() / f.shape[1])
-    weight, energy = weight[f > STILL], f[f > STILL] * EV_PER_THZ
+    shift = shifts(modes)
+    left_out, imaginary = (
+        float(weight[~shift & slow].sum() / f.shape[1]) for slow in (f <= STILL, f < IMAGINARY)
+    )
+    part = ~shift & (f > STILL)
+    weight, energy = weight[part], f[part] * EV_PER_THZ
     F, S, C = np.zeros((3, len(T)))
     for k, t in enumerate(T / KELVIN_PER_EV):
         F[k] = weight @ energy / 2
@@ -171,4 +197,5 @@ def thermodynamics(modes: Modes, temperature: np.ndarray) -> Thermodynamics:
             S[k] = weight @ (x * n - np.log(-np.expm1(-x)))
             C[k] = weight @ (x**2 * n * (1 + n))
     molar = J_PER_MOL_PER_EV
-    return Thermodynamics(T, F * molar / 1e3, S * molar / KELVIN_PER_EV, C * molar / KELVIN_PER_EV, left_out)
+    S, C = S * molar / KELVIN_PER_EV, C * molar / KELVIN_PER_EV
+    return Thermodynamics(T, F * molar / 1e3, S, C, left_out, imaginary)

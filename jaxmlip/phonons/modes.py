@@ -17,21 +17,26 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip import batching
+from jaxmlip.elasticity import warn_of_residuals
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.symmetry import (
+    NEARLY,
     Mesh,
+    hidden_symmetry,
     identity,
     mesh_shape,
     needed_columns,
+    primitive_cell,
     reduced_mesh,
     space_group,
     unfold,
 )
-from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+from jaxmlip.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -50,7 +55,7 @@ SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
 class Modes:
     """Frequencies and eigenvectors at some wave vectors, and how they were found."""
 
-    primitive: Atoms
+    primitive: Atoms  # the cell, of n atoms, that the wave vectors belong to: the one that was given
     q_points: np.ndarray  # (q, 3), reciprocal lattice units
     weights: np.ndarray  # (q,), adding up to 1
     frequencies: np.ndarray  # (q, 3n) THz, ascending
@@ -60,6 +65,7 @@ class Modes:
     method: str  # how D(q) was found
     nac: NAC | None = None  # of the long-range part that was added, once
     mesh: Mesh | None = None  # where the wave vectors are those of a mesh
+    stress: np.ndarray | None = None  # (3, 3) GPa, positive in tension: how far from rest the cell is
 
 
 def phonon_modes(
@@ -72,6 +78,7 @@ def phonon_modes(
     directions: np.ndarray | None = None,
     method: str = "auto",
     symmetry: bool = True,
+    symprec: float = SYMPREC,
     memory_limit: float | None = None,
 ) -> Modes:
     """The modes at any wave vectors (q, 3), in reciprocal lattice units.
@@ -79,20 +86,25 @@ def phonon_modes(
     `nac` adds the long-range part of polar crystals (see `long_range`), at q = 0 its limit along the rows of
     `directions` (q, 3). `method` is "exact", each D(q) by itself; or "fourier", as a sum from a mesh that
     is refined until it repeats exact frequencies within 1e-4 THz (those below 0.1 THz: their squares as
-    well as that); or "auto", whichever is cheaper. The space group saves work in each; without `symmetry` it
-    is left alone.
+    well as that); or "auto", whichever is cheaper. The space group, found within `symprec` (Å), saves work
+    in each; without `symmetry` it is left alone. Warns where the crystal is several primitive cells, is not
+    at rest, or nearly has more symmetry.
 
     Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
     """
-    atoms, q_points = _checked(crystal), bloch.wave_vectors(q_points)
-    how = How(method, symmetry, memory_limit)
-    return _modes(potential, atoms, q_points, weights, nac, directions, how)
+    how = How(method, symmetry, memory_limit, symprec=symprec)
+    atoms, q_points = checked(crystal, how), bloch.wave_vectors(q_points)
+    found = _modes(potential, atoms, q_points, weights, nac, directions, how)
+    warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
+    return found
 
 
-def _max_force(potential, atoms, room) -> float:
+def _residuals(potential, atoms, room) -> tuple[float, np.ndarray]:
+    """The largest force (eV/Å) and the stress (GPa) of the crystal as it is."""
     graphs = [potential.graph(atoms)]
     found = potential.predict_graphs(graphs, batching.capacity(graphs) if room is None else room)[0]
-    return float(np.linalg.norm(found["forces"], axis=1).max())
+    stress = np.asarray(found["stress"], float) * GPA_PER_EV_PER_A3
+    return float(np.linalg.norm(found["forces"], axis=1).max()), stress
 
 
 class How(NamedTuple):
@@ -103,6 +115,7 @@ class How(NamedTuple):
     memory_limit: float | None
     room: batching.Capacity | None = None
     tolerance: float = TOLERANCE  # THz
+    symprec: float = SYMPREC  # Å
 
 
 def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Modes:
@@ -110,16 +123,19 @@ def _modes(potential, atoms, q_points, weights, nac, directions, how: How) -> Mo
     if nac is not None:
         nac = nac.check(atoms)
         D = D + long_range(nac, atoms, q_points, directions)
-    squares, vectors = np.linalg.eigh(_hermitian(_weighed(D, atoms)))
+    D = _hermitian(_weighed(D, atoms))
+    squares, vectors = np.linalg.eigh(D if D.imag.any() else D.real)  # at Γ real, and four times as fast
     turn = bloch.position_phases(atoms, q_points).conj()
     even = np.full(len(q_points), 1 / max(1, len(q_points)))
+    max_force, stress = _residuals(potential, atoms, how.room)
     return Modes(
         primitive=atoms,
         q_points=q_points,
         weights=even if weights is None else np.asarray(weights) / np.sum(weights),
         frequencies=_thz(squares),
         eigenvectors=turn[:, :, None] * vectors,
-        max_force=_max_force(potential, atoms, how.room),
+        max_force=max_force,
+        stress=stress,
         asymmetry=asymmetry,
         method=method,
         nac=nac,
@@ -132,6 +148,7 @@ def mesh_modes(
     mesh: tuple[int, int, int],
     *,
     symmetry: bool = True,
+    symprec: float = SYMPREC,
     nac: NAC | None = None,
     method: str = "auto",
     tolerance: float = TOLERANCE,
@@ -140,20 +157,22 @@ def mesh_modes(
 ) -> Modes:
     """The modes on a Γ-centred mesh; with `symmetry` those of one of each star of wave vectors, weighted.
 
-    `tolerance` (THz) is how far a Fourier sum may be off. Crystals that are padded to the same `room` share
-    compiled programs. See `phonon_modes` for the rest.
+    Stars are those of the operations that keep the masses too. `tolerance` (THz) is how far a Fourier sum may
+    be off. Crystals that are padded to the same `room` share compiled programs. See `phonon_modes` for the
+    rest.
     """
-    atoms = _checked(crystal)
-    reduced = reduced_mesh(mesh, space_group(atoms) if symmetry else None)
-    found = _modes(
-        potential,
-        atoms,
-        reduced.q_points,
-        reduced.weights,
-        nac,
-        None,
-        How(method, symmetry, memory_limit, room, tolerance),
-    )
+    how = How(method, symmetry, memory_limit, room, tolerance, symprec)
+    atoms = checked(crystal, how)
+    found = modes_on_mesh(potential, atoms, mesh, nac, how)
+    warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
+    return found
+
+
+def modes_on_mesh(potential, atoms: Atoms, mesh, nac: NAC | None, how: How) -> Modes:
+    """As `mesh_modes`, without its warnings."""
+    # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well.
+    reduced = reduced_mesh(mesh, space_group(atoms, how.symprec, masses=True) if how.symmetry else None)
+    found = _modes(potential, atoms, reduced.q_points, reduced.weights, nac, None, how)
     return replace(found, mesh=reduced)
 
 
@@ -163,18 +182,19 @@ def mesh_force_constants(
     mesh: tuple[int, int, int],
     *,
     symmetry: bool = True,
+    symprec: float = SYMPREC,
     memory_limit: float | None = None,
 ) -> ForceConstants:
     """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
 
     The same as `force_constants` without the supercell, and with `symmetry` from few wave vectors.
     """
-    how = How("exact", symmetry, memory_limit)
+    how = How("exact", symmetry, memory_limit, symprec=symprec)
     return _mesh_constants(potential, as_atoms(crystal), mesh_shape(mesh), how)[0]
 
 
 def _mesh_constants(potential, atoms, mesh, how: How) -> tuple[ForceConstants, float]:
-    group = space_group(atoms) if how.symmetry else None
+    group = space_group(atoms, how.symprec) if how.symmetry else None
     reduced, n = reduced_mesh(mesh, group), len(atoms)
     D = _exact(potential, atoms, reduced.q_points, how)
     full = unfold(D, reduced, group).reshape(*mesh, n, 3, n, 3)
@@ -188,6 +208,7 @@ def _exact(potential, atoms, q_points, how: How) -> np.ndarray:
         atoms,
         q_points,
         symmetry=how.symmetry,
+        symprec=how.symprec,
         memory_limit=how.memory_limit,
         room=how.room,
     )
@@ -197,7 +218,7 @@ def _matrices(potential, atoms, q_points, how: How) -> tuple[np.ndarray, float, 
     """D(q), its asymmetry, and how it was found."""
     if how.method not in ("auto", "exact", "fourier"):
         raise ValueError(f"found method={how.method!r}, needed 'auto', 'exact' or 'fourier'.")
-    group = space_group(atoms) if how.symmetry else identity(len(atoms))
+    group = space_group(atoms, how.symprec) if how.symmetry else identity(len(atoms))
     size = 3 * len(atoms)
     cost, reach = 0, REACH
     direct = len(needed_columns(q_points, group).wave) if how.method == "auto" else 0
@@ -253,24 +274,29 @@ def wide_mesh(atoms: Atoms, reach: float) -> tuple[int, int, int]:
     )
 
 
-def _checked(crystal) -> Atoms:
+def checked(crystal: Atoms | Structure, how: How) -> Atoms:
     """The crystal, with a warning where something about it is not what it seems."""
-    import spglib
-
     atoms = as_atoms(crystal)
+    name = atoms.get_chemical_formula()
     if np.abs(atoms.get_initial_magnetic_moments()).max(initial=0) > 0:
         warnings.warn(
-            f"{atoms.get_chemical_formula()} carries magnetic moments, which potentials of this library do "
-            "not take: phonons are those of the crystal without them.",
+            f"{name} carries magnetic moments, which potentials of this library do not take: phonons are "
+            "those of the crystal without them.",
             stacklevel=3,
         )
-    found = spglib.find_primitive(
-        (atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), atoms.numbers)
-    )
-    if found is not None and len(found[2]) < len(atoms):
+    copies = len(atoms) // len(primitive_cell(atoms, how.symprec))
+    if copies > 1:
         warnings.warn(
-            f"{atoms.get_chemical_formula()} is {len(atoms) // len(found[2])} primitive cells: its branches "
-            "are folded, and cost more than those of the primitive cell (spglib.find_primitive gives one).",
+            f"{name} is {copies} primitive cells: its branches are folded, and cost more than those of the "
+            "primitive cell, which jaxmlip.phonons.primitive_cell gives.",
+            stacklevel=3,
+        )
+    hidden = hidden_symmetry(atoms, how.symprec) if how.symmetry else None
+    if hidden is not None:
+        warnings.warn(
+            f"{name} is {hidden}. Relax it with its space group kept (relax(..., fix_symmetry=True), or "
+            f"jaxmlip phonons --relax), which makes it so, or give symprec={NEARLY:g} (--symprec "
+            f"{NEARLY:g}).",
             stacklevel=3,
         )
     return atoms
@@ -319,15 +345,17 @@ def band_modes(
     nac: NAC | None = None,
     method: str = "auto",
     symmetry: bool = True,
+    symprec: float = SYMPREC,
     memory_limit: float | None = None,
 ) -> Bands:
     """The modes along a path between special points, such as "GXWKGL,UX".
 
     The names are ASE's for the crystal's Bravais lattice (Setyawan & Curtarolo 2010); without a path, ASE's
     own is taken. About `points` wave vectors are spread over it evenly; both ends of each segment are
-    among them. Raises ValueError where a name is unknown.
+    among them. See `phonon_modes` for the rest. Raises ValueError where a name is unknown.
     """
-    atoms = _checked(crystal)
+    how = How(method, symmetry, memory_limit, symprec=symprec)
+    atoms = checked(crystal, how)
     lattice = atoms.cell.bandpath(npoints=0)
     special = lattice.special_points
     reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T
@@ -345,15 +373,8 @@ def band_modes(
         distance += list(at + s * length)
         directions += [special[b] - special[a]] * count
         at += length
-    found = _modes(
-        potential,
-        atoms,
-        np.array(rows),
-        None,
-        nac,
-        np.array(directions),
-        How(method, symmetry, memory_limit),
-    )
+    found = _modes(potential, atoms, np.array(rows), None, nac, np.array(directions), how)
+    warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
     return Bands(found, np.array(distance), segments)
 
 

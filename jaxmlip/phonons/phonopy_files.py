@@ -17,6 +17,7 @@ from ase import Atoms
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.supercell import ForceConstants, triangular
+from jaxmlip.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.units import COULOMB
 
 if TYPE_CHECKING:
@@ -131,16 +132,21 @@ def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None
     )
 
 
-def read_born(file: str | Path, crystal: Atoms | Structure) -> NAC:
-    """The charges and the dielectric tensor in a BORN file of phonopy, for a primitive cell.
+def read_born(file: str | Path, crystal: Atoms | Structure, symprec: float = SYMPREC) -> NAC:
+    """The charges and the dielectric tensor in a BORN file of phonopy, for all atoms of `crystal`.
 
-    Raises ValueError where it is of another cell, and ImportError where phonopy is not installed.
+    The file has the charge of one of each set of atoms that the space group, found within `symprec` (Å),
+    takes into each other. So it is the same for a primitive cell and for another cell of that crystal, as
+    long as atoms come in the same order and the axes are the same.
+
+    Raises ValueError where it is of another crystal, and ImportError where phonopy is not installed.
     """
     _import_phonopy()
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     cell = _as_phonopy(as_atoms(crystal))
-    found = _told(Path(file), _read_born, Path(file), _phonon(cell, np.eye(3, dtype=int), "P").primitive)
+    primitive = _phonon(cell, np.eye(3, dtype=int), "P").primitive
+    found = _told(Path(file), _read_born, Path(file), primitive, symprec)
     return NAC(np.array(found["born"]), np.array(found["dielectric"]))
 
 
@@ -364,11 +370,11 @@ def _produce(phonon: Phonopy) -> None:
         )
 
 
-def _read_born(file: Path, primitive):
+def _read_born(file: Path, primitive, symprec: float = SYMPREC):
     from phonopy.file_IO import parse_BORN
 
     try:
-        found = parse_BORN(primitive, filename=file)
+        found = parse_BORN(primitive, symprec, filename=file)
     except RuntimeError as error:
         raise ValueError(
             f"{error}; needed a line with the unit, one with the dielectric tensor, and one with the charge "

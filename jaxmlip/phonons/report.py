@@ -17,18 +17,28 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip.figures import COLOURS
-from jaxmlip.phonons.density import IMAGINARY, Density, Thermodynamics, density_of_states, thermodynamics
+from jaxmlip.phonons.density import (
+    IMAGINARY,
+    STILL,
+    Density,
+    Thermodynamics,
+    density_of_states,
+    thermodynamics,
+)
 from jaxmlip.phonons.modes import (
     Bands,
+    How,
     Modes,
     animation,
     band_modes,
     mesh_force_constants,
-    mesh_modes,
+    modes_on_mesh,
     wide_mesh,
 )
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
+from jaxmlip.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.symmetry import primitive_cell
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -49,6 +59,15 @@ class Phonons:
     mesh: Modes
     density: Density
     thermodynamics: Thermodynamics
+    copies: int  # how many primitive cells the cell is, of which a mole has the thermodynamics
+
+    @property
+    def cells(self) -> str:
+        """What the cell is, in words, for numbers that are those of a mole of it."""
+        n = len(self.mesh.primitive)
+        if self.copies == 1:
+            return f"primitive cells ({n} atoms)"
+        return f"cells as given ({n} atoms, {self.copies} primitive cells)"
 
 
 def phonons(
@@ -60,14 +79,20 @@ def phonons(
     mesh: tuple[int, int, int] | None = None,
     width: float | None = None,
     nac: NAC | None = None,
+    symprec: float = SYMPREC,
     memory_limit: float | None = None,
 ) -> Phonons:
-    """Everything that `jaxmlip phonons` shows; see `band_modes`, `mesh_modes` and `density_of_states`."""
-    bands = band_modes(potential, crystal, path, points, nac=nac, memory_limit=memory_limit)
-    mesh = mesh or default_mesh(crystal)
-    on_mesh = mesh_modes(potential, crystal, mesh, nac=nac, memory_limit=memory_limit)
-    density = density_of_states(on_mesh, width=width)
-    return Phonons(potential.name, bands, on_mesh, density, thermodynamics(on_mesh, TEMPERATURES))
+    """Everything that `jaxmlip phonons` shows; see `band_modes`, `mesh_modes` and `density_of_states`.
+
+    The cell is the one that is given, primitive or not.
+    """
+    # Of the bands and the mesh one warns.
+    bands = band_modes(potential, crystal, path, points, nac=nac, symprec=symprec, memory_limit=memory_limit)
+    how = How("auto", True, memory_limit, symprec=symprec)
+    on_mesh = modes_on_mesh(potential, crystal, mesh or default_mesh(crystal), nac, how)
+    density, heat = density_of_states(on_mesh, width=width), thermodynamics(on_mesh, TEMPERATURES)
+    copies = len(crystal) // len(primitive_cell(crystal, symprec))
+    return Phonons(potential.name, bands, on_mesh, density, heat, copies)
 
 
 def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
@@ -109,7 +134,7 @@ def draw(found: Phonons, path: Path) -> None:
     for axes in (left, right):
         axes.axhline(0, color="0.5", lw=0.7, zorder=0)
     highest = max(bands.modes.frequencies.max(), density.thz[density.total > 0].max(initial=0))
-    left.set_ylim(1.06 * lowest if lowest < IMAGINARY else 0, 1.04 * highest)
+    left.set_ylim(min(0, 1.06 * lowest), 1.04 * highest)
     title = f"{atoms.get_chemical_formula('metal')}, {found.potential}"
     if lowest < IMAGINARY:
         title += " (imaginary modes below 0)"
@@ -150,6 +175,7 @@ def as_record(found: Phonons) -> dict[str, Any]:
             "masses_u": atoms.get_masses().tolist(),
         },
         "max_force_eV_per_A": modes.max_force,
+        "stress_GPa": modes.stress.tolist(),
         "asymmetry_eV_per_A2": max(modes.asymmetry, mesh.asymmetry),
         "long_range": None if modes.nac is None else _nac_record(modes.nac),
         "bands": {
@@ -176,8 +202,11 @@ def as_record(found: Phonons) -> dict[str, Any]:
             "by_atom_per_THz": found.density.projected.tolist(),
         },
         "thermodynamics": {
-            "per": "mole of primitive cells",
+            "per": f"mole of {found.cells}",
+            "atoms_per_cell": len(atoms),
+            "primitive_cells_per_cell": found.copies,
             "left_out": t.left_out,
+            "imaginary": t.imaginary,
             "temperature_K": t.temperature.tolist(),
             "free_energy_kJ_per_mol": t.free_energy.tolist(),
             "entropy_J_per_K_mol": t.entropy.tolist(),
@@ -209,10 +238,13 @@ def table(found: Phonons) -> Table:
         ("highest frequency", f"{every.max():.3f} THz"),
         ("mean frequency", f"{modes.weights @ np.maximum(modes.frequencies, 0).mean(axis=1):.3f} THz"),
         ("lowest frequency", f"{round(every.min(), 3) + 0.0:.3f} THz"),
-        ("imaginary modes", f"{100 * t.left_out:.2g} % of the mesh"),
-        ("zero-point energy", f"{t.free_energy[0]:.3f} kJ/mol of cells"),
+        ("imaginary modes", f"{100 * t.imaginary:.2g} % of the mesh, below {IMAGINARY:g} THz"),
+        ("left out of F, S, C_V", f"{100 * t.left_out:.2g} % of the mesh, at {STILL:g} THz or below"),
+        ("a mole is one of", found.cells),
+        ("zero-point energy", f"{t.free_energy[0]:.3f} kJ/mol"),
         (f"F, S, C_V at {t.temperature[room]:g} K", _at(t, room)),
         ("largest force", f"{modes.max_force:.2g} eV/Å"),
+        ("largest stress", f"{np.abs(modes.stress).max():.2g} GPa"),
         ("bands", found.bands.modes.method),
         ("mesh", f"{' x '.join(map(str, modes.mesh.shape))}, {modes.method}"),
         ("density of states", found.density.method),
@@ -236,22 +268,26 @@ def run(
     *,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
+    keep_cell: bool = False,
+    symprec: float = SYMPREC,
     **settings: Any,
 ) -> None:
     """What the command does: prints `table`, writes JSON, a figure and what phonopy reads to `out`.
 
-    `settings` go to `phonons`.
+    Unless `keep_cell`, it is done for the primitive cell. `settings` go to `phonons`.
     """
     console = Console()
-    nac = None if born is None else read_born(born, crystal)
-    found = phonons(potential, crystal, nac=nac, **settings)
+    if not keep_cell:
+        crystal = _reduced(crystal, symprec, console)
+    nac = None if born is None else read_born(born, crystal, symprec)
+    found = phonons(potential, crystal, nac=nac, symprec=symprec, **settings)
     out.mkdir(parents=True, exist_ok=True)
     console.print(table(found))
     draw(found, out / "phonons.png")
     save_json(found, out / "phonons.json")
     written = ["phonons.json", "phonons.png"]
     try:
-        constants = mesh_force_constants(potential, crystal, wide_mesh(crystal, WIDE))
+        constants = mesh_force_constants(potential, crystal, wide_mesh(crystal, WIDE), symprec=symprec)
         write_phonopy(constants, out, nac)
         written += ["phonopy_params.yaml", "FORCE_CONSTANTS"]
     except ImportError as error:
@@ -268,6 +304,20 @@ def run(
         ase.io.write(out / "mode.extxyz", animation(modes, q, branch, repeats=repeats))
         written.append("mode.extxyz")
     console.print(f"written to {out}: {', '.join(written)}", highlight=False)
+
+
+def _reduced(crystal: Atoms, symprec: float, console: Console) -> Atoms:
+    """The primitive cell, with a line that says so where it is another."""
+    primitive = primitive_cell(crystal, symprec)
+    copies = len(crystal) // len(primitive)
+    if copies > 1:
+        console.print(
+            f"{crystal.get_chemical_formula()} is {copies} primitive cells: wave vectors and all numbers are "
+            f"those of the primitive cell, {primitive.get_chemical_formula()}, in the same axes "
+            "(--keep-cell keeps the cell as it is)",
+            highlight=False,
+        )
+    return primitive
 
 
 def _period(q: float, most: int = 4) -> int:

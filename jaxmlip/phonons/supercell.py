@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
@@ -17,6 +17,8 @@ from ase import Atoms
 from jaxmlip import batching
 from jaxmlip.derivatives import hessian_columns
 from jaxmlip.graph import as_atoms, check_crystal
+from jaxmlip.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.symmetry import Operation, SpaceGroup
 from jaxmlip.symmetry import space_group as find_space_group
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 Supercell = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
-SYMPREC = 1e-5  # Å, spglib's default
 # The directions of the columns that are computed must span space well: this is the smallest eigenvalue of
 # the mean of v vᵀ over their images v, which is 1/3 where symmetry makes all directions alike.
 SPANS = 0.05
@@ -191,14 +192,21 @@ def with_space_group(constants: ForceConstants, symprec: float = SYMPREC) -> For
     spglib finds the symmetry, to `symprec` (Å); operations that do not leave the lattice of supercells as it
     is are left out. `imposed["space_group"]` of the result is the largest change of an element (eV/Å²).
     """
-    operations = _operations(constants.primitive, constants.supercell, symprec)
+    group = _group(constants.primitive, constants.supercell, symprec)
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
-    total = np.zeros_like(phi)
-    for operation in operations:
-        for i in range(len(constants.primitive)):
-            to = operation.cells(i, constants.supercell)
-            total[to, operation.atom[i], :, operation.atom] += _turned(phi[:, i], operation).swapaxes(1, 2)
-    return _imposed(constants, total / len(operations), "space_group")
+    # The mean over all operations is that over one of each rotation of the mean over translations.
+    for operations in (
+        [group.translation(t) for t in range(len(group.shifted_atom))],
+        [group.operation(p) for p in range(len(group.rotations))],
+    ):
+        total = np.zeros_like(phi)
+        for operation in operations:
+            for i in range(len(constants.primitive)):
+                to = _cells(operation, i, constants.supercell)
+                turned = _turned(phi[:, i], operation).swapaxes(1, 2)
+                total[to, operation.atom[i], :, operation.atom] += turned
+        phi = total / len(operations)
+    return _imposed(constants, phi, "space_group")
 
 
 def repeat_distance(cell: np.ndarray, repeats: Sequence[int]) -> float:
@@ -248,18 +256,10 @@ def triangular(supercell: np.ndarray) -> np.ndarray:
     return rows
 
 
-class Operation(NamedTuple):
-    """An operation of the space group: what is at x (in lattice vectors) comes to W x + w."""
-
-    whole: np.ndarray  # W, (3, 3) whole numbers
-    turn: np.ndarray  # the same for Cartesian vectors
-    atom: np.ndarray  # (n,), the atom whose place each atom takes
-    shift: np.ndarray  # (n, 3), the cell that it comes to from cell 0
-
-    def cells(self, i: int, supercell: np.ndarray) -> np.ndarray:
-        """(cells, n): the cell to which atom j of each cell comes, counted from that of atom i of cell 0."""
-        R = np.moveaxis(np.indices(supercell.diagonal()), 0, -1).reshape(-1, 1, 3)
-        return _number(R @ self.whole.T + self.shift - self.shift[i], supercell)
+def _cells(operation: Operation, i: int, supercell: np.ndarray) -> np.ndarray:
+    """(cells, n): the cell to which atom j of each cell comes, counted from that of atom i of cell 0."""
+    R = np.moveaxis(np.indices(supercell.diagonal()), 0, -1).reshape(-1, 1, 3)
+    return _number(R @ operation.rotation.T + operation.cell - operation.cell[i], supercell)
 
 
 def _repeated(crystal, supercell) -> tuple[Atoms, np.ndarray, Atoms]:
@@ -292,12 +292,12 @@ def _by_columns(
     n = len(primitive)
     chosen = dict.fromkeys(range(n), (0, 1, 2))
     if symmetry:
-        operations = _operations(primitive, matrix, symprec)
-        chosen = _chosen_columns(operations)
+        group = _group(primitive, matrix, symprec)
+        chosen = _chosen_columns(group)
     rows = columns([3 * atom + x for atom, directions in chosen.items() for x in directions])
     rows = np.asarray(rows, float).reshape(len(rows), -1, n, 3)
     if symmetry:
-        phi = _completed(rows, chosen, operations, matrix)
+        phi = _completed(rows, chosen, group, matrix)
     else:
         phi = np.ascontiguousarray(np.moveaxis(rows.reshape(n, 3, -1, n, 3), 2, 0))
     return _with_twist(primitive, matrix, phi)
@@ -316,24 +316,20 @@ def _imposed(constants, phi, what) -> ForceConstants:
 
 def _turned(block, operation) -> np.ndarray:
     """Pairs of Cartesian indices (cells, 3, n, 3), turned."""
-    return np.einsum("xa,yb,cajb->cxjy", operation.turn, operation.turn, block)
+    return np.einsum("xa,yb,cajb->cxjy", operation.cartesian, operation.cartesian, block)
 
 
-def _operations(primitive: Atoms, supercell: np.ndarray, symprec: float) -> list[Operation]:
+def _group(primitive: Atoms, supercell: np.ndarray, symprec: float) -> SpaceGroup:
     """The space group of the crystal, as far as it maps the lattice of supercells to itself."""
-    g = find_space_group(primitive, symprec)
-    return [
-        Operation(W, turn, atom, shift)
-        for W, turn, atom, shift in zip(g.rotations, g.cartesian, g.atom, g.cell, strict=True)
-        if not _number(supercell @ W.T, supercell).any()
-    ]
+    group = find_space_group(primitive, symprec)
+    return group.only(np.array([not _number(supercell @ W.T, supercell).any() for W in group.rotations]))
 
 
-def _chosen_columns(operations: list[Operation]) -> dict[int, tuple[int, ...]]:
+def _chosen_columns(group: SpaceGroup) -> dict[int, tuple[int, ...]]:
     """Inequivalent atoms, and of each the directions that the symmetry of its site spreads over space."""
     chosen = {}
-    for atom in np.unique(np.min([o.atom for o in operations], axis=0)):
-        turns = np.array([o.turn for o in operations if o.atom[atom] == atom])
+    for atom in np.unique(group.orbits):
+        turns = group.site(atom)
         for directions in itertools.chain(*(itertools.combinations(range(3), k) for k in (1, 2, 3))):
             images = turns[:, :, directions]
             spread = np.einsum("oxd,oyd->xy", images, images) / (len(turns) * len(directions))
@@ -343,7 +339,7 @@ def _chosen_columns(operations: list[Operation]) -> dict[int, tuple[int, ...]]:
     return chosen
 
 
-def _completed(rows, chosen, operations: list[Operation], supercell) -> np.ndarray:
+def _completed(rows, chosen, group: SpaceGroup, supercell) -> np.ndarray:
     """Φ, (cells, n, 3, n, 3), from the columns (k, cells, n, 3) of `chosen` atoms and directions."""
     _, cells, n, _ = rows.shape
     phi = np.empty((cells, n, 3, n, 3))
@@ -352,16 +348,14 @@ def _completed(rows, chosen, operations: list[Operation], supercell) -> np.ndarr
         # A displacement u of atom i and its response turn together. So the unknown block solves
         # block (T u) = T response for every operation T of the site and every direction that was computed.
         products, spread = np.zeros((cells, n, 3, 3)), np.zeros((3, 3))
-        for o in operations:
-            if o.atom[i] == i:
-                u = o.turn[:, directions]
-                response = np.einsum("yb,kcjb,xk->cjxy", o.turn, known, u)
-                products[o.cells(i, supercell), o.atom] += response
-                spread += u @ u.T
+        for _, o in group.between(i, i):
+            u = o.cartesian[:, directions]
+            response = np.einsum("yb,kcjb,xk->cjxy", o.cartesian, known, u)
+            products[_cells(o, i, supercell), o.atom] += response
+            spread += u @ u.T
         block = np.einsum("wx,cjxy->cwjy", np.linalg.inv(spread), products)
-        for k in range(n):
-            to_k = next((o for o in operations if o.atom[i] == k), None)
-            if to_k is not None:
-                to = to_k.cells(i, supercell)
-                phi[to, k, :, to_k.atom] = _turned(block, to_k).swapaxes(1, 2)
+        for k in np.flatnonzero(group.orbits == i):
+            _, to_k = next(group.between(i, k))
+            to = _cells(to_k, i, supercell)
+            phi[to, k, :, to_k.atom] = _turned(block, to_k).swapaxes(1, 2)
     return phi
