@@ -505,9 +505,11 @@ def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]
     return modes, vectors @ (vectors.T @ coupling / modes[:, None])
 
 
-def warn_of_residuals(atoms: Atoms, max_force: float, stress: Float[np.ndarray, "3 3"], what: str) -> None:
+def warn_of_residuals(
+    atoms: Atoms, max_force: float, stress: Float[np.ndarray, "3 3"] | None, what: str
+) -> None:
     """Warns where forces (eV/Å) or stresses (GPa) remain, so that `what` is that of no crystal at rest."""
-    largest = np.abs(stress).max()
+    largest = 0.0 if stress is None else np.abs(stress).max()
     if max_force > LARGE_FORCE or largest > LARGE_STRESS:
         warnings.warn(
             f"{atoms.get_chemical_formula()} is not relaxed: forces up to {max_force:.3g} eV/Å and "

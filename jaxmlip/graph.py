@@ -172,6 +172,29 @@ def as_atoms(crystal: Atoms | Structure) -> Atoms:
     )
 
 
+def in_box(crystal: Atoms | Structure) -> Atoms:
+    """`crystal` as ase.Atoms whose cell has a basis: where it does not repeat, vectors perpendicular to the
+    others.
+
+    The box keeps the volume that it was given; without one it gets a height of 10 Å beyond the atoms.
+    """
+    atoms = as_atoms(crystal)
+    if atoms.pbc.all():
+        return atoms
+    volume, repeats = atoms.cell.volume, int(atoms.pbc.sum())
+    height = reach(atoms) + 10.0
+    if volume > FLAT:
+        height = (volume / _extent(atoms.cell.array[atoms.pbc])) ** (1 / (3 - repeats))
+    atoms = atoms.copy()
+    atoms.set_cell(boxed(atoms.cell.array, atoms.pbc, height), apply_constraint=False)
+    return atoms
+
+
+def reach(atoms: Atoms) -> float:
+    """A length (Å) that no two atoms of one cell are farther apart than."""
+    return float(np.linalg.norm(np.ptp(atoms.positions, axis=0)))
+
+
 @contextmanager
 def numbered(k: int) -> Iterator[None]:
     """Errors about one crystal of many then say which: the k-th, from 0 on."""

@@ -14,6 +14,8 @@ import spglib
 from ase import Atoms
 from scipy.spatial import cKDTree
 
+from jaxmlip.graph import boxed, directions, reach
+
 TOLERANCE = 1e-5  # Å; atoms that far from a symmetric place still count as symmetric
 NEARLY = 1e-2  # Å; a symmetry that holds only within this was meant, and lost by rounding
 # Atoms differ in mass (u), or in magnetic moment (μ_B), where they differ by more than this.
@@ -132,6 +134,7 @@ def space_group(atoms: Atoms, tolerance: float = TOLERANCE, *, masses: bool = Fa
     Raises ValueError where spglib finds none within `tolerance` (Å).
     """
     found = symmetry_dataset(atoms, tolerance, kinds(atoms, masses=masses))
+    atoms = _tall(atoms)
     if found is None:
         raise ValueError(
             f"spglib finds no symmetry of {atoms.get_chemical_formula()} within {tolerance:g} Å; two atoms "
@@ -209,7 +212,20 @@ def symmetry_dataset(
         return None
 
 
+def _tall(atoms: Atoms) -> Atoms:
+    """A slab, a wire or a molecule in a box so high that nothing but its own symmetry is found.
+
+    In a box of twice the distance of two layers, a shift by half of the height would take one into the other.
+    """
+    if atoms.pbc.all():
+        return atoms
+    tall = atoms.copy()
+    tall.set_cell(boxed(atoms.cell.array, atoms.pbc, 3 * reach(atoms) + 10.0), apply_constraint=False)
+    return tall
+
+
 def _spglib_cell(atoms: Atoms, kind: np.ndarray | None):
+    atoms = _tall(atoms)
     kind = atoms.numbers if kind is None else kind
     return atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), kind
 
@@ -218,7 +234,8 @@ def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
     """The primitive cell, not turned: of atoms that are copies of each other the first, where it is.
 
     It is that of elements, masses and magnetic moments, with the lattice vectors of a standard primitive
-    cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is.
+    cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is. Along
+    vectors that do not repeat (pbc) nothing is reduced.
     """
     kind = kinds(atoms, masses=True, moments=True)
     found = symmetry_dataset(atoms, tolerance, kind)
@@ -231,11 +248,20 @@ def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
         _spglib_cell(atoms, kind), to_primitive=True, no_idealize=True, symprec=tolerance
     )
     # In whole numbers, so that rounding and what the tolerance allows stay out of the lattice vectors.
-    ratio = np.rint(atoms.cell.array @ np.linalg.inv(lattice))
+    whole = _tall(atoms).cell.array
+    ratio = np.rint(whole @ np.linalg.inv(lattice))
     if round(abs(np.linalg.det(ratio))) * len(kept) != len(atoms):
         return atoms
-    result = atoms[kept]
-    result.set_cell(np.linalg.solve(ratio, atoms.cell.array))
+    result, vectors = atoms[kept], np.linalg.solve(ratio, whole)
+    if not atoms.pbc.all():
+        repeats = np.linalg.norm(vectors - vectors @ directions(whole, atoms.pbc), axis=1) < 1e-6
+        if repeats.sum() != atoms.pbc.sum():
+            return atoms
+        # Repeating vectors take the places of the old ones, in their order.
+        cell = atoms.cell.array.copy()
+        cell[atoms.pbc] = vectors[repeats]
+        vectors = cell
+    result.set_cell(vectors, apply_constraint=False)
     return result
 
 
@@ -295,11 +321,21 @@ def reduced_mesh(mesh: tuple[int, int, int], group: SpaceGroup | None) -> Mesh:
     return Mesh(shape, np.where(q > 0.5, q - 1, q), weights, representative, orbits)
 
 
-def mesh_shape(mesh) -> tuple[int, int, int]:
-    """`mesh` as three whole numbers. Raises ValueError where it is something else."""
+def mesh_shape(mesh, periodic: np.ndarray | None = None) -> tuple[int, int, int]:
+    """`mesh` as three whole numbers, 1 along vectors that are not `periodic` (3,).
+
+    Raises ValueError where it is something else.
+    """
     shape = tuple(np.ravel(mesh).tolist())
     if len(shape) != 3 or any(k != int(k) or k < 1 for k in shape):
         raise ValueError(f"found a mesh {mesh!r}, needed three positive whole numbers of wave vectors.")
+    if periodic is not None and any(
+        k != 1 for k, repeats in zip(shape, periodic, strict=True) if not repeats
+    ):
+        raise ValueError(
+            f"found a mesh {mesh!r} for pbc={np.asarray(periodic).tolist()}, needed 1 along each vector that "
+            "does not repeat."
+        )
     return tuple(int(k) for k in shape)
 
 

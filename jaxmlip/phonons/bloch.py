@@ -40,7 +40,7 @@ from jaxmlip.derivatives import (
     strain,
 )
 from jaxmlip.elasticity import VOIGT, internal_strain
-from jaxmlip.graph import CrystalGraph, as_atoms
+from jaxmlip.graph import CrystalGraph, as_atoms, in_box
 from jaxmlip.progress import track
 from jaxmlip.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.symmetry import Pairs, completed, needed_columns, space_group
@@ -91,7 +91,7 @@ def dynamical_matrix(
     """
     if phase not in get_args(Phase):
         raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
-    atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
+    atoms, q_points = along_lattice(crystal, q_points)
     graph = _packed(potential, atoms, memory_limit, room)
     group = space_group(atoms, symprec) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
@@ -153,7 +153,7 @@ def dynamical_matrix_slopes(
 
     The derivative is exact, by the three components of q in reciprocal lattice units.
     """
-    atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
+    atoms, q_points = along_lattice(crystal, q_points)
     graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
     with potential.precision():
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
@@ -181,7 +181,7 @@ def dynamical_matrix_strained(
     Besides, the atoms move by s·`along` (Å): as `following` says, or by default not at all; then they keep
     their fractional coordinates. q keeps its reciprocal lattice units.
     """
-    atoms, q_points = as_atoms(crystal), wave_vectors(q_points)
+    atoms, q_points = along_lattice(crystal, q_points)
     graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
     eps = np.asarray(eps, potential.dtype)
     moving = np.zeros_like(graph.positions)
@@ -210,6 +210,21 @@ def following(
     symmetric = np.add(eps, np.transpose(eps))
     voigt = [symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT]
     return internal_strain(potential, as_atoms(crystal), room) @ voigt
+
+
+def along_lattice(crystal: Atoms | Structure, q_points: Any) -> tuple[Atoms, np.ndarray]:
+    """The crystal, in a box where it does not repeat, and its wave vectors (q, 3).
+
+    Raises ValueError as `wave_vectors` does, and where a wave runs along a vector that does not repeat.
+    """
+    atoms, q = in_box(crystal), wave_vectors(q_points)
+    if np.abs(q[:, ~atoms.pbc]).max(initial=0) > 1e-9:
+        raise ValueError(
+            f"found the wave vector {q[np.abs(q[:, ~atoms.pbc]).max(axis=1).argmax()].tolist()} for "
+            f"{atoms.get_chemical_formula()} with pbc={atoms.pbc.tolist()}, needed 0 along each vector that "
+            "does not repeat."
+        )
+    return atoms, q
 
 
 def wave_vectors(q_points: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from ase import Atoms
 
 from jaxmlip import batching
 from jaxmlip.elasticity import warn_of_residuals
-from jaxmlip.graph import as_atoms
+from jaxmlip.graph import in_box
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
@@ -65,7 +65,8 @@ class Modes:
     method: str  # how D(q) was found
     nac: NAC | None = None  # of the long-range part that was added, once
     mesh: Mesh | None = None  # where the wave vectors are those of a mesh
-    stress: np.ndarray | None = None  # (3, 3) GPa, positive in tension: how far from rest the cell is
+    # (3, 3) GPa, positive in tension: how far from rest the cell is; None for a molecule, which has no cell
+    stress: np.ndarray | None = None
 
 
 def phonon_modes(
@@ -93,17 +94,18 @@ def phonon_modes(
     Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
-    atoms, q_points = checked(crystal, how), bloch.wave_vectors(q_points)
+    atoms = checked(crystal, how)
+    q_points = bloch.along_lattice(atoms, q_points)[1]
     found = _modes(potential, atoms, q_points, weights, nac, directions, how)
     warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
     return found
 
 
-def _residuals(potential, atoms, room) -> tuple[float, np.ndarray]:
-    """The largest force (eV/Å) and the stress (GPa) of the crystal as it is."""
+def _residuals(potential, atoms, room) -> tuple[float, np.ndarray | None]:
+    """The largest force (eV/Å) and the stress (GPa) of the crystal as it is; None for a molecule."""
     graphs = [potential.graph(atoms)]
     found = potential.predict_graphs(graphs, batching.capacity(graphs) if room is None else room)[0]
-    stress = np.asarray(found["stress"], float) * GPA_PER_EV_PER_A3
+    stress = np.asarray(found["stress"], float) * GPA_PER_EV_PER_A3 if "stress" in found else None
     return float(np.linalg.norm(found["forces"], axis=1).max()), stress
 
 
@@ -171,6 +173,7 @@ def mesh_modes(
 def modes_on_mesh(potential, atoms: Atoms, mesh, nac: NAC | None, how: How) -> Modes:
     """As `mesh_modes`, without its warnings."""
     # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well.
+    mesh = mesh_shape(mesh, atoms.pbc)
     reduced = reduced_mesh(mesh, space_group(atoms, how.symprec, masses=True) if how.symmetry else None)
     found = _modes(potential, atoms, reduced.q_points, reduced.weights, nac, None, how)
     return replace(found, mesh=reduced)
@@ -190,7 +193,8 @@ def mesh_force_constants(
     The same as `force_constants` without the supercell, and with `symmetry` from few wave vectors.
     """
     how = How("exact", symmetry, memory_limit, symprec=symprec)
-    return _mesh_constants(potential, as_atoms(crystal), mesh_shape(mesh), how)[0]
+    atoms = in_box(crystal)
+    return _mesh_constants(potential, atoms, mesh_shape(mesh, atoms.pbc), how)[0]
 
 
 def _mesh_constants(potential, atoms, mesh, how: How) -> tuple[ForceConstants, float]:
@@ -269,14 +273,13 @@ def _probes(frequencies, q_points, mesh) -> np.ndarray:
 
 def wide_mesh(atoms: Atoms, reach: float) -> tuple[int, int, int]:
     """The wave vectors that fit a supercell about `reach` Å wide along each lattice vector."""
-    return tuple(
-        np.maximum(1, np.rint(reach / np.linalg.norm(atoms.cell.array, axis=1))).astype(int).tolist()
-    )
+    points = np.maximum(1, np.rint(reach / np.linalg.norm(atoms.cell.array, axis=1))).astype(int)
+    return tuple(np.where(atoms.pbc, points, 1).tolist())
 
 
 def checked(crystal: Atoms | Structure, how: How) -> Atoms:
     """The crystal, with a warning where something about it is not what it seems."""
-    atoms = as_atoms(crystal)
+    atoms = in_box(crystal)
     name = atoms.get_chemical_formula()
     if np.abs(atoms.get_initial_magnetic_moments()).max(initial=0) > 0:
         warnings.warn(
@@ -356,7 +359,12 @@ def band_modes(
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
     atoms = checked(crystal, how)
-    lattice = atoms.cell.bandpath(npoints=0)
+    if not atoms.pbc.any():
+        raise ValueError(
+            f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}: a molecule has no bands. Its "
+            "modes are those of phonon_modes at [[0, 0, 0]], or of `jaxmlip hessian`."
+        )
+    lattice = atoms.cell.bandpath(npoints=0, pbc=atoms.pbc)
     special = lattice.special_points
     reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T
     pieces = []
@@ -404,7 +412,7 @@ def group_velocities(
     split along a generic direction. Zero where the frequency is zero. `nac` adds the long-range part of
     polar crystals, but at q = 0, where it has no limit.
     """
-    atoms, q_points = as_atoms(crystal), bloch.wave_vectors(q_points)
+    atoms, q_points = bloch.along_lattice(crystal, q_points)
     D, slopes = bloch.dynamical_matrix_slopes(potential, atoms, q_points, mass_weighted=True)
     if nac is not None:
         D = D + _weighed(long_range(nac, atoms, q_points), atoms)
@@ -436,7 +444,7 @@ def grueneisen(
     `relaxed` the atoms of the cell follow to first order. Zero where the frequency is zero. `nac` adds the
     long-range part of polar crystals, but at q = 0; its charges and dielectric tensor keep their values.
     """
-    atoms, q_points = as_atoms(crystal), bloch.wave_vectors(q_points)
+    atoms, q_points = bloch.along_lattice(crystal, q_points)
     eps = np.eye(3) / 3 if strain is None else np.asarray(strain, float)
     if eps.shape != (3, 3):
         raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")

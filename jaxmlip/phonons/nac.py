@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.graph import check_repeats
 from jaxmlip.phonons.commensurate import fourier, fourier_slopes
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import COULOMB
@@ -39,6 +40,7 @@ class NAC:
 
     def check(self, atoms: Atoms) -> NAC:
         """Itself, with a mesh. Raises ValueError where it belongs to another cell."""
+        check_repeats(atoms, "dipole corrections")
         charges, dielectric = np.asarray(self.born, float), np.asarray(self.dielectric, float)
         if charges.shape != (len(atoms), 3, 3) or dielectric.shape != (3, 3):
             raise ValueError(

@@ -17,6 +17,7 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip.figures import COLOURS
+from jaxmlip.graph import in_box
 from jaxmlip.phonons.density import (
     IMAGINARY,
     STILL,
@@ -86,6 +87,7 @@ def phonons(
 
     The cell is the one that is given, primitive or not.
     """
+    crystal = in_box(crystal)
     # Of the bands and the mesh one warns.
     bands = band_modes(potential, crystal, path, points, nac=nac, symprec=symprec, memory_limit=memory_limit)
     how = How("auto", True, memory_limit, symprec=symprec)
@@ -98,7 +100,8 @@ def phonons(
 def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
     """Wave vectors at most 0.02 1/Å apart along each reciprocal lattice vector."""
     lengths = np.linalg.norm(np.linalg.inv(crystal.cell.array).T, axis=1)
-    return tuple(np.maximum(1, np.ceil(lengths / SPACING)).astype(int).tolist())
+    points = np.maximum(1, np.ceil(lengths / SPACING)).astype(int)
+    return tuple(np.where(crystal.pbc, points, 1).tolist())
 
 
 def draw(found: Phonons, path: Path) -> None:
@@ -175,7 +178,7 @@ def as_record(found: Phonons) -> dict[str, Any]:
             "masses_u": atoms.get_masses().tolist(),
         },
         "max_force_eV_per_A": modes.max_force,
-        "stress_GPa": modes.stress.tolist(),
+        "stress_GPa": None if modes.stress is None else modes.stress.tolist(),
         "asymmetry_eV_per_A2": max(modes.asymmetry, mesh.asymmetry),
         "long_range": None if modes.nac is None else _nac_record(modes.nac),
         "bands": {
@@ -244,7 +247,7 @@ def table(found: Phonons) -> Table:
         ("zero-point energy", f"{t.free_energy[0]:.3f} kJ/mol"),
         (f"F, S, C_V at {t.temperature[room]:g} K", _at(t, room)),
         ("largest force", f"{modes.max_force:.2g} eV/Å"),
-        ("largest stress", f"{np.abs(modes.stress).max():.2g} GPa"),
+        ("largest stress", "-" if modes.stress is None else f"{np.abs(modes.stress).max():.2g} GPa"),
         ("bands", found.bands.modes.method),
         ("mesh", f"{' x '.join(map(str, modes.mesh.shape))}, {modes.method}"),
         ("density of states", found.density.method),

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from jaxmlip import batching
 from jaxmlip.derivatives import hessian_columns
-from jaxmlip.graph import as_atoms, check_crystal
+from jaxmlip.graph import check_crystal, in_box
 from jaxmlip.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.symmetry import Operation, SpaceGroup
 from jaxmlip.symmetry import space_group as find_space_group
@@ -87,7 +87,7 @@ class ForceConstants:
 
         cell, r = self.primitive.cell.array, self.primitive.positions
         everywhere = (self.cells[:, None] @ cell + r).reshape(-1, 3)
-        return get_distances(r, everywhere, cell=self.supercell @ cell, pbc=True)[1]
+        return get_distances(r, everywhere, cell=self.supercell @ cell, pbc=self.primitive.pbc)[1]
 
     def number(self, R: np.ndarray) -> np.ndarray:
         """The place in `cells` of the cell that R (…, 3), whole numbers, is an image of."""
@@ -264,13 +264,19 @@ def _cells(operation: Operation, i: int, supercell: np.ndarray) -> np.ndarray:
 
 def _repeated(crystal, supercell) -> tuple[Atoms, np.ndarray, Atoms]:
     """The cell, the triangular matrix of the supercell, and the supercell, cell by cell, cell 0 first."""
-    primitive = as_atoms(crystal).copy()
+    primitive = in_box(crystal).copy()
     matrix = triangular(supercell)
     check_crystal(primitive)
+    one = np.eye(3, dtype=int)
+    if np.any((matrix != one)[~primitive.pbc]) or np.any((matrix != one)[:, ~primitive.pbc]):
+        raise ValueError(
+            f"found the supercell {matrix.tolist()} for {primitive.get_chemical_formula()} with "
+            f"pbc={primitive.pbc.tolist()}, needed 1 along each vector that does not repeat."
+        )
     cells = np.moveaxis(np.indices(matrix.diagonal()), 0, -1).reshape(-1, 1, 3)
     positions = cells @ primitive.cell.array + primitive.positions
     numbers = np.tile(primitive.numbers, len(cells))
-    repeated = Atoms(numbers, positions.reshape(-1, 3), cell=matrix @ primitive.cell.array, pbc=True)
+    repeated = Atoms(numbers, positions.reshape(-1, 3), cell=matrix @ primitive.cell.array, pbc=primitive.pbc)
     return primitive, matrix, repeated
 
 
