@@ -35,7 +35,7 @@ from jaxmlip.data.readers import ReadError
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.graph import Cutoffs
 from jaxmlip.training.config import ConfigError, DataConfig
-from jaxmlip.training.splits import read
+from jaxmlip.training.splits import isolated_atoms, read
 
 CUTOFFS = Cutoffs(4.0, 3.0)
 METALS = ("Cu", "Al", "Ni", "Ag", "Au", "Pd", "Pt", "Pb")
@@ -310,7 +310,10 @@ def test_the_command_converts_what_is_whole_and_says_what_it_left_out(tmp_path, 
     said += capsys.readouterr().err
     assert "a.extxyz: left out 1 isolated atom(s)" in said
     assert "b/springs.extxyz: left out 1 that cannot be used" in said
-    assert len(Dataset(tmp_path / "set").splits["train"]) == 7
+    made = Dataset(tmp_path / "set")
+    assert len(made.splits["train"]) == 7
+    (alone,) = isolated_atoms(DataConfig(train=(str(tmp_path / "set"),)))
+    assert (str(alone.atoms.symbols), alone.labels.energy) == ("Si", -0.8)
     main([*arguments, "--out", str(tmp_path / "few"), "--limit", "3"])
     assert len(Dataset(tmp_path / "few").splits["train"]) == 3
 
@@ -324,7 +327,7 @@ def test_a_configuration_trains_on_what_is_whole(tmp_path):
         assert len(read(replace(data, skip_bad=True))["train"]) == 7
     few = replace(data, options={"limit": 3})
     assert len(read(few)["train"]) == 3
-    for options in ({"isolated": True}, {"limits": 1}):
+    for options in ({"isolated": "too"}, {"limits": 1}):
         with pytest.raises(ConfigError, match="readers do not know"):
             read(replace(data, options=options))
 

@@ -761,9 +761,11 @@ def test_isolated_atoms_are_no_crystals_whatever_their_box(tmp_path):
     assert [c.labels.energy for c in found] == [-4, -5]
     assert len(said) == 1
     assert "left out 4 isolated atom(s)" in said[0]
-    alone, said = said_while_reading(tmp_path / "a.xyz", isolated=True)
+    alone, said = said_while_reading(tmp_path / "a.xyz", isolated="only")
     assert [c.labels.energy for c in alone] == [0, -1, -2, -3]
     assert said == []
+    both, _ = said_while_reading(tmp_path / "a.xyz", isolated="too", every=2)
+    assert [c.labels.energy for c in both] == [0, -1, -2, -3, -4]
     path = write_frames(tmp_path / "b.xyz", (f"{COLUMNS} energy=-1 config_type=IsolatedAtom",))
     with pytest.raises(LabelError, match="of 2 atoms, needed one"):
         list(read_labelled(path))

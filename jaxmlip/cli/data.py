@@ -176,7 +176,8 @@ def convert(
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
         out,
-        source.read(checked=False, limit=limit),  # the writer checks, and knows what to leave out
+        # The writer checks, and knows what to leave out and where energies of isolated atoms go.
+        source.read(checked=False, limit=limit, isolated="too"),
         cutoffs,
         fractions=(1 - validation - test, validation, test),
         seed=seed,

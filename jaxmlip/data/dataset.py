@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 
 from jaxmlip.data.batch import Example
 from jaxmlip.data.encoding import Title, decode, encode, title
-from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, counted
+from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels, counted
 from jaxmlip.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, from_atoms
 from jaxmlip.progress import track
 
@@ -406,6 +406,28 @@ class Dataset:
         """Every `every`-th crystal, one split after the other, as ShardSplit.crystal gives it."""
         for split in self.splits.values():
             yield from map(split.crystal, range(0, len(split), every))
+
+    def isolated_atoms(self) -> list[LabelledCrystal]:
+        """The isolated atoms that were among the crystals, with their energies, which are reference energies.
+
+        Raises DatasetError where the manifest does not describe them.
+        """
+        try:
+            return [
+                LabelledCrystal(
+                    Atoms(each["element"]),
+                    Labels(energy=float(each["energy"])),
+                    name=f"{self.folder} isolated {each['element']}",
+                    functional=str(each["functional"]),
+                    isolated=True,
+                )
+                for each in self.manifest.get("isolated_atoms", ())
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{self.folder / MANIFEST} does not describe its isolated atoms ({error!r}); convert the "
+                "data again."
+            ) from None
 
     def check(self, potential: Potential) -> None:
         """Raises DatasetError unless `potential` can be trained on each split."""

@@ -24,7 +24,7 @@ from jaxtyping import Int
 
 from jaxmlip.data.dataset import FORMAT, MANIFEST, Dataset, DatasetError, lengths, size, with_graph
 from jaxmlip.data.encoding import encode
-from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
+from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
 from jaxmlip.graph import CLOSEST, Cutoffs
 from jaxmlip.progress import track
 
@@ -50,15 +50,28 @@ class _Made(NamedTuple):
     closest: float  # Å
 
 
+class _Alone(NamedTuple):
+    """An isolated atom, which goes into the manifest."""
+
+    element: str
+    energy: float
+    functional: str
+
+
 class _Bad(NamedTuple):
     reason: str
 
 
-def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made | _Bad]:
+def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made | _Alone | _Bad]:
     """Graphs and records; runs in other processes too, and touches no device."""
-    found: list[_Made | _Bad] = []
+    found: list[_Made | _Alone | _Bad] = []
     for crystal in crystals:
         try:
+            if crystal.isolated:
+                if (energy := crystal.labels.check(1, crystal.name).energy) is not None:
+                    functional = functional_name(crystal.functional)
+                    found.append(_Alone(str(crystal.atoms.symbols), energy, functional))
+                continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of close atoms: said once, at the end
                 crystal = crystal.checked()
@@ -86,7 +99,7 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
 
 def _made(
     crystals: Iterable[LabelledCrystal], cutoffs: Cutoffs, processes: int | None
-) -> Iterator[_Made | _Bad]:
+) -> Iterator[_Made | _Alone | _Bad]:
     crystals = iter(crystals)
     processes = processes or os.cpu_count() or 1
     few = list(islice(crystals, FEW))
@@ -185,7 +198,8 @@ def write_dataset(
     its material, so that crystals of a material stay together; where there are only one or two materials
     their frames are divided instead, with a warning. Graphs are made by `processes` (default: one for each
     core; scripts then need `if __name__ == "__main__":`). `skip_bad` leaves out, with a warning, crystals
-    that cannot be used. `sources` are recorded.
+    that cannot be used. `sources` are recorded. Isolated atoms are no crystals; the manifest has their
+    energies.
 
     Nothing is left in `folder` unless all was written. Raises DatasetError where `folder` is not empty, where
     no crystal came, and where the disk is full; LabelError where a crystal cannot be used.
@@ -247,11 +261,15 @@ class _Conversion:
         self.first_materials: set[str] = set()
         self.spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.number = 0
+        self.alone: list[_Alone] = []
         self.bad: list[str] = []
         self.left_out = 0
         self.close: tuple[float, str] = (np.inf, "")
 
-    def add(self, made: _Made | _Bad) -> None:
+    def add(self, made: _Made | _Alone | _Bad) -> None:
+        if isinstance(made, _Alone):
+            self.alone.append(made)
+            return
         if isinstance(made, _Bad):
             if not self.skip_bad:
                 raise LabelError(f"{made.reason} skip_bad=True (--skip-bad) leaves out such crystals.")
@@ -303,6 +321,7 @@ class _Conversion:
         return {
             "divided_by": "frame" if divided else "material",
             "left_out": {"crystals": self.left_out, "reasons": self.bad},
+            **({"isolated_atoms": [each._asdict() for each in self.alone]} if self.alone else {}),
             "splits": described,
         }
 

@@ -154,7 +154,7 @@ def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[Labelle
     crystals = read_labelled(paths, data.format, **{"skip_bad": data.skip_bad} | data.options | options)
     found = list(track(crystals, "reading"))
     if not found:
-        what = "isolated atom" if options.get("isolated") else "crystal"
+        what = "isolated atom" if options.get("isolated") == "only" else "crystal"
         raise ConfigError(f"found no {what} in {', '.join(paths)}, needed one at least.")
     if data.functional is not None:
         wanted = functional_name(data.functional)
@@ -164,17 +164,19 @@ def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[Labelle
 
 
 def isolated_atoms(data: DataConfig) -> list[LabelledCrystal]:
-    """The isolated atoms with energies among the files to train on.
+    """The isolated atoms with energies among the files to train on, or of datasets that were made of such.
 
-    Raises ConfigError where there is none, or a dataset is to be trained on, which has none.
+    Raises ConfigError where files have none.
     """
+    from jaxmlip.data.dataset import Dataset
+
     if is_dataset(data.train):
-        raise ConfigError(
-            f"reference_energies: found isolated with the dataset {data.train[0]}, which holds crystals "
-            "alone; needed the files with the isolated atoms, or refit."
-        )
-    found = _crystals(data.train, data, isolated=True, limit=None, every=1)
-    return [atom for atom in found if atom.labels.check(1, atom.name).energy is not None]
+        found = [atom for path in data.train for atom in Dataset(path).isolated_atoms()]
+        if data.functional is not None:
+            found = [atom for atom in found if atom.functional == functional_name(data.functional)]
+    else:
+        found = _crystals(data.train, data, isolated="only", limit=None)
+    return [atom for atom in found if atom.labels.energy is not None]
 
 
 def divide(

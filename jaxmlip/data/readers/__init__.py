@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from lzma import LZMAError
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
 from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
@@ -113,7 +113,7 @@ def read_labelled(
     limit: int | None = None,
     checked: bool = True,
     skip_bad: bool = False,
-    isolated: bool = False,
+    isolated: Literal["left out", "too", "only"] = "left out",
 ) -> Iterator[LabelledCrystal]:
     """The labelled crystals of a file, a folder, a pattern such as "runs/*/vasprun.xml", or several of these.
 
@@ -128,8 +128,9 @@ def read_labelled(
     Labels are in the units of Labels; what a file does not hold is None. `weight` is multiplied by that which
     a file has for the crystal (config_weight).
 
-    All labels of a crystal come from one source; isolated atoms are no crystals and are left out, or, with
-    `isolated`, come alone. What a file has and was not read is said in a warning that counts its frames.
+    All labels of a crystal come from one source. Isolated atoms are no crystals: unless `isolated` asks for
+    them they are left out, and neither `every` nor `limit` counts them. What a file has and was not read is
+    said in a warning that counts its frames.
 
     Raises FileNotFoundError; ReadError naming the file, and how many of its crystals were read, where it is
     broken or of no known format; LabelError naming file and frame where a label cannot be true, after which
@@ -142,6 +143,8 @@ def read_labelled(
         raise ValueError(f"Found properties {', '.join(wrong)}, needed some of {', '.join(PROPERTIES)}.")
     if every < 1:
         raise ValueError(f"Found every={every}, needed a number from 1.")
+    if isolated not in ("left out", "too", "only"):
+        raise ValueError(f"Found isolated={isolated!r}, needed 'left out', 'too' or 'only'.")
     if limit is not None and limit < 1:
         raise ValueError(f"Found limit={limit}, needed a number from 1.")
     keys = Keys(energy_key, forces_key, stress_key, magmoms_key, material_key, functional_key, unconverged)
@@ -151,7 +154,9 @@ def read_labelled(
     def keep(crystal: LabelledCrystal) -> LabelledCrystal:
         labels = replace(crystal.labels.only(properties), weight=weight * crystal.labels.weight)
         kept = replace(crystal, labels=labels, functional=crystal.functional or functional or "")
-        return kept.checked() if checked and not isolated else kept
+        if not checked:
+            return kept
+        return replace(kept, labels=labels.check(1, kept.name)) if kept.isolated else kept.checked()
 
     return _Crystals(
         [_File(file, name, keys, every, isolated, keep) for file, name in files], limit, skip_bad
@@ -251,7 +256,7 @@ class _File:
         format: str,
         keys: Keys,
         every: int,
-        isolated: bool,
+        isolated: str,
         keep: Callable[[LabelledCrystal], LabelledCrystal],
     ):
         self.path, self.about = path, FORMATS[format].about
@@ -271,11 +276,15 @@ class _File:
         while (frame := self._next()) is not None:
             number = self.number
             self.number += 1
-            asked = self.isolated or (number - self.atoms) % self.every == 0
+            asked = (number - self.atoms) % self.every == 0  # of crystals
             try:
                 crystal = frame()
                 self.atoms += crystal.isolated
-                if crystal.isolated == self.isolated and asked:
+                if crystal.isolated:
+                    asked = self.isolated != "left out"
+                elif self.isolated == "only":
+                    continue
+                if asked:
                     return self.keep(crystal)
             except Exception as error:  # hostile files make parsers raise whatever they stumble over
                 if isinstance(error, ImportError | MemoryError):
@@ -306,9 +315,9 @@ class _File:
             ) from None
 
     def finish(self) -> None:
-        """Warns of what was left out; of isolated atoms the reader of the crystals did."""
+        """Warns of what was left out. Where isolated atoms alone are read, the reader of crystals did."""
         self.frames.close()
-        if self.isolated:
+        if self.isolated == "only":
             return
         said = [f"{count} of {self.number} frames: {text}" for text, count in self.keys.noted.items()]
         said += filter(None, [mixed(self.keys.sources)])
@@ -356,7 +365,7 @@ class _Crystals:
                 file.left_out.append(reason)
                 continue
             if crystal is not None:
-                self.given += 1
+                self.given += file.isolated == "only" or not crystal.isolated
                 return crystal
             file.finish()
             self.files.pop()
