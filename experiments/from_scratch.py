@@ -9,6 +9,7 @@ each as a model folder for `jaxmlip.load`. Runs that were finished or interrupte
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,10 @@ def trained(settings: Settings, folder: Path, name: str, train, validation, test
         elif isinstance(event, Trained) and event.crystals_per_second:
             print(f"{name}: step {event.step}, {event.crystals_per_second:.1f} frames/s", flush=True)
 
-    optimizer = OptimizerConfig(learning_rate=settings.learning_rate, clip=10.0, ema=0.99, warmup_steps=50)
+    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
+    optimizer = OptimizerConfig(
+        learning_rate=settings.learning_rate, clip=10.0, ema=0.99, warmup_steps=min(50, steps // 2)
+    )
     potential = tune(
         start,
         train,

@@ -58,7 +58,14 @@ def test_one_crystal_of_two_functionals_is_not_the_same_twice():
 CONFIG = {
     "model": {
         "architecture": "m3gnet",
-        "hyperparameters": {"features": 4, "hidden": 4, "radial": 2, "blocks": 1, "bond_cutoff": 3.0},
+        "hyperparameters": {
+            "features": 4,
+            "hidden": 4,
+            "radial": 2,
+            "blocks": 1,
+            "bond_cutoff": 3.0,
+            "angle_cutoff": 2.6,
+        },
     },
     "data": {"train": ["springs.extxyz"], "split_by": "crystal"},
     "loss": {"stress": 0, "magmoms": 0},

@@ -294,6 +294,19 @@ def test_mistakes_leave_no_folder_behind(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_flags_of_train_without_meaning_are_refused_and_a_precision_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("model: {architecture: m3gnet}\ndata: {train: gone.extxyz}")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "run.yaml", "--processes", "4"])
+    assert "--processes 4 and --process None alone, needed --coordinator" in capsys.readouterr().err
+    begun = []
+    monkeypatch.setattr("jaxmlip.cli.training._run", lambda config, out: begun.append(config.dtype))
+    for flags in ([], ["--dtype", "float64"]):
+        cli.main(["train", "run.yaml", *flags])
+    assert begun == ["float32", "float64"]
+
+
 def test_the_example_is_a_configuration(tmp_path, capsys):
     cli.main(["train", "--example"])
     (tmp_path / "example.yaml").write_text(capsys.readouterr().out)

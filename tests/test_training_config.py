@@ -29,6 +29,7 @@ from jaxmlip.training.config import (
     to_yaml,
 )
 
+MADE = "made"  # a dataset, as far as the configuration looks at it
 SECTIONS = (ModelConfig, DataConfig, ReplayConfig, LossConfig, OptimizerConfig)
 # What classes refuse by themselves is tested where they are.
 POSITIVE = st.floats(1e-12, 1e12)
@@ -201,6 +202,10 @@ def test_changes_replace_what_the_file_says(tmp_path):
         ({"batch_size": 0}, "batch_size: found 0, needed 1 or more"),
         ({"replay": ReplayConfig(data=(__file__,))}, "needed both or neither"),
         ({"wandb": True}, "pip install wandb"),
+        (
+            {"data": DataConfig(train=(MADE,), options={"forces_key": "f"})},
+            r"data\.options: \{'forces_key': 'f'\} with the dataset made, whose labels are read already",
+        ),
         ({"seed": -1}, "seed: found -1, needed 0 to 4294967295"),
         ({"seed": 1 << 32}, "seed: found 4294967296, needed 0 to"),
         ({"data": DataConfig(train=(__file__,), split_seed=-1)}, r"data\.split_seed: found -1"),
@@ -224,7 +229,10 @@ def test_changes_replace_what_the_file_says(tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_together_is_told_before_anything_starts(change, named, monkeypatch):
+def test_what_does_not_fit_together_is_told_before_anything_starts(change, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(MADE).mkdir()
+    Path(MADE, "dataset.json").touch()
     monkeypatch.setattr("jaxmlip.training.config._installed", lambda package: False)
     good = dataclasses.replace(EXAMPLE, data=DataConfig(train=(__file__,)))
     good.checked()

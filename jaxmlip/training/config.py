@@ -167,12 +167,26 @@ class TrainConfig:
         ):
             if paths or key == "data.train":
                 check_paths(key, paths)
+        self._check_reading()
         if self.wandb and not _installed("wandb"):
             raise ConfigError(
                 "wandb: true needs the package wandb, which is not installed: pip install wandb, or leave "
                 "it out; metrics.jsonl and TensorBoard have the same numbers."
             )
         return self
+
+    def _check_reading(self) -> None:
+        """Raises ConfigError for options of reading files where there are datasets alone."""
+        from jaxmlip.data.dataset import is_dataset
+
+        d = self.data
+        options = {"data.format": d.format, "data.options": d.options}
+        given = [f"{key}: {value}" for key, value in options.items() if value]
+        if given and all(is_dataset(p) for p in (d.train, d.validation, d.test, self.replay.data) if p):
+            raise ConfigError(
+                f"found {' and '.join(given)} with the dataset {d.train[0]}, whose labels are read already; "
+                "leave it out, or give it to `jaxmlip data convert`."
+            )
 
     def _check_numbers(self) -> None:
         """Raises ConfigError for numbers without meaning, by themselves or together."""

@@ -22,10 +22,9 @@ def warn_of_overlap(splits: Mapping[str, Split], replay: Split | None) -> None:
             continue
         looked, found = shared(splits[name], sources)
         if found:
-            use = "chooses no step that is good for others" if name == "validation" else "tells of no others"
             warnings.warn(
-                f"{found} of {looked} crystals of the {name} data are trained on, too: their error {use}. "
-                f"Leave them out of one of the two (data.train, data.{name}).",
+                f"{found} of {looked} crystals of the {name} data are trained on, too: errors on them tell "
+                f"nothing of others. Leave them out of one of the two (data.train, data.{name}).",
                 stacklevel=2,
             )
 
