@@ -21,13 +21,14 @@ from jaxmlip.elasticity import warn_of_residuals
 from jaxmlip.graph import as_atoms
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
+from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.symmetry import (
     NEARLY,
     Mesh,
     hidden_symmetry,
     identity,
+    keeping_mesh,
     mesh_shape,
     needed_columns,
     primitive_cell,
@@ -93,7 +94,7 @@ def phonon_modes(
     Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
-    atoms, q_points = checked(crystal, how), bloch.wave_vectors(q_points)
+    atoms, q_points = checked(crystal, how, nac), bloch.wave_vectors(q_points)
     found = _modes(potential, atoms, q_points, weights, nac, directions, how)
     warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
     return found
@@ -162,7 +163,7 @@ def mesh_modes(
     rest.
     """
     how = How(method, symmetry, memory_limit, room, tolerance, symprec)
-    atoms = checked(crystal, how)
+    atoms = checked(crystal, how, nac)
     found = modes_on_mesh(potential, atoms, mesh, nac, how)
     warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
     return found
@@ -170,8 +171,13 @@ def mesh_modes(
 
 def modes_on_mesh(potential, atoms: Atoms, mesh, nac: NAC | None, how: How) -> Modes:
     """As `mesh_modes`, without its warnings."""
-    # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well.
-    reduced = reduced_mesh(mesh, space_group(atoms, how.symprec, masses=True) if how.symmetry else None)
+    # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well, and its long-range
+    # part that of the charges and of their mesh.
+    group = space_group(atoms, how.symprec, masses=True) if how.symmetry else None
+    if group is not None and nac is not None:
+        nac = nac.check(atoms)
+        group = None if nac.asymmetry(group) > NOISE else keeping_mesh(nac.mesh, group)
+    reduced = reduced_mesh(mesh, group)
     found = _modes(potential, atoms, reduced.q_points, reduced.weights, nac, None, how)
     return replace(found, mesh=reduced)
 
@@ -274,7 +280,7 @@ def wide_mesh(atoms: Atoms, reach: float) -> tuple[int, int, int]:
     )
 
 
-def checked(crystal: Atoms | Structure, how: How) -> Atoms:
+def checked(crystal: Atoms | Structure, how: How, nac: NAC | None) -> Atoms:
     """The crystal, with a warning where something about it is not what it seems."""
     atoms = as_atoms(crystal)
     name = atoms.get_chemical_formula()
@@ -299,6 +305,14 @@ def checked(crystal: Atoms | Structure, how: How) -> Atoms:
             f"{NEARLY:g}).",
             stacklevel=3,
         )
+    if how.symmetry and nac is not None:
+        off = nac.check(atoms).asymmetry(space_group(atoms, how.symprec))
+        if off > NOISE:
+            warnings.warn(
+                f"the charges or the dielectric tensor lack the symmetry of {name}, by up to {off:.2g}. "
+                "Check that they are those of this crystal, in its axes and its order of atoms.",
+                stacklevel=3,
+            )
     return atoms
 
 
@@ -355,7 +369,7 @@ def band_modes(
     among them. See `phonon_modes` for the rest. Raises ValueError where a name is unknown.
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
-    atoms = checked(crystal, how)
+    atoms = checked(crystal, how, nac)
     lattice = atoms.cell.bandpath(npoints=0)
     special = lattice.special_points
     reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T
