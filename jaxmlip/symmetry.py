@@ -303,22 +303,24 @@ def reduced_mesh(mesh: tuple[int, int, int], group: SpaceGroup | None) -> Mesh:
     """
     shape = mesh_shape(mesh)
     m = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, 3)
+    group = None if group is None else keeping_mesh(shape, group)
     # q·x keeps its value when q goes to q W⁻¹ where x goes to W x.
     inverse = np.eye(3, dtype=int)[None] if group is None else group.inverse
-    smallest, used = np.arange(len(m)), []
-    for k, W in enumerate(inverse):
-        moved = (m / shape) @ W * shape
-        index = np.rint(moved).astype(int)
-        # A mesh with unequal divisions may lack a rotation of the crystal.
-        if np.abs(moved - index).max() < 1e-6:
-            used.append(k)
-            for sign in (1, -1):
-                to = np.ravel_multi_index(tuple((sign * index % shape).T), shape)
-                smallest = np.minimum(smallest, to)
+    smallest = np.arange(len(m))
+    for W in np.concatenate([inverse, -inverse]):
+        index = np.rint((m / shape) @ W * shape).astype(int)
+        smallest = np.minimum(smallest, np.ravel_multi_index(tuple((index % shape).T), shape))
     kept, representative, weights = np.unique(smallest, return_inverse=True, return_counts=True)
     q = m[kept] / shape
-    orbits = None if group is None else group.only(used).orbits
+    orbits = None if group is None else group.orbits
     return Mesh(shape, np.where(q > 0.5, q - 1, q), weights, representative, orbits)
+
+
+def keeping_mesh(shape: tuple[int, int, int], group: SpaceGroup) -> SpaceGroup:
+    """The operations that take a mesh to itself, which with unequal divisions are not all of a crystal's."""
+    n = np.array(shape)
+    moved = group.inverse * n / n[:, None]  # of m in m / n
+    return group.only(np.abs(moved - np.rint(moved)).max(axis=(1, 2)) < 1e-6)
 
 
 def mesh_shape(mesh, periodic: np.ndarray | None = None) -> tuple[int, int, int]:

@@ -21,11 +21,11 @@ from jaxmlip.elasticity import (
     _needed,
     _respond,
     _second_derivatives,
-    _warn_of_residuals,
     elastic_tensor,
     elastic_tensors,
     from_voigt,
     to_voigt,
+    warn_of_residuals,
 )
 from jaxmlip.phonons import dynamical_matrix
 from jaxmlip.units import ATOMIC_MASS, ELEMENTARY_CHARGE, GPA_PER_EV_PER_A3
@@ -217,7 +217,7 @@ def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, cry
 
 
 def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal, zincblende):
-    """Glide planes and screw axes, a stretched cell, one turned away from the axes, one without symmetry."""
+    """Glide planes, screw axes, a stretched cell, the same doubled, one turned, one without symmetry."""
     turned = bulk("ZnO", "wurtzite", a=3.25, c=5.2, u=0.38)
     turned.rotate(33, (1, 2, 3), rotate_cell=True)
     places = [
@@ -227,9 +227,10 @@ def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal
         *([0.5 + x, 0.5 - x, 0.5] for x in (0.3, -0.3)),
     ]
     rutile = Atoms("Ti2O4", cell=[4.6, 4.6, 2.95], pbc=True, scaled_positions=places)
-    several = [turned, zincblende, rutile, bulk("Cu"), crystal]
-    assert [_needed(atoms, 1e-5).count for atoms in several] == [4, 12, 8, 3, 21]
-    room = model.room._replace(atoms=2 * model.room.atoms, crystals=5)
+    doubled = zincblende.repeat((2, 1, 1))
+    several = [turned, zincblende, doubled, rutile, bulk("Cu"), crystal]
+    assert [_needed(atoms, 1e-5).count for atoms in several] == [4, 12, 12, 8, 3, 21]
+    room = model.room._replace(atoms=2 * model.room.atoms, crystals=6)
     every = elastic_tensors(model.potential, several, [room])
     few = elastic_tensors(model.potential, several, [room], symmetry=1e-5)
     for one, other in zip(few, every, strict=True):
@@ -298,11 +299,11 @@ def test_what_remains_of_forces_and_stress_is_what_the_potential_predicts(model,
 
 @pytest.mark.filterwarnings("error")
 def test_a_crystal_that_is_not_relaxed_is_warned_of():
-    rested = isotropic(100, 60)
-    _warn_of_residuals(replace(rested, stress=0.1 * np.eye(3), max_force=0.01), bulk("Cu"))
-    for residual in ({"stress": -0.6 * np.eye(3)}, {"max_force": 0.06}):
+    copper, what = bulk("Cu"), "The elastic constants"
+    warn_of_residuals(copper, 0.01, 0.1 * np.eye(3), what)
+    for force, stress in ((0.01, -0.6), (0.06, 0.1)):
         with pytest.warns(UserWarning, match="Cu is not relaxed: forces up to .* relax it with this"):
-            _warn_of_residuals(replace(rested, **residual), bulk("Cu"))
+            warn_of_residuals(copper, force, stress * np.eye(3), what)
 
 
 def test_voigt_matrices_and_tensors_are_two_ways_to_write_one_thing():

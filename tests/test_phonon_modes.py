@@ -341,6 +341,21 @@ def test_velocities_and_grueneisen_parameters_hold_the_long_range_part(any_poten
     np.testing.assert_allclose(gamma, found, rtol=0, atol=1e-5 * np.abs(found).max())
 
 
+def test_charges_without_the_symmetry_of_the_crystal_are_said_to_be_and_reduce_no_mesh(any_potential, salt):
+    along_x = NAC(np.array([np.diag([2.0, 1, 1]), -np.diag([2.0, 1, 1])]), 2.4 * np.eye(3), (2, 2, 2))
+    with pytest.warns(UserWarning, match=r"lack the symmetry of ClNa, by up to 1\."):
+        found = mesh_modes(any_potential, salt, (2, 2, 2), nac=along_x)
+    assert len(found.q_points) == 8
+    uneven = NAC(np.array([np.eye(3), -np.eye(3)]), 2.4 * np.eye(3), (2, 3, 3))
+    few, every = (
+        mesh_modes(any_potential, salt, (4, 4, 4), nac=uneven, symmetry=symmetry, method="exact")
+        for symmetry in (True, False)
+    )
+    assert len(few.q_points) < len(every.q_points)
+    means = [found.weights @ found.frequencies for found in (few, every)]
+    np.testing.assert_allclose(*means, rtol=0, atol=1e-6)
+
+
 def test_charges_of_another_cell_are_refused(any_potential, salt, nac):
     other = NAC(np.zeros((3, 3, 3)), np.eye(3))
     with pytest.raises(ValueError, match=r"shape \(3, 3, 3\).*needed \(2, 3, 3\).*another cell"):

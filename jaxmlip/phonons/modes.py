@@ -21,13 +21,14 @@ from jaxmlip.elasticity import warn_of_residuals
 from jaxmlip.graph import in_box
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
+from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.symmetry import (
     NEARLY,
     Mesh,
     hidden_symmetry,
     identity,
+    keeping_mesh,
     mesh_shape,
     needed_columns,
     primitive_cell,
@@ -94,7 +95,7 @@ def phonon_modes(
     Raises as `bloch.dynamical_matrix` does, and ValueError where `nac` belongs to another cell.
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
-    atoms = checked(crystal, how)
+    atoms = checked(crystal, how, nac)
     q_points = bloch.along_lattice(atoms, q_points)[1]
     found = _modes(potential, atoms, q_points, weights, nac, directions, how)
     warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
@@ -164,7 +165,7 @@ def mesh_modes(
     rest.
     """
     how = How(method, symmetry, memory_limit, room, tolerance, symprec)
-    atoms = checked(crystal, how)
+    atoms = checked(crystal, how, nac)
     found = modes_on_mesh(potential, atoms, mesh, nac, how)
     warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
     return found
@@ -172,9 +173,14 @@ def mesh_modes(
 
 def modes_on_mesh(potential, atoms: Atoms, mesh, nac: NAC | None, how: How) -> Modes:
     """As `mesh_modes`, without its warnings."""
-    # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well.
     mesh = mesh_shape(mesh, atoms.pbc)
-    reduced = reduced_mesh(mesh, space_group(atoms, how.symprec, masses=True) if how.symmetry else None)
+    # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well, and its long-range
+    # part that of the charges and of their mesh.
+    group = space_group(atoms, how.symprec, masses=True) if how.symmetry else None
+    if group is not None and nac is not None:
+        nac = nac.check(atoms)
+        group = None if nac.asymmetry(group) > NOISE else keeping_mesh(nac.mesh, group)
+    reduced = reduced_mesh(mesh, group)
     found = _modes(potential, atoms, reduced.q_points, reduced.weights, nac, None, how)
     return replace(found, mesh=reduced)
 
@@ -277,7 +283,7 @@ def wide_mesh(atoms: Atoms, reach: float) -> tuple[int, int, int]:
     return tuple(np.where(atoms.pbc, points, 1).tolist())
 
 
-def checked(crystal: Atoms | Structure, how: How) -> Atoms:
+def checked(crystal: Atoms | Structure, how: How, nac: NAC | None) -> Atoms:
     """The crystal, with a warning where something about it is not what it seems."""
     atoms = in_box(crystal)
     name = atoms.get_chemical_formula()
@@ -302,6 +308,14 @@ def checked(crystal: Atoms | Structure, how: How) -> Atoms:
             f"{NEARLY:g}).",
             stacklevel=3,
         )
+    if how.symmetry and nac is not None:
+        off = nac.check(atoms).asymmetry(space_group(atoms, how.symprec))
+        if off > NOISE:
+            warnings.warn(
+                f"the charges or the dielectric tensor lack the symmetry of {name}, by up to {off:.2g}. "
+                "Check that they are those of this crystal, in its axes and its order of atoms.",
+                stacklevel=3,
+            )
     return atoms
 
 
@@ -358,7 +372,7 @@ def band_modes(
     among them. See `phonon_modes` for the rest. Raises ValueError where a name is unknown.
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
-    atoms = checked(crystal, how)
+    atoms = checked(crystal, how, nac)
     if not atoms.pbc.any():
         raise ValueError(
             f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}: a molecule has no bands. Its "

@@ -23,9 +23,11 @@ from ase import Atoms
 from jaxmlip.graph import check_repeats
 from jaxmlip.phonons.commensurate import fourier, fourier_slopes
 from jaxmlip.phonons.supercell import ForceConstants
+from jaxmlip.symmetry import SpaceGroup
 from jaxmlip.units import COULOMB
 
 DECAY = 1e-10  # of the terms of the sum that are left out
+NOISE = 0.1  # e; charges, or a dielectric tensor, that are less symmetric are of another crystal
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,15 @@ class NAC:
         mesh = self.mesh or tuple(np.ceil(12.0 / lengths - 1e-9).astype(int).tolist())
         # The sum over all charges vanishes in a crystal; what DFT leaves of it would bend acoustic branches.
         return NAC(charges - charges.mean(axis=0), dielectric, mesh)
+
+    def asymmetry(self, group: SpaceGroup) -> float:
+        """How far operations take charges (e) from those of images, or the dielectric tensor from itself."""
+        born = np.asarray(self.born)
+        apart = [np.abs(born - born[group.copies]).max()]
+        for W, atom in zip(group.cartesian, group.atom, strict=True):
+            apart.append(np.abs(W @ born @ W.T - born[atom]).max())
+            apart.append(np.abs(W @ self.dielectric @ W.T - self.dielectric).max())
+        return float(max(apart))
 
 
 def long_range(
