@@ -106,6 +106,21 @@ def test_hessian_columns_are_compared_with_those_of_the_model(potential, frames,
     assert found.values == 12
 
 
+def test_of_a_slab_the_stress_in_its_plane_is_compared_and_of_a_molecule_none(potential, frames):
+    slab, molecule = frames[0].copy(), frames[0].copy()
+    slab.pbc, molecule.pbc = (True, False, True), False
+    stress = np.diag([0.01, 0.02, 0.03])
+    crystals = [LabelledCrystal(atoms, Labels(0.0, stress=stress)) for atoms in (slab, molecule)]
+    compared = evaluate.compare(potential, MemorySplit.from_crystals(crystals, potential.cutoffs))
+    assert len(compared["energy"]) == 2
+    (pair,) = compared["stress"]
+    normal = np.cross(slab.cell[2], slab.cell[0])
+    np.testing.assert_allclose(pair.dft @ normal, 0, atol=1e-12)
+    np.testing.assert_allclose(pair.model, potential.predict(slab)["stress"] * GPA_PER_EV_PER_A3)
+    along = np.array([slab.cell[0], slab.cell[2]])
+    np.testing.assert_allclose(along @ pair.dft @ along.T, along @ stress @ along.T * GPA_PER_EV_PER_A3)
+
+
 def test_refitted_references_take_away_what_differs_by_element(compared, potential):
     rng = np.random.default_rng(1)
     shift = rng.normal(size=21)

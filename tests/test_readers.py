@@ -13,6 +13,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given, settings
@@ -900,3 +901,18 @@ def test_an_energy_per_atom_of_a_frame_is_of_the_whole_crystal(tmp_path):
     path = write_frames(tmp_path / "a.xyz", (f"{COLUMNS} energy_per_atom=-3.0",))
     (found,) = read_labelled(path, energy_key="energy_per_atom")
     assert found.labels.energy == -6
+
+
+def test_a_molecule_has_no_virial_and_a_site_that_is_partly_occupied_no_labels(tmp_path):
+    molecule = Atoms("OH", [[0, 0, 0], [0, 0, 1]])
+    molecule.info.update(REF_energy=-3.0, REF_virial=np.eye(3))
+    ase.io.write(tmp_path / "molecule.xyz", molecule, format="extxyz")
+    with pytest.warns(UserWarning, match="REF_virial of a molecule"):
+        (found,) = read_labelled(tmp_path / "molecule.xyz")
+    assert found.labels.known == ("energy",)
+    salt = bulk("NaCl", "rocksalt", 5.6)
+    salt.info.update(REF_energy=-6.0)
+    salt.set_array("occupancy", np.array([1.0, 0.5]))
+    ase.io.write(tmp_path / "partly.xyz", salt, format="extxyz")
+    with pytest.raises(LabelError, match=r"site 1 .*0\.5 Cl"):
+        next(read_labelled(tmp_path / "partly.xyz"))

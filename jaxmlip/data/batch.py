@@ -22,6 +22,15 @@ class Example(NamedTuple):
     labels: Labels
     functional: str = ""  # as LabelledCrystal has it
 
+    @property
+    def stress(self) -> np.ndarray | None:
+        """The label (3, 3), eV/Å³, along the directions in which the crystal repeats; None where it has "
+        "none."""
+        if self.labels.stress is None or not has_stress(self.graph):
+            return None
+        along = directions(self.graph.cell[0], self.graph.periodic[0])
+        return along @ self.labels.stress @ along
+
 
 @flax.struct.dataclass
 class PerLabel:
@@ -78,7 +87,8 @@ def collate(
     per_crystal = {"energy": np.zeros(C, dtype), "stress": np.zeros(C, dtype)}
     per_atom = {name: np.zeros(A, dtype) for name in ("forces", "magmoms", "hessian")}
     start = 0
-    for c, (g, labels, _) in enumerate(examples):
+    for c, example in enumerate(examples):
+        g, labels, _ = example
         own = slice(start, start + len(g.species))
         start = own.stop
         atoms[c] = len(g.species)
@@ -86,16 +96,15 @@ def collate(
             energy[c] = labels.energy - reference_energies[g.species].sum()
         if labels.forces is not None:
             forces[own] = labels.forces
-        if labels.stress is not None:  # of a slab, what lies in its plane
-            along = directions(g.cell[0], g.periodic[0])
-            stress[c] = along @ labels.stress @ along
+        if example.stress is not None:
+            stress[c] = example.stress
         if labels.magmoms is not None:
             magmoms[own] = labels.magmoms
         if labels.hessian is not None:
             rng = rngs if isinstance(rngs, np.random.Generator) else rngs[c]
             probe[own], hessian[own] = _probe(labels, len(g.species), rng, mixed)
         for name in labels.known:
-            if name == "stress" and not has_stress(g):
+            if name == "stress" and example.stress is None:
                 continue
             if name in per_crystal:
                 per_crystal[name][c] = labels.weight_of(name)

@@ -127,7 +127,8 @@ def _pairs(
     found = {}
     for name, unit in units.items():
         if name in labels.known and name in prediction:
-            dft, model = (np.asarray(x, float) * unit for x in (getattr(labels, name), prediction[name]))
+            label = example.stress if name == "stress" else getattr(labels, name)
+            dft, model = (np.asarray(x, float) * unit for x in (label, prediction[name]))
             found[name] = Pair(graph.species, dft, model)
     if labels.hessian is not None:
         from jaxmlip.derivatives import hessian_columns

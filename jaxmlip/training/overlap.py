@@ -52,4 +52,4 @@ def _of(split: Split, k: int) -> int | None:
         graph = split[k].graph
     except CorruptRecordError:  # told, or left out, by who trains on it
         return None
-    return fingerprint(Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=True), SAME)
+    return fingerprint(Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0]), SAME)

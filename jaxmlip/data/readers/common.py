@@ -16,6 +16,7 @@ from ase import Atoms
 from jaxtyping import Float
 
 from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
+from jaxmlip.graph import check_occupancy
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 KILOBAR = 0.1 / GPA_PER_EV_PER_A3  # eV/Å³
@@ -125,6 +126,10 @@ def crystal(
         raise ValueError(f"{name} has {len(atoms)} atoms, {(atoms.numbers == 0).sum()} of them of no element")
     if isolated and len(atoms) > 1:
         raise LabelError(f"{name}: found an isolated atom (config_type) of {len(atoms)} atoms, needed one.")
+    try:
+        check_occupancy(atoms)
+    except ValueError as error:
+        raise LabelError(f"{name}: {error}") from None
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
     found = {k: np.asarray(v, np.float64) for k, v in labels.items() if v is not None}
     if "magmoms" in found:

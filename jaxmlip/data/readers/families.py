@@ -66,6 +66,10 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
         keys.sources[chosen] += 1
     _note_passed_over(families, found, asked, keys)
     note_look_alikes(atoms, record, found, keys)
+    if "stress" in found and not atoms.pbc.any():
+        keys.noted[
+            f"{found.pop('stress').name} of a molecule was not read: what does not repeat has no stress"
+        ] += 1
     values = {prop: label.value for prop, label in found.items()}
     if "energy" in found and found["energy"].name.endswith("per_atom"):
         values["energy"] = float(values["energy"]) * len(atoms)
