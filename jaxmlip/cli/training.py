@@ -103,9 +103,8 @@ def finetune(
         train: all (the network), readout, scale (a single factor), references, or a pattern for names of
             parameters; default: all
         freeze: what not to train, in the same words
-        references: reference energies of the elements: keep the model's, refit them to the data, or take
-            those of the isolated atoms in the data. They stay as they are then, unless --train references has
-            them trained. Default: as the preset says
+        references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
+            the data; fixed from there on, unless --train references. Default: as the preset says
         epochs: how often to go through the data; default: as the preset says
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says
