@@ -100,8 +100,7 @@ def finetune(
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
         skip_bad: leave out crystals that cannot be used and what is behind the break of a file, and say so
         limit: read so many crystals of data, validation and test each
-        train: all (the network), readout, scale (a single factor), references, or a pattern for names of
-            parameters; default: all
+        train: all, readout, scale (one factor), references, or a pattern for their names; default: all
         freeze: what not to train, in the same words
         references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
             the data; fixed from there on, unless --train references. Default: as the preset says
