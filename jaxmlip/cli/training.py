@@ -113,14 +113,11 @@ def finetune(
         option: KEY=VALUE for the reader, such as forces_key=dft_forces
         skip_bad: leave out crystals that cannot be used and what is behind the break of a file, and say so
         limit: read so many crystals of data, validation and test each
-        train: all (the network), readout, scale (a single factor), references, or a pattern for names of
-            parameters; default: all
+        train: all, readout, scale (one factor), references, or a pattern for their names; default: all
         freeze: what not to train, in the same words
-        references: reference energies of the elements: keep the model's, refit them to the data, or take
-            those of the isolated atoms in the data. They stay as they are then, unless --train references has
-            them trained. Default: as the preset says
-        epochs: how often to go through the data; default: as the preset says. A run that is done goes on
-            with more, as `jaxmlip train` says
+        references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
+            the data; fixed from there on, unless --train references. Default: as the preset says
+        epochs: how often to go through the data; a finished run goes on with more; default: as the preset says
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says
         replay: crystals like those that the potential knows, so that it does not forget

@@ -13,7 +13,7 @@ from lzma import LZMAError
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal
+from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
 from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
 from jaxmlip.data.readers.common import Frame, Keys, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
@@ -156,7 +156,10 @@ def read_labelled(
         kept = replace(crystal, labels=labels, functional=crystal.functional or functional or "")
         if not checked:
             return kept
-        return replace(kept, labels=labels.check(1, kept.name)) if kept.isolated else kept.checked()
+        if kept.isolated:  # it may have no cell
+            its = functional_name(kept.functional)
+            return replace(kept, labels=labels.check(1, kept.name), functional=its)
+        return kept.checked()
 
     return _Crystals(
         [_File(file, name, keys, every, isolated, keep) for file, name in files], limit, skip_bad
