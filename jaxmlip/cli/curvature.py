@@ -32,8 +32,10 @@ Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from rich.table import Table
 
     from jaxmlip.potential import Potential
+    from jaxmlip.relaxation import Relaxation
 
 
 def hessian(
@@ -339,9 +341,21 @@ def relax(
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
     ase.io.write(out, [r.atoms for r in found], format=kind)
+    print_table(_relaxed(f"{potential.name}, {dtype}", names, found))
+    Console().print(f"written to {out}", highlight=False)
+    failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(found)} structures did not converge; {out} has them as far as they came. "
+            "More --steps, a larger --fmax and --smax, or --dtype float64 may help.\n  " + "\n  ".join(failed)
+        )
+
+
+def _relaxed(title: str, names: Sequence[str], found: Sequence[Relaxation]) -> Table:
+    """A row for each crystal: how it was and what it became."""
     numbers = ("steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
     words = ("file", "formula", "space group")
-    table = table_of(f"{potential.name}, {dtype}", (*words[:2], *numbers, words[2]), left=words)
+    table = table_of(title, (*words[:2], *numbers, words[2]), left=words)
     for name, r in zip(names, found, strict=True):
         groups = list(dict.fromkeys([r.start_space_group, r.space_group]))
         table.add_row(
@@ -355,11 +369,4 @@ def relax(
             "-" if np.isnan(r.volume_change) else f"{100 * r.volume_change:+.2f}",
             " → ".join(groups),
         )
-    print_table(table)
-    Console().print(f"written to {out}", highlight=False)
-    failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
-    if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {len(found)} structures did not converge; {out} has them as far as they came. "
-            "More --steps, a larger --fmax and --smax, or --dtype float64 may help.\n  " + "\n  ".join(failed)
-        )
+    return table
