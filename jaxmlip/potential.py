@@ -22,6 +22,7 @@ import safetensors.numpy
 
 from jaxmlip import batching
 from jaxmlip.derivatives import with_derivatives
+from jaxmlip.files import writing_folder
 from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
@@ -201,13 +202,13 @@ class Potential:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Writes model.safetensors and manifest.json into `folder`, for `load`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes model.safetensors and manifest.json into `folder`, for `load`: both, or none of them.
+
+        Raises OSError where they cannot be written; what was there then stays.
+        """
         flat = flax.traverse_util.flatten_dict(self.params, sep="/")
         tensors = {name: np.asarray(x, order="C") for name, x in flat.items()}
-        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        raw = safetensors.numpy.save(tensors)
         manifest = {
             **self.manifest,
             "format": FORMAT,
@@ -216,9 +217,11 @@ class Potential:
             "hyperparameters": asdict(self.model.config),
             "elements": list(self.elements),
             "parameters": self.parameter_count,
-            "sha256": digest,
+            "sha256": hashlib.sha256(raw).hexdigest(),
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        with writing_folder(folder, last="manifest.json") as draft:
+            (draft / "model.safetensors").write_bytes(raw)
+            (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
     @classmethod
     def from_folder(cls, folder: str | Path, dtype: str = "float32") -> Potential:

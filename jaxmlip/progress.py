@@ -9,19 +9,22 @@ _shown = False  # one bar at a time: work within work that has a bar shows none
 
 def track(items: Iterable[T], what: str) -> Iterable[T]:
     """`items`, with a bar on a terminal while they are worked through; nothing elsewhere."""
-    from rich.console import Console
+    from jaxmlip.console import console
 
-    console = Console(stderr=True)
+    terminal = console(stderr=True)
     short = isinstance(items, Sized) and len(items) < 2
-    return items if _shown or short or not console.is_terminal else _with_bar(items, what, console)
+    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, terminal)
 
 
-def _with_bar(items: Iterable[T], what: str, console) -> Iterator[T]:
+def _with_bar(items: Iterable[T], what: str, terminal) -> Iterator[T]:
+    from rich.markup import escape
     from rich.progress import track as rich_track
+
+    from jaxmlip.console import printable
 
     global _shown
     _shown = True
     try:
-        yield from rich_track(items, what, console=console, transient=True)
+        yield from rich_track(items, escape(printable(what)), console=terminal, transient=True)
     finally:
         _shown = False

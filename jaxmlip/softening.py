@@ -26,13 +26,14 @@ import rich.box
 from ase import Atoms
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
 from jaxmlip import batching
+from jaxmlip.console import console, say
 from jaxmlip.elasticity import NotAtRestWarning
 from jaxmlip.figures import COLOURS
+from jaxmlip.files import check_folder, write_whole, writing_folder
 from jaxmlip.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
 from jaxmlip.phonons.commensurate import interpolated_frequencies
 from jaxmlip.phonons.modes import Modes, mesh_modes
@@ -297,7 +298,7 @@ def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: 
             for model, rows in rows_by_model.items()
         },
     }
-    path.write_text(json.dumps(record, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _as_record(row: Row) -> dict[str, Any]:
@@ -384,18 +385,16 @@ def run(
     """
     from jaxmlip.sources import load_each
 
+    check_folder(out)
     materials = builtin_materials() if data is None else read_phonondb(data)
     potentials = load_each(models, dtype, heads)
-    out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console = console if console.is_terminal else Console(width=110)
     rows_by_model = {}
     for potential in potentials:
         rows = softening(potential, materials, supercell, memory_limit)
         rows_by_model[potential.name] = rows
-        console.print(table(rows, potential.name))
+        console(width=110).print(table(rows, potential.name))
         for line in in_words(summary(rows)) + published_in_words(potential.name, rows):
-            console.print(line, highlight=False)
+            console(width=110).print(line)
     settings = {
         "dtype": dtype,
         "supercell_atoms_at_most": supercell,
@@ -403,6 +402,7 @@ def run(
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
         "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
     }
-    save_json(rows_by_model, out / "softening.json", settings)
-    draw(rows_by_model, out / "softening.png")
-    console.print(f"written to {out / 'softening.json'} and {out / 'softening.png'}", highlight=False)
+    with writing_folder(out) as draft:
+        save_json(rows_by_model, draft / "softening.json", settings)
+        draw(rows_by_model, draft / "softening.png")
+    say(f"written to {out / 'softening.json'} and {out / 'softening.png'}")

@@ -20,12 +20,13 @@ import rich.box
 from ase import Atoms
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.console import console, say
 from jaxmlip.curvature import Slope, force_slope
 from jaxmlip.figures import COLOURS
+from jaxmlip.files import check_folder, write_whole, writing_folder
 from jaxmlip.graph import check_crystal, check_elements
 from jaxmlip.progress import track
 
@@ -249,7 +250,7 @@ def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: 
         "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
         "models": {model: [_as_record(row) for row in rows] for model, rows in rows_by_model.items()},
     }
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _as_record(row: Row) -> dict[str, Any]:
@@ -341,19 +342,18 @@ def run(
     """
     from jaxmlip.sources import load_each
 
+    check_folder(out)
     frames = [frame for path in files for frame in read_frames(path, forces)]
     materials = by_material(frames, key, most, max_force)
     taken = sum(map(len, materials.values()))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=120, highlight=False)
     if taken < len(frames):
-        console.print(f"{taken} of {len(frames)} frames")
+        say(f"{taken} of {len(frames)} frames")
     potentials = load_each(models, dtype, heads)
     rows_by_model = {potential.name: softening_scale(potential, materials) for potential in potentials}
     for model, rows in rows_by_model.items():
-        console.print(table(rows, model))
+        console(width=120).print(table(rows, model))
         for line in in_words(rows):
-            console.print(line)
+            console(width=120).print(line)
     settings = {
         "files": [str(path) for path in files],
         "forces": forces,
@@ -364,7 +364,7 @@ def run(
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
         "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    save_json(rows_by_model, out / "softening_scale.json", settings)
-    draw(rows_by_model, out / "softening_scale.png")
-    console.print(f"written to {out / 'softening_scale.json'} and {out / 'softening_scale.png'}")
+    with writing_folder(out) as draft:
+        save_json(rows_by_model, draft / "softening_scale.json", settings)
+        draw(rows_by_model, draft / "softening_scale.png")
+    say(f"written to {out / 'softening_scale.json'} and {out / 'softening_scale.png'}")

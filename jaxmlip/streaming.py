@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmlip import batching
 from jaxmlip.derivatives import checked_columns, each_block
+from jaxmlip.files import write_whole
 from jaxmlip.graph import as_atoms, check_crystal
 
 if TYPE_CHECKING:
@@ -215,11 +216,8 @@ def _reserve(file: BinaryIO, part: Path, record: Path, shape: tuple[int, int], d
 
 
 def _write(record: Path, state: dict[str, Any]) -> None:
-    """Writes the JSON file as a whole or not at all."""
-    new = record.with_name(record.name + ".new")
-    with _explained(new):
-        new.write_text(json.dumps(state) + "\n")
-        os.replace(new, record)
+    with _explained(record):
+        write_whole(record, json.dumps(state) + "\n")
 
 
 @contextlib.contextmanager
@@ -229,7 +227,7 @@ def _explained(file: Path, size: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         told = type(error)(
-            f"{file}{size} cannot be written ({error.strerror}). Make room, or choose a folder that can be "
+            f"{file}{size} cannot be written ({os.strerror(error.errno) if error.errno else error}). Make room, or choose a folder that can be "
             "written; columns that are done stay, and the same call goes on from there."
         )
         told.errno = error.errno

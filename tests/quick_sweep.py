@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 
+from jaxmlip.files import write_whole
 from jaxmlip.training import backends, run
-from jaxmlip.training.records import open_folder, write_whole
+from jaxmlip.training.records import open_folder
 from jaxmlip.training.sweep import run_all, steps_done, write_table
 from jaxmlip.training.sweep_file import read_sweep
 

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import rich.box
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.console import console, say
 from jaxmlip.curvature import hessian_slope, mode_slope
 from jaxmlip.figures import COLOURS
+from jaxmlip.files import check_folder, write_whole, writing_folder
 from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 
@@ -215,7 +216,7 @@ def save_json(
         | {"jaxmlip": jaxmlip.__version__},
         "models": {model: [row.record() for row in rows] for model, rows in rows_by_model.items()},
     }
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def draw(rows_by_model: Mapping[str, Sequence[Comparison]], path: Path) -> None:
@@ -302,15 +303,13 @@ def run(
     from jaxmlip.sources import load_each
 
     _check_mesh(mesh)
+    check_folder(out)
     runs = [read_phonopy(folder) for folder in folders]
     potentials = load_each(models, dtype, heads)
-    out.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console = console if console.is_terminal else Console(width=120)
     rows_by_model = {}
     for potential in potentials:
         rows_by_model[potential.name] = compare(potential, runs, mesh)
-        console.print(table(rows_by_model[potential.name], potential.name))
+        console(width=120).print(table(rows_by_model[potential.name], potential.name))
     settings = {
         "mesh": list(mesh),
         "dtype": dtype,
@@ -318,6 +317,7 @@ def run(
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
         "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
     }
-    save_json(rows_by_model, out / "compare.json", settings)
-    draw(rows_by_model, out / "compare.png")
-    console.print(f"written to {out / 'compare.json'} and {out / 'compare.png'}", highlight=False)
+    with writing_folder(out) as draft:
+        save_json(rows_by_model, draft / "compare.json", settings)
+        draw(rows_by_model, draft / "compare.png")
+    say(f"written to {out / 'compare.json'} and {out / 'compare.png'}")

@@ -40,8 +40,10 @@ def density_of_states(modes: Modes, thz: np.ndarray | None = None, width: float 
 
     Without a `width` by the linear tetrahedron method (Lehmann & Taut 1972; weights of corners as MacDonald,
     Vosko & Coleridge, J. Phys. C 12, 2991 (1979)); with one, each mode is a Gaussian of that standard
-    deviation in THz. Raises ValueError where the modes are not those of a mesh.
+    deviation in THz. Raises ValueError where the modes are not those of a mesh, or the width is not above 0.
     """
+    if width is not None and not 0 < width < np.inf:
+        raise ValueError(f"found width={width}, needed a number above 0 (THz).")
     if modes.mesh is None:
         raise ValueError("found modes that are not those of a mesh; make them with mesh_modes.")
     f = modes.frequencies

@@ -373,6 +373,25 @@ def band_modes(
     """
     how = How(method, symmetry, memory_limit, symprec=symprec)
     atoms = checked(crystal, how, nac)
+    way = band_path(atoms, path, points)
+    found = _modes(potential, atoms, way.q_points, None, nac, way.directions, how)
+    warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
+    return Bands(found, way.distance, way.segments)
+
+
+class BandPath(NamedTuple):
+    """Wave vectors along a path, in reciprocal lattice units."""
+
+    q_points: np.ndarray  # (q, 3)
+    distance: np.ndarray  # (q,) along the path, 1/Å
+    directions: np.ndarray  # (q, 3), of the segment
+    segments: list[Segment]
+
+
+def band_path(atoms: Atoms, path: str | None = None, points: int = 101) -> BandPath:
+    """The wave vectors of `band_modes`, which says what `path` and `points` are, and raises the same."""
+    if points < 1:
+        raise ValueError(f"found points={points}, needed at least 1.")
     if not atoms.pbc.any():
         raise ValueError(
             f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}: a molecule has no bands. Its "
@@ -395,9 +414,7 @@ def band_modes(
         distance += list(at + s * length)
         directions += [special[b] - special[a]] * count
         at += length
-    found = _modes(potential, atoms, np.array(rows), None, nac, np.array(directions), how)
-    warn_of_residuals(atoms, found.max_force, found.stress, "The frequencies")
-    return Bands(found, np.array(distance), segments)
+    return BandPath(np.array(rows), np.array(distance), np.array(directions), segments)
 
 
 def _labels(path: str, special: dict[str, np.ndarray]) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +13,12 @@ import ase.io
 import numpy as np
 from ase.data import chemical_symbols
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.console import PlainConsole, console
 from jaxmlip.figures import COLOURS
+from jaxmlip.files import write_whole, writing_folder
 from jaxmlip.graph import in_box
 from jaxmlip.phonons.density import (
     IMAGINARY,
@@ -32,6 +34,7 @@ from jaxmlip.phonons.modes import (
     Modes,
     animation,
     band_modes,
+    band_path,
     mesh_force_constants,
     modes_on_mesh,
     wide_mesh,
@@ -261,7 +264,7 @@ def _at(t: Thermodynamics, k: int) -> str:
 
 
 def save_json(found: Phonons, path: Path) -> None:
-    path.write_text(json.dumps(as_record(found), ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(as_record(found), ensure_ascii=False) + "\n")
 
 
 def run(
@@ -277,48 +280,56 @@ def run(
 ) -> None:
     """What the command does: prints `table`, writes JSON, a figure and what phonopy reads to `out`.
 
-    Unless `keep_cell`, it is done for the primitive cell. `settings` go to `phonons`.
+    Unless `keep_cell`, it is done for the primitive cell. `settings` go to `phonons`. Raises ValueError where
+    `animate` is no mode of the path, before anything is computed.
     """
-    console = Console()
+    terminal = console()
     if not keep_cell:
-        crystal = _reduced(crystal, symprec, console)
+        crystal = _reduced(crystal, symprec, terminal)
+    if animate is not None:
+        _check_mode(animate, crystal, settings)
     nac = None if born is None else read_born(born, crystal, symprec)
     found = phonons(potential, crystal, nac=nac, symprec=symprec, **settings)
-    out.mkdir(parents=True, exist_ok=True)
-    console.print(table(found))
-    draw(found, out / "phonons.png")
-    save_json(found, out / "phonons.json")
-    written = ["phonons.json", "phonons.png"]
-    try:
-        constants = mesh_force_constants(potential, crystal, wide_mesh(crystal, WIDE), symprec=symprec)
-        write_phonopy(constants, out, nac)
-        written += ["phonopy_params.yaml", "FORCE_CONSTANTS"]
-    except ImportError as error:
-        console.print(f"no files for phonopy: {error}", highlight=False)
-    if animate is not None:
-        q, branch = animate
-        modes = found.bands.modes
-        if not (0 <= q < len(modes.q_points) and 0 <= branch < modes.frequencies.shape[1]):
-            raise ValueError(
-                f"found --animate {q} {branch}, needed a wave vector from 0 to {len(modes.q_points) - 1} and "
-                f"a branch from 0 to {modes.frequencies.shape[1] - 1}; both are numbered in phonons.json."
-            )
-        repeats = tuple(_period(x) for x in modes.q_points[q])
-        ase.io.write(out / "mode.extxyz", animation(modes, q, branch, repeats=repeats))
-        written.append("mode.extxyz")
-    console.print(f"written to {out}: {', '.join(written)}", highlight=False)
+    terminal.print(table(found))
+    constants = mesh_force_constants(potential, crystal, wide_mesh(crystal, WIDE), symprec=symprec)
+    with writing_folder(out) as draft:
+        draw(found, draft / "phonons.png")
+        save_json(found, draft / "phonons.json")
+        written = ["phonons.json", "phonons.png"]
+        try:
+            write_phonopy(constants, draft, nac)
+            written += ["phonopy_params.yaml", "FORCE_CONSTANTS"]
+        except ImportError as error:
+            terminal.print(f"no files for phonopy: {error}", soft_wrap=True)
+        if animate is not None:
+            modes = found.bands.modes
+            repeats = tuple(_period(x) for x in modes.q_points[animate[0]])
+            ase.io.write(draft / "mode.extxyz", animation(modes, *animate, repeats=repeats))
+            written.append("mode.extxyz")
+    terminal.print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
 
 
-def _reduced(crystal: Atoms, symprec: float, console: Console) -> Atoms:
+def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str, Any]) -> None:
+    where = {name: settings[name] for name in ("path", "points") if name in settings}
+    q, branch = animate
+    waves, branches = len(band_path(in_box(crystal), **where).q_points), 3 * len(crystal)
+    if not (0 <= q < waves and 0 <= branch < branches):
+        raise ValueError(
+            f"found --animate {q} {branch}, needed a wave vector from 0 to {waves - 1} and a branch from 0 to "
+            f"{branches - 1}; both are numbered in phonons.json."
+        )
+
+
+def _reduced(crystal: Atoms, symprec: float, terminal: PlainConsole) -> Atoms:
     """The primitive cell, with a line that says so where it is another."""
     primitive = primitive_cell(crystal, symprec)
     copies = len(crystal) // len(primitive)
     if copies > 1:
-        console.print(
+        terminal.print(
             f"{crystal.get_chemical_formula()} is {copies} primitive cells: wave vectors and all numbers are "
             f"those of the primitive cell, {primitive.get_chemical_formula()}, in the same axes "
             "(--keep-cell keeps the cell as it is)",
-            highlight=False,
+            soft_wrap=True,
         )
     return primitive
 

@@ -15,13 +15,14 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.units import Bohr, Hartree, kcal, kJ, mol
 from jaxtyping import Float
-from rich.console import Console
 from rich.table import Table
 
 from jaxmlip import batching
+from jaxmlip.console import console, say
 from jaxmlip.curvature import force_slope
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.files import check_folder, write_whole, writing_folder
 from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
 from jaxmlip.progress import track
@@ -283,7 +284,6 @@ def run(
     dtype: str,
     as_json: bool,
     out: Path | None,
-    console: Console,
 ) -> None:
     """Prints how far `model` is from the labels of `data`; writes evaluation.json and parity.png to `out`."""
     from jaxmlip.sources import load
@@ -292,6 +292,8 @@ def run(
     from jaxmlip.training.splits import read_one
 
     check_paths("--data", data.train)
+    if out is not None:
+        check_folder(out)
     potential = load(model, dtype, head)
     if potential.functionals:
         if data.functional is None:
@@ -327,22 +329,19 @@ def run(
     groups = {"material": by_material(compared), "element": by_element(compared)}
     record |= {f"by_{name}": as_record(rows) for name, rows in groups.items()}
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "evaluation.json").write_text(_json(record) + "\n")
-        parity({potential.name: compared}, out / "parity.png")
+        with writing_folder(out) as draft:
+            write_whole(draft / "evaluation.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            parity({potential.name: compared}, draft / "parity.png")
     if as_json:
-        print(_json(record))
+        print(json.dumps(record, indent=1))  # in ASCII: nothing in it steers a terminal
         return
-    console.print(table(f"{potential.name}: {len(crystals)} crystals", {"all": everything}))
+    terminal = console(width=120)
+    terminal.print(table(f"{potential.name}: {len(crystals)} crystals", {"all": everything}))
     if len(groups.get(by, ())) > 1:
-        console.print(table(f"by {by}", groups[by]))
+        terminal.print(table(f"by {by}", groups[by]))
     if references is not None:
-        console.print(str(references))
+        terminal.print(str(references))
     for line in suspicions:
-        console.print(f"units? {line}", markup=False, soft_wrap=True)
+        say(f"units? {line}")
     if out is not None:
-        console.print(f"written to {out / 'evaluation.json'} and {out / 'parity.png'}")
-
-
-def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=1, ensure_ascii=False)
+        say(f"written to {out / 'evaluation.json'} and {out / 'parity.png'}")

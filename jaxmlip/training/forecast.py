@@ -94,12 +94,12 @@ class _Planned:
 
 
 def _planned(config: TrainConfig) -> _Planned:
-    from rich.console import Console
+    from jaxmlip.console import console
 
     config = config.checked()
     mesh = parallel.make_mesh(config.devices)
     # A folder that is not there: the potential is the one before the first step.
-    potential, splits, loader = prepare(config, Path("dry-run"), mesh, Console(quiet=True))
+    potential, splits, loader = prepare(config, Path("dry-run"), mesh, console(quiet=True))
     plan = loader.plan
     same = replace(
         _without_numbers(config), data=DataConfig(), replay=ReplayConfig(), epochs=1, steps=None, batch_size=1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import threading
 import time
@@ -506,11 +505,7 @@ class _Run:
 
     def _keep_start(self, potential: Potential) -> None:
         if self.first:
-            draft, start = self.folder / "start.part", self.folder / "start"
-            shutil.rmtree(draft, ignore_errors=True)
-            potential.save(draft)
-            shutil.rmtree(start, ignore_errors=True)
-            draft.rename(start)
+            potential.save(self.folder / "start")
 
     def _check_references(self, potential: Potential) -> None:
         own, used = potential.params["reference_energies"], self.train.reference_energies

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.files import is_remain, write_whole
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
 from jaxmlip.training.locks import LOCK
 from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
@@ -59,7 +60,7 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
                 f"{folder} holds a run with another configuration. {why} with what it was begun with "
                 f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
             )
-    elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK and not is_remain(p) for p in folder.iterdir())):
         raise RunFolderError(
             f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and no folder of a run (it has no "
             f"{CONFIG}); give a new one."
@@ -141,11 +142,11 @@ class Records:
     def __init__(
         self, folder: Path, config: TrainConfig, steps: int, say: Callable[[str], None] | None = None
     ):
-        from rich.console import Console
+        from jaxmlip.console import console
 
         self.folder, self.config, self.steps = folder, config, steps
-        self._console = Console(stderr=True, highlight=False)
-        self._say = say or (lambda line: self._console.print(line, soft_wrap=True, markup=False))
+        self._console = console(stderr=True)
+        self._say = say or (lambda line: self._console.print(line, soft_wrap=True))
         self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
         self._told = -math.inf
         self._news: dict[str, tuple[int, str]] = {}  # of training and validation: the step, and what is told
@@ -309,10 +310,3 @@ def _wandb(folder: Path, config: TrainConfig):
         dir=str(folder),
         config=yaml.safe_load(to_yaml(config, described=False)),
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is the old or the new one at every moment."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase.data import chemical_symbols
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
 from jaxmlip.allocator import give_memory_back
+from jaxmlip.console import PlainConsole, console
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
+from jaxmlip.files import write_whole, writing
 from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
@@ -100,24 +101,24 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
 
     first = jax.process_index() == 0
     mesh = parallel.make_mesh(config.devices)
-    console = Console(stderr=True, highlight=False, quiet=not first)
+    terminal = console(stderr=True, quiet=not first)
     if first:
         open_folder(folder, config)
-    potential, splits, loader = prepare(config, folder, mesh, console)
+    potential, splits, loader = prepare(config, folder, mesh, terminal)
     plan = loader.plan
     steps = plan.steps if config.steps is None else config.steps
     if first and (done := taken(folder)) is not None and done < steps:
         with suppress(FileNotFoundError):  # where results are, a run is finished
             (folder / RESULTS).rename(folder / f"results-{done}.json")
         rate = float(learning_rate(config.optimizer, steps)(done // config.optimizer.accumulate))
-        console.print(
+        terminal.print(
             f"{done} of {steps} steps are done. The optimizer goes on from its state, with the learning rate "
             f"that the schedule of {steps} steps has there, {rate:.3g}.",
             soft_wrap=True,
         )
     waste = ", ".join(f"{kind} {part:.0%}" for kind, part in plan.waste.items())
     counts = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    console.print(
+    terminal.print(
         f"{potential.name}: {potential.parameter_count:,} parameters; crystals: {counts}; {steps} steps of "
         f"{plan.batch_size} on {mesh.devices.size} device(s); padding: {waste}",
         soft_wrap=True,
@@ -135,7 +136,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
 
 
 def prepare(
-    config: TrainConfig, folder: Path, mesh: Mesh, console: Console
+    config: TrainConfig, folder: Path, mesh: Mesh, terminal: PlainConsole
 ) -> tuple[Potential, dict[str, Split], Loader]:
     """The potential before the first step of the run in `folder`, the data, and the batches; writes nothing.
 
@@ -146,7 +147,7 @@ def prepare(
         potential = Potential.from_folder(start, config.dtype)
         splits = read_splits(config.data, potential.cutoffs, potential.functionals)
     else:
-        potential, splits = _begin(config, folder, console)
+        potential, splits = _begin(config, folder, terminal)
     for split in splits.values():
         check(split, potential)
     _check_labels(config, potential, splits["train"], splits.get("validation"))
@@ -209,7 +210,7 @@ def _settings(config: TrainConfig) -> FitSettings:
     return FitSettings(optimizer=config.optimizer, **{name: getattr(config, name) for name in same})
 
 
-def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potential, dict[str, Split]]:
+def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[Potential, dict[str, Split]]:
     """The potential before the first step, and the data."""
     from jaxmlip.sources import load
     from jaxmlip.training.step import flat_params
@@ -234,10 +235,10 @@ def _begin(config: TrainConfig, folder: Path, console: Console) -> tuple[Potenti
             found = isolated_references(potential, isolated_atoms(config.data), splits)
         else:
             found = fit_references(potential, splits["train"], random=model.start is None)
-        console.print(str(found))
+        terminal.print(str(found))
         if found.kept and model.start is not None:
             kept = {atomic_number(z) for z in found.kept}
-            console.print(f"kept those of {len(kept)} elements that are not in the data")
+            terminal.print(f"kept those of {len(kept)} elements that are not in the data")
         params = {**potential.params, "reference_energies": found.energies}
         potential = replace(potential, params=params)
         _warn_unfitted(found, splits)
@@ -356,7 +357,7 @@ def _conclude(
     folder: Path, before: Potential, after: Potential, splits: Mapping[str, Split], reason: str
 ) -> Result:
     from jaxmlip.training.figures import learning_curves, parity
-    from jaxmlip.training.records import METRICS, read_metrics, write_whole
+    from jaxmlip.training.records import METRICS, read_metrics
 
     name = next(n for n in ("test", "validation", "train") if n in splits)
     part = at_most(splits[name], COMPARED)
@@ -365,8 +366,10 @@ def _conclude(
     first, last = (evaluate.errors(c) for c in compared.values())
     apart = {when: evaluate.by_functional(c, after.functionals) for when, c in compared.items()}
     by_functional = {name: {when: apart[when][name] for when in apart} for name in after.functionals}
-    learning_curves(read_metrics(folder / METRICS), folder / "learning_curve.png")
-    parity(compared, folder / "parity.png")
+    with writing(folder / "learning_curve.png") as draft:
+        learning_curves(read_metrics(folder / METRICS), draft)
+    with writing(folder / "parity.png") as draft:
+        parity(compared, draft)
     record = {"stopped": reason, "compared_on": on, "units": evaluate.UNITS} | evaluate.as_record(
         {"before": first, "after": last} | ({"by_functional": by_functional} if by_functional else {})
     )

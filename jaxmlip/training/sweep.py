@@ -15,7 +15,6 @@ import io
 import json
 import re
 import time
-import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from jaxmlip.files import write_whole
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, flat, read_config, to_yaml
 from jaxmlip.training.locks import in_use
 from jaxmlip.training.records import CONFIG, FREE, RunFolderError
@@ -379,12 +379,10 @@ def _write(path: Path, text: str) -> None:
     """Writes a file that others may write and read at the same time."""
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, text)
 
 
 def _say(line: str) -> None:
-    from rich.console import Console
+    from jaxmlip.console import say
 
-    Console(stderr=True, highlight=False).print(line, soft_wrap=True, markup=False)
+    say(line, stderr=True)

@@ -1,0 +1,173 @@
+"""Files and folders that are written as a whole or not at all.
+
+New contents are written beside their place, in a hidden folder of the same file system, and moved there when
+they are whole; until then, and where anything goes wrong, what was there stays. What a process that was
+killed left beside a file goes away when that file is written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+REMAIN = "-new-"  # in the names of hidden folders for what is not whole yet
+
+
+class PlaceError(OSError):
+    """A place that cannot be written to: what was found there, and what to do."""
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes a text file (UTF-8) that is the old or the new one at every moment; raises as `writing` does."""
+    with writing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A file to write, of the same name as `path`, which takes its place at the end of the block.
+
+    Raises PlaceError as `check_file` does, and OSError, with what to do, where writing fails.
+    """
+    target = _checked_file(path)
+    with _explained(path), _beside(target) as draft:
+        yield draft
+        if target.exists():
+            shutil.copymode(target, draft)
+        os.replace(draft, target)
+
+
+@contextlib.contextmanager
+def writing_folder(path: str | Path, last: str | None = None) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `path` at the end of the block.
+
+    Where `path` exists, its files of the same names are replaced one by one, `last` the last of them, and
+    others stay. Raises PlaceError as `check_folder` does, and OSError, with what to do, where writing fails.
+    """
+    target = _checked_folder(path)
+    place = _there(target)
+    with _explained(path), _beside(place / target.name) as draft:
+        draft.mkdir()
+        yield draft
+        if place != target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(draft, target)
+            return
+        files = sorted(each.relative_to(draft) for each in draft.rglob("*") if each.is_file())
+        for file in files:
+            (target / file.parent).mkdir(parents=True, exist_ok=True)
+            _checked_file(target / file)
+        for file in sorted(files, key=lambda file: file.name == last):
+            os.replace(draft / file, os.path.realpath(target / file))
+
+
+def check_file(path: str | Path) -> None:
+    """Raises PlaceError where no file can be written at `path`: something else is there, or it may not be."""
+    _try(_checked_file(path).parent, path)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises PlaceError where no files can be written into a folder `path`, which need not be there yet."""
+    _try(_there(_checked_folder(path)), path)
+
+
+def is_remain(path: Path) -> bool:
+    """Whether this is what a process that was killed left, or one that lives is writing."""
+    return path.name.startswith(".") and REMAIN in path.name
+
+
+def _checked_file(path: str | Path) -> Path:
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.is_dir():
+        raise PlaceError(f"{path} is a folder, needed the name of a file to write.")
+    if target.exists() and not target.is_file():
+        raise PlaceError(f"{path} is a device or a pipe, needed the name of a file to write.")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PlaceError(f"{path} may not be changed; give another name, or chmod it.")
+    if not target.parent.is_dir():
+        raise PlaceError(f"the folder of {path} does not exist; make it first.")
+    return target
+
+
+def _checked_folder(path: str | Path) -> Path:
+    target = Path(os.path.realpath(path))
+    there = _there(target)
+    if not there.is_dir():
+        which = path if there == target else there
+        raise PlaceError(f"{which} is no folder, needed one to write to; give another name.")
+    return target
+
+
+def _there(target: Path) -> Path:
+    """What is there of a path: itself, or the nearest folder above it."""
+    return next(place for place in (target, *target.parents) if place.exists())
+
+
+def _try(folder: Path, path: str | Path) -> None:
+    """Makes a folder in `folder` and removes it, for nothing else tells of all reasons why that may fail."""
+    with _explained(path):
+        os.rmdir(tempfile.mkdtemp(prefix=f".{REMAIN}", dir=folder))
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A path of the name of `target`, in a folder of our own beside it that goes away in the end.
+
+    The folder is locked, so that those of processes that live are told from what was left by a kill.
+    """
+    prefix = f".{target.name[:40]}{REMAIN}"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(OSError), _locked(left) as ours:
+            if ours:
+                shutil.rmtree(left, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        try:
+            with _locked(folder):
+                if folder.exists():  # else another process took it for a remain before it was locked
+                    yield folder / target.name
+                    return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a folder; False where another process has it, or where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """Says what to do where writing fails; what fails in reading something else meanwhile is left as it is."""
+    try:
+        yield
+    except OSError as error:
+        place = os.fsdecode(error.filename or REMAIN)
+        if error.errno is None or (REMAIN not in place and os.path.realpath(place) != os.path.realpath(path)):
+            raise
+        told = PlaceError(
+            f"{path} cannot be written ({error.strerror or error}). Make room, or choose a place that can be "
+            "written; what was there before is as it was."
+        )
+        told.errno = error.errno
+        raise told from None
