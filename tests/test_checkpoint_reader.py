@@ -12,7 +12,7 @@ import torch_files as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weights_convert import torch_zip
+from weights_convert import modules, torch_zip
 from weights_convert.torch_zip import CheckpointError
 
 DTYPES = sorted(made.STORAGE_NAMES, key=str)
@@ -145,12 +145,62 @@ def test_a_call_of_anything_else_is_refused_and_not_made(path, tmp_path, module,
 
 
 @pytest.mark.parametrize("full", ["torch.os.system", "torch.serialization.os.system", "numpy.f2py.os.system"])
-def test_a_function_reached_through_a_recorded_package_is_inert(path, tmp_path, full):
+def test_a_function_reached_through_a_recorded_package_is_refused(path, tmp_path, full):
     mark = tmp_path / "ran"
     module, _, function = full.partition(".")
     attack = made.call(module, function, made.plain(f"touch {mark}"))
-    assert isinstance(torch_zip.read(made.write(path, attack)), torch_zip.Record)
+    with pytest.raises(CheckpointError, match=rf"asks to load {full}.*nothing was run"):
+        torch_zip.read(made.write(path, attack))
     assert not mark.exists()
+
+
+def test_a_function_that_pickle_writes_as_an_attribute_is_a_record_of_its_name(path):
+    tanh = made.call(
+        "__builtin__", "getattr", made.name("torch._C", "_VariableFunctionsClass"), made.plain("tanh")
+    )
+    assert modules.class_of(torch_zip.read(made.write(path, tanh))) == "torch.tanh"
+    method = made.call("__builtin__", "getattr", made.call("chgnet.graph", "Converter"), made.plain("_fast"))
+    assert modules.class_of(torch_zip.read(made.write(path, method))) == "chgnet.graph.Converter._fast"
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (made.plain({}), "__class__"),
+        (made.plain("text"), "format"),
+        (made.call("collections", "OrderedDict"), "__reduce__"),
+        (made.name("torch", "serialization"), "os"),
+        (made.name("torch", "FloatStorage"), "dtype"),
+    ],
+)
+def test_an_attribute_of_anything_but_a_record_is_refused(path, owner, attribute):
+    made.write(path, made.call("__builtin__", "getattr", owner, made.plain(attribute)))
+    with pytest.raises(CheckpointError, match=r"asks to load .*nothing was run"):
+        torch_zip.read(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "words"),
+    [
+        (
+            "my_package.nets",
+            "Net",
+            r"holds a my_package\.nets\.Net, of a package whose files are not read here",
+        ),
+        ("__main__", "Net", r"holds a __main__\.Net, a class of the script that saved it"),
+    ],
+)
+def test_a_class_of_an_unknown_package_is_named_without_an_accusation(path, module, name, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        torch_zip.read(made.write(path, made.call(module, name)))
+    assert "trust" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harmless", ["argparse.Namespace", "pathlib.PosixPath", "datetime.datetime"])
+def test_plain_objects_of_the_standard_library_in_a_file_do_no_harm(path, harmless):
+    module, name = harmless.split(".")
+    found = torch_zip.read(made.write(path, made.dict_of({"args": made.call(module, name, made.plain("a"))})))
+    assert (modules.class_of(found["args"]), found["args"].args) == (harmless, ("a",))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +258,7 @@ def test_a_tensor_that_leaves_its_storage_is_refused(path, offset, size, stride)
 
 def test_a_tensor_made_of_no_storage_is_refused(path):
     made.write(path, made.tensor(made.plain([1, 2, 3]), 0, (3,), (1,)))
-    with pytest.raises(CheckpointError, match="made of list, not of a storage"):
+    with pytest.raises(CheckpointError, match=r"made of \[1, 2, 3\], not of a storage"):
         torch_zip.read(path)
 
 
@@ -217,7 +267,7 @@ def test_a_storage_of_another_length_than_the_pickle_says_is_refused(path, count
     raw = np.arange(6, dtype=np.float32).tobytes()
     stored = made.storage("0", "FloatStorage", count)
     made.write(path, made.tensor(stored, 0, (2,), (1,)), {"0": raw})
-    with pytest.raises(CheckpointError, match=f"storage 0 has 24 bytes, needed {count} of float32"):
+    with pytest.raises(CheckpointError, match=f"storage '0' has 24 bytes, needed {count} of float32"):
         torch_zip.read(path)
 
 
@@ -240,7 +290,7 @@ def test_a_pickle_cut_off_anywhere_is_refused(path):
     content = made.dict_of({"w": made.tensor(stored, 0, (6,), (1,))})
     for length in range(len(content)):
         made.write(path, content[:length], storages, stop=b"")
-        with pytest.raises(CheckpointError, match="its pickle cannot be read"):
+        with pytest.raises(CheckpointError, match=r"weights\.pth\.tar: cannot be read"):
             torch_zip.read(path)
 
 
@@ -276,6 +326,24 @@ def test_a_zip_archive_without_a_pickle_says_what_is_in_it(path):
 def test_compressed_entries_are_refused(path):
     made.write(path, made.plain(1), compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="is compressed"):
+        torch_zip.read(path)
+
+
+def test_a_torchscript_archive_is_told_as_such_though_its_code_is_compressed(path):
+    """As mace writes _compiled.model and -lammps.pt."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(1, 2))
+        archive.writestr("x/code/__torch__/mace.py", "def f(): ...", zipfile.ZIP_DEFLATED)
+        archive.writestr("x/constants.pkl", pickle.dumps((), 2))
+    with pytest.raises(CheckpointError, match=r"TorchScript archive.*the \.model beside it"):
+        torch_zip.read(path)
+
+
+def test_a_file_of_torch_before_1_6_is_told_as_such(path):
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
+    with pytest.raises(
+        CheckpointError, match=r"format of torch before 1\.6.*Save it again with a newer torch"
+    ):
         torch_zip.read(path)
 
 
