@@ -27,7 +27,8 @@ import platformdirs
 
 from jaxmlip.allocator import keep_freed_memory
 from jaxmlip.models.mace import MACE
-from jaxmlip.potential import ManifestError, Potential
+from jaxmlip.potential import ManifestError, Potential, read_folder
+from weights_convert.borders import brief
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ def _load_known(name: str) -> Potential:
     if kept.exists():
         try:
             return _read_kept(kept, MODELS[name])
-        except ManifestError as error:
+        except (ManifestError, OSError) as error:
             warnings.warn(
                 f"the converted model in the cache cannot be used, and is made again: {error}", stacklevel=3
             )
@@ -346,18 +347,14 @@ def _load_known(name: str) -> Potential:
 
 def _read_kept(folder: Path, source: Source) -> Potential:
     """The converted model in the cache. Raises ManifestError unless it is whole and of this source."""
-    potential = Potential.from_folder(folder)
-    # Checked here because a folder that a user keeps may be changed on purpose, and this one may not.
-    digest = _sha256(folder / "model.safetensors")
-    if digest != potential.manifest.get("sha256"):
+    potential, changed = read_folder(folder)
+    # Refused here because a folder that a user keeps may be changed on purpose, and this one may not.
+    if changed:
+        raise ManifestError(changed)
+    found = potential.manifest.get("source_sha256")
+    if source.sha256 not in (None, found):
         raise ManifestError(
-            f"{folder / 'model.safetensors'} has sha256 {digest}, needed "
-            f"{potential.manifest.get('sha256')} as its manifest says."
-        )
-    if source.sha256 not in (None, potential.manifest.get("source_sha256")):
-        raise ManifestError(
-            f"{folder} was made of a source with sha256 {potential.manifest.get('source_sha256')}, needed "
-            f"{source.sha256}."
+            f"it was made of a source with sha256 {brief(found)}, needed {source.sha256}.", folder
         )
     return potential
 
@@ -392,7 +389,7 @@ def _put_in_place(new: Path, target: Path, source: Source) -> None:
         with contextlib.suppress(OSError):
             os.rename(new, target)
             return
-        with contextlib.suppress(ManifestError):
+        with contextlib.suppress(ManifestError, OSError):
             _read_kept(target, source)
             return
         # What is there is damaged, or another process is just replacing it.

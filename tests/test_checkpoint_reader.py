@@ -1,8 +1,11 @@
 """Reading torch checkpoints without torch: honest files exactly, hostile ones not at all."""
 
 import contextlib
+import copy
+import os
 import pickle
 import sys
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -274,6 +277,104 @@ def test_a_storage_of_another_length_than_the_pickle_says_is_refused(path, count
 def test_a_storage_that_is_not_in_the_archive_is_refused(path):
     made.write(path, made.storage("../../secret", "FloatStorage", 1))
     with pytest.raises(CheckpointError, match=r"no item named 'archive/data/\.\./\.\./secret'"):
+        torch_zip.read(path)
+
+
+def test_a_large_index_of_the_memo_costs_no_memory(path):
+    tracemalloc.start()
+    for index in (b"r\x00\x00\x00\x10", b"p400000000\n"):
+        assert torch_zip.read(made.write(path, b"N" + index + b"0" + made.plain({}))) == {}
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+DOUBLED = b"K\x01" + b"2\x86" * 45  # a tuple of two, each of which is a tuple of two, and so on: 2⁴⁵ ones
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + DOUBLED + b"K\x01s",
+        b"}(" + DOUBLED + b"K\x01u",
+        b"(" + DOUBLED + b"K\x01d",
+        DOUBLED + b"Q",
+        made.call("__builtin__", "frozenset", b"](" + DOUBLED + b"e"),
+        made.call("collections", "OrderedDict", b"](" + made.tuple_of(DOUBLED, b"N") + b"e"),
+        made.call("torch.nn", "Dict") + DOUBLED + b"Ns",
+        b"\x8f(" + DOUBLED + b"\x90",
+        b"(" + DOUBLED + b"\x91",
+        made.call("numpy", "dtype", DOUBLED),
+    ],
+)
+def test_a_tuple_that_doubles_many_times_is_refused_where_it_would_be_looked_through(path, content):
+    with pytest.raises(CheckpointError, match=r"too many parts|needed a storage|found a NumPy type"):
+        torch_zip.read(made.write(path, content))
+
+
+def test_many_small_repeats_are_refused_together(path):
+    stored = made.storage("0", "FloatStorage", 4)
+    repeat = made.tensor(stored, 0, (10**6,), (0,))
+    storages = {"0": bytes(16)}
+    assert torch_zip.read(made.write(path, repeat, storages)).shape == (10**6,)
+    with pytest.raises(
+        CheckpointError, match=r"beyond the size of the file and 80 MB: found size \(1000000,\)"
+    ):
+        torch_zip.read(made.write(path, made.tuple_of(*[repeat] * 30), storages))
+
+
+def test_entries_of_the_archive_that_share_their_bytes_are_refused(path):
+    """A file lists one large entry under many names."""
+    raw = bytes(10**6)
+    tensors = [made.tensor(made.storage(str(k), "ByteStorage", len(raw)), 0, (1,), (1,)) for k in range(5)]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + made.tuple_of(*tensors) + b".")
+        archive.writestr("archive/data/0", raw)
+        for k in range(1, 5):
+            again = copy.copy(archive.getinfo("archive/data/0"))
+            again.filename = again.orig_filename = f"archive/data/{k}"
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    with pytest.raises(CheckpointError, match=r"storages have more bytes than the file|differ"):
+        torch_zip.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"N0" * 500_001 + b"N", r"more than 1,000,000 opcodes"),
+        (
+            b"".join(made.name("torch", f"C{k}") + b"0" for k in range(2_001)) + b"N",
+            "more than 2,000 classes",
+        ),
+        (b"\x96\x00\x00\x00\x00\x10\x00\x00\x00", "protocol 5"),
+        (made.tensor(made.storage("0", "FloatStorage", 1), 0, (1,) * 33, (1,) * 33), "a tensor has size"),
+    ],
+)
+def test_what_would_cost_too_much_is_refused_before_it_costs_it(path, content, words):
+    with pytest.raises(CheckpointError, match=words):
+        torch_zip.read(made.write(path, content, {"0": bytes(4)}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        made.name("\x1b[31mevil", "\x1b[2J"),
+        made.name("x" * 10**6, "y"),
+        made.storage("\x1b[2J\n" * 1000, "FloatStorage", 1),
+        made.call("numpy", "dtype", made.plain("\x1b[31m\n")),
+    ],
+)
+def test_nothing_in_a_file_steers_the_terminal_or_fills_it(path, content):
+    with pytest.raises(CheckpointError) as caught:
+        torch_zip.read(made.write(path, content))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400 + len(str(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="this is no file"):
         torch_zip.read(path)
 
 

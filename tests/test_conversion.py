@@ -1,5 +1,6 @@
 """From the tensors of a checkpoint to parameters: each used once or set aside, none left empty."""
 
+import math
 import subprocess
 import sys
 
@@ -166,6 +167,78 @@ def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words
     checkpoint["model"]["model_args"][option] = value
     with pytest.raises(CheckpointError, match=rf"small\.pth.*not supported: .*{words}"):
         convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        *(
+            ("n_conv", n, r"n_conv=.* \(needed a whole number from 1 to 32\)")
+            for n in (1e9, 10**30, 1e308, 0, -1)
+        ),
+        *(("num_radial", n, r"num_radial=.* \(needed a whole") for n in (None, [1], -1, 0, math.inf, True)),
+        ("num_angular", 4, r"angular=4 \(needed an odd number\)"),
+        *(
+            ("atom_graph_cutoff", r, r"atom_graph_cutoff=.* \(needed a length")
+            for r in (math.nan, math.inf, 1e30, -1)
+        ),
+        ("bond_graph_cutoff", 6, r"angle_cutoff=6.0 \(needed at most bond_cutoff=5.0"),
+        ("cutoff_coeff", -1, r"cutoff_coeff=-1 \(needed a whole number"),
+        ("mlp_hidden_dims", [4] * 100, r"mlp_hidden_dims=\(4, 4, 4, 4, …\) \(needed up to 32"),
+        ("atom_fea_dim", None, r"atom_fea_dim=None \(needed one hidden layer"),
+        ("\x1b[31m\n", 1, r"\\x1b\[31m\\n=1 \(unknown\)"),
+    ],
+)
+def test_an_option_without_meaning_is_refused(tmp_path, option, value, words):
+    checkpoint = made.small_chgnet()
+    checkpoint["model"]["model_args"][option] = value
+    with pytest.raises(CheckpointError, match=rf"small\.pth: .*{words}"):
+        convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+@pytest.mark.parametrize("given", [None, {}, 5, {"n_conv": 3}])
+def test_options_that_are_not_there_are_not_guessed(tmp_path, given):
+    checkpoint = made.small_chgnet()
+    checkpoint["model"]["model_args"] = given
+    with pytest.raises(CheckpointError, match=r"model_args is .*; needed the options of the network"):
+        convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+@pytest.mark.parametrize("wrong", [5, {}, {5: np.ones(2)}, {"w": None}, {"w": "s"}])
+def test_a_state_dict_of_anything_but_named_tensors_is_refused(tmp_path, wrong):
+    checkpoint = made.small_chgnet()
+    checkpoint["model"]["state_dict"] = wrong
+    with pytest.raises(CheckpointError, match=r"state_dict .*needed named tensors"):
+        convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+@pytest.mark.parametrize("name", ["composition_model.fc.weight", "site_wise.weight"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x: np.where(x == x.flat[0], np.float32(np.nan), x), "found NaN"),
+        (lambda x: np.where(x == x.flat[0], np.float32(-np.inf), x), "found infinity"),
+        (lambda x: x.astype(np.float64) * 1e300, "found infinity, or numbers beyond float32"),
+        (lambda x: x.astype(np.int64), "found int64, needed floating-point"),
+        (lambda x: x > 0, "found bool, needed floating-point"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(tmp_path, name, spoil, words):
+    checkpoint = made.small_chgnet()
+    state = checkpoint["model"]["state_dict"]
+    state[name] = spoil(state[name])
+    with pytest.raises(CheckpointError, match=rf"small\.pth: 1 tensors hold no weights: {name}: {words}"):
+        convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+def test_hundreds_of_disagreements_are_told_in_one_short_line(tmp_path):
+    checkpoint = made.small_chgnet()
+    state = checkpoint["model"]["state_dict"]
+    checkpoint["model"]["state_dict"] = {"composition_model.fc.weight": state["composition_model.fc.weight"]}
+    file = made.save(tmp_path / "small.pth", checkpoint)
+    with pytest.raises(CheckpointError, match=r"disagree in \d\d places; .*; and \d\d more$") as caught:
+        convert_file(file)
+    assert len(str(caught.value)) < 400 + len(str(file))
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name(tmp_path):

@@ -225,6 +225,23 @@ def test_options_of_another_kind_are_told(folder, text, words):
         jaxmlip.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("element_refs.property_offset", np.full(3, np.nan, np.float32), "hold no weights: .*found NaN"),
+        ("data_std", np.array(np.inf, np.float32), "hold no weights: data_std: found infinity"),
+        ("model.final_layer.gated.layers.0.bias", np.ones(3, np.int32), "found int32, needed floating-point"),
+        ("model.embedding.layer_node_embedding.weight", np.ones((3, 10**5), np.float32), r"needed \(3, 4\)"),
+        (5, np.ones(3, np.float32), r"state\.pt holds something else than named tensors"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(tmp_path, name, value, words):
+    state, options = made.small_m3gnet()
+    state[name] = value
+    with pytest.raises(CheckpointError, match=words):
+        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+
+
 @pytest.mark.parametrize("name", ["CHGNet", "TensorNet", "QET"])
 @pytest.mark.parametrize("alone", [True, False])
 def test_another_class_of_matgl_is_told_by_its_name(folder, name, alone):

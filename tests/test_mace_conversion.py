@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -341,6 +342,40 @@ def test_an_option_that_is_not_supported_is_named(tampered, path, value, words):
         return
     with pytest.raises(CheckpointError, match=rf"density\.model: (this MACE|it has options) .*{words}"):
         tampered(put(path, value))
+
+
+CORRELATION = "products.0.symmetric_contractions.contractions.0.correlation"
+WITHOUT_MEANING = [
+    ("atomic_numbers", np.zeros(0, np.int64), "atomic_numbers is empty"),
+    ("node_embedding.linear.weight", np.zeros(0, np.float32), "node_embedding.linear.weight .*is empty"),
+    ("heads", 5, r"heads=5, needed a list"),
+    ("heads", ["a", "a"], r"heads=\['a', 'a'\], needed different names"),
+    ("heads", ["\x1b[31m", "b"], r"it has the heads \\x1b\[31m, b"),
+    *(("radial_embedding.cutoff_fn.p", p, "density.model: ") for p in (math.inf, 1e30, 0, -3, math.nan)),
+    *((CORRELATION, nu, "density.model: ") for nu in (math.inf, 1e30, 0, -3)),
+    ("r_max", np.array(np.nan), r"r_max=nan \(needed a length"),
+    ("scale_shift.scale", np.array(np.nan), "hold no weights: scale_shift.scale: found NaN"),
+    ("scale_shift.shift", np.array(1), "scale_shift.shift: found int64"),
+    ("atomic_energies_fn.atomic_energies", np.full((1, 3), np.inf), "found infinity"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), WITHOUT_MEANING)
+def test_what_no_model_has_is_refused(tampered, path, value, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        tampered(put(path, value))
+    assert str(caught.value).isprintable()
+
+
+def test_modules_that_double_many_times_are_refused(tampered):
+    def double(checkpoint):
+        inner = record("torch.nn.Linear", _modules={})
+        for _ in range(25):
+            inner = record("torch.nn.Sequential", _modules={"a": inner, "b": inner})
+        checkpoint.state["_modules"]["again"] = inner
+
+    with pytest.raises(CheckpointError, match="or more than 30 levels or 20,000 modules"):
+        tampered(double)
 
 
 def test_messages_in_another_order_are_told(tampered):

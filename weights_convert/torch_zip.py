@@ -248,7 +248,7 @@ class _Unpickler(pickle._Unpickler):
             case ("storage", _StorageType() as kind, str(key), _, int(count)):
                 pass
             case _:
-                raise pickle.UnpicklingError(f"unknown kind of external object: {brief(pid)}")
+                raise pickle.UnpicklingError(f"found an external object {brief(pid)}, needed a storage")
         if key not in self.storages:
             entry = self.archive.getinfo(f"{self.root}/data/{key}")
             self.unread -= entry.file_size
@@ -313,7 +313,8 @@ class _Unpickler(pickle._Unpickler):
         super().load_frozenset()
 
     def load_reduce(self) -> None:
-        _check_call(*self.stack[-2:])
+        if len(self.stack) > 1:
+            _check_call(*self.stack[-2:])
         super().load_reduce()
 
     def _instantiate(self, klass: Any, args: Any) -> None:
