@@ -28,7 +28,7 @@ from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.progress import track
-from weights_convert.borders import RefusedError, brief, cut, guard, listed
+from weights_convert.borders import RefusedError, brief, cut, guard, listed, printable
 from weights_convert.rules import fault_of
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Potential:
         manifest = {
             **{key: value for key, value in self.manifest.items() if key != "checksum"},
             "format": FORMAT,
-            "name": self.name,
+            "name": printable(cut(self.name, LONGEST_LABEL)),
             "architecture": architecture_of(self.model),
             "hyperparameters": asdict(self.model.config),
             "elements": list(self.elements),

