@@ -38,6 +38,14 @@ def test_tensors_that_agree_become_parameters():
     np.testing.assert_array_equal(made["b/scale"], TENSORS["b.weight"])
 
 
+def test_one_tensor_under_many_names_is_refused_before_it_is_copied_for_each():
+    shared = np.ones(10**6)
+    tensors = TENSORS | {f"layer.{k}.weight": shared for k in range(1000)}
+    rules = [*RULES, Rule(("layer.{k}.weight",), ("layer_{k}",), np.copy)]
+    with pytest.raises(CheckpointError, match="the same tensors are there under many names"):
+        convert(tensors, SHAPES, rules, {})
+
+
 def test_a_missing_tensor_is_told_by_the_parameter_that_stays_empty():
     assert disagreements({"a.weight": TENSORS["a.weight"]}) == [
         "b/scale: no tensor of the checkpoint maps here"

@@ -367,6 +367,11 @@ def test_what_no_model_has_is_refused(tampered, path, value, words):
     assert str(caught.value).isprintable()
 
 
+def test_irreps_of_many_parts_are_refused(tampered):
+    with pytest.raises(CheckpointError, match=r"interactions\.0\.linear\.irreps_in is .* needed irreps"):
+        tampered(put("interactions.0.linear.irreps_in", "+".join(["1x0e"] * 10**5)))
+
+
 def test_modules_that_double_many_times_are_refused(tampered):
     def double(checkpoint):
         inner = record("torch.nn.Linear", _modules={})

@@ -17,6 +17,7 @@ from weights_convert.torch_zip import Record
 
 # So many attributes of a module, modules above it, and modules in all; published ones have some dozens.
 MOST_ATTRIBUTES, MOST_LEVELS, MOST_MODULES = 1_000, 30, 20_000
+LONGEST_IRREPS = 500  # in characters or in parts; what is cut off cannot be what a model needs
 PARTS = ("_parameters", "_buffers", "_modules")  # where a torch module keeps what is registered
 
 
@@ -132,10 +133,10 @@ def irreps(value: Any, path: str) -> list[tuple[int, int, int]]:
     """Irreps of e3nn, a record or text such as "8x0e+8x1o", as triples of multiplicity, l and parity ±1."""
     try:
         if isinstance(value, str):
+            value = value[:LONGEST_IRREPS]
             matches = [re.fullmatch(r"(?:(\d+)x)?(\d+)([eo])", part.strip()) for part in value.split("+")]
             return [(int(m[1] or 1), int(m[2]), 1 if m[3] == "e" else -1) for m in matches]
-        return [
-            (int(mul), *map(int, irrep.args[0])) for mul, irrep in (pair.args[0] for pair in value.args[0])
-        ]
+        pairs = [pair.args[0] for pair in value.args[0][:LONGEST_IRREPS]]
+        return [(int(mul), *map(int, irrep.args[0])) for mul, irrep in pairs]
     except (TypeError, ValueError, AttributeError, IndexError):
         raise CheckpointError(f"{path} is {brief(value)}, needed irreps of e3nn.") from None

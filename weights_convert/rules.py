@@ -13,6 +13,7 @@ from weights_convert.borders import CheckpointError, listed
 
 MOST_TENSORS = 5_000  # the largest networks of the known architectures have some hundreds
 LONGEST_NAME = 300
+SHARED = 80e6  # bytes that tensors under several names may have more than once
 LARGEST = float(np.finfo(np.float32).max)  # in whose precision potentials compute, if not asked otherwise
 
 
@@ -46,6 +47,10 @@ def convert(
             f"found {len(tensors):,} tensors, with names of up to {max(map(len, tensors)):,} characters; "
             f"needed at most {MOST_TENSORS:,} and {LONGEST_NAME}."
         )
+    owners = [tensor if tensor.base is None else tensor.base for tensor in tensors.values()]
+    once = {id(owner): owner.nbytes for owner in owners if isinstance(owner, np.ndarray)}
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(once.values()) + SHARED:
+        raise CheckpointError("the same tensors are there under many names, needed one of its own for each.")
     tensors = {
         name: tensor
         for name, tensor in tensors.items()

@@ -87,7 +87,7 @@ OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch
 # A file may cost so much. The largest of the published ones have 20,000 opcodes, and 30 classes.
 MOST_OPCODES = 1_000_000
 MOST_CLASSES = 2_000
-MOST_PARTS_OF_A_KEY = 100
+MOST_PARTS_OF_A_KEY = 16
 MOST_AXES = 32
 REPEATS = 80e6  # bytes that tensors may have beyond those of their storages; expanded tensors repeat them
 
