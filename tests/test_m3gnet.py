@@ -187,6 +187,14 @@ def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words
         convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
 
 
+def test_an_option_that_is_left_out_is_not_guessed(tmp_path):
+    for option in ("is_intensive", "cutoff", "units", "use_smooth"):
+        state, options = made.small_m3gnet()
+        del options["kwargs"]["model"]["init_args"][option]
+        with pytest.raises(CheckpointError, match=f"{option}=None \\(needed"):
+            convert_file(made.save_m3gnet(tmp_path / option, state, options))
+
+
 def test_a_shift_of_the_energy_that_does_not_add_up_over_atoms_is_refused(tmp_path):
     state, options = made.small_m3gnet()
     state["data_mean"] = np.array(0.5, np.float32)

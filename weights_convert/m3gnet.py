@@ -130,9 +130,11 @@ def config(checkpoint: Any) -> M3GNetConfig:
     """The architecture of the checkpoint. Raises CheckpointError, naming the option, where it is unknown."""
     around, args = _options(checkpoint)
     wrong = [
-        f"{key}={brief(args[key])} (needed {value!r})"
+        f"{key}={brief(found)} (needed {value!r})"
         for key, value in SUPPORTED.items()
-        if type(args.get(key, value)) is not type(value) or args.get(key, value) != value
+        # Of these, is_intensive alone means something else where it is left out.
+        if type(found := args.get(key, value if key != "is_intensive" else None)) is not type(value)
+        or found != value
     ]
     known = {*SUPPORTED, *COUNTS, *LENGTHS, *IRRELEVANT, "element_types", "use_smooth"}
     wrong += [f"{key}={brief(args[key])} (unknown)" for key in args if key not in known]
