@@ -45,7 +45,7 @@ def check(config: Any, names: Mapping[str, str] | None = None, error: type[Value
     """
     wrong = list(_wrong(config, names or {})) or list(_wrong_together(config))
     if wrong:
-        raise error(f"it has options that no model has: {listed(wrong)}.")
+        raise error(f"options beyond those of any model: {listed(wrong)}.")
 
 
 def _wrong(config: Any, names: Mapping[str, str]) -> Iterator[str]:

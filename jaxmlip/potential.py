@@ -264,7 +264,11 @@ def parameter_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
 
 
 def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: str = "random") -> Potential:
-    """A potential of the architecture of `config` with random parameters: to train, or to test laws with."""
+    """A potential of the architecture of `config` with random parameters: to train, or to test laws with.
+
+    Raises ValueError for hyperparameters with which it could not be loaded again.
+    """
+    limits.check(config)
     model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
     params = jax.device_get(jax.jit(partial(_initial, model))(jax.random.key(seed)))
     manifest = {"source": f"random parameters, seed {seed}"}
@@ -350,8 +354,9 @@ def _make_model(manifest: dict[str, Any]) -> nn.Module:
             "the network has parameters for."
         )
     functionals = manifest.get("functionals", [])
-    if not isinstance(functionals, list) or not all(isinstance(its, str) for its in functionals):
-        raise ManifestError(f"manifest.json has functionals={brief(functionals)}, needed a list of names.")
+    named = [*functionals, manifest.get("functional", "")] if isinstance(functionals, list) else [None]
+    if not all(isinstance(its, str) and its.isprintable() and len(its) <= LONGEST_LABEL for its in named):
+        raise ManifestError(f"manifest.json has the functionals {brief(named)}, needed names.")
     return model
 
 

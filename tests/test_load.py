@@ -9,15 +9,17 @@ import sys
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch_files as made
+from conftest import MODELS
 
 from jaxmlip import sources
-from jaxmlip.potential import ManifestError, Potential
+from jaxmlip.potential import ManifestError, Potential, random_potential
 from jaxmlip.sources import Address, FetchError, Source, Wheel, load
 from weights_convert import m3gnet
 from weights_convert.torch_zip import CheckpointError
@@ -297,6 +299,7 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
         (lambda folder: edit_options(folder, new=1), "needed those of chgnet"),
         (lambda folder: edit(folder, hyperparameters={}), "needed those of chgnet"),
         (lambda folder: edit(folder, elements=[10**12]), "needed different ones of the 94"),
+        (lambda folder: edit(folder, functional=5), "the functionals .*, needed names"),
         (lambda folder: edit(folder, name="\x1b[31m"), r"name='\\x1b\[31m', needed a line of text"),
     ],
 )
@@ -306,6 +309,12 @@ def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damag
     damage(folder)
     with pytest.raises(ManifestError, match=words):
         load(folder)
+
+
+@pytest.mark.parametrize("changes", [{"bond_cutoff": np.nan}, {"blocks": 33}, {"angular": 4}])
+def test_a_potential_that_could_not_be_loaded_again_is_not_made(changes):
+    with pytest.raises(ValueError, match=rf"options beyond those of any model: {next(iter(changes))}="):
+        random_potential(replace(MODELS["chgnet-0.3"], **changes))
 
 
 def test_a_changed_word_in_the_manifest_of_a_folder_is_told(own_folder, tmp_path):
