@@ -42,26 +42,7 @@ def convert(
     with every disagreement: a tensor that no rule or several rules use, a parameter that is not filled or
     filled twice, a shape that differs, numbers that are no weights.
     """
-    if len(tensors) > MOST_TENSORS or max(map(len, tensors), default=0) > LONGEST_NAME:
-        raise CheckpointError(
-            f"found {len(tensors):,} tensors, with names of up to {max(map(len, tensors)):,} characters; "
-            f"needed at most {MOST_TENSORS:,} and {LONGEST_NAME}."
-        )
-    owners = [tensor if tensor.base is None else tensor.base for tensor in tensors.values()]
-    once = {id(owner): owner.nbytes for owner in owners if isinstance(owner, np.ndarray)}
-    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(once.values()) + SHARED:
-        raise CheckpointError("the same tensors are there under many names, needed one of its own for each.")
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not any(re.fullmatch(pattern, name) for pattern in set_aside)
-    }
-    no_weights = [f"{name}: {fault}" for name, tensor in tensors.items() if (fault := fault_of(tensor))]
-    if no_weights:
-        raise CheckpointError(
-            f"{len(no_weights)} tensors hold no weights: {listed(no_weights)}. Fetch the file again, or "
-            "train again."
-        )
+    tensors = _weights(tensors, set_aside)
     uses: dict[str, int] = dict.fromkeys(tensors, 0)
     made: dict[str, np.ndarray] = {}
     wrong: list[str] = []
@@ -98,6 +79,31 @@ def convert(
         )
     # Not np.ascontiguousarray, which gives single numbers an axis.
     return {name: np.asarray(made[name], order="C") for name in sorted(made)}
+
+
+def _weights(tensors: Mapping[str, np.ndarray], set_aside: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Those of `tensors` that are not set aside. Raises CheckpointError where they cannot be weights."""
+    if len(tensors) > MOST_TENSORS or max(map(len, tensors), default=0) > LONGEST_NAME:
+        raise CheckpointError(
+            f"found {len(tensors):,} tensors, with names of up to {max(map(len, tensors)):,} characters; "
+            f"needed at most {MOST_TENSORS:,} and {LONGEST_NAME}."
+        )
+    owners = [tensor if tensor.base is None else tensor.base for tensor in tensors.values()]
+    once = {id(owner): owner.nbytes for owner in owners if isinstance(owner, np.ndarray)}
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(once.values()) + SHARED:
+        raise CheckpointError("the same tensors are there under many names, needed one of its own for each.")
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(re.fullmatch(pattern, name) for pattern in set_aside)
+    }
+    no_weights = [f"{name}: {fault}" for name, tensor in tensors.items() if (fault := fault_of(tensor))]
+    if no_weights:
+        raise CheckpointError(
+            f"{len(no_weights)} tensors hold no weights: {listed(no_weights)}. Fetch the file again, or "
+            "train again."
+        )
+    return tensors
 
 
 def fault_of(tensor: np.ndarray) -> str:
