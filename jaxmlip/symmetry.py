@@ -66,7 +66,7 @@ class SpaceGroup:
     cartesian: np.ndarray  # (rotations, 3, 3)
     atom: np.ndarray  # (rotations, n), as `Operation` has it
     cell: np.ndarray  # (rotations, n, 3)
-    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, none among them
+    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, that by 0 among them
     shifted_cell: np.ndarray  # (translations, n, 3)
 
     @property

@@ -95,10 +95,9 @@ def dynamical_matrix(
     graph = _packed(potential, atoms, memory_limit, room)
     group = space_group(atoms, symprec) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
+    columns = None
     if not q_points.any() and 0 < len(pairs.wave) <= FEW:
         columns = _few_columns(potential, graph, pairs, len(atoms), memory_limit)
-    else:
-        columns = None
     if columns is None:
         columns = _all_columns(potential, graph, q_points, pairs, len(atoms), block_size, memory_limit)
     whole = group is None
@@ -129,7 +128,7 @@ def _few_columns(potential, graph, pairs: Pairs, atoms: int, memory_limit: float
 
     The gradient is computed anew for each, so that nothing of it need be kept.
     """
-    with potential.precision():
+    with _counted(memory_limit), potential.precision():
         args = (potential.energy_fn, potential.arrays, graph)
         kept = _kept(jax.eval_shape(partial(_linearise, args[0]), *args[1:]))
         if kept < LARGE:

@@ -160,7 +160,7 @@ class Thermodynamics:
 
 
 def shifts(modes: Modes) -> np.ndarray:
-    """Which modes are the three shifts of the whole crystal, at q = 0 alone: bool, (q, 3n)."""
+    """Which modes are the three shifts of the whole crystal, which are at Γ alone: bool, (q, 3n)."""
     q, atoms = modes.q_points, modes.primitive
     found = np.zeros(modes.frequencies.shape, bool)
     root = np.sqrt(atoms.get_masses())
