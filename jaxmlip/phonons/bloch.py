@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlip import batching
+from jaxmlip.allocator import giving_memory_back
 from jaxmlip.columns import second_axis_vmap
 from jaxmlip.derivatives import (
     _block_size,
@@ -128,11 +129,12 @@ def _few_columns(potential, graph, pairs: Pairs, atoms: int, memory_limit: float
 
     The gradient is computed anew for each, so that nothing of it need be kept.
     """
-    with _counted(memory_limit), potential.precision():
-        args = (potential.energy_fn, potential.arrays, graph)
-        kept = _kept(jax.eval_shape(partial(_linearise, args[0]), *args[1:]))
-        if kept < LARGE:
+    args = (potential.energy_fn, potential.arrays, graph)
+    with potential.precision():
+        if _kept(jax.eval_shape(partial(_linearise, args[0]), *args[1:])) < LARGE:
             return None
+    # In a heap that is kept, the scratch memory of the second column may not fit where that of the first was.
+    with giving_memory_back(), potential.precision():
         if memory_limit is not None and _resident() + _scratch(_column.lower(*args, 0)) > memory_limit:
             return None
         found = [np.asarray(_column(*args, int(k)))[:atoms].ravel() for k in pairs.coordinate]
