@@ -319,6 +319,7 @@ def _reduced(crystal: Atoms, symprec: float, console: Console) -> Atoms:
             f"those of the primitive cell, {primitive.get_chemical_formula()}, in the same axes "
             "(--keep-cell keeps the cell as it is)",
             highlight=False,
+            soft_wrap=True,
         )
     return primitive
 
