@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from weights_convert.borders import printable
+
 
 class PlainConsole(Console):
     """A console that reads no markup and lets no text steer the terminal."""
@@ -21,7 +23,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **how: Any) -> Text:
         """Makes the text of a line, or of a part of a table."""
-        return super().render_str(printable(text), **how)
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **how)
 
 
 def console(width: int | None = None, stderr: bool = False, quiet: bool = False) -> PlainConsole:
@@ -35,10 +37,3 @@ def console(width: int | None = None, stderr: bool = False, quiet: bool = False)
 def say(line: str, stderr: bool = False, style: str | None = None) -> None:
     """Prints a line, which only the terminal itself may break."""
     console(stderr=stderr).print(line, style=style, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """`text` in which control characters are escapes, such as \\x1b; ends of lines stay."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxmlip import batching
+from jaxmlip import batching, limits
 from jaxmlip.derivatives import with_derivatives
 from jaxmlip.files import writing_folder
 from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
@@ -28,6 +29,8 @@ from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.progress import track
+from weights_convert.borders import RefusedError, brief, cut, guard, listed, printable
+from weights_convert.rules import fault_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -39,6 +42,8 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
     "m3gnet": (M3GNet, M3GNetConfig),
     "mace": (MACE, MACEConfig),
 }
+LARGEST_MANIFEST = 10_000_000  # bytes; that of a published model has some thousands
+LONGEST_LABEL = 200  # characters of the name of a model
 MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU
 
 
@@ -83,7 +88,7 @@ def _predict(energy: Energy, params: Any, graph: CrystalGraph):
     return e, stress, {"forces": forces, **sites}
 
 
-class ManifestError(ValueError):
+class ManifestError(RefusedError):
     """A model folder that cannot be used: what was found, what was needed, what to do."""
 
 
@@ -210,15 +215,16 @@ class Potential:
         tensors = {name: np.asarray(x, order="C") for name, x in flat.items()}
         raw = safetensors.numpy.save(tensors)
         manifest = {
-            **self.manifest,
+            **{key: value for key, value in self.manifest.items() if key != "checksum"},
             "format": FORMAT,
-            "name": self.name,
+            "name": printable(cut(self.name, LONGEST_LABEL)),
             "architecture": architecture_of(self.model),
             "hyperparameters": asdict(self.model.config),
             "elements": list(self.elements),
             "parameters": self.parameter_count,
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
+        manifest["checksum"] = _checksum(manifest)
         with writing_folder(folder, last="manifest.json") as draft:
             (draft / "model.safetensors").write_bytes(raw)
             (draft / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -227,42 +233,57 @@ class Potential:
     def from_folder(cls, folder: str | Path, dtype: str = "float32") -> Potential:
         """The potential that `save` wrote into `folder`.
 
-        Raises ManifestError where a file is missing, damaged, of another layout, or does not fill the model.
+        Raises ManifestError where a file is missing, damaged, of another layout, or does not fill the model,
+        or where its numbers are none that a model has; warns where a file is not as it was written.
         """
-        folder = Path(folder)
+        potential, changed = read_folder(Path(folder))
+        if changed:
+            warnings.warn(changed, stacklevel=2)
+        return replace(potential, dtype=dtype)
+
+
+def read_folder(folder: Path) -> tuple[Potential, str]:
+    """The potential that `Potential.save` wrote into `folder`, and which of its files was changed, if any.
+
+    Raises ManifestError as `Potential.from_folder` does.
+    """
+    with guard(folder, ManifestError, "Convert the source again."):
         manifest = _read_manifest(folder)
-        model = _make_model(manifest, folder)
-        tensors = _read_tensors(folder, manifest)
-        shapes = parameter_shapes(model) | ({"scale": ()} if "scale" in tensors else {})
-        wrong = [f"{n}: missing" for n in shapes if n not in tensors]
-        wrong += [f"{n}: unknown" for n in tensors if n not in shapes]
-        wrong += [
-            f"{n}: found shape {tensors[n].shape}, needed {shapes[n]}"
-            for n in shapes
-            if n in tensors and tensors[n].shape != shapes[n]
-        ]
-        if wrong:
-            raise ManifestError(
-                f"{folder / 'model.safetensors'} does not fill the model that manifest.json describes; "
-                "convert the source again:\n  " + "\n  ".join(wrong)
-            )
-        params = flax.traverse_util.unflatten_dict(tensors, sep="/")
-        name = str(manifest.get("name", folder.name))
-        return cls(name, model, params, tuple(manifest["elements"]), manifest, dtype)
+        model = _make_model(manifest)
+        name = manifest.get("name", folder.name)
+        if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_LABEL:
+            raise ManifestError(f"manifest.json has name={brief(name)}, needed a line of text.")
+        raw, tensors = _read_tensors(folder)
+        _check_tensors(tensors, model)
+        changed = ""
+        # Manifests of earlier versions have no checksum.
+        if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
+            changed = f"{folder / 'manifest.json'} was changed since it was written (checksum)."
+        elif hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
+            changed = f"{folder / 'model.safetensors'} is not the file that its manifest describes (sha256)."
+    params = flax.traverse_util.unflatten_dict(tensors, sep="/")
+    return Potential(name, model, params, tuple(manifest["elements"]), manifest), changed
 
 
 def architecture_of(model: nn.Module) -> str:
     return next(name for name, (kind, _) in ARCHITECTURES.items() if isinstance(model, kind))
 
 
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=64)
+def parameter_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """The name and shape of every parameter of a potential with this network."""
-    tree = jax.eval_shape(partial(_initial, model), jax.random.key(0))
-    return {n: x.shape for n, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    # The key is made within, so that no device is needed.
+    tree = jax.eval_shape(lambda: _initial(model, jax.random.key(0)))
+    shapes = {n: x.shape for n, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    return MappingProxyType(shapes)
 
 
 def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: str = "random") -> Potential:
-    """A potential of the architecture of `config` with random parameters: to train, or to test laws with."""
+    """A potential of the architecture of `config` with random parameters: to train, or to test laws with.
+
+    Raises ValueError for hyperparameters with which it could not be loaded again.
+    """
+    limits.check(config)
     model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
     params = jax.device_get(jax.jit(partial(_initial, model))(jax.random.key(seed)))
     manifest = {"source": f"random parameters, seed {seed}"}
@@ -291,52 +312,96 @@ def _is_structure(crystal: Any) -> bool:
     return hasattr(crystal, "get_atomic_numbers") or hasattr(crystal, "to_ase_atoms")
 
 
+def _checksum(manifest: dict[str, Any]) -> str:
+    """The sha256 of what `manifest` says, but for a checksum in it, whatever its layout."""
+    said = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "checksum"}))
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path, again = folder / "manifest.json", "convert the source again."
     if not path.is_file():
         raise ManifestError(
-            f"{folder} has no manifest.json; needed a folder that `jaxmlip convert` or Potential.save wrote."
+            "it has no manifest.json; needed a folder that `jaxmlip convert` or Potential.save wrote."
         )
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise ManifestError(f"manifest.json has {path.stat().st_size:,} bytes; {again}")
     try:
-        manifest = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is not JSON ({error}); convert the source again.") from None
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"manifest.json is not JSON ({cut(str(error), 100)}); {again}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        version = (
+            f" ({brief(manifest['jaxmlip'])})" if isinstance(manifest, dict) and "jaxmlip" in manifest else ""
+        )
         raise ManifestError(
-            f"{path} has format {found!r}, this version of jaxmlip reads format {FORMAT}. Convert the "
-            "source again with this version, or install the version of jaxmlip that wrote it"
-            + (f" ({manifest['jaxmlip']})." if isinstance(manifest, dict) and "jaxmlip" in manifest else ".")
+            f"manifest.json has format {brief(found)}, this version of jaxmlip reads format {FORMAT}. "
+            "Convert the source again with this version, or install the version of jaxmlip that wrote "
+            f"it{version}."
         )
     return manifest
 
 
-def _make_model(manifest: dict[str, Any], folder: Path) -> nn.Module:
-    path, name = folder / "manifest.json", manifest.get("architecture")
-    if name not in ARCHITECTURES:
-        raise ManifestError(f"{path} names the architecture {name!r}, known are {', '.join(ARCHITECTURES)}.")
+def _make_model(manifest: dict[str, Any]) -> nn.Module:
+    name, given = manifest.get("architecture"), manifest.get("hyperparameters")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ManifestError(
+            f"manifest.json names the architecture {brief(name)}, known are {', '.join(ARCHITECTURES)}."
+        )
     kind, config = ARCHITECTURES[name]
-    given, elements = manifest.get("hyperparameters"), manifest.get("elements")
-    if not isinstance(elements, list) or not all(isinstance(z, int) for z in elements):
-        raise ManifestError(f"{path} has elements={elements!r}, needed a list of atomic numbers.")
-    try:
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return kind(config(**frozen))
-    except (TypeError, AttributeError) as error:
-        raise ManifestError(f"{path} has hyperparameters that do not fit {name} ({error}).") from None
+    known = {field.name for field in fields(config)}
+    if not isinstance(given, dict) or not known >= set(given) or not given:
+        raise ManifestError(
+            f"manifest.json has hyperparameters={brief(given)}, needed those of {name}: {', '.join(known)}."
+        )
+    frozen = config(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    )
+    limits.check(frozen, error=ManifestError)
+    model = kind(frozen)
+    elements, species = manifest.get("elements"), set(atomic_numbers(model))
+    if not isinstance(elements, list) or not all(type(z) is int for z in elements):
+        raise ManifestError(f"manifest.json has elements={brief(elements)}, needed a list of atomic numbers.")
+    if not elements or len(set(elements)) != len(elements) or not species >= set(elements):
+        raise ManifestError(
+            f"manifest.json has elements={brief(elements)}, needed different ones of the {len(species)} that "
+            "the network has parameters for."
+        )
+    functionals = manifest.get("functionals", [])
+    named = [*functionals, manifest.get("functional", "")] if isinstance(functionals, list) else [None]
+    if not all(isinstance(its, str) and its.isprintable() and len(its) <= LONGEST_LABEL for its in named):
+        raise ManifestError(f"manifest.json has the functionals {brief(named)}, needed names.")
+    return model
 
 
-def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_tensors(folder: Path) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The bytes of model.safetensors, and the tensors in it."""
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise ManifestError(
-            f"{folder} has a manifest.json and no model.safetensors; convert the source again."
-        )
+        raise ManifestError("it has a manifest.json and no model.safetensors; convert the source again.")
     raw = path.read_bytes()
     try:
-        tensors = safetensors.numpy.load(raw)
+        return raw, safetensors.numpy.load(raw)
     except safetensors.SafetensorError as error:
-        raise ManifestError(f"{path} is damaged ({error}); convert the source again.") from None
-    if hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
-        warnings.warn(f"{path} is not the file that its manifest describes (sha256).", stacklevel=4)
-    return tensors
+        raise ManifestError(f"model.safetensors is damaged ({error}); convert the source again.") from None
+
+
+def _check_tensors(tensors: dict[str, np.ndarray], model: nn.Module) -> None:
+    """Raises ManifestError where `tensors` are not the parameters of `model`, each with sound numbers."""
+    shapes = {**parameter_shapes(model), **({"scale": ()} if "scale" in tensors else {})}
+    wrong = [f"{n}: missing" for n in shapes if n not in tensors]
+    wrong += [f"{cut(n, 100)}: unknown" for n in tensors if n not in shapes]
+    wrong += [
+        f"{n}: found shape {brief(tensors[n].shape)}, needed {shapes[n]}"
+        for n in shapes
+        if n in tensors and tensors[n].shape != shapes[n]
+    ]
+    if wrong:
+        raise ManifestError(
+            "model.safetensors does not fill the model that manifest.json describes; convert the source "
+            "again: " + listed(wrong)
+        )
+    faults = [f"{name}: {fault}" for name, tensor in tensors.items() if (fault := fault_of(tensor))]
+    if faults:
+        raise ManifestError(f"model.safetensors holds no weights; convert the source again: {listed(faults)}")

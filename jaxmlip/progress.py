@@ -20,7 +20,7 @@ def _with_bar(items: Iterable[T], what: str, terminal) -> Iterator[T]:
     from rich.markup import escape
     from rich.progress import track as rich_track
 
-    from jaxmlip.console import printable
+    from weights_convert.borders import printable
 
     global _shown
     _shown = True

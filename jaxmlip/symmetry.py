@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import spglib
 from ase import Atoms
 from scipy.spatial import cKDTree
 
-from jaxmlip.graph import boxed, directions, reach
+from jaxmlip.graph import as_atoms, boxed, directions, reach
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 TOLERANCE = 1e-5  # Å; atoms that far from a symmetric place still count as symmetric
 NEARLY = 1e-2  # Å; a symmetry that holds only within this was meant, and lost by rounding
@@ -63,7 +66,7 @@ class SpaceGroup:
     cartesian: np.ndarray  # (rotations, 3, 3)
     atom: np.ndarray  # (rotations, n), as `Operation` has it
     cell: np.ndarray  # (rotations, n, 3)
-    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, none among them
+    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, that by 0 among them
     shifted_cell: np.ndarray  # (translations, n, 3)
 
     @property
@@ -230,13 +233,14 @@ def _spglib_cell(atoms: Atoms, kind: np.ndarray | None):
     return atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), kind
 
 
-def primitive_cell(atoms: Atoms, tolerance: float = TOLERANCE) -> Atoms:
+def primitive_cell(crystal: Atoms | Structure, tolerance: float = TOLERANCE) -> Atoms:
     """The primitive cell, not turned: of atoms that are copies of each other the first, where it is.
 
     It is that of elements, masses and magnetic moments, with the lattice vectors of a standard primitive
     cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is. Along
     vectors that do not repeat (pbc) nothing is reduced.
     """
+    atoms = as_atoms(crystal)
     kind = kinds(atoms, masses=True, moments=True)
     found = symmetry_dataset(atoms, tolerance, kind)
     if found is None:

@@ -78,6 +78,10 @@ def small_potential(name: str, dtype: str = "float64"):
     return replace(potential, params=potential.params | params)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--hostile", type=int, default=200, help="how many hostile files to try")
+
+
 @pytest.fixture(scope="session", params=list(MODELS))
 def potential(request):
     """Each model in turn, and all of its tests before the next one's."""

@@ -1,8 +1,11 @@
 """Reading torch checkpoints without torch: honest files exactly, hostile ones not at all."""
 
 import contextlib
+import copy
+import os
 import pickle
 import sys
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -12,7 +15,7 @@ import torch_files as made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weights_convert import torch_zip
+from weights_convert import modules, torch_zip
 from weights_convert.torch_zip import CheckpointError
 
 DTYPES = sorted(made.STORAGE_NAMES, key=str)
@@ -145,12 +148,62 @@ def test_a_call_of_anything_else_is_refused_and_not_made(path, tmp_path, module,
 
 
 @pytest.mark.parametrize("full", ["torch.os.system", "torch.serialization.os.system", "numpy.f2py.os.system"])
-def test_a_function_reached_through_a_recorded_package_is_inert(path, tmp_path, full):
+def test_a_function_reached_through_a_recorded_package_is_refused(path, tmp_path, full):
     mark = tmp_path / "ran"
     module, _, function = full.partition(".")
     attack = made.call(module, function, made.plain(f"touch {mark}"))
-    assert isinstance(torch_zip.read(made.write(path, attack)), torch_zip.Record)
+    with pytest.raises(CheckpointError, match=rf"asks to load {full}.*nothing was run"):
+        torch_zip.read(made.write(path, attack))
     assert not mark.exists()
+
+
+def test_a_function_that_pickle_writes_as_an_attribute_is_a_record_of_its_name(path):
+    tanh = made.call(
+        "__builtin__", "getattr", made.name("torch._C", "_VariableFunctionsClass"), made.plain("tanh")
+    )
+    assert modules.class_of(torch_zip.read(made.write(path, tanh))) == "torch.tanh"
+    method = made.call("__builtin__", "getattr", made.call("chgnet.graph", "Converter"), made.plain("_fast"))
+    assert modules.class_of(torch_zip.read(made.write(path, method))) == "chgnet.graph.Converter._fast"
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (made.plain({}), "__class__"),
+        (made.plain("text"), "format"),
+        (made.call("collections", "OrderedDict"), "__reduce__"),
+        (made.name("torch", "serialization"), "os"),
+        (made.name("torch", "FloatStorage"), "dtype"),
+    ],
+)
+def test_an_attribute_of_anything_but_a_record_is_refused(path, owner, attribute):
+    made.write(path, made.call("__builtin__", "getattr", owner, made.plain(attribute)))
+    with pytest.raises(CheckpointError, match=r"asks to load .*nothing was run"):
+        torch_zip.read(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "words"),
+    [
+        (
+            "my_package.nets",
+            "Net",
+            r"holds a my_package\.nets\.Net, of a package whose files are not read here",
+        ),
+        ("__main__", "Net", r"holds a __main__\.Net, a class of the script that saved it"),
+    ],
+)
+def test_a_class_of_an_unknown_package_is_named_without_an_accusation(path, module, name, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        torch_zip.read(made.write(path, made.call(module, name)))
+    assert "trust" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harmless", ["argparse.Namespace", "pathlib.PosixPath", "datetime.datetime"])
+def test_plain_objects_of_the_standard_library_in_a_file_do_no_harm(path, harmless):
+    module, name = harmless.split(".")
+    found = torch_zip.read(made.write(path, made.dict_of({"args": made.call(module, name, made.plain("a"))})))
+    assert (modules.class_of(found["args"]), found["args"].args) == (harmless, ("a",))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +261,7 @@ def test_a_tensor_that_leaves_its_storage_is_refused(path, offset, size, stride)
 
 def test_a_tensor_made_of_no_storage_is_refused(path):
     made.write(path, made.tensor(made.plain([1, 2, 3]), 0, (3,), (1,)))
-    with pytest.raises(CheckpointError, match="made of list, not of a storage"):
+    with pytest.raises(CheckpointError, match=r"made of \[1, 2, 3\], not of a storage"):
         torch_zip.read(path)
 
 
@@ -217,13 +270,111 @@ def test_a_storage_of_another_length_than_the_pickle_says_is_refused(path, count
     raw = np.arange(6, dtype=np.float32).tobytes()
     stored = made.storage("0", "FloatStorage", count)
     made.write(path, made.tensor(stored, 0, (2,), (1,)), {"0": raw})
-    with pytest.raises(CheckpointError, match=f"storage 0 has 24 bytes, needed {count} of float32"):
+    with pytest.raises(CheckpointError, match=f"storage '0' has 24 bytes, needed {count} of float32"):
         torch_zip.read(path)
 
 
 def test_a_storage_that_is_not_in_the_archive_is_refused(path):
     made.write(path, made.storage("../../secret", "FloatStorage", 1))
     with pytest.raises(CheckpointError, match=r"no item named 'archive/data/\.\./\.\./secret'"):
+        torch_zip.read(path)
+
+
+def test_a_large_index_of_the_memo_costs_no_memory(path):
+    tracemalloc.start()
+    for index in (b"r\x00\x00\x00\x10", b"p400000000\n"):
+        assert torch_zip.read(made.write(path, b"N" + index + b"0" + made.plain({}))) == {}
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+DOUBLED = b"K\x01" + b"2\x86" * 45  # a tuple of two, each of which is a tuple of two, and so on: 2⁴⁵ ones
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + DOUBLED + b"K\x01s",
+        b"}(" + DOUBLED + b"K\x01u",
+        b"(" + DOUBLED + b"K\x01d",
+        DOUBLED + b"Q",
+        made.call("__builtin__", "frozenset", b"](" + DOUBLED + b"e"),
+        made.call("collections", "OrderedDict", b"](" + made.tuple_of(DOUBLED, b"N") + b"e"),
+        made.call("torch.nn", "Dict") + DOUBLED + b"Ns",
+        b"\x8f(" + DOUBLED + b"\x90",
+        b"(" + DOUBLED + b"\x91",
+        made.call("numpy", "dtype", DOUBLED),
+    ],
+)
+def test_a_tuple_that_doubles_many_times_is_refused_where_it_would_be_looked_through(path, content):
+    with pytest.raises(CheckpointError, match=r"too many parts|needed a storage|found a NumPy type"):
+        torch_zip.read(made.write(path, content))
+
+
+def test_many_small_repeats_are_refused_together(path):
+    stored = made.storage("0", "FloatStorage", 4)
+    repeat = made.tensor(stored, 0, (10**6,), (0,))
+    storages = {"0": bytes(16)}
+    assert torch_zip.read(made.write(path, repeat, storages)).shape == (10**6,)
+    with pytest.raises(
+        CheckpointError, match=r"beyond the size of the file and 80 MB: found size \(1000000,\)"
+    ):
+        torch_zip.read(made.write(path, made.tuple_of(*[repeat] * 30), storages))
+
+
+def test_entries_of_the_archive_that_share_their_bytes_are_refused(path):
+    """A file lists one large entry under many names."""
+    raw = bytes(10**6)
+    tensors = [made.tensor(made.storage(str(k), "ByteStorage", len(raw)), 0, (1,), (1,)) for k in range(5)]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + made.tuple_of(*tensors) + b".")
+        archive.writestr("archive/data/0", raw)
+        for k in range(1, 5):
+            again = copy.copy(archive.getinfo("archive/data/0"))
+            again.filename = again.orig_filename = f"archive/data/{k}"
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    with pytest.raises(CheckpointError, match=r"storages have more bytes than the file|differ"):
+        torch_zip.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"N0" * 500_001 + b"N", r"more than 1,000,000 opcodes"),
+        (
+            b"".join(made.name("torch", f"C{k}") + b"0" for k in range(2_001)) + b"N",
+            "more than 2,000 classes",
+        ),
+        (b"\x96\x00\x00\x00\x00\x10\x00\x00\x00", "protocol 5"),
+        (made.tensor(made.storage("0", "FloatStorage", 1), 0, (1,) * 33, (1,) * 33), "a tensor has size"),
+    ],
+)
+def test_what_would_cost_too_much_is_refused_before_it_costs_it(path, content, words):
+    with pytest.raises(CheckpointError, match=words):
+        torch_zip.read(made.write(path, content, {"0": bytes(4)}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        made.name("\x1b[31mevil", "\x1b[2J"),
+        made.name("x" * 10**6, "y"),
+        made.storage("\x1b[2J\n" * 1000, "FloatStorage", 1),
+        made.call("numpy", "dtype", made.plain("\x1b[31m\n")),
+    ],
+)
+def test_nothing_in_a_file_steers_the_terminal_or_fills_it(path, content):
+    with pytest.raises(CheckpointError) as caught:
+        torch_zip.read(made.write(path, content))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400 + len(str(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(path):
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match="this is no file"):
         torch_zip.read(path)
 
 
@@ -240,7 +391,7 @@ def test_a_pickle_cut_off_anywhere_is_refused(path):
     content = made.dict_of({"w": made.tensor(stored, 0, (6,), (1,))})
     for length in range(len(content)):
         made.write(path, content[:length], storages, stop=b"")
-        with pytest.raises(CheckpointError, match="its pickle cannot be read"):
+        with pytest.raises(CheckpointError, match=r"weights\.pth\.tar: cannot be read"):
             torch_zip.read(path)
 
 
@@ -276,6 +427,24 @@ def test_a_zip_archive_without_a_pickle_says_what_is_in_it(path):
 def test_compressed_entries_are_refused(path):
     made.write(path, made.plain(1), compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="is compressed"):
+        torch_zip.read(path)
+
+
+def test_a_torchscript_archive_is_told_as_such_though_its_code_is_compressed(path):
+    """As mace writes _compiled.model and -lammps.pt."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps(1, 2))
+        archive.writestr("x/code/__torch__/mace.py", "def f(): ...", zipfile.ZIP_DEFLATED)
+        archive.writestr("x/constants.pkl", pickle.dumps((), 2))
+    with pytest.raises(CheckpointError, match=r"TorchScript archive.*the \.model beside it"):
+        torch_zip.read(path)
+
+
+def test_a_file_of_torch_before_1_6_is_told_as_such(path):
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2))
+    with pytest.raises(
+        CheckpointError, match=r"format of torch before 1\.6.*Save it again with a newer torch"
+    ):
         torch_zip.read(path)
 
 

@@ -14,7 +14,7 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxmlip import from_atoms
-from jaxmlip.graph import Cutoffs, bond_vectors, check_crystal
+from jaxmlip.graph import Cutoffs, as_atoms, bond_vectors, check_crystal
 from jaxmlip.structures import read_crystal, read_crystals
 
 CUTOFFS = Cutoffs(4.0, 3.0)
@@ -203,6 +203,15 @@ def test_a_site_that_is_fully_occupied_is_taken_whatever_the_format_says_of_it(t
     atoms.set_array("occupancies", np.where(np.arange(8) == 5, 0.75, 1.0))
     with pytest.raises(ValueError, match=r"site 5 .*0\.75 Ge"):
         from_atoms(atoms, 5.0)
+
+
+def test_deuterium_and_tritium_keep_their_masses(tmp_path):
+    poscar = tmp_path / "POSCAR"
+    poscar.write_text("LiD\n1.0\n0 2.04 2.04\n2.04 0 2.04\n2.04 2.04 0\nLi D\n1 1\nDirect\n0 0 0\n.5 .5 .5\n")
+    assert read_crystal(poscar).get_masses() == pytest.approx([6.94, 2.014], abs=2e-3)
+    found = as_atoms(Structure(np.eye(3) * 4, ["T", "H", "O"], np.eye(3) / 2))
+    assert found.numbers.tolist() == [1, 1, 8]
+    assert found.get_masses() == pytest.approx([3.016, 1.008, 15.999], abs=2e-3)
 
 
 def test_what_is_no_structure_is_refused_with_its_type():

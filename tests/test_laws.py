@@ -175,6 +175,20 @@ def test_a_batch_gives_what_each_crystal_gives_alone(architecture, crystals):
         assert_same(one, alone)
 
 
+def test_crystals_come_in_any_iterable_and_a_bad_one_is_named_by_its_number(any_potential, crystals):
+    expected = [p["energy"] for p in any_potential.predict(crystals)]
+    array = np.empty(len(crystals), object)
+    array[:] = crystals
+    for given in (iter(crystals), (atoms for atoms in crystals), array, tuple(crystals)):
+        np.testing.assert_allclose([p["energy"] for p in any_potential.predict(given)], expected)
+    bad = crystals[0].copy()
+    bad.numbers[0] = 104
+    with pytest.raises(ValueError, match=r"crystal 2: .*Rf"):
+        any_potential.predict([*crystals[:2], bad])
+    with pytest.raises(TypeError, match=r"crystal 1: .*str"):
+        any_potential.predict([crystals[0], "NaCl.cif"])
+
+
 def test_site_energies_add_up_to_the_energy(predicted):
     for p in (p for each in predicted.values() for p in each):
         np.testing.assert_allclose(p["site_energies"].sum(), p["energy"], **TIGHT)

@@ -6,16 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch_files as made
+from conftest import MODELS
 
 from jaxmlip import sources
-from jaxmlip.potential import ManifestError, Potential
+from jaxmlip.potential import ManifestError, Potential, random_potential
 from jaxmlip.sources import Address, FetchError, Source, Wheel, load
 from weights_convert import m3gnet
 from weights_convert.torch_zip import CheckpointError
@@ -199,19 +203,76 @@ def edit(folder, **changes):
     (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
+def edit_options(folder, **changes):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    edit(folder, hyperparameters={**manifest["hyperparameters"], **changes})
+
+
+def change_a_word(folder):
+    edit(folder, licence="none")
+
+
+def write_a_null(folder):
+    edit_options(folder, blocks=None)
+
+
+def write_a_large_number(folder):
+    edit_options(folder, blocks=10**9)
+
+
+def move_the_cutoff(folder):
+    edit_options(folder, bond_cutoff=6.0)
+
+
+def write_another_type(folder):
+    edit(folder, architecture=[])
+
+
+def remove_the_elements(folder):
+    edit(folder, elements=[])
+
+
+def put_a_folder_in_place_of_the_manifest(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+
+
+def put_a_file_in_place_of_the_folder(folder):
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+def spoil_the_tensors(folder, spoil):
+    """Other tensors, and the sums that belong to them."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors["network/elements"] = spoil(tensors["network/elements"])
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    edit(folder, sha256=hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest())
+
+
+def write_nan(folder):
+    spoil_the_tensors(folder, lambda x: np.full_like(x, np.nan))
+
+
+def write_whole_numbers(folder):
+    spoil_the_tensors(folder, lambda x: x.astype(np.int32))
+
+
 DAMAGES = [cut_off, change_a_number, remove_the_tensors, remove_the_manifest, break_the_manifest]
-DAMAGES += [write_another_format, write_another_source]
+DAMAGES += [write_another_format, write_another_source, change_a_word, write_a_null, write_a_large_number]
+DAMAGES += [move_the_cutoff, write_another_type, remove_the_elements, put_a_folder_in_place_of_the_manifest]
+DAMAGES += [put_a_file_in_place_of_the_folder, write_nan, write_whole_numbers]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.filterwarnings("ignore:.*is not the file that its manifest describes")
 def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage):
     load("tiny-a")
     kept = sources.models_folder() / "tiny-a"
     before = (kept / "model.safetensors").read_bytes()
     damage(kept)
-    with pytest.warns(UserWarning, match="cannot be used, and is made again"):
+    with pytest.warns(UserWarning, match="cannot be used, and is made again") as told:
         assert load("tiny-a").name == "tiny-a"
+    assert len(told) == 1
     assert (kept / "model.safetensors").read_bytes() == before
     assert load("tiny-a").name == "tiny-a"
     assert [item.name for item in sources.models_folder().iterdir()] == ["tiny-a"]
@@ -224,6 +285,22 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
         (break_the_manifest, "is not JSON"),
         (remove_the_manifest, "has no manifest.json"),
         (cut_off, "is damaged"),
+        (write_a_null, r"blocks=None \(needed a whole number from 1 to 32\)"),
+        (write_a_large_number, r"blocks=1000000000 \(needed a whole number from 1 to 32\)"),
+        (write_another_type, r"names the architecture \[\], known are chgnet, m3gnet, mace"),
+        (remove_the_elements, r"elements=\[\], needed different ones of the 94"),
+        (write_nan, r"holds no weights; .*network/elements: found NaN"),
+        (write_whole_numbers, r"holds no weights; .*network/elements: found int32"),
+        (
+            lambda folder: edit_options(folder, bond_cutoff=60),
+            r"bond_cutoff=60 \(needed a length up to 20 Å\)",
+        ),
+        (lambda folder: edit_options(folder, radial=0), r"radial=0 \(needed a whole number"),
+        (lambda folder: edit_options(folder, new=1), "needed those of chgnet"),
+        (lambda folder: edit(folder, hyperparameters={}), "needed those of chgnet"),
+        (lambda folder: edit(folder, elements=[10**12]), "needed different ones of the 94"),
+        (lambda folder: edit(folder, functional=5), "the functionals .*, needed names"),
+        (lambda folder: edit(folder, name="\x1b[31m"), r"name='\\x1b\[31m', needed a line of text"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damage, words):
@@ -232,6 +309,32 @@ def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damag
     damage(folder)
     with pytest.raises(ManifestError, match=words):
         load(folder)
+
+
+@pytest.mark.parametrize("changes", [{"bond_cutoff": np.nan}, {"blocks": 33}, {"angular": 4}])
+def test_a_potential_that_could_not_be_loaded_again_is_not_made(changes):
+    with pytest.raises(ValueError, match=rf"options beyond those of any model: {next(iter(changes))}="):
+        random_potential(replace(MODELS["chgnet-0.3"], **changes))
+
+
+def test_a_changed_word_in_the_manifest_of_a_folder_is_told(own_folder, tmp_path):
+    load("tiny-a").save(tmp_path / "mine")
+    change_a_word(tmp_path / "mine")
+    with pytest.warns(UserWarning, match=r"manifest\.json was changed since it was written") as told:
+        load(tmp_path / "mine")
+    assert len(told) == 1
+
+
+def test_a_folder_of_an_earlier_version_without_a_checksum_is_loaded_without_a_word(own_folder):
+    load("tiny-a")
+    manifest = sources.models_folder() / "tiny-a" / "manifest.json"
+    said = json.loads(manifest.read_text())
+    del said["checksum"]
+    manifest.write_text(json.dumps(said))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("tiny-a")
+        load(manifest.parent)
 
 
 def test_a_folder_is_loaded_by_its_path(own_folder, tmp_path):

@@ -124,7 +124,9 @@ def test_tensors_in_double_precision_stay_so(tmp_path):
 @pytest.mark.parametrize("load", [jaxmlip.load, convert_file])
 def test_a_folder_that_lacks_a_file_is_told_by_its_name(folder, name, load):
     (folder / name).unlink()
-    with pytest.raises(CheckpointError, match=f"tiny has no {name}; needed a folder with state.pt and model"):
+    with pytest.raises(
+        CheckpointError, match=f"tiny: it has no {name}; needed a folder with state.pt and model"
+    ):
         load(folder)
 
 
@@ -132,7 +134,9 @@ def test_a_folder_that_lacks_a_file_is_told_by_its_name(folder, name, load):
 def test_a_truncated_file_is_told_by_its_name(folder, name):
     file = folder / name
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=f"{name}.* is (not JSON|not a zip archive, or is truncated)"):
+    with pytest.raises(
+        CheckpointError, match=f"{name}.* (it is not JSON|this is not a zip archive, or is truncated)"
+    ):
         jaxmlip.load(folder)
 
 
@@ -148,7 +152,7 @@ def test_a_tensor_of_another_shape_is_told_with_both_shapes(tmp_path):
 def test_a_row_for_each_element_is_needed(tmp_path):
     state, options = made.small_m3gnet()
     state["element_refs.property_offset"] = np.ones(2, np.float32)
-    with pytest.raises(CheckpointError, match=r"property_offset: found shape \(2,\), needed 3 rows"):
+    with pytest.raises(CheckpointError, match=r"property_offset: found shape \(2,\), needed \(3,\), 3 rows"):
         convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
 
 
@@ -162,7 +166,7 @@ def test_a_row_for_each_element_is_needed(tmp_path):
         ("activation_type", "tanh", r"activation_type='tanh' \(needed 'swish'\)"),
         ("ntargets", 2, r"ntargets=2 \(needed 1\)"),
         ("max_l", 4, r"max_l=4 \(needed a whole number from 1 to 3\)"),
-        ("nblocks", 10**30, r"nblocks=1000.* \(needed a whole number from 1 to 64\)"),
+        ("nblocks", 10**30, r"nblocks=1000.* \(needed a whole number from 1 to 32\)"),
         ("units", "64", r"units='64' \(needed a whole number"),
         ("units", True, r"units=True \(needed a whole number"),
         ("cutoff", -1.0, r"cutoff=-1.0 \(needed a length in Å\)"),
@@ -183,6 +187,14 @@ def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words
         convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
 
 
+def test_an_option_that_is_left_out_is_not_guessed(tmp_path):
+    for option in ("is_intensive", "cutoff", "units", "use_smooth"):
+        state, options = made.small_m3gnet()
+        del options["kwargs"]["model"]["init_args"][option]
+        with pytest.raises(CheckpointError, match=f"{option}=None \\(needed"):
+            convert_file(made.save_m3gnet(tmp_path / option, state, options))
+
+
 def test_a_shift_of_the_energy_that_does_not_add_up_over_atoms_is_refused(tmp_path):
     state, options = made.small_m3gnet()
     state["data_mean"] = np.array(0.5, np.float32)
@@ -200,15 +212,18 @@ def test_nuclear_repulsion_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "model.json has no JSON object"),
-        ("{}", "model.json has @class 'None' around 'None'"),
+        ("[]", "model.json has @class None around None; needed a Potential around an M3GNet"),
+        ("{}", "model.json has @class None around None"),
         ("[" * 100_000, "is not JSON"),
         ("\\xff", "is not JSON"),
-        ('{"@class": "Potential", "kwargs": {"model": {"@class": "MEGNet"}}}', "around 'MEGNet'"),
-        ('{"@class": "Potential", "kwargs": 3}', "around 'None'"),
+        (
+            '{"@class": "Potential", "kwargs": {"model": {"@class": "MEGNet"}}}',
+            "model.json has a MEGNet of matgl, which is not read here",
+        ),
+        ('{"@class": "Potential", "kwargs": 3}', "@class 'Potential' around None"),
         (
             '{"@class": "Potential", "kwargs": {"model": {"@class": "M3GNet", "@model_version": 3}}}',
-            "@model_version 3 .*needed .* @model_version 2",
+            "@model_version 3 .*needed @model_version 2",
         ),
     ],
 )
@@ -216,6 +231,55 @@ def test_options_of_another_kind_are_told(folder, text, words):
     (folder / "model.json").write_text(text)
     with pytest.raises(CheckpointError, match=words):
         jaxmlip.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("element_refs.property_offset", np.full(3, np.nan, np.float32), "hold no weights: .*found NaN"),
+        ("data_std", np.array(np.inf, np.float32), "hold no weights: data_std: found infinity"),
+        ("model.final_layer.gated.layers.0.bias", np.ones(3, np.int32), "found int32, needed floating-point"),
+        ("model.embedding.layer_node_embedding.weight", np.ones((3, 10**5), np.float32), r"needed \(3, 4\)"),
+        (5, np.ones(3, np.float32), r"state\.pt holds something else than named tensors"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(tmp_path, name, value, words):
+    state, options = made.small_m3gnet()
+    state[name] = value
+    with pytest.raises(CheckpointError, match=words):
+        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+
+
+@pytest.mark.parametrize("name", ["CHGNet", "TensorNet", "QET"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_another_class_of_matgl_is_told_by_its_name(folder, name, alone):
+    inner = {"@class": name, "@model_version": 1, "init_args": {}}
+    (folder / "model.json").write_text(
+        json.dumps(inner if alone else {"@class": "Potential", "kwargs": {"model": inner}})
+    )
+    with pytest.raises(CheckpointError, match=f"has a {name} of matgl, which is not read here") as caught:
+        jaxmlip.load(folder)
+    assert ("load('chgnet-0.3.0')" in str(caught.value)) is (name == "CHGNet")
+
+
+@pytest.mark.parametrize("sign", ["matgl.models._m3gnet_pyg", "matgl.models._m3gnet_dgl", "compile_model"])
+def test_an_m3gnet_of_matgl_3_or_later_is_told_as_such(tmp_path, sign):
+    state, options = made.small_m3gnet()
+    if sign == "compile_model":  # matgl 4
+        options["kwargs"][sign] = False
+    else:
+        options["kwargs"]["model"]["@module"] = sign
+    with pytest.raises(
+        CheckpointError, match=r"M3GNet of matgl 3\.0\.0 or later, whose messages run the other"
+    ):
+        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+
+
+def test_dropout_that_matgl_writes_since_1_3_changes_nothing(tmp_path, folder):
+    state, options = made.small_m3gnet()
+    options["kwargs"]["model"]["init_args"]["dropout"] = 0.1
+    found = convert_file(made.save_m3gnet(tmp_path / "later", state, options))
+    jax.tree.map(np.testing.assert_array_equal, found.params, convert_file(folder).params)
 
 
 def test_a_state_that_holds_no_tensors_is_told(folder):

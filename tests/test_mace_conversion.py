@@ -3,6 +3,7 @@
 import functools
 import gzip
 import json
+import math
 import os
 import pickle
 import zipfile
@@ -330,7 +331,7 @@ OPTIONS = [
     ("products.1.use_sc", False, r"products\.1\.use_sc=False \(needed True\)"),
     ("radial_embedding.cutoff_fn.r_max", np.array(4.0), r"cutoff_fn\.r_max=4\.0 \(needed 4\.5\)"),
     ("pair_repulsion_fn.p", np.array(6), r"pair_repulsion_fn\.p=6 \(needed 5\)"),
-    ("atomic_numbers", np.array([3, 8, 8]), r"atomic_numbers=\[3, 8, 8\]"),
+    ("atomic_numbers", np.array([3, 8, 8]), r"elements=\(3, 8, 8\) \(needed different ones\)"),
 ]
 
 
@@ -339,8 +340,47 @@ def test_an_option_that_is_not_supported_is_named(tampered, path, value, words):
     if words is None:
         tampered(put(path, value))
         return
-    with pytest.raises(CheckpointError, match=rf"density\.model: this MACE [\s\S]*{words}"):
+    with pytest.raises(CheckpointError, match=rf"density\.model: (this MACE|options beyond) .*{words}"):
         tampered(put(path, value))
+
+
+CORRELATION = "products.0.symmetric_contractions.contractions.0.correlation"
+WITHOUT_MEANING = [
+    ("atomic_numbers", np.zeros(0, np.int64), "atomic_numbers is empty"),
+    ("node_embedding.linear.weight", np.zeros(0, np.float32), "node_embedding.linear.weight .*is empty"),
+    ("heads", 5, r"heads=5, needed a list"),
+    ("heads", ["a", "a"], r"heads=\['a', 'a'\], needed different names"),
+    ("heads", ["\x1b[31m", "b"], r"it has the heads \\x1b\[31m, b"),
+    *(("radial_embedding.cutoff_fn.p", p, "density.model: ") for p in (math.inf, 1e30, 0, -3, math.nan)),
+    *((CORRELATION, nu, "density.model: ") for nu in (math.inf, 1e30, 0, -3)),
+    ("r_max", np.array(np.nan), r"r_max=nan \(needed a length"),
+    ("scale_shift.scale", np.array(np.nan), "hold no weights: scale_shift.scale: found NaN"),
+    ("scale_shift.shift", np.array(1), "scale_shift.shift: found int64"),
+    ("atomic_energies_fn.atomic_energies", np.full((1, 3), np.inf), "found infinity"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), WITHOUT_MEANING)
+def test_what_no_model_has_is_refused(tampered, path, value, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        tampered(put(path, value))
+    assert str(caught.value).isprintable()
+
+
+def test_irreps_of_many_parts_are_refused(tampered):
+    with pytest.raises(CheckpointError, match=r"interactions\.0\.linear\.irreps_in is .* needed irreps"):
+        tampered(put("interactions.0.linear.irreps_in", "+".join(["1x0e"] * 10**5)))
+
+
+def test_modules_that_double_many_times_are_refused(tampered):
+    def double(checkpoint):
+        inner = record("torch.nn.Linear", _modules={})
+        for _ in range(25):
+            inner = record("torch.nn.Sequential", _modules={"a": inner, "b": inner})
+        checkpoint.state["_modules"]["again"] = inner
+
+    with pytest.raises(CheckpointError, match="or more than 30 levels or 20,000 modules"):
+        tampered(double)
 
 
 def test_messages_in_another_order_are_told(tampered):
@@ -412,17 +452,64 @@ def test_modules_that_hold_themselves_are_refused(tampered):
         tampered(loop)
 
 
+def replaced(source: Path, target: Path, old: bytes, new: bytes) -> Path:
+    """The file `source` with other bytes in its pickle."""
+    with zipfile.ZipFile(source) as before, zipfile.ZipFile(target, "w") as after:
+        for name in before.namelist():
+            content = before.read(name)
+            if name.endswith("/data.pkl"):
+                assert old in content
+                content = content.replace(old, new)
+            after.writestr(name, content)
+    return target
+
+
+EMBEDDING = b"cmace.modules.blocks\nLinearNodeEmbeddingBlock\n"
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (
+            b"ccuequivariance_torch.operations.linear\nLinear\n",
+            "layout of cuequivariance.*mace_cueq_to_e3nn FILE",
+        ),
+        (b"copenequivariance.tp\nTensorProduct\n", "layout of openequivariance.*convert_oeq_e3nn"),
+        (b"cyour_package\nBlock\n", r"holds a your_package\.Block, of a package whose files are not read"),
+    ],
+)
+def test_a_model_of_an_accelerating_library_is_told_with_the_way_back(files, tmp_path, other, words):
+    file = replaced(files["density"], tmp_path / "fast.model", EMBEDDING, other)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        convert_file(file)
+    assert "trust" not in str(caught.value)
+
+
+def test_an_export_for_lammps_is_told_as_such(tmp_path):
+    export = made.call("mace.calculators.lammps_mliap_mace", "LAMMPS_MLIAP_MACE")
+    with pytest.raises(CheckpointError, match=r"an export for LAMMPS.*Take the \.model file"):
+        convert_file(made.write(tmp_path / "x-mliap_lammps.pt", export))
+
+
+@pytest.mark.parametrize("gate", ["tanh", None])
+def test_a_gate_other_than_silu_is_named(tampered, gate):
+    act = "readouts.1.non_linearity.acts.0"
+    value = type(gate, (Record,), {"__qualname__": f"torch.{gate}"}) if gate else None
+    change = put(f"{act}.f", value) if gate else lambda c: put_none(c, act)
+    with pytest.raises(
+        CheckpointError, match=rf"the gate .*={f'torch.{gate}' if gate else None} \(needed .*silu"
+    ):
+        tampered(change)
+
+
+def put_none(checkpoint, path: str) -> None:
+    above, _, name = path.rpartition(".")
+    modules.at(checkpoint, above).state["_modules"][name] = None
+
+
 @pytest.mark.parametrize("hostile", [b"cos\nsystem\n", b"cbuiltins\neval\n", b"c__builtin__\nexec\n"])
 def test_a_hostile_class_in_a_model_is_refused_by_its_name(files, tmp_path, hostile):
-    file = tmp_path / "hostile.model"
-    honest = b"cmace.modules.blocks\nLinearNodeEmbeddingBlock\n"
-    with zipfile.ZipFile(files["density"]) as source, zipfile.ZipFile(file, "w") as target:
-        for name in source.namelist():
-            content = source.read(name)
-            if name.endswith("/data.pkl"):
-                assert honest in content
-                content = content.replace(honest, hostile)
-            target.writestr(name, content)
+    file = replaced(files["density"], tmp_path / "hostile.model", EMBEDDING, hostile)
     name = hostile[1:-1].replace(b"\n", b".").decode()
     with pytest.raises(CheckpointError, match=rf"asks to load {name}.*nothing was run"):
         convert_file(file)

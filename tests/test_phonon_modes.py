@@ -263,7 +263,7 @@ def test_every_mode_that_takes_no_part_is_counted_but_the_three_shifts(any_poten
         density = density_of_states(soft, width=width)
         if slow < 0:
             assert density.thz[0] < slow
-            np.testing.assert_allclose(np.trapezoid(density.total, density.thz), 6, rtol=0.04)
+            np.testing.assert_allclose(np.trapezoid(density.total, density.thz), 6, rtol=0.01)
 
 
 @pytest.fixture(scope="module")

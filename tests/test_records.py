@@ -276,7 +276,7 @@ def test_a_finished_run_takes_more_epochs_and_nothing_else(finished, tmp_path, m
 def test_more_epochs_are_for_a_run_that_is_done(tmp_path):
     open_folder(tmp_path / "run", CONFIG)
     (tmp_path / "run" / "start").mkdir()
-    with pytest.raises(RunFolderError, match=r"has not taken all of its steps.*\n.*begun with 100"):
+    with pytest.raises(RunFolderError, match=r"for a run that took all of its own.*\n.*begun with 100"):
         open_folder(tmp_path / "run", dataclasses.replace(CONFIG, epochs=200))
 
 

@@ -27,8 +27,9 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     the one to take of a model with several.
 
     Nothing in the file is run. Raises CheckpointError where no architecture recognises it, where it has
-    options that are not supported, where its tensors and the model disagree, and where it has several heads
-    and `head` names none of them.
+    options that are not supported or that no model has, where its tensors and the model disagree or hold no
+    weights, where it would cost more than a model does, and where it has several heads and `head` names none
+    of them.
     """
     # Late, because weights_convert.golden runs where there is no JAX.
     from weights_convert.conversion import convert_file as convert

@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 
 from jaxmlip.models.chgnet import CHGNetConfig
+from weights_convert.borders import CheckpointError, brief, listed
 from weights_convert.rules import Rule
-from weights_convert.torch_zip import CheckpointError
 
 CONVENTION = (
     "Deng et al. 2023. The output bias of a bond convolution (0.2.0 only) acts on the bonds of every "
     "crystal, also of one without angles, for which the chgnet package leaves it out."
 )
-LAYOUT = (
-    "a dictionary with the key 'model', which holds 'state_dict' and 'model_args', as Trainer.save writes"
-)
+LAYOUT = "{'model': {'state_dict': …, 'model_args': …}} of chgnet's trainer"
 GATED = ("core", "gate")
 EMBEDDING = "atom_embedding.embedding.weight"
 NO_ENERGY = 1e-6  # eV; a fitted reference energy below this is a zero with rounding errors
@@ -31,7 +29,15 @@ def recognises(checkpoint: Any) -> bool:
 
 def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
     """The network's tensors by name."""
-    return dict(checkpoint["model"]["state_dict"])
+    state = checkpoint["model"]["state_dict"]
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"state_dict is {brief(state)}, needed named tensors.")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
+            raise CheckpointError(
+                f"state_dict has {brief(tensor)} under the name {brief(name)}, needed named tensors alone."
+            )
+    return dict(state)
 
 
 # Arguments of the original that fix the architecture, with the only value supported here; None: free.
@@ -51,54 +57,81 @@ IRRELEVANT = {
     *("read_out", "mlp_dropout", "conv_dropout", "graph_converter_algorithm", "version", "final_mlp"),
     *("cutofff_coeff", "composition_model", "converter_verbose", "num_heads"),
 }
-READ = {
-    *("atom_fea_dim", "bond_fea_dim", "angle_fea_dim", "atom_conv_hidden_dim", "bond_conv_hidden_dim"),
-    *("num_radial", "num_angular", "n_conv", "atom_graph_cutoff", "bond_graph_cutoff", "cutoff_coeff"),
-    *("gMLP_norm", "readout_norm", "mlp_hidden_dims", "mlp_out_bias"),
+WIDTHS = ("atom_fea_dim", "bond_fea_dim", "angle_fea_dim", "atom_conv_hidden_dim", "bond_conv_hidden_dim")
+NORMS = ("gMLP_norm", "readout_norm")
+# Our name of each of the others that are read.
+NAMES = {
+    "radial": "num_radial",
+    "angular": "num_angular",
+    "blocks": "n_conv",
+    "bond_cutoff": "atom_graph_cutoff",
+    "angle_cutoff": "bond_graph_cutoff",
+    "envelope": "cutoff_coeff",
+    "readout": "mlp_hidden_dims",
 }
+NEEDED = {*WIDTHS, *NORMS, *NAMES.values()}
+READ = {*NEEDED, "mlp_out_bias"}
 
 
 def config(checkpoint: Any) -> CHGNetConfig:
     """The architecture of the checkpoint. Raises CheckpointError, naming the option, where it is unknown."""
-    args = dict(checkpoint["model"]["model_args"])
-    state = tensors(checkpoint)
+    args, state = checkpoint["model"]["model_args"], tensors(checkpoint)
+    if not isinstance(args, Mapping) or not set(args) >= NEEDED:
+        missing = sorted(NEEDED - set(args)) if isinstance(args, Mapping) else []
+        raise CheckpointError(
+            f"model_args is {brief(args)}"
+            + (f", without {listed(missing, ', ')}" if missing else "")
+            + "; needed the options of the network, as chgnet's trainer saves them."
+        )
     wrong = [
-        f"{key}={args[key]!r} (needed {value!r})"
+        f"{key}={brief(args[key])} (needed {value!r})"
         for key, value in SUPPORTED.items()
-        if key in args and args[key] != value
+        if key in args and not _equal(args[key], value)
     ]
-    wrong += [f"{key}={args[key]!r} (unknown)" for key in args if key not in {*SUPPORTED, *IRRELEVANT, *READ}]
-    norms = {args.get("gMLP_norm", "layer"), args.get("readout_norm", "layer")}
-    if norms not in ({None}, {"layer"}):
-        wrong.append(f"gMLP_norm and readout_norm are {norms} (needed both 'layer' or both None)")
     wrong += [
-        f"{key}={args[key]!r} (needed one hidden layer)"
-        for key in ("atom_conv_hidden_dim", "bond_conv_hidden_dim")
-        if np.size(args.get(key, 64)) != 1
+        f"{key if isinstance(key, str) else brief(key)}={brief(args[key])} (unknown)"
+        for key in args
+        if key not in {*SUPPORTED, *IRRELEVANT, *READ}
     ]
-    widths = {
-        int(width)
-        for key in READ
-        if key.endswith(("_fea_dim", "conv_hidden_dim"))
-        for width in np.atleast_1d(args.get(key, 64))
-    }
-    if len(widths) != 1:
-        wrong.append(f"features of different widths {sorted(widths)} (needed one)")
+    norms = [args[key] for key in NORMS]
+    if not any(all(_equal(norm, kind) for norm in norms) for kind in (None, "layer")):
+        wrong.append(f"gMLP_norm and readout_norm are {brief(norms)} (needed both 'layer' or both None)")
+    widths = [_width(args[key]) for key in WIDTHS]
+    wrong += [
+        f"{key}={brief(args[key])} (needed one hidden layer)"
+        for key, width in zip(WIDTHS, widths, strict=True)
+        if type(width) is not int
+    ]
+    if not wrong and len(set(widths)) > 1:
+        wrong.append(f"features of different widths {brief(sorted(set(widths)))} (needed one)")
     if wrong:
-        raise CheckpointError("this CHGNet has options that are not supported: " + "; ".join(wrong) + ".")
+        raise CheckpointError("this CHGNet has options that are not supported: " + listed(wrong) + ".")
+    found = {name: _number(args[option]) for name, option in NAMES.items()}
+    lengths, hidden = ("bond_cutoff", "angle_cutoff"), args["mlp_hidden_dims"]
+    found["readout"] = tuple(map(_number, hidden if isinstance(hidden, list | tuple) else [hidden]))
     return CHGNetConfig(
-        features=widths.pop(),
-        radial=int(args.get("num_radial", 31)),
-        angular=int(args.get("num_angular", 31)),
-        blocks=int(args.get("n_conv", 4)),
-        bond_cutoff=float(args.get("atom_graph_cutoff", 6)),
-        angle_cutoff=float(args.get("bond_graph_cutoff", 3)),
-        envelope=int(args.get("cutoff_coeff", 8)),
-        norm=norms == {"layer"},
+        **found | {name: float(found[name]) for name in lengths if type(found[name]) is int},
+        features=widths[0],
+        norm=norms[0] is not None,
         # The files of 0.2.0 have the biases and do not mention them.
         output_bias="atom_conv_layers.0.mlp_out.layers.1.bias" in state,
-        readout=tuple(int(n) for n in np.atleast_1d(args.get("mlp_hidden_dims", (64, 64, 64)))),
     )
+
+
+def _equal(found: Any, value: Any) -> bool:
+    return type(found) is type(value) and found == value
+
+
+def _width(found: Any) -> Any:
+    """The number in a list of one, or `found`."""
+    return _number(found[0] if isinstance(found, list | tuple) and len(found) == 1 else found)
+
+
+def _number(found: Any) -> Any:
+    """Whole numbers as int; other values as they are."""
+    if isinstance(found, np.generic):
+        found = found.item()
+    return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
 def elements(checkpoint: Any) -> tuple[int, ...]:

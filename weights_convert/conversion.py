@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from jaxmlip import potential, sources
-from weights_convert import chgnet, m3gnet, mace, rules, torch_zip
+from jaxmlip import limits, potential, sources
+from weights_convert import chgnet, m3gnet, mace, relatives, rules, torch_zip
+from weights_convert.borders import CheckpointError, brief, cut, guard, listed
 
-# Each module has CONVENTION and the functions recognises, tensors, config and elements of a checkpoint, and
-# rules and set_aside of a configuration. Its name is that of the architecture in jaxmlip.potential. Of models
-# that can have several heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
+# Each module has CONVENTION, NAMES of hyperparameters in its files where they differ from ours, and the
+# functions recognises, tensors, config and elements of a checkpoint, and rules and set_aside of a
+# configuration. Its name is that of the architecture in jaxmlip.potential. Of models that can have several
+# heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
 ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mace": mace}
 
 
@@ -26,18 +29,18 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     checkpoint = m3gnet.read(source) if source.is_dir() else torch_zip.read(source)
     digest = sources.digest(source, m3gnet.FILES)
     known = next((key for key, its in sources.MODELS.items() if its.sha256 == digest), None)
-    architecture = _recognise(checkpoint, source)
-    kind = ARCHITECTURES[architecture]
-    try:
+    with guard(source, CheckpointError, "Save the model again with the trainer of its own package."):
+        architecture = _recognise(checkpoint)
+        kind = ARCHITECTURES[architecture]
         head = _head(kind, checkpoint, head)
         config = kind.config(checkpoint)
+        limits.check(config, kind.NAMES, CheckpointError)
         tensors = kind.tensors(checkpoint) if head is None else kind.tensors(checkpoint, head)
         model = potential.ARCHITECTURES[architecture][0](config)
         flat = rules.convert(
             tensors, potential.parameter_shapes(model), kind.rules(config), kind.set_aside(config)
         )
-    except torch_zip.CheckpointError as error:
-        raise torch_zip.CheckpointError(f"{source}: {error}") from None
+        elements = kind.elements(checkpoint)
     manifest = {
         "source": source.name,
         "source_sha256": digest,
@@ -56,7 +59,7 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
         {key: _floating(tensor) for key, tensor in flat.items()}, sep="/"
     )
     label = name or known or (source.resolve().name if source.is_dir() else source.name.split(".")[0])
-    return potential.Potential(label, model, params, kind.elements(checkpoint), manifest)
+    return potential.Potential(label, model, params, elements, manifest)
 
 
 def _head(kind: ModuleType, checkpoint: Any, head: str | None) -> str | None:
@@ -67,13 +70,13 @@ def _head(kind: ModuleType, checkpoint: Any, head: str | None) -> str | None:
     if head in names:
         return head
     if head is None:
-        raise torch_zip.CheckpointError(
-            f"has the heads {', '.join(names)}, needed one of them: load(…, head={names[0]!r}) in Python, "
-            f"--head {names[0]} on the command line."
+        raise CheckpointError(
+            f"it has the heads {listed(names, ', ')}; needed one of them: load(…, head={names[0]!r}) in "
+            f"Python, --head {names[0]} on the command line."
         )
-    raise torch_zip.CheckpointError(
+    raise CheckpointError(
         f"found head={head!r}, but the file has "
-        + (f"the heads {', '.join(names)}." if names else "no heads; leave it out.")
+        + (f"the heads {listed(names, ', ')}." if names else "no heads; leave it out.")
     )
 
 
@@ -82,29 +85,24 @@ def _floating(tensor: np.ndarray) -> np.ndarray:
     return tensor if tensor.dtype in (np.float32, np.float64) else np.asarray(tensor, np.float32)
 
 
-def _recognise(checkpoint: Any, source: Path) -> str:
+def _recognise(checkpoint: Any) -> str:
     found = [name for name, kind in ARCHITECTURES.items() if kind.recognises(checkpoint)]
-    if not found:
-        needed = "; ".join(f"for {name}, {kind.LAYOUT}" for name, kind in ARCHITECTURES.items())
-        raise torch_zip.CheckpointError(
-            f"{source} holds {_describe(checkpoint)}, a layout of no known architecture. Needed, {needed}. "
-            "Save the model again with the trainer of its own package."
-        )
-    return found[0]
+    if found:
+        return found[0]
+    if remedy := relatives.remedy(checkpoint):
+        raise CheckpointError(remedy)
+    needed = "; ".join(f"for {name}, {kind.LAYOUT}" for name, kind in ARCHITECTURES.items())
+    raise CheckpointError(f"it holds {_describe(checkpoint)}, of no known architecture. Needed, {needed}.")
 
 
 def _describe(checkpoint: Any) -> str:
-    """What lies at the top level of a file, in a line."""
+    """What lies at the top level of a file, in a few words."""
     if not isinstance(checkpoint, Mapping):
-        return (
-            f"{checkpoint!r}"[:200]
-            if isinstance(checkpoint, torch_zip.Record)
-            else (f"an object of type {type(checkpoint).__name__}")
-        )
-    keys = [str(key) for key in checkpoint]
-    some = ", ".join(keys[:6]) + (", …" if len(keys) > 6 else "")
-    if keys and all(isinstance(value, np.ndarray) for value in checkpoint.values()):
-        return f"a bare state dict of {len(keys)} tensors ({some})"
+        return brief(checkpoint)
+    keys = [key if isinstance(key, str) else brief(key) for key in itertools.islice(checkpoint, 3)]
+    some = cut(", ".join(keys), 80) + (", …" if len(checkpoint) > 3 else "")
+    if checkpoint and all(isinstance(value, np.ndarray) for value in checkpoint.values()):
+        return f"a bare state dict of {len(checkpoint)} tensors ({some})"
     return f"a dictionary with the keys {some}" if keys else "an empty dictionary"
 
 

@@ -14,8 +14,8 @@ from ase.data import atomic_numbers
 
 from jaxmlip.models.m3gnet import M3GNetConfig
 from weights_convert import torch_zip
+from weights_convert.borders import CheckpointError, brief, cut, guard, listed
 from weights_convert.rules import Rule
-from weights_convert.torch_zip import CheckpointError
 
 CONVENTION = (
     "Chen & Ong 2022, with right bond numbers in the three-body term: each bond is given the sum over its "
@@ -24,7 +24,7 @@ CONVENTION = (
     "were fitted."
 )
 FILES = ("state.pt", "model.json")
-LAYOUT = "a folder with state.pt and model.json, as Potential.save of matgl writes for an M3GNet"
+LAYOUT = "a folder with state.pt and model.json of matgl"
 
 # Options that fix the architecture, with the only value supported here.
 SUPPORTED: dict[str, Any] = {
@@ -42,15 +42,29 @@ COUNTS = {
     "units": 4096,
     "max_n": 64,
     "max_l": 3,
-    "nblocks": 64,
+    "nblocks": 32,
 }  # and the most that is believed
 LENGTHS = ("cutoff", "threebody_cutoff")
+NAMES = {
+    "features": "dim_node_embedding",
+    "hidden": "units",
+    "radial": "max_n",
+    "angular": "max_l",
+    "blocks": "nblocks",
+    "bond_cutoff": "cutoff",
+    "angle_cutoff": "threebody_cutoff",
+}  # our names of what is read
 # Without effect where the energy is a sum over atoms and there is no state.
 IRRELEVANT = {
     *("readout_type", "niters_set2set", "nlayers_set2set", "field"),
     *("dim_state_embedding", "dim_state_feats", "ntypes_state"),
+    "dropout",  # acts in training alone
 }
 VERSION = 2  # of the class M3GNet in the files
+# Where matgl 3 has that class. matgl 4 has it where it was before, but its Potential has one option more.
+LATER_MODULES = ("matgl.models._m3gnet_dgl", "matgl.models._m3gnet_pyg")
+LATER_OPTION = "compile_model"
+LARGEST_JSON = 10_000_000  # bytes; the published ones have some thousands
 
 EMBEDDING = "model.embedding.layer_node_embedding.weight"
 REFERENCES = "element_refs.property_offset"
@@ -65,14 +79,17 @@ def read(folder: Path) -> dict[str, Any]:
     """
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} has no {' and no '.join(missing)}; needed {LAYOUT}.")
+        raise CheckpointError(f"it has no {' and no '.join(missing)}; needed {LAYOUT}.", folder)
     options = folder / "model.json"
-    try:
-        found = json.loads(options.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{options} is not JSON ({str(error)[:200]}); needed the file as matgl wrote it. Fetch it again."
-        ) from None
+    again = "Needed the file as matgl wrote it: fetch it again."
+    if options.stat().st_size > LARGEST_JSON:
+        raise CheckpointError(f"it has {options.stat().st_size:,} bytes. {again}", options)
+    text = options.read_bytes()
+    with guard(options, CheckpointError, again):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"it is not JSON ({cut(str(error), 100)}). {again}") from None
     return {"state.pt": torch_zip.read(folder / "state.pt"), "model.json": found}
 
 
@@ -83,17 +100,16 @@ def recognises(checkpoint: Any) -> bool:
 
 def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
     """The network's tensors by name, with a row for each atomic number where the file has elements."""
-    state = checkpoint["state.pt"]
-    if not isinstance(state, Mapping) or not all(isinstance(x, np.ndarray) for x in state.values()):
-        raise CheckpointError("state.pt holds something else than named tensors; fetch it again.")
-    numbers, state = elements(checkpoint), dict(state)
-    for name, first in ((EMBEDDING, 1), (REFERENCES, 0)):
+    numbers, state = elements(checkpoint), dict(_state(checkpoint))
+    width = _options(checkpoint)[1]["dim_node_embedding"]
+    for name, first, shape in ((EMBEDDING, 1, (len(numbers), width)), (REFERENCES, 0, (len(numbers),))):
         rows = state.get(name)
         if rows is None:
             continue  # told with what else is missing
-        if rows.shape[:1] != (len(numbers),):
+        if rows.shape != shape:
             raise CheckpointError(
-                f"{name}: found shape {rows.shape}, needed {len(numbers)} rows, as many as element_types."
+                f"{name}: found shape {brief(rows.shape)}, needed {shape}, {len(numbers)} rows as "
+                "element_types."
             )
         by_number = np.zeros((max(numbers) + 1 - first, *rows.shape[1:]), rows.dtype)
         by_number[np.array(numbers) - first] = rows
@@ -101,38 +117,49 @@ def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
     return state
 
 
+def _state(checkpoint: Any) -> Mapping[str, np.ndarray]:
+    state = checkpoint["state.pt"]
+    if isinstance(state, Mapping) and state:
+        kinds = {(type(name), isinstance(tensor, np.ndarray)) for name, tensor in state.items()}
+        if kinds == {(str, True)}:
+            return state
+    raise CheckpointError("state.pt holds something else than named tensors; fetch it again.")
+
+
 def config(checkpoint: Any) -> M3GNetConfig:
     """The architecture of the checkpoint. Raises CheckpointError, naming the option, where it is unknown."""
     around, args = _options(checkpoint)
     wrong = [
-        f"{key}={args[key]!r} (needed {value!r})"
+        f"{key}={brief(found)} (needed {value!r})"
         for key, value in SUPPORTED.items()
-        if args.get(key, value) != value
+        # Of these, is_intensive alone means something else where it is left out.
+        if type(found := args.get(key, value if key != "is_intensive" else None)) is not type(value)
+        or found != value
     ]
     known = {*SUPPORTED, *COUNTS, *LENGTHS, *IRRELEVANT, "element_types", "use_smooth"}
-    wrong += [f"{key}={str(args[key])[:80]!r} (unknown)" for key in args if key not in known]
+    wrong += [f"{key}={brief(args[key])} (unknown)" for key in args if key not in known]
     if around.get("calc_repuls"):
-        wrong.append(f"calc_repuls={around['calc_repuls']!r} (needed False)")
+        wrong.append(f"calc_repuls={brief(around['calc_repuls'])} (needed False)")
     wrong += [
-        f"{key}={args.get(key)!r} (needed a whole number from 1 to {most})"
+        f"{key}={brief(args.get(key))} (needed a whole number from 1 to {most})"
         for key, most in COUNTS.items()
         if type(args.get(key)) is not int or not 1 <= args[key] <= most
     ]
     wrong += [
-        f"{key}={args.get(key)!r} (needed a length in Å)"
+        f"{key}={brief(args.get(key))} (needed a length in Å)"
         for key in LENGTHS
         if type(args.get(key)) not in (int, float) or not 0 < args[key] < math.inf
     ]
     if type(args.get("use_smooth")) is not bool:
-        wrong.append(f"use_smooth={args.get('use_smooth')!r} (needed true or false)")
+        wrong.append(f"use_smooth={brief(args.get('use_smooth'))} (needed true or false)")
     if not wrong and args["threebody_cutoff"] > args["cutoff"]:
         wrong.append(f"threebody_cutoff={args['threebody_cutoff']} (needed at most cutoff={args['cutoff']})")
     if args.get("dim_edge_embedding") != args.get("dim_node_embedding"):
         wrong.append("dim_node_embedding and dim_edge_embedding differ (needed one width)")
     if not wrong:
-        wrong = _other_numbers(checkpoint["state.pt"], args)
+        wrong = _other_numbers(_state(checkpoint), args)
     if wrong:
-        raise CheckpointError("this M3GNet has options that are not supported: " + "; ".join(wrong) + ".")
+        raise CheckpointError("this M3GNet has options that are not supported: " + listed(wrong) + ".")
     return M3GNetConfig(
         features=args["dim_node_embedding"],
         hidden=args["units"],
@@ -149,11 +176,13 @@ def config(checkpoint: Any) -> M3GNetConfig:
 def elements(checkpoint: Any) -> tuple[int, ...]:
     """The atomic numbers of the file's element_types, in its order."""
     symbols = _options(checkpoint)[1].get("element_types")
-    if not isinstance(symbols, list) or not symbols or len(set(map(str, symbols))) != len(symbols):
-        raise CheckpointError(f"model.json has element_types={str(symbols)[:80]}, needed different elements.")
-    unknown = [str(s)[:20] for s in symbols if not isinstance(s, str) or not atomic_numbers.get(s)]
+    if not isinstance(symbols, list) or not symbols or not all(isinstance(s, str) for s in symbols):
+        raise CheckpointError(f"model.json has element_types={brief(symbols)}, needed different elements.")
+    if len(set(symbols)) != len(symbols):
+        raise CheckpointError(f"model.json has element_types={brief(symbols)}, needed different elements.")
+    unknown = [s for s in symbols if not atomic_numbers.get(s)]
     if unknown:
-        raise CheckpointError(f"model.json names the elements {', '.join(unknown[:8])}, which do not exist.")
+        raise CheckpointError(f"model.json names the elements {listed(unknown, ', ')}, which do not exist.")
     return tuple(atomic_numbers[s] for s in symbols)
 
 
@@ -193,36 +222,61 @@ def set_aside(config: M3GNetConfig) -> dict[str, str]:
 
 
 def _options(checkpoint: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The arguments of matgl's Potential, and of its M3GNet."""
-    model, found = checkpoint["model.json"], "no JSON object"
-    if isinstance(model, Mapping):
-        around = model.get("kwargs")
-        inner = around.get("model") if isinstance(around, Mapping) else None
-        kinds = (model.get("@class"), inner.get("@class") if isinstance(inner, Mapping) else None)
-        found = f"@class {str(kinds[0])[:40]!r} around {str(kinds[1])[:40]!r}"
-        if kinds == ("Potential", "M3GNet"):
-            version, args = inner.get("@model_version"), inner.get("init_args")
-            if version == VERSION and isinstance(args, Mapping):
-                return around, args
-            found = (
-                f"an M3GNet with @model_version {str(version)[:40]} and options of type {type(args).__name__}"
-            )
-    raise CheckpointError(
-        f"model.json has {found}; needed a Potential around an M3GNet with @model_version {VERSION} and "
-        "init_args, as matgl before 3.0.0 saves it."
+    """The arguments of matgl's Potential, and of its M3GNet. Raises CheckpointError for what is neither."""
+    model = checkpoint["model.json"]
+    around = model.get("kwargs") if isinstance(model, Mapping) else None
+    inner = around.get("model") if isinstance(around, Mapping) else None
+    kinds = [its.get("@class") if isinstance(its, Mapping) else None for its in (model, inner)]
+    if kinds != ["Potential", "M3GNet"]:
+        raise CheckpointError(_of_matgl(*kinds))
+    if inner.get("@module") in LATER_MODULES or LATER_OPTION in around:
+        raise CheckpointError(
+            "model.json has an M3GNet of matgl 3.0.0 or later, whose messages run the other way; needed one "
+            "of matgl before 3.0.0, such as those that `jaxmlip models` lists, or one trained with it."
+        )
+    version, args = inner.get("@model_version"), inner.get("init_args")
+    if version != VERSION or not isinstance(args, Mapping):
+        raise CheckpointError(
+            f"model.json has an M3GNet with @model_version {brief(version)} and the options {brief(args)}; "
+            f"needed @model_version {VERSION} and init_args, as matgl before 3.0.0 saves it."
+        )
+    return around, args
+
+
+def _of_matgl(outer: Any, inner: Any) -> str:
+    """What a folder of another class of matgl is, and what to do with it."""
+    names = [kind for kind in (outer, inner) if isinstance(kind, str) and kind != "Potential"]
+    if names == ["M3GNet"]:
+        return (
+            "model.json has an M3GNet alone, without energies of the elements; needed the Potential around "
+            "it: Potential(model, …).save(FOLDER)."
+        )
+    if names:
+        instead = "; chgnet's own files are: load('chgnet-0.3.0')" if names == ["CHGNet"] else ""
+        return (
+            f"model.json has a {cut(names[0], 40)} of matgl, which is not read here{instead}. Of matgl, "
+            "Potentials around an M3GNet are read."
+        )
+    return (
+        f"model.json has @class {brief(outer)} around {brief(inner)}; needed a Potential around an M3GNet, "
+        "as matgl before 3.0.0 saves it."
     )
 
 
 def _other_numbers(state: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
     """Tensors that are set aside because of their value, where it is another."""
     wrong = [
-        f"{name}={state[name].tolist()} (needed cutoff={args['cutoff']})"
+        f"{name}={_shown(state[name])} (needed cutoff={args['cutoff']})"
         for name in BUFFERS
         if name in state and not np.array_equal(state[name], np.asarray(args["cutoff"], state[name].dtype))
     ]
     if "data_mean" in state and np.any(state["data_mean"]):
-        wrong.append(f"data_mean={state['data_mean'].tolist()} (needed 0: energies add up over atoms)")
+        wrong.append(f"data_mean={_shown(state['data_mean'])} (needed 0: energies add up over atoms)")
     return wrong
+
+
+def _shown(tensor: np.ndarray) -> str:
+    return f"{tensor.item()}" if tensor.size == 1 else brief(tensor)
 
 
 def _message(source: str, target: str) -> list[Rule]:

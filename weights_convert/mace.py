@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from jaxmlip import limits
 from jaxmlip.models import symmetric
 from jaxmlip.models.mace import MACEConfig, message_paths
-from weights_convert.modules import at, children, class_of, contents, get, irreps, number, tensor
+from weights_convert.borders import CheckpointError, brief, cut, listed
+from weights_convert.modules import at, children, class_of, contents, get, irreps, number, tensor, walk
 from weights_convert.modules import tensors as registered
 from weights_convert.rules import Rule
-from weights_convert.torch_zip import CheckpointError, Record
+from weights_convert.torch_zip import Record
 
 CONVENTION = (
     "Batatia et al. 2022, as mace-torch 0.3 computes it. Weights are as e3nn keeps them, before the division "
     "by √(fan-in); U tensors are summed over the orders of their indices."
 )
-LAYOUT = "a whole module of the classes of mace-torch, as its trainer saves in .model files"
+LAYOUT = "a whole module of mace-torch, its .model"
 
 MODELS = {"mace.modules.models.MACE": False, "mace.modules.models.ScaleShiftMACE": True}  # whether it scales
 BLOCKS = {
@@ -30,6 +32,12 @@ BLOCKS = {
     "mace.modules.blocks.RealAgnosticDensityInteractionBlock": "density",
     "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": "density-residual",
 }
+# What is made of a model for other programs and libraries, by the beginning of the names of its classes.
+LAMMPS = ("mace.calculators.lammps", "lammps.")
+ACCELERATED = {
+    "cuequivariance": "mace_cueq_to_e3nn FILE --output_model NEW",
+    "openequivariance": "python -m mace.cli.convert_oeq_e3nn FILE --output_model NEW",
+}
 PRODUCT = "mace.modules.blocks.EquivariantProductBasisBlock"
 LINEAR_READOUT = "mace.modules.blocks.LinearReadoutBlock"
 READOUT = "mace.modules.blocks.NonLinearReadoutBlock"
@@ -37,6 +45,7 @@ BESSEL = "mace.modules.radial.BesselBasis"
 CUTOFF = "mace.modules.radial.PolynomialCutoff"
 AGNESI = "mace.modules.radial.AgnesiTransform"
 SILU = "torch.nn.functional.silu"
+MOST_HEADS = 100
 RESIDUE = 1e-5  # of sums of float32 numbers of order one that should vanish
 
 # Attributes of the model that fix the architecture, with the only value supported here, which is also what a
@@ -50,6 +59,16 @@ SUPPORTED: dict[str, Any] = {
 }
 
 
+NAMES = {
+    "cutoff": "r_max",
+    "radial": "radial_embedding.bessel_fn.bessel_weights",
+    "envelope": "radial_embedding.cutoff_fn.p",
+    "average_neighbours": "avg_num_neighbors",
+    "radial_widths": "radial_MLP",
+    "activation_scale": "the constant of the activations",
+}  # our names of what is read, where they differ
+
+
 def recognises(checkpoint: Any) -> bool:
     """Whether `checkpoint` is a module of mace-torch."""
     return isinstance(checkpoint, Record) and class_of(checkpoint).split(".")[0] == "mace"
@@ -57,7 +76,13 @@ def recognises(checkpoint: Any) -> bool:
 
 def heads(checkpoint: Any) -> tuple[str, ...]:
     """The names of the heads, which share all but reference energies, readouts, scales and shifts."""
-    return tuple(map(str, get(checkpoint, "heads", ("Default",)) or ("Default",)))
+    found = get(checkpoint, "heads", None) or ["Default"]
+    names = list(found) if isinstance(found, list | tuple) and len(found) <= MOST_HEADS else []
+    if not names or not all(isinstance(name, str) and len(name) <= 100 for name in names):
+        raise CheckpointError(f"heads={brief(found)}, needed a list of at most {MOST_HEADS} names.")
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"heads={brief(found)}, needed different names.")
+    return tuple(names)
 
 
 def tensors(checkpoint: Any, head: str) -> dict[str, np.ndarray]:
@@ -100,17 +125,29 @@ def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int
 
 def config(checkpoint: Any) -> MACEConfig:
     """The architecture of the model. Raises CheckpointError, naming the option, where it is unknown."""
-    try:
-        _raise("this MACE has options that are not supported", _unsupported(checkpoint))
-        found = _config(checkpoint)
-        _raise(
-            "this MACE is not put together as mace-torch does it", _differences(_layout(checkpoint, found))
-        )
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"this MACE cannot be read ({type(error).__name__}: {error}).") from None
+    if remedy := _made_for_others(checkpoint):
+        raise CheckpointError(remedy)
+    _raise("this MACE has options that are not supported", _unsupported(checkpoint))
+    found = _config(checkpoint)
+    _raise("this MACE is not put together as mace-torch does it", _differences(_layout(checkpoint, found)))
     return found
+
+
+def _made_for_others(model: Any) -> str:
+    """What a model is that another program or library was to use, and where its original is; else empty."""
+    if class_of(model).startswith(LAMMPS):
+        return (
+            f"this is an export for LAMMPS ({class_of(model)}). Take the .model file that it was made from, "
+            "without -mliap_lammps.pt in its name."
+        )
+    for path, module in walk(model):
+        package = class_of(module).split(".")[0].removesuffix("_torch")
+        if package in ACCELERATED:
+            return (
+                f"this MACE is in the layout of {package} ({cut(path, 40)}). Turn it back where mace-torch "
+                f"is: {ACCELERATED[package]}"
+            )
+    return ""
 
 
 def elements(checkpoint: Any) -> tuple[int, ...]:
@@ -120,8 +157,12 @@ def elements(checkpoint: Any) -> tuple[int, ...]:
 
 def _raise(what: str, wrong: Sequence[tuple[str, Any, Any]]) -> None:
     if wrong:
-        lines = "\n  ".join(f"{path}={found} (needed {needed})" for path, found, needed in wrong)
-        raise CheckpointError(f"{what}:\n  {lines}")
+        shown = listed(f"{path}={_show(found)} (needed {_show(needed)})" for path, found, needed in wrong)
+        raise CheckpointError(f"{what}: {shown}")
+
+
+def _show(value: Any) -> str:
+    return cut(value, 100) if isinstance(value, str) else brief(value)
 
 
 def _differences(triples) -> list[tuple[str, Any, Any]]:
@@ -129,8 +170,12 @@ def _differences(triples) -> list[tuple[str, Any, Any]]:
 
 
 def _channels(checkpoint: Any) -> int:
-    weight = tensor(checkpoint, "node_embedding.linear.weight")
-    return weight.size // tensor(checkpoint, "atomic_numbers").size
+    weight, numbers = (
+        tensor(checkpoint, name) for name in ("node_embedding.linear.weight", "atomic_numbers")
+    )
+    if not numbers.size or not weight.size:
+        raise CheckpointError("node_embedding.linear.weight or atomic_numbers is empty, needed some of each.")
+    return weight.size // numbers.size
 
 
 def _unsupported(model: Any) -> list[tuple[str, Any, Any]]:
@@ -182,8 +227,8 @@ def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
         yield from _acceleration(model, path)
     for path in children(model, "readouts")[1:][-1:]:
         yield f"{path}.num_heads", get(model, f"{path}.num_heads", 1), len(heads(model))
-        acts = [class_of(at(model, f"{act}.f")) for act in children(model, f"{path}.non_linearity.acts")]
-        yield f"{path}.non_linearity", acts, [SILU]
+        acts = [_function(model, act) for act in children(model, f"{path}.non_linearity.acts")]
+        yield f"the gate ({path}.non_linearity)", ", ".join(acts), SILU
 
 
 def _acceleration(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -198,11 +243,14 @@ def _network(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """A FullyConnectedNet: SiLU but after the last layer, and e3nn's usual variances."""
     layers = _layers(model, path)
     for layer in layers:
-        act = at(model, f"{layer}.act")
-        found = act if act is None else class_of(at(model, f"{layer}.act.f"))
-        yield f"{layer}.act", found, None if layer == layers[-1] else SILU
+        yield f"{layer}.act", _function(model, f"{layer}.act"), "None" if layer == layers[-1] else SILU
         for name in ("var_in", "var_out"):
             yield f"{layer}.{name}", get(model, f"{layer}.{name}", 1), 1
+
+
+def _function(model: Any, path: str) -> str:
+    """The name of the activation function at `path`, which e3nn wraps to normalise it; "None" without one."""
+    return "None" if at(model, path) is None else class_of(at(model, f"{path}.f"))
 
 
 def _layers(model: Any, path: str) -> list[str]:
@@ -252,6 +300,7 @@ def _config(model: Any) -> MACEConfig:
         cutoff_on_basis=bool(get(model, "radial_embedding.apply_cutoff", True)),
         activation_scale=scales[0],
     )
+    limits.check(found, NAMES, CheckpointError)  # before what follows, which takes long where they are large
     sources = [_coupling(_using(found, L, nu)[0], L, nu) for L, nu in found.couplings()]
     return replace(found, paths=tuple(tensor(model, path).shape[-1] for path in sources))
 

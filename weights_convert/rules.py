@@ -6,9 +6,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
-from weights_convert.torch_zip import CheckpointError
+from weights_convert.borders import CheckpointError, listed
+
+MOST_TENSORS = 5_000  # the largest networks of the known architectures have some hundreds
+LONGEST_NAME = 300
+SHARED = 80e6  # bytes that tensors under several names may have more than once
+LARGEST = float(np.finfo(np.float32).max)  # in whose precision potentials compute, if not asked otherwise
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,9 @@ def convert(
 
     `set_aside` maps patterns of tensor names to the reason for leaving them out. Raises CheckpointError
     with every disagreement: a tensor that no rule or several rules use, a parameter that is not filled or
-    filled twice, a shape that differs.
+    filled twice, a shape that differs, numbers that are no weights.
     """
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not any(re.fullmatch(pattern, name) for pattern in set_aside)
-    }
+    tensors = _weights(tensors, set_aside)
     uses: dict[str, int] = dict.fromkeys(tensors, 0)
     made: dict[str, np.ndarray] = {}
     wrong: list[str] = []
@@ -73,10 +75,47 @@ def convert(
     if wrong:
         raise CheckpointError(
             f"the checkpoint and the model disagree in {len(wrong)} places; needed each tensor used once and "
-            "each parameter filled:\n  " + "\n  ".join(wrong)
+            f"each parameter filled: {listed(wrong)}"
         )
     # Not np.ascontiguousarray, which gives single numbers an axis.
     return {name: np.asarray(made[name], order="C") for name in sorted(made)}
+
+
+def _weights(tensors: Mapping[str, np.ndarray], set_aside: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Those of `tensors` that are not set aside. Raises CheckpointError where they cannot be weights."""
+    if len(tensors) > MOST_TENSORS or max(map(len, tensors), default=0) > LONGEST_NAME:
+        raise CheckpointError(
+            f"found {len(tensors):,} tensors, with names of up to {max(map(len, tensors)):,} characters; "
+            f"needed at most {MOST_TENSORS:,} and {LONGEST_NAME}."
+        )
+    owners = [tensor if tensor.base is None else tensor.base for tensor in tensors.values()]
+    once = {id(owner): owner.nbytes for owner in owners if isinstance(owner, np.ndarray)}
+    if sum(tensor.nbytes for tensor in tensors.values()) > 2 * sum(once.values()) + SHARED:
+        raise CheckpointError("the same tensors are there under many names, needed one of its own for each.")
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not any(re.fullmatch(pattern, name) for pattern in set_aside)
+    }
+    no_weights = [f"{name}: {fault}" for name, tensor in tensors.items() if (fault := fault_of(tensor))]
+    if no_weights:
+        raise CheckpointError(
+            f"{len(no_weights)} tensors hold no weights: {listed(no_weights)}. Fetch the file again, or "
+            "train again."
+        )
+    return tensors
+
+
+def fault_of(tensor: np.ndarray) -> str:
+    """What keeps the numbers of `tensor` from being weights; empty where nothing does."""
+    if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
+        return f"found {tensor.dtype}, needed floating-point numbers"
+    if tensor.dtype == ml_dtypes.bfloat16:
+        tensor = tensor.astype(np.float32)
+    if tensor.size and not float(np.max(np.abs(tensor))) <= LARGEST:  # NaN compares false, too
+        found = np.isnan(tensor).any()
+        return f"found {'NaN' if found else 'infinity, or numbers beyond float32'}, needed finite numbers"
+    return ""
 
 
 def _numbers(template: str, tensors: Mapping[str, np.ndarray]) -> list[str]:

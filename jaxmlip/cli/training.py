@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,29 @@ from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Pos
 Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read labelled crystals."""
+
+    option: Several = ()
+    """KEY=VALUE for the reader, such as forces_key=dft_forces"""
+    skip_bad: Flag = False
+    """leave out crystals that cannot be used and what is behind the break of a file, and say so"""
+    limit: int | None = None
+    """read so many crystals; of training, validation and test each"""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the reader by name."""
+        from jaxmlip.training.config import reader_options
+
+        return reader_options(_all(self.option)) | ({} if self.limit is None else {"limit": self.limit})
+
+
+Read = tyro.conf.OmitArgPrefixes[Reading]
+READ = Reading()
 
 
 def train(
@@ -78,9 +102,7 @@ def finetune(
     preset: Literal["few", "transfer"] = "few",
     validation: Several = (),
     test: Several = (),
-    option: Several = (),
-    skip_bad: Flag = False,
-    limit: int | None = None,
+    read: Read = READ,
     train: Several = (),
     freeze: Several = (),
     references: Literal["keep", "refit", "isolated"] | None = None,
@@ -110,14 +132,12 @@ def finetune(
         preset: for a few crystals of one material, or for many of another functional
         validation: crystals that tell which step is best; default: as the preset says
         test: crystals to tell the errors before and after of; default: as the preset says
-        option: KEY=VALUE for the reader, such as forces_key=dft_forces
-        skip_bad: leave out crystals that cannot be used and what is behind the break of a file, and say so
-        limit: read so many crystals of data, validation and test each
+        read: how to read them
         train: all, readout, scale (one factor), references, or a pattern for their names; default: all
         freeze: what not to train, in the same words
         references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
             the data; fixed from there on, unless --train references. Default: as the preset says
-        epochs: how often to go through the data; a finished run goes on with more; default: as the preset says
+        epochs: how often to go through the data; default: as the preset says; more prolong a finished run
         batch_size: crystals of a batch; default: as the preset says
         learning_rate: the largest; default: as the preset says
         replay: crystals like those that the potential knows, so that it does not forget
@@ -129,7 +149,7 @@ def finetune(
         changes: KEY=VALUE for any other key of `jaxmlip train --example`
         out: folder of the run
     """
-    from jaxmlip.training.config import finetune_config, reader_options
+    from jaxmlip.training.config import finetune_config
 
     flags: dict[str, Any] = {
         "model.start": model,
@@ -137,8 +157,8 @@ def finetune(
         "data.train": _all(data),
         "data.validation": _all(validation),
         "data.test": _all(test),
-        "data.options": reader_options(_all(option)) | _limit(limit),
-        "data.skip_bad": skip_bad,
+        "data.options": read.options,
+        "data.skip_bad": read.skip_bad,
         "optimizer.train": _all(train) or None,
         "optimizer.freeze": _all(freeze),
         "optimizer.learning_rate": learning_rate,
@@ -176,9 +196,7 @@ def evaluate(
     head: Head = None,
     split: Literal["all", "train", "validation", "test"] = "all",
     format: str | None = None,
-    option: Several = (),
-    skip_bad: Flag = False,
-    limit: int | None = None,
+    read: Read = READ,
     functional: str | None = None,
     refit_references: Flag = False,
     by: Literal["material", "element", "none"] = "material",
@@ -194,9 +212,7 @@ def evaluate(
         head: which head of it, of a checkpoint that has several
         split: which part of a dataset
         format: of the files; default: told from their names and contents
-        option: KEY=VALUE for the reader, such as forces_key=dft_forces
-        skip_bad: leave out crystals that cannot be used and what is behind the break of a file, and say so
-        limit: read so many crystals
+        read: how to read them
         functional: take the crystals of this functional alone; of a model with several, which one
         refit_references: for data of another functional: shift energies by what fits best for each element
         by: a second table with a row for each
@@ -204,14 +220,14 @@ def evaluate(
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
     """
-    from jaxmlip.training.config import DataConfig, reader_options
+    from jaxmlip.training.config import DataConfig
     from jaxmlip.training.evaluate import run
 
     its = DataConfig(
         train=tuple(_all(data)),
         format=format,
-        options=reader_options(_all(option)) | _limit(limit),
-        skip_bad=skip_bad,
+        options=read.options,
+        skip_bad=read.skip_bad,
         functional=functional,
     )
     run(model, head, its, split, refit_references, by, dtype, json_, out, _console())
@@ -239,10 +255,6 @@ def export(
     potential.save(out)
     step = potential.manifest["trained"]["step"]
     Console().print(f"{potential.name}, step {step}: written to {out}", highlight=False)
-
-
-def _limit(limit: int | None) -> dict[str, int]:
-    return {} if limit is None else {"limit": limit}
 
 
 def _all(given: tuple[tuple[str, ...], ...]) -> list[str]:

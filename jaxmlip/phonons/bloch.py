@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlip import batching
+from jaxmlip.allocator import giving_memory_back
 from jaxmlip.columns import second_axis_vmap
 from jaxmlip.derivatives import (
     _block_size,
@@ -95,10 +96,9 @@ def dynamical_matrix(
     graph = _packed(potential, atoms, memory_limit, room)
     group = space_group(atoms, symprec) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
+    columns = None
     if not q_points.any() and 0 < len(pairs.wave) <= FEW:
         columns = _few_columns(potential, graph, pairs, len(atoms), memory_limit)
-    else:
-        columns = None
     if columns is None:
         columns = _all_columns(potential, graph, q_points, pairs, len(atoms), block_size, memory_limit)
     whole = group is None
@@ -129,11 +129,12 @@ def _few_columns(potential, graph, pairs: Pairs, atoms: int, memory_limit: float
 
     The gradient is computed anew for each, so that nothing of it need be kept.
     """
+    args = (potential.energy_fn, potential.arrays, graph)
     with potential.precision():
-        args = (potential.energy_fn, potential.arrays, graph)
-        kept = _kept(jax.eval_shape(partial(_linearise, args[0]), *args[1:]))
-        if kept < LARGE:
+        if _kept(jax.eval_shape(partial(_linearise, args[0]), *args[1:])) < LARGE:
             return None
+    # In a heap that is kept, the scratch memory of the second column may not fit where that of the first was.
+    with giving_memory_back(), potential.precision():
         if memory_limit is not None and _resident() + _scratch(_column.lower(*args, 0)) > memory_limit:
             return None
         found = [np.asarray(_column(*args, int(k)))[:atoms].ravel() for k in pairs.coordinate]

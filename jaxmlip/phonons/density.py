@@ -88,9 +88,10 @@ def _tetrahedra(thz, f, share, mesh: Mesh):
     e = f[corners].transpose(0, 2, 1).reshape(-1, 4)  # (tetrahedra x branches, 4)
     order = np.argsort(e, axis=1)
     e = np.take_along_axis(e, order, axis=1)
-    # A tetrahedron narrower than two steps of `thz` would fall between them: its corners are set apart.
+    # A tetrahedron narrower than three steps of `thz` would fall between them: its corners are set apart.
+    # Where it has no width that makes a step between them, with which the sum over the steps is exact.
     step = np.diff(thz).max(initial=1e-9)
-    narrow = np.maximum(2 * step - (e[:, 3] - e[:, 0]), 1e-9)
+    narrow = np.maximum(3 * step - (e[:, 3] - e[:, 0]), 1e-9)
     e = e + narrow[:, None] * np.linspace(-0.5, 0.5, 4)
     s = share[corners].transpose(0, 3, 1, 2).reshape(len(e), 4, -1)
     s = np.take_along_axis(s, order[:, :, None], axis=1)
@@ -161,7 +162,7 @@ class Thermodynamics:
 
 
 def shifts(modes: Modes) -> np.ndarray:
-    """Which modes are the three shifts of the whole crystal, at q = 0 alone: bool, (q, 3n)."""
+    """Which modes are the three shifts of the whole crystal, which are at Γ alone: bool, (q, 3n)."""
     q, atoms = modes.q_points, modes.primitive
     found = np.zeros(modes.frequencies.shape, bool)
     root = np.sqrt(atoms.get_masses())

@@ -52,7 +52,8 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
         if changed and (folder / "start").exists() and not (longer and done is not None):
             told = "\n  ".join(f"{k}: begun with {was}, found {now}" for k, (was, now) in changed.items())
             why = (
-                "It has not taken all of its steps; more are for a run that has. Go on"
+                "More epochs or steps are for a run that took all of its own; this one was interrupted, or "
+                "stopped by patience. Go on"
                 if longer
                 else "Where all else is the same, a run that is done takes more epochs or steps. Go on"
             )

@@ -1,0 +1,118 @@
+"""What stands between a file and this library: one kind of error for a kind of file, in one line each.
+
+Whoever wrote a file chose the names and values in it. What messages show of them is cut, and control
+characters are written as escapes, so that no file fills a screen or steers a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LONGEST = 320  # characters of a message, beside the name of the file
+ROOM = 200  # characters of a list within a message
+
+# Mistakes of this library, which no file can provoke.
+OURS = (NameError, ImportError)
+
+
+class RefusedError(ValueError):
+    """A file that is refused: what was found, what was needed, what to do, in one line after its `place`."""
+
+    def __init__(self, message: str, place: str | Path | None = None):
+        self.text = one_line(message)
+        super().__init__(self.text if place is None else f"{printable(str(place))}: {self.text}")
+
+
+class CheckpointError(RefusedError):
+    """A file that is not the checkpoint that was expected: what was found, what was needed, what to do."""
+
+
+@contextlib.contextmanager
+def guard(place: str | Path, kind: type[RefusedError], remedy: str) -> Iterator[None]:
+    """Whatever the file at `place` provokes within becomes a `kind` that names it.
+
+    Unforeseen errors are the cause of the new one. Those that only this library can make pass, as do those of
+    the file system that name a file.
+    """
+    try:
+        yield
+    except kind as error:
+        raise kind(error.text, place) from error.__cause__
+    except OURS:
+        raise
+    except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise kind(
+            f"cannot be read ({type(error).__name__}: {cut(str(error), 120)}). {remedy}", place
+        ) from error
+
+
+def printable(text: str) -> str:
+    """`text` with control characters as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def one_line(text: str, most: int = LONGEST) -> str:
+    """`text` in one line of printable characters, cut after `most`."""
+    lines = text[: 4 * most].splitlines()  # escapes and spaces only make it longer or shorter
+    return cut(printable(" ".join(line.strip(" ") for line in lines)), most)
+
+
+def brief(value: Any, level: int = 2) -> str:
+    """`value` in a few words or as Python writes it. However large and nested it is, this is little work."""
+    if isinstance(value, str):
+        return printable(repr(cut(value, 60)))
+    if isinstance(value, bytes | bytearray):
+        return f"{len(value)} bytes"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    if value is None or isinstance(value, bool | int | float | complex):
+        return repr(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return f"a tensor of shape {value.shape}" if value.ndim <= 8 else f"a tensor of {value.ndim} axes"
+    if isinstance(value, type):
+        return cut(printable(value.__qualname__), 80)
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        return _brief_items(value, level)
+    return f"a {cut(printable(type(value).__qualname__), 80)}"
+
+
+def _brief_items(value: Any, level: int) -> str:
+    left, right = {list: "[]", tuple: "()"}.get(type(value), "{}")
+    if not level:
+        return f"{left}…{right}" if value else left + right
+    shown = [brief(item, level - 1) for item in itertools.islice(value, 4)]
+    if isinstance(value, Mapping):
+        shown = [
+            f"{brief(key, 0)}: {brief(item, level - 1)}" for key, item in itertools.islice(value.items(), 4)
+        ]
+    shown += ["…"] if len(value) > 4 else []
+    comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
+    return left + ", ".join(shown) + comma + right
+
+
+def listed(items: Iterable[str], separator: str = "; ") -> str:
+    """The first of `items`, and how many more there are."""
+    items = list(items)
+    shown, length = 0, 0
+    for item in items[:10]:
+        length += min(len(item), ROOM) + len(separator)
+        if shown and length > ROOM:
+            break
+        shown += 1
+    parts = [cut(printable(item), ROOM) for item in items[:shown]]
+    more = len(items) - shown
+    return separator.join(parts) + (f"{separator}and {more} more" if more else "")
