@@ -30,14 +30,15 @@ from ase import Atoms
 from ase.build import bulk
 from ase.spacegroup import crystal
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
 from benchmarks.speed import OPPONENTS, Peer, PeerError, peer_of, salt, seconds
 from jaxmlip import batching
 from jaxmlip.allocator import give_memory_back
+from jaxmlip.console import PlainConsole, console
 from jaxmlip.derivatives import _kept, _linearise
+from jaxmlip.files import writing
 from jaxmlip.phonons.bloch import _real_columns, _response, dynamical_matrix
 from jaxmlip.phonons.commensurate import fourier
 from jaxmlip.phonons.modes import _frequencies, mesh_force_constants
@@ -89,16 +90,16 @@ def corundum() -> Atoms:
 class Points(list[Point]):
     """Points, each told as it comes: some take minutes, and not every peer lives to the end."""
 
-    def __init__(self, console: Console):
+    def __init__(self, terminal: PlainConsole):
         super().__init__()
-        self.console = console
+        self.terminal = terminal
 
     def append(self, p: Point) -> None:
         super().append(p)
         line = f"  {p.label:15} {p.atoms:5} atoms {p.seconds:9.3f} s, off by {p.error:.1e} THz"
         if p.of_displacement is not None:
             line += f", by the displacement alone {p.of_displacement:.1e}"
-        self.console.print(line, highlight=False)
+        self.terminal.print(line)
 
 
 def ours(
@@ -166,7 +167,7 @@ def theirs(
                 )
             )
         except PeerError as error:
-            points.console.print(f"  supercell {n}³: {error}")
+            points.terminal.print(f"  supercell {n}³: {error}")
             break
         # One at a time: two large ones in one batch take the memory of both.
         forces = [potential.predict(each)["forces"] for each in displaced]
@@ -186,13 +187,13 @@ def median(f, rounds: int) -> float:
     return seconds(f, rounds)
 
 
-def verdict(mine: list[Point], other: list[Point], console: Console) -> None:
+def verdict(mine: list[Point], other: list[Point], terminal: PlainConsole) -> None:
     """The fastest of ours at each accuracy of theirs, and below 1e-3 THz."""
     for point in other:
         # A mesh and a supercell of one size are off by the same, up to what a displacement adds.
         fit = [p for p in mine if p.error <= 1.01 * point.error]
         best = min(fit, key=lambda p: p.seconds)
-        console.print(
+        terminal.print(
             f"  within {point.error:.1e} THz ({point.label}, {point.atoms} atoms): {best.label} takes "
             f"{best.seconds:.2f} s, {point.seconds / best.seconds:.1f} times as fast"
         )
@@ -202,10 +203,10 @@ def verdict(mine: list[Point], other: list[Point], console: Console) -> None:
     fine = [p for p in other if p.error < FINE]
     if fine:
         ratio = min(p.seconds for p in fine) / best.seconds
-        console.print(f"  below {FINE:g} THz: {best.label} is {ratio:.1f} times as fast")
+        terminal.print(f"  below {FINE:g} THz: {best.label} is {ratio:.1f} times as fast")
     else:
         last = other[-1]
-        console.print(
+        terminal.print(
             f"  below {FINE:g} THz: {best.label} takes {best.seconds:.2f} s; displacements do not get there: "
             f"{last.error:.1e} THz with {last.atoms} atoms in {last.seconds:.1f} s, "
             f"{last.seconds / best.seconds:.1f} times as long"
@@ -244,7 +245,8 @@ def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: s
     figure.axes[0].set_ylabel("largest error on the path (THz)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    with writing(path) as draft:
+        figure.savefig(draft, dpi=150)
 
 
 def _ran(*arguments) -> np.ndarray:
@@ -284,19 +286,19 @@ def scaling(model: str) -> None:
             str(2 * pairs),
             f"{(memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6:.0f}",
         )
-    console = Console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     atoms, rng = bulk("NaCl", "rocksalt", 5.64), np.random.default_rng(0)
     counts = (8, 80, 800)
     times = [median(partial(dynamical_matrix, potential, atoms, rng.random((n, 3))), 3) for n in counts]
-    console.print(
+    terminal.print(
         "2 atoms, time for "
         + ", ".join(f"{n} wave vectors {t:.2f} s" for n, t in zip(counts, times, strict=True))
     )
 
 
 def compared(
-    settings: Settings, model: str, peer: Peer, console: Console
+    settings: Settings, model: str, peer: Peer, terminal: PlainConsole
 ) -> dict[str, tuple[Points, Points]]:
     """Our points and the peer's for each crystal."""
     potential = jaxmlip.load(model, "float64")
@@ -305,12 +307,12 @@ def compared(
         atoms = corundum() if name == "Al2O3" else bulk("NaCl", "rocksalt", 5.64)
         atoms = relax(potential, atoms, fix_symmetry=True).atoms
         q = atoms.cell.bandpath(npoints=settings.points).kpts
-        mine, other = panels[name] = Points(console), Points(console)
-        console.print(f"{name}, {len(q)} wave vectors, {name_of(model)}", highlight=False)
+        mine, other = panels[name] = Points(terminal), Points(terminal)
+        terminal.print(f"{name}, {len(q)} wave vectors, {name_of(model)}")
         reference, meshes = ours(potential, atoms, q, settings.rounds, mine)
         theirs(potential, peer, atoms, q, reference, meshes, settings, other)
-        console.print(f"frequencies from {reference.min():.2f} to {reference.max():.2f} THz", highlight=False)
-        verdict(mine, other, console)
+        terminal.print(f"frequencies from {reference.min():.2f} to {reference.max():.2f} THz")
+        verdict(mine, other, terminal)
     return panels
 
 
@@ -321,11 +323,11 @@ def main(settings: Settings) -> None:
         model = str(cache_folder() / model)
     if settings.scaling:
         return scaling(model)
-    console = Console(width=140)
+    terminal = PlainConsole(width=140)
     with closing(peer_of(settings, model, "float32")) as peer:  # which makes the model, where it is random
-        panels = compared(settings, model, peer, console)
+        panels = compared(settings, model, peer, terminal)
     draw(panels, name_of(model), settings.peer, settings.out)
-    console.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}; figure: {settings.out}")
+    terminal.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}; figure: {settings.out}")
     return None
 
 

@@ -19,6 +19,7 @@ import tyro
 from ase import Atoms
 
 import jaxmlip
+from jaxmlip.console import say
 from jaxmlip.relaxation import NotConvergedWarning, Relaxation, relax, relax_many
 from jaxmlip.softening import builtin_materials
 
@@ -36,8 +37,10 @@ def main(settings: Settings) -> None:
     potential = jaxmlip.load(settings.model)
     crystals = distorted(settings.structures, settings.cells)
     few = crystals[:: max(1, len(crystals) // settings.alone)]
-    print(f"{potential.name}, {len(crystals)} structures of {min(map(len, crystals))} to ", end="")
-    print(f"{max(map(len, crystals))} atoms; s per structure, first time and again; steps; converged")
+    say(
+        f"{potential.name}, {len(crystals)} structures of {min(map(len, crystals))} to "
+        f"{max(map(len, crystals))} atoms; s per structure, first time and again; steps; converged"
+    )
     report("side by side, L-BFGS", lambda: relax_many(potential, crystals))
     report("side by side, FIRE", lambda: relax_many(potential, crystals, optimiser="FIRE"))
     report("one by one, L-BFGS", lambda: [relax(potential, c) for c in few])
@@ -51,10 +54,9 @@ def report(name: str, run: Callable[[], list[Relaxation]]) -> None:
         found = run()
         seconds.append((time.perf_counter() - start) / len(found))
     steps = [r.steps for r in found]
-    print(
+    say(
         f"{name:24s} {seconds[0]:6.2f} {seconds[1]:6.3f}   mean {np.mean(steps):.0f}, at most {max(steps)}   "
-        f"{sum(r.converged for r in found)} of {len(found)}",
-        flush=True,
+        f"{sum(r.converged for r in found)} of {len(found)}"
     )
 
 

@@ -20,10 +20,12 @@ import numpy as np
 import tyro
 
 from benchmarks.training import mixed
+from jaxmlip.console import say
 from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.writing import write_dataset
+from jaxmlip.files import writing_folder
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
@@ -109,11 +111,11 @@ def main(settings: Settings) -> None:
             rows.append((n, w, times, w_own, rates))
         curves[name] = rows
         told.append(markdown(name, work, split, rows, settings))
-        print(told[-1], flush=True)
+        say(told[-1])
         jax.clear_caches()
-    settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / "scaling.md").write_text("\n".join(told))
-    figure(settings, curves).savefig(settings.out / "scaling.png", dpi=150)
+    with writing_folder(settings.out) as draft:
+        (draft / "scaling.md").write_text("\n".join(told))
+        figure(settings, curves).savefig(draft / "scaling.png", dpi=150)
 
 
 def markdown(name: str, work: Work, split: Split, rows: list, settings: Settings) -> str:

@@ -28,10 +28,10 @@ import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
+from jaxmlip.console import console
 from jaxmlip.sources import MODELS, cache_folder
 
 ROWS = 6  # of the peer's Hessian; all of them cost the same
@@ -180,9 +180,9 @@ def main(settings: Settings) -> None:
         table.add_row(
             task, str(len(atoms)), f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", *(f"{r:.1f}" for r in ratios)
         )
-        console.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
+        terminal.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
 
-    console = Console()
+    terminal = console()
     peer = peer_of(settings, model, "float32")  # first, because it may make the file
     potential = jaxmlip.load(model)
     for n in settings.repeats:
@@ -213,9 +213,9 @@ def main(settings: Settings) -> None:
         )
         row(f"Hessian {dtype}", atoms, result)
         peer.close()
-    console.print(table)
-    console.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}, torch {peer.versions['torch']}")
-    console.print(f"The peer's Hessian is extrapolated from {ROWS} of its {3 * len(atoms)} rows.")
+    terminal.print(table)
+    terminal.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}, torch {peer.versions['torch']}")
+    terminal.print(f"The peer's Hessian is extrapolated from {ROWS} of its {3 * len(atoms)} rows.")
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
-from rich.console import Console
 from rich.table import Table
 
 import jaxmlip
 from benchmarks.speed import Peer, compare, plain
+from jaxmlip.console import console
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
@@ -155,7 +155,7 @@ def theirs(peer: Peer, crystals: list[LabelledCrystal], steps: int):
 
 
 def main(settings: Settings) -> None:
-    console = Console()
+    terminal = console()
     table = Table(title=f"structures/s in training, batches of {BATCH}", title_justify="left")
     for column in ("crystals", "atoms", "ours", "chgnet", "ratio", "lowest", "highest", "waiting"):
         table.add_column(column, justify="left" if column == "crystals" else "right")
@@ -170,14 +170,14 @@ def main(settings: Settings) -> None:
         their_errors, their_seconds = theirs(peer, crystals, settings.steps)
         ours = Ours(potential, crystals, settings)
         for (of, unit), a, b in zip(ERRORS.items(), ours.errors(), their_errors, strict=True):
-            console.print(f"{name}: MAE of {of} before training {a:.6f} here, {b:.6f} there ({unit})")
+            terminal.print(f"{name}: MAE of {of} before training {a:.6f} here, {b:.6f} there ({unit})")
 
         def our_seconds(ours=ours) -> float:
             return ours.seconds(settings.steps)
 
         took, peers, *ratios = compare(our_seconds, their_seconds, settings.rounds)
         peer.close()
-        console.print(
+        terminal.print(
             f"{name}: {BATCH / took:.1f} structures/s here, {BATCH / peers:.1f} there, ratio {ratios[0]:.1f}"
         )
         sizes = [len(atoms) for atoms in bare]
@@ -189,8 +189,8 @@ def main(settings: Settings) -> None:
             *(f"{r:.1f}" for r in ratios),
             f"{ours.waiting():.2%}",
         )
-    console.print(table)
-    console.print(
+    terminal.print(table)
+    terminal.print(
         f"median of {settings.rounds} rounds of {settings.steps} steps; {os.cpu_count()} cores, jaxmlip "
         f"{jaxmlip.__version__}, torch {peer.versions['torch']}"
     )

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from jaxmlip.console import say
+from jaxmlip.files import write_whole
 from jaxmlip.softening import SOURCE, Material, read_phonondb
 
 TARGET = Path(__file__).parent.parent / "jaxmlip" / "phonondb_pbe.json"
@@ -85,10 +87,10 @@ def main() -> None:
         parser.error("found neither --data nor JAXMLIP_DATA; needed the folder of the files of phononDB-PBE.")
     materials = read_phonondb(settings.data)
     lines = json.dumps(record(choose(materials)), indent=1, ensure_ascii=False)
-    settings.out.write_text(lines + "\n")
-    print(f"{len(materials)} materials read, {settings.out} written")
+    write_whole(settings.out, lines + "\n")
+    say(f"{len(materials)} materials read, {settings.out} written")
     for summary in sorted(Path(settings.data).glob("**/phonondb_PBE_103/summary_DERIVED*.csv")):
-        print(f"{largest_disagreement(materials, summary):.1e} THz at most from {summary.name}")
+        say(f"{largest_disagreement(materials, summary):.1e} THz at most from {summary.name}")
 
 
 if __name__ == "__main__":

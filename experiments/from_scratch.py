@@ -21,6 +21,7 @@ from experiments.frames import against_dft, read, rms_force
 from experiments.networks import WIDTHS, small
 from experiments.study import Study, Table, data_file, run
 from experiments.tuning import tune
+from jaxmlip.console import say
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training.config import hyperparameters
@@ -76,9 +77,9 @@ def trained(settings: Settings, folder: Path, name: str, train, validation, test
             curve.append(
                 {"epoch": event.epoch, "minutes": minutes, "forces_mae": event.metrics["forces_mae"]}
             )
-            print(f"{name}: epoch {event.epoch:.0f}, {1e3 * curve[-1]['forces_mae']:.0f} meV/Å", flush=True)
+            say(f"{name}: epoch {event.epoch:.0f}, {1e3 * curve[-1]['forces_mae']:.0f} meV/Å")
         elif isinstance(event, Trained) and event.crystals_per_second:
-            print(f"{name}: step {event.step}, {event.crystals_per_second:.1f} frames/s", flush=True)
+            say(f"{name}: step {event.step}, {event.crystals_per_second:.1f} frames/s")
 
     steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
     optimizer = OptimizerConfig(

@@ -21,6 +21,7 @@ from experiments.frames import against_dft, read
 from experiments.study import Study, Table, data_file, load_models, run
 from experiments.tuning import tune
 from jaxmlip.cli.arguments import Model
+from jaxmlip.console import say
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.phonons.compare import compare
@@ -117,7 +118,7 @@ def fine_tune(settings: Settings, start: Potential, constants, replayed, folder:
             known = {
                 k: round(v, 4) for k, v in event.metrics.items() if k in ("loss", "forces_mae", "hessian_mae")
             }
-            print(f"step {event.step} of {settings.steps}: {known}", flush=True)
+            say(f"step {event.step} of {settings.steps}: {known}")
 
     return tune(
         start,

@@ -57,6 +57,7 @@ from experiments.teacher_set_results import (
 )
 from experiments.teachers import SET
 from jaxmlip import batching
+from jaxmlip.files import write_whole, writing
 from jaxmlip.progress import track
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def main(settings: Settings) -> None:
         "dropped": dict(total(study, numbers, "dropped")),
         "throughput": throughput(study, numbers),
     }
-    (settings.out / SET).write_text(json.dumps(statement, indent=1) + "\n")
+    write_whole(settings.out / SET, json.dumps(statement, indent=1) + "\n")
     tables = [kinds_table(made), families_table(made), dropped_table(statement), speed_table(statement)]
     study.write(tables, figures(made), findings(statement))
 
@@ -215,10 +216,8 @@ def make_parts(
         if key not in study.rows or not path.is_file():
             rooms = rooms or {name: sample_rooms(t, parts) for name, t in teachers.items()}
             arrays, row = make_part(settings, teachers, rooms, piece)
-            draft = path.with_suffix(".part")
-            with draft.open("wb") as file:
-                np.savez(file, **arrays)
-            draft.replace(path)
+            with writing(path) as draft:
+                np.savez(draft, **arrays)
             study.keep(key, row)
         keys.append(key)
         kept += study.rows[key]["kept"]

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -24,6 +23,8 @@ from typing import Any
 import tyro
 
 from experiments.study import RECORD, Estimate, StudyError, Table, run
+from jaxmlip.console import say
+from jaxmlip.files import writing_folder
 
 ORDER = (
     "softening_forces",
@@ -79,22 +80,22 @@ class Record:
 def main(settings: Settings) -> None:
     records, skipped = collect(settings.folders)
     for line in skipped:
-        print(f"skipped: {line}", file=sys.stderr)
+        say(f"skipped: {line}", stderr=True)
     if not records:
         where = ", ".join(map(str, settings.folders)) or "no folder at all"
         raise StudyError(
             f"found no {RECORD} of an experiment below {where}; needed "
             "folders that `python -m experiments.NAME --out FOLDER` wrote to its end."
         )
-    settings.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("report.html", page(records, skipped)),
-        ("report.md", markdown(records, skipped, settings.out)),
-    ):
-        # JSON may hold halves of characters, which UTF-8 has no bytes for.
-        (settings.out / name).write_text(text, encoding="utf-8", errors="replace")
+    with writing_folder(settings.out) as draft:
+        for name, text in (
+            ("report.html", page(records, skipped)),
+            ("report.md", markdown(records, skipped, draft)),
+        ):
+            # JSON may hold halves of characters, which UTF-8 has no bytes for.
+            (draft / name).write_text(text, encoding="utf-8", errors="replace")
     many = "s" * (len(records) > 1)
-    print(f"{len(records)} result{many} in {settings.out / 'report.html'} and {settings.out / 'report.md'}")
+    say(f"{len(records)} result{many} in {settings.out / 'report.html'} and {settings.out / 'report.md'}")
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
@@ -301,8 +302,8 @@ def _nested(x: Any) -> str:
     return escape("-" if x is None else str(x))
 
 
-def markdown(records: Sequence[Record], skipped: Sequence[str], out: Path) -> str:
-    """The summary; figures are written to `out`/figures."""
+def markdown(records: Sequence[Record], skipped: Sequence[str], draft: Path) -> str:
+    """The summary; figures are written to `draft`/figures."""
     parts = [f"# {TITLE}"]
     for k, (record, name) in enumerate(zip(records, headings(records), strict=True)):
         parts += [f"## {_plain(record.question)}", f"{_plain(name)}"]
@@ -315,8 +316,8 @@ def markdown(records: Sequence[Record], skipped: Sequence[str], out: Path) -> st
             target = (
                 f"figures/{k + 1:02d}-{n + 1}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(file).stem)[:60]}.png"
             )
-            (out / "figures").mkdir(exist_ok=True)
-            (out / target).write_bytes(content)
+            (draft / "figures").mkdir(exist_ok=True)
+            (draft / target).write_bytes(content)
             parts.append(f"![{_plain(caption)}]({target})")
         for table in record.tables:
             cells = [[_plain(x) if isinstance(x, str) else x for x in row] for row in table.rows]

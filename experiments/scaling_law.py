@@ -266,9 +266,7 @@ def with_references(potential: Potential, data: DataConfig, random: bool) -> Pot
 def saved(folder: Path, made: Callable[[], Potential]) -> Path:
     """`folder`, with the potential that `made` gives, or gave before."""
     if not folder.exists():
-        draft = folder.with_name(folder.name + ".part")
-        made().save(draft)
-        draft.rename(folder)
+        made().save(folder)
     return folder
 
 

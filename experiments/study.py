@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxmlip.console import say
+from jaxmlip.files import check_folder, write_whole, writing, writing_folder
 from jaxmlip.progress import track
 
 if TYPE_CHECKING:
@@ -172,6 +174,7 @@ class Study:
             self.settings["data"] = str(data_root(settings.data))
         self.weights = {label: fingerprint(p) for label, p in potentials.items()}
         self.spent, self.last = 0.0, time.perf_counter()
+        check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_begun()
         self.rows = self._read()
@@ -192,17 +195,15 @@ class Study:
                     "another --out, or remove that folder."
                 )
             weights = begun["weights"] | weights
-        draft = path.with_suffix(".part")
-        draft.write_text(
-            json.dumps({"experiment": self.name, "settings": fixed, "weights": weights}, indent=1) + "\n"
-        )
-        draft.replace(path)
+        begun = {"experiment": self.name, "settings": fixed, "weights": weights}
+        write_whole(path, json.dumps(begun, indent=1) + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.folder / ROWS
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         if lines[-1]:  # a kill left half a line
-            path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+            with writing(path) as draft:
+                draft.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
         found = [json.loads(line) for line in lines[:-1]]
         self.spent = sum(x["seconds"] for x in found)
         return {x["key"]: x["row"] for x in found}
@@ -260,10 +261,7 @@ class Study:
                 f"{len(failed)} of {len(self.rows)} rows failed ({some}{'; …' * (len(failed) > 3)})."
             )
         text = "\n\n".join([*(t.markdown() for t in tables), *findings])
-        print(text)
-        (self.folder / f"{self.name}.md").write_text(text + "\n")
-        for file, (_, figure) in figures.items():
-            figure.savefig(self.folder / file, dpi=150)
+        say(text)
         record = {
             "experiment": self.name,
             "question": self.question,
@@ -276,10 +274,12 @@ class Study:
             "findings": findings,
             "rows": self.rows,
         }
-        (self.folder / RECORD).write_text(
-            json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n"
-        )
-        print(f"\nwritten to {self.folder}")
+        with writing_folder(self.folder, last=RECORD) as draft:
+            write_whole(draft / f"{self.name}.md", text + "\n")
+            for file, (_, figure) in figures.items():
+                figure.savefig(draft / file, dpi=150)
+            write_whole(draft / RECORD, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
+        say(f"\nwritten to {self.folder}")
 
 
 def run(main: Callable[[Any], None], settings: type) -> None:
@@ -289,7 +289,8 @@ def run(main: Callable[[Any], None], settings: type) -> None:
     try:
         main(tyro.cli(settings))
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        say(f"error: {error}", stderr=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

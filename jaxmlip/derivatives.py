@@ -227,6 +227,8 @@ def plan_hessian(
 
 
 def _packed(potential, crystal, memory_limit, room) -> CrystalGraph:
+    if memory_limit is not None and not memory_limit > 0:
+        raise ValueError(f"found memory_limit={memory_limit}, needed a number of bytes above 0.")
     graph = potential.graph(crystal)
     if room is None and memory_limit is not None:  # padding would take some of it
         room = batching.need([graph])

@@ -158,7 +158,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _explained(path: str | Path) -> Iterator[None]:
-    """Says what to do where writing fails; what fails in reading something else meanwhile is left as it is."""
+    """Says what to do where writing fails; what fails in reading something meanwhile is left as it is."""
     try:
         yield
     except OSError as error:

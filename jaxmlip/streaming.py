@@ -226,8 +226,9 @@ def _explained(file: Path, size: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno else error
         told = type(error)(
-            f"{file}{size} cannot be written ({os.strerror(error.errno) if error.errno else error}). Make room, or choose a folder that can be "
+            f"{file}{size} cannot be written ({why}). Make room, or choose a folder that can be "
             "written; columns that are done stay, and the same call goes on from there."
         )
         told.errno = error.errno

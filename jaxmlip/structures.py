@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxmlip.files import check_file
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -205,8 +207,7 @@ def writable(out: Path, structures: int) -> str:
             f"{structures} structures are to go to {out}, needed a file that keeps several with their "
             "energies and forces: .extxyz or .traj."
         )
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {out} does not exist; make it first.")
+    check_file(out)
     return kind
 
 

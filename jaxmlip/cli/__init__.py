@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
-from rich.console import Console
 
 from jaxmlip.cli import against_dft, curvature, data, models, sweeps, training
+from jaxmlip.console import say
 
 
 class Group(NamedTuple):
@@ -42,7 +42,7 @@ COMMANDS: dict[str, Callable | Group] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; what goes wrong is said in a few lines on standard error, with exit code 1."""
-    warnings.showwarning = lambda message, *_: _say(f"warning: {message}", "yellow")
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}", stderr=True, style="yellow")
     try:
         tyro.cli(
             _one_of(COMMANDS),
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=arguments,
         )
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        _say(f"error: {error}", "red")
+        say(f"error: {error}", stderr=True, style="red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -66,7 +66,3 @@ def _one_of(commands: dict[str, Callable | Group]) -> Any:
             about, run = run.about, _one_of(run.commands)
         found.append(Annotated[Any, tyro.conf.subcommand(name, description=about, constructor=run)])
     return Union[tuple(found)]  # noqa: UP007 (the number of commands is known here alone)
-
-
-def _say(text: str, style: str) -> None:
-    Console(stderr=True).print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, DType, Models, Positional, in_bytes
+from jaxmlip.cli.arguments import DEFAULT_MODEL, DType, Models, Positional, above_zero, at_least, in_bytes
 
 Heads = tyro.conf.UseAppendAction[tuple[str, ...]]
 
@@ -31,6 +31,7 @@ def softening(
     """
     from jaxmlip.softening import run
 
+    above_zero(memory_limit=memory_limit)
     run(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
 
 
@@ -55,6 +56,7 @@ def compare(
     """
     from jaxmlip.phonons.compare import run
 
+    at_least(1, mesh=mesh)
     run(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
 
 
@@ -84,4 +86,6 @@ def softening_scale(
     """
     from jaxmlip.softening_scale import run
 
+    at_least(1, frames=frames)
+    above_zero(max_force=max_force)
     run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head)

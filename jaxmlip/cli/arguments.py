@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -20,6 +22,24 @@ SkipBad = Annotated[
     tyro.conf.arg(help="leave out what cannot be used, and say why, instead of stopping at the first"),
 ]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+def at_least(least: int, **options: float | tuple[float, ...] | None) -> None:
+    """Raises ValueError where an option that is given, or a part of it, is no number from `least` on."""
+    _check(options, lambda x: x >= least, f"a number from {least} on")
+
+
+def above_zero(**options: float | tuple[float, ...] | None) -> None:
+    """Raises ValueError where an option that is given, or a part of it, is no number above 0."""
+    _check(options, lambda x: x > 0, "a number above 0")
+
+
+def _check(options: dict[str, Any], right: Callable[[float], bool], needed: str) -> None:
+    for name, value in options.items():
+        parts = () if value is None else value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(x) and right(x) for x in parts):
+            found = f"--{name.replace('_', '-')} {' '.join(map(str, parts))}"
+            raise ValueError(f"found {found}, needed {needed}{' for each' * (len(parts) > 1)}.")
 
 
 def in_bytes(memory_limit: float | None) -> float | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from jaxmlip.cli.arguments import (
     DEFAULT_MODEL,
@@ -21,9 +20,13 @@ from jaxmlip.cli.arguments import (
     Model,
     Positional,
     SkipBad,
+    above_zero,
+    at_least,
     in_bytes,
 )
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.console import PlainConsole, console, say
+from jaxmlip.files import check_file, check_folder, write_whole, writing
 from jaxmlip.relaxation import SYMPREC
 from jaxmlip.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
 
@@ -66,11 +69,17 @@ def hessian(
     import jaxmlip
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
-    potential, crystal = _of_one(file, model, dtype, head)
-    limit, console = in_bytes(memory_limit), Console(highlight=False)
-    coordinates = _vibrating(crystal, atoms, console)
+    above_zero(memory_limit=memory_limit)
+    at_least(1, block_size=block_size)
+    if out.suffix not in (".npz", ".npy"):
+        raise ValueError(f"found --out {out}, needed a name that ends in .npz or, for large ones, in .npy.")
+    check_file(out)
+    crystal = read_crystal(file)
+    limit, terminal = in_bytes(memory_limit), console()
+    coordinates = _vibrating(crystal, atoms, terminal)
+    potential = _that_takes(crystal, file, model, dtype, head)
     plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
-    console.print(
+    terminal.print(
         f"{crystal.get_chemical_formula()}: {len(coordinates)} columns, "
         f"{min(plan.block_size, len(coordinates))} at once, predicted memory {plan.total / 1e9:.3g} GB"
     )
@@ -84,23 +93,24 @@ def hessian(
     thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
     modes = np.zeros((len(thz), 3 * len(crystal)))
     modes[:, coordinates] = vectors.T
-    np.savez(
-        out,
-        hessian=h,
-        coordinates=coordinates,
-        masses=crystal.get_masses(),
-        frequencies=thz,
-        modes=modes.reshape(len(thz), -1, 3),
-    )
+    with writing(out) as draft:
+        np.savez(
+            draft,
+            hessian=h,
+            coordinates=coordinates,
+            masses=crystal.get_masses(),
+            frequencies=thz,
+            modes=modes.reshape(len(thz), -1, 3),
+        )
     table = table_of(f"frequencies at q = 0, {potential.name}", ("mode", "THz"))
     shown = range(len(thz)) if len(thz) <= 24 else [*range(12), *range(len(thz) - 12, len(thz))]
     for k in shown:
         table.add_row(str(k + 1), f"{thz[k]:.3f}")
-    console.print(table)
-    console.print(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
+    terminal.print(table)
+    say(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
 
 
-def _vibrating(crystal: Atoms, chosen: Sequence[int], console: Console) -> np.ndarray:
+def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) -> np.ndarray:
     """The numbers 3a + x of the coordinates that are to vibrate; says where they are not all."""
     free, others = free_coordinates(crystal)
     if others:
@@ -118,7 +128,7 @@ def _vibrating(crystal: Atoms, chosen: Sequence[int], console: Console) -> np.nd
         )
     if not free.all():
         why = "chosen" if chosen else "held in place by the file"
-        console.print(
+        terminal.print(
             f"{free.any(axis=1).sum()} of {n} atoms vibrate ({free.sum()} of {3 * n} coordinates), the "
             "others are " + ("not " + why if chosen else why)
         )
@@ -130,13 +140,11 @@ def _stream(potential, crystal, coordinates, out: Path, block_size: int | None, 
 
     done = columns_done(out)
     if done:
-        Console().print(f"{done} columns are there already", highlight=False)
+        say(f"{done} columns are there already")
     every = len(coordinates) == 3 * len(crystal)
     stream_hessian(potential, crystal, out, None if every else coordinates, block_size, limit)
     which = "row k is column k" if every else f"row k is the column of coordinate k of {_listed(coordinates)}"
-    Console().print(
-        f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, {which}', highlight=False
-    )
+    say(f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, {which}')
 
 
 def _listed(coordinates: np.ndarray) -> str:
@@ -146,12 +154,17 @@ def _listed(coordinates: np.ndarray) -> str:
 
 def _of_one(file: Path, model: str, dtype: str, head: str | None) -> tuple[Potential, Atoms]:
     """A potential, and the one structure in a file, which it takes."""
+    atoms = read_crystal(file)
+    return _that_takes(atoms, file, model, dtype, head), atoms
+
+
+def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | None) -> Potential:
+    """A potential that takes the structure of a file."""
     from jaxmlip.sources import load
 
-    atoms = read_crystal(file)
     potential = load(model, dtype, head=head)
     naming(file, 0, potential.graph, atoms)
-    return potential, atoms
+    return potential
 
 
 def _start(potential: Potential, atoms: Atoms, relax: bool) -> Atoms:
@@ -206,6 +219,12 @@ def phonons(
     """
     from jaxmlip.phonons import report
 
+    above_zero(width=width, symprec=symprec, memory_limit=memory_limit)
+    at_least(1, points=points, mesh=mesh)
+    at_least(0, animate=animate)
+    check_folder(out)
+    if born is not None and not born.is_file():
+        raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     potential, atoms = _of_one(file, model, dtype, head)
     atoms = _start(potential, atoms, relax)
     report.run(
@@ -245,6 +264,8 @@ def elastic(
     """
     from jaxmlip.elasticity import elastic_tensor
 
+    if not json_:
+        check_file(out)
     potential, atoms = _of_one(file, model, dtype, head)
     atoms = _start(potential, atoms, relax)
     found = elastic_tensor(potential, atoms)
@@ -261,16 +282,16 @@ def elastic(
     if json_:
         print(json.dumps(record, indent=1))
         return
-    out.write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(out, json.dumps(record, indent=1) + "\n")
     voigt = ("xx", "yy", "zz", "yz", "xz", "xy")
     table = table_of(f"{record['formula']}: C / GPa, {potential.name}", ("", *voigt))
     for name, row in zip(voigt, found.C, strict=True):
         table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
-    console = Console(width=None if Console().is_terminal else 110, highlight=False)
-    console.print(table)
+    terminal = console(width=110)
+    terminal.print(table)
     for line in found.in_words():
-        console.print(line)
-    console.print(f"written to {out}")
+        terminal.print(line)
+    say(f"written to {out}")
 
 
 def relax(
@@ -314,35 +335,36 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.relaxation import NotConvergedWarning, relax_many
+    from jaxmlip.relaxation import Goal, NotConvergedWarning, relax_many
     from jaxmlip.sources import load
 
+    how = {
+        "fmax": fmax,
+        "smax": smax,
+        "cell": not fixed_cell,
+        "fix_symmetry": fix_symmetry,
+        "pressure": pressure,
+        "steps": steps,
+        "symprec": symprec,
+        "constant_volume": constant_volume,
+        "hydrostatic_strain": fixed_shape,
+        "mask": [strain in strains for strain in get_args(Strain)] if strains else None,
+    }
+    Goal(**how)  # a mistake is told at once
     crystals = read_all(files, limit, skip_bad)
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
     crystals = checked(crystals, potential.graph, skip_bad)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)  # said below, with the exit code
-        found = relax_many(
-            potential,
-            [atoms for *_, atoms in crystals],
-            fmax=fmax,
-            smax=smax,
-            cell=not fixed_cell,
-            fix_symmetry=fix_symmetry,
-            pressure=pressure,
-            steps=steps,
-            symprec=symprec,
-            constant_volume=constant_volume,
-            hydrostatic_strain=fixed_shape,
-            mask=[strain in strains for strain in get_args(Strain)] if strains else None,
-        )
+        found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
     names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
-    ase.io.write(out, [r.atoms for r in found], format=kind)
+    with writing(out) as draft:
+        ase.io.write(draft, [r.atoms for r in found], format=kind)
     print_table(_relaxed(f"{potential.name}, {dtype}", names, found))
-    Console().print(f"written to {out}", highlight=False)
+    say(f"written to {out}")
     failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
     if failed:
         raise RuntimeError(

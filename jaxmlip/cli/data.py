@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
-from rich.console import Console
 
-from jaxmlip.cli.arguments import AsJson, Head, Model, Positional
+from jaxmlip.cli.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.console import say
+from jaxmlip.files import writing
 
 if TYPE_CHECKING:
     from jaxmlip.data.labels import LabelledCrystal
@@ -84,6 +85,9 @@ def inspect(
     from jaxmlip.data.labels import counted
     from jaxmlip.progress import track
 
+    at_least(1, every=every, limit=limit)
+    if figure is not None:
+        inspection.check_figure(figure)
     if is_dataset(source.paths):
         if source != Source(source.paths):
             raise ValueError(
@@ -96,20 +100,16 @@ def inspect(
         crystals = source.read(every=every, limit=limit)
     found = inspection.inspect(track(crystals, "inspecting"))
     if figure is not None:
-        inspection.figure(found, figure)
+        with writing(figure) as draft:
+            inspection.figure(found, draft)
     if json_:
         print(json.dumps(found.as_dict(), indent=2))
         return
-    console = Console(highlight=False)
     elements = ", ".join(f"{name} {count}" for name, count in found.elements.items())
-    console.print(
-        f"{found.crystals} crystals of {found.materials} materials; with {elements}",
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"{found.crystals} crystals of {found.materials} materials; with {elements}")
     known = ", ".join(f"{name} {count}" for name, count in found.properties.items())
-    console.print(f"labels: {known or 'none'}", markup=False, soft_wrap=True)
-    console.print(f"functional: {counted(found.functionals)}", markup=False, soft_wrap=True)
+    say(f"labels: {known or 'none'}")
+    say(f"functional: {counted(found.functionals)}")
     table = table_of("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), left=("", "unit"))
     for name, spread in found.spreads.items():
         numbers = (f"{x:.4g}" for x in spread[1:])
@@ -124,10 +124,10 @@ def inspect(
                 table.add_row(*first, outlier.crystal, f"{outlier.value:.4g}", unit)
         print_table(table)
     for line in found.units:
-        console.print(f"units? {line}", markup=False, soft_wrap=True)
+        say(f"units? {line}")
     for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
         line = f"{len(pairs)} {kind} duplicates" + (f", such as {pairs[0][0]}" if pairs else "")
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
 
 
 def convert(
@@ -161,7 +161,7 @@ def convert(
         limit: read so many crystals in all
     """
     from jaxmlip.data.dataset import DatasetError, check
-    from jaxmlip.data.writing import write_dataset
+    from jaxmlip.data.writing import check_new, write_dataset
     from jaxmlip.graph import Cutoffs
     from jaxmlip.sources import load
 
@@ -172,6 +172,14 @@ def convert(
         )
     if head is not None and model is None:
         raise ValueError(f"found --head {head} without --model, which it is of; leave it out.")
+    at_least(0, angle_cutoff=angle_cutoff, validation=validation, test=test, seed=seed)
+    at_least(1, processes=processes, limit=limit)
+    above_zero(cutoff=cutoff)
+    if validation + test > 1:
+        raise ValueError(
+            f"found --validation {validation} and --test {test}, needed fractions of at most 1 together."
+        )
+    check_new(out)
     potential = None if model is None else load(model, head=head)
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
@@ -203,4 +211,4 @@ def convert(
             for split in made.splits.values():
                 check(split, potential)
         except DatasetError as error:
-            Console(stderr=True).print(f"warning: {error}", style="yellow", highlight=False, markup=False)
+            say(f"warning: {error}", stderr=True, style="yellow")

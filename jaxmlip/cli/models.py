@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Limit, Model, Positional, SkipBad
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.console import say
+from jaxmlip.files import check_folder
 from jaxmlip.structures import checked, read_all
 
 
@@ -47,9 +48,12 @@ def convert(
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; needed a torch checkpoint, a file or a folder.")
+    if not source.is_file() and not source.is_dir():
+        raise ValueError(f"{source} is a device or a pipe; needed a torch checkpoint, a file or a folder.")
+    check_folder(out)
     potential = convert_file(source, name, head)
     potential.save(out)
-    Console().print(f"{potential.name}: {potential.parameter_count:,} parameters, written to {out}")
+    say(f"{potential.name}: {potential.parameter_count:,} parameters, written to {out}")
 
 
 def predict(
@@ -115,8 +119,7 @@ def predict(
         )
     print_table(table)
     if open_ := sum(not atoms.pbc.all() for *_, atoms in crystals):
-        Console().print(
+        say(
             f"{open_} of {len(crystals)} do not repeat in three directions (pbc) and have no pressure; "
-            "--json has the stress along the directions in which they do, per volume of the box.",
-            highlight=False,
+            "--json has the stress along the directions in which they do, per volume of the box."
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
-from rich.console import Console
 
-from jaxmlip.cli.arguments import Positional
+from jaxmlip.cli.arguments import Positional, at_least
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.console import say
 
 if TYPE_CHECKING:
     from jaxmlip.training.sweep import Run
@@ -58,6 +58,7 @@ def sweep(
         raise ConfigError(
             "found no file, needed one: jaxmlip sweep SWEEP.yaml. `jaxmlip sweep --example` prints one."
         )
+    at_least(1, processes=processes)
     given = [value for each in slurm for value in each]
     if processes is not None and given:
         raise ConfigError("found --processes and --slurm, needed one of them.")
@@ -68,7 +69,7 @@ def sweep(
         _foretell(runs, out)
         return
     if not collect:
-        Console(stderr=True).print(f"{len(runs)} runs in {out}", highlight=False)
+        say(f"{len(runs)} runs in {out}", stderr=True)
         run_all(runs, out, 1 if processes is None else processes, reader_options(given) if given else None)
     if not out.is_dir():
         raise ConfigError(f"{out} is no folder; needed that of a sweep, by --out.")
@@ -88,11 +89,11 @@ def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
         table.add_row(row["name"], *(_cell(row.get(column)) for column in columns))
     print_table(table)
     for name, where in left.items():
-        print(f"not in the table: {name}: {where}")
+        say(f"not in the table: {name}: {where}")
     if more:
         shown = ", ".join(more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
-        print(f"{len(more)} finished run(s) of other configurations are in {out}: {shown}")
-    print(f"written to {out / 'sweep.csv'} and {out / 'sweep.json'}")
+        say(f"{len(more)} finished run(s) of other configurations are in {out}: {shown}")
+    say(f"written to {out / 'sweep.csv'} and {out / 'sweep.json'}")
     return left
 
 
@@ -125,7 +126,7 @@ def _foretell(runs: Sequence[Run], out: Path) -> None:
     print_table(table)
     costs = {its.cost: None for its in found}
     operations, hours = sum(its.flops for its in found) / 1e12, sum(its.seconds for its in found) / 3600
-    print(
+    say(
         f"in all {operations:.4g} TFLOP; {hours:.3g} hours of training are left where the runs go one after "
         f"another on these {found[0].cost.devices} device(s). Reading, compilation (here "
         f"{sum(c.compilation for c in costs):.0f} s for {len(costs)} program(s)), validation and tests come "

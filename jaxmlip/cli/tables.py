@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from rich.console import Console
 from rich.table import Table
+
+from jaxmlip.console import console
 
 
 def table_of(title: str, columns: Sequence[str], left: Collection[str] = ()) -> Table:
@@ -17,6 +18,5 @@ def table_of(title: str, columns: Sequence[str], left: Collection[str] = ()) -> 
 
 
 def print_table(table: Table) -> None:
-    console = Console()
     # In a file or a pipe a table is as wide as it needs to be.
-    Console(width=None if console.is_terminal else 200).print(table)
+    console(width=200).print(table)

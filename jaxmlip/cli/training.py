@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional
+from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional, at_least
+from jaxmlip.console import console, say
+from jaxmlip.files import check_folder
 
 Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
@@ -32,6 +33,7 @@ class Reading:
         """Arguments of the reader by name."""
         from jaxmlip.training.config import reader_options
 
+        at_least(1, limit=self.limit)
         return reader_options(_all(self.option)) | ({} if self.limit is None else {"limit": self.limit})
 
 
@@ -73,6 +75,8 @@ def train(
     if example:
         print(to_yaml(EXAMPLE), end="")
         return
+    at_least(1, processes=processes)
+    at_least(0, process=process)
     if config is None:
         raise ValueError(
             "found no configuration, needed one: jaxmlip train CONFIG.yaml. `jaxmlip train --example` "
@@ -181,13 +185,12 @@ def _run(config: Any, out: Path) -> None:
     result = run_training(config, out)
     if not result.before:  # the first process tells
         return
-    console = _console()
-    console.print(summary(result))
+    console(width=120).print(summary(result))
     if several := result.potential.functionals:
         how = f"`jaxmlip export {out} FOLDER --functional {several[0]}` makes a potential of one functional"
     else:
         how = f'jaxmlip.load("{out}/model") loads the potential'
-    console.print(f"written to {out}; {how}", soft_wrap=True)
+    say(f"written to {out}; {how}")
 
 
 def evaluate(
@@ -230,7 +233,7 @@ def evaluate(
         skip_bad=read.skip_bad,
         functional=functional,
     )
-    run(model, head, its, split, refit_references, by, dtype, json_, out, _console())
+    run(model, head, its, split, refit_references, by, dtype, json_, out)
 
 
 def export(
@@ -251,16 +254,12 @@ def export(
     """
     from jaxmlip.training.run import export as exported
 
+    check_folder(out)
     potential = exported(run, which, average=not raw, functional=functional)
     potential.save(out)
     step = potential.manifest["trained"]["step"]
-    Console().print(f"{potential.name}, step {step}: written to {out}", highlight=False)
+    say(f"{potential.name}, step {step}: written to {out}")
 
 
 def _all(given: tuple[tuple[str, ...], ...]) -> list[str]:
     return [value for each in given for value in each]
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=120, highlight=False)

@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
 from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.files import check_file
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 ROBUST_SIGMA = 6.0  # of energies per atom about the fit by composition
@@ -167,6 +168,16 @@ def fingerprint(atoms: Atoms, resolution: float) -> int:
     rows = rows[np.lexsort(rows.T[::-1])]
     digest = hashlib.blake2b(cell.tobytes() + rows.astype(np.int64).tobytes(), digest_size=8)
     return int.from_bytes(digest.digest())
+
+
+def check_figure(path: Path) -> None:
+    """Raises ValueError where `path` is no name of an image, and PlaceError where no file can be written."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lower()[1:] not in known:
+        raise ValueError(f"found the figure {path}, needed a name that ends in .png, .pdf or .svg.")
+    check_file(path)
 
 
 def figure(found: Inspection, path: Path) -> None:

@@ -25,6 +25,7 @@ from jaxtyping import Int
 from jaxmlip.data.dataset import FORMAT, MANIFEST, Dataset, DatasetError, lengths, size, with_graph
 from jaxmlip.data.encoding import encode
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
+from jaxmlip.files import check_folder, is_remain, writing_folder
 from jaxmlip.graph import CLOSEST, Cutoffs
 from jaxmlip.progress import track
 
@@ -205,32 +206,43 @@ def write_dataset(
     no crystal came, and where the disk is full; LabelError where a crystal cannot be used.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DatasetError(
-            f"{folder} exists, needed a new or empty folder. Give another name or remove it first."
-        )
+    check_new(folder)
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise DatasetError(
             f"found fractions={tuple(fractions)}, needed three for train, validation and test that "
             "add up to 1."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    conversion = _Conversion(partial, fractions, seed, skip_bad)
+    with writing_folder(folder, last=MANIFEST) as partial:
+        conversion = _Conversion(partial, fractions, seed, skip_bad)
+        with _explained(conversion, folder, partial, crystals):
+            with contextlib.closing(_made(track(crystals, "graphs"), cutoffs, processes)) as made:
+                for each in made:
+                    conversion.add(each)
+            manifest = {
+                **_origin(cutoffs),
+                "seed": seed,
+                "fractions": list(fractions),
+                "sources": [str(s) for s in sources],
+                **conversion.finish(),
+            }
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return Dataset(folder)
+
+
+def check_new(folder: Path) -> None:
+    """Raises DatasetError unless `folder` is new or empty, and PlaceError where it cannot be written."""
+    if folder.exists() and (not folder.is_dir() or not all(map(is_remain, folder.iterdir()))):
+        raise DatasetError(
+            f"{folder} exists, needed a new or empty folder. Give another name or remove it first."
+        )
+    check_folder(folder)
+
+
+@contextlib.contextmanager
+def _explained(conversion: _Conversion, folder: Path, partial: Path, crystals: Any) -> Iterator[None]:
+    """Says how much room is needed where the disk is full."""
     try:
-        with contextlib.closing(_made(track(crystals, "graphs"), cutoffs, processes)) as made:
-            for each in made:
-                conversion.add(each)
-        manifest = {
-            **_origin(cutoffs),
-            "seed": seed,
-            "fractions": list(fractions),
-            "sources": [str(s) for s in sources],
-            **conversion.finish(),
-        }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        partial.chmod(0o755)
-        partial.rename(folder)
+        yield
     except (OSError, RuntimeError) as error:
         # ArrayRecord reports what the operating system says as RuntimeError.
         if not any(said in str(error) for said in ("No space left", "File too large", "quota")):
@@ -244,9 +256,6 @@ def write_dataset(
             f"data set needs {needed}, and {shutil.disk_usage(partial).free + written:,} bytes are free "
             "without it. Nothing was left behind; make room or write elsewhere."
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Dataset(folder)
 
 
 class _Conversion:

@@ -315,8 +315,8 @@ def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str,
     waves, branches = len(band_path(in_box(crystal), **where).q_points), 3 * len(crystal)
     if not (0 <= q < waves and 0 <= branch < branches):
         raise ValueError(
-            f"found --animate {q} {branch}, needed a wave vector from 0 to {waves - 1} and a branch from 0 to "
-            f"{branches - 1}; both are numbered in phonons.json."
+            f"found --animate {q} {branch}, needed a wave vector from 0 to {waves - 1} and a branch "
+            f"from 0 to {branches - 1}; both are numbered in phonons.json."
         )
 
 

@@ -61,7 +61,9 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
                 f"{folder} holds a run with another configuration. {why} with what it was begun with "
                 f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
             )
-    elif folder.exists() and (not folder.is_dir() or any(p.name != LOCK and not is_remain(p) for p in folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or any(p.name != LOCK and not is_remain(p) for p in folder.iterdir())
+    ):
         raise RunFolderError(
             f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and no folder of a run (it has no "
             f"{CONFIG}); give a new one."
