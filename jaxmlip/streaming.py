@@ -226,7 +226,9 @@ def _explained(file: Path, size: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error
+        if error.errno is None:  # it says already what to do
+            raise
+        why = os.strerror(error.errno)
         told = type(error)(
             f"{file}{size} cannot be written ({why}). Make room, or choose a folder that can be "
             "written; columns that are done stay, and the same call goes on from there."

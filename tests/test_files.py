@@ -213,9 +213,10 @@ def nothing_loads(monkeypatch):
 
 
 def refused(capsys, *arguments: str) -> str:
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # as for users
-        main(arguments)
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
     said = capsys.readouterr()
     assert end.value.code == 1, said
     assert said.err.count("\n") == 1, said.err
@@ -236,6 +237,7 @@ def refused(capsys, *arguments: str) -> str:
         ("compare", "salt.cif", "--out", "OUT"),
         ("softening-scale", "many.extxyz", "--out", "OUT"),
         ("evaluate", "--data", "many.extxyz", "--out", "OUT"),
+        ("finetune", "--data", "many.extxyz", "--out", "OUT"),
         ("data", "inspect", "many.extxyz", "--figure", "OUT.png"),
         ("data", "convert", "many.extxyz", "--model", "model", "--out", "OUT"),
     ],

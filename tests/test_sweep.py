@@ -333,7 +333,7 @@ def test_an_edited_file_keeps_the_table_of_finished_runs_and_counts_them(here, c
 def test_flags_of_a_sweep_without_meaning_are_refused(here, capsys):
     written(here, "vary: {seed: [1]}")
     for flags, named in (
-        (["--processes", "0"], "found processes=0, needed at least 1"),
+        (["--processes", "0"], "found --processes 0, needed a number from 1 on"),
         (["--dry-run", "--collect"], "found --dry-run and --collect, needed one of them"),
     ):
         with pytest.raises(SystemExit):

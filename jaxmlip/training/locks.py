@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jaxmlip.files import check_folder
+
 LOCK = "lock"  # in the folder of a run
 WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
 
@@ -29,9 +31,10 @@ def locked(folder: str | Path) -> Iterator[None]:
     there are no stale locks. It holds between hosts where their file system carries such locks (NFS from
     version 4 on, Lustre mounted with `flock`). Where there are no locks at all a warning says so.
 
-    Raises InUseError where another process has it.
+    Raises InUseError where another process has it, and PlaceError where no folder can be.
     """
     folder = Path(folder)
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:

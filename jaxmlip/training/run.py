@@ -19,7 +19,7 @@ from jaxmlip.allocator import give_memory_back
 from jaxmlip.console import PlainConsole, console
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
-from jaxmlip.files import write_whole, writing
+from jaxmlip.files import write_whole, writing_folder
 from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import evaluate
@@ -366,10 +366,9 @@ def _conclude(
     first, last = (evaluate.errors(c) for c in compared.values())
     apart = {when: evaluate.by_functional(c, after.functionals) for when, c in compared.items()}
     by_functional = {name: {when: apart[when][name] for when in apart} for name in after.functionals}
-    with writing(folder / "learning_curve.png") as draft:
-        learning_curves(read_metrics(folder / METRICS), draft)
-    with writing(folder / "parity.png") as draft:
-        parity(compared, draft)
+    with writing_folder(folder) as draft:
+        learning_curves(read_metrics(folder / METRICS), draft / "learning_curve.png")
+        parity(compared, draft / "parity.png")
     record = {"stopped": reason, "compared_on": on, "units": evaluate.UNITS} | evaluate.as_record(
         {"before": first, "after": last} | ({"by_functional": by_functional} if by_functional else {})
     )

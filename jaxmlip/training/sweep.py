@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jaxmlip.files import write_whole
+from jaxmlip.files import check_folder, write_whole
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, flat, read_config, to_yaml
 from jaxmlip.training.locks import in_use
 from jaxmlip.training.records import CONFIG, FREE, RunFolderError
@@ -159,6 +159,7 @@ def run_all(
 
     folder, say = Path(folder), say or _say
     check(runs)
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backend = Local(processes) if slurm is None else Slurm(folder, slurm)
     configs = {run.name: _beside(run.folder(folder), ".yaml") for run in runs}
