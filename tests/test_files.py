@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,21 @@ def test_what_a_kill_left_goes_away_and_what_a_living_process_writes_stays(tmp_p
     assert path.read_text() == "by one"
     write_whole(path, "again")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_many_may_write_one_file_at_a_time(tmp_path):
+    path = tmp_path / "a"
+
+    def many(text: str) -> bool:
+        for _ in range(50):
+            write_whole(path, text)
+            assert path.read_text() in texts
+        return True
+
+    texts = [letter * 5000 for letter in "abcd"]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        assert all(pool.map(many, texts))
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def places(here: Path) -> dict[str, Path]:
