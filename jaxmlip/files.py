@@ -128,7 +128,7 @@ def _beside(target: Path) -> Iterator[Path]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         try:
-            with _locked(folder):
+            with _locked(folder, wait=True):
                 if folder.exists():  # else another process took it for a remain before it was locked
                     yield folder / target.name
                     return
@@ -137,17 +137,21 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a folder; False where another process has it, or where there are no locks."""
+def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Holds the lock of a folder; False where another process has it, or where there is none to have."""
     try:
         import fcntl
     except ImportError:
         yield False
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield False
         else:

@@ -113,3 +113,12 @@ def test_nothing_else_makes_a_console_or_reads_markup():
                     given = {keyword.arg for keyword in node.keywords}
                     assert not given & {"markup", "highlight"}, f"{path}:{node.lineno}"
                     assert ast.unparse(node.func) != "Text.from_markup", f"{path}:{node.lineno}"
+
+
+def test_what_is_printed_otherwise_is_json_an_example_or_a_name_of_our_own():
+    fixed = ("json.dumps(", "EXAMPLE", "to_yaml(EXAMPLE)", "f'fetching the weights of ")
+    for folder in ("jaxmlip", "experiments"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+                    assert ast.unparse(node.args[0]).startswith(fixed), f"{path}:{node.lineno}"

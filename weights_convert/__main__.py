@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from jaxmlip.console import say
+from jaxmlip.files import check_folder
 from jaxmlip.potential import Potential, architecture_of
 from weights_convert import convert_file, golden
 from weights_convert.torch_zip import CheckpointError
@@ -59,21 +61,19 @@ def main() -> int:
     parser.add_argument("--head", help="the head to take of a model with several")
     arguments = parser.parse_args()
     try:
+        check_folder(arguments.out)
         potential = convert_file(arguments.source, head=arguments.head)
     except (CheckpointError, OSError) as error:
-        print(error, file=sys.stderr)
+        say(str(error), stderr=True)
         return 1
     if arguments.verify and (complaint := _cannot_verify(architecture_of(potential.model))):
-        print(complaint, file=sys.stderr)
+        say(complaint, stderr=True)
         return 1
     potential.save(arguments.out)
-    print(f"{arguments.out}: {potential.name}, {len(potential.elements)} elements")
+    say(f"{arguments.out}: {potential.name}, {len(potential.elements)} elements")
     saved = Potential.from_folder(arguments.out, dtype="float64")
     if arguments.verify and not verify(arguments.source, saved):
-        print(
-            f"the converted model is not the original: needed differences up to {TOLERANCE:g}",
-            file=sys.stderr,
-        )
+        say(f"the converted model is not the original: needed differences up to {TOLERANCE:g}", stderr=True)
         return 1
     return 0
 

@@ -26,6 +26,8 @@ ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mac
 def convert_file(source: Path, name: str | None = None, head: str | None = None) -> potential.Potential:
     """See weights_convert.convert_file."""
     source = Path(source)
+    if source.exists() and not source.is_file() and not source.is_dir():
+        raise CheckpointError("is a device or a pipe, needed a file or a folder.", source)
     checkpoint = m3gnet.read(source) if source.is_dir() else torch_zip.read(source)
     digest = sources.digest(source, m3gnet.FILES)
     known = next((key for key, its in sources.MODELS.items() if its.sha256 == digest), None)

@@ -17,6 +17,9 @@ from jaxmlip.console import say
 from jaxmlip.files import writing
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jaxmlip.data.dataset import Dataset
     from jaxmlip.data.labels import LabelledCrystal
 
 SHOWN = 4  # outliers of each kind in the table; JSON has all of them
@@ -193,8 +196,19 @@ def convert(
         skip_bad=source.skip_bad,
         sources=source.paths,
     )
+    print_table(_splits(made, str(out)))
+    if potential:
+        try:
+            for split in made.splits.values():
+                check(split, potential)
+        except DatasetError as error:
+            say(f"warning: {error}", stderr=True, style="yellow")
+
+
+def _splits(made: Dataset, title: str) -> Table:
+    """How much is in each split of a dataset."""
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
-    table = table_of(str(out), columns, left=("split",))
+    table = table_of(title, columns, left=("split",))
     for name, split in made.splits.items():
         size = sum(shard["bytes"] for shard in split.shards)
         table.add_row(
@@ -205,10 +219,4 @@ def convert(
             f"{size / 1e6:.1f}",
             f"{size / len(split):,.0f}",
         )
-    print_table(table)
-    if potential:
-        try:
-            for split in made.splits.values():
-                check(split, potential)
-        except DatasetError as error:
-            say(f"warning: {error}", stderr=True, style="yellow")
+    return table

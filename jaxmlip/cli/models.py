@@ -48,8 +48,6 @@ def convert(
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; needed a torch checkpoint, a file or a folder.")
-    if not source.is_file() and not source.is_dir():
-        raise ValueError(f"{source} is a device or a pipe; needed a torch checkpoint, a file or a folder.")
     check_folder(out)
     potential = convert_file(source, name, head)
     potential.save(out)

@@ -181,6 +181,8 @@ def find_files(
         if not matches:
             raise FileNotFoundError(f"{path} is no file or folder, and no pattern that matches one.")
         return _of_several(matches, format, skip_bad)
+    if not path.is_file() and not path.is_dir():
+        raise ReadError(f"{path} is a device or a pipe, needed a file or a folder.")
     if format is not None and (path.is_file() or format == "phonopy"):
         return [(path, format)]
     if path.is_file() or _is_unit(path):
@@ -235,6 +237,8 @@ def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
     for path in inside:
         if path.is_dir():
             yield from _in_folder(path, format)
+            continue
+        if not path.is_file():  # a pipe would be waited for
             continue
         name = guess(path)
         # Yaml files of phonopy alone hold no labels.
