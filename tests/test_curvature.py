@@ -348,7 +348,7 @@ def test_forces_that_may_be_of_a_calculator_are_read_aloud(folder):
     [
         (["bare.extxyz"], "bare.extxyz, frame 1 (Si2) has no forces"),
         (["missing.extxyz"], "missing.extxyz is not a file"),
-        (["salt.extxyz", "--frames", "0"], "found 0 frames of each material"),
+        (["salt.extxyz", "--frames", "0"], "found --frames 0, needed a number from 1 on"),
         (["salt.extxyz", "--group-by", "phase"], "frame 0 (ClNa) has no 'phase' in its info line"),
     ],
 )
