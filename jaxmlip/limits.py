@@ -7,13 +7,12 @@ caught here too.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
 from jaxmlip.graph import ELEMENTS
-from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import BLOCKS, MACEConfig
 from weights_convert.borders import brief, listed
 
@@ -46,6 +45,17 @@ def check(config: Any, names: Mapping[str, str] | None = None, error: type[Value
     wrong = list(_wrong(config, names or {})) or list(_wrong_together(config))
     if wrong:
         raise error(f"options beyond those of any model: {listed(wrong)}.")
+
+
+@contextlib.contextmanager
+def told(error: type[ValueError]) -> Iterator[None]:
+    """What a configuration says of options that do not fit each other, as it is made, becomes an `error`."""
+    try:
+        yield
+    except error:
+        raise
+    except ValueError as wrong:
+        raise error(f"options beyond those of any model: {wrong}") from wrong
 
 
 def _wrong(config: Any, names: Mapping[str, str]) -> Iterator[str]:
@@ -81,10 +91,6 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
 
 def _wrong_together(config: Any) -> Iterator[str]:
     """What single hyperparameters do not show."""
-    if isinstance(config, CHGNetConfig) and config.angular % 2 == 0:
-        yield f"angular={config.angular} (needed an odd number)"
-    if isinstance(config, M3GNetConfig) and config.angular > 3:
-        yield f"angular={config.angular} (needed at most 3)"
     if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", 0):
         yield f"angle_cutoff={config.angle_cutoff} (needed at most bond_cutoff={config.bond_cutoff})"
     if not isinstance(config, MACEConfig):
@@ -92,11 +98,7 @@ def _wrong_together(config: Any) -> Iterator[str]:
     species = config.elements
     if not species or len(set(species)) != len(species):
         yield f"elements={brief(species)} (needed different ones)"
-    if len(config.correlation) != len(config.blocks):
-        yield f"{len(config.correlation)} of correlation (needed {len(config.blocks)}, one for each block)"
-    elif (config.hidden_l + 1) ** 2 * (config.harmonics_l + 1) ** (
-        2 * max(config.correlation)
-    ) > MOST_COUPLINGS:
+    if _entries(config) > MOST_COUPLINGS:
         yield (
             f"hidden_l={config.hidden_l}, harmonics_l={config.harmonics_l} and correlation="
             f"{max(config.correlation)} (needed ones with at most {MOST_COUPLINGS:,} couplings)"

@@ -355,9 +355,9 @@ def _make_model(manifest: dict[str, Any]) -> nn.Module:
         raise ManifestError(
             f"manifest.json has hyperparameters={brief(given)}, needed those of {name}: {', '.join(known)}."
         )
-    frozen = config(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    )
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    with limits.told(ManifestError):
+        frozen = config(**tuples)
     limits.check(frozen, error=ManifestError)
     model = kind(frozen)
     elements, species = manifest.get("elements"), set(atomic_numbers(model))

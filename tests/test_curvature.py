@@ -360,9 +360,9 @@ def test_a_mistake_is_answered_in_words(folder, capsys, arguments, words):
 
 
 def test_a_frame_that_the_potential_cannot_take_is_named(any_potential):
-    molecule = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]])
-    frame = Frame("h.xyz, frame 7 (H2)", molecule, np.ones((2, 3)))
-    with pytest.raises(ValueError, match=r"h.xyz, frame 7 \(H2\): H2 has pbc="):
+    nowhere = Atoms("H2", [[0, 0, 0], [0, 0, 0.8]], pbc=True)
+    frame = Frame("h.xyz, frame 7 (H2)", nowhere, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"h.xyz, frame 7 \(H2\): .*pbc="):
         softening_scale(any_potential, {"H": [frame]})
 
 

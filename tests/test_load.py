@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damag
 
 @pytest.mark.parametrize("changes", [{"bond_cutoff": np.nan}, {"blocks": 33}, {"angular": 4}])
 def test_a_potential_that_could_not_be_loaded_again_is_not_made(changes):
-    with pytest.raises(ValueError, match=rf"options beyond those of any model: {next(iter(changes))}="):
+    with pytest.raises(ValueError, match=rf"{next(iter(changes))}="):
         random_potential(replace(MODELS["chgnet-0.3"], **changes))
 
 

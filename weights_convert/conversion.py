@@ -35,7 +35,8 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
         architecture = _recognise(checkpoint)
         kind = ARCHITECTURES[architecture]
         head = _head(kind, checkpoint, head)
-        config = kind.config(checkpoint)
+        with limits.told(CheckpointError):
+            config = kind.config(checkpoint)
         limits.check(config, kind.NAMES, CheckpointError)
         tensors = kind.tensors(checkpoint) if head is None else kind.tensors(checkpoint, head)
         model = potential.ARCHITECTURES[architecture][0](config)
