@@ -21,9 +21,9 @@ import jaxmlip.potential
 from jaxmlip import batching, safe
 from jaxmlip.graph import Cutoffs, bond_vectors
 from jaxmlip.models.basis import polynomial_envelope
+from jaxmlip.optimisers import LBFGS
 from jaxmlip.potential import Potential
 from jaxmlip.relaxation import (
-    LBFGS,
     BatchDescent,
     Goal,
     NotConvergedWarning,
