@@ -164,7 +164,8 @@ def _some(every: list[Found]) -> list[Found]:
 
 
 def _brief(error: object) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    said = next((line for line in str(error).splitlines() if line.strip()), "without a reason")
+    return f"{type(error).__name__}: {said}"[:200]
 
 
 def free_coordinates(atoms: Atoms) -> tuple[np.ndarray, list[str]]:

@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     molecule.pbc = False
     write(here / "molecule.xyz", molecule, format="extxyz")
     (here / "nonsense.cif").write_text("hello")
+    (here / "binary.cif").write_bytes(bytes(range(128, 256)))
     write(here / "cut.extxyz", [salt] * 3)
     (here / "cut.extxyz").write_text((here / "cut.extxyz").read_text()[:-60])
     lines = (here / "POSCAR").read_text().splitlines(keepends=True)
@@ -211,6 +212,7 @@ def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
     [
         (["predict", "missing.cif"], "missing.cif is not a file"),
         (["predict", "nonsense.cif", "--model", "model"], "neither ASE nor pymatgen can read nonsense.cif"),
+        (["predict", "binary.cif", "--model", "model"], "ASE: AssertionError: without a reason"),
         (["predict", "--model", "model"], "found no file"),
         (["predict", "POSCAR", "--limit", "0", "--model", "model"], "limit=0"),
         (["predict", "cut.extxyz", "--model", "model"], "cut.extxyz cannot be read beyond its first 2"),
