@@ -108,36 +108,27 @@ def _components(forces: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([f.ravel() for f in forces])
 
 
-def read_frames(path: Path, forces: str = "forces") -> list[Frame]:
+def read_frames(path: Path, forces: str = "forces", skip_bad: bool = False) -> list[Frame]:
     """Every frame of a file with its forces, the per-atom array of the name `forces` (eV/Å).
 
     Any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the frame,
-    where one has none. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or
-    dft_forces.
+    where one has none; with `skip_bad` such frames, and what is behind the break of a file, are left out with
+    a warning. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or dft_forces.
     """
     from jaxmlip.structures import read_crystals
 
     found, beside = [], Counter()
-    for k, atoms in enumerate(read_crystals(path)):
+    for k, atoms in enumerate(read_crystals(path, skip_bad=skip_bad)):
         where = f"{path}, frame {k} ({atoms.get_chemical_formula()})"
         # Not get_forces(), which a constraint in the file would set to zero on the atoms it holds.
         labels = {**atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
-        if forces not in labels:
-            vectors = [name for name, x in labels.items() if np.shape(x) == (len(atoms), 3)]
-            others = [repr(name) for name in vectors if name != "positions"]
-            raise ValueError(
-                f"{where} has no forces: needed an array {forces!r} with three numbers for each atom (eV/Å), "
-                f"found {', '.join(others) or 'none of that shape'}. Name the array with --forces, or leave "
-                "out frames without labels."
-            )
-        values = np.asarray(labels[forces], float)
-        if values.shape != (len(atoms), 3) or not np.isfinite(values).all():
-            raise ValueError(
-                f"{where} has {forces!r} of shape {values.shape}"
-                + (", some of them no numbers" if not np.isfinite(values).all() else "")
-                + f"; needed ({len(atoms)}, 3) finite numbers (eV/Å)."
-            )
-        found.append(Frame(where, atoms, values))
+        try:
+            found.append(Frame(where, atoms, _forces_of(labels, len(atoms), forces, where)))
+        except ValueError as error:
+            if not skip_bad:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
         if forces == "forces":
             beside.update(name for name in labels if name.lower() in ("ref_forces", "dft_forces"))
     for name, count in beside.items():
@@ -146,7 +137,28 @@ def read_frames(path: Path, forces: str = "forces") -> list[Frame]:
             f"calculator and are read. --forces {name} reads the others.",
             stacklevel=2,
         )
+    if not found:
+        raise ValueError(f"{path} has no frame with forces that can be used.")
     return found
+
+
+def _forces_of(labels: Mapping[str, Any], atoms: int, forces: str, where: str) -> np.ndarray:
+    if forces not in labels:
+        vectors = [name for name, x in labels.items() if np.shape(x) == (atoms, 3)]
+        others = [repr(name) for name in vectors if name != "positions"]
+        raise ValueError(
+            f"{where} has no forces: needed an array {forces!r} with three numbers for each atom (eV/Å), "
+            f"found {', '.join(others) or 'none of that shape'}. Name the array with --forces, or leave "
+            "out frames without labels (--skip-bad)."
+        )
+    values = np.asarray(labels[forces], float)
+    if values.shape != (atoms, 3) or not np.isfinite(values).all():
+        raise ValueError(
+            f"{where} has {forces!r} of shape {values.shape}"
+            + (", some of them no numbers" if not np.isfinite(values).all() else "")
+            + f"; needed ({atoms}, 3) finite numbers (eV/Å)."
+        )
+    return values
 
 
 def by_material(
@@ -335,6 +347,7 @@ def run(
     max_force: float | None = None,
     dtype: str = "float32",
     heads: Sequence[str] = (),
+    skip_bad: bool = False,
 ) -> None:
     """`softening_scale` for `models`: prints tables, writes softening_scale.json and .png to `out`.
 
@@ -343,7 +356,7 @@ def run(
     from jaxmlip.sources import load_each
 
     check_folder(out)
-    frames = [frame for path in files for frame in read_frames(path, forces)]
+    frames = [frame for path in files for frame in read_frames(path, forces, skip_bad)]
     materials = by_material(frames, key, most, max_force)
     taken = sum(map(len, materials.values()))
     if taken < len(frames):

@@ -84,9 +84,14 @@ def _read_by_either(path: Path, limit: int | None, skip_bad: bool, found: list[A
 
 
 def _check_types(path: Path, atoms: Atoms) -> None:
-    """Raises ValueError where ASE took LAMMPS' numbers of types for atomic numbers."""
+    """Raises ValueError where ASE took LAMMPS' numbers of types, or masses, for elements."""
     types = atoms.arrays.get("type")
-    if types is not None and np.array_equal(types, atoms.numbers):
+    if types is None:
+        return
+    with path.open(errors="replace") as file:
+        columns = next((line.split() for line in itertools.islice(file, 50) if "ITEM: ATOMS" in line), None)
+    guessed = np.array_equal(types, atoms.numbers) if columns is None else "element" not in columns
+    if guessed:
         raise ValueError(
             f"{path} has types {', '.join(map(str, np.unique(types)))} and no elements, which ASE would take "
             f"for {', '.join(sorted(set(atoms.symbols)))}. Write an element column (dump_modify element), or "

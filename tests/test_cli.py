@@ -16,7 +16,7 @@ from conftest import small_potential
 from jaxmlip import hessian, plan_hessian
 from jaxmlip.cli import COMMANDS, Group, main
 from jaxmlip.phonons import dynamical_matrix
-from jaxmlip.structures import free_coordinates
+from jaxmlip.structures import free_coordinates, read_crystal
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 
@@ -39,10 +39,12 @@ def folder(tmp_path_factory):
     (here / "cut.extxyz").write_text((here / "cut.extxyz").read_text()[:-60])
     lines = (here / "POSCAR").read_text().splitlines(keepends=True)
     (here / "POSCAR_of_VASP_4").write_text("".join(["salt\n", *lines[1:5], *lines[6:]]))
-    (here / "types.lammpstrj").write_text(
-        "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 4\n0 4\n0 4\n"
-        "ITEM: ATOMS id type x y z\n1 1 0 0 0\n2 2 2 2 2\n"
-    )
+    dump = "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 4\n0 4\n0 4\n"
+    (here / "types.lammpstrj").write_text(f"{dump}ITEM: ATOMS id type x y z\n1 1 0 0 0\n2 2 2 2 2\n")
+    for column, values in {"mass": (22.99, 35.45), "element": ("Na", "Cl")}.items():
+        rows = "".join(f"{k} {k} {value} 0 0 {2 * k}\n" for k, value in enumerate(values, start=1))
+        name = "masses.lammpstrj" if column == "mass" else "elements.lammpstrj"
+        (here / name).write_text(f"{dump}ITEM: ATOMS id type {column} x y z\n{rows}")
     salt.set_constraint(FixAtoms([0]))
     write(here / "half [held] @1.vasp", salt)
     salt.set_constraint(FixAtoms([0, 1]))
@@ -127,6 +129,10 @@ def test_hessian_leaves_out_the_atoms_that_the_file_holds_and_takes_those_that_a
             assert not np.delete(found["modes"], block.start // 3, axis=1).any()
     main(["hessian", "half [held] @1.vasp", "--model", "model", "--out", "block.npy"])
     np.testing.assert_allclose(np.load("block.npy"), whole[3:6], atol=1e-8)
+
+
+def test_elements_that_a_dump_of_lammps_names_are_read(folder):
+    assert str(read_crystal(folder / "elements.lammpstrj").symbols) == "NaCl"
 
 
 def test_constraints_that_hold_single_coordinates_are_told_from_others():
@@ -218,6 +224,7 @@ def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
         (["predict", "cut.extxyz", "--model", "model"], "cut.extxyz cannot be read beyond its first 2"),
         (["predict", "POSCAR_of_VASP_4", "--model", "model"], "POSCAR_of_VASP_4 does not name its elements"),
         (["predict", "types.lammpstrj", "--model", "model"], "types 1, 2 and no elements"),
+        (["predict", "masses.lammpstrj", "--model", "model"], "types 1, 2 and no elements"),
         (["predict", "nonsense.cif", "POSCAR_of_VASP_4", "--skip-bad", "--model", "model"], "no structure"),
         (["elastic", "molecule.xyz", "--model", "model"], "pbc=[False, False, False]"),
         (["hessian", "POSCAR", "--atoms", "2", "--model", "model"], "--atoms 2, needed numbers from 0 to 1"),

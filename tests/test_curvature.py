@@ -333,6 +333,18 @@ def test_forces_under_another_name_and_behind_constraints_are_read(folder):
     np.testing.assert_array_equal(again.forces, frame.forces)
 
 
+def test_frames_without_forces_and_what_is_behind_a_break_are_left_out_on_request(folder):
+    good = labelled(bulk("Si"), np.eye(2, 3))
+    write(folder / "some.extxyz", [good, bulk("Si"), good, good])
+    text = (folder / "some.extxyz").read_text()
+    (folder / "some.extxyz").write_text(text[: -len(text) // 12])
+    with pytest.raises(ValueError, match="beyond its first 3"):
+        read_frames(folder / "some.extxyz")
+    with pytest.warns(UserWarning, match=r"frame 1 \(Si2\) has no forces") as said:
+        assert len(read_frames(folder / "some.extxyz", skip_bad=True)) == 2
+    assert any("first 3 structures" in str(w.message) for w in said)
+
+
 def test_forces_that_may_be_of_a_calculator_are_read_aloud(folder):
     both = labelled(bulk("Si"), np.zeros((2, 3)))
     both.arrays["REF_forces"] = np.eye(2, 3)

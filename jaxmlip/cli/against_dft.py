@@ -6,7 +6,16 @@ from pathlib import Path
 
 import tyro
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, DType, Models, Positional, above_zero, at_least, in_bytes
+from jaxmlip.cli.arguments import (
+    DEFAULT_MODEL,
+    DType,
+    Models,
+    Positional,
+    SkipBad,
+    above_zero,
+    at_least,
+    in_bytes,
+)
 
 Heads = tyro.conf.UseAppendAction[tuple[str, ...]]
 
@@ -68,6 +77,7 @@ def softening_scale(
     group_by: str | None = None,
     frames: int | None = None,
     max_force: float | None = None,
+    skip_bad: SkipBad = False,
     dtype: DType = "float32",
     out: Path = Path(),
 ) -> None:
@@ -88,4 +98,4 @@ def softening_scale(
 
     at_least(1, frames=frames)
     above_zero(max_force=max_force)
-    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head)
+    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head, skip_bad)
