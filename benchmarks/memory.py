@@ -20,7 +20,7 @@ import tyro
 
 import jaxmlip
 from benchmarks.speed import salt
-from jaxmlip.streaming import stream_hessian
+from jaxmlip.derivatives.streaming import stream_hessian
 
 
 @dataclass(frozen=True)

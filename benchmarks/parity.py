@@ -20,7 +20,7 @@ from ase import Atoms
 from ase.io.jsonio import read_json
 
 import jaxmlip
-from jaxmlip.sources import MODELS
+from weights_convert.published import MODELS
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "magmoms": "μB", "hessian": "eV/Å²"}

@@ -34,17 +34,17 @@ from rich.table import Table
 
 import jaxmlip
 from benchmarks.speed import OPPONENTS, Peer, PeerError, peer_of, salt, seconds
-from jaxmlip import batching
-from jaxmlip.allocator import give_memory_back
-from jaxmlip.console import PlainConsole, console
-from jaxmlip.derivatives import _kept, _linearise
-from jaxmlip.files import writing
+from jaxmlip.crystals import batching
+from jaxmlip.derivatives.hessian import _kept, _linearise
+from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.phonons.bloch import _real_columns, _response, dynamical_matrix
 from jaxmlip.phonons.commensurate import fourier
 from jaxmlip.phonons.modes import _frequencies, mesh_force_constants
 from jaxmlip.phonons.supercell import with_sum_rule
-from jaxmlip.relaxation import relax
-from jaxmlip.sources import cache_folder
+from jaxmlip.system.allocator import give_memory_back
+from jaxmlip.system.console import PlainConsole, console
+from jaxmlip.system.files import writing
+from jaxmlip.zoo.load import cache_folder
 
 MESHES = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 HALF = "float32 mesh"  # how the label of a mesh in that precision begins

@@ -19,9 +19,9 @@ import tyro
 from ase import Atoms
 
 import jaxmlip
-from jaxmlip.console import say
-from jaxmlip.relaxation import NotConvergedWarning, Relaxation, relax, relax_many
-from jaxmlip.softening import builtin_materials
+from jaxmlip.mechanics.relaxation import NotConvergedWarning, Relaxation, relax, relax_many
+from jaxmlip.studies.softening import builtin_materials
+from jaxmlip.system.console import say
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ import numpy as np
 import tyro
 
 from benchmarks.training import mixed
-from jaxmlip.console import say
 from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.files import writing_folder
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
+from jaxmlip.system.console import say
+from jaxmlip.system.files import writing_folder
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.parallel import make_mesh
@@ -146,7 +146,7 @@ def bound(time: StepTime) -> str:
 def figure(settings: Settings, curves: dict):
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     result = Figure(figsize=(9, 3.4), layout="constrained")
     for ax, model in zip(result.subplots(1, 3, sharey=True), MODELS, strict=True):

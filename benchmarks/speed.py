@@ -31,8 +31,9 @@ from ase.build import bulk
 from rich.table import Table
 
 import jaxmlip
-from jaxmlip.console import console
-from jaxmlip.sources import MODELS, cache_folder
+from jaxmlip.system.console import console
+from jaxmlip.zoo.load import cache_folder
+from weights_convert.published import MODELS
 
 ROWS = 6  # of the peer's Hessian; all of them cost the same
 REST = 0.5  # s after which the peer's threads no longer wait for work, which takes a core as work does

@@ -30,11 +30,11 @@ from rich.table import Table
 
 import jaxmlip
 from benchmarks.speed import Peer, compare, plain
-from jaxmlip.console import console
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
+from jaxmlip.system.console import console
 from jaxmlip.training.losses import LossConfig, means
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.parallel import make_mesh

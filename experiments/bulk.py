@@ -70,8 +70,8 @@ def _uniaxial(atoms: Atoms, length: float) -> float | None:
 
 
 def _cubic(atoms: Atoms, energy: float, origin: str) -> Bulk:
-    from jaxmlip.relaxation import SYMPREC
-    from jaxmlip.symmetry import symmetry_dataset
+    from jaxmlip.crystals.symmetry import symmetry_dataset
+    from jaxmlip.mechanics.relaxation import SYMPREC
 
     found = symmetry_dataset(atoms, SYMPREC)
     if found is None or found.number not in KINDS or len(set(atoms.symbols)) > 1:

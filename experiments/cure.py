@@ -22,14 +22,14 @@ import numpy as np
 from experiments.frames import read
 from experiments.study import Study, Table, bootstrap, data_file, knows, load_models, run
 from experiments.tuning import room_for, tune
-from jaxmlip import batching
 from jaxmlip.cli.arguments import Models
-from jaxmlip.curvature import force_slope
+from jaxmlip.crystals import batching
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.readers import read_labelled
-from jaxmlip.phonons.compare import compare
+from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 from jaxmlip.potential import Potential, Prediction
+from jaxmlip.studies.compare import compare
 from jaxmlip.training.loop import FitSettings
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
@@ -297,7 +297,7 @@ def _mean(values: list[float]) -> float | None:
 def figures(settings: Settings, study: Study, material: Material) -> dict[str, Any]:
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     found = {}
     for label in answered(study):
@@ -336,7 +336,7 @@ def figures(settings: Settings, study: Study, material: Material) -> dict[str, A
 def by_family(settings: Settings, study: Study, material: Material, label: str):
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     families = [HELD_OUT, *material.families, *(["phonons"] if material.phonons else [])]
     shown = [(AS_PUBLISHED, 0)]

@@ -38,7 +38,7 @@ from jaxmlip.cli.arguments import Models
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from jaxmlip.curvature import Slope
+    from jaxmlip.derivatives.slopes import Slope
     from jaxmlip.phonons.phonopy_files import PhonopyRun
     from jaxmlip.phonons.supercell import ForceConstants
     from jaxmlip.potential import Potential
@@ -111,7 +111,7 @@ def main(settings: Settings) -> None:
 
 def measure(potential: Potential, reference: PhonopyRun) -> dict[str, Any]:
     """One run: slopes of force constants, of modes, of forces; ratios of frequencies; the curve."""
-    from jaxmlip.curvature import force_slope
+    from jaxmlip.derivatives.slopes import force_slope
     from jaxmlip.phonons.supercell import force_constants
 
     dft = reference.constants
@@ -134,9 +134,9 @@ def measure(potential: Potential, reference: PhonopyRun) -> dict[str, Any]:
 
 def compared(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
     """Force constants of the model against DFT's."""
-    from jaxmlip.curvature import frequency_ratios, hessian_slope, mode_slope
+    from jaxmlip.derivatives.slopes import frequency_ratios, hessian_slope, mode_slope
     from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
-    from jaxmlip.phonons.compare import MESH
+    from jaxmlip.studies.compare import MESH
 
     y, x = model.pairs, dft.pairs
     modes = mode_slope(dynamical_matrices(model), dynamical_matrices(dft))
@@ -163,7 +163,7 @@ def ranges(dft: ForceConstants) -> dict[str, np.ndarray]:
 
 def thirds(squares: np.ndarray) -> dict[str, np.ndarray]:
     """The modes (q, modes) by their frequency; next to nothing (acoustic, Γ) is in none."""
-    from jaxmlip.curvature import NEGLIGIBLE
+    from jaxmlip.derivatives.slopes import NEGLIGIBLE
 
     counted = squares > NEGLIGIBLE * squares.max()
     low, high = np.quantile(squares[counted], (1 / 3, 2 / 3))
@@ -184,7 +184,7 @@ def numbers(slope: Slope) -> dict[str, Any]:
 
 def points(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
     """For the figures: force constants by range (eV/Å²), and modes: DFT's THz, and √(model / DFT)."""
-    from jaxmlip.curvature import mode_slope
+    from jaxmlip.derivatives.slopes import mode_slope
     from jaxmlip.phonons.commensurate import dynamical_matrices
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
@@ -259,8 +259,8 @@ def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterabl
     import jax
     import jax.numpy as jnp
 
-    from jaxmlip import batching
-    from jaxmlip.derivatives import gradient
+    from jaxmlip.crystals import batching
+    from jaxmlip.derivatives.gradients import gradient
 
     graphs = []
     for amplitude in amplitudes:
@@ -302,7 +302,7 @@ def silicon(settings: Settings) -> dict[str, list]:
 
 
 def forces_on(study: Study, model: str, potential: Potential, frames: Mapping[str, list]) -> list:
-    from jaxmlip.curvature import force_slope
+    from jaxmlip.derivatives.slopes import force_slope
 
     keys = {f"{model} | Si, {name}": name for name in frames}
 

@@ -267,7 +267,7 @@ def draw(found: Mapping[str, Rows]) -> Figure:
 
 
 def draw_elements(axes: Axes, rows: Rows) -> None:
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     for name, colour, marker in zip(RANGES, COLOURS, "os^", strict=False):
         x, y = (np.concatenate([row["points"][name][k] for row in rows]) for k in (0, 1))
@@ -282,7 +282,7 @@ def draw_elements(axes: Axes, rows: Rows) -> None:
 
 
 def draw_modes(axes: Axes, rows: Rows) -> None:
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     for k, row in enumerate(rows):
         thz, ratio = row["points"]["modes"]
@@ -298,7 +298,7 @@ def draw_modes(axes: Axes, rows: Rows) -> None:
 def draw_amplitudes(found: Mapping[str, Rows]) -> Figure:
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure = Figure(figsize=(9, 4.2 * len(found)), layout="constrained")
     panels = figure.subplots(len(found), 2, squeeze=False, sharex=True)

@@ -25,11 +25,11 @@ from experiments.bulk import Bulk, present, undeformed
 from experiments.frames import read, rms_force
 from experiments.study import Estimate, Study, Table, bootstrap, knows, load_models, run
 from jaxmlip.cli.arguments import Models
-from jaxmlip.curvature import force_slope
 from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.derivatives.slopes import force_slope
+from jaxmlip.mechanics.relaxation import NotConvergedWarning, relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.progress import track
-from jaxmlip.relaxation import NotConvergedWarning, relax_many
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -354,7 +354,7 @@ CAPTION = (
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     models, elements = (list(dict.fromkeys(r[key] for r in rows)) for key in ("model", "element"))
     figure, axes = plt.subplots(

@@ -28,15 +28,15 @@ import numpy as np
 from experiments.elastic_results import estimators_table, figures, lost_table, moduli_table, states_table
 from experiments.reference_moduli import ACWF, BINARIES, read_binaries, read_prototypes
 from experiments.study import Study, data_file, knows, load_models, run
-from jaxmlip import batching
 from jaxmlip.cli.arguments import Models
-from jaxmlip.progress import track
+from jaxmlip.crystals import batching
+from jaxmlip.system.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from jaxmlip.elasticity import Elasticity
+    from jaxmlip.mechanics.elasticity import Elasticity
     from jaxmlip.potential import Potential
 
 SYMMETRY = 1e-3  # Å: what relaxation in float32 leaves of it
@@ -93,8 +93,8 @@ def measure(
     settings: Settings,
 ) -> None:
     """Keeps a row for each crystal: moduli in GPa, the change of its volume, what is odd about it."""
-    from jaxmlip.elasticity import MESSAGES, elastic_tensors
-    from jaxmlip.relaxation import relax_many
+    from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
+    from jaxmlip.mechanics.relaxation import relax_many
 
     left = open_keys(study, label, potential, entries)
     if not left:
@@ -159,7 +159,7 @@ def stress_slopes(
     potential: Potential, crystals: Sequence[Atoms], rooms: Sequence[batching.Capacity]
 ) -> list[np.ndarray]:
     """∂σ/∂ε (6, 6) in GPa between strains of ±STEP, for each crystal; atoms move with the cell alone."""
-    from jaxmlip.elasticity import MESSAGES, VOIGT
+    from jaxmlip.mechanics.elasticity import MESSAGES, VOIGT
 
     graphs = []
     for atoms in crystals:
@@ -206,7 +206,7 @@ def measure_prototypes(
     study: Study, label: str, potential: Potential, entries: Mapping[str, Mapping[str, Any]], size: int
 ) -> None:
     """Keeps a row for each prototype: V₀ (Å³), B₀ (GPa) and B₁ of the model, and its B at DFT's V₀."""
-    from jaxmlip.equation_of_state import equations_of_state
+    from jaxmlip.mechanics.equation_of_state import equations_of_state
     from jaxmlip.potential import MESSAGES_PER_BATCH
 
     left = open_keys(study, label, potential, entries)

@@ -159,7 +159,7 @@ def figures(rows: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, tup
 def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Sequence[Any]]) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
     panels = ((said, "K", "K_model", "bulk modulus K"), (said, "G", "G_model", "shear modulus G"))
@@ -190,7 +190,7 @@ def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Seque
 def draw_parity(said: Mapping[str, Sequence[Any]]) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     shape = (2, max(1, len(said)))
     figure, axes = plt.subplots(

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.prototypes import ground_state
 from experiments.study import StudyError
-from jaxmlip.progress import track
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from jaxmlip.data.dataset import Dataset

@@ -325,7 +325,7 @@ def figures(by_key: ByKey, rows: Rows) -> dict[str, tuple[str, Figure]]:
 def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     # One line of panels for each source: of its first part, of dimers the last.
     chosen: dict[str, str] = {}
@@ -364,7 +364,7 @@ def draw_shifts(found: Mapping[str, Mapping[int, float]]) -> Figure:
     import matplotlib.pyplot as plt
     from ase.data import chemical_symbols
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
     for k, (name, of) in enumerate(found.items()):

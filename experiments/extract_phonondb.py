@@ -3,8 +3,8 @@
     python -m experiments.extract_phonondb --data FOLDER
 
 reads the files of phononDB-PBE in FOLDER (default: the environment variable JAXMLIP_DATA) and writes
-jaxmlip/phonondb_pbe.json: a spread over three structure types, light and heavy, ionic and covalent, with
-some seconds of work for each. Highest and mean frequency are computed from those on the whole mesh, and
+jaxmlip/studies/phonondb_pbe.json: a spread over three structure types, light and heavy, ionic and covalent,
+with some seconds of work for each. Highest and mean frequency are computed from those on the whole mesh, and
 compared with a summary of them where the folder holds one.
 """
 
@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from jaxmlip.console import say
-from jaxmlip.files import write_whole
-from jaxmlip.softening import SOURCE, Material, read_phonondb
+from jaxmlip.studies.softening import SOURCE, Material, read_phonondb
+from jaxmlip.system.console import say
+from jaxmlip.system.files import write_whole
 
-TARGET = Path(__file__).parent.parent / "jaxmlip" / "phonondb_pbe.json"
+TARGET = Path(__file__).parent.parent / "jaxmlip" / "studies" / "phonondb_pbe.json"
 CHOSEN = {
     "rocksalt": ("LiF", "NaCl", "KCl", "CsF", "MgO", "CaO", "PbTe"),
     "zincblende": ("BN", "SiC", "ZnS", "InP", "GaAs", "CdTe"),

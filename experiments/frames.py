@@ -10,9 +10,9 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.curvature import Slope, force_slope
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.readers.common import open_bytes
+from jaxmlip.derivatives.slopes import Slope, force_slope
 from jaxmlip.potential import Potential
 
 

@@ -21,9 +21,9 @@ from experiments.frames import against_dft, read, rms_force
 from experiments.networks import WIDTHS, small
 from experiments.study import Study, Table, data_file, run
 from experiments.tuning import tune
-from jaxmlip.console import say
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
+from jaxmlip.system.console import say
 from jaxmlip.training.config import hyperparameters
 from jaxmlip.training.loop import FitSettings, Trained, Validated
 from jaxmlip.training.losses import LossConfig
@@ -132,7 +132,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
 def figure(rows: dict[str, dict[str, Any]]):
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     result = Figure(figsize=(5, 3.4), layout="constrained")
     ax = result.subplots()

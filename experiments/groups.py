@@ -17,7 +17,7 @@ from ase import Atoms
 
 from experiments.frames import read
 from jaxmlip.data.labels import LabelError, LabelledCrystal
-from jaxmlip.softening_scale import Frame
+from jaxmlip.studies.softening_scale import Frame
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 COLD, HOT, MELT, VACANCY = "crystal 300 K", "hot crystal", "melt", "vacancy"

@@ -21,12 +21,12 @@ from experiments.frames import against_dft, read
 from experiments.study import Study, Table, data_file, load_models, run
 from experiments.tuning import tune
 from jaxmlip.cli.arguments import Model
-from jaxmlip.console import say
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.readers import read_labelled
-from jaxmlip.phonons.compare import compare
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.potential import Potential
+from jaxmlip.studies.compare import compare
+from jaxmlip.system.console import say
 from jaxmlip.training.loop import FitSettings, Trained
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
@@ -164,7 +164,7 @@ def tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
 def figure(rows: dict[str, dict[str, Any]]):
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     result = Figure(figsize=(9, 3.6), layout="constrained")
     panels = (

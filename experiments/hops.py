@@ -24,7 +24,7 @@ from ase import Atoms
 from ase.geometry import find_mic
 
 from jaxmlip.data.readers.common import open_bytes, structure_atoms
-from jaxmlip.neb import in_order_of
+from jaxmlip.mechanics.neb import in_order_of
 
 FILES = (".json", ".json.gz", ".json.bz2", ".json.xz")
 

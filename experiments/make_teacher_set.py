@@ -56,9 +56,9 @@ from experiments.teacher_set_results import (
     speed_table,
 )
 from experiments.teachers import SET
-from jaxmlip import batching
-from jaxmlip.files import write_whole, writing
-from jaxmlip.progress import track
+from jaxmlip.crystals import batching
+from jaxmlip.system.files import write_whole, writing
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
@@ -290,7 +290,7 @@ def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What the library warns of is counted here: relaxations without end, atoms close to each other."""
-    from jaxmlip.relaxation import NotConvergedWarning
+    from jaxmlip.mechanics.relaxation import NotConvergedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)

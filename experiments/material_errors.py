@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip import batching
+from jaxmlip.crystals import batching
 from jaxmlip.data.dataset import Split
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
-from jaxmlip.progress import track
+from jaxmlip.system.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from experiments.hops import Hop
-    from jaxmlip.neb import Band
+    from jaxmlip.mechanics.neb import Band
     from jaxmlip.potential import Potential
 
 SILICON = "emmet_testfiles"
@@ -104,7 +104,7 @@ def _silicon(settings: Settings, findings: list[str]):
     import ase.io
 
     from experiments.frames import read
-    from jaxmlip.neb import in_order_of
+    from jaxmlip.mechanics.neb import in_order_of
 
     try:
         path = data_file(settings.data, f"{SILICON}/Si_vacancy_NEB_final_images.extxyz")
@@ -142,8 +142,8 @@ def on_silicon(
     potential: Potential, settings: Settings, images: list[Atoms], dft: list[float], frames
 ) -> dict:
     """The model on the images of DFT, its own band from there, and its forces in the frames on DFT's way."""
-    from jaxmlip.curvature import force_slope
-    from jaxmlip.neb import SideBySide, band, path_length
+    from jaxmlip.derivatives.slopes import force_slope
+    from jaxmlip.mechanics.neb import SideBySide, band, path_length
 
     if not knows(potential, images[0].numbers):
         raise ValueError(f"{potential.name} does not know Si.")
@@ -165,7 +165,7 @@ def on_silicon(
 
 def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) -> None:
     """The bands of magnesium in the hosts, side by side."""
-    from jaxmlip.neb import bands
+    from jaxmlip.mechanics.neb import bands
 
     ends = {}
     for host in settings.hosts:
@@ -185,9 +185,9 @@ def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) 
 
 def over_hops(study: Study, name: str, potential: Potential, settings: Settings, hops: list[Hop]) -> None:
     """ApproxNEB with the model, from the images of DFT on."""
-    from jaxmlip.batching import chunks
-    from jaxmlip.neb import approximate_bands
-    from jaxmlip.progress import track
+    from jaxmlip.crystals.batching import chunks
+    from jaxmlip.mechanics.neb import approximate_bands
+    from jaxmlip.system.progress import track
 
     by_key = {f"{name}: hop {hop.name}": hop for hop in hops}
     for key in study.left(by_key):
@@ -271,7 +271,7 @@ HOSTS: dict[str, Callable[[Potential], tuple[Atoms, Atoms]]] = {
 
 
 def _vacancy(potential: Potential, cell: Atoms, times: int) -> tuple[Atoms, Atoms]:
-    from jaxmlip.neb import vacancy_hop
+    from jaxmlip.mechanics.neb import vacancy_hop
 
     _check(potential, cell.symbols)
     host = _at_rest(potential, cell).repeat(times)
@@ -290,7 +290,7 @@ def _check(potential: Potential, symbols: Any) -> None:
 
 
 def _at_rest(potential: Potential, cell: Atoms) -> Atoms:
-    from jaxmlip.relaxation import relax
+    from jaxmlip.mechanics.relaxation import relax
 
     found = relax(potential, cell, fmax=0.01, smax=0.1, fix_symmetry=True)
     if not found.converged:
@@ -299,7 +299,7 @@ def _at_rest(potential: Potential, cell: Atoms) -> Atoms:
 
 
 def kra(energies: Any) -> float:
-    from jaxmlip.neb import barriers
+    from jaxmlip.mechanics.neb import barriers
 
     return barriers(energies)[2]
 
@@ -387,7 +387,7 @@ def _estimate(x: dict) -> Estimate:
 def draw(potentials, settings: Settings, rows) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     panels = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
     panels = [p for p in panels if any(f"{name}: {p}" in rows for name in potentials)] or panels[:1]
@@ -422,7 +422,7 @@ def draw(potentials, settings: Settings, rows) -> Figure:
 def draw_hops(potentials, rows) -> Figure | None:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     found = {name: pairs for name in potentials if len(pairs := _pairs(name, rows))}
     if not found:

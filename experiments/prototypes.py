@@ -242,8 +242,8 @@ def molecule(symbol: str) -> Atoms:
 
 def salt(atoms: Atoms, charges: Mapping[str, int]) -> Atoms:
     """`atoms` of a size at which the closest cation and anion touch, by their ionic radii."""
+    from jaxmlip.crystals.graph import Cutoffs, from_atoms
     from jaxmlip.data.dataset import lengths
-    from jaxmlip.graph import Cutoffs, from_atoms
 
     atoms.set_cell(atoms.cell * (12 * len(atoms) / atoms.get_volume()) ** (1 / 3), scale_atoms=True)
     graph = from_atoms(atoms, Cutoffs(4.5))

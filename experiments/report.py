@@ -23,8 +23,8 @@ from typing import Any
 import tyro
 
 from experiments.study import RECORD, Estimate, StudyError, Table, run
-from jaxmlip.console import say
-from jaxmlip.files import writing_folder
+from jaxmlip.system.console import say
+from jaxmlip.system.files import writing_folder
 
 ORDER = (
     "softening_forces",

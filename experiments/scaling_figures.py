@@ -373,7 +373,7 @@ def cost_figure(rows: Sequence[Measured], architecture: str):
     """Errors against FLOP."""
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure = Figure(figsize=(7.2, 6), layout="constrained")
     panels = np.ravel(figure.subplots(2, 2))

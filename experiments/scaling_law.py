@@ -29,17 +29,17 @@ from experiments.networks import small
 from experiments.scaling_figures import ERRORS, MEDIANS, METHODS, SCRATCH, TRANSFER, Measured, report
 from experiments.study import Study, StudyError, run
 from experiments.teachers import teacher_set, with_cutoffs
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import Dataset, ShardSplit
-from jaxmlip.graph import Cutoffs
 from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, random_potential
-from jaxmlip.sources import load
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters
-from jaxmlip.training.forecast import forecast
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.run import MODEL, fit_references
 from jaxmlip.training.splits import read
-from jaxmlip.training.sweep import Run, collect, run_all, unfinished
+from jaxmlip.training.sweeps.forecast import forecast
+from jaxmlip.training.sweeps.sweep import Run, collect, run_all, unfinished
+from jaxmlip.zoo.load import load
 
 SOURCE = "source"
 MEV = 1e3

@@ -4,8 +4,9 @@
 
 One slope for each material and group of frames (`experiments.groups`): Σxy / Σxx of model forces y against
 DFT forces x, through the origin, over all components of all frames, as arXiv:2405.07105 has it
-(`jaxmlip.curvature`). Beside it stands what could make it differ from 1 without any softening: a model that
-errs by giving means has a slope of r², so (1 - r²) / (1 - slope) of what is missing is explained at most.
+(`jaxmlip.derivatives.slopes`). Beside it stands what could make it differ from 1 without any softening: a
+model that errs by giving means has a slope of r², so (1 - r²) / (1 - slope) of what is missing is explained
+at most.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from experiments.study import (
     run,
 )
 from jaxmlip.cli.arguments import Models
-from jaxmlip.curvature import force_slope
+from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.potential import Potential
-from jaxmlip.softening_scale import LOOSE, Frame, evenly, forces_by_material
+from jaxmlip.studies.softening_scale import LOOSE, Frame, evenly, forces_by_material
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -372,7 +373,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     shown = [group for group in GROUPS if any(row["group"] == group for row in rows)]

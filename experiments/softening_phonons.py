@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jaxmlip.batching import Capacity
-    from jaxmlip.phonondb import Material
+    from jaxmlip.crystals.batching import Capacity
     from jaxmlip.phonons.modes import Modes
     from jaxmlip.potential import Potential
+    from jaxmlip.studies.phonondb import Material
 
 Rows = Sequence[Mapping[str, Any]]
 FOLDER = "phonondb_PBE_103"
@@ -57,7 +57,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from jaxmlip.phonondb import read_phonondb
+    from jaxmlip.studies.phonondb import read_phonondb
 
     materials = read_phonondb(data_file(settings.data, FOLDER))[: settings.materials]
     examples = read_examples(settings)
@@ -94,8 +94,8 @@ def phonons(
     study: Study, settings: Settings, name: str, potential: Potential, materials: Sequence[Material]
 ) -> list[dict[str, Any]]:
     """One row a material and cell: spectra of the model against DFT's."""
-    from jaxmlip import batching
-    from jaxmlip.softening import shared_rooms
+    from jaxmlip.crystals import batching
+    from jaxmlip.studies.softening import shared_rooms
 
     at_rest = relaxed(study, name, potential, materials, settings.steps)
     crystals: dict[str, tuple[Material, str, Atoms]] = {}
@@ -137,7 +137,7 @@ def relaxed(
 
     from ase import Atoms
 
-    from jaxmlip.relaxation import NotConvergedWarning, relax_many
+    from jaxmlip.mechanics.relaxation import NotConvergedWarning, relax_many
 
     keys = {f"{name} | {m.id} | at rest": m for m in materials}
     left = study.left(keys)
@@ -175,7 +175,7 @@ def spectra_of(
     rooms: tuple[Capacity, Capacity],
 ) -> dict[str, dict[str, Any]]:
     """By measure: highest, mean and lowest frequency, and the rms difference of modes to DFT's (THz)."""
-    from jaxmlip.elasticity import NotAtRestWarning
+    from jaxmlip.mechanics.elasticity import NotAtRestWarning
     from jaxmlip.phonons.commensurate import interpolated_frequencies
     from jaxmlip.phonons.modes import mesh_modes
     from jaxmlip.phonons.supercell import displaced_force_constants
@@ -211,7 +211,7 @@ def representatives(modes: Modes, material: Material) -> np.ndarray:
 
 
 def summed_up(thz: np.ndarray, material: Material) -> dict[str, Any]:
-    from jaxmlip.phonondb import Spectrum
+    from jaxmlip.studies.phonondb import Spectrum
 
     weights = material.modes.weights
     square = ((thz - material.modes.thz) ** 2).mean(axis=1)
@@ -230,7 +230,7 @@ def of_cell(rows: Rows, cell: str) -> list[Mapping[str, Any]]:
 
 def unstable(rows: Rows, measure: str) -> int:
     """How many have an imaginary mode, where DFT has none."""
-    from jaxmlip.softening import IMAGINARY
+    from jaxmlip.studies.softening import IMAGINARY
 
     return sum(row[measure]["lowest"] < IMAGINARY <= row["dft"]["lowest"] for row in rows)
 
@@ -241,7 +241,7 @@ def below_1(values: np.ndarray) -> float:
 
 def ratio_table(found: Mapping[str, Rows]) -> Table:
     """All materials, by model, cell and measure."""
-    from jaxmlip.softening import PUBLISHED
+    from jaxmlip.studies.softening import PUBLISHED
 
     lines = []
     for model, rows in found.items():
@@ -315,7 +315,7 @@ def read_examples(settings: Settings) -> dict[str, Any]:
 
 def on_examples(study: Study, name: str, potential: Potential, examples: Mapping[str, Any]) -> list:
     """One row an example: the model on the very displacements of DFT."""
-    from jaxmlip.phonons.compare import compare
+    from jaxmlip.studies.compare import compare
 
     keys = {f"{name} | example | {each}": each for each in examples}
 
@@ -381,8 +381,8 @@ def histogram(found: Mapping[str, Rows]) -> Figure:
     """Ratios of the highest frequency, a panel for each model."""
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
-    from jaxmlip.softening import PUBLISHED
+    from jaxmlip.studies.softening import PUBLISHED
+    from jaxmlip.system.figures import COLOURS
 
     figure = Figure(figsize=(6.4, 2.6 * len(found) + 0.6), layout="constrained")
     panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
@@ -415,8 +415,8 @@ def scatter(found: Mapping[str, Rows]) -> Figure:
     """The ratio against DFT's highest frequency, a panel for each model, a marker for each structure."""
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
-    from jaxmlip.softening import MARKERS
+    from jaxmlip.studies.softening import MARKERS
+    from jaxmlip.system.figures import COLOURS
 
     figure = Figure(figsize=(6.4, 2.9 * len(found) + 0.4), layout="constrained")
     panels = figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmlip.data.labels import LabelledCrystal
+    from jaxmlip.mechanics.relaxation import Relaxation
     from jaxmlip.potential import Potential
-    from jaxmlip.relaxation import Relaxation
 
 ALLOYS = "maml_MoNbTaW"
 ELEMENTS = ("Mo", "Nb", "Ta", "W")
@@ -189,7 +189,7 @@ def on_alloy(
 
 def _relaxed(potential: Potential, crystals: list[Atoms], fmax: float) -> list[Relaxation]:
     """`crystals` relaxed with their cells; whoever asks looks at which of them converged."""
-    from jaxmlip.relaxation import NotConvergedWarning, relax_many
+    from jaxmlip.mechanics.relaxation import NotConvergedWarning, relax_many
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotConvergedWarning)
@@ -214,7 +214,7 @@ def ordered_oxides(most: int, seed: int) -> dict[float, list[Atoms]]:
     """
     from ase.build import bulk
 
-    from jaxmlip.orderings import orderings
+    from experiments.orderings import orderings
 
     rng = np.random.default_rng(seed)
     found: dict[float, list[Atoms]] = {}
@@ -409,7 +409,7 @@ def oxide_table(potentials, compositions, rows) -> Table | None:
 def draw_alloys(potentials, alloys: Sequence[str], rows) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     columns = min(3, len(alloys))
     lines = -(-len(alloys) // columns)
@@ -451,7 +451,7 @@ def _lowest(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, marker: str):
 def draw_parity(potentials, alloys: Sequence[str], rows) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), layout="constrained")
     for name, colour, marker in zip(potentials, COLOURS, "osD^vP", strict=False):
@@ -479,7 +479,7 @@ def draw_parity(potentials, alloys: Sequence[str], rows) -> Figure:
 def draw_oxide(potentials, compositions, rows) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure, ax = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
     for name, colour, marker in zip(potentials, COLOURS, "osD^vP", strict=False):

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxmlip.console import say
-from jaxmlip.files import check_folder, write_whole, writing, writing_folder
-from jaxmlip.progress import track
+from jaxmlip.system.console import say
+from jaxmlip.system.files import check_folder, write_whole, writing, writing_folder
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +116,7 @@ def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Poten
     Raises as `jaxmlip.load`, and ValueError where two share a name.
     """
     from jaxmlip.cli.arguments import DEFAULT_MODEL
-    from jaxmlip.sources import load
+    from jaxmlip.zoo.load import load
 
     found: dict[str, Potential] = {}
     for name in names or (DEFAULT_MODEL,):

@@ -26,9 +26,9 @@ from experiments.frames import read
 from experiments.study import Estimate, Study, Table, bootstrap, knows, load_models, run
 from jaxmlip.cli.arguments import Models
 from jaxmlip.data.labels import LabelledCrystal
+from jaxmlip.mechanics.relaxation import NotConvergedWarning, Relaxation, relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.progress import track
-from jaxmlip.relaxation import NotConvergedWarning, Relaxation, relax_many
+from jaxmlip.system.progress import track
 from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ CAPTION = "Surface energies of a model against DFT, relaxed (filled) and where D
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     import matplotlib.pyplot as plt
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     models, sets = _models(rows), list(dict.fromkeys(r["set"] for r in rows))
     figure, axes = plt.subplots(

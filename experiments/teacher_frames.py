@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from experiments.prototypes import Candidate, generator
-from jaxmlip import batching
+from jaxmlip.crystals import batching
 
 if TYPE_CHECKING:
     from experiments.make_teacher_set import Settings
@@ -46,7 +46,7 @@ def relaxed(
     evaluations: Counter[str],
 ) -> list[tuple[Candidate, Atoms]]:
     """The ideal crystals, at rest within their symmetry but for what pressure is allowed."""
-    from jaxmlip.relaxation import relax_many
+    from jaxmlip.mechanics.relaxation import relax_many
 
     candidates = [c for group in groups for c in group]
     starts = [c.atoms() for c in candidates]

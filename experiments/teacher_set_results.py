@@ -80,7 +80,7 @@ def draw(made: Made, teacher: str) -> Figure:
     import matplotlib.pyplot as plt
     from ase.data import chemical_symbols
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure = plt.figure(figsize=(9, 6), layout="constrained")
     grid = figure.add_gridspec(2, 2)

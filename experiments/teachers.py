@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import MANIFEST, Dataset, DatasetError, ShardSplit
 from jaxmlip.data.labels import Labels
-from jaxmlip.graph import Cutoffs
 from jaxmlip.training.config import DataConfig
 
 SET = "set.json"

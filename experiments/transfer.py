@@ -100,7 +100,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    from jaxmlip.sources import load
+    from jaxmlip.zoo.load import load
 
     unknown = [method for method in settings.methods if method not in METHODS]
     if unknown:
@@ -150,7 +150,7 @@ def check_alike(settings: Settings, source: Dataset, target: Dataset) -> None:
 
 def small_source(settings: Settings, folder: Path, source: Dataset) -> Potential:
     """A small network, trained on the source's labels; made once."""
-    from jaxmlip.sources import load
+    from jaxmlip.zoo.load import load
 
     given = small(settings.architecture, WIDTHS[settings.architecture]) | reader_options(
         settings.hyperparameters

@@ -240,7 +240,7 @@ def curves(results: Results, of: str, x_label: str, y_label: str, unit: float):
     """One line for each method on a logarithmic axis, with a band from the lowest to the highest seed."""
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     figure = Figure(figsize=(6.5, 4.6), layout="constrained")
     ax = figure.subplots()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlip import batching
+from jaxmlip.crystals import batching
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.loader import Loader, Plan

@@ -21,16 +21,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxmlip import batching, limits
-from jaxmlip.derivatives import with_derivatives
-from jaxmlip.files import writing_folder
-from jaxmlip.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
+from jaxmlip.derivatives.gradients import with_derivatives
+from jaxmlip.models import limits
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
+from jaxmlip.models.limits import fault_of
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
-from jaxmlip.progress import track
-from weights_convert.borders import RefusedError, brief, cut, guard, listed, printable
-from weights_convert.rules import fault_of
+from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
+from jaxmlip.system.files import writing_folder
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -144,7 +144,7 @@ def write_springs(folder: Path, number: int) -> None:
 def public(name: str, dtype: str = "float64"):
     """A public potential; the test is skipped, with the reason, where its weights cannot be had."""
     import jaxmlip
-    from jaxmlip.sources import FetchError
+    from jaxmlip.zoo.load import FetchError
 
     try:
         with warnings.catch_warnings():

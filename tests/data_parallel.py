@@ -10,7 +10,7 @@ import numpy as np
 from ase.build import bulk
 from test_training_step import REFERENCES, labelled
 
-from jaxmlip import batching
+from jaxmlip.crystals import batching
 from jaxmlip.data.batch import collate, stack
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import random_potential

@@ -329,7 +329,7 @@ class Made:
 def outcome(files: Made, index: int) -> dict[str, object]:
     """What becomes of one variant: `fault` is empty where it is as it should be."""
     import jaxmlip
-    from weights_convert.borders import RefusedError
+    from jaxmlip.system.borders import RefusedError
 
     sys.set_int_max_str_digits(0)  # to make variants
     rng = random.Random(f"{SEED} {index}")
@@ -366,7 +366,7 @@ def unsound(potential) -> str:
     """What is wrong with a potential that was loaded."""
     import jax
 
-    from jaxmlip import limits
+    from jaxmlip.models import limits
 
     limits.check(potential.model.config)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(potential.params)]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import jax
 
-from jaxmlip.files import write_whole
-from jaxmlip.training import backends, run
+from jaxmlip.system.files import write_whole
+from jaxmlip.training import run
 from jaxmlip.training.records import open_folder
-from jaxmlip.training.sweep import run_all, steps_done, write_table
-from jaxmlip.training.sweep_file import read_sweep
+from jaxmlip.training.sweeps import backends
+from jaxmlip.training.sweeps.sweep import run_all, steps_done, write_table
+from jaxmlip.training.sweeps.sweep_file import read_sweep
 
 RAISES, CRASHES = 13, 14  # seeds
 WORKER = (sys.executable, str(Path(__file__).absolute()))

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import resource
 import numpy as np
-from jaxmlip.allocator import giving_memory_back, keep_freed_memory
+from jaxmlip.system.allocator import giving_memory_back, keep_freed_memory
 
 kept = keep_freed_memory()
 
@@ -53,7 +53,7 @@ def test_memory_is_kept_between_calls_and_given_back_where_it_is_counted():
 LARGE = """
 import resource
 import numpy as np
-from jaxmlip.allocator import keep_freed_memory
+from jaxmlip.system.allocator import keep_freed_memory
 
 kept = keep_freed_memory()
 
@@ -77,7 +77,7 @@ def test_blocks_beyond_the_largest_threshold_are_kept_too():
 HOLES = """
 from pathlib import Path
 import numpy as np
-from jaxmlip.allocator import give_memory_back, keep_freed_memory
+from jaxmlip.system.allocator import give_memory_back, keep_freed_memory
 
 def megabytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6

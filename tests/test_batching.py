@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxmlip.potential
-from jaxmlip import batching
-from jaxmlip.batching import round_up
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.batching import round_up
 
 
 @given(st.integers(1, 10**7))

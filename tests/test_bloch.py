@@ -11,9 +11,9 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlip.derivatives import MemoryLimitError
-from jaxmlip.elasticity import internal_strain
-from jaxmlip.fetch import gather, scatter_add
+from jaxmlip.crystals.fetch import gather, scatter_add
+from jaxmlip.derivatives.hessian import MemoryLimitError
+from jaxmlip.mechanics.elasticity import internal_strain
 from jaxmlip.phonons.bloch import (
     asymmetry,
     dynamical_matrix,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from weights_convert.borders import CheckpointError, brief, guard, listed, one_line
+from jaxmlip.system.borders import CheckpointError, brief, guard, listed, one_line
 
 DOUBLED = [1]
 for _ in range(60):

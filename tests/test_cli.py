@@ -15,8 +15,8 @@ from conftest import small_potential
 
 from jaxmlip import hessian, plan_hessian
 from jaxmlip.cli import COMMANDS, Group, main
+from jaxmlip.crystals.structures import free_coordinates, read_crystal
 from jaxmlip.phonons import dynamical_matrix
-from jaxmlip.structures import free_coordinates, read_crystal
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 
@@ -112,7 +112,7 @@ def test_hessian_leaves_out_the_atoms_that_the_file_holds_and_takes_those_that_a
 ):
     from ase.io import read
 
-    from jaxmlip.sources import load
+    from jaxmlip.zoo.load import load
 
     whole = hessian(load(folder / "model", "float64"), read(folder / "POSCAR"))
     monkeypatch.chdir(folder)

@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from jaxmlip.derivatives import hessian
+from jaxmlip.derivatives.hessian import hessian
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.phonons.commensurate import (
     acoustic,

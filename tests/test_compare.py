@@ -18,9 +18,9 @@ from test_force_constants import rutile
 from test_phonopy_files import write_run
 
 from jaxmlip.phonons.commensurate import mesh_frequencies
-from jaxmlip.phonons.compare import Frequencies, compare, draw, smeared_density
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.phonons.supercell import displaced_force_constants
+from jaxmlip.studies.compare import Frequencies, compare, draw, smeared_density
 
 SCALE = 0.81  # of the potential's forces against those that are called DFT's
 

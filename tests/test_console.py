@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxmlip.cli import main
 from jaxmlip.cli.tables import table_of
-from jaxmlip.console import PlainConsole, console, say
+from jaxmlip.system.console import PlainConsole, console, say
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["run[seed=1]", "o[/x]", "[red]x[bold].cif", "[link=http://x]y[/link]", ":smile:", "a [1]"]
@@ -103,7 +103,7 @@ def test_results_of_commands_show_the_names_of_files_and_models_whole(tmp_path, 
 def test_nothing_else_makes_a_console_or_reads_markup():
     for folder in ("jaxmlip", "experiments", "weights_convert", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
-            if path == ROOT / "jaxmlip" / "console.py":
+            if path == ROOT / "jaxmlip" / "system" / "console.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and node.module in ("rich", "rich.console"):

@@ -18,13 +18,21 @@ from PIL import Image
 from scipy.optimize import curve_fit
 
 from jaxmlip.cli import main
-from jaxmlip.curvature import (
+from jaxmlip.derivatives.slopes import (
     force_slope,
     frequency_ratios,
     hessian_slope,
     mode_slope,
 )
-from jaxmlip.softening_scale import Frame, Row, by_material, draw, in_words, read_frames, softening_scale
+from jaxmlip.studies.softening_scale import (
+    Frame,
+    Row,
+    by_material,
+    draw,
+    in_words,
+    read_frames,
+    softening_scale,
+)
 
 
 def frames(values: np.ndarray, atoms: int = 10) -> list[np.ndarray]:

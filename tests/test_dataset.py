@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlip.cli import main
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data import dataset, writing
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import (
@@ -33,7 +34,6 @@ from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.readers import ReadError
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.graph import Cutoffs
 from jaxmlip.training.config import ConfigError, DataConfig
 from jaxmlip.training.splits import isolated_atoms, read
 

@@ -13,8 +13,8 @@ from element_frames import CONFIGS, save_models, write
 from experiments import defects
 from experiments.defects import Settings, formation_energy, main, material, order, repeats, with_defect
 from experiments.study import MissingDataError
+from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.potential import Potential
-from jaxmlip.relaxation import relax
 
 
 def moved(atoms: Atoms, how_far: float, seed: int) -> Atoms:

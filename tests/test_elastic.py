@@ -17,9 +17,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from experiments.elastic import SPARE, Settings, main
 from experiments.reference_moduli import ACWF, BINARIES, chemistry, read_binaries, read_prototypes
 from experiments.study import MissingDataError, StudyError, run
-from jaxmlip import batching
-from jaxmlip.elasticity import MESSAGES, elastic_tensors
-from jaxmlip.equation_of_state import equations_of_state
+from jaxmlip.crystals import batching
+from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
+from jaxmlip.mechanics.equation_of_state import equations_of_state
 from jaxmlip.potential import MESSAGES_PER_BATCH
 
 CRYSTALS = {
@@ -111,8 +111,8 @@ def test_a_potential_that_is_compared_with_itself_has_ratios_of_one_and_rows_are
     assert compared[0][3] == sum(labels is not None for labels in own.values())
     assert {f["file"] for f in record["figures"]} == {p.name for p in (tmp_path / "out").glob("*.png")}
     before = (tmp_path / "out/elastic.md").read_text()
-    monkeypatch.setattr("jaxmlip.relaxation.relax_many", None)
-    monkeypatch.setattr("jaxmlip.equation_of_state.equations_of_state", None)
+    monkeypatch.setattr("jaxmlip.mechanics.relaxation.relax_many", None)
+    monkeypatch.setattr("jaxmlip.mechanics.equation_of_state.equations_of_state", None)
     main(settings)
     assert (tmp_path / "out/elastic.md").read_text() == before
 

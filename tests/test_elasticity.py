@@ -12,9 +12,9 @@ from conftest import small_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlip import batching
 from jaxmlip.cli import main
-from jaxmlip.elasticity import (
+from jaxmlip.crystals import batching
+from jaxmlip.mechanics.elasticity import (
     VOIGT,
     Elasticity,
     _linearise,

@@ -26,9 +26,9 @@ from experiments.energy_pairs import (
 )
 from experiments.energy_references import Settings, compare, correlation, fitted, main, remaining
 from experiments.study import MissingDataError, StudyError, data_root
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.graph import Cutoffs
 
 SHIFT = {12: -3.0, 8: -10.0, 13: -5.0, 22: 40.0}  # eV, of the second functional's elements
 

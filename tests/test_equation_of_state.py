@@ -8,8 +8,8 @@ from conftest import public
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmlip.elasticity import elastic_tensor
-from jaxmlip.equation_of_state import EquationOfState, birch_murnaghan, equations_of_state
+from jaxmlip.mechanics.elasticity import elastic_tensor
+from jaxmlip.mechanics.equation_of_state import EquationOfState, birch_murnaghan, equations_of_state
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 

@@ -11,9 +11,9 @@ from ase import Atoms
 from ase.build import bulk
 from conftest import MODELS
 
+from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.data.dataset import ByFunctional, MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
-from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training.evaluate import by_element, by_functional, by_material, compare
 from jaxmlip.training.fidelities import join, select
@@ -102,7 +102,7 @@ def test_hessian_columns_are_compared_with_the_functional_that_they_are_of(monke
         asked.append((one.manifest["functional"], atoms.get_chemical_formula()))
         return np.zeros((6, len(columns)))
 
-    monkeypatch.setattr("jaxmlip.derivatives.hessian_columns", columns_of)
+    monkeypatch.setattr("jaxmlip.derivatives.hessian.hessian_columns", columns_of)
     labels = Labels(columns=np.array([0, 4]), hessian=np.zeros((2, 2, 3)))
     labelled = [LabelledCrystal(bulk("Si"), labels, functional=name) for name in NAMES[:2]]
     split = ByFunctional(MemorySplit.from_crystals(labelled, potential.cutoffs), NAMES[:2])

@@ -23,7 +23,7 @@ from conftest import small_potential
 
 from jaxmlip import Potential
 from jaxmlip.cli import main
-from jaxmlip.files import (
+from jaxmlip.system.files import (
     PlaceError,
     check_file,
     check_folder,
@@ -34,7 +34,7 @@ from jaxmlip.files import (
 )
 
 ROOT = Path(__file__).parent.parent
-MOVED = {"jaxmlip/sources.py: unpacked / file.write_bytes"}  # into a temporary folder
+MOVED = {"jaxmlip/zoo/load.py: unpacked / file.write_bytes"}  # into a temporary folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -92,7 +92,7 @@ def test_what_a_kill_left_goes_away_and_what_a_living_process_writes_stays(tmp_p
         assert draft.exists()
     assert path.read_text() == "by one"
     script = (
-        "import os, signal, sys\nfrom jaxmlip.files import writing\n"
+        "import os, signal, sys\nfrom jaxmlip.system.files import writing\n"
         "with writing(sys.argv[1]) as draft:\n"
         "    draft.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -222,8 +222,8 @@ def nothing_loads(monkeypatch):
     def late(*_, **__):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("jaxmlip.sources.load", late)
-    monkeypatch.setattr("jaxmlip.sources.load_each", late)
+    monkeypatch.setattr("jaxmlip.zoo.load.load", late)
+    monkeypatch.setattr("jaxmlip.zoo.load.load_each", late)
     monkeypatch.setattr("weights_convert.conversion.convert_file", late)
     monkeypatch.setattr("jaxmlip.training.run.export", late)
 

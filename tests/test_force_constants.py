@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from jaxmlip import batching
-from jaxmlip.derivatives import hessian_columns
+from jaxmlip.crystals import batching
+from jaxmlip.derivatives.hessian import hessian_columns
 from jaxmlip.phonons.commensurate import (
     acoustic,
     dynamical_matrices,

@@ -14,12 +14,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import jaxmlip
 from jaxmlip import cli
+from jaxmlip.crystals.graph import ELEMENTS, Cutoffs
 from jaxmlip.data.dataset import ByFunctional, Dataset, DatasetError, MemorySplit, Together
 from jaxmlip.data.encoding import decode, encode
 from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.graph import ELEMENTS, Cutoffs
 from jaxmlip.training.config import ConfigError, DataConfig, read_config
 from jaxmlip.training.loop import InterruptedRun, _Signals
 from jaxmlip.training.references import refit

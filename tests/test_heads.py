@@ -16,10 +16,10 @@ from rich.console import Console
 import jaxmlip
 from jaxmlip.cli import main
 from jaxmlip.data.dataset import Dataset
-from jaxmlip.sources import load_each
 from jaxmlip.training import parallel
 from jaxmlip.training.config import ConfigError, finetune_config
 from jaxmlip.training.run import prepare
+from jaxmlip.zoo.load import load_each
 from weights_convert.torch_zip import CheckpointError
 
 GOLDEN = Path(__file__).parent / "golden" / "mace"
@@ -122,8 +122,8 @@ def test_commands_against_dft_take_heads_and_a_precision(command, usual, monkeyp
     def told(models, dtype, heads):
         raise ValueError(f"{models} {dtype} {heads}")
 
-    monkeypatch.setattr("jaxmlip.sources.load_each", told)
-    monkeypatch.setattr("jaxmlip.phonons.compare.read_phonopy", lambda folder: None)
+    monkeypatch.setattr("jaxmlip.zoo.load.load_each", told)
+    monkeypatch.setattr("jaxmlip.studies.compare.read_phonopy", lambda folder: None)
     with pytest.raises(SystemExit):
         main([*command, "--model", "two.model", "--head", "pbe"])
     assert f"('two.model',) {usual} ('pbe',)" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from ase import Atoms
 from ase.build import make_supercell
 from conftest import MODELS, small_potential
 
-from jaxmlip import batching, hessian, hessian_columns
-from jaxmlip.derivatives import gradient, hvp
+from jaxmlip import hessian, hessian_columns
+from jaxmlip.crystals import batching
+from jaxmlip.derivatives.gradients import gradient, hvp
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 STEP, STRAIN = 1e-4, 1e-5  # Å; of differences

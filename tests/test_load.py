@@ -18,10 +18,11 @@ import safetensors.numpy
 import torch_files as made
 from conftest import MODELS
 
-from jaxmlip import sources
 from jaxmlip.potential import ManifestError, Potential, random_potential
-from jaxmlip.sources import Address, FetchError, Source, Wheel, load
+from jaxmlip.zoo import load as sources
+from jaxmlip.zoo.load import FetchError, load
 from weights_convert import m3gnet
+from weights_convert.published import Address, Source, Wheel
 from weights_convert.torch_zip import CheckpointError
 
 
@@ -480,11 +481,12 @@ def test_every_known_model_says_where_it_comes_from():
 
 LOADER = """
 import sys
-from jaxmlip import sources
+from jaxmlip.zoo import load as sources
+from weights_convert import published
 sha256 = sys.argv[1]
-wheel = sources.Wheel("tinyweights", "1.0")
+wheel = published.Wheel("tinyweights", "1.0")
 files = {"tiny_a.pth.tar": sha256}
-sources.MODELS["tiny-a"] = sources.Source("chgnet", files, wheel, "MIT", "PBE", "tiny")
+sources.MODELS["tiny-a"] = published.Source("chgnet", files, wheel, "MIT", "PBE", "tiny")
 print(sources.load("tiny-a").name)
 """
 
@@ -502,9 +504,9 @@ def test_two_processes_at_once_both_load_and_leave_a_sound_cache(own_folder):
 
 
 PROGRAMS = """
-import jax, jaxmlip.sources
+import jax, jaxmlip.zoo.load
 try:
-    jaxmlip.sources.load("no model")
+    jaxmlip.zoo.load.load("no model")
 except ValueError:
     print(jax.config.jax_compilation_cache_dir)
 """

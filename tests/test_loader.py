@@ -9,11 +9,11 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlip.batching import Capacity
+from jaxmlip.crystals.batching import Capacity
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
-from jaxmlip.graph import Cutoffs
 
 CUTOFFS = Cutoffs(4.0, 3.0)
 REFERENCES = np.linspace(-1, 1, 95)

@@ -14,7 +14,7 @@ from conftest import small_potential
 from numpy.polynomial.legendre import legval
 
 import jaxmlip
-from jaxmlip.graph import Cutoffs, from_atoms
+from jaxmlip.crystals.graph import Cutoffs, from_atoms
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import Potential
 from weights_convert import __main__ as command

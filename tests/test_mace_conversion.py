@@ -18,9 +18,10 @@ from ase.build import bulk
 from conftest import public
 
 import jaxmlip
-from jaxmlip import cli, sources
+from jaxmlip import cli
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import Potential, random_potential
+from jaxmlip.zoo import load as sources
 from weights_convert import __main__ as command
 from weights_convert import convert_file, mace, modules, torch_zip
 from weights_convert.conversion import convert_file as convert

@@ -15,7 +15,7 @@ from conftest import write_springs
 from test_data_parallel import free_address
 
 import jaxmlip.cli
-from jaxmlip.training.sweep_file import EXAMPLE
+from jaxmlip.training.sweeps.sweep_file import EXAMPLE
 
 PAGE = Path(__file__).parents[1] / "docs" / "many_devices.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)

@@ -17,8 +17,8 @@ from pymatgen.io.ase import AseAtomsAdaptor
 import experiments.migration as migration
 from experiments.hops import read_hops
 from experiments.migration import Settings, main
-from jaxmlip.graph import from_atoms
-from jaxmlip.neb import SideBySide, barriers, interpolated, path_length, vacancy_hop
+from jaxmlip.crystals.graph import from_atoms
+from jaxmlip.mechanics.neb import SideBySide, barriers, interpolated, path_length, vacancy_hop
 
 LOOSE = 1e3  # eV/Å: every guess is at rest, so that barriers are those of the guess
 
@@ -126,7 +126,7 @@ def test_hops_of_both_layouts_give_the_same_barrier_and_resume_without_the_model
     assert record["tables"][0]["rows"][0][2]["value"] == pytest.approx(0, abs=1e-4)
     assert set(record["rows"]) == {"springs: hop atomate a1 0+1", "springs: hop emmet mp-1 0+1"}
 
-    monkeypatch.setattr("jaxmlip.neb.approximate_bands", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("jaxmlip.mechanics.neb.approximate_bands", lambda *_: pytest.fail("computed again"))
     main(settings)
     assert (tmp_path / "out/migration.md").read_text() == before
 

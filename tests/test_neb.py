@@ -6,9 +6,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from jaxmlip.calculator import Calculator
-from jaxmlip.graph import from_atoms
-from jaxmlip.neb import (
+from jaxmlip.crystals.graph import from_atoms
+from jaxmlip.mechanics.calculator import Calculator
+from jaxmlip.mechanics.neb import (
     approximate_bands,
     band,
     bands,
@@ -18,7 +18,7 @@ from jaxmlip.neb import (
     path_length,
     vacancy_hop,
 )
-from jaxmlip.relaxation import NotConvergedWarning
+from jaxmlip.mechanics.relaxation import NotConvergedWarning
 
 HEIGHT, TILT = 0.7, 0.1  # eV
 

@@ -10,10 +10,10 @@ from ase.build import bulk
 from conftest import small_potential, write_springs
 from rich.console import Console
 
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import ByFunctional, MemorySplit, Subset
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.graph import Cutoffs
 from jaxmlip.training import parallel
 from jaxmlip.training.config import ConfigError, from_mapping
 from jaxmlip.training.overlap import shared

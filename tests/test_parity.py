@@ -14,7 +14,8 @@ from ase import Atoms
 from conftest import public
 
 import jaxmlip
-from jaxmlip import batching, sources
+from jaxmlip.crystals import batching
+from jaxmlip.zoo import load as sources
 
 MODELS = ["chgnet-0.2.0", "chgnet-0.3.0", "chgnet-r2scan"]
 # Of both sides in float64: eV/atom, eV/Å, eV/Å³, eV, μB.

@@ -11,6 +11,7 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip.crystals.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.density import _corner_weights, density_of_states, thermodynamics
 from jaxmlip.phonons.modes import (
@@ -25,7 +26,6 @@ from jaxmlip.phonons.modes import (
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.report import as_record, draw, phonons, run, table
 from jaxmlip.phonons.supercell import force_constants
-from jaxmlip.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])

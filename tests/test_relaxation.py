@@ -18,12 +18,10 @@ from test_cli import complaint
 from test_cli import jaxmlip as command
 
 import jaxmlip.potential
-from jaxmlip import batching, safe
-from jaxmlip.graph import Cutoffs, bond_vectors
-from jaxmlip.models.basis import polynomial_envelope
-from jaxmlip.optimisers import LBFGS
-from jaxmlip.potential import Potential
-from jaxmlip.relaxation import (
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import Cutoffs, bond_vectors
+from jaxmlip.mechanics.optimisers import LBFGS
+from jaxmlip.mechanics.relaxation import (
     BatchDescent,
     Goal,
     NotConvergedWarning,
@@ -32,6 +30,9 @@ from jaxmlip.relaxation import (
     relax,
     relax_many,
 )
+from jaxmlip.models import safe
+from jaxmlip.models.basis import polynomial_envelope
+from jaxmlip.potential import Potential
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 GOOD, NO_NUMBER, FLEES = "Cu", "Au", "Xe"
@@ -129,7 +130,7 @@ def test_many_crystals_end_where_each_ends_alone(morse):
         np.testing.assert_allclose(one.energy, alone.energy, rtol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore::jaxmlip.relaxation.NotConvergedWarning")
+@pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.relaxation.NotConvergedWarning")
 def test_networks_relax_many_crystals_as_they_relax_each_and_keep_a_fixed_space_group(architecture):
     """Few steps are enough: random parameters need have no minimum."""
     crystals = [bulk("ZnO", "wurtzite", a=3.25, c=5.2), bulk("MgO", "rocksalt", 4.2)]
@@ -348,7 +349,7 @@ def test_too_few_steps_are_said_with_what_is_left(morse, way):
 
 
 def test_relaxing_many_crystals_compiles_few_programs_and_more_of_them_none(morse, monkeypatch):
-    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 3000)
+    monkeypatch.setattr("jaxmlip.mechanics.relaxation.MESSAGES_ON_CPU", 3000)
     before = jaxmlip.potential._predict._cache_size()
     found = relax_many(morse, several() * 6)
     assert sum(r.steps for r in found) > 100
@@ -370,7 +371,7 @@ def test_calls_that_are_given_one_room_share_its_program(morse):
 
 
 def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch):
-    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 500)
+    monkeypatch.setattr("jaxmlip.mechanics.relaxation.MESSAGES_ON_CPU", 500)
     batches = []
     compute = Potential.predict_graphs
     monkeypatch.setattr(
@@ -385,8 +386,8 @@ def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch
 
 def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
     easy = relax(morse, rattled()).atoms
-    monkeypatch.setattr("jaxmlip.relaxation.MESSAGES_ON_CPU", 100_000)
-    monkeypatch.setattr("jaxmlip.relaxation.PATIENCE", 3)
+    monkeypatch.setattr("jaxmlip.mechanics.relaxation.MESSAGES_ON_CPU", 100_000)
+    monkeypatch.setattr("jaxmlip.mechanics.relaxation.PATIENCE", 3)
     seen = []
     compute = Potential.predict_graphs
     monkeypatch.setattr(

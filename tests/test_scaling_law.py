@@ -27,12 +27,12 @@ from experiments.scaling_figures import (
     worth,
 )
 from experiments.study import StudyError
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import DatasetError
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.graph import Cutoffs
-from jaxmlip.sources import load
 from jaxmlip.training.run import run_training
+from jaxmlip.zoo.load import load
 
 TINY = {
     "m3gnet": {"features": 4, "hidden": 4, "blocks": 1, "radial": 2, "angular": 2},

@@ -14,10 +14,12 @@ from ase.build import bulk
 from PIL import Image
 from rich.console import Console
 
-from jaxmlip import batching
-from jaxmlip.derivatives import MemoryLimitError
+from jaxmlip.crystals import batching
+from jaxmlip.derivatives.hessian import MemoryLimitError
 from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.phonondb import (
+from jaxmlip.phonons.modes import mesh_modes
+from jaxmlip.potential import random_potential
+from jaxmlip.studies.phonondb import (
     FREQUENCIES_FILE,
     STRUCTURES_FILE,
     Material,
@@ -26,9 +28,7 @@ from jaxmlip.phonondb import (
     primitive_cell,
     read_phonondb,
 )
-from jaxmlip.phonons.modes import mesh_modes
-from jaxmlip.potential import random_potential
-from jaxmlip.softening import Row, draw, run, shared_rooms, softening, summary, table
+from jaxmlip.studies.softening import Row, draw, run, shared_rooms, softening, summary, table
 
 CONFIG = CHGNetConfig(
     features=8, radial=5, angular=5, blocks=3, readout=(8,), bond_cutoff=4.0, angle_cutoff=3.0
@@ -154,7 +154,7 @@ def test_the_builtin_materials_are_a_spread_of_primitive_cells_with_their_source
         assert len(m.atoms) == (4 if m.structure == "wurtzite" else 2), m.formula
         assert m.atoms.get_chemical_formula(empirical=True) in (m.formula, _reversed(m.formula))
         assert 0 < m.dft.mean < m.dft.maximum < 45, m.formula
-    path = Path(__file__).parent.parent / "jaxmlip" / "phonondb_pbe.json"
+    path = Path(__file__).parent.parent / "jaxmlip" / "studies" / "phonondb_pbe.json"
     assert "MPA2suite/k_SRME" in json.loads(path.read_text())["source"]["published_in"]
     assert path.stat().st_size < 60_000
 

@@ -19,7 +19,7 @@ from experiments.groups import lattice_order
 from experiments.softening_forces import Settings, main
 from experiments.study import MissingDataError
 from jaxmlip.potential import Potential
-from jaxmlip.softening_scale import Frame, evenly, forces_by_material
+from jaxmlip.studies.softening_scale import Frame, evenly, forces_by_material
 
 NAMES = ("chgnet-0.3", "m3gnet-smooth", "mace-density")
 

@@ -12,11 +12,11 @@ from ase.build import bulk
 from experiments import softening_phonons
 from experiments.softening_phonons import CELLS, Settings, main, representatives
 from experiments.study import MissingDataError
-from jaxmlip import batching
-from jaxmlip.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, Material, MeshModes
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.phonons.modes import Modes, mesh_modes
-from jaxmlip.softening import shared_rooms
-from jaxmlip.symmetry import reduced_mesh, space_group
+from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, Material, MeshModes
+from jaxmlip.studies.softening import shared_rooms
 
 MESH = (2, 2, 2)
 SCALE = 0.8  # of the potential's frequencies against those that are called DFT's

@@ -11,7 +11,7 @@ from conftest import small_potential
 
 import experiments.solid_solutions as solid_solutions
 from experiments.solid_solutions import Settings, main, ordered_oxides, rank_correlation, statistics
-from jaxmlip.graph import from_atoms
+from jaxmlip.crystals.graph import from_atoms
 
 OXIDE, ALLOY = 0.9, -0.4  # eV times x (1 - x), per MO and per atom
 STIFF = 0.05  # eV/Å⁶ per atom

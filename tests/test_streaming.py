@@ -14,7 +14,7 @@ import pytest
 from conftest import small_potential
 
 from jaxmlip import hessian, hessian_columns
-from jaxmlip.streaming import columns_done, stream_hessian
+from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +40,7 @@ class StopError(Exception):
 
 def interrupted(monkeypatch, blocks: int):
     """Makes the next run end after so many blocks."""
-    import jaxmlip.streaming as module
+    import jaxmlip.derivatives.streaming as module
 
     fsync, left = os.fsync, [blocks]
 
@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
 def run_until_killed(folder: Path, columns: int) -> None:
     """A process that computes h.npy, killed once that many columns are done."""
     command = (
-        "import time, jaxmlip.streaming as s\n"
+        "import time, jaxmlip.derivatives.streaming as s\n"
         "from ase.io import read\n"
         "from jaxmlip import Potential\n"
         "replace = s.os.replace\n"
@@ -253,7 +253,7 @@ def test_the_record_says_whose_hessian_it_is(any_potential, crystal, tmp_path):
 
 def test_memory_holds_a_block_of_columns_and_not_the_hessian(any_potential, crystal, tmp_path, monkeypatch):
     """The largest array that is handed on to be written is one block."""
-    import jaxmlip.streaming as module
+    import jaxmlip.derivatives.streaming as module
 
     sizes, each_block = [], module.each_block
 

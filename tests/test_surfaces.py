@@ -17,8 +17,8 @@ from experiments.bulk import undeformed
 from experiments.frames import read
 from experiments.study import MissingDataError
 from experiments.surfaces import Settings, energy_of_surface, facet_of, main, normal, slabs_of
+from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.potential import Potential
-from jaxmlip.relaxation import relax
 from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 
 

@@ -17,12 +17,12 @@ import submitit  # noqa: F401 (its import closes log handlers, those that pytest
 from conftest import write_springs
 
 from jaxmlip.cli import main
-from jaxmlip.training import backends
+from jaxmlip.system.locks import InUseError, in_use, locked
 from jaxmlip.training.config import ConfigError, from_mapping, to_yaml
-from jaxmlip.training.locks import InUseError, in_use, locked
 from jaxmlip.training.records import RunFolderError
-from jaxmlip.training.sweep import Run, collect, digest, run_all, steps_done, unfinished, write_table
-from jaxmlip.training.sweep_file import EXAMPLE, read_sweep
+from jaxmlip.training.sweeps import backends
+from jaxmlip.training.sweeps.sweep import Run, collect, digest, run_all, steps_done, unfinished, write_table
+from jaxmlip.training.sweeps.sweep_file import EXAMPLE, read_sweep
 
 KILLS = int(os.environ.get("JAXMLIP_KILLS", "2"))  # how often a sweep is killed
 BASE = """
@@ -179,9 +179,7 @@ def test_a_base_may_be_a_file_of_its_own(here):
 
 
 def test_one_process_at_a_time_is_in_a_folder_and_a_killed_one_lets_go(here, capsys):
-    script = (
-        "import time, jaxmlip.training.locks as l\nwith l.locked('run'): print(1, flush=1); time.sleep(99)"
-    )
+    script = "import time, jaxmlip.system.locks as l\nwith l.locked('run'): print(1, flush=1); time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         assert f"process {other.pid} on" in in_use("run")

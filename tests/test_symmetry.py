@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from jaxmlip.symmetry import (
+from jaxmlip.crystals.symmetry import (
     completed,
     hidden_symmetry,
     identity,

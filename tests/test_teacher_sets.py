@@ -173,7 +173,7 @@ def test_too_few_materials_unknown_elements_and_no_teacher_are_answered_in_words
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_prototype_has_its_space_group_and_as_many_atoms_as_its_formula(name):
-    from jaxmlip.symmetry import symmetry_dataset
+    from jaxmlip.crystals.symmetry import symmetry_dataset
 
     prototype = BY_NAME[name]
     symbols = ("Mg", "Al", "O", "F")[: len(prototype.counts)]

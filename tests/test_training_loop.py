@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
 
+from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import CorruptRecordError, DatasetError, MemorySplit
 from jaxmlip.data.loader import Loader
-from jaxmlip.graph import Cutoffs
 from jaxmlip.potential import Potential
 from jaxmlip.training import loop, parallel
 from jaxmlip.training.checkpoints import CheckpointError, Checkpoints

@@ -10,10 +10,10 @@ import optax
 import pytest
 from ase.build import bulk
 
-from jaxmlip import batching
+from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Example, collate, stack
 from jaxmlip.data.labels import Labels
-from jaxmlip.derivatives import hessian
+from jaxmlip.derivatives.hessian import hessian
 from jaxmlip.training import parallel
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained

@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from jaxmlip.console import say
-from jaxmlip.files import check_folder
 from jaxmlip.potential import Potential, architecture_of
+from jaxmlip.system.console import say
+from jaxmlip.system.files import check_folder
 from weights_convert import convert_file, golden
 from weights_convert.torch_zip import CheckpointError
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlip.models.chgnet import CHGNetConfig
-from weights_convert.borders import CheckpointError, brief, listed
+from jaxmlip.system.borders import CheckpointError, brief, listed
 from weights_convert.rules import Rule
 
 CONVENTION = (

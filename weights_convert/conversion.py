@@ -12,9 +12,10 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from jaxmlip import limits, potential, sources
-from weights_convert import chgnet, m3gnet, mace, relatives, rules, torch_zip
-from weights_convert.borders import CheckpointError, brief, cut, guard, listed
+from jaxmlip import potential
+from jaxmlip.models import limits
+from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
+from weights_convert import chgnet, m3gnet, mace, published, relatives, rules, torch_zip
 
 # Each module has CONVENTION, NAMES of hyperparameters in its files where they differ from ours, and the
 # functions recognises, tensors, config and elements of a checkpoint, and rules and set_aside of a
@@ -29,8 +30,8 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise CheckpointError("is a device or a pipe, needed a file or a folder.", source)
     checkpoint = m3gnet.read(source) if source.is_dir() else torch_zip.read(source)
-    digest = sources.digest(source, m3gnet.FILES)
-    known = next((key for key, its in sources.MODELS.items() if its.sha256 == digest), None)
+    digest = published.digest(source, m3gnet.FILES)
+    known = next((key for key, its in published.MODELS.items() if its.sha256 == digest), None)
     with guard(source, CheckpointError, "Save the model again with the trainer of its own package."):
         architecture = _recognise(checkpoint)
         kind = ARCHITECTURES[architecture]
@@ -55,8 +56,8 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
         manifest["head"] = head
     if known:
         manifest |= {
-            "licence": sources.MODELS[known].licence,
-            "functional": sources.MODELS[known].functional,
+            "licence": published.MODELS[known].licence,
+            "functional": published.MODELS[known].functional,
         }
     params = flax.traverse_util.unflatten_dict(
         {key: _floating(tensor) for key, tensor in flat.items()}, sep="/"

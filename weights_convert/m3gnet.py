@@ -13,8 +13,8 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from jaxmlip.models.m3gnet import M3GNetConfig
+from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
 from weights_convert import torch_zip
-from weights_convert.borders import CheckpointError, brief, cut, guard, listed
 from weights_convert.rules import Rule
 
 CONVENTION = (

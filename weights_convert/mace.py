@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmlip import limits
-from jaxmlip.models import symmetric
+from jaxmlip.models import limits, symmetric
 from jaxmlip.models.mace import MACEConfig, message_paths
-from weights_convert.borders import CheckpointError, brief, cut, listed
+from jaxmlip.system.borders import CheckpointError, brief, cut, listed
 from weights_convert.modules import at, children, class_of, contents, get, irreps, number, tensor, walk
 from weights_convert.modules import tensors as registered
 from weights_convert.rules import Rule

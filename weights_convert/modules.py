@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from weights_convert.borders import CheckpointError, brief, cut, listed, printable
+from jaxmlip.system.borders import CheckpointError, brief, cut, listed, printable
 from weights_convert.torch_zip import Record
 
 # So many attributes of a module, modules above it, and modules in all; published ones have some dozens.

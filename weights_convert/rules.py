@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
-from weights_convert.borders import CheckpointError, listed
+from jaxmlip.models.limits import fault_of
+from jaxmlip.system.borders import CheckpointError, listed
 
 MOST_TENSORS = 5_000  # the largest networks of the known architectures have some hundreds
 LONGEST_NAME = 300
 SHARED = 80e6  # bytes that tensors under several names may have more than once
-LARGEST = float(np.finfo(np.float32).max)  # in whose precision potentials compute, if not asked otherwise
 
 
 @dataclass(frozen=True)
@@ -104,18 +103,6 @@ def _weights(tensors: Mapping[str, np.ndarray], set_aside: Mapping[str, str]) ->
             "train again."
         )
     return tensors
-
-
-def fault_of(tensor: np.ndarray) -> str:
-    """What keeps the numbers of `tensor` from being weights; empty where nothing does."""
-    if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
-        return f"found {tensor.dtype}, needed floating-point numbers"
-    if tensor.dtype == ml_dtypes.bfloat16:
-        tensor = tensor.astype(np.float32)
-    if tensor.size and not float(np.max(np.abs(tensor))) <= LARGEST:  # NaN compares false, too
-        found = np.isnan(tensor).any()
-        return f"found {'NaN' if found else 'infinity, or numbers beyond float32'}, needed finite numbers"
-    return ""
 
 
 def _numbers(template: str, tensors: Mapping[str, np.ndarray]) -> list[str]:

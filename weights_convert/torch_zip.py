@@ -28,7 +28,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from weights_convert.borders import CheckpointError, brief, cut, guard, listed
+from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
 
 STORAGES = {
     "DoubleStorage": np.float64,

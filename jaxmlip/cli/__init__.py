@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import tyro
 
 from jaxmlip.cli import against_dft, curvature, data, models, sweeps, training
-from jaxmlip.console import say
+from jaxmlip.system.console import say
 
 
 class Group(NamedTuple):

@@ -38,7 +38,7 @@ def softening(
         out: folder for softening.json and softening.png
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
     """
-    from jaxmlip.softening import run
+    from jaxmlip.studies.softening import run
 
     above_zero(memory_limit=memory_limit)
     run(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
@@ -63,7 +63,7 @@ def compare(
         dtype: precision of the computation; forces at small displacements are small
         out: folder for compare.json and compare.png
     """
-    from jaxmlip.phonons.compare import run
+    from jaxmlip.studies.compare import run
 
     at_least(1, mesh=mesh)
     run(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
@@ -94,7 +94,7 @@ def softening_scale(
         dtype: precision of the computation
         out: folder for softening_scale.json and softening_scale.png
     """
-    from jaxmlip.softening_scale import run
+    from jaxmlip.studies.softening_scale import run
 
     at_least(1, frames=frames)
     above_zero(max_force=max_force)

@@ -25,10 +25,10 @@ from jaxmlip.cli.arguments import (
     in_bytes,
 )
 from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.console import PlainConsole, console, say
-from jaxmlip.files import check_file, check_folder, write_whole, writing
-from jaxmlip.relaxation import SYMPREC
-from jaxmlip.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
+from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
+from jaxmlip.mechanics.relaxation import SYMPREC
+from jaxmlip.system.console import PlainConsole, console, say
+from jaxmlip.system.files import check_file, check_folder, write_whole, writing
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from rich.table import Table
 
+    from jaxmlip.mechanics.relaxation import Relaxation
     from jaxmlip.potential import Potential
-    from jaxmlip.relaxation import Relaxation
 
 
 def hessian(
@@ -136,7 +136,7 @@ def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) ->
 
 
 def _stream(potential, crystal, coordinates, out: Path, block_size: int | None, limit: float | None) -> None:
-    from jaxmlip.streaming import columns_done, stream_hessian
+    from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 
     done = columns_done(out)
     if done:
@@ -160,7 +160,7 @@ def _of_one(file: Path, model: str, dtype: str, head: str | None) -> tuple[Poten
 
 def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | None) -> Potential:
     """A potential that takes the structure of a file."""
-    from jaxmlip.sources import load
+    from jaxmlip.zoo.load import load
 
     potential = load(model, dtype, head=head)
     naming(file, 0, potential.graph, atoms)
@@ -169,7 +169,7 @@ def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | No
 
 def _start(potential: Potential, atoms: Atoms, relax: bool) -> Atoms:
     """The crystal whose derivatives are wanted: at rest where asked for, else as it is."""
-    from jaxmlip.relaxation import at_rest
+    from jaxmlip.mechanics.relaxation import at_rest
 
     if relax:
         return at_rest(potential, atoms)
@@ -262,7 +262,7 @@ def elastic(
         json_: print everything as JSON instead of a table, and write no file
         out: file for everything that was computed
     """
-    from jaxmlip.elasticity import elastic_tensor
+    from jaxmlip.mechanics.elasticity import elastic_tensor
 
     if not json_:
         check_file(out)
@@ -335,8 +335,8 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.relaxation import Goal, NotConvergedWarning, relax_many
-    from jaxmlip.sources import load
+    from jaxmlip.mechanics.relaxation import Goal, NotConvergedWarning, relax_many
+    from jaxmlip.zoo.load import load
 
     how = {
         "fmax": fmax,

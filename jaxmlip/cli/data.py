@@ -13,8 +13,8 @@ import tyro
 
 from jaxmlip.cli.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.console import say
-from jaxmlip.files import writing
+from jaxmlip.system.console import say
+from jaxmlip.system.files import writing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +86,7 @@ def inspect(
     from jaxmlip.data import inspection
     from jaxmlip.data.dataset import Dataset, is_dataset
     from jaxmlip.data.labels import counted
-    from jaxmlip.progress import track
+    from jaxmlip.system.progress import track
 
     at_least(1, every=every, limit=limit)
     if figure is not None:
@@ -163,10 +163,10 @@ def convert(
         processes: that make graphs; default: one for each core
         limit: read so many crystals in all
     """
+    from jaxmlip.crystals.graph import Cutoffs
     from jaxmlip.data.dataset import DatasetError, check
     from jaxmlip.data.writing import check_new, write_dataset
-    from jaxmlip.graph import Cutoffs
-    from jaxmlip.sources import load
+    from jaxmlip.zoo.load import load
 
     if (model is None) == (cutoff is None):
         raise ValueError(

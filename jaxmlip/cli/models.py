@@ -9,14 +9,15 @@ import numpy as np
 
 from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Limit, Model, Positional, SkipBad
 from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.console import say
-from jaxmlip.files import check_folder
-from jaxmlip.structures import checked, read_all
+from jaxmlip.crystals.structures import checked, read_all
+from jaxmlip.system.console import say
+from jaxmlip.system.files import check_folder
 
 
 def models() -> None:
     """Lists the known public models, where they come from, and which are cached."""
-    from jaxmlip.sources import MODELS, cached
+    from jaxmlip.zoo.load import cached
+    from weights_convert.published import MODELS
 
     columns = ("name", "architecture", "functional", "source", "licence", "cached")
     table = table_of("public models", columns, left=columns)
@@ -74,8 +75,8 @@ def predict(
         dtype: precision of the computation
         json_: print everything as JSON instead of a table
     """
-    from jaxmlip.sources import load
     from jaxmlip.units import GPA_PER_EV_PER_A3
+    from jaxmlip.zoo.load import load
 
     crystals = read_all(files, limit, skip_bad)
     potential = load(model, dtype, head=head)

@@ -11,10 +11,10 @@ import tyro
 
 from jaxmlip.cli.arguments import Positional, at_least
 from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.console import say
+from jaxmlip.system.console import say
 
 if TYPE_CHECKING:
-    from jaxmlip.training.sweep import Run
+    from jaxmlip.training.sweeps.sweep import Run
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --slurm a=1 b=2 --slurm c=3
@@ -48,8 +48,8 @@ def sweep(
         example: print a file of a sweep, and do nothing
     """
     from jaxmlip.training.config import ConfigError, reader_options
-    from jaxmlip.training.sweep import run_all
-    from jaxmlip.training.sweep_file import EXAMPLE, read_sweep
+    from jaxmlip.training.sweeps.sweep import run_all
+    from jaxmlip.training.sweeps.sweep_file import EXAMPLE, read_sweep
 
     if example:
         print(EXAMPLE, end="")
@@ -79,7 +79,7 @@ def sweep(
 
 def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
     """Writes and prints what is there; the runs that are not finished."""
-    from jaxmlip.training.sweep import others, unfinished, varied, write_table
+    from jaxmlip.training.sweeps.sweep import others, unfinished, varied, write_table
 
     rows, left, more = write_table(runs, out), unfinished(runs, out), others(runs, out)
     errors = list(dict.fromkeys(key for row in rows for key in row if "_mae / " in key))[:SHOWN]
@@ -104,7 +104,7 @@ def _cell(value: Any) -> str:
 
 
 def _foretell(runs: Sequence[Run], out: Path) -> None:
-    from jaxmlip.training.forecast import STEPS, forecast
+    from jaxmlip.training.sweeps.forecast import STEPS, forecast
 
     found = forecast(runs, out)
     columns = ("structures", "steps", "done", "GFLOP a step", "TFLOP", "ms a step", "minutes left")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from rich.table import Table
 
-from jaxmlip.console import console
+from jaxmlip.system.console import console
 
 
 def table_of(title: str, columns: Sequence[str], left: Collection[str] = ()) -> Table:

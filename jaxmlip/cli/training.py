@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional, at_least
-from jaxmlip.console import console, say
-from jaxmlip.files import check_folder
+from jaxmlip.system.console import console, say
+from jaxmlip.system.files import check_folder
 
 Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Changes = Annotated[Several, tyro.conf.arg(name="set")]

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmlip import batching
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import CrystalGraph, directions, has_stress
 from jaxmlip.data.labels import Labels
-from jaxmlip.graph import CrystalGraph, directions, has_stress
 
 
 class Example(NamedTuple):

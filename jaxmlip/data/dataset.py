@@ -20,11 +20,11 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float, Int
 
+from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, from_atoms
 from jaxmlip.data.batch import Example
 from jaxmlip.data.encoding import Title, decode, encode, title
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels, counted
-from jaxmlip.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, from_atoms
-from jaxmlip.progress import track
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, angle_pairs
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES, Labels
-from jaxmlip.graph import CrystalGraph, Cutoffs, angle_pairs
 
 
 def encode(example: Example, name: str = "", material: str = "") -> bytes:

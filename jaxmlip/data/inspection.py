@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.files import check_file
+from jaxmlip.system.files import check_file
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 ROBUST_SIGMA = 6.0  # of energies per atom about the fit by composition
@@ -184,7 +184,7 @@ def figure(found: Inspection, path: Path) -> None:
     """Histograms of the energy per atom, forces, pressure, atoms per crystal, and of the elements."""
     from matplotlib.figure import Figure
 
-    from jaxmlip.figures import COLOURS
+    from jaxmlip.system.figures import COLOURS
 
     shown = ("energy per atom", "largest force", "pressure", "atoms")
     shown = [name for name in shown if name in found.spreads]

@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxmlip.batching import Capacity
+from jaxmlip.crystals.batching import Capacity
 from jaxmlip.data.batch import Batch, Example, collate, stack
 from jaxmlip.data.dataset import CorruptRecordError, Split
-from jaxmlip.progress import track
+from jaxmlip.system.progress import track
 
 WINDOW = 64  # batches whose crystals are dealt out together; more gain little and mix less
 FULL = 1 << 60  # heavier than any batch

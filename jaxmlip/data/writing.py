@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from jaxmlip.crystals.graph import CLOSEST, Cutoffs
 from jaxmlip.data.dataset import FORMAT, MANIFEST, Dataset, DatasetError, lengths, size, with_graph
 from jaxmlip.data.encoding import encode
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
-from jaxmlip.files import check_folder, is_remain, writing_folder
-from jaxmlip.graph import CLOSEST, Cutoffs
-from jaxmlip.progress import track
+from jaxmlip.system.files import check_folder, is_remain, writing_folder
+from jaxmlip.system.progress import track
 
 SPLITS = ("train", "validation", "test")
 # One record to a group, so that fetching one reads no other.

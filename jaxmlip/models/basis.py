@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from scipy.optimize import brentq
 from scipy.special import spherical_jn
 
-from jaxmlip import safe
+from jaxmlip.models import safe
 
 
 def bessel(r: Float[Array, " n"], frequencies: Float[Array, " k"], cutoff: float) -> Float[Array, "n k"]:

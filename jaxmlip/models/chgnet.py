@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxmlip import safe
-from jaxmlip.fetch import gather, scatter_add
-from jaxmlip.graph import BondEnds, CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.crystals.fetch import gather, scatter_add
+from jaxmlip.crystals.graph import BondEnds, CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmlip import safe
-from jaxmlip.fetch import gather, scatter_add
-from jaxmlip.graph import CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.crystals.fetch import gather, scatter_add
+from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import (
     Expansion,

@@ -19,10 +19,9 @@ import numpy as np
 from ase.data import covalent_radii
 from jaxtyping import Array, Float
 
-from jaxmlip import safe
-from jaxmlip.fetch import gather, scatter_add
-from jaxmlip.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, bond_vectors
-from jaxmlip.models import symmetric
+from jaxmlip.crystals.fetch import gather, scatter_add
+from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, bond_vectors
+from jaxmlip.models import safe, symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope
 

@@ -1,5 +1,6 @@
 """Lattice vibrations: dynamical matrices, force constants, and what follows from them."""
 
+from jaxmlip.crystals.symmetry import primitive_cell as primitive_cell
 from jaxmlip.phonons.bloch import dynamical_matrix as dynamical_matrix
 from jaxmlip.phonons.density import density_of_states as density_of_states
 from jaxmlip.phonons.density import thermodynamics as thermodynamics
@@ -11,4 +12,3 @@ from jaxmlip.phonons.modes import mesh_modes as mesh_modes
 from jaxmlip.phonons.modes import phonon_modes as phonon_modes
 from jaxmlip.phonons.nac import NAC as NAC
 from jaxmlip.phonons.supercell import force_constants as force_constants
-from jaxmlip.symmetry import primitive_cell as primitive_cell

@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxmlip import batching
-from jaxmlip.allocator import giving_memory_back
-from jaxmlip.columns import second_axis_vmap
-from jaxmlip.derivatives import (
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import CrystalGraph, as_atoms, in_box
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.crystals.symmetry import Pairs, completed, needed_columns, space_group
+from jaxmlip.derivatives.gradients import gradient, hvp, strain
+from jaxmlip.derivatives.hessian import (
     _block_size,
     _counted,
     _kept,
@@ -36,15 +38,11 @@ from jaxmlip.derivatives import (
     _plan,
     _resident,
     _scratch,
-    gradient,
-    hvp,
-    strain,
 )
-from jaxmlip.elasticity import VOIGT, internal_strain
-from jaxmlip.graph import CrystalGraph, as_atoms, in_box
-from jaxmlip.progress import track
-from jaxmlip.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.symmetry import Pairs, completed, needed_columns, space_group
+from jaxmlip.derivatives.tangents import second_axis_vmap
+from jaxmlip.mechanics.elasticity import VOIGT, internal_strain
+from jaxmlip.system.allocator import giving_memory_back
+from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxmlip.crystals.symmetry import Mesh
 from jaxmlip.phonons.bloch import position_phases
 from jaxmlip.phonons.modes import Modes
-from jaxmlip.symmetry import Mesh
 from jaxmlip.units import EV_PER_THZ, J_PER_MOL_PER_EV, KELVIN_PER_EV
 
 IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding

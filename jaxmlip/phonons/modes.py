@@ -16,14 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from ase import Atoms
 
-from jaxmlip import batching
-from jaxmlip.elasticity import warn_of_residuals
-from jaxmlip.graph import in_box
-from jaxmlip.phonons import bloch
-from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
-from jaxmlip.phonons.supercell import ForceConstants
-from jaxmlip.symmetry import (
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.symmetry import (
     NEARLY,
     Mesh,
     hidden_symmetry,
@@ -36,7 +31,12 @@ from jaxmlip.symmetry import (
     space_group,
     unfold,
 )
-from jaxmlip.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.mechanics.elasticity import warn_of_residuals
+from jaxmlip.phonons import bloch
+from jaxmlip.phonons.commensurate import fourier
+from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
+from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.graph import check_repeats
+from jaxmlip.crystals.graph import check_repeats
+from jaxmlip.crystals.symmetry import SpaceGroup
 from jaxmlip.phonons.commensurate import fourier, fourier_slopes
 from jaxmlip.phonons.supercell import ForceConstants
-from jaxmlip.symmetry import SpaceGroup
 from jaxmlip.units import COULOMB
 
 DECAY = 1e-10  # of the terms of the sum that are left out

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.graph import as_atoms
+from jaxmlip.crystals.graph import as_atoms
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.supercell import ForceConstants, triangular
-from jaxmlip.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.units import COULOMB
 
 if TYPE_CHECKING:

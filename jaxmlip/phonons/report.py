@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import jaxmlip
-from jaxmlip.console import PlainConsole, console
-from jaxmlip.figures import COLOURS
-from jaxmlip.files import write_whole, writing_folder
-from jaxmlip.graph import in_box
+from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.crystals.symmetry import primitive_cell
 from jaxmlip.phonons.density import (
     IMAGINARY,
     STILL,
@@ -41,8 +40,9 @@ from jaxmlip.phonons.modes import (
 )
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
-from jaxmlip.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.symmetry import primitive_cell
+from jaxmlip.system.console import PlainConsole, console
+from jaxmlip.system.figures import COLOURS
+from jaxmlip.system.files import write_whole, writing_folder
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase import Atoms
 
-from jaxmlip import batching
-from jaxmlip.derivatives import hessian_columns
-from jaxmlip.graph import check_crystal, in_box
-from jaxmlip.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.symmetry import Operation, SpaceGroup
-from jaxmlip.symmetry import space_group as find_space_group
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import check_crystal, in_box
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.crystals.symmetry import Operation, SpaceGroup
+from jaxmlip.crystals.symmetry import space_group as find_space_group
+from jaxmlip.derivatives.hessian import hessian_columns
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

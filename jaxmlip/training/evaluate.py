@@ -17,15 +17,15 @@ from ase.units import Bohr, Hartree, kcal, kJ, mol
 from jaxtyping import Float
 from rich.table import Table
 
-from jaxmlip import batching
-from jaxmlip.console import console, say
-from jaxmlip.curvature import force_slope
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES
-from jaxmlip.files import check_folder, write_whole, writing_folder
-from jaxmlip.graph import ELEMENTS, atomic_number
+from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
-from jaxmlip.progress import track
+from jaxmlip.system.console import console, say
+from jaxmlip.system.files import check_folder, write_whole, writing_folder
+from jaxmlip.system.progress import track
 from jaxmlip.training.fidelities import select
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.references import References, refit
@@ -132,7 +132,7 @@ def _pairs(
             dft, model = (np.asarray(x, float) * unit for x in (label, prediction[name]))
             found[name] = Pair(graph.species, dft, model)
     if labels.hessian is not None:
-        from jaxmlip.derivatives import hessian_columns
+        from jaxmlip.derivatives.hessian import hessian_columns
 
         atoms = Atoms(graph.numbers, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0])
         room = batching.capacity([graph])
@@ -286,10 +286,10 @@ def run(
     out: Path | None,
 ) -> None:
     """Prints how far `model` is from the labels of `data`; writes evaluation.json and parity.png to `out`."""
-    from jaxmlip.sources import load
     from jaxmlip.training.config import ConfigError, check_paths
     from jaxmlip.training.figures import parity
     from jaxmlip.training.splits import read_one
+    from jaxmlip.zoo.load import load
 
     check_paths("--data", data.train)
     if out is not None:

@@ -15,8 +15,8 @@ import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
+from jaxmlip.crystals.graph import ELEMENTS
 from jaxmlip.data.labels import functional_name
-from jaxmlip.graph import ELEMENTS
 from jaxmlip.potential import Potential, parameter_shapes
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmlip import batching
+from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Batch, collate, stack
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.loader import Loader

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
-from jaxmlip.derivatives import strain, stress
-from jaxmlip.graph import CrystalGraph
+from jaxmlip.derivatives.gradients import strain, stress
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "GPa", "magmoms": "μB", "hessian": "eV/Å²"}

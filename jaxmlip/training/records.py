@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
-from jaxmlip.files import is_remain, write_whole
+from jaxmlip.system.files import is_remain, write_whole
+from jaxmlip.system.locks import LOCK
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
-from jaxmlip.training.locks import LOCK
 from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
 from jaxmlip.training.losses import UNITS
 
@@ -145,7 +145,7 @@ class Records:
     def __init__(
         self, folder: Path, config: TrainConfig, steps: int, say: Callable[[str], None] | None = None
     ):
-        from jaxmlip.console import console
+        from jaxmlip.system.console import console
 
         self.folder, self.config, self.steps = folder, config, steps
         self._console = console(stderr=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.graph import atomic_number
+from jaxmlip.crystals.graph import atomic_number
 
 SAME = 1e-3  # eV
 RIDGE = 1e-6  # of the largest eigenvalue of AᵀA, where the compositions do not determine all energies

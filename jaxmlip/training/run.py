@@ -15,13 +15,13 @@ from ase.data import chemical_symbols
 from rich.table import Table
 
 import jaxmlip
-from jaxmlip.allocator import give_memory_back
-from jaxmlip.console import PlainConsole, console
+from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
-from jaxmlip.files import write_whole, writing_folder
-from jaxmlip.graph import ELEMENTS, atomic_number
 from jaxmlip.potential import Potential, random_potential
+from jaxmlip.system.allocator import give_memory_back
+from jaxmlip.system.console import PlainConsole, console
+from jaxmlip.system.files import write_whole, writing_folder
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
 from jaxmlip.training.fidelities import join, select
@@ -77,7 +77,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     """
     import jax
 
-    from jaxmlip.training.locks import locked
+    from jaxmlip.system.locks import locked
     from jaxmlip.training.records import check_folder
 
     config, folder = config.checked(), Path(folder)
@@ -212,8 +212,8 @@ def _settings(config: TrainConfig) -> FitSettings:
 
 def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[Potential, dict[str, Split]]:
     """The potential before the first step, and the data."""
-    from jaxmlip.sources import load
     from jaxmlip.training.step import flat_params
+    from jaxmlip.zoo.load import load
 
     model = config.model
     if model.start is not None:

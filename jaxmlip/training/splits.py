@@ -12,11 +12,11 @@ import numpy as np
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import ByFunctional, MemorySplit, Split, Subset, Together, check, is_dataset
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
-from jaxmlip.progress import track
+from jaxmlip.system.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
 
 if TYPE_CHECKING:
-    from jaxmlip.graph import Cutoffs
+    from jaxmlip.crystals.graph import Cutoffs
     from jaxmlip.potential import Potential
 
 ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0), "crystals": None}  # train on all

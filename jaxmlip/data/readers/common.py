@@ -15,8 +15,8 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
+from jaxmlip.crystals.graph import check_occupancy
 from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
-from jaxmlip.graph import check_occupancy
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 KILOBAR = 0.1 / GPA_PER_EV_PER_A3  # eV/Å³

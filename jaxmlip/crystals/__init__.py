@@ -1,0 +1,1 @@
+"""Crystals: their graphs, batches of them, their symmetry."""

@@ -1,0 +1,225 @@
+"""Padding and packing: crystals of any size become arrays of few shapes, so that few programs compile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxmlip.crystals.graph import CrystalGraph
+
+
+class Capacity(NamedTuple):
+    """The numbers of things that a packed graph has room for, padding included."""
+
+    atoms: int
+    short: int  # bonds within the angle cutoff
+    long: int  # the other bonds
+    angles: int
+    crystals: int = 1
+
+    def holds(self, need: Capacity) -> bool:
+        return all(have >= n for have, n in zip(self, need, strict=True))
+
+
+def need(graphs: Sequence[CrystalGraph]) -> Capacity:
+    """The capacity that `graphs` fill exactly: one atom and one short bond are left for padding."""
+    return Capacity(
+        atoms=sum(len(g.species) for g in graphs) + 1,
+        short=sum(g.short for g in graphs) + 1,
+        long=sum(len(g.first) - g.short for g in graphs),
+        angles=sum(len(g.angle_from) for g in graphs),
+        crystals=len(graphs),
+    )
+
+
+def round_up(n: int) -> int:
+    """The next of 0, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, …: four steps to a doubling, waste below 25 %.
+
+    Above 256, where the work that is wasted takes longer than another program is worth, eight steps.
+    """
+    if n <= 0:
+        return 0
+    step = 1 << max((n - 1).bit_length() - (3 if n <= 256 else 4), 1)
+    return max(8, -(-n // step) * step)
+
+
+def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
+    """The capacity from a short ladder that holds `graphs`, so that crystals of similar size share a program.
+
+    `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
+    a little more, since they fluctuate more.
+    """
+    return rounded(need(graphs), spare)
+
+
+def rounded(n: Capacity, spare: float = 0.0) -> Capacity:
+    """The capacity from the ladder of `capacity` that holds n."""
+
+    def rung(k: int) -> int:
+        return round_up(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))))
+
+    return Capacity(rung(n.atoms), rung(n.short), rung(n.long), rung(n.angles), n.crystals)
+
+
+def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.float64) -> CrystalGraph:
+    """`graphs` side by side as one graph, padded to the capacity `room` (default: from the ladder).
+
+    Raises ValueError where they do not fit.
+    """
+    room = capacity(graphs) if room is None else room
+    wanted = need(graphs)
+    if not room.holds(wanted):
+        raise ValueError(
+            f"{len(graphs)} crystals need {_words(wanted)}; this batch holds {_words(room)}. "
+            "capacity(graphs) gives one that fits."
+        )
+    # Counts before each crystal. Padding bonds join the first padding atom to itself.
+    pad_atom = wanted.atoms - 1
+    bonds = room.short + room.long
+    positions = np.zeros((room.atoms, 3), dtype)
+    species = np.zeros(room.atoms, np.int32)
+    crystal = np.full(room.atoms, room.crystals - 1, np.int32)
+    cell = np.tile(np.eye(3, dtype=dtype), (room.crystals, 1, 1))
+    periodic = np.ones((room.crystals, 3), bool)
+    first = np.full(bonds, pad_atom, np.int32)
+    second = np.full(bonds, pad_atom, np.int32)
+    shifts = np.zeros((bonds, 3), dtype)
+    pad_bond = wanted.short - 1
+    angle_from = np.full(room.angles, pad_bond, np.int32)
+    angle_to = np.full(room.angles, pad_bond, np.int32)
+
+    a = s = n = 0
+    w = room.short
+    for c, g in enumerate(graphs):
+        atoms, long, angles = len(g.species), len(g.first) - g.short, len(g.angle_from)
+        positions[a : a + atoms] = g.positions
+        species[a : a + atoms] = g.species
+        crystal[a : a + atoms] = c
+        cell[c], periodic[c] = g.cell[0], g.periodic[0]
+        for bonds_to, bonds_from in (
+            (slice(s, s + g.short), slice(0, g.short)),
+            (slice(w, w + long), slice(g.short, None)),
+        ):
+            first[bonds_to] = g.first[bonds_from] + a
+            second[bonds_to] = g.second[bonds_from] + a
+            shifts[bonds_to] = g.shifts[bonds_from]
+        for to, own in ((angle_from, g.angle_from), (angle_to, g.angle_to)):
+            # Reversed bonds are numbered from the number of short bonds on, which is larger here.
+            to[n : n + angles] = own + np.where(own >= g.short, room.short - g.short + s, s)
+        a, s, w, n = a + atoms, s + g.short, w + long, n + angles
+    return CrystalGraph(
+        positions,
+        species,
+        cell,
+        periodic,
+        crystal,
+        first,
+        second,
+        shifts,
+        angle_from,
+        angle_to,
+        room.short,
+    )
+
+
+def split_atoms(per_atom: np.ndarray, graphs: Sequence[CrystalGraph]) -> list[np.ndarray]:
+    """A per-atom array of the packed graph as one array for each of `graphs`, padding left out."""
+    ends = np.cumsum([len(g.species) for g in graphs])
+    return np.split(per_atom[: ends[-1]], ends[:-1])
+
+
+def batches(graphs: Sequence[CrystalGraph], messages: int) -> tuple[list[list[int]], Capacity]:
+    """Indices of `graphs` in batches of about `messages` bonds and angles, and one capacity for all.
+
+    Similar sizes go together; a crystal larger than the bound is a batch of its own.
+    """
+    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
+    return batches_of(np.array(sizes), messages)
+
+
+def batches_of(sizes: Int[np.ndarray, "n 4"], messages: int) -> tuple[list[list[int]], Capacity]:
+    """`batches` of crystals of which atoms, short bonds, long bonds and angles are known by number alone."""
+    cost = 2 * (sizes[:, 1] + sizes[:, 2]) + sizes[:, 3]
+    found: list[list[int]] = []
+    filled = 0
+    for k in np.argsort(-cost, kind="stable"):
+        if not found or filled + cost[k] > messages:
+            found.append([])
+            filled = 0
+        found[-1].append(int(k))
+        filled += cost[k]
+    each = [
+        rounded(Capacity(atoms + 1, short + 1, long, angles, len(batch)))
+        for batch in found
+        for atoms, short, long, angles in [sizes[batch].sum(axis=0).tolist()]
+    ]
+    return found, Capacity(*(max(column) for column in zip(*each, strict=True)))
+
+
+def rooms_for(graphs: Sequence[CrystalGraph], messages: int, spare: float = 0.0) -> list[Capacity]:
+    """A few capacities, ascending, of which the last holds the largest of `graphs`.
+
+    The first holds about `messages` bonds and angles, and atoms, bonds and angles as they are mixed in all
+    graphs together; each of the others is four times the one before. `spare` as in `capacity`.
+    """
+    if not graphs:
+        return []
+    whole = np.array(need(graphs))
+    largest = np.max([need([g]) for g in graphs], axis=0)
+    found: list[Capacity] = []
+    while not (found and found[-1].holds(Capacity(*largest))):
+        share = min(1.0, messages * 4 ** len(found) / max(1, 2 * whole[1:3].sum() + whole[3]))
+        found.append(any_number(rounded(Capacity(*np.ceil(share * whole).astype(int).tolist()), spare)))
+    return found
+
+
+def side_by_side(
+    graphs: Sequence[CrystalGraph], messages: int, rooms: Sequence[Capacity] = ()
+) -> list[tuple[list[int], Capacity]]:
+    """Batches of indices of `graphs`, crystals with similar numbers of atoms together, and their capacities.
+
+    Each crystal goes into the first of `rooms` that holds it; by default, and for those that fit nowhere,
+    they are made by `rooms_for`.
+    """
+    sizes = np.array([need([g]) for g in graphs]).reshape(-1, 5) - need([])
+    holds = [np.all(sizes <= np.array(room) - need([]), axis=1) for room in rooms]
+    homeless = np.flatnonzero(~np.any(holds, axis=0)) if rooms else np.arange(len(graphs))
+    made = rooms_for([graphs[k] for k in homeless], messages)
+    holds += [np.all(sizes <= np.array(room) - need([]), axis=1) for room in made]
+    found = []
+    left = np.argsort(-sizes[:, 0], kind="stable")
+    for room, held in zip([*rooms, *made], holds, strict=True):
+        waiting = left[held[left]]
+        left = left[~held[left]]
+        while len(waiting):
+            free, batch = np.array(room) - need([]), np.zeros(len(waiting), bool)
+            fits = np.ones(len(waiting), bool)
+            while fits.any():
+                first = np.argmax(fits)
+                batch[first] = True
+                free -= sizes[waiting[first]]
+                fits &= np.all(sizes[waiting] <= free, axis=1) & ~batch
+            found.append((waiting[batch].tolist(), room))
+            waiting = waiting[~batch]
+    return found
+
+
+def any_number(room: Capacity) -> Capacity:
+    """`room` for as many crystals as so many atoms can make: their number alone makes no new program."""
+    return room._replace(crystals=room.atoms)
+
+
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """`items` in consecutive parts of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _words(c: Capacity) -> str:
+    return (
+        f"{c.atoms - 1} atoms, {c.short - 1} short and {c.long} long bonds, "
+        f"{c.angles} angles and {c.crystals} crystals"
+    )

@@ -1,0 +1,403 @@
+"""Crystals as graphs: atoms, bonds between them, and angles between short bonds.
+
+One convention serves every model: a bond is stored once, and seen from both of its ends. Everything that
+belongs to a bond lives in the cell of its first atom, so the second atom is fetched from `shifts` cells
+away, and nothing has to search for the reverse of an edge.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from vesin import NeighborList
+
+from jaxmlip.crystals.fetch import gather
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+CLOSEST = 0.5  # Å; below this no potential of this library has seen data
+FLAT = 1e-3  # Å³; a box that is smaller has no height that was meant
+ELEMENTS = 118  # Z goes no further: species beyond are the elements again, of the next functional
+
+
+class Cutoffs(NamedTuple):
+    """How far a model looks: `bond` for pairs, `angle` for the two bonds of an angle (Å; 0: no angles)."""
+
+    bond: float
+    angle: float = 0.0
+    listed: bool = True  # False: the model sums over angles without a list of them
+
+
+@flax.struct.dataclass
+class CrystalGraph:
+    """One crystal, or several laid side by side as one disconnected graph.
+
+    Bond b joins atom i = first[b] to the image of atom j = second[b] that lies `shifts[b]` cells away,
+    along r_ij = positions[j] + shifts[b] @ cell - positions[i]. Each pair of atoms within the bond cutoff
+    is stored once. The `short` leading bonds are those within the angle cutoff, and their padding.
+
+    A directed short bond is numbered d: d < short is bond d seen from its first atom, d >= short is bond
+    d - short seen from its second. An angle is an ordered pair of two different directed short bonds
+    (angle_from, angle_to) that start at the same atom; a model that needs no list of them gets none.
+
+    A slab, a wire or a molecule repeats along some lattice vectors only, or along none: `periodic` says
+    which. Bonds never shift along the others, whose rows of `cell` tell the height of the box as it was
+    given, if any.
+
+    Padding atoms have species 0 and belong to the last crystal; padding bonds are loops of zero length on
+    a padding atom; padding angles lie between padding bonds; padding crystals have no atoms.
+    """
+
+    positions: Float[Array, "atoms 3"]  # Å
+    species: Int[Array, " atoms"]  # Z; Z + 118 k for the functional k of a potential that has several
+    cell: Float[Array, "crystals 3 3"]  # Å, rows are lattice vectors, as in ASE
+    periodic: Bool[Array, "crystals 3"]  # whether the crystal repeats along each lattice vector
+    crystal: Int[Array, " atoms"]  # the crystal that each atom belongs to
+    first: Int[Array, " bonds"]
+    second: Int[Array, " bonds"]
+    shifts: Float[Array, "bonds 3"]  # whole lattice vectors
+    angle_from: Int[Array, " angles"]
+    angle_to: Int[Array, " angles"]
+    short: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def is_atom(self) -> Array:
+        """True for atoms, False for padding."""
+        return self.species > 0
+
+    @property
+    def numbers(self) -> Array:
+        """The atomic number Z of each atom, 0 for padding."""
+        return atomic_number(self.species)
+
+    def short_ends(self) -> BondEnds:
+        """The directed short bonds, in the order of their numbers."""
+        first, second = self.first[: self.short], self.second[: self.short]
+        shifts = jnp.asarray(self.shifts[: self.short])
+        bond = jnp.arange(self.short)
+        return BondEnds(
+            jnp.concatenate([bond, bond]),
+            jnp.concatenate([jnp.ones_like(shifts[:, 0]), -jnp.ones_like(shifts[:, 0])]),
+            jnp.concatenate([first, second]),
+            # Seen from its second atom, a bond is kept at the atom `shifts` cells back.
+            jnp.concatenate([jnp.zeros_like(shifts), -shifts]),
+        )
+
+
+class BondEnds(NamedTuple):
+    """Bonds as one of their ends sees them."""
+
+    bond: Int[Array, " n"]  # which of the short bonds
+    sign: Float[Array, " n"]  # +1 where the bond's own direction leads away from the atom, else -1
+    atom: Int[Array, " n"]  # the atom it is seen from
+    image: Float[Array, "n 3"]  # the cell, relative to that atom's, in which the bond is kept
+
+
+def bond_vectors(graph: CrystalGraph) -> Float[Array, "bonds 3"]:
+    """r_ij (Å) from the first atom of each bond to the image of the second."""
+    cell = graph.cell[graph.crystal[graph.first]]
+    shift = jnp.einsum("bk,bkx->bx", graph.shifts, cell)
+    second = gather(graph.positions, graph.second, graph.shifts)
+    return second + shift - gather(graph.positions, graph.first)
+
+
+def atomic_number(species):
+    """Z of species, whatever the functional; an array, or one number."""
+    return species - (species > 0) * ((species - 1) // ELEMENTS * ELEMENTS)
+
+
+def sum_over_crystals(per_atom: Float[Array, " atoms"], graph: CrystalGraph) -> Float[Array, " crystals"]:
+    """The sum of a per-atom quantity over the atoms of each crystal."""
+    return jax.ops.segment_sum(per_atom, graph.crystal, len(graph.cell))
+
+
+def directions(cell: Float[Array, "*n 3 3"], periodic: Bool[Array, "*n 3"]) -> Float[Array, "*n 3 3"]:
+    """The projector onto the directions along which a crystal repeats: 1 for a crystal, 0 for a molecule."""
+    xp = cell.__array_namespace__()  # NumPy outside of programs, JAX in them
+    a, b, c = xp.moveaxis(xp.where(periodic[..., None], cell, 0.0), -2, 0)
+    # Rows that do not repeat are zero now, so that of two or three terms one is left.
+    normal, line = xp.cross(a, b) + xp.cross(b, c) + xp.cross(c, a), a + b + c
+
+    def onto(v):
+        square = xp.sum(v * v, axis=-1)[..., None, None]
+        return v[..., :, None] * v[..., None, :] / xp.where(square > 0, square, 1.0)
+
+    repeats, one = periodic.sum(axis=-1)[..., None, None], xp.eye(3, dtype=cell.dtype)
+    plane = xp.where(repeats == 2, one - onto(normal), xp.where(repeats == 1, onto(line), 0.0))
+    return xp.where(repeats == 3, one, plane)
+
+
+def has_stress(graph: CrystalGraph) -> bool:
+    """Whether the one crystal of a graph has a stress: it repeats somewhere, and its box has a volume."""
+    return bool(graph.periodic[0].any() and _extent(graph.cell[0]) > FLAT)
+
+
+def as_atoms(crystal: Atoms | Structure) -> Atoms:
+    """`crystal` as ase.Atoms, whether it is that already or a pymatgen Structure, isotopes by their masses.
+
+    Raises ValueError for a Structure whose sites are partly occupied.
+    """
+    from ase import Atoms
+
+    if isinstance(crystal, Atoms):
+        return crystal
+    if hasattr(crystal, "to_ase_atoms"):
+        for k, site in enumerate(crystal):
+            if not site.is_ordered:
+                shares = {str(species): share for species, share in site.species.items()}
+                raise _partly_occupied(crystal.formula, f"site {k}", shares)
+        atoms = crystal.to_ase_atoms(msonable=False)
+        # Deuterium and tritium are hydrogen of another mass in pymatgen, and in ASE hydrogen alone.
+        masses = atoms.get_masses()
+        isotopes = [
+            k for k, site in enumerate(crystal) if site.specie.Z == 1 and site.specie.atomic_mass > 1.5
+        ]
+        if isotopes:
+            masses[isotopes] = [float(crystal[k].specie.atomic_mass) for k in isotopes]
+            atoms.set_masses(masses)
+        return atoms
+    raise TypeError(
+        f"found {type(crystal).__module__}.{type(crystal).__name__}, needed a crystal as ase.Atoms or "
+        "pymatgen.core.Structure. Read a file with ase.io.read or Structure.from_file first."
+    )
+
+
+def in_box(crystal: Atoms | Structure) -> Atoms:
+    """`crystal` as ase.Atoms whose cell has a basis: where it does not repeat, vectors perpendicular to the
+    others.
+
+    The box keeps the volume that it was given; without one it gets a height of 10 Å beyond the atoms.
+    """
+    atoms = as_atoms(crystal)
+    if atoms.pbc.all():
+        return atoms
+    volume, repeats = atoms.cell.volume, int(atoms.pbc.sum())
+    height = reach(atoms) + 10.0
+    if volume > FLAT:
+        height = (volume / _extent(atoms.cell.array[atoms.pbc])) ** (1 / (3 - repeats))
+    atoms = atoms.copy()
+    atoms.set_cell(boxed(atoms.cell.array, atoms.pbc, height), apply_constraint=False)
+    return atoms
+
+
+def reach(atoms: Atoms) -> float:
+    """A length (Å) that no two atoms of one cell are farther apart than."""
+    return float(np.linalg.norm(np.ptp(atoms.positions, axis=0)))
+
+
+@contextmanager
+def numbered(k: int) -> Iterator[None]:
+    """Errors about one crystal of many then say which: the k-th, from 0 on."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"crystal {k}: {error}") from None
+
+
+def check_crystal(atoms: Atoms) -> None:
+    """Raises ValueError, naming what is wrong and what to do, unless a potential can take `atoms`.
+
+    They may repeat along any of the three lattice vectors, or along none; no site may be partly occupied.
+    """
+    name = atoms.get_chemical_formula() or "the structure"
+    if len(atoms) == 0:
+        raise ValueError(
+            "found an empty structure, needed at least one atom. Check that the file that it "
+            "came from was read to its end."
+        )
+    cell, repeats = atoms.cell.array, int(atoms.pbc.sum())
+    if not np.isfinite(cell).all():
+        raise ValueError(f"the cell of {name} holds {cell.tolist()}, needed nine finite numbers (Å).")
+    extent = _extent(cell[atoms.pbc])
+    if extent < 1e-3 * (len(atoms) if repeats == 3 else 1):
+        span = {1: "point somewhere", 2: "span a plane", 3: "span space"}[repeats]
+        what = {1: "length", 2: "area", 3: "volume"}[repeats]
+        raise ValueError(
+            f"the cell of {name} has pbc={atoms.pbc.tolist()} and a {what} of {extent:.3g} "
+            f"Å{' ²³'[repeats - 1]}, needed lattice vectors that {span} where it repeats. Set atoms.cell to "
+            "the crystal's lattice vectors, as rows, or atoms.pbc to False where it does not repeat."
+        )
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"the position of atom {bad[0]} ({atoms.symbols[bad[0]]}) of {name} is "
+            f"{atoms.positions[bad[0]].tolist()}, needed finite numbers (Å). {len(bad)} of "
+            f"{len(atoms)} positions are not finite; the run that made them probably diverged."
+        )
+    check_occupancy(atoms)
+
+
+def check_repeats(atoms: Atoms, quantity: str) -> None:
+    """Raises ValueError unless `atoms` repeat in three directions, which a `quantity` needs."""
+    if not atoms.pbc.all():
+        raise ValueError(
+            f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}, but {quantity} are those of a "
+            "crystal that repeats in three directions. Where the cell is meant so, set atoms.pbc = True."
+        )
+
+
+def repeating(crystals: Iterable[Atoms | Structure], quantity: str) -> list[Atoms]:
+    """Many crystals as ase.Atoms. Raises as `as_atoms` and `check_repeats` do, with the number of the "
+    "crystal."""
+    every = []
+    for k, crystal in enumerate(crystals):
+        with numbered(k):
+            every.append(as_atoms(crystal))
+            check_repeats(every[-1], quantity)
+    return every
+
+
+def check_occupancy(atoms: Atoms) -> None:
+    """Raises ValueError, naming site and occupancies, where a file said that a site is partly occupied.
+
+    ASE keeps what a CIF says in atoms.info["occupancy"], by kinds of sites, and what a few other formats say
+    as an array; the atoms themselves are those of full sites.
+    """
+    by_kind, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
+    for kind, shares in by_kind.items() if isinstance(by_kind, dict) else ():
+        if not isinstance(shares, dict) or _is_full(shares):
+            continue
+        sites = np.flatnonzero(kinds == int(kind)) if kinds is not None else [int(kind)]
+        if len(sites):
+            raise _partly_occupied(atoms.get_chemical_formula(), f"site {sites[0]}", shares)
+    for name in ("occupancy", "occupancies"):
+        shares = np.asarray(atoms.arrays.get(name, 1.0), float)
+        part = np.flatnonzero(np.abs(shares - 1) > 1e-3)
+        if len(part):
+            found = {atoms.symbols[part[0]]: float(shares[part[0]])}
+            raise _partly_occupied(atoms.get_chemical_formula(), f"site {part[0]}", found)
+
+
+def _is_full(shares: dict) -> bool:
+    return len(shares) == 1 and abs(next(iter(shares.values())) - 1) < 1e-3
+
+
+def _partly_occupied(formula: str, site: str, shares: dict) -> ValueError:
+    told = ", ".join(f"{share:g} {element}" for element, share in shares.items())
+    empty = 1 - sum(shares.values())
+    return ValueError(
+        f"{site} of {formula} is partly occupied ({told}"
+        + (f", {empty:g} empty" if empty > 1e-3 else "")
+        + "); needed one element on each site. Choose an ordering (pymatgen's "
+        "OrderDisorderedStructureTransformation makes them from the file), and where these atoms are one, "
+        "delete atoms.info['occupancy']."
+    )
+
+
+def _extent(vectors: np.ndarray) -> float:
+    """The length, area or volume (Å, Å², Å³) that lattice vectors span; 1 for none."""
+    if len(vectors) == 3:
+        return float(abs(np.linalg.det(vectors)))
+    return float(np.sqrt(max(0.0, np.linalg.det(vectors @ vectors.T)))) if len(vectors) else 1.0
+
+
+def boxed(cell: Float[np.ndarray, "3 3"], periodic: np.ndarray, height: float = 1.0) -> np.ndarray:
+    """`cell` with rows of length `height` (Å), perpendicular to the others, where it does not repeat."""
+    if periodic.all():
+        return cell
+    box = np.array(cell, float)
+    rows = box[periodic]
+    # Those right singular vectors that belong to no row are perpendicular to all of them.
+    beyond = np.linalg.svd(rows)[2][len(rows) :] if len(rows) else np.eye(3)
+    box[~periodic] = height * beyond
+    return box
+
+
+def check_elements(atoms: Atoms, elements: Collection[int]) -> None:
+    """Raises ValueError, naming element and site, unless each atomic number is among `elements`."""
+    unknown = np.flatnonzero(~np.isin(atoms.numbers, list(elements)))
+    if len(unknown):
+        site = unknown[0]
+        others = sorted(set(atoms.symbols[unknown]) - {atoms.symbols[site]})
+        raise ValueError(
+            f"found {atoms.symbols[site]} (Z = {atoms.numbers[site]}) at site {site} of "
+            f"{atoms.get_chemical_formula()}"
+            + (f", and {', '.join(others)} elsewhere" if others else "")
+            + f", needed one of the {len(elements)} elements that this potential was fitted to. "
+            "Potential.elements lists their atomic numbers."
+        )
+
+
+def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalGraph:
+    """The graph of `crystal`, in NumPy, without padding.
+
+    `cutoffs` is a distance in Å, a `Cutoffs`, or a Potential, whose elements are then checked too.
+    Cells may be of any shape and size: an atom can be bonded to several images of another and of itself.
+    Where atoms.pbc is False along a lattice vector there are no images along it: slabs, wires, molecules.
+
+    Raises ValueError where `crystal` is none (no atoms, lattice vectors that span nothing, NaN positions,
+    sites that are partly occupied), or the potential has several functionals; warns where two atoms are
+    closer than 0.5 Å.
+    """
+    if several := getattr(cutoffs, "functionals", ()):
+        raise ValueError(
+            f"{cutoffs.name} has the functionals {', '.join(several)}, needed a potential of one: "
+            f"jaxmlip.training.fidelities.select(potential, {several[0]!r}), or of a run "
+            f"`jaxmlip export RUN OUT --functional {several[0]}`."
+        )
+    elements = getattr(cutoffs, "elements", None)
+    cutoffs = getattr(cutoffs, "cutoffs", cutoffs)
+    cutoffs = cutoffs if isinstance(cutoffs, Cutoffs) else Cutoffs(float(cutoffs))
+    atoms = as_atoms(crystal)
+    check_crystal(atoms)
+    if elements is not None:
+        check_elements(atoms, elements)
+    # A half list holds each pair of atoms once, a pair of images of one atom included.
+    i, j, shifts, length = NeighborList(cutoff=cutoffs.bond, full_list=False, sorted=True).compute(
+        points=atoms.positions,
+        box=boxed(atoms.cell.array, atoms.pbc),
+        periodic=atoms.pbc,
+        quantities="ijSd",
+    )
+    if len(length) and length.min() < CLOSEST:
+        b = length.argmin()
+        warnings.warn(
+            f"atoms {i[b]} ({atoms.symbols[i[b]]}) and {j[b]} ({atoms.symbols[j[b]]}) of "
+            f"{atoms.get_chemical_formula()} are {length[b]:.3f} Å apart; no potential was fitted to "
+            f"distances below {CLOSEST} Å, so energies and forces mean little here.",
+            stacklevel=2,
+        )
+    is_short = length < cutoffs.angle
+    order = np.argsort(~is_short, kind="stable")
+    i, j, shifts = i[order].astype(np.int32), j[order].astype(np.int32), shifts[order]
+    short = int(is_short.sum())
+    ends = np.concatenate([i[:short], j[:short]]) if cutoffs.listed else np.zeros(0, np.int32)
+    angle_from, angle_to = angle_pairs(ends, len(atoms))
+    return CrystalGraph(
+        positions=atoms.positions,
+        species=atoms.numbers.astype(np.int32),
+        cell=atoms.cell.array[None],
+        periodic=atoms.pbc[None],
+        crystal=np.zeros(len(atoms), np.int32),
+        first=i,
+        second=j,
+        shifts=shifts.astype(float),
+        angle_from=angle_from,
+        angle_to=angle_to,
+        short=short,
+    )
+
+
+def angle_pairs(starts: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """All ordered pairs of different directed bonds that start at the same atom, given where each starts."""
+    by_start = np.argsort(starts, kind="stable")
+    count = np.bincount(starts, minlength=atoms)
+    offset = np.concatenate([[0], np.cumsum(count)[:-1]])
+    partners = count[starts[by_start]]  # of each directed bond, itself included
+    from_slot = np.repeat(np.arange(len(starts)), partners)
+    # The partners of a bond fill the consecutive slots of the atom that it starts at.
+    rank = np.arange(len(from_slot)) - np.repeat(np.cumsum(partners) - partners, partners)
+    to_slot = offset[starts[by_start]].repeat(partners) + rank
+    different = from_slot != to_slot
+    angle_from, angle_to = by_start[from_slot[different]], by_start[to_slot[different]]
+    return angle_from.astype(np.int32), angle_to.astype(np.int32)

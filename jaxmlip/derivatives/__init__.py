@@ -1,0 +1,1 @@
+"""Derivatives of any energy function: forces, stress, Hessians."""

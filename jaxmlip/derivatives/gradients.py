@@ -1,0 +1,70 @@
+"""Forces, stress and Hessian-vector products of any energy function.
+
+An energy function takes a graph and returns the energy (eV) of each of its crystals. Nothing here knows a
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxmlip.crystals.graph import FLAT, CrystalGraph, directions
+
+EnergyFn = Callable[[CrystalGraph], Float[Array, " crystals"]]  # eV per crystal
+
+
+def strain(graph: CrystalGraph, eps: Float[Array, "crystals 3 3"]) -> CrystalGraph:
+    """Every crystal deformed by 1 + ε (ε symmetrised); cell and positions move together."""
+    eps = (eps + eps.mT) / 2
+    moved = jnp.einsum("ax,axy->ay", graph.positions, eps[graph.crystal])
+    return graph.replace(positions=graph.positions + moved, cell=graph.cell + graph.cell @ eps)
+
+
+def energy_forces_stress(energy: EnergyFn, graph: CrystalGraph):
+    """E (eV) of each crystal, F = -∂E/∂r (eV/Å) of each atom, and σ = ∂E/∂ε / V (eV/Å³) of each crystal.
+
+    Stress has ASE's sign: positive in tension. See `stress` for crystals that do not repeat everywhere.
+    """
+    e, forces, stress, _ = with_derivatives(lambda g: (energy(g), None), graph)
+    return e, forces, stress
+
+
+def with_derivatives(
+    energy: Callable[[CrystalGraph], tuple[Float[Array, " crystals"], Any]], graph: CrystalGraph
+):
+    """As `energy_forces_stress`, for a function that returns something besides energies, returned last."""
+
+    def total(r, eps):
+        e, other = energy(strain(graph.replace(positions=r), eps))
+        return e.sum(), (e, other)
+
+    gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
+    (dE_dr, dE_deps), (e, other) = gradient(graph.positions, jnp.zeros_like(graph.cell))
+    return e, -dE_dr, stress(dE_deps, graph), other
+
+
+def stress(dE_deps: Float[Array, "crystals 3 3"], graph: CrystalGraph) -> Float[Array, "crystals 3 3"]:
+    """σ = ∂E/∂ε / V (eV/Å³) along the directions in which each crystal repeats; zero along the others.
+
+    V is the volume of the box, so that a slab's stress is that of a film as high as the box was given. Zero
+    where the box has no volume.
+    """
+    volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
+    along = directions(graph.cell, graph.periodic)
+    per_volume = jnp.where(volume > FLAT, dE_deps / jnp.where(volume > FLAT, volume, 1.0), 0.0)
+    return along @ per_volume @ along
+
+
+def gradient(energy: EnergyFn, graph: CrystalGraph) -> Callable[[Array], Array]:
+    """The function r -> ∂E/∂r (eV/Å) for positions of the shape of `graph.positions`."""
+    return jax.grad(lambda r: energy(graph.replace(positions=r)).sum())
+
+
+def hvp(energy: EnergyFn, graph: CrystalGraph, v: Float[Array, "atoms 3"]) -> Float[Array, "atoms 3"]:
+    """H v (eV/Å² times the unit of v), forward over reverse; H itself is never formed."""
+    return jax.jvp(gradient(energy, graph), (jnp.asarray(graph.positions),), (v,))[1]

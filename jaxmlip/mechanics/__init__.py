@@ -1,0 +1,1 @@
+"""What forces and stresses do: calculator, relaxation, bands, elasticity."""

@@ -1,0 +1,83 @@
+"""The ASE calculator: the only class of the library with state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from ase.calculators.calculator import Calculator as ASECalculator
+from ase.calculators.calculator import all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import CrystalGraph
+from jaxmlip.potential import Potential, Prediction
+
+SPARE = 0.15  # room for neighbours that come and go, as a fraction
+GROWTH = 0.5  # and once they did not fit
+
+
+class Calculator(ASECalculator):
+    """A potential as an ASE calculator, for optimisers, molecular dynamics, filters and vibrations.
+
+    Properties: energy (also as free_energy), forces, stress, energies (of each atom), and magmoms with their
+    sum magmom where the model has them; eV, Å, μB, and ASE's Voigt order and sign of stress; in float64,
+    which ASE's files ask for, whatever the potential computes in. Slabs and wires have the stress of
+    `Prediction`, molecules none. As atoms move and neighbours come and go, nothing is compiled anew until
+    they exceed the spare room, which then grows by half.
+
+    `potential` is a Potential, or what `jaxmlip.load` takes: a name or a path. Raises TypeError for anything
+    else.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        *("energy", "free_energy", "energies", "forces", "stress", "magmom", "magmoms")
+    ]
+
+    def __init__(self, potential: Potential | str | Path, **kwargs):
+        super().__init__(**kwargs)
+        if isinstance(potential, str | Path):
+            from jaxmlip.zoo.load import load
+
+            potential = load(potential)
+        if not hasattr(potential, "predict_graphs"):
+            raise TypeError(
+                f"found {type(potential).__name__}, needed a potential: jaxmlip.Calculator(jaxmlip.load(…)), "
+                "or a name that `jaxmlip models` lists."
+            )
+        self.potential = potential
+        self._room: batching.Capacity | None = None
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        graph = self.potential.graph(self.atoms)
+        if "numbers" in system_changes:  # another crystal, not the same one moved
+            self._room = None
+        found = self.potential.predict_graphs([graph], self._room_for(graph))[0]
+        self.results = results(found)
+
+    def _room_for(self, graph: CrystalGraph) -> batching.Capacity:
+        if self._room is None:
+            self._room = batching.capacity([graph], SPARE)
+        elif not self._room.holds(batching.need([graph])):
+            grown = batching.capacity([graph], GROWTH)
+            self._room = batching.Capacity(*map(max, grown, self._room))
+        return self._room
+
+
+def results(prediction: Prediction) -> dict[str, float | np.ndarray]:
+    """A prediction by the names and in the shapes of ASE, in float64: its databases read bytes as that."""
+    numbers = {name: np.asarray(value, np.float64) for name, value in prediction.items()}
+    energy = float(numbers["energy"])
+    found = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": numbers["site_energies"],
+        "forces": numbers["forces"],
+    }
+    if "stress" in numbers:
+        found["stress"] = full_3x3_to_voigt_6_stress(numbers["stress"])
+    if "magmoms" in numbers:
+        found |= {"magmoms": numbers["magmoms"], "magmom": float(numbers["magmoms"].sum())}
+    return found

@@ -1,0 +1,537 @@
+"""Elastic constants by linear response: second derivatives of the energy by strain, without finite strains.
+
+A crystal answers a strain twice: its cell deforms, and its atoms move within the cell until no force is left.
+Both answers are second derivatives of E(r, ε), so both come from one linear map, the change of the gradient
+(∂E/∂r, ∂E/∂ε) with positions and strain: M. Born and K. Huang, Dynamical Theory of Crystal Lattices (1954);
+X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev. B 72, 035105 (2005), whose letters these are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import CrystalGraph, as_atoms, check_repeats, repeating
+from jaxmlip.crystals.symmetry import (
+    Pairs,
+    SpaceGroup,
+    completed,
+    identity,
+    needed_columns,
+    space_group,
+    spanning,
+)
+from jaxmlip.derivatives.gradients import strain
+from jaxmlip.derivatives.hessian import BLOCK_SIZE, _block_size
+from jaxmlip.derivatives.tangents import second_axis_vmap
+from jaxmlip.system.progress import track
+from jaxmlip.units import ATOMIC_MASS, GPA_PER_EV_PER_A3
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+    from jaxmlip.potential import Potential
+
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  # xx yy zz yz xz xy
+LARGE_FORCE = 0.05  # eV/Å; above it, and above this stress, constants are those of no crystal at rest
+LARGE_STRESS = 0.5  # GPa
+SHEAR = np.sqrt([1, 1, 1, 2, 2, 2])  # makes Voigt's order an orthonormal basis of strains
+GAMMA = np.zeros((1, 3))
+MESSAGES = 2_000  # bonds and angles at once of `elastic_tensors`, times the columns of a block
+
+
+class NotAtRestWarning(UserWarning):
+    """Forces or stresses remain in a crystal whose second derivatives are taken."""
+
+
+class Moduli(NamedTuple):
+    """The two elastic constants of a polycrystal without texture, in GPa."""
+
+    bulk: float
+    shear: float
+
+    @property
+    def young(self) -> float:
+        """Young's modulus 9KG / (3K + G), GPa."""
+        return 9 * self.bulk * self.shear / (3 * self.bulk + self.shear)
+
+    @property
+    def poisson(self) -> float:
+        """Poisson's ratio (3K - 2G) / (6K + 2G)."""
+        return (3 * self.bulk - 2 * self.shear) / (6 * self.bulk + 2 * self.shear)
+
+
+@dataclass(frozen=True, eq=False)
+class Elasticity:
+    """The elastic constants of a crystal in Cartesian axes; matrices are in Voigt's order xx yy zz yz xz xy.
+
+    `C` and `clamped` are (1/V) ∂²E/∂ε∂ε for a symmetric strain ε that takes r to r (1 + ε). Without stress
+    this is what everyone calls the elastic tensor. Under a stress there are several (D. C. Wallace,
+    Thermodynamics of Crystals, 1972): `stress_strain` gives ∂σ/∂ε, `christoffel` the velocities of waves.
+    The moduli are those of `C`.
+    """
+
+    C: Float[np.ndarray, "6 6"]  # GPa; atoms follow the strain until no force changes
+    clamped: Float[np.ndarray, "6 6"]  # GPa; atoms move with the cell alone
+    force_strain: Float[np.ndarray, "atoms 3 6"]  # Λ = -∂²E/∂r∂ε, eV/Å: the force that a strain brings
+    internal_strain: Float[np.ndarray, "atoms 3 6"]  # H⁺Λ, Å: how far it moves an atom, rigid shifts left out
+    internal_modes: Float[np.ndarray, " modes"]  # eV/Å², ascending: H at Γ without the three rigid shifts
+    stress: Float[np.ndarray, "3 3"]  # GPa, of the crystal as it is; positive in tension
+    max_force: float  # eV/Å, the largest on an atom as it is
+    density: float  # kg/m³
+
+    @property
+    def internal_modes_stable(self) -> bool:
+        """Whether atoms rest in a minimum of the energy. If not, `C` is the response at a saddle point."""
+        return bool((self.internal_modes > 0).all())
+
+    @property
+    def tensor(self) -> Float[np.ndarray, "3 3 3 3"]:
+        """C_ijkl in GPa."""
+        return from_voigt(self.C)
+
+    @property
+    def stress_strain(self) -> Float[np.ndarray, "6 6"]:
+        """∂σ/∂ε in GPa, the slopes of a stress-strain diagram: C where there is no stress.
+
+        B_ijkl = C_ijkl + (σ_ik δ_jl + σ_il δ_jk + σ_jk δ_il + σ_jl δ_ik) / 4 - σ_ij δ_kl, the coefficients of
+        T. H. K. Barron and M. L. Klein, Proc. Phys. Soc. 85, 523 (1965), written for this C. Symmetric only
+        where the stress is a pressure.
+        """
+        return to_voigt(self.tensor + _stress_terms(self.stress) - np.multiply.outer(self.stress, np.eye(3)))
+
+    @property
+    def eigenvalues(self) -> Float[np.ndarray, " 6"]:
+        """Kelvin's moduli, ascending, in GPa: the eigenvalues of the map from strain to stress.
+
+        Under a stress, those of the symmetric part of `stress_strain`.
+        """
+        # In an orthonormal basis eigenvalues are the same in all axes.
+        B = self.stress_strain * SHEAR[:, None] * SHEAR
+        return np.linalg.eigvalsh((B + B.T) / 2)
+
+    @property
+    def stable(self) -> bool:
+        """Born's criterion: no homogeneous strain lowers the energy, so all `eigenvalues` are positive.
+
+        For each crystal class: F. Mouhat and F.-X. Coudert, Phys. Rev. B 90, 224104 (2014); under stress:
+        J. Wang et al., Phys. Rev. B 52, 12627 (1995).
+        """
+        return bool((self.eigenvalues > 0).all())
+
+    @property
+    def resists_everything(self) -> bool:
+        """Whether C has an inverse: no strain is free of stress."""
+        stiffness = np.abs(np.linalg.eigvalsh(self.C))
+        return bool(stiffness.min() > 1e-12 * stiffness.max())
+
+    @property
+    def compliance(self) -> Float[np.ndarray, "6 6"]:
+        """C⁻¹ in 1/GPa, for shear strains 2ε_yz, 2ε_xz, 2ε_xy. Raises ValueError where C is singular."""
+        if not self.resists_everything:
+            raise ValueError(
+                "the elastic tensor is singular: some strain meets no resistance, so compliance and Reuss "
+                "moduli do not exist. Check that the atoms are within the cutoff of each other; where the "
+                "crystal is meant, use `C` and `voigt`."
+            )
+        return np.linalg.inv(self.C)
+
+    @property
+    def voigt(self) -> Moduli:
+        """Moduli for equal strain in all grains, the upper bound."""
+        return Moduli(*_averages(self.C))
+
+    @property
+    def reuss(self) -> Moduli:
+        """Moduli for equal stress in all grains, the lower bound of a stable crystal."""
+        S = self.compliance / np.outer([1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2])  # as a tensor
+        bulk, shear = _averages(S)
+        return Moduli(1 / (9 * bulk), 1 / (4 * shear))
+
+    @property
+    def hill(self) -> Moduli:
+        """The mean of both bounds: R. Hill, Proc. Phys. Soc. A 65, 349 (1952)."""
+        return Moduli(*np.mean([self.voigt, self.reuss], axis=0).tolist())
+
+    @property
+    def anisotropy(self) -> float:
+        """The universal index 5 G_V/G_R + K_V/K_R - 6, zero for an isotropic crystal.
+
+        S. I. Ranganathan and M. Ostoja-Starzewski, Phys. Rev. Lett. 101, 055504 (2008).
+        """
+        voigt, reuss = self.voigt, self.reuss
+        return 5 * voigt.shear / reuss.shear + voigt.bulk / reuss.bulk - 6
+
+    def christoffel(self, direction: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
+        """Velocities (m/s, ascending) of the three long sound waves along a Cartesian `direction`.
+
+        ρ v² are the eigenvalues of Christoffel's matrix; an imaginary v is given as a negative number. The
+        stress is accounted for (Wallace's propagation coefficients), residual forces are not.
+
+        Raises ValueError where `direction` is not a vector of three numbers that points somewhere.
+        """
+        n = np.asarray(direction, float)
+        if n.shape != (3,) or not np.isfinite(n).all() or not n.any():
+            raise ValueError(f"found direction={direction!r}, needed three numbers, not all 0.")
+        n = n / np.linalg.norm(n)
+        # Waves turn the crystal as well as strain it, which costs nothing only without stress.
+        lagrangian = self.tensor - _stress_terms(self.stress)
+        matrix = np.einsum("ijkl,j,l->ik", lagrangian, n, n) + n @ self.stress @ n * np.eye(3)
+        squares = np.linalg.eigvalsh(matrix) * 1e9 / self.density
+        return np.sign(squares) * np.sqrt(np.abs(squares))
+
+    def as_record(self) -> dict[str, Any]:
+        """Everything as lists and numbers for JSON, units in the names; None for what does not exist."""
+        moduli = None
+        if self.resists_everything:
+            moduli = {
+                name: {"bulk": m.bulk, "shear": m.shear, "young": m.young, "poisson": m.poisson}
+                for name, m in (("voigt", self.voigt), ("reuss", self.reuss), ("hill", self.hill))
+            }
+        return {
+            "voigt_order": "xx yy zz yz xz xy",
+            "C_GPa": self.C.tolist(),
+            "clamped_GPa": self.clamped.tolist(),
+            "stress_strain_GPa": self.stress_strain.tolist(),
+            "compliance_per_GPa": self.compliance.tolist() if self.resists_everything else None,
+            "moduli_GPa": moduli,
+            "universal_anisotropy": self.anisotropy if self.resists_everything else None,
+            "eigenvalues_GPa": self.eigenvalues.tolist(),
+            "stable": self.stable,
+            "internal_modes_eV_per_A2": self.internal_modes.tolist(),
+            "internal_modes_stable": self.internal_modes_stable,
+            "force_strain_eV_per_A": self.force_strain.tolist(),
+            "internal_strain_A": self.internal_strain.tolist(),
+            "residual": {"stress_GPa": self.stress.tolist(), "max_force_eV_per_A": self.max_force},
+            "density_kg_per_m3": self.density,
+        }
+
+    def in_words(self) -> list[str]:
+        """Moduli, stability, sound and what remains of forces, a line for each."""
+        lines = []
+        if self.resists_everything:
+            m = self.hill
+            lines.append(
+                f"K {self.voigt.bulk:.1f} {m.bulk:.1f} {self.reuss.bulk:.1f}, "
+                f"G {self.voigt.shear:.1f} {m.shear:.1f} {self.reuss.shear:.1f} GPa (Voigt, Hill, Reuss); "
+                f"Young {m.young:.1f} GPa, Poisson {m.poisson:.3f} (Hill); anisotropy {self.anisotropy:.3f}"
+            )
+        lowest = self.eigenvalues[0]
+        lines.append(
+            f"stable: every strain costs energy, Kelvin's moduli are {lowest:.1f} GPa or more"
+            if self.stable
+            else f"UNSTABLE: a strain lowers the energy, Kelvin's lowest modulus is {lowest:.1f} GPa"
+        )
+        if not self.internal_modes_stable:
+            lines.append(
+                f"The atoms sit on a saddle: {(self.internal_modes < 0).sum()} of {len(self.internal_modes)} "
+                "internal modes have negative curvature (lowest "
+                f"{self.internal_modes[0]:.3g} eV/Å²); C is the response there"
+            )
+        for name, direction in (("x", (1, 0, 0)), ("y", (0, 1, 0)), ("z", (0, 0, 1))):
+            v = ", ".join(f"{v:.0f}" for v in self.christoffel(direction))
+            lines.append(f"sound along {name}: {v} m/s")
+        stress = np.abs(self.stress).max()
+        lines.append(f"what remains: forces up to {self.max_force:.2g} eV/Å, stresses up to {stress:.2g} GPa")
+        return lines
+
+
+def to_voigt(tensor: Float[np.ndarray, "3 3 3 3"]) -> Float[np.ndarray, "6 6"]:
+    """C_IJ = C_ijkl, I and J in Voigt's order."""
+    i, j = np.transpose(VOIGT)
+    return np.asarray(tensor)[i[:, None], j[:, None], i, j]
+
+
+def from_voigt(C: Float[np.ndarray, "6 6"]) -> Float[np.ndarray, "3 3 3 3"]:
+    """C_ijkl = C_IJ."""
+    index = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+    return np.asarray(C)[index[:, :, None, None], index]
+
+
+def elastic_tensor(
+    potential: Potential, crystal: Atoms | Structure, room: batching.Capacity | None = None
+) -> Elasticity:
+    """The elastic constants of `crystal` as it is, by linear response. Use a potential of dtype "float64".
+
+    C = C⁰ - Λᵀ H⁺ Λ / V (Wu, Vanderbilt and Hamann) with the clamped-ion C⁰ = ∂²E/∂ε∂ε / V, the
+    coupling Λ = -∂²E/∂r∂ε and the Hessian H = ∂²E/∂r∂r at Γ, all of them exact derivatives. H⁺ is the
+    inverse for displacements other than the three rigid shifts. Nothing is moved: relax the crystal first.
+    Where forces or stresses remain that would change the constants, a warning says so and the result holds
+    them.
+
+    A mode of negative curvature is no error: the linear response is then that of a saddle point, and
+    `internal_modes_stable` is False. Crystals that are padded to the same `room` share the compiled programs.
+
+    Raises ValueError as `from_atoms` does, and where a displacement besides the rigid shifts meets no
+    resistance, so that the linear response does not exist.
+    """
+    atoms = as_atoms(crystal)
+    check_repeats(atoms, "elastic constants")
+    (expansion,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
+    found = _elasticity(expansion, atoms, potential.dtype)
+    warn_of_residuals(atoms, found.max_force, found.stress, "The elastic constants")
+    return found
+
+
+def elastic_tensors(
+    potential: Potential,
+    crystals: Iterable[Atoms | Structure],
+    rooms: Sequence[batching.Capacity] = (),
+    symmetry: float | None = None,
+) -> list[Elasticity | ValueError]:
+    """`elastic_tensor` of many crystals, in the same order, under a progress bar.
+
+    Small crystals lie side by side in one graph, where one derivative is a column of each: the first atom of
+    each moves along x, then along y, and so on. So a batch takes as many derivatives as that of its crystals
+    which needs most. Crystals without a linear response have the error that `elastic_tensor` raises in their
+    place. Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
+
+    With `symmetry`, operations of the space group that hold within so many Å give derivatives from a few
+    others, as exactly as they hold. `rooms` as `batching.side_by_side` has them: calls with the same share
+    the compiled programs. Raises ValueError, as `Potential.graphs` does, before anything is computed.
+    """
+    every = repeating(crystals, "elastic constants")
+    graphs = potential.graphs(every)
+    needed = [_needed(atoms, symmetry) for atoms in track(every, "symmetry")]
+    found: list[Elasticity | ValueError] = [ValueError()] * len(every)
+    rooms = rooms or batching.rooms_for(graphs, MESSAGES)
+    alike: dict[int, list[int]] = {}  # crystals by how many blocks of columns they need
+    for k, its in enumerate(needed):
+        alike.setdefault(-(-its.count // BLOCK_SIZE), []).append(k)
+    parts = [
+        ([those[k] for k in batch], room)
+        for _, those in sorted(alike.items())
+        for batch, room in batching.side_by_side([graphs[k] for k in those], MESSAGES, rooms)
+    ]
+    for batch, room in track(parts, "elastic constants"):
+        of = [needed[k] for k in batch]
+        expansions = _expansions(potential, [graphs[k] for k in batch], of, room)
+        for k, expansion in zip(batch, expansions, strict=True):
+            try:
+                found[k] = _elasticity(expansion, every[k], potential.dtype)
+            except ValueError as error:
+                found[k] = error
+    return found
+
+
+def internal_strain(
+    potential: Potential, crystal: Atoms | Structure, room: batching.Capacity | None = None
+) -> Float[np.ndarray, "atoms 3 6"]:
+    """H⁺Λ in Å: how atoms move beyond the motion of their cell, for each unit of ε_xx, … 2ε_yz, 2ε_xz, 2ε_xy.
+
+    As far as keeps the derivatives of the energy by their fractional coordinates, so that atoms at rest stay
+    at rest; rigid shifts left out. Raises as `elastic_tensor`.
+    """
+    atoms = as_atoms(crystal)
+    check_repeats(atoms, "internal strains")
+    (at,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
+    return _internal_response(at.H, at.coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
+
+
+class _Expansion(NamedTuple):
+    """The energy of a crystal to second order in positions and strain, in float64."""
+
+    forces: Float[np.ndarray, "atoms 3"]  # eV/Å
+    slope: Float[np.ndarray, "3 3"]  # ∂E/∂ε, eV
+    H: Float[np.ndarray, "coordinates coordinates"]  # eV/Å²
+    coupling: Float[np.ndarray, "coordinates 6"]  # Λ, eV/Å
+    bare: Float[np.ndarray, "6 6"]  # ∂²E/∂ε∂ε, eV
+
+
+class _Needed(NamedTuple):
+    """Derivatives by which displacements and strains give, by symmetry, all others of a crystal."""
+
+    group: SpaceGroup
+    displacements: Pairs
+    strains: list[int]  # of VOIGT
+
+    @property
+    def count(self) -> int:
+        return len(self.displacements.coordinate) + len(self.strains)
+
+
+def _needed(atoms: Atoms, symmetry: float | None) -> _Needed:
+    group = identity(len(atoms))
+    if symmetry is not None:
+        with suppress(ValueError):  # spglib finds none
+            group = space_group(atoms, symmetry)
+    return _Needed(group, needed_columns(GAMMA, group), spanning(_turned_strains(group)))
+
+
+def _expansions(
+    potential, graphs: Sequence[CrystalGraph], needed: Sequence[_Needed], room
+) -> list[_Expansion]:
+    """The expansions of crystals that fit into one batch."""
+    dtype = np.dtype(potential.dtype)
+    graph = batching.pack(graphs, room, dtype)
+    size, crystals = len(graph.positions), len(graph.cell)
+    point = np.concatenate([graph.positions, np.zeros((3 * crystals, 3), dtype)])
+    numbers = [len(g.species) for g in graphs]
+    starts = np.cumsum([0, *numbers[:-1]])
+    strains = size + 3 * np.arange(len(graphs))
+    # Of each column, the coordinate of each crystal that is its own; none is at the end of `point`.
+    columns = np.full((BLOCK_SIZE * -(-max(n.count for n in needed) // BLOCK_SIZE), crystals), point.size)
+    for c, (its, start, strain_at) in enumerate(zip(needed, starts, strains, strict=True)):
+        own = [*(3 * start + its.displacements.coordinate)]
+        own += [3 * (strain_at + i) + j for i, j in (VOIGT[s] for s in its.strains)]
+        columns[: its.count, c] = own
+    gradient, rows = _second_derivatives(potential, graph, point, columns)
+    found = []
+    for its, n, start, strain_at in zip(needed, numbers, starts, strains, strict=True):
+        own, cell = slice(start, start + n), slice(strain_at, strain_at + 3)
+        moved, strained = np.split(rows[: its.count], [len(its.displacements.coordinate)])
+        H = completed(moved[:, own].reshape(-1, 3 * n), its.displacements, GAMMA, its.group)[0].real
+        coupling, bare = _completed_strains(strained[:, own], strained[:, cell], its)
+        found.append(_Expansion(-gradient[own], gradient[cell], (H + H.T) / 2, coupling, bare))
+    return found
+
+
+def _completed_strains(forces, slopes, needed: _Needed) -> tuple[np.ndarray, np.ndarray]:
+    """Λ (3n, 6) and ∂²E/∂ε∂ε (6, 6) from ∂²E/∂r∂ε (s, n, 3) and ∂²E/∂ε∂ε (s, 3, 3) of the strains needed.
+
+    Where a strain ε brings the forces f, the strain W ε Wᵀ brings the forces f turned by W.
+    """
+    group, turns = needed.group, _turned_strains(needed.group)
+    n, s = forces.shape[1], len(needed.strains)
+    scale = SHEAR[needed.strains]
+    forces = (forces.reshape(s, 3 * n) * scale[:, None]).T
+    slopes = (slopes[:, *np.transpose(VOIGT)] * SHEAR * scale[:, None]).T
+    # No translation changes a strain: the mean over all of them of what it brings stands for each.
+    shifts = map(group.translation, range(len(group.shifted_atom)))
+    forces = sum(shift.turned(GAMMA, forces[None])[0].real for shift in shifts) / len(group.shifted_atom)
+    X = np.concatenate([turn[:, needed.strains] for turn in turns], axis=1)
+    to = [group.operation(k).turned(GAMMA, forces[None])[0].real for k in range(len(turns))]
+    Y = np.concatenate(
+        [np.concatenate(to, axis=1), np.concatenate([turn @ slopes for turn in turns], axis=1)]
+    )
+    all_of_them = np.linalg.solve(X @ X.T, X @ Y.T).T / SHEAR
+    return -all_of_them[: 3 * n], all_of_them[3 * n :] / SHEAR[:, None]
+
+
+def _turned_strains(group: SpaceGroup) -> np.ndarray:
+    """ε → W ε Wᵀ for each operation, (operations, 6, 6), where shears are √2 ε: the basis is orthonormal."""
+    basis = np.zeros((6, 3, 3))
+    for s, (i, j) in enumerate(VOIGT):
+        basis[s, i, j] += SHEAR[s] / 2
+        basis[s, j, i] += SHEAR[s] / 2
+    W = group.cartesian
+    return np.einsum("sij,kia,tab,kjb->kst", basis, W, basis, W, optimize=True)
+
+
+def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:
+    n, volume = len(atoms), atoms.get_volume()
+    modes, answer = _internal_response(at.H, at.coupling, np.finfo(dtype).eps, atoms)
+    clamped = at.bare / volume
+    relaxed = clamped - at.coupling.T @ answer / volume
+    return Elasticity(
+        C=(relaxed + relaxed.T) / 2 * GPA_PER_EV_PER_A3,
+        clamped=(clamped + clamped.T) / 2 * GPA_PER_EV_PER_A3,
+        force_strain=at.coupling.reshape(n, 3, 6),
+        internal_strain=answer.reshape(n, 3, 6),
+        internal_modes=modes,
+        stress=at.slope / volume * GPA_PER_EV_PER_A3,
+        max_force=float(np.linalg.norm(at.forces, axis=1).max()),
+        density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
+    )
+
+
+def _second_derivatives(potential, graph, point, columns) -> tuple[np.ndarray, np.ndarray]:
+    """The gradient at `point`, and its derivatives by the coordinates `columns` as rows, in float64.
+
+    `columns` is (columns, k): each is the sum of the derivatives by k coordinates, of which those beyond the
+    last are left out.
+    """
+    rows = np.empty((len(columns), *point.shape))
+    with potential.precision():
+        gradient, tangent_map = _linearise(potential.energy_fn, potential.arrays, graph, point)
+        block = _block_size(tangent_map, None, len(columns))
+        for start in track(range(0, len(columns), block), "strains and displacements"):
+            part = columns[start : start + block]
+            index = np.resize(part, (block, part.shape[1]))  # the last block repeats some columns
+            found = np.asarray(_respond(tangent_map, point, index))
+            rows[start : start + len(part)] = found[:, : len(part)].swapaxes(0, 1)
+    return np.asarray(gradient, float), rows
+
+
+@partial(jax.jit, static_argnames="energy")
+def _linearise(energy, params, graph: CrystalGraph, point: Float[Array, "atoms+3*crystals 3"]):
+    """∂E/∂(r, ε) at `point`, and the linear map from changes of (r, ε); ε are the rows after the atoms."""
+    atoms = len(graph.positions)
+
+    def total(point):
+        return energy(
+            params, strain(graph.replace(positions=point[:atoms]), point[atoms:].reshape(-1, 3, 3))
+        ).sum()
+
+    return jax.linearize(jax.grad(total), jnp.asarray(point))
+
+
+@jax.jit
+def _respond(tangent_map, point, index) -> Float[Array, "coordinates/3 columns 3"]:
+    """The sums of the columns of the second derivative with the numbers index (columns, k)."""
+    columns = jnp.arange(len(index))[:, None]
+    unit = jnp.zeros((len(point), len(index), 3), point.dtype)
+    unit = unit.at[index // 3, columns, index % 3].set(1, mode="drop")
+    return second_axis_vmap(tangent_map, point)(unit)
+
+
+def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues of H for displacements that are no rigid shift, and H⁺Λ."""
+    n = len(atoms)
+    # The rows after the first are orthonormal and add up to 0: what is left of n atoms without a rigid shift.
+    relative = np.kron(np.linalg.svd(np.ones((1, n)))[2][1:], np.eye(3))
+    modes, vectors = np.linalg.eigh(relative @ H @ relative.T)
+    vectors = relative.T @ vectors
+    free = np.abs(modes) <= np.sqrt(eps) * np.abs(modes).max(initial=0)
+    if free.any():
+        moved = np.abs(vectors[:, free]).reshape(n, 3, -1).max(axis=(1, 2))
+        names = [f"{k} ({atoms.symbols[k]})" for k in np.flatnonzero(moved > 0.1)]
+        raise ValueError(
+            f"{free.sum()} displacements of {atoms.get_chemical_formula()} besides the three rigid shifts "
+            "meet no resistance, so that it is open where atoms go under strain. They move the atoms "
+            f"{', '.join(names[:8])}{' …' * (len(names) > 8)}. Check that these are bonded to the others; "
+            "molecules that are far apart have no elastic constants."
+        )
+    return modes, vectors @ (vectors.T @ coupling / modes[:, None])
+
+
+def warn_of_residuals(
+    atoms: Atoms, max_force: float, stress: Float[np.ndarray, "3 3"] | None, what: str
+) -> None:
+    """Warns where forces (eV/Å) or stresses (GPa) remain, so that `what` is that of no crystal at rest."""
+    largest = 0.0 if stress is None else np.abs(stress).max()
+    if max_force > LARGE_FORCE or largest > LARGE_STRESS:
+        warnings.warn(
+            f"{atoms.get_chemical_formula()} is not relaxed: forces up to {max_force:.3g} eV/Å and "
+            f"stresses up to {largest:.3g} GPa remain. {what} are second derivatives where the "
+            "crystal is, not where it would rest; relax it with this potential first.",
+            NotAtRestWarning,
+            stacklevel=3,
+        )
+
+
+def _stress_terms(stress) -> np.ndarray:
+    """What a stress adds to (1/V) ∂²E/∂ε∂ε over the derivative by the Lagrangian strain η = ε + ε²/2.
+
+    It is (1/V) ∂E/∂η : ∂²η/∂ε∂ε, that is the second derivative of tr(σ ε²) / 2.
+    """
+    term = np.einsum("ik,jl->ijkl", stress, np.eye(3))
+    term = term + term.swapaxes(2, 3)
+    return (term + term.transpose(1, 0, 2, 3)) / 4
+
+
+def _averages(C) -> tuple[float, float]:
+    """K and G of the isotropic tensor that is nearest to the one whose elements are C."""
+    diagonal, off, shear = np.trace(C[:3, :3]), C[[0, 0, 1], [1, 2, 2]].sum(), np.trace(C[3:, 3:])
+    return float((diagonal + 2 * off) / 9), float((diagonal - off + 3 * shear) / 15)

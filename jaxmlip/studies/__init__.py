@@ -1,0 +1,1 @@
+"""Studies of potentials against DFT."""

@@ -1,0 +1,323 @@
+"""A potential against the DFT of a phonopy run: the same displaced supercells, and the same way from there.
+
+The potential's forces are computed for the very supercells whose DFT forces phonopy has, less those that it
+finds before anything is displaced (DFT's are taken to be 0: the crystal was relaxed with it), and phonopy
+makes force constants of both with the same settings. Frequencies of both are interpolated on the same mesh
+of wave vectors, without the non-analytical correction of polar crystals, which the potentials lack. What
+such displacements measure is the curvature averaged over them (mostly 0.01 Å); `force_constants` gives it at
+the lattice sites.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import rich.box
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import jaxmlip
+from jaxmlip.derivatives.slopes import hessian_slope, mode_slope
+from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
+from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
+from jaxmlip.system.console import console, say
+from jaxmlip.system.figures import COLOURS
+from jaxmlip.system.files import check_folder, write_whole, writing_folder
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from jaxmlip.potential import Potential
+
+MESH = (12, 12, 12)
+SMEARING = 0.015  # of the density of states: σ of the Gaussian as a part of DFT's highest frequency
+
+
+class Frequencies(NamedTuple):
+    """Frequencies of a crystal on a mesh of wave vectors, in THz; imaginary ones are 0 in mean and rms."""
+
+    maximum: float
+    mean: float
+    rms: float
+    lowest: float  # negative where it is imaginary
+
+    @classmethod
+    def of(cls, thz: np.ndarray) -> Frequencies:
+        real = np.maximum(thz, 0)
+        return cls(*map(float, (thz.max(), real.mean(), np.sqrt((real**2).mean()), thz.min())))
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A potential against DFT for one crystal."""
+
+    name: str  # of the folder
+    formula: str
+    atoms: int  # of the primitive cell
+    supercell_atoms: int
+    displaced: int  # supercells
+    dft: Frequencies
+    model: Frequencies
+    force_slope: float  # of model against DFT, through the origin, over all components
+    force_mae: float  # eV/Å
+    hessian_slope: float  # of the force constants, element by element
+    mode_slope: float  # of the curvatures along DFT's modes at the wave vectors that fit the supercell
+    residual_force: float  # eV/Å, the model's largest on an atom before anything is displaced
+    dft_thz: np.ndarray = field(repr=False)  # (q, 3n), ascending at each wave vector
+    model_thz: np.ndarray = field(repr=False)
+
+    def ratio(self, of: str = "maximum") -> float:
+        """Model over DFT, for "maximum", "mean" or "rms"."""
+        return max(getattr(self.model, of), 0.0) / getattr(self.dft, of)
+
+    def record(self) -> dict[str, Any]:
+        """All but the frequencies of each mode, for JSON."""
+        kept = {k: v for k, v in vars(self).items() if not k.endswith("_thz")}
+        kept |= {"dft": self.dft._asdict(), "model": self.model._asdict()}
+        difference = np.sqrt(((self.model_thz - self.dft_thz) ** 2).mean())
+        return kept | {
+            "ratios": {of: self.ratio(of) for of in ("maximum", "mean", "rms")},
+            "rms_difference_THz": float(difference),
+        }
+
+
+def compare(
+    potential: Potential, runs: Sequence[PhonopyRun], mesh: tuple[int, int, int] = MESH
+) -> list[Comparison]:
+    """One comparison for each phonopy run (see `read_phonopy`), in the same order.
+
+    Frequencies are those on the Γ-centred mesh. The potential should have dtype "float64": forces at small
+    displacements are small.
+
+    Raises ValueError where a run has no forces, or an element is unknown to the potential.
+    """
+    _check_mesh(mesh)
+    forces = [run.forces for run in runs]
+    crystals = [[run.supercell, *run.displaced] for run in runs]
+    for run, (supercell, *_) in zip(runs, crystals, strict=True):
+        try:
+            potential.graph(supercell)
+        except ValueError as error:
+            raise ValueError(f"{run.source}: {error}") from None
+    predictions = iter(potential.predict([atoms for each in crystals for atoms in each]))
+    result = []
+    for run, dft, each in zip(runs, forces, crystals, strict=True):
+        residual, *model = [np.asarray(next(predictions)["forces"], float) for _ in each]
+        model = np.array(model) - residual
+        constants = run.constants, run.with_forces(model)
+        thz = [mesh_frequencies(c, mesh) for c in constants]
+        along_dft = mode_slope(*(dynamical_matrices(c) for c in reversed(constants)))
+        result.append(
+            Comparison(
+                name=run.source.resolve().name if run.source.is_dir() else run.source.resolve().parent.name,
+                formula=_formula(run.constants.primitive),
+                atoms=len(run.constants.primitive),
+                supercell_atoms=len(run.supercell),
+                displaced=len(dft),
+                dft=Frequencies.of(thz[0]),
+                model=Frequencies.of(thz[1]),
+                force_slope=float(np.vdot(dft, model) / np.vdot(dft, dft)),
+                force_mae=float(np.abs(model - dft).mean()),
+                hessian_slope=hessian_slope(constants[1].pairs, constants[0].pairs).slope,
+                mode_slope=along_dft.slope,
+                residual_force=float(np.linalg.norm(residual, axis=1).max()),
+                dft_thz=thz[0],
+                model_thz=thz[1],
+            )
+        )
+    return result
+
+
+def _formula(atoms: Atoms) -> str:
+    from pymatgen.core import Composition
+
+    return Composition(str(atoms.symbols)).reduced_formula
+
+
+def _check_mesh(mesh) -> None:
+    if len(mesh) != 3 or any(k != int(k) or k < 1 for k in mesh):
+        raise ValueError(f"found mesh={mesh!r}, needed three positive whole numbers.")
+
+
+def table(rows: Sequence[Comparison], model: str) -> Table:
+    """The rows for a terminal: frequencies in THz, ratios model / DFT."""
+    result = Table(
+        title=f"{model} against the DFT of phonopy runs: highest frequency (THz), ratios model / DFT",
+        caption="n, N: atoms of primitive cell and supercell; slopes, model against DFT: F of forces, Φ of\n"
+        "force constants, modes of the curvature along DFT's modes; min: lowest frequency, negative where\n"
+        "imaginary; "
+        "|F|: the model's largest force (eV/Å) before anything is displaced",
+        title_justify="left",
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    result.add_column("run", no_wrap=True)
+    result.add_column("crystal", no_wrap=True)
+    for name in (
+        "n",
+        "N",
+        "DFT",
+        "model",
+        "ratio",
+        "mean",
+        "rms",
+        "slope\nF",
+        "\nΦ",
+        "\nmodes",
+        "min DFT",
+        "min",
+        "|F|",
+    ):
+        result.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        result.add_row(
+            row.name,
+            row.formula,
+            str(row.atoms),
+            str(row.supercell_atoms),
+            f"{row.dft.maximum:.2f}",
+            f"{row.model.maximum:.2f}",
+            *(f"{row.ratio(of):.3f}" for of in ("maximum", "mean", "rms")),
+            *(f"{slope:.3f}" for slope in (row.force_slope, row.hessian_slope, row.mode_slope)),
+            f"{round(row.dft.lowest, 2) + 0.0:.2f}",  # no -0.00
+            f"{round(row.model.lowest, 2) + 0.0:.2f}",
+            f"{row.residual_force:.3f}",
+        )
+    return result
+
+
+def save_json(
+    rows_by_model: Mapping[str, Sequence[Comparison]], path: Path, settings: Mapping[str, Any]
+) -> None:
+    """Everything that was computed but the single modes, with settings and versions."""
+    record = {
+        "what": "frequencies (THz) and forces (eV/Å) of potentials against DFT; ratios are model / DFT",
+        "settings": {
+            "force_constants": "made by phonopy with the same settings on both sides",
+            "non_analytical_correction": "left out on both sides",
+            "wave_vectors": "Γ-centred mesh, interpolated from the supercell",
+            "mean, rms": "over wave vectors and branches, imaginary frequencies as 0",
+            "force_slope": "through the origin, all components of all displaced supercells",
+            "hessian_slope": "through the origin, all elements of the force constants",
+            "mode_slope": "through the origin, the model's quadratic form in DFT's eigenvectors against ω², "
+            "at the wave vectors that fit the supercell",
+            "forces": "the model's are less those that it finds before anything is displaced",
+            **settings,
+        },
+        "versions": {name: version(name) for name in ("jax", "numpy", "phonopy")}
+        | {"jaxmlip": jaxmlip.__version__},
+        "models": {model: [row.record() for row in rows] for model, rows in rows_by_model.items()},
+    }
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def draw(rows_by_model: Mapping[str, Sequence[Comparison]], path: Path) -> None:
+    """Densities of states of every run, and every mode of the models against DFT."""
+    runs = next(iter(rows_by_model.values()))
+    across = min(3, len(runs) + 1)
+    down = -(-(len(runs) + 1) // across)
+    # The object interface needs no display and leaves a caller's pyplot alone.
+    figure = Figure(figsize=(4.2 * across, 3.5 * down + 0.5), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    _modes(panels[0], rows_by_model)
+    for k, axes in enumerate(panels[1:]):
+        if k < len(runs):
+            _densities(axes, k, rows_by_model)
+        else:
+            axes.set_axis_off()
+    handles = {}
+    for axes in reversed(panels):
+        drawn, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _modes(axes, rows_by_model) -> None:
+    every = [x for rows in rows_by_model.values() for r in rows for x in (r.dft_thz, r.model_thz)]
+    low, high = min(x.min() for x in every), max(x.max() for x in every)
+    margin = 0.04 * (high - low)
+    limits = (min(low, 0) - margin, high + margin)
+    for k, rows in enumerate(rows_by_model.values()):
+        colour = COLOURS[k % len(COLOURS)]
+        for row in rows:
+            axes.plot(row.dft_thz.ravel(), row.model_thz.ravel(), ".", ms=1, color=colour, rasterized=True)
+    axes.plot(limits, limits, color="0.4", lw=0.9, label="model = DFT")
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set_xlabel("frequency, DFT (THz)")
+    axes.set_ylabel("frequency, model (THz)")
+    axes.set_title("every mode on the mesh", loc="left", fontsize=10)
+    axes.grid(color="0.92", lw=0.6, zorder=0)
+
+
+def _densities(axes, k: int, rows_by_model) -> None:
+    row = next(iter(rows_by_model.values()))[k]
+    width = SMEARING * row.dft.maximum
+    x, y = smeared_density(row.dft_thz, width)
+    axes.fill_between(x, y, color="0.8", lw=0, label="DFT")
+    ratios = []
+    for (model, rows), colour in zip(rows_by_model.items(), COLOURS * len(rows_by_model), strict=False):
+        x, y = smeared_density(rows[k].model_thz, width)
+        axes.plot(x, y, color=colour, lw=1.1, label=model)
+        ratios.append(f"{rows[k].ratio():.2f}")
+    axes.set_title(f"{row.name}; ω_max ratio {', '.join(ratios)}", loc="left", fontsize=10)
+    axes.set_xlabel("frequency (THz)")
+    axes.set_ylabel(f"modes per cell and THz (σ = {width:.2f} THz)", fontsize=9)
+    axes.set_ylim(0)
+    axes.grid(color="0.92", lw=0.6, zorder=0)
+
+
+def smeared_density(thz: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies and modes per primitive cell and THz, smeared by a Gaussian of σ = `width` (THz)."""
+    step = width / 4
+    edges = np.arange(thz.min() - 5 * width, thz.max() + 5 * width + step, step)
+    counts, _ = np.histogram(thz, edges)
+    offsets = step * np.arange(-20, 21)
+    gaussian = np.exp(-((offsets / width) ** 2) / 2)
+    density = np.convolve(counts, gaussian / gaussian.sum(), mode="same") / step / len(thz)
+    return (edges[:-1] + edges[1:]) / 2, density
+
+
+def run(
+    folders: Sequence[Path],
+    models: Sequence[str],
+    mesh: tuple[int, int, int] = MESH,
+    out: Path = Path(),
+    dtype: str = "float64",
+    heads: Sequence[str] = (),
+) -> None:
+    """`compare` for each of `models`: prints tables, writes compare.json and compare.png to `out`.
+
+    `heads` are those of `load_each`.
+    """
+    from jaxmlip.zoo.load import load_each
+
+    _check_mesh(mesh)
+    check_folder(out)
+    runs = [read_phonopy(folder) for folder in folders]
+    potentials = load_each(models, dtype, heads)
+    rows_by_model = {}
+    for potential in potentials:
+        rows_by_model[potential.name] = compare(potential, runs, mesh)
+        console(width=120).print(table(rows_by_model[potential.name], potential.name))
+    settings = {
+        "mesh": list(mesh),
+        "dtype": dtype,
+        "runs": [str(folder) for folder in folders],
+        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
+    }
+    with writing_folder(out) as draft:
+        save_json(rows_by_model, draft / "compare.json", settings)
+        draw(rows_by_model, draft / "compare.png")
+    say(f"written to {out / 'compare.json'} and {out / 'compare.png'}")

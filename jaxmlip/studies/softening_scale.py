@@ -1,0 +1,383 @@
+"""The softening scale: slopes of a potential's forces against DFT forces, one for each material.
+
+B. Deng et al., npj Comput. Mater. 11, 9 (2025). `curvature` says what the numbers mean; here frames are read,
+forces predicted, and the result is printed, saved and drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import rich.box
+from ase import Atoms
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from rich.table import Table
+
+import jaxmlip
+from jaxmlip.crystals.graph import check_crystal, check_elements
+from jaxmlip.derivatives.slopes import Slope, force_slope
+from jaxmlip.system.console import console, say
+from jaxmlip.system.figures import COLOURS
+from jaxmlip.system.files import check_folder, write_whole, writing_folder
+from jaxmlip.system.progress import track
+
+if TYPE_CHECKING:
+    from jaxmlip.potential import Potential
+
+PANELS = 20  # of the figure at most
+POINTS = 4000  # of a panel at most
+LOOSE = 0.5  # r² below which a slope is not worth reading
+
+
+class Frame(NamedTuple):
+    """A crystal with its DFT forces."""
+
+    where: str  # file and number, for messages
+    atoms: Atoms
+    forces: np.ndarray  # (atoms, 3), eV/Å
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A potential against DFT for one material."""
+
+    material: str
+    slope: Slope
+    model: np.ndarray  # force components, eV/Å, in the order of `dft`
+    dft: np.ndarray
+
+
+def softening_scale(potential: Potential, materials: Mapping[str, Sequence[Frame]]) -> list[Row]:
+    """One row for each material, in the same order. The potential may have dtype "float32".
+
+    Raises ValueError, naming the frame, where it is no crystal or has an element unknown to the potential.
+    """
+    frames = [frame for group in materials.values() for frame in group]
+    for frame in frames:
+        try:
+            check_crystal(frame.atoms)
+            check_elements(frame.atoms, potential.elements)
+        except ValueError as error:
+            raise ValueError(f"{frame.where}: {error}") from None
+    predicted = dict(forces_by_material(potential, materials))
+    rows = []
+    for material, group in materials.items():
+        model, dft = predicted.get(material, []), [frame.forces for frame in group]
+        rows.append(Row(material, force_slope(model, dft), *map(_components, (model, dft))))
+    return rows
+
+
+def forces_by_material(
+    potential: Potential, materials: Mapping[str, Sequence[Frame]]
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Each material with the potential's forces in its frames (eV/Å), as soon as the last of them is there.
+
+    One program computes the frames of all materials, large ones first, so materials come in another order.
+    Raises ValueError as `from_atoms` does, before anything is computed.
+    """
+    from jaxmlip.crystals import batching
+    from jaxmlip.potential import MESSAGES_PER_BATCH
+
+    owners = [(material, n) for material, group in materials.items() for n in range(len(group))]
+    graphs = [potential.graph(materials[material][n].atoms) for material, n in track(owners, "neighbours")]
+    if not graphs:
+        return
+    found: dict[str, dict[int, np.ndarray]] = {material: {} for material in materials}
+    index, room = batching.batches(graphs, MESSAGES_PER_BATCH)
+    for batch in track(index, "forces"):
+        for k, predicted in zip(
+            batch, potential.predict_graphs([graphs[k] for k in batch], room), strict=True
+        ):
+            material, n = owners[k]
+            found[material][n] = predicted["forces"].astype(float)
+            if len(found[material]) == len(materials[material]):
+                ready = found.pop(material)
+                yield material, [ready[n] for n in range(len(ready))]
+
+
+def _components(forces: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([f.ravel() for f in forces])
+
+
+def read_frames(path: Path, forces: str = "forces", skip_bad: bool = False) -> list[Frame]:
+    """Every frame of a file with its forces, the per-atom array of the name `forces` (eV/Å).
+
+    Any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the frame,
+    where one has none; with `skip_bad` such frames, and what is behind the break of a file, are left out with
+    a warning. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or dft_forces.
+    """
+    from jaxmlip.crystals.structures import read_crystals
+
+    found, beside = [], Counter()
+    for k, atoms in enumerate(read_crystals(path, skip_bad=skip_bad)):
+        where = f"{path}, frame {k} ({atoms.get_chemical_formula()})"
+        # Not get_forces(), which a constraint in the file would set to zero on the atoms it holds.
+        labels = {**atoms.arrays, **(atoms.calc.results if atoms.calc else {})}
+        try:
+            found.append(Frame(where, atoms, _forces_of(labels, len(atoms), forces, where)))
+        except ValueError as error:
+            if not skip_bad:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        if forces == "forces":
+            beside.update(name for name in labels if name.lower() in ("ref_forces", "dft_forces"))
+    for name, count in beside.items():
+        warnings.warn(
+            f"{path}: {count} of {len(found)} frames have {name} besides forces, which may be those of a "
+            f"calculator and are read. --forces {name} reads the others.",
+            stacklevel=2,
+        )
+    if not found:
+        raise ValueError(f"{path} has no frame with forces that can be used.")
+    return found
+
+
+def _forces_of(labels: Mapping[str, Any], atoms: int, forces: str, where: str) -> np.ndarray:
+    if forces not in labels:
+        vectors = [name for name, x in labels.items() if np.shape(x) == (atoms, 3)]
+        others = [repr(name) for name in vectors if name != "positions"]
+        raise ValueError(
+            f"{where} has no forces: needed an array {forces!r} with three numbers for each atom (eV/Å), "
+            f"found {', '.join(others) or 'none of that shape'}. Name the array with --forces, or leave "
+            "out frames without labels (--skip-bad)."
+        )
+    values = np.asarray(labels[forces], float)
+    if values.shape != (atoms, 3) or not np.isfinite(values).all():
+        raise ValueError(
+            f"{where} has {forces!r} of shape {values.shape}"
+            + (", some of them no numbers" if not np.isfinite(values).all() else "")
+            + f"; needed ({atoms}, 3) finite numbers (eV/Å)."
+        )
+    return values
+
+
+def by_material(
+    frames: Sequence[Frame],
+    key: str | None = None,
+    most: int | None = None,
+    max_force: float | None = None,
+) -> dict[str, list[Frame]]:
+    """Frames by reduced formula, and by what their info says under `key`, where it is given.
+
+    Of each material at most `most` frames are taken, evenly spread over their order. Frames with a DFT force
+    (a vector's length) above `max_force` (eV/Å) are left out first: to choose by DFT forces does not bend a
+    slope against them, though it lowers r².
+
+    Raises ValueError where a frame lacks the key, and where none is left.
+    """
+    groups: dict[str, list[Frame]] = {}
+    for frame in frames:
+        name = frame.atoms.get_chemical_formula("metal", empirical=True)
+        if key is not None:
+            if key not in frame.atoms.info:
+                known = ", ".join(map(repr, frame.atoms.info)) or "nothing"
+                raise ValueError(f"{frame.where} has no {key!r} in its info line, which names {known}.")
+            name = f"{name} {frame.atoms.info[key]}"
+        if max_force is None or np.linalg.norm(frame.forces, axis=1).max() <= max_force:
+            groups.setdefault(name, []).append(frame)
+    if not groups:
+        raise ValueError(
+            f"of {len(frames)} frames none is left with forces up to {max_force} eV/Å; allow larger ones."
+        )
+    return groups if most is None else {name: evenly(group, most) for name, group in groups.items()}
+
+
+def evenly(frames: Sequence[Frame], most: int) -> list[Frame]:
+    """At most `most` of the frames, evenly spread over their order. Raises ValueError below 1."""
+    if most < 1:
+        raise ValueError(f"found {most} frames of each material, needed at least 1.")
+    return [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))]
+
+
+def table(rows: Sequence[Row], model: str) -> Table:
+    """The rows for a terminal, each slope beside what else could make it differ from 1."""
+    result = Table(
+        title=f"{model}: slopes of its forces against DFT",
+        caption="slope: Σxy/Σxx, x DFT, y model, with 95 % interval (bootstrap over frames);\n"
+        "inverse: Σyy/Σxy; Deming: equal errors on both sides; shrinkage: (1 - r²)/(1 - slope), what a\n"
+        "conditional mean of this r² would show; MAE in eV/Å, corrected: of model / slope",
+        title_justify="left",
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    result.add_column("material", no_wrap=True)
+    for name in ("frames", "slope", "interval", "inverse", "Deming", "r²", "shrinkage", "MAE", "corrected"):
+        result.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        s = row.slope
+        result.add_row(
+            row.material,
+            str(s.samples),
+            f"{s.slope:.3f}",
+            _range(s.interval),
+            f"{s.inverse:.3f}",
+            f"{s.deming:.3f}",
+            f"{s.r_squared:.3f}",
+            f"{s.shrinkage_share:.2f}" if s.slope < 1 else "-",
+            f"{s.mae:.3f}",
+            f"{s.corrected_mae:.3f}",
+        )
+    return result
+
+
+def _range(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+
+
+def in_words(rows: Sequence[Row]) -> list[str]:
+    """All materials in one line, and one on those whose slope says little."""
+    slopes = np.array([row.slope.slope for row in rows])
+    inverses = np.array([row.slope.inverse for row in rows])
+    lines = [
+        f"{(slopes < 1).sum()} of {len(rows)} slopes below 1, median {np.median(slopes):.3f}; "
+        f"{(inverses < 1).sum()} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
+    ]
+    loose = [row.material for row in rows if row.slope.r_squared < LOOSE]
+    if loose:
+        lines.append(
+            f"r² below {LOOSE}: {', '.join(loose)}. Their slopes say little: near equilibrium the model's "
+            "forces are mostly those of a structure that rests elsewhere."
+        )
+    return lines
+
+
+def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: Mapping[str, Any]) -> None:
+    """Everything but the forces themselves, with settings and versions; NaN as null."""
+    record = {
+        "what": "slopes of model forces against DFT forces through the origin, over all components",
+        "settings": dict(settings),
+        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
+        "models": {model: [_as_record(row) for row in rows] for model, rows in rows_by_model.items()},
+    }
+    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _as_record(row: Row) -> dict[str, Any]:
+    s = row.slope
+    derived = ("r_squared", "geometric_mean", "shrinkage_share")
+    numbers = asdict(s) | {name: getattr(s, name) for name in derived}
+    return {"material": row.material} | {name: _null_for_nan(x) for name, x in numbers.items()}
+
+
+def _null_for_nan(x):
+    if isinstance(x, tuple):
+        return [_null_for_nan(part) for part in x]
+    return None if isinstance(x, float) and not np.isfinite(x) else x
+
+
+def draw(rows_by_model: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Model forces against DFT forces, a panel for each material (the 20 with the most frames)."""
+    first = next(iter(rows_by_model.values()))
+    by_size = sorted(range(len(first)), key=lambda k: -first[k].slope.samples)
+    shown = sorted(by_size[:PANELS])
+    wide = int(np.ceil(np.sqrt(len(shown))))
+    high = -(-len(shown) // wide)
+    # The object interface needs no display and leaves a caller's pyplot alone.
+    figure = Figure(figsize=(max(3.0 * wide, 5.0), 3.0 * high + 0.9), layout="constrained")
+    panels = figure.subplots(high, wide, squeeze=False).ravel()
+    for n, (axes, k) in enumerate(zip(panels, shown, strict=False)):
+        _panel(axes, [rows[k] for rows in rows_by_model.values()])
+        if n % wide == 0:
+            axes.set_ylabel("force, model (eV/Å)", fontsize=9)
+        if n + wide >= len(shown):
+            axes.set_xlabel("force, DFT (eV/Å)", fontsize=9)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    lines = [
+        Line2D([], [], color=COLOURS[k % len(COLOURS)], lw=1.6, label=model)
+        for k, model in enumerate(rows_by_model)
+    ]
+    lines.append(Line2D([], [], color="0.4", lw=0.9, ls="--", label="model = DFT"))
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes, rows: Sequence[Row]) -> None:
+    x = np.concatenate([row.dft for row in rows])
+    y = np.concatenate([row.model for row in rows])
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(rows))]
+    limit = 1.08 * max(np.abs(x).max(), np.abs(y).max())
+    # In random order, so that no model hides another.
+    chosen = np.random.default_rng(0).permutation(len(x))[:POINTS]
+    of_point = np.repeat(colours, [len(row.dft) for row in rows])[chosen]
+    size = 5 if len(x) > 1000 else 14
+    axes.scatter(x[chosen], y[chosen], s=size, c=of_point, alpha=0.4, lw=0, zorder=2, rasterized=True)
+    reach = limit * np.array([-1, 1])
+    for k, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        # White below the line keeps it apart from the points.
+        axes.plot(reach, row.slope.slope * reach, color="white", lw=2.4, zorder=20)
+        axes.plot(reach, row.slope.slope * reach, color=colour, lw=1.4, zorder=21)
+        axes.text(
+            *(0.04, 0.96 - 0.085 * k),
+            f"slope {row.slope.slope:.3f}, r² {row.slope.r_squared:.3f}",
+            transform=axes.transAxes,
+            va="top",
+            fontsize=8,
+            color=colour,
+            weight="bold",
+            zorder=40,
+        )
+    axes.plot([-limit, limit], [-limit, limit], color="0.4", lw=0.9, ls="--", zorder=19)
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    axes.set_title(f"{rows[0].material} ({rows[0].slope.samples} frames)", loc="left", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="0.92", lw=0.6, zorder=0)
+
+
+def run(
+    models: Sequence[str],
+    files: Sequence[Path],
+    out: Path,
+    forces: str = "forces",
+    key: str | None = None,
+    most: int | None = None,
+    max_force: float | None = None,
+    dtype: str = "float32",
+    heads: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> None:
+    """`softening_scale` for `models`: prints tables, writes softening_scale.json and .png to `out`.
+
+    `heads` are those of `load_each`.
+    """
+    from jaxmlip.zoo.load import load_each
+
+    check_folder(out)
+    frames = [frame for path in files for frame in read_frames(path, forces, skip_bad)]
+    materials = by_material(frames, key, most, max_force)
+    taken = sum(map(len, materials.values()))
+    if taken < len(frames):
+        say(f"{taken} of {len(frames)} frames")
+    potentials = load_each(models, dtype, heads)
+    rows_by_model = {potential.name: softening_scale(potential, materials) for potential in potentials}
+    for model, rows in rows_by_model.items():
+        console(width=120).print(table(rows, model))
+        for line in in_words(rows):
+            console(width=120).print(line)
+    settings = {
+        "files": [str(path) for path in files],
+        "forces": forces,
+        "group_by": key,
+        "frames_at_most": most,
+        "max_force_eV_per_A": max_force,
+        "dtype": dtype,
+        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
+    }
+    with writing_folder(out) as draft:
+        save_json(rows_by_model, draft / "softening_scale.json", settings)
+        draw(rows_by_model, draft / "softening_scale.png")
+    say(f"written to {out / 'softening_scale.json'} and {out / 'softening_scale.png'}")

@@ -1,0 +1,1 @@
+"""Many training runs in one folder."""

@@ -1,0 +1,389 @@
+"""Sweeps: many runs of training in one folder, each done once, whoever is interrupted.
+
+The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, as
+`jaxmlip train ID.yaml` makes it) and ID.log (what its process said). Nothing else is kept: a sweep that is
+started again looks at what is there. A run whose name changed, since the file of the sweep did, keeps the id
+that it was begun with.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import re
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from jaxmlip.system.files import check_folder, write_whole
+from jaxmlip.system.locks import in_use
+from jaxmlip.training.config import ConfigError, TrainConfig, differences, flat, read_config, to_yaml
+from jaxmlip.training.records import CONFIG, FREE, RunFolderError
+from jaxmlip.training.run import RESULTS
+
+# What changes nothing in the potential that comes out.
+IDLE = tuple(key for key in FREE if key != "final")
+TABLES = ("sweep.csv", "sweep.json")
+PATHS = ("data.train", "data.validation", "data.test", "replay.data")
+POLL = 0.2  # seconds
+ELSEWHERE = 2.0  # seconds until a run that another process has is looked at again
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep. `name` tells it from the others in tables."""
+
+    name: str
+    config: TrainConfig
+
+    @cached_property
+    def id(self) -> str:
+        """The name, and a hash of what is computed: configuration and contents of files, not their places.
+
+        Keys that have their default value do not count, so that ids stay when keys are added to
+        configurations. Raises FileNotFoundError where data are not there.
+        """
+        readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", self.name).strip("-.")[:80]
+        return f"{readable}-{self.digest}" if readable else self.digest
+
+    @cached_property
+    def digest(self) -> str:
+        """The end of the id, the same for runs of any name that compute the same."""
+        return digest(self.config)
+
+    def folder(self, sweep: str | Path) -> Path:
+        """The folder of this run in that of the sweep: ID, or that of another name, where it has one already.
+
+        What belongs to the run besides lies beside it: ID.yaml and ID.log.
+        """
+        own = Path(sweep) / self.id
+        if (own / RESULTS).is_file() or not own.parent.is_dir():
+            return own
+        known = _begun(own.parent, own.parent.stat().st_mtime_ns).get(self.digest, ())
+        done = (folder for folder in known if (folder / RESULTS).is_file())
+        return next(done, own if own.is_dir() or not known else known[0])
+
+    def finished(self, sweep: str | Path) -> bool:
+        """Whether this run, and no other configuration, is done in the folder of the sweep."""
+        return results_in(self.folder(sweep), self.config) is not None
+
+
+@lru_cache(8)
+def _begun(sweep: Path, changed: int) -> dict[str, list[Path]]:
+    """The folders of runs in that of a sweep, by the digest at the end of their names."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(p for p in sweep.iterdir() if p.is_dir()):
+        found.setdefault(folder.name.rpartition("-")[2], []).append(folder)
+    return found
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def digest(config: TrainConfig) -> str:
+    """A hash of what a run of `config` computes, see `Run.id`."""
+    usual, own = flat(TrainConfig()), {}
+    for key, value in flat(config).items():
+        if key in IDLE or value == usual[key]:
+            continue
+        if key in PATHS:
+            value = [contents(path) for path in value]
+        elif key == "model.start" and Path(value).exists():
+            value = contents(value)
+        own[key] = value
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def contents(path: str | Path) -> str:
+    """A hash of a file, of a pattern's files, or of all files in a folder. Raises FileNotFoundError."""
+    from jaxmlip.data.dataset import MANIFEST
+
+    path = Path(path)
+    if (path / MANIFEST).is_file():  # it has the hashes of all shards
+        return contents(path / MANIFEST)
+    if path.is_file():
+        told = path.stat()
+        return _hash_of_file(path.absolute(), told.st_mtime_ns, told.st_size)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return _hash([f"{p.relative_to(path)} {contents(p)}" for p in files])
+    files = sorted(glob.glob(str(path)))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} does not exist (looked from {Path.cwd()}); needed it for a run's id."
+        )
+    return _hash([contents(p) for p in files])
+
+
+@lru_cache(4096)
+def _hash_of_file(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def run_all(
+    runs: Sequence[Run],
+    folder: str | Path,
+    processes: int = 1,
+    slurm: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, str]:
+    """Does those of `runs` that are not finished in `folder`; returns why runs failed, by name.
+
+    Each run is a process of its own, so many at a time as `processes` says, which share the cores; or a job
+    of SLURM, where `slurm` has parameters of submitit's AutoExecutor, such as {"slurm_partition": "gpu",
+    "timeout_min": 600, "nodes": 2, "tasks_per_node": 4} (several tasks train one potential together). A run
+    that fails does not stop the others, and is tried again when this is called again. Runs that were
+    interrupted go on. Runs that another process has in hand are left to it, and waited for.
+
+    When this process ends, in whatever way, its runs save and stop; jobs of SLURM go on. `say` is told of
+    each run that ends; default: standard error. Raises ConfigError for a configuration that cannot be used,
+    before anything is started.
+    """
+    from jaxmlip.training.sweeps.backends import IN_USE, Local, Slurm
+
+    folder, say = Path(folder), say or _say
+    check(runs)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = Local(processes) if slurm is None else Slurm(folder, slurm)
+    configs = {run.name: _beside(run.folder(folder), ".yaml") for run in runs}
+    for run in runs:
+        _write(configs[run.name], to_yaml(run.config.checked().absolute(), described=False))
+    waiting = deque(run for run in runs if not run.finished(folder))
+    failed, done = {}, len(runs) - len(waiting)
+    if done:
+        say(f"{done} of {len(runs)} runs are finished")
+    going: list[tuple[Run, Any]] = []
+    later: dict[str, float] = {}  # when to look at runs again that others have
+
+    def ended(run: Run, how: str) -> None:
+        nonlocal done
+        done += 1
+        say(f"{done}/{len(runs)} {run.name}: {how}")
+
+    with backend:
+        while waiting or going:
+            for run, attempt in list(going):
+                code = attempt.poll()
+                if code is None:
+                    continue
+                going.remove((run, attempt))
+                if code == 0 and run.finished(folder):
+                    ended(run, "finished")
+                elif code == IN_USE:
+                    waiting.append(run)
+                else:
+                    failed[run.name] = attempt.reason()
+                    ended(run, f"failed: {failed[run.name]}")
+            starting = []
+            for _ in range(len(waiting)):
+                if len(going) + len(starting) >= backend.room:
+                    break
+                run = waiting.popleft()
+                if time.monotonic() < later.get(run.name, 0):
+                    waiting.append(run)
+                elif run.finished(folder):
+                    ended(run, "is finished")
+                elif (owner := in_use(run.folder(folder))) is not None:
+                    if run.name not in later:
+                        say(f"{run.name}: in the hands of {owner}; waiting for it")
+                    later[run.name] = time.monotonic() + ELSEWHERE
+                    waiting.append(run)
+                else:
+                    starting.append(run)
+            if starting:
+                attempts = backend.start([configs[run.name] for run in starting])
+                going += zip(starting, attempts, strict=True)
+            elif waiting or going:
+                time.sleep(POLL)
+    return failed
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Raises ConfigError for names that are there twice."""
+    if twice := [name for name, n in Counter(run.name for run in runs).items() if n > 1]:
+        raise ConfigError(f"found the name {twice[0]} for two runs of a sweep, needed one for each.")
+
+
+def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What came of the runs that are finished, by name: id, folder, and what results.json says.
+
+    Those that are not finished are left out; `unfinished` names them.
+    """
+    found = {}
+    for run in runs:
+        its = run.folder(folder)
+        results = results_in(its, run.config)
+        if results is not None:
+            found[run.name] = {"id": its.name, "folder": str(its), **results}
+    return found
+
+
+def others(runs: Sequence[Run], folder: str | Path) -> list[str]:
+    """The ids of finished runs in the folder of the sweep that are none of `runs`."""
+    own = {run.folder(folder).name for run in runs}
+    done = (p.parent for p in Path(folder).glob(f"*/{RESULTS}") if (p.parent / CONFIG).is_file())
+    return sorted(its.name for its in done if its.name not in own)
+
+
+def unfinished(runs: Sequence[Run], folder: str | Path) -> dict[str, str]:
+    """The runs without a result, by name, and where each stands."""
+    return {run.name: _stands(run, Path(folder)) for run in runs if not run.finished(folder)}
+
+
+def varied(runs: Sequence[Run]) -> list[str]:
+    """The keys in which the configurations of `runs` differ."""
+    values = [flat(run.config) for run in runs]
+    return [key for key in values[0] if any(v[key] != values[0][key] for v in values)] if values else []
+
+
+def table(runs: Sequence[Run], collected: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each run in `collected`: its name, id, what it varies, and errors after training."""
+    keys, rows = varied(runs), []
+    for run in runs:
+        if run.name not in collected:
+            continue
+        its, values = collected[run.name], flat(run.config)
+        errors = {
+            f"{name}_{kind} / {its['units'][name]}": error[kind]
+            for name, error in its["after"].items()
+            for kind in ("mae", "rmse")
+        }
+        rows.append(
+            {"name": run.name, "id": its["id"]}
+            | {key: values[key] for key in keys}
+            | {"stopped": its["stopped"], "compared_on": its["compared_on"]}
+            | errors
+        )
+    return rows
+
+
+def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]:
+    """Writes sweep.csv and sweep.json into `folder`; returns rows of `table`.
+
+    sweep.json has what is unfinished, too, and the finished runs that are none of these. Tables that are
+    there with a run that the new ones have not are kept under another name, with a warning.
+    """
+    folder = Path(folder)
+    collected = collect(runs, folder)
+    rows = table(runs, collected)
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["name", "id"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _keep_tables(folder, {run.digest for run in runs if run.name in collected})
+    _write(folder / TABLES[0], text.getvalue())
+    whole = {"finished": collected, "unfinished": unfinished(runs, folder), "others": others(runs, folder)}
+    _write(folder / TABLES[1], json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+def _keep_tables(folder: Path, told: set[str]) -> None:
+    """Renames the tables in `folder` where they tell of a run whose digest is not among `told`."""
+    try:
+        with (folder / TABLES[0]).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return
+    lost = [row for row in rows if (row.get("id") or "").rpartition("-")[2] not in told]
+    if not lost:
+        return
+    number = next(n for n in count(1) if not any((folder / _numbered(name, n)).exists() for name in TABLES))
+    for name in TABLES:
+        with suppress(FileNotFoundError):
+            (folder / name).rename(folder / _numbered(name, number))
+    warnings.warn(
+        f"the table in {folder} has {len(lost)} finished run(s) that the new one has not, such as "
+        f"{lost[0].get('name')}. It is kept as {_numbered(TABLES[0], number)}.",
+        stacklevel=3,
+    )
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, _, kind = name.partition(".")
+    return f"{stem}-{number}.{kind}"
+
+
+def steps_done(folder: str | Path) -> int | None:
+    """The last step that the folder of a run has a checkpoint of, or None."""
+    kept = (Path(folder) / "checkpoints").glob("[0-9]*")
+    return max((int(p.name) for p in kept if p.name.isdigit()), default=None)
+
+
+def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What results.json says in the folder of a run of `config`; None where the run is not finished.
+
+    Raises RunFolderError for results of another configuration.
+    """
+    try:
+        results = json.loads((folder / RESULTS).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise RunFolderError(
+            f"{folder / RESULTS} is damaged. Remove it, and start the sweep again."
+        ) from None
+    other = differences(read_config(folder / CONFIG), config.absolute())
+    # Where the files are does not matter: their contents are in the id.
+    other = {k: v for k, v in other.items() if k not in (*IDLE, *PATHS, "model.start")}
+    if other:
+        told = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in other.items())
+        raise RunFolderError(
+            f"{folder} has the results of another configuration ({told}), though its name says that it is "
+            "this one; was it edited? Remove that folder, and start the sweep again."
+        )
+    return results
+
+
+def _stands(run: Run, sweep: Path) -> str:
+    folder = run.folder(sweep)
+    owner, step, said = in_use(folder), steps_done(folder), last_lines(_beside(folder, ".log"), 1)
+    if owner is not None:
+        return f"in the hands of {owner}"
+    if step is None and not said:
+        return "not begun"
+    begun = "did not come to a checkpoint" if step is None else f"saved is step {step}"
+    return begun + (f"; its log ends: {said}" if said else "")
+
+
+def last_lines(path: Path, count: int, start: int = 0) -> str:
+    """The last lines of a file that are not empty, of what is there after byte `start`."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(start, end - 20_000))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(line if len(line) <= 300 else line[:300] + " …" for line in lines[-count:])
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that others may write and read at the same time."""
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    write_whole(path, text)
+
+
+def _say(line: str) -> None:
+    from jaxmlip.system.console import say
+
+    say(line, stderr=True)

