@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from jaxmlip.crystals.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.density import _corner_weights, density_of_states, thermodynamics
-from jaxmlip.phonons.modes import (
-    animation,
+from jaxmlip.phonons.lattice import (
+    Lattice,
     band_modes,
     group_velocities,
     grueneisen,
@@ -23,6 +23,7 @@ from jaxmlip.phonons.modes import (
     mesh_modes,
     phonon_modes,
 )
+from jaxmlip.phonons.modes import animation
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.report import as_record, draw, phonons, run, table
 from jaxmlip.phonons.supercell import force_constants
@@ -105,7 +106,7 @@ def test_force_constants_of_a_mesh_are_those_of_the_supercell(any_potential, wur
 
 def test_a_fourier_sum_is_taken_where_it_is_cheaper_and_agrees_with_exact_matrices(any_potential, salt):
     mesh = (16, 16, 16)
-    chosen = mesh_modes(any_potential, salt, mesh)
+    chosen = mesh_modes(any_potential, salt, mesh, tolerance=1e-4)
     assert chosen.method.startswith("Fourier sum from")
     exact = mesh_modes(any_potential, salt, mesh, method="exact")
     assert exact.method == "exact at each wave vector"
@@ -429,7 +430,7 @@ def test_an_animation_is_one_period_of_the_wave(any_potential, salt):
 
 
 def test_the_report_is_json_and_a_figure(any_potential, salt, nac, tmp_path):
-    found = phonons(any_potential, salt, points=15, mesh=(3, 3, 3), nac=nac)
+    found = phonons(Lattice(any_potential, salt, nac=nac), points=15, mesh=(3, 3, 3))
     record = json.loads(json.dumps(as_record(found)))
     assert record["long_range"]["mesh"] == [3, 3, 3]
     assert np.shape(record["bands"]["frequencies"])[1] == 6

@@ -132,6 +132,7 @@ class Response:
         self.graph = batching.pack(graphs, room, np.dtype(potential.dtype))
         self.block_size, self.memory_limit = block_size, memory_limit
         self._plans: dict[Callable, MemoryPlan] = {}
+        self._blocks: dict[Callable, int] = {}
 
     @cached_property
     def gradient(self) -> Gradient:
@@ -293,9 +294,11 @@ class Response:
 
     def _block(self, program: Callable, columns: int) -> int:
         """How many columns `program` takes at once, of so many."""
-        if self.memory_limit is None:
-            return self._wanted(program, columns)
-        return self._plan(program, columns).block_size
+        if self.memory_limit is not None:
+            return self._plan(program, columns).block_size
+        # A block that is half empty costs less than another program.
+        self._blocks[program] = max(self._wanted(program, columns), self._blocks.get(program, 0))
+        return self._blocks[program]
 
     def _wanted(self, program: Callable, columns: int, size: float | None = None) -> int:
         """As `_block` without a limit of memory; `size` bounds what is kept, times columns (bytes)."""
