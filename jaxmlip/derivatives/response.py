@@ -201,6 +201,10 @@ class Response:
         """
         return self._plan(_columns, columns)
 
+    def plan_waves(self, columns: int) -> MemoryPlan:
+        """As `plan`, for so many real columns of `waves`, two for each pair."""
+        return self._plan(_waves_of, columns)
+
     def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sums of second derivatives by positions and strains, as rows (k, atoms, 3) and (k, crystals, 3, 3).
 
