@@ -41,6 +41,7 @@ from jaxmlip.derivatives.hessian import (
 )
 from jaxmlip.derivatives.tangents import second_axis_vmap
 from jaxmlip.mechanics.elasticity import VOIGT, internal_strain
+from jaxmlip.phonons.proof import prove_waves
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.progress import track
 
@@ -91,6 +92,7 @@ def dynamical_matrix(
     if phase not in get_args(Phase):
         raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
     atoms, q_points = along_lattice(crystal, q_points)
+    _prove(potential, atoms, q_points)
     graph = _packed(potential, atoms, memory_limit, room)
     group = space_group(atoms, symprec) if symmetry else None
     pairs = _all_pairs(len(q_points), len(atoms)) if group is None else needed_columns(q_points, group)
@@ -102,6 +104,18 @@ def dynamical_matrix(
     whole = group is None
     D = _matrices(columns, len(atoms)) if whole else completed(columns, pairs, q_points, group)
     return _convention(D, atoms, q_points, mass_weighted, phase)
+
+
+def _prove(potential, atoms: Atoms, q_points) -> None:
+    """Raises ValueError where a wave through the energy of a potential cannot be trusted."""
+    if (q_points == q_points.round()).all():  # no cell differs from another
+        return
+
+    def respond(atoms, q_points, pairs):
+        graph = batching.pack([potential.graph(atoms)], None, np.dtype(potential.dtype))
+        return _all_columns(potential, graph, q_points, pairs, len(atoms), None, None)
+
+    prove_waves(potential, atoms, respond)
 
 
 def _all_columns(
@@ -153,6 +167,7 @@ def dynamical_matrix_slopes(
     The derivative is exact, by the three components of q in reciprocal lattice units.
     """
     atoms, q_points = along_lattice(crystal, q_points)
+    _prove(potential, atoms, q_points)
     graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
     with potential.precision():
         tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
@@ -181,6 +196,7 @@ def dynamical_matrix_strained(
     their fractional coordinates. q keeps its reciprocal lattice units.
     """
     atoms, q_points = along_lattice(crystal, q_points)
+    _prove(potential, atoms, q_points)
     graph = batching.pack([potential.graph(atoms)], room, np.dtype(potential.dtype))
     eps = np.asarray(eps, potential.dtype)
     moving = np.zeros_like(graph.positions)
