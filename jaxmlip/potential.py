@@ -77,6 +77,10 @@ class Model(Protocol):
         """How far the model looks (Å)."""
         ...
 
+    def identity(self, params: Any) -> str:
+        """A text that tells the model from others, for files that go on with what was begun."""
+        ...
+
     def energies(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
         """eV of each crystal, reference energies included, and what the model tells of each atom."""
         ...

@@ -1,7 +1,7 @@
 """Energy functions of others over a jraph.GraphsTuple: all that the library gives, of ten lines of JAX."""
 
-import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -342,8 +342,27 @@ def test_padding_gives_no_gradient_of_parameters_that_is_none():
     assert slopes["network"]["w"] > 0
 
 
-def test_a_streamed_hessian_is_that_in_memory(potential, argon, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        streamed = jaxmlip.stream_hessian(potential, argon, tmp_path / "H.npy")
-    np.testing.assert_allclose(np.asarray(streamed), jaxmlip.hessian(potential, argon), atol=1e-12)
+def test_a_streamed_hessian_is_that_in_memory_and_goes_on_with_the_same_function_alone(argon, tmp_path):
+    def times(factor):
+        def energy(params, graph):
+            return factor * lennard_jones(params, graph)
+
+        params = made().params["network"]
+        return Potential.from_energy(energy, CUTOFF, [18], params, dtype="float64")
+
+    streamed = jaxmlip.stream_hessian(times(1.0), argon, tmp_path / "H.npy")
+    np.testing.assert_allclose(np.asarray(streamed), jaxmlip.hessian(made(), argon), atol=1e-12)
+    assert np.array_equal(jaxmlip.stream_hessian(times(1.0), argon, tmp_path / "H.npy"), streamed)
+    for other in (times(2.0), times(np.linspace(1.0, 1.1, 2)[1])):
+        with pytest.raises(ValueError, match="parameters"):
+            jaxmlip.stream_hessian(other, argon, tmp_path / "H.npy")
+
+
+def test_the_morse_potential_of_the_readme_holds_copper_together():
+    text = (Path(__file__).parents[1] / "README.md").read_text().split("## An energy function of your own")[1]
+    names = {"jaxmlip": jaxmlip, "phonons": jaxmlip.phonons, "bulk": bulk}
+    exec(text.split("```python")[1].split("```")[0], names)
+    assert names["relaxed"].converged
+    # The parameters are those of Girifalco and Weizer (1959), fitted to copper's lattice constant.
+    assert abs(names["relaxed"].atoms.cell.lengths()[0] * 2**0.5 - 3.61) < 0.02
+    assert names["bands"].modes.frequencies.min() > -1e-3

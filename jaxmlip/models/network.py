@@ -19,6 +19,11 @@ class Network(nn.Module):
     fetches_are_known: ClassVar[bool] = True
 
     @nn.nowrap
+    def identity(self, params: Mapping[str, Any]) -> str:
+        """A text that tells this network from others, whatever their parameters."""
+        return repr(self.config)
+
+    @nn.nowrap
     def energies(
         self, params: Mapping[str, Any], graph: CrystalGraph
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
