@@ -16,6 +16,7 @@ from ase.calculators.lj import LennardJones
 import jaxmlip
 from jaxmlip import Potential
 from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import bond_vectors, from_atoms
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
@@ -177,6 +178,24 @@ def from_a_table(params, graph):
     square = jnp.sum((one_hot @ r + there - r[graph.receivers]) ** 2, axis=1)
     bond = params["epsilon"] * jnp.exp(-square / params["sigma"] ** 2)
     return jax.ops.segment_sum(bond, per_edge(graph, jnp.arange(len(graph.n_edge))), len(graph.n_edge))
+
+
+def test_the_supercell_of_the_proof_is_that_of_ase(argon):
+    """Graphs of the same bonds: in every direction the cells are where the waves have their phases."""
+    from ase.build import make_supercell
+
+    from jaxmlip.derivatives.proof import CELLS, supercell, wave_of_cells
+
+    for pbc in ([True, True, True], [True, False, True], [False, True, False]):
+        atoms = argon.copy()
+        atoms.pbc = pbc
+        found = supercell(from_atoms(atoms, 5.0))
+        matrix = np.rint(found.cell[0] @ np.linalg.inv(atoms.cell.array)).astype(int)
+        assert round(np.linalg.det(matrix)) == CELLS
+        assert not (matrix @ wave_of_cells(np.array(pbc)) % CELLS).any()
+        wanted = from_atoms(make_supercell(atoms, matrix), 5.0)
+        lengths = [np.sort(np.linalg.norm(bond_vectors(g), axis=1)) for g in (found, wanted)]
+        np.testing.assert_allclose(*lengths, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ from jaxmlip.derivatives.hessian import (
     _resident,
     _scratch,
 )
+from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.derivatives.tangents import second_axis_vmap
 from jaxmlip.mechanics.elasticity import VOIGT, internal_strain
-from jaxmlip.phonons.proof import prove_waves
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.progress import track
 
@@ -111,11 +111,11 @@ def _prove(potential, atoms: Atoms, q_points) -> None:
     if (q_points == q_points.round()).all():  # no cell differs from another
         return
 
-    def respond(atoms, q_points, pairs):
-        graph = batching.pack([potential.graph(atoms)], None, np.dtype(potential.dtype))
-        return _all_columns(potential, graph, q_points, pairs, len(atoms), None, None)
+    def respond(graph, q_points, pairs):
+        packed = batching.pack([graph], None, np.dtype(potential.dtype))
+        return _all_columns(potential, packed, q_points, pairs, len(graph.species), None, None)
 
-    prove_waves(potential, atoms, respond)
+    prove_waves(potential, potential.graph(atoms), respond)
 
 
 def _all_columns(
