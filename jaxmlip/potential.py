@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+import ase.data
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -22,10 +23,11 @@ import safetensors
 import safetensors.numpy
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
+from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress, numbered
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
+from jaxmlip.models.function import energy_function
 from jaxmlip.models.limits import fault_of
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
@@ -43,6 +45,7 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
     "m3gnet": (M3GNet, M3GNetConfig),
     "mace": (MACE, MACEConfig),
 }
+FUNCTION = "function"  # an energy function of others
 LARGEST_MANIFEST = 10_000_000  # bytes; that of a published model has some thousands
 LONGEST_LABEL = 200  # characters of the name of a model
 MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU
@@ -57,30 +60,48 @@ class Prediction(TypedDict, total=False):
     # repeats, per volume of the box as given, zero along the others; none for a molecule or a box without
     # height.
     stress: np.ndarray
-    site_energies: np.ndarray  # (atoms,), eV; they add up to the energy
+    # (atoms,), eV; they add up to the energy. Not of an energy function, which gives energies of crystals.
+    site_energies: np.ndarray
     magmoms: np.ndarray  # (atoms,), μB; only where the model has them
+
+
+class Model(Protocol):
+    """What a potential asks of its model. Models are compared and hashed: equal ones share programs."""
+
+    config: Any  # a dataclass: what a file has to say of the model, besides its parameters
+    # Whether the model makes every fetch from another cell by `crystals.fetch`, as lattice waves need.
+    fetches_are_known: bool
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        """How far the model looks (Å)."""
+        ...
+
+    def identity(self, params: Any) -> str:
+        """A text that tells the model from others, for files that go on with what was begun."""
+        ...
+
+    def energies(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """eV of each crystal, reference energies included, and what the model tells of each atom."""
+        ...
 
 
 @dataclass(frozen=True)
 class Energy:
-    """`energy(params, graph)` -> eV per crystal, for one architecture.
+    """`energy(params, graph)` -> eV per crystal, for one model.
 
-    Equal architectures compare equal, so that potentials that differ in their parameters alone share
-    compiled programs.
+    Equal models compare equal, so that potentials that differ in their parameters alone share compiled
+    programs.
     """
 
-    model: nn.Module
+    model: Model
 
     def __call__(self, params: Any, graph: CrystalGraph) -> jax.Array:
         return self.with_sites(params, graph)[0]
 
     def with_sites(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The energies, and the quantities of each atom: site_energies (eV) and what else the model gives."""
-        variables = {"params": params["network"], "constants": params.get("constants", {})}
-        sites = self.model.apply(variables, graph)
-        reference = params["reference_energies"][graph.species]
-        total = params.get("scale", 1.0) * sites["site_energies"] + jnp.where(graph.is_atom, reference, 0.0)
-        return sum_over_crystals(total, graph), {**sites, "site_energies": total}
+        """The energies, and the quantities of each atom that the model gives, such as site_energies (eV)."""
+        return self.model.energies(params, graph)
 
 
 @partial(jax.jit, static_argnames="energy")
@@ -97,12 +118,13 @@ class ManifestError(RefusedError):
 class Potential:
     """A potential energy surface E(positions, species, cell), with everything that is needed to use it.
 
-    Make one with `jaxmlip.load`. `predict` gives energies, forces, stresses and magnetic moments;
-    `jaxmlip.hessian` and its relatives take it as it is; `energy` is the bare function of a graph.
+    Make one with `jaxmlip.load`, or of your own energy function with `from_energy`. `predict` gives energies,
+    forces, stresses and magnetic moments; `jaxmlip.hessian` and its relatives take it as it is; `energy` is
+    the bare function of a graph.
     """
 
     name: str
-    model: nn.Module
+    model: Model
     # {"network": …, "reference_energies": by atomic number, "constants": what training leaves alone, if any,
     # "scale": a number that multiplies what the network gives, if it is not 1},
     # in NumPy and the precision in which they were published.
@@ -116,6 +138,45 @@ class Potential:
     def __post_init__(self):
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"found dtype={self.dtype!r}, needed 'float32' or 'float64'.")
+
+    @classmethod
+    def from_energy(
+        cls,
+        fn: Callable[..., Any],
+        cutoff: float,
+        elements: Iterable[int | str],
+        params: Any = None,
+        *,
+        name: str = "energy-function",
+        dtype: str = "float32",
+    ) -> Potential:
+        """The potential of an energy function over a jraph.GraphsTuple, written in JAX.
+
+        fn(graph), or fn(params, graph) where `params` is given, a pytree whose floating-point arrays training
+        may change, returns the energy (eV) of each graph, (graphs,), in the precision of the positions.
+        `graph` has the fields of `CrystalGraph.to_jraph(elements, padded=True)`: nodes "positions",
+        "species" (the place of Z in `elements`) and "numbers" (Z), edges "shifts", globals "cell" and "pbc".
+        Its edges are those shorter than `cutoff` (Å), each in both directions. Distances must be computed
+        of positions, shifts and cell within fn: forces, stress and Hessians are its derivatives. The last
+        graphs are padding, by jraph's masks; their energies do not count, but may not be NaN.
+        `elements` are atomic numbers or symbols.
+
+        Everything that takes a potential takes this one. It has no site energies or magnetic moments, and
+        before dynamical matrices are computed it is proved that fn keeps to the cells of a wave. `save`
+        writes the parameters, not fn; `with_parameters` reads them into a potential of the same fn.
+        Reference energies are zero at first.
+
+        Raises ValueError where `cutoff` or `elements` make no sense, or as `energy_function` does.
+        """
+        numbers = tuple(_atomic_number(element) for element in elements)
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise ValueError(f"found elements={list(numbers)}, needed one or more different elements.")
+        if not 0 < cutoff < np.inf:
+            raise ValueError(f"found cutoff={cutoff}, needed a distance above 0 (Å).")
+        model, network = energy_function(fn, cutoff, numbers, params)
+        made = {"network": network, "reference_energies": np.zeros(max(numbers) + 1)}
+        manifest = {"source": f"the energy function {model.config.function}"}
+        return cls(name, model, made, numbers, manifest, dtype)
 
     @property
     def cutoffs(self) -> Cutoffs:
@@ -210,6 +271,7 @@ class Potential:
     def save(self, folder: str | Path) -> None:
         """Writes model.safetensors and manifest.json into `folder`, for `load`: both, or none of them.
 
+        Of a potential `from_energy` the function is not written, so that `with_parameters` reads it instead.
         Raises OSError where they cannot be written; what was there then stays.
         """
         flat = flax.traverse_util.flatten_dict(self.params, sep="/")
@@ -242,32 +304,61 @@ class Potential:
             warnings.warn(changed, stacklevel=2)
         return replace(potential, dtype=dtype)
 
+    def with_parameters(self, folder: str | Path) -> Potential:
+        """This potential with the parameters that `save` wrote into `folder` of one with the same model.
 
-def read_folder(folder: Path) -> tuple[Potential, str]:
+        For potentials `from_energy`, whose function no file holds. Raises ManifestError where the model of
+        the folder has another name, cutoff, elements or parameters, or a file is damaged; warns where a file
+        is not as it was written.
+        """
+        saved, changed = read_folder(Path(folder), self)
+        if changed:
+            warnings.warn(changed, stacklevel=2)
+        return replace(saved, model=self.model, dtype=self.dtype)
+
+
+def read_folder(folder: Path, like: Potential | None = None) -> tuple[Potential, str]:
     """The potential that `Potential.save` wrote into `folder`, and which of its files was changed, if any.
 
-    Raises ManifestError as `Potential.from_folder` does.
+    With `like` it has its model. Raises ManifestError as `Potential.from_folder` and `with_parameters` do.
     """
     with guard(folder, ManifestError, "Convert the source again."):
         manifest = _read_manifest(folder)
-        model = _make_model(manifest)
+        model = _make_model(manifest) if like is None else _same_model(manifest, like.model)
+        _check_labels(manifest, model)
         name = manifest.get("name", folder.name)
         if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_LABEL:
             raise ManifestError(f"manifest.json has name={brief(name)}, needed a line of text.")
         raw, tensors = _read_tensors(folder)
-        _check_tensors(tensors, model)
-        changed = ""
-        # Manifests of earlier versions have no checksum.
-        if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
-            changed = f"{folder / 'manifest.json'} was changed since it was written (checksum)."
-        elif hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
-            changed = f"{folder / 'model.safetensors'} is not the file that its manifest describes (sha256)."
+        _check_tensors(tensors, parameter_shapes(model) if like is None else _shapes(like.params))
+        changed = _changed(folder, manifest, raw)
     params = flax.traverse_util.unflatten_dict(tensors, sep="/")
     return Potential(name, model, params, tuple(manifest["elements"]), manifest), changed
 
 
-def architecture_of(model: nn.Module) -> str:
-    return next(name for name, (kind, _) in ARCHITECTURES.items() if isinstance(model, kind))
+def _changed(folder: Path, manifest: dict[str, Any], raw: bytes) -> str:
+    """A sentence that says which file is not as it was written; "" for none."""
+    # Manifests of earlier versions have no checksum.
+    if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
+        return f"{folder / 'manifest.json'} was changed since it was written (checksum)."
+    if hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
+        return f"{folder / 'model.safetensors'} is not the file that its manifest describes (sha256)."
+    return ""
+
+
+def architecture_of(model: Model) -> str:
+    """The name of an architecture of this library, or "function"."""
+    return next((name for name, (kind, _) in ARCHITECTURES.items() if isinstance(model, kind)), FUNCTION)
+
+
+def _atomic_number(element: int | str) -> int:
+    if isinstance(element, str):
+        if element not in ase.data.atomic_numbers:
+            raise ValueError(f"found the element {element!r}, needed an atomic number or a chemical symbol.")
+        element = ase.data.atomic_numbers[element]
+    if not 1 <= element <= ELEMENTS:
+        raise ValueError(f"found the atomic number {element}, needed one from 1 to {ELEMENTS}.")
+    return int(element)
 
 
 @lru_cache(maxsize=64)
@@ -275,8 +366,11 @@ def parameter_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """The name and shape of every parameter of a potential with this network."""
     # The key is made within, so that no device is needed.
     tree = jax.eval_shape(lambda: _initial(model, jax.random.key(0)))
-    shapes = {n: x.shape for n, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
-    return MappingProxyType(shapes)
+    return MappingProxyType(_shapes(tree))
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {n: np.shape(x) for n, x in flax.traverse_util.flatten_dict(params, sep="/").items()}
 
 
 def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: str = "random") -> Potential:
@@ -346,6 +440,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _make_model(manifest: dict[str, Any]) -> nn.Module:
     name, given = manifest.get("architecture"), manifest.get("hyperparameters")
+    if name == FUNCTION:
+        raise ManifestError(
+            f"it holds parameters of an energy function, {brief(given)}, whose code is in no file. "
+            "Make the potential with Potential.from_energy again and read them by its `with_parameters`."
+        )
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ManifestError(
             f"manifest.json names the architecture {brief(name)}, known are {', '.join(ARCHITECTURES)}."
@@ -360,7 +459,20 @@ def _make_model(manifest: dict[str, Any]) -> nn.Module:
     with limits.told(ManifestError):
         frozen = config(**tuples)
     limits.check(frozen, error=ManifestError)
-    model = kind(frozen)
+    return kind(frozen)
+
+
+def _same_model(manifest: dict[str, Any], model: Model) -> Model:
+    """`model`. Raises ManifestError unless it is the one that `manifest` describes."""
+    needed = json.loads(json.dumps([architecture_of(model), asdict(model.config)]))
+    found = [manifest.get("architecture"), manifest.get("hyperparameters")]
+    if found != needed:
+        raise ManifestError(f"manifest.json describes the model {brief(found)}, needed {brief(needed)}.")
+    return model
+
+
+def _check_labels(manifest: dict[str, Any], model: Model) -> None:
+    """Raises ManifestError where the elements or functionals of `manifest` are none that `model` can have."""
     elements, species = manifest.get("elements"), set(atomic_numbers(model))
     if not isinstance(elements, list) or not all(type(z) is int for z in elements):
         raise ManifestError(f"manifest.json has elements={brief(elements)}, needed a list of atomic numbers.")
@@ -373,7 +485,6 @@ def _make_model(manifest: dict[str, Any]) -> nn.Module:
     named = [*functionals, manifest.get("functional", "")] if isinstance(functionals, list) else [None]
     if not all(isinstance(its, str) and its.isprintable() and len(its) <= LONGEST_LABEL for its in named):
         raise ManifestError(f"manifest.json has the functionals {brief(named)}, needed names.")
-    return model
 
 
 def _read_tensors(folder: Path) -> tuple[bytes, dict[str, np.ndarray]]:
@@ -388,9 +499,9 @@ def _read_tensors(folder: Path) -> tuple[bytes, dict[str, np.ndarray]]:
         raise ManifestError(f"model.safetensors is damaged ({error}); convert the source again.") from None
 
 
-def _check_tensors(tensors: dict[str, np.ndarray], model: nn.Module) -> None:
-    """Raises ManifestError where `tensors` are not the parameters of `model`, each with sound numbers."""
-    shapes = {**parameter_shapes(model), **({"scale": ()} if "scale" in tensors else {})}
+def _check_tensors(tensors: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ManifestError where `tensors` are not parameters of these `shapes`, each with sound numbers."""
+    shapes = {**shapes, **({"scale": ()} if "scale" in tensors else {})}
     wrong = [f"{n}: missing" for n in shapes if n not in tensors]
     wrong += [f"{cut(n, 100)}: unknown" for n in tensors if n not in shapes]
     wrong += [

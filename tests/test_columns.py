@@ -7,6 +7,7 @@ import pytest
 
 from jaxmlip import hessian, hessian_columns, plan_hessian
 from jaxmlip.crystals import batching
+from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.derivatives.gradients import gradient
 from jaxmlip.derivatives.response import MemoryLimitError
 from jaxmlip.derivatives.tangents import second_axis_vmap
@@ -109,3 +110,28 @@ def test_columns_that_are_not_there_are_refused(any_potential, crystal):
     with pytest.raises(ValueError, match="from 0 to 14"):
         hessian_columns(any_potential, crystal, [15])
     assert hessian_columns(any_potential, crystal, []).shape == (0, 15)
+
+
+def shifted_sums(x, index, image, around):
+    """A sum of fetches from other cells, within `around`, such as jax.checkpoint."""
+    return scatter_add(around(lambda x: 2 * gather(x, index, image))(x), index[::-1], len(x))
+
+
+def test_a_wave_goes_through_what_is_computed_anew_and_is_refused_by_loops_with_fetches_inside():
+    rng = np.random.default_rng(0)
+    index, image = np.array([0, 1, 1, 2]), np.array([[0, 0, 1], [0, 0, 0], [0, 0, -1], [0, 0, 2.0]])
+    x = rng.normal(size=(3, 4, 2))
+
+    def wave(y, image, sign):
+        return y * jnp.exp(sign * image[:, 2]).reshape(-1, *(1,) * (y.ndim - 1))
+
+    def response(around):
+        linear = jax.linearize(lambda x: shifted_sums(x, index, image, around), x[:, 0])[1]
+        return second_axis_vmap(linear, x[:, 0], wave=wave)(x)
+
+    plain = response(lambda f: f)
+    still = second_axis_vmap(lambda x: shifted_sums(x, index, image, lambda f: f), x[:, 0])(x)
+    assert np.abs(plain - still).max() > 0.1
+    np.testing.assert_array_equal(response(jax.checkpoint), plain)
+    with pytest.raises(NotImplementedError, match="'scan' with 'fetch'"):
+        response(lambda f: lambda x: jax.lax.scan(lambda _, x: (None, f(x)), None, x[None])[1][0])

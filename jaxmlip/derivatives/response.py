@@ -29,6 +29,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, has_stress
 from jaxmlip.crystals.symmetry import Pairs
 from jaxmlip.derivatives.gradients import strain, stress
+from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.derivatives.tangents import second_axis_vmap
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.progress import track
@@ -127,7 +128,7 @@ class Response:
         return response
 
     def _begin(self, potential, graphs, room, block_size, memory_limit) -> None:
-        self.potential = potential
+        self.potential, self._first = potential, graphs[0]
         self.atoms = sum(len(g.species) for g in graphs)
         self.graph = batching.pack(graphs, room, np.dtype(potential.dtype))
         self.block_size, self.memory_limit = block_size, memory_limit
@@ -227,12 +228,26 @@ class Response:
         """The responses to waves, complex (pairs, 3N) in eV/Å²: columns of D(q) with the phases of cells.
 
         `pairs` numbers the wave vectors among `q_points` (q, 3), in reciprocal lattice units, and the
-        coordinates. Raises MemoryLimitError as `columns` does.
+        coordinates. Raises MemoryLimitError as `columns` does, and ValueError as `prove_waves`.
         """
         if not q_points.any() and 0 < len(pairs.wave) <= FEW and not self._is_linearised:
             few = self._few(pairs)
             if few is not None:
                 return few
+        self._prove(q_points)
+        return self._all_waves(q_points, pairs)
+
+    def _prove(self, q_points: np.ndarray) -> None:
+        """Raises ValueError where a wave through the energy of the potential cannot be trusted."""
+        if (q_points == q_points.round()).all():  # no cell differs from another
+            return
+
+        def respond(graph, q_points, pairs):
+            return Response.side_by_side(self.potential, [graph])._all_waves(q_points, pairs)
+
+        prove_waves(self.potential, self._first, respond)
+
+    def _all_waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
         real = self._block(_waves_of, 2 * len(pairs.wave))
         return self._in_blocks(
             partial(_waves_of, self._linear[1], *_point(self.graph)), q_points, pairs, real
@@ -240,6 +255,7 @@ class Response:
 
     def wave_slopes(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
         """`waves`, and their derivatives by the three components of q: complex (4, pairs, 3N)."""
+        self._prove(q_points)
         respond = partial(_waves_and_slopes, self._linear[1], *_point(self.graph))
         return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 4))
 
@@ -250,6 +266,7 @@ class Response:
 
         Besides, the atoms move by s·`along` (N, 3), in Å.
         """
+        self._prove(q_points)
         moving = np.zeros_like(self.graph.positions)
         moving[: self.atoms] = along
         respond = partial(_strained_waves, *self._arguments, np.asarray(eps, self.potential.dtype), moving)

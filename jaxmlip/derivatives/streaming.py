@@ -138,7 +138,9 @@ def _sidecar(path: Path) -> Path:
 def _identity(potential: Known, atoms: Atoms, columns: np.ndarray) -> dict[str, Any]:
     return {
         "structure": _sha256(atoms.cell.array, atoms.pbc, atoms.numbers, atoms.positions),
-        "parameters": _sha256(repr(potential.model.config).encode(), *jax.tree.leaves(potential.params)),
+        "parameters": _sha256(
+            potential.model.identity(potential.params).encode(), *jax.tree.leaves(potential.params)
+        ),
         "dtype": potential.dtype,
         "columns": columns.tolist(),
     }

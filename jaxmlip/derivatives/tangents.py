@@ -68,14 +68,34 @@ def _apply(equation, inputs, columns: Columns) -> list:
     if primitive.name in ("jit", "pjit"):
         inner = params["jaxpr"]
         return _evaluate(inner.jaxpr, inner.consts, inputs, columns)
+    if primitive.name in ("checkpoint", "remat2"):
+        return _evaluate(params["jaxpr"], (), inputs, columns)
     if not any(batched for _, batched in inputs):
         outs = primitive.bind(*(x for x, _ in inputs), **params)
         return [(out, False) for out in (outs if primitive.multiple_results else [outs])]
     rule = RULES.get(primitive.name)
     outs = rule(equation, inputs, columns) if rule else None
     if outs is None:
+        if columns.wave is not None and (hidden := _fetches_within(params.values())):
+            raise NotImplementedError(
+                f"a wave meets the operation {primitive.name!r} with {hidden!r} inside, and there is no rule "
+                "for how it goes through; needed a function without it."
+            )
         outs = _by_vmap(equation, inputs)
     return [(out, True) for out in (outs if primitive.multiple_results else [outs])]
+
+
+def _fetches_within(params) -> str:
+    """The name of a step between cells in the functions among `params`, as of a loop; "" for none."""
+    for x in params:
+        if isinstance(x, tuple | list) and (found := _fetches_within(x)):
+            return found
+        x = x.jaxpr if isinstance(x, core.ClosedJaxpr) else x
+        for equation in x.eqns if isinstance(x, core.Jaxpr) else ():
+            name = equation.primitive.name
+            if name in ("fetch", "deposit") or (name := _fetches_within(equation.params.values())):
+                return name
+    return ""
 
 
 def _spread(x, batched: bool, columns: Columns):

@@ -21,8 +21,8 @@ GROWTH = 0.5  # and once they did not fit
 class Calculator(ASECalculator):
     """A potential as an ASE calculator, for optimisers, molecular dynamics, filters and vibrations.
 
-    Properties: energy (also as free_energy), forces, stress, energies (of each atom), and magmoms with their
-    sum magmom where the model has them; eV, Å, μB, and ASE's Voigt order and sign of stress; in float64,
+    Properties: energy (also as free_energy), forces, stress, and, where the model has them, energies (of each
+    atom) and magmoms with their sum magmom; eV, Å, μB, and ASE's Voigt order and sign of stress; in float64,
     which ASE's files ask for, whatever the potential computes in. Slabs and wires have the stress of
     `Prediction`, molecules none. As atoms move and neighbours come and go, nothing is compiled anew until
     they exceed the spare room, which then grows by half.
@@ -73,9 +73,10 @@ def results(prediction: Prediction) -> dict[str, float | np.ndarray]:
     found = {
         "energy": energy,
         "free_energy": energy,
-        "energies": numbers["site_energies"],
         "forces": numbers["forces"],
     }
+    if "site_energies" in numbers:
+        found["energies"] = numbers["site_energies"]
     if "stress" in numbers:
         found["stress"] = full_3x3_to_voigt_6_stress(numbers["stress"])
     if "magmoms" in numbers:

@@ -22,6 +22,7 @@ from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear
+from jaxmlip.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class AngleInput(nn.Module):
         return gather(of_ij, graph.angle_from) + gather(of_ik, graph.angle_to) + of_angle
 
 
-class CHGNet(nn.Module):
+class CHGNet(Network):
     """From a graph to the energy (eV, without reference energies) and magnetic moment (μB) of each atom."""
 
     config: CHGNetConfig

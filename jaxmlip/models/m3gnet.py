@@ -38,6 +38,7 @@ from jaxmlip.models.basis import (
     spherical_bessel_roots,
 )
 from jaxmlip.models.layers import Linear
+from jaxmlip.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Message(nn.Module):
         return Gated((c.hidden, c.features), name="phi")(x) * weight[:, None]
 
 
-class M3GNet(nn.Module):
+class M3GNet(Network):
     """From a graph to the energy of each atom (eV, without reference energies)."""
 
     config: M3GNetConfig

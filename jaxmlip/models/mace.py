@@ -24,6 +24,7 @@ from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_numbe
 from jaxmlip.models import safe, symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope
+from jaxmlip.models.network import Network
 
 BLOCKS = ("agnostic", "residual", "density", "density-residual")
 BOHR, E2 = 0.529, 14.3996  # Å, and eV Å: e²/4πε₀; the digits that the published potentials were fitted with
@@ -280,7 +281,7 @@ class Product(nn.Module):
         return h
 
 
-class MACE(nn.Module):
+class MACE(Network):
     """From a graph to the energy (eV, without reference energies) of each atom."""
 
     config: MACEConfig

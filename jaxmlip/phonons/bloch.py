@@ -73,8 +73,7 @@ def dynamical_matrix(
 
 
 def matrices(response: Response, q_points: np.ndarray, group: SpaceGroup | None = None) -> np.ndarray:
-    """D(q), complex (q, 3N, 3N) in eV/Å² with the phases of cells; columns that `group` gives are not "
-    "computed."""
+    """D(q), complex (q, 3N, 3N) in eV/Å² with the phases of cells, without the columns that `group` gives."""
     if group is None:
         return _square(response.waves(q_points, _all_pairs(len(q_points), response.atoms)), response.atoms)
     pairs = needed_columns(q_points, group)

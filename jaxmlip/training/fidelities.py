@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmlip.crystals.graph import ELEMENTS
 from jaxmlip.data.labels import functional_name
-from jaxmlip.potential import Potential, parameter_shapes
+from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, parameter_shapes
 
 
 def join(potential: Potential, functionals: Sequence[str]) -> Potential:
@@ -31,6 +31,11 @@ def join(potential: Potential, functionals: Sequence[str]) -> Potential:
         raise ValueError(
             f"{potential.name} has the functionals {', '.join(potential.functionals)} already, needed a "
             "potential of one; `select` makes one."
+        )
+    if architecture_of(potential.model) not in ARCHITECTURES:
+        raise ValueError(
+            f"{potential.name} is made of an energy function, needed a network of this library: "
+            f"{', '.join(ARCHITECTURES)}. An energy function has to tell functionals apart itself."
         )
     if len(set(names)) < max(2, len(names)) or not all(names):
         raise ValueError(f"found the functionals {list(names)}, needed two or more different names.")

@@ -253,7 +253,7 @@ class _Run:
             begun = found.record["identity"]
             more = begun["steps"] == found.step < self.steps
             _check_identity(begun | {"steps": self.steps} if more else begun, self.identity, folder)
-            potential = Potential.from_folder(folder / "start", potential.dtype)
+            potential = potential.with_parameters(folder / "start")
             self.record = found.record
             if more:
                 self.record |= {"identity": self.identity, "stopped": None}
