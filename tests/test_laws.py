@@ -88,8 +88,7 @@ def variants(crystal) -> dict[str, list[Atoms]]:
 
 
 def boxed_and_open(crystal: Atoms, pbc: tuple[bool, bool, bool]) -> list[Atoms]:
-    """`crystal` that repeats along some vectors: in a box too wide for images to touch, open, without that "
-    "box."""
+    """`crystal` that repeats along some vectors: in a box too wide for images to touch, open, without box."""
     vectors = np.where(np.array(pbc)[:, None], crystal.cell.array, [[17, 0, 1], [0, 18, 0], [1, 2, 19]])
     boxed = with_cell(crystal, vectors, False)
     open_ = boxed.copy()

@@ -196,8 +196,7 @@ class _StorageType:
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler in Python, whose steps can be watched, and whose memo holds what the file put there "
-    "alone."""
+    """Python's own unpickler: its steps can be watched, and its memo holds what the file put there alone."""
 
     def __init__(self, program: bytes, archive: zipfile.ZipFile, root: str, size: int):
         super().__init__(io.BytesIO(program), encoding="utf-8")

@@ -418,8 +418,7 @@ def check_repeats(atoms: Atoms, quantity: str) -> None:
 
 
 def repeating(crystals: Iterable[Atoms | Structure], quantity: str) -> list[Atoms]:
-    """Many crystals as ase.Atoms. Raises as `as_atoms` and `check_repeats` do, with the number of the "
-    "crystal."""
+    """Many crystals as ase.Atoms. Errors are those of `as_atoms` and `check_repeats`, numbered."""
     every = []
     for k, crystal in enumerate(crystals):
         with numbered(k):

@@ -129,8 +129,7 @@ def identity(n: int) -> SpaceGroup:
 
 
 class Symmetry:
-    """What spglib finds of a crystal within `tolerance` (Å), asked when a question comes, and once for "
-    "each."""
+    """Answers of spglib about a crystal, within `tolerance` (Å); each question is asked once."""
 
     def __init__(self, crystal: Atoms | Structure, tolerance: float = TOLERANCE):
         self.atoms, self.tolerance = as_atoms(crystal), tolerance
@@ -216,8 +215,7 @@ class Symmetry:
 
     @cached_property
     def hidden(self) -> str | None:
-        """In words, what symmetry the crystal has within 0.01 Å but not within its tolerance; None: no "
-        "other."""
+        """The symmetry that holds within 0.01 Å but not within the tolerance, in words; None: no other."""
         if self.tolerance >= NEARLY:
             return None
         close, loose = self.dataset(), self.dataset(tolerance=NEARLY)

@@ -24,8 +24,7 @@ class Example(NamedTuple):
 
     @property
     def stress(self) -> np.ndarray | None:
-        """The label (3, 3), eV/Å³, along the directions in which the crystal repeats; None where it has "
-        "none."""
+        """The label (3, 3), eV/Å³, along the directions that repeat; None where it has none."""
         if self.labels.stress is None or not has_stress(self.graph):
             return None
         along = directions(self.graph.cell[0], self.graph.periodic[0])

@@ -54,8 +54,7 @@ SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
 
 
 class Sum(NamedTuple):
-    """Force constants from a mesh, and how far (THz) their sums were from exact frequencies at other "
-    "points."""
+    """Force constants from a mesh, and the largest error (THz) of their sums at other wave vectors."""
 
     constants: ForceConstants
     off: float
@@ -373,8 +372,7 @@ def _evenly(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
 
 
 def _softest(frequencies: np.ndarray, q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
-    """The wave vectors off the mesh with the lowest frequencies: there an error of D makes a large one of "
-    "ω."""
+    """Wave vectors off the mesh with the lowest frequencies, where an error of D makes a large one of ω."""
     off = _off_mesh(q_points, mesh)
     return off[np.argsort(np.abs(frequencies[off]).min(axis=1))[:PROBES]]
 

@@ -53,8 +53,7 @@ class Lines:
             self._errors[axis] = _errors(D, self.numbers[axis], frequencies)
 
     def mesh(self, tolerance: float) -> tuple[int, int, int]:
-        """The mesh whose sums are within `tolerance` (THz) as far as the lines tell; at most that of the "
-        "lines."""
+        """The mesh whose sums are within `tolerance` (THz), as far as the lines tell and reach."""
         found = np.array([int(np.argmax(self._errors[axis] < tolerance)) + 1 for axis in self._same])
         return tuple(int(found[tied].max()) for tied in self._tied)
 
