@@ -355,7 +355,7 @@ class _Expansion(NamedTuple):
     """The energy of a crystal to second order in positions and strain, in float64."""
 
     forces: Float[np.ndarray, "atoms 3"]  # eV/Å
-    slope: Float[np.ndarray, "3 3"]  # ∂E/∂ε, eV
+    stress: Float[np.ndarray, "3 3"]  # eV/Å³
     H: Float[np.ndarray, "coordinates coordinates"]  # eV/Å²
     coupling: Float[np.ndarray, "coordinates 6"]  # Λ, eV/Å
     bare: Float[np.ndarray, "6 6"]  # ∂²E/∂ε∂ε, eV
@@ -406,8 +406,8 @@ def _expansions(response: Response, numbers: Sequence[int], needed: Sequence[_Ne
         coupling, bare = _completed_strains(
             forces[displaced : its.count, own], slopes[displaced : its.count, c], its
         )
-        slope = np.asarray(response.gradient.strain[c], float)
-        found.append(_Expansion(response.forces[own].astype(float), slope, (H + H.T) / 2, coupling, bare))
+        stress = np.asarray(response.gradient.stress[c], float)
+        found.append(_Expansion(response.forces[own].astype(float), stress, (H + H.T) / 2, coupling, bare))
     return found
 
 
@@ -454,7 +454,7 @@ def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:
         force_strain=at.coupling.reshape(n, 3, 6),
         internal_strain=answer.reshape(n, 3, 6),
         internal_modes=modes,
-        stress=at.slope / volume * GPA_PER_EV_PER_A3,
+        stress=at.stress * GPA_PER_EV_PER_A3,
         max_force=float(np.linalg.norm(at.forces, axis=1).max()),
         density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
     )
