@@ -328,7 +328,7 @@ class Response:
         most, default = (WAVE_COLUMNS, WAVE_BYTES) if program is _waves_of else (BLOCK_SIZE, BLOCK_BYTES)
         block = int(max(1, min(most, (size or default) / self.kept)))
         # Few columns waste part of a block, or there would be a program for each number of them.
-        while block // 4 >= columns:
+        while block // 4 >= max(columns, 1):
             block //= 4
         return block
 
