@@ -2,6 +2,7 @@
 
     python -m benchmarks.phonons --peer chgnet | matgl | mace [--peer-python PYTHON]
     python -m benchmarks.phonons --scaling [--model m3gnet-mp-2021.2.8]
+    python -m benchmarks.phonons --command [--model m3gnet-matpes-pbe-2025.1]
 
 Bands at about 101 wave vectors of NaCl (2 atoms) and of corundum, Al2O3 (10 atoms), each relaxed in the model
 with its symmetry kept. Errors are the largest deviation of a frequency on the path from D(q) at each wave
@@ -33,13 +34,14 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 import jaxmlip
+from benchmarks.phonon_command import command
 from benchmarks.speed import OPPONENTS, Peer, PeerError, peer_of, salt, seconds
-from jaxmlip.crystals import batching
-from jaxmlip.derivatives.hessian import _kept, _linearise
+from jaxmlip.crystals.symmetry import Pairs
+from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.relaxation import relax
-from jaxmlip.phonons.bloch import _real_columns, _response, dynamical_matrix
-from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.modes import _frequencies, mesh_force_constants
+from jaxmlip.phonons.bloch import dynamical_matrix
+from jaxmlip.phonons.commensurate import interpolated_frequencies
+from jaxmlip.phonons.lattice import mesh_force_constants, phonon_modes
 from jaxmlip.phonons.supercell import with_sum_rule
 from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.console import PlainConsole, console
@@ -49,6 +51,7 @@ from jaxmlip.zoo.load import cache_folder
 MESHES = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 HALF = "float32 mesh"  # how the label of a mesh in that precision begins
 FINE = 1e-3  # THz
+COLUMNS = 96  # real ones, as many as are computed at once
 
 
 class Point(NamedTuple):
@@ -70,6 +73,7 @@ class Settings:
     rounds: int = 3
     out: Path = Path("phonons_benchmark.png")
     scaling: bool = False  # time and memory against the number of atoms instead
+    command: bool = False  # the whole command beside phonopy with our calculator instead
 
 
 def name_of(model: str) -> str:
@@ -107,15 +111,14 @@ def ours(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """The exact frequencies, and those of the meshes; `points` gets one for them and one for each mesh."""
 
-    def exact():
-        return _frequencies(dynamical_matrix(potential, atoms, q, symmetry=True), atoms)
+    def exact(its=potential):
+        return phonon_modes(its, atoms, q, method="exact").frequencies
 
     reference = exact()
     points.append(Point("exact", len(atoms), median(exact, rounds), 0.0))
     single = potential.astype("float32")
-    rough = _frequencies(dynamical_matrix(single, atoms, q, symmetry=True), atoms)
-    took = median(lambda: dynamical_matrix(single, atoms, q, symmetry=True), rounds)
-    points.append(Point("exact, float32", len(atoms), took, np.abs(rough - reference).max()))
+    rough = np.abs(exact(single) - reference).max()
+    points.append(Point("exact, float32", len(atoms), median(partial(exact, single), rounds), rough))
     meshes = {}
     for n in MESHES:
         for label, its in (("mesh", potential), (HALF, single)):
@@ -124,7 +127,7 @@ def ours(
                 constants = mesh_force_constants(its, atoms, mesh)
                 if its is single:  # what rounding gives uniform shifts would be the largest error
                     constants = with_sum_rule(constants)
-                return _frequencies(fourier(constants, q).reshape(len(q), *[3 * len(atoms)] * 2), atoms)
+                return interpolated_frequencies(constants, q)
 
             found = summed()
             if its is potential:
@@ -249,10 +252,6 @@ def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: s
         figure.savefig(draft, dpi=150)
 
 
-def _ran(*arguments) -> np.ndarray:
-    return np.asarray(_response(*arguments))
-
-
 def scaling(model: str) -> None:
     """Time for each wave vector and memory, from one block of columns, against the number of atoms."""
     potential = jaxmlip.load(model, "float64")
@@ -268,23 +267,18 @@ def scaling(model: str) -> None:
         table.add_column(column, justify="right")
     for cells in (None, (1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2), (3, 3, 3)):
         atoms = bulk("NaCl", "rocksalt", 5.64) if cells is None else salt(*cells)
-        graph = batching.pack([potential.graph(atoms)], dtype=np.dtype(potential.dtype))
-        with potential.precision():
-            tangent_map = _linearise(potential.energy_fn, potential.arrays, graph)
-            kept = _kept(tangent_map)
-            real = _real_columns(tangent_map, None)
-            pairs = max(1, real // 2)
-            q, index = np.full((pairs, 3), 0.1), np.arange(pairs) % (3 * len(atoms))
-            program = _response.lower(tangent_map, graph.positions, q, index).compile()
-            memory = program.memory_analysis()
-            took = median(partial(_ran, tangent_map, graph.positions, q, index), 3)
+        response = Response(potential, atoms)
+        plan = response.plan_waves(COLUMNS)
+        pairs = max(1, plan.block_size // 2)
+        block = Pairs(np.zeros(pairs, int), np.arange(pairs) % (3 * len(atoms)))
+        took = median(partial(response.waves, np.full((1, 3), 0.1), block), 3)
         table.add_row(
             str(len(atoms)),
             f"{1e3 * took / (2 * pairs):.2f}",
             f"{took / pairs * 3 * len(atoms):.3g}",
-            f"{kept / 1e6:.0f}",
+            f"{response.kept / 1e6:.0f}",
             str(2 * pairs),
-            f"{(memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6:.0f}",
+            f"{2 * pairs * plan.per_column / 1e6:.0f}",
         )
     terminal = console()
     terminal.print(table)
@@ -317,6 +311,8 @@ def compared(
 
 
 def main(settings: Settings) -> None:
+    if settings.command:
+        return command(settings.model or "m3gnet-matpes-pbe-2025.1", settings.rounds, console())
     opponent = OPPONENTS[settings.peer]
     model = settings.model or opponent.model
     if model.endswith(".model"):

@@ -177,7 +177,7 @@ def spectra_of(
     """By measure: highest, mean and lowest frequency, and the rms difference of modes to DFT's (THz)."""
     from jaxmlip.mechanics.elasticity import NotAtRestWarning
     from jaxmlip.phonons.commensurate import interpolated_frequencies
-    from jaxmlip.phonons.modes import mesh_modes
+    from jaxmlip.phonons.lattice import mesh_modes
     from jaxmlip.phonons.supercell import displaced_force_constants
 
     if not material.dft.maximum > 0:

@@ -12,16 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlip.crystals.fetch import gather, scatter_add
-from jaxmlip.derivatives.hessian import MemoryLimitError
-from jaxmlip.mechanics.elasticity import internal_strain
-from jaxmlip.phonons.bloch import (
-    asymmetry,
-    dynamical_matrix,
-    dynamical_matrix_slopes,
-    dynamical_matrix_strained,
-    following,
-    position_phases,
-)
+from jaxmlip.derivatives import response
+from jaxmlip.derivatives.response import MemoryLimitError, Response
+from jaxmlip.mechanics.elasticity import internal_motion, internal_strain
+from jaxmlip.phonons import bloch
+from jaxmlip.phonons.bloch import asymmetry, dynamical_matrix, position_phases
 from jaxmlip.phonons.supercell import force_constants
 
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
@@ -57,7 +52,7 @@ def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
 
 
 def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
-    D, slopes = dynamical_matrix_slopes(architecture, cell, Q)
+    D, slopes = bloch.slopes(Response(architecture, cell), Q)
     np.testing.assert_allclose(D, dynamical_matrix(architecture, cell, Q), rtol=0, atol=1e-12)
     for k, direction in enumerate(np.eye(3)):
         expected = central(lambda s, d=direction: dynamical_matrix(architecture, cell, Q + s * d))
@@ -68,9 +63,11 @@ def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
 def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
     eps = np.array([[1, 0.3, 0], [0.3, 0.5, 0.1], [0, 0.1, -0.2]])
     voigt = [1, 0.5, -0.2, 0.2, 0, 0.6]  # the shear strains doubled
-    along = following(architecture, cell, eps) if relaxed else None
-    D, slope = dynamical_matrix_strained(architecture, cell, Q, eps, along=along)
-    along = internal_strain(architecture, cell) @ voigt if relaxed else np.zeros((3, 3))
+    response = Response(architecture, cell)
+    along = internal_motion(response, cell, eps) if relaxed else np.zeros((3, 3))
+    D, slope = bloch.strained(response, Q, eps, along)
+    if relaxed:
+        np.testing.assert_allclose(along, internal_strain(architecture, cell) @ voigt, atol=1e-12)
     assert relaxed == (np.abs(along).max() > 1e-3)
 
     def strained(s: float) -> Atoms:
@@ -131,13 +128,12 @@ def test_wave_vectors_of_another_shape_are_refused(any_potential, cell, q_points
 
 
 def test_few_columns_at_gamma_are_the_same_without_a_gradient_that_is_kept(any_potential, monkeypatch):
-    from jaxmlip.phonons import bloch
-
     doubled = bulk("NaCl", "rocksalt", 5.0).repeat((2, 1, 1))
     gamma = np.zeros((1, 3))
     expected = dynamical_matrix(any_potential, doubled, gamma)
-    monkeypatch.setattr(bloch, "LARGE", 0)
-    monkeypatch.setattr(bloch, "_all_columns", None)
+    monkeypatch.setattr(response, "LARGE", 0)
+    monkeypatch.setattr(response, "_linearise", None)
+    monkeypatch.setattr(Response, "kept", 1)
     found = dynamical_matrix(any_potential, doubled, gamma, symmetry=True)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -147,14 +143,12 @@ def test_no_wave_vectors_give_no_matrices(any_potential, cell):
 
 
 def test_one_program_serves_all_wave_vectors_of_all_crystals_of_a_size(any_potential, cell):
-    from jaxmlip.phonons.bloch import _response
-
     dynamical_matrix(any_potential, cell, Q)
-    before = _response._cache_size()
+    before = response._waves_of._cache_size()
     other = cell.copy()
     other.rattle(0.01, seed=1)
     dynamical_matrix(any_potential, other, Q + 0.1)
-    assert _response._cache_size() == before
+    assert response._waves_of._cache_size() == before
 
 
 @settings(max_examples=20, deadline=None)

@@ -9,7 +9,7 @@ from jaxmlip import hessian, hessian_columns, plan_hessian
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.derivatives.gradients import gradient
-from jaxmlip.derivatives.hessian import MemoryLimitError
+from jaxmlip.derivatives.response import MemoryLimitError
 from jaxmlip.derivatives.tangents import second_axis_vmap
 
 index = np.array([0, 2, 2, 1, 3, 0])
@@ -73,7 +73,7 @@ def test_the_block_size_does_not_change_the_hessian(any_potential, crystal):
 @pytest.fixture
 def steady(monkeypatch):
     """A process that does not grow while a test looks at it."""
-    monkeypatch.setattr("jaxmlip.derivatives.hessian._resident", lambda: 10**8)
+    monkeypatch.setattr("jaxmlip.derivatives.response._resident", lambda: 10**8)
 
 
 def test_a_memory_limit_makes_blocks_smaller_and_is_kept(any_potential, crystal, steady):
@@ -85,7 +85,7 @@ def test_a_memory_limit_makes_blocks_smaller_and_is_kept(any_potential, crystal,
 
 
 def test_a_memory_limit_with_room_to_spare_is_used(any_potential, crystal, steady, monkeypatch):
-    monkeypatch.setattr("jaxmlip.derivatives.hessian.BLOCK_BYTES", 1)  # any crystal is a large one
+    monkeypatch.setattr("jaxmlip.derivatives.response.BLOCK_BYTES", 1)  # any crystal is a large one
     assert plan_hessian(any_potential, crystal).block_size == 1
     assert plan_hessian(any_potential, crystal, memory_limit=2e10).block_size == 8
 

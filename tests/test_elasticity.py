@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 
 from jaxmlip.cli import main
 from jaxmlip.crystals import batching
+from jaxmlip.derivatives import response
+from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.elasticity import (
     VOIGT,
     Elasticity,
-    _linearise,
     _needed,
-    _respond,
-    _second_derivatives,
     elastic_tensor,
     elastic_tensors,
     from_voigt,
@@ -56,24 +55,19 @@ class Model:
     def elastic(self, atoms: Atoms) -> Elasticity:
         return elastic_tensor(self.potential, atoms, self.room)
 
-    def _graph(self, atoms: Atoms):
-        graph = batching.pack([self.potential.graph(atoms)], self.room)
-        return graph, np.concatenate([graph.positions, np.zeros((3, 3))])
-
     def predict(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
         """Forces (eV/Å) and stress (GPa); a test below compares them with those of the potential."""
-        with self.potential.precision():
-            found = _linearise(self.potential.energy_fn, self.potential.arrays, *self._graph(atoms))
-            gradient = np.asarray(found[0])
-        return -gradient[: len(atoms)], gradient[-3:] / atoms.get_volume() * GPA_PER_EV_PER_A3
+        found = Response(self.potential, atoms, room=self.room)
+        return found.forces, found.stress * GPA_PER_EV_PER_A3
 
     def second_derivatives(self, atoms: Atoms) -> np.ndarray:
         """Derivatives by positions and the nine elements of ε, before anything is made symmetric."""
-        graph, point = self._graph(atoms)
-        n, size = len(atoms), len(graph.positions)
-        columns = np.array([*range(3 * n), *range(3 * size, 3 * size + 9)])
-        _, rows = _second_derivatives(self.potential, graph, point, columns[:, None])
-        return rows.reshape(len(rows), -1)[:, columns]
+        found = Response(self.potential, atoms, room=self.room)
+        n, size = len(atoms), found.graph.positions.size
+        columns = np.array([*range(3 * n), *range(size, size + 9)])
+        forces, slopes = found.strained_columns(columns[:, None])
+        forces = forces[:, :n].reshape(len(columns), -1)
+        return np.concatenate([forces, slopes.reshape(len(columns), -1)], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +197,11 @@ def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, cry
     """One atom, two and five: some have columns where others have none left."""
     several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]
     room = model.room._replace(atoms=2 * model.room.atoms, crystals=5)
-    programs = _respond._cache_size()
+    programs = response._strained_columns._cache_size()
     together = elastic_tensors(model.potential, several, [room])
-    assert _respond._cache_size() - programs <= 2  # the column blocks of large and of small batches
+    assert (
+        response._strained_columns._cache_size() - programs <= 2
+    )  # the column blocks of large and of small batches
     for one, atoms in zip(together, several, strict=True):
         alone = model.elastic(atoms)
         scale = np.abs(alone.clamped).max()
@@ -249,9 +245,9 @@ def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_c
     assert isinstance(second, ValueError)
     assert "meet no resistance" in str(second)
     np.testing.assert_allclose(first.C, third.C, atol=1e-9 * np.abs(first.C).max())
-    before = _linearise._cache_size(), _respond._cache_size()
+    before = response._linearise._cache_size(), response._strained_columns._cache_size()
     elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], [room])
-    assert (_linearise._cache_size(), _respond._cache_size()) == before
+    assert (response._linearise._cache_size(), response._strained_columns._cache_size()) == before
     assert elastic_tensors(model.potential, []) == []
 
 

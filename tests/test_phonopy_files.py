@@ -20,7 +20,7 @@ from jaxmlip.phonons.commensurate import (  # noqa: E402
     interpolated_dynamical_matrices,
     mesh_frequencies,
 )
-from jaxmlip.phonons.modes import mesh_force_constants  # noqa: E402
+from jaxmlip.phonons.lattice import mesh_force_constants  # noqa: E402
 from jaxmlip.phonons.nac import NAC, long_range  # noqa: E402
 from jaxmlip.phonons.phonopy_files import (  # noqa: E402
     from_phonopy,

@@ -9,7 +9,7 @@ from ase import Atoms
 from jaxmlip import phonons
 from jaxmlip.crystals.graph import in_box
 from jaxmlip.crystals.symmetry import primitive_cell, space_group
-from jaxmlip.phonons.modes import mesh_force_constants
+from jaxmlip.phonons.lattice import mesh_force_constants
 
 CELL = [[3.2, 0, 0], [-1.6, 1.6 * 3**0.5, 0], [0, 0, 0]]
 

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from jaxmlip.crystals import batching
-from jaxmlip.derivatives.hessian import MemoryLimitError
+from jaxmlip.derivatives.response import MemoryLimitError
 from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.phonons.modes import mesh_modes
+from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.potential import random_potential
 from jaxmlip.studies.phonondb import (
     FREQUENCIES_FILE,

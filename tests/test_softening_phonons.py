@@ -14,7 +14,8 @@ from experiments.softening_phonons import CELLS, Settings, main, representatives
 from experiments.study import MissingDataError
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
-from jaxmlip.phonons.modes import Modes, mesh_modes
+from jaxmlip.phonons.lattice import mesh_modes
+from jaxmlip.phonons.modes import Modes
 from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, Material, MeshModes
 from jaxmlip.studies.softening import shared_rooms
 

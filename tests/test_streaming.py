@@ -14,6 +14,7 @@ import pytest
 from conftest import small_potential
 
 from jaxmlip import hessian, hessian_columns
+from jaxmlip.derivatives.response import Response
 from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 
 ROOT = Path(__file__).parent.parent
@@ -21,16 +22,16 @@ ROOT = Path(__file__).parent.parent
 
 def counted(monkeypatch) -> list[int]:
     """The columns that are computed from now on, a number for each, repeated ones included."""
-    import jaxmlip.derivatives as module
+    import jaxmlip.derivatives.response as module
 
     seen: list[int] = []
-    apply = module._apply
+    columns = module._columns
 
-    def remember(tangent_map, positions, index):
+    def remember(tangent_map, r, eps, index):
         seen.extend(index.tolist())
-        return apply(tangent_map, positions, index)
+        return columns(tangent_map, r, eps, index)
 
-    monkeypatch.setattr(module, "_apply", remember)
+    monkeypatch.setattr(module, "_columns", remember)
     return seen
 
 
@@ -253,17 +254,13 @@ def test_the_record_says_whose_hessian_it_is(any_potential, crystal, tmp_path):
 
 def test_memory_holds_a_block_of_columns_and_not_the_hessian(any_potential, crystal, tmp_path, monkeypatch):
     """The largest array that is handed on to be written is one block."""
-    import jaxmlip.derivatives.streaming as module
+    sizes, columns = [], Response.columns
 
-    sizes, each_block = [], module.each_block
-
-    def watched(potential, atoms, columns, keep, *args, **options):
-        def seen(start, rows):
+    def watched(self, *args, **options):
+        for start, rows in columns(self, *args, **options):
             sizes.append(rows.shape)
-            keep(start, rows)
+            yield start, rows
 
-        each_block(potential, atoms, columns, seen, *args, **options)
-
-    monkeypatch.setattr(module, "each_block", watched)
+    monkeypatch.setattr(Response, "columns", watched)
     stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4)
     assert sizes == [(4, 15), (4, 15), (4, 15), (3, 15)]

@@ -188,6 +188,7 @@ def phonons(
     path: str | None = None,
     points: int = 101,
     mesh: tuple[int, int, int] | None = None,
+    tolerance: float = 1e-3,
     width: float | None = None,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
@@ -209,6 +210,7 @@ def phonons(
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
         points: wave vectors on the path, about
         mesh: wave vectors of the density of states along each reciprocal lattice vector
+        tolerance: how far frequencies may be from exact ones, in THz; what was reached is printed
         width: of a Gaussian for each mode (THz); default: linear tetrahedra
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
@@ -219,7 +221,7 @@ def phonons(
     """
     from jaxmlip.phonons import report
 
-    above_zero(width=width, symprec=symprec, memory_limit=memory_limit)
+    above_zero(width=width, tolerance=tolerance, symprec=symprec, memory_limit=memory_limit)
     at_least(1, points=points, mesh=mesh)
     at_least(0, animate=animate)
     check_folder(out)
@@ -234,6 +236,7 @@ def phonons(
         path=path,
         points=points,
         mesh=mesh,
+        tolerance=tolerance,
         width=width,
         born=born,
         animate=animate,

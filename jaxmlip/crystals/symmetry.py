@@ -128,31 +128,124 @@ def identity(n: int) -> SpaceGroup:
     return SpaceGroup(one.astype(int), one, still, here, still, here)
 
 
-def space_group(atoms: Atoms, tolerance: float = TOLERANCE, *, masses: bool = False) -> SpaceGroup:
-    """The space group of a crystal of elements and places, and with `masses` of masses too.
+class Symmetry:
+    """What spglib finds of a crystal within `tolerance` (Å), asked when a question comes, and once for "
+    "each."""
 
-    Energies, forces and their derivatives have the former, since no potential knows of masses or takes
-    magnetic moments; frequencies and the motion of atoms have the latter.
+    def __init__(self, crystal: Atoms | Structure, tolerance: float = TOLERANCE):
+        self.atoms, self.tolerance = as_atoms(crystal), tolerance
+        self._found: dict[tuple, spglib.SpglibDataset | None] = {}
+
+    def dataset(self, kind: np.ndarray | None = None, tolerance: float | None = None):
+        """`symmetry_dataset` of the crystal, by default within its tolerance."""
+        kind = self.atoms.numbers if kind is None else kind
+        tolerance = self.tolerance if tolerance is None else tolerance
+        key = (tolerance, kind.tobytes())
+        if key not in self._found:
+            self._found[key] = symmetry_dataset(self.atoms, tolerance, kind)
+        return self._found[key]
+
+    @cached_property
+    def group(self) -> SpaceGroup:
+        """The space group of elements and places, which energies and their derivatives have.
+
+        No potential knows of masses or takes magnetic moments. Raises ValueError where spglib finds none.
+        """
+        return self._group(self.atoms.numbers)
+
+    @cached_property
+    def group_of_masses(self) -> SpaceGroup:
+        """The space group that keeps masses too, which frequencies and the motion of atoms have."""
+        kind = kinds(self.atoms, masses=True)
+        return self.group if np.array_equal(kind, self.atoms.numbers) else self._group(kind)
+
+    def _group(self, kind: np.ndarray) -> SpaceGroup:
+        found, tolerance, atoms = self.dataset(kind), self.tolerance, _tall(self.atoms)
+        if found is None:
+            raise ValueError(
+                f"spglib finds no symmetry of {atoms.get_chemical_formula()} within {tolerance:g} Å; two "
+                "atoms in one place are the usual reason. Compute without symmetry to see whether it has "
+                "forces."
+            )
+        W, w = found.rotations, found.translations
+        first = np.sort(np.unique(W.reshape(-1, 9), axis=0, return_index=True)[1])
+        still = np.flatnonzero((np.eye(3, dtype=int) == W).all(axis=(1, 2)))
+        columns = atoms.cell.array.T
+        return SpaceGroup(
+            W[first],
+            columns @ W[first] @ np.linalg.inv(columns),
+            *_images(atoms, W[first], w[first], tolerance),
+            *_images(atoms, W[still], w[still], tolerance),
+        )
+
+    @cached_property
+    def primitive(self) -> Symmetry:
+        """That of the primitive cell, as `primitive_cell` has it; itself, where the crystal is that."""
+        atoms = self.atoms
+        kind = kinds(atoms, masses=True, moments=True)
+        found = self.dataset(kind)
+        if found is None:
+            return self
+        kept = np.sort(np.unique(found.mapping_to_primitive, return_index=True)[1])
+        if len(kept) == len(atoms):
+            return self
+        lattice, *_ = spglib.standardize_cell(
+            _spglib_cell(atoms, kind), to_primitive=True, no_idealize=True, symprec=self.tolerance
+        )
+        # In whole numbers, so that rounding and what the tolerance allows stay out of the lattice vectors.
+        whole = _tall(atoms).cell.array
+        ratio = np.rint(whole @ np.linalg.inv(lattice))
+        if round(abs(np.linalg.det(ratio))) * len(kept) != len(atoms):
+            return self
+        result, vectors = atoms[kept], np.linalg.solve(ratio, whole)
+        if not atoms.pbc.all():
+            repeats = np.linalg.norm(vectors - vectors @ directions(whole, atoms.pbc), axis=1) < 1e-6
+            if repeats.sum() != atoms.pbc.sum():
+                return self
+            # Repeating vectors take the places of the old ones, in their order.
+            cell = atoms.cell.array.copy()
+            cell[atoms.pbc] = vectors[repeats]
+            vectors = cell
+        result.set_cell(vectors, apply_constraint=False)
+        return Symmetry(result, self.tolerance)
+
+    @property
+    def copies(self) -> int:
+        """How many primitive cells the crystal is."""
+        return len(self.atoms) // len(self.primitive.atoms)
+
+    @cached_property
+    def hidden(self) -> str | None:
+        """In words, what symmetry the crystal has within 0.01 Å but not within its tolerance; None: no "
+        "other."""
+        if self.tolerance >= NEARLY:
+            return None
+        close, loose = self.dataset(), self.dataset(tolerance=NEARLY)
+        have = 0 if close is None else len(close.rotations)
+        if loose is None or len(loose.rotations) <= have:
+            return None
+        return (
+            f"nearly {loose.international} ({loose.number}): {len(loose.rotations)} operations hold within "
+            f"{NEARLY:g} Å, {have} within {self.tolerance:g} Å"
+        )
+
+
+def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
+    """The space group of a crystal of elements and places; see `Symmetry` for that of masses, and for more.
 
     Raises ValueError where spglib finds none within `tolerance` (Å).
     """
-    found = symmetry_dataset(atoms, tolerance, kinds(atoms, masses=masses))
-    atoms = _tall(atoms)
-    if found is None:
-        raise ValueError(
-            f"spglib finds no symmetry of {atoms.get_chemical_formula()} within {tolerance:g} Å; two atoms "
-            "in one place are the usual reason. Compute without symmetry to see whether it has forces."
-        )
-    W, w = found.rotations, found.translations
-    first = np.sort(np.unique(W.reshape(-1, 9), axis=0, return_index=True)[1])
-    still = np.flatnonzero((np.eye(3, dtype=int) == W).all(axis=(1, 2)))
-    columns = atoms.cell.array.T
-    return SpaceGroup(
-        W[first],
-        columns @ W[first] @ np.linalg.inv(columns),
-        *_images(atoms, W[first], w[first], tolerance),
-        *_images(atoms, W[still], w[still], tolerance),
-    )
+    return Symmetry(atoms, tolerance).group
+
+
+def primitive_cell(crystal: Atoms | Structure, tolerance: float = TOLERANCE) -> Atoms:
+    """The primitive cell, not turned: of atoms that are copies of each other the first, where it is.
+
+    It is that of elements, masses and magnetic moments, with the lattice vectors of a standard primitive
+    cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is. Along
+    vectors that do not repeat (pbc) nothing is reduced.
+    """
+    return Symmetry(crystal, tolerance).primitive.atoms
 
 
 def _images(atoms: Atoms, W: np.ndarray, w: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
@@ -231,56 +324,6 @@ def _spglib_cell(atoms: Atoms, kind: np.ndarray | None):
     atoms = _tall(atoms)
     kind = atoms.numbers if kind is None else kind
     return atoms.cell.array, atoms.cell.scaled_positions(atoms.positions), kind
-
-
-def primitive_cell(crystal: Atoms | Structure, tolerance: float = TOLERANCE) -> Atoms:
-    """The primitive cell, not turned: of atoms that are copies of each other the first, where it is.
-
-    It is that of elements, masses and magnetic moments, with the lattice vectors of a standard primitive
-    cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is. Along
-    vectors that do not repeat (pbc) nothing is reduced.
-    """
-    atoms = as_atoms(crystal)
-    kind = kinds(atoms, masses=True, moments=True)
-    found = symmetry_dataset(atoms, tolerance, kind)
-    if found is None:
-        return atoms
-    kept = np.sort(np.unique(found.mapping_to_primitive, return_index=True)[1])
-    if len(kept) == len(atoms):
-        return atoms
-    lattice, *_ = spglib.standardize_cell(
-        _spglib_cell(atoms, kind), to_primitive=True, no_idealize=True, symprec=tolerance
-    )
-    # In whole numbers, so that rounding and what the tolerance allows stay out of the lattice vectors.
-    whole = _tall(atoms).cell.array
-    ratio = np.rint(whole @ np.linalg.inv(lattice))
-    if round(abs(np.linalg.det(ratio))) * len(kept) != len(atoms):
-        return atoms
-    result, vectors = atoms[kept], np.linalg.solve(ratio, whole)
-    if not atoms.pbc.all():
-        repeats = np.linalg.norm(vectors - vectors @ directions(whole, atoms.pbc), axis=1) < 1e-6
-        if repeats.sum() != atoms.pbc.sum():
-            return atoms
-        # Repeating vectors take the places of the old ones, in their order.
-        cell = atoms.cell.array.copy()
-        cell[atoms.pbc] = vectors[repeats]
-        vectors = cell
-    result.set_cell(vectors, apply_constraint=False)
-    return result
-
-
-def hidden_symmetry(atoms: Atoms, tolerance: float) -> str | None:
-    """What symmetry a crystal has within 0.01 Å but not within `tolerance` (Å), in words; None: no other."""
-    if tolerance >= NEARLY:
-        return None
-    close, loose = (symmetry_dataset(atoms, within) for within in (tolerance, NEARLY))
-    have = 0 if close is None else len(close.rotations)
-    if loose is None or len(loose.rotations) <= have:
-        return None
-    return (
-        f"nearly {loose.international} ({loose.number}): {len(loose.rotations)} operations hold within "
-        f"{NEARLY:g} Å, {have} within {tolerance:g} Å"
-    )
 
 
 @dataclass(frozen=True, eq=False)

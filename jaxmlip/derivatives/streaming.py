@@ -14,21 +14,29 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import jax
 import numpy as np
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import as_atoms, check_crystal
-from jaxmlip.derivatives.hessian import checked_columns, each_block
+from jaxmlip.derivatives.hessian import checked_columns
+from jaxmlip.derivatives.response import Differentiable, Response
 from jaxmlip.system.files import write_whole
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
-    from jaxmlip.potential import Potential
+
+class Known(Differentiable, Protocol):
+    """A potential that can be told from others."""
+
+    name: str
+    model: Any
+    params: Any
+
 
 FORMAT = 1  # of the JSON file
 # What must be equal for two runs to write into one file.
@@ -41,7 +49,7 @@ IDENTITY = {
 
 
 def stream_hessian(
-    potential: Potential,
+    potential: Known,
     crystal: Atoms | Structure,
     path: str | Path,
     columns: Sequence[int] | None = None,
@@ -90,7 +98,14 @@ def stream_hessian(
         begin, row = array.offset, array.strides[0]
         del array
 
-        def keep(start: int, rows: np.ndarray) -> None:
+        response = Response(
+            potential,
+            atoms,
+            block_size=state["block_size"],
+            memory_limit=memory_limit,
+            room=batching.Capacity(*state["room"]),
+        )
+        for start, rows in response.columns(columns, done=state["done"]):
             with _explained(part):
                 file.seek(begin + start * row)
                 file.write(np.ascontiguousarray(rows).data)
@@ -99,11 +114,6 @@ def stream_hessian(
             # The first block of a run is a whole one.
             state.update(done=start + len(rows), block_size=state["block_size"] or len(rows))
             _write(record, state)
-
-        room = batching.Capacity(*state["room"])
-        each_block(
-            potential, atoms, columns, keep, state["block_size"], memory_limit, room, done=state["done"]
-        )
     os.replace(part, path)
     return np.load(path, mmap_mode="r")
 
@@ -125,7 +135,7 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _identity(potential: Potential, atoms: Atoms, columns: np.ndarray) -> dict[str, Any]:
+def _identity(potential: Known, atoms: Atoms, columns: np.ndarray) -> dict[str, Any]:
     return {
         "structure": _sha256(atoms.cell.array, atoms.pbc, atoms.numbers, atoms.positions),
         "parameters": _sha256(

@@ -1,9 +1,10 @@
 """Elastic constants by linear response: second derivatives of the energy by strain, without finite strains.
 
 A crystal answers a strain twice: its cell deforms, and its atoms move within the cell until no force is left.
-Both answers are second derivatives of E(r, ε), so both come from one linear map, the change of the gradient
-(∂E/∂r, ∂E/∂ε) with positions and strain: M. Born and K. Huang, Dynamical Theory of Crystal Lattices (1954);
-X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev. B 72, 035105 (2005), whose letters these are.
+Both answers are second derivatives of E(r, ε), so both come from the linear map of
+`jaxmlip.derivatives.response`, the change of the gradient (∂E/∂r, ∂E/∂ε) with positions and strain: M. Born
+and K. Huang, Dynamical Theory of Crystal Lattices (1954); X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev.
+B 72, 035105 (2005), whose letters these are.
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import CrystalGraph, as_atoms, check_repeats, repeating
+from jaxmlip.crystals.graph import as_atoms, check_repeats, repeating
 from jaxmlip.crystals.symmetry import (
     Pairs,
     SpaceGroup,
@@ -31,9 +29,7 @@ from jaxmlip.crystals.symmetry import (
     space_group,
     spanning,
 )
-from jaxmlip.derivatives.gradients import strain
-from jaxmlip.derivatives.hessian import BLOCK_SIZE, _block_size
-from jaxmlip.derivatives.tangents import second_axis_vmap
+from jaxmlip.derivatives.response import BLOCK_SIZE, Response
 from jaxmlip.system.progress import track
 from jaxmlip.units import ATOMIC_MASS, GPA_PER_EV_PER_A3
 
@@ -278,8 +274,7 @@ def elastic_tensor(
     """
     atoms = as_atoms(crystal)
     check_repeats(atoms, "elastic constants")
-    (expansion,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
-    found = _elasticity(expansion, atoms, potential.dtype)
+    found = _elasticity(_expansion(Response(potential, atoms, room=room), atoms), atoms, potential.dtype)
     warn_of_residuals(atoms, found.max_force, found.stress, "The elastic constants")
     return found
 
@@ -315,8 +310,9 @@ def elastic_tensors(
         for batch, room in batching.side_by_side([graphs[k] for k in those], MESSAGES, rooms)
     ]
     for batch, room in track(parts, "elastic constants"):
-        of = [needed[k] for k in batch]
-        expansions = _expansions(potential, [graphs[k] for k in batch], of, room)
+        response = Response.side_by_side(potential, [graphs[k] for k in batch], room)
+        numbers = [len(every[k]) for k in batch]
+        expansions = _expansions(response, numbers, [needed[k] for k in batch])
         for k, expansion in zip(batch, expansions, strict=True):
             try:
                 found[k] = _elasticity(expansion, every[k], potential.dtype)
@@ -334,9 +330,25 @@ def internal_strain(
     at rest; rigid shifts left out. Raises as `elastic_tensor`.
     """
     atoms = as_atoms(crystal)
+    return _internal_strain(Response(potential, atoms, room=room), atoms)
+
+
+def internal_motion(
+    response: Response, atoms: Atoms, eps: Float[np.ndarray, "3 3"]
+) -> Float[np.ndarray, "atoms 3"]:
+    """How far (Å) the atoms move on their way back to rest for each unit of the strain `eps`, to first order.
+
+    It is `internal_strain` along `eps`, of the crystal whose `response` it is. Raises as `elastic_tensor`.
+    """
+    symmetric = np.add(eps, np.transpose(eps))
+    voigt = [symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT]
+    return _internal_strain(response, atoms) @ voigt
+
+
+def _internal_strain(response: Response, atoms: Atoms) -> np.ndarray:
     check_repeats(atoms, "internal strains")
-    (at,) = _expansions(potential, [potential.graph(atoms)], [_needed(atoms, None)], room)
-    return _internal_response(at.H, at.coupling, np.finfo(potential.dtype).eps, atoms)[1].reshape(-1, 3, 6)
+    at, precision = _expansion(response, atoms), np.finfo(response.potential.dtype).eps
+    return _internal_response(at.H, at.coupling, precision, atoms)[1].reshape(-1, 3, 6)
 
 
 class _Expansion(NamedTuple):
@@ -369,31 +381,33 @@ def _needed(atoms: Atoms, symmetry: float | None) -> _Needed:
     return _Needed(group, needed_columns(GAMMA, group), spanning(_turned_strains(group)))
 
 
-def _expansions(
-    potential, graphs: Sequence[CrystalGraph], needed: Sequence[_Needed], room
-) -> list[_Expansion]:
-    """The expansions of crystals that fit into one batch."""
-    dtype = np.dtype(potential.dtype)
-    graph = batching.pack(graphs, room, dtype)
-    size, crystals = len(graph.positions), len(graph.cell)
-    point = np.concatenate([graph.positions, np.zeros((3 * crystals, 3), dtype)])
-    numbers = [len(g.species) for g in graphs]
+def _expansion(response: Response, atoms: Atoms) -> _Expansion:
+    """That of the one crystal of a response."""
+    return _expansions(response, [len(atoms)], [_needed(atoms, None)])[0]
+
+
+def _expansions(response: Response, numbers: Sequence[int], needed: Sequence[_Needed]) -> list[_Expansion]:
+    """The expansions of the crystals of a response, of so many atoms each."""
+    size, crystals = response.graph.positions.size, len(response.graph.cell)
     starts = np.cumsum([0, *numbers[:-1]])
-    strains = size + 3 * np.arange(len(graphs))
-    # Of each column, the coordinate of each crystal that is its own; none is at the end of `point`.
-    columns = np.full((BLOCK_SIZE * -(-max(n.count for n in needed) // BLOCK_SIZE), crystals), point.size)
-    for c, (its, start, strain_at) in enumerate(zip(needed, starts, strains, strict=True)):
+    # Of each column, the coordinate of each crystal that is its own; none is beyond the last strain.
+    columns = np.full(
+        (BLOCK_SIZE * -(-max(n.count for n in needed) // BLOCK_SIZE), crystals), size + 9 * crystals
+    )
+    for c, (its, start) in enumerate(zip(needed, starts, strict=True)):
         own = [*(3 * start + its.displacements.coordinate)]
-        own += [3 * (strain_at + i) + j for i, j in (VOIGT[s] for s in its.strains)]
+        own += [size + 9 * c + 3 * i + j for i, j in (VOIGT[s] for s in its.strains)]
         columns[: its.count, c] = own
-    gradient, rows = _second_derivatives(potential, graph, point, columns)
+    forces, slopes = response.strained_columns(columns)
     found = []
-    for its, n, start, strain_at in zip(needed, numbers, starts, strains, strict=True):
-        own, cell = slice(start, start + n), slice(strain_at, strain_at + 3)
-        moved, strained = np.split(rows[: its.count], [len(its.displacements.coordinate)])
-        H = completed(moved[:, own].reshape(-1, 3 * n), its.displacements, GAMMA, its.group)[0].real
-        coupling, bare = _completed_strains(strained[:, own], strained[:, cell], its)
-        found.append(_Expansion(-gradient[own], gradient[cell], (H + H.T) / 2, coupling, bare))
+    for c, (its, n, start) in enumerate(zip(needed, numbers, starts, strict=True)):
+        own, displaced = slice(start, start + n), len(its.displacements.coordinate)
+        H = completed(forces[:displaced, own].reshape(-1, 3 * n), its.displacements, GAMMA, its.group)[0].real
+        coupling, bare = _completed_strains(
+            forces[displaced : its.count, own], slopes[displaced : its.count, c], its
+        )
+        slope = np.asarray(response.gradient.strain[c], float)
+        found.append(_Expansion(response.forces[own].astype(float), slope, (H + H.T) / 2, coupling, bare))
     return found
 
 
@@ -444,46 +458,6 @@ def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:
         max_force=float(np.linalg.norm(at.forces, axis=1).max()),
         density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
     )
-
-
-def _second_derivatives(potential, graph, point, columns) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient at `point`, and its derivatives by the coordinates `columns` as rows, in float64.
-
-    `columns` is (columns, k): each is the sum of the derivatives by k coordinates, of which those beyond the
-    last are left out.
-    """
-    rows = np.empty((len(columns), *point.shape))
-    with potential.precision():
-        gradient, tangent_map = _linearise(potential.energy_fn, potential.arrays, graph, point)
-        block = _block_size(tangent_map, None, len(columns))
-        for start in track(range(0, len(columns), block), "strains and displacements"):
-            part = columns[start : start + block]
-            index = np.resize(part, (block, part.shape[1]))  # the last block repeats some columns
-            found = np.asarray(_respond(tangent_map, point, index))
-            rows[start : start + len(part)] = found[:, : len(part)].swapaxes(0, 1)
-    return np.asarray(gradient, float), rows
-
-
-@partial(jax.jit, static_argnames="energy")
-def _linearise(energy, params, graph: CrystalGraph, point: Float[Array, "atoms+3*crystals 3"]):
-    """∂E/∂(r, ε) at `point`, and the linear map from changes of (r, ε); ε are the rows after the atoms."""
-    atoms = len(graph.positions)
-
-    def total(point):
-        return energy(
-            params, strain(graph.replace(positions=point[:atoms]), point[atoms:].reshape(-1, 3, 3))
-        ).sum()
-
-    return jax.linearize(jax.grad(total), jnp.asarray(point))
-
-
-@jax.jit
-def _respond(tangent_map, point, index) -> Float[Array, "coordinates/3 columns 3"]:
-    """The sums of the columns of the second derivative with the numbers index (columns, k)."""
-    columns = jnp.arange(len(index))[:, None]
-    unit = jnp.zeros((len(point), len(index), 3), point.dtype)
-    unit = unit.at[index // 3, columns, index % 3].set(1, mode="drop")
-    return second_axis_vmap(tangent_map, point)(unit)
 
 
 def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]:

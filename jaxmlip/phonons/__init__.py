@@ -4,11 +4,12 @@ from jaxmlip.crystals.symmetry import primitive_cell as primitive_cell
 from jaxmlip.phonons.bloch import dynamical_matrix as dynamical_matrix
 from jaxmlip.phonons.density import density_of_states as density_of_states
 from jaxmlip.phonons.density import thermodynamics as thermodynamics
+from jaxmlip.phonons.lattice import Lattice as Lattice
+from jaxmlip.phonons.lattice import band_modes as band_modes
+from jaxmlip.phonons.lattice import group_velocities as group_velocities
+from jaxmlip.phonons.lattice import grueneisen as grueneisen
+from jaxmlip.phonons.lattice import mesh_modes as mesh_modes
+from jaxmlip.phonons.lattice import phonon_modes as phonon_modes
 from jaxmlip.phonons.modes import animation as animation
-from jaxmlip.phonons.modes import band_modes as band_modes
-from jaxmlip.phonons.modes import group_velocities as group_velocities
-from jaxmlip.phonons.modes import grueneisen as grueneisen
-from jaxmlip.phonons.modes import mesh_modes as mesh_modes
-from jaxmlip.phonons.modes import phonon_modes as phonon_modes
 from jaxmlip.phonons.nac import NAC as NAC
 from jaxmlip.phonons.supercell import force_constants as force_constants

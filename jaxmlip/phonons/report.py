@@ -18,7 +18,7 @@ from rich.table import Table
 import jaxmlip
 from jaxmlip.crystals.graph import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.crystals.symmetry import primitive_cell
+from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.phonons.density import (
     IMAGINARY,
     STILL,
@@ -27,17 +27,9 @@ from jaxmlip.phonons.density import (
     density_of_states,
     thermodynamics,
 )
-from jaxmlip.phonons.modes import (
-    Bands,
-    How,
-    Modes,
-    animation,
-    band_modes,
-    band_path,
-    mesh_force_constants,
-    modes_on_mesh,
-    wide_mesh,
-)
+from jaxmlip.phonons.lattice import TOLERANCE, Lattice
+from jaxmlip.phonons.lines import wide_mesh
+from jaxmlip.phonons.modes import Bands, Modes, animation, band_path
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
@@ -58,12 +50,21 @@ TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K
 class Phonons:
     """Bands, density of states and thermodynamics of one crystal in one potential."""
 
-    potential: str
+    lattice: Lattice
     bands: Bands
     mesh: Modes
     density: Density
     thermodynamics: Thermodynamics
-    copies: int  # how many primitive cells the cell is, of which a mole has the thermodynamics
+
+    @property
+    def potential(self) -> str:
+        """Its name."""
+        return self.lattice.response.potential.name
+
+    @property
+    def copies(self) -> int:
+        """How many primitive cells the cell is, of which a mole has the thermodynamics."""
+        return self.lattice.symmetry.copies
 
     @property
     def cells(self) -> str:
@@ -75,29 +76,23 @@ class Phonons:
 
 
 def phonons(
-    potential: Potential,
-    crystal: Atoms,
+    lattice: Lattice,
     *,
     path: str | None = None,
     points: int = 101,
     mesh: tuple[int, int, int] | None = None,
     width: float | None = None,
-    nac: NAC | None = None,
-    symprec: float = SYMPREC,
-    memory_limit: float | None = None,
 ) -> Phonons:
     """Everything that `jaxmlip phonons` shows; see `band_modes`, `mesh_modes` and `density_of_states`.
 
     The cell is the one that is given, primitive or not.
     """
-    crystal = in_box(crystal)
-    # Of the bands and the mesh one warns.
-    bands = band_modes(potential, crystal, path, points, nac=nac, symprec=symprec, memory_limit=memory_limit)
-    how = How("auto", True, memory_limit, symprec=symprec)
-    on_mesh = modes_on_mesh(potential, crystal, mesh or default_mesh(crystal), nac, how)
+    band_path(lattice.atoms, path, points)  # what is wrong with a path is said before anything is computed
+    # The mesh first: the bands follow from what it needs.
+    on_mesh = lattice.mesh(mesh or default_mesh(lattice.atoms))
+    bands = lattice.bands(path, points)
     density, heat = density_of_states(on_mesh, width=width), thermodynamics(on_mesh, TEMPERATURES)
-    copies = len(crystal) // len(primitive_cell(crystal, symprec))
-    return Phonons(potential.name, bands, on_mesh, density, heat, copies)
+    return Phonons(lattice, bands, on_mesh, density, heat)
 
 
 def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
@@ -275,7 +270,9 @@ def run(
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
     keep_cell: bool = False,
+    tolerance: float = TOLERANCE,
     symprec: float = SYMPREC,
+    memory_limit: float | None = None,
     **settings: Any,
 ) -> None:
     """What the command does: prints `table`, writes JSON, a figure and what phonopy reads to `out`.
@@ -284,14 +281,18 @@ def run(
     `animate` is no mode of the path, before anything is computed.
     """
     terminal = console()
+    symmetry = Symmetry(in_box(crystal), symprec)
     if not keep_cell:
-        crystal = _reduced(crystal, symprec, terminal)
+        symmetry = _reduced(symmetry, terminal)
     if animate is not None:
-        _check_mode(animate, crystal, settings)
-    nac = None if born is None else read_born(born, crystal, symprec)
-    found = phonons(potential, crystal, nac=nac, symprec=symprec, **settings)
+        _check_mode(animate, symmetry.atoms, settings)
+    nac = None if born is None else read_born(born, symmetry.atoms, symprec)
+    lattice = Lattice(
+        potential, symmetry, nac=nac, tolerance=tolerance, symprec=symprec, memory_limit=memory_limit
+    )
+    found = phonons(lattice, **settings)
     terminal.print(table(found))
-    constants = mesh_force_constants(potential, crystal, wide_mesh(crystal, WIDE), symprec=symprec)
+    constants = lattice.constants(wide_mesh(lattice.atoms, WIDE))
     with writing_folder(out) as draft:
         draw(found, draft / "phonons.png")
         save_json(found, draft / "phonons.json")
@@ -312,7 +313,7 @@ def run(
 def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str, Any]) -> None:
     where = {name: settings[name] for name in ("path", "points") if name in settings}
     q, branch = animate
-    waves, branches = len(band_path(in_box(crystal), **where).q_points), 3 * len(crystal)
+    waves, branches = len(band_path(crystal, **where).q_points), 3 * len(crystal)
     if not (0 <= q < waves and 0 <= branch < branches):
         raise ValueError(
             f"found --animate {q} {branch}, needed a wave vector from 0 to {waves - 1} and a branch "
@@ -320,18 +321,17 @@ def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str,
         )
 
 
-def _reduced(crystal: Atoms, symprec: float, terminal: PlainConsole) -> Atoms:
-    """The primitive cell, with a line that says so where it is another."""
-    primitive = primitive_cell(crystal, symprec)
-    copies = len(crystal) // len(primitive)
-    if copies > 1:
+def _reduced(symmetry: Symmetry, terminal: PlainConsole) -> Symmetry:
+    """That of the primitive cell, with a line that says so where it is another."""
+    if symmetry.copies > 1:
         terminal.print(
-            f"{crystal.get_chemical_formula()} is {copies} primitive cells: wave vectors and all numbers are "
-            f"those of the primitive cell, {primitive.get_chemical_formula()}, in the same axes "
-            "(--keep-cell keeps the cell as it is)",
+            f"{symmetry.atoms.get_chemical_formula()} is {symmetry.copies} primitive cells: wave vectors and "
+            "all numbers are those of the primitive cell, "
+            f"{symmetry.primitive.atoms.get_chemical_formula()}, in the same axes (--keep-cell keeps the "
+            "cell as it is)",
             soft_wrap=True,
         )
-    return primitive
+    return symmetry.primitive
 
 
 def _period(q: float, most: int = 4) -> int:

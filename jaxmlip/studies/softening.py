@@ -32,7 +32,8 @@ import jaxmlip
 from jaxmlip.crystals import batching
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons.commensurate import interpolated_frequencies
-from jaxmlip.phonons.modes import Modes, mesh_modes
+from jaxmlip.phonons.lattice import mesh_modes
+from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.supercell import displaced_force_constants, repeat_distance, repeats_within
 from jaxmlip.studies.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
 from jaxmlip.system.console import console, say

@@ -1,0 +1,482 @@
+"""Phonons of one crystal in one potential: what was computed for one question is kept for the next.
+
+D(q) is exact where it is computed by itself. Where many wave vectors are wanted, a sum of force constants
+from a mesh of exact ones costs less. How fine that mesh must be is read off along each lattice vector first:
+D on a line of wave vectors holds the forces between planes of atoms, and how they fall off. Then the sum is
+compared with exact frequencies elsewhere, and refined until it is as good as was asked for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.symmetry import (
+    NEARLY,
+    SpaceGroup,
+    Symmetry,
+    identity,
+    keeping_mesh,
+    mesh_shape,
+    needed_columns,
+    reduced_mesh,
+    unfold,
+)
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.derivatives.response import Response
+from jaxmlip.mechanics.elasticity import internal_motion, warn_of_residuals
+from jaxmlip.phonons import bloch
+from jaxmlip.phonons.commensurate import fourier
+from jaxmlip.phonons.lines import Lines, apart, wide_mesh
+from jaxmlip.phonons.modes import Bands, Modes, band_path
+from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
+from jaxmlip.phonons.supercell import ForceConstants
+from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from jaxmlip.potential import Potential
+
+Method = Literal["auto", "exact", "fourier"]
+TOLERANCE = 1e-3  # THz: how far a sum of force constants may be from the frequencies that it stands for
+WIDEST = 120.0  # Å: no mesh is finer than fits a supercell as wide as that
+GROWTH = 1.2  # from one mesh to the next, where the lines do not say how
+PROBES = 2  # wave vectors at which a sum is tried, and as many more of the lowest frequencies
+SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
+
+
+class Sum(NamedTuple):
+    """Force constants from a mesh, and how far (THz) their sums were from exact frequencies at other "
+    "points."""
+
+    constants: ForceConstants
+    off: float
+    tried: int  # at how many wave vectors
+
+    @property
+    def method(self) -> str:
+        points = " x ".join(map(str, self.constants.repeats))
+        return f"Fourier sum from {points} wave vectors, off by {self.off:.0e} THz at {self.tried} others"
+
+
+class Lattice:
+    """Phonons of a crystal: matrices, modes, bands, velocities, and what is kept of one for the others.
+
+    `nac` adds the long-range part of polar crystals (see `long_range`). `method` is "exact", each D(q) by
+    itself; or "fourier", as a sum from a mesh that is refined until it repeats exact frequencies within
+    `tolerance` THz (those below 0.1 THz: their squares as well as that); or "auto", whichever is cheaper. The
+    space group, found within `symprec` (Å), saves work in each; without `symmetry` it is left alone.
+    `memory_limit` and `room` go to `Response`. Warns where the crystal is several primitive cells, carries
+    magnetic moments, or nearly has more symmetry, and with the first modes where it is not at rest.
+
+    Raises as `Response` does, and ValueError where `nac` belongs to another cell.
+    """
+
+    def __init__(
+        self,
+        potential: Potential,
+        crystal: Atoms | Structure | Symmetry,
+        *,
+        nac: NAC | None = None,
+        method: Method = "auto",
+        tolerance: float = TOLERANCE,
+        symmetry: bool = True,
+        symprec: float = SYMPREC,
+        memory_limit: float | None = None,
+        room: batching.Capacity | None = None,
+    ):
+        if method not in get_args(Method):
+            raise ValueError(f"found method={method!r}, needed 'auto', 'exact' or 'fourier'.")
+        if not tolerance > 0:
+            raise ValueError(f"found tolerance={tolerance}, needed a number above 0 (THz).")
+        boxed = in_box(crystal.atoms if isinstance(crystal, Symmetry) else crystal)
+        known = isinstance(crystal, Symmetry) and np.allclose(boxed.cell, crystal.atoms.cell)
+        self.symmetry = crystal if known else Symmetry(boxed.copy(), symprec)
+        self.atoms = self.symmetry.atoms
+        self.symmetric, self.method, self.tolerance = symmetry, method, tolerance
+        self.response = Response(potential, self.atoms, memory_limit=memory_limit, room=room)
+        self.nac = None if nac is None else nac.check(self.atoms)
+        self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| of those that were computed
+        self._kept: dict[tuple, np.ndarray] = {}
+        self._constants: dict[tuple, ForceConstants] = {}
+        self._lines = Lines(self.atoms, self.group)
+        self._sum: Sum | None = None
+        self._aim = self.tolerance  # of the lines
+        self._told = False  # that the crystal is not at rest
+        self._warn()
+
+    @cached_property
+    def group(self) -> SpaceGroup:
+        """The operations that save work on D(q)."""
+        return self.symmetry.group if self.symmetric else identity(len(self.atoms))
+
+    def exact(self, q_points: np.ndarray) -> np.ndarray:
+        """D(q), complex (q, 3n, 3n) in eV/Å² with the phases of cells, each by itself."""
+        D = bloch.matrices(self.response, q_points, self.group if self.symmetric else None)
+        self.asymmetry = max(self.asymmetry, bloch.asymmetry(D))
+        return D
+
+    def constants(self, mesh: tuple[int, int, int]) -> ForceConstants:
+        """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
+
+        The same as `force_constants` without the supercell, and with symmetry from few wave vectors.
+        """
+        mesh = mesh_shape(mesh, self.atoms.pbc)
+        if mesh not in self._constants:
+            group, n = self.group if self.symmetric else None, len(self.atoms)
+            reduced = reduced_mesh(mesh, group)
+            full = unfold(self._remembered(reduced.q_points), reduced, group).reshape(*mesh, n, 3, n, 3)
+            phi = np.fft.fftn(full, axes=(0, 1, 2), norm="forward").real
+            self._constants[mesh] = ForceConstants(self.atoms, phi)
+        return self._constants[mesh]
+
+    def matrices(self, q_points: np.ndarray) -> tuple[np.ndarray, str]:
+        """D(q) as `exact` has it, as well as the tolerance says, and how it was found, in words."""
+        while self._pays(q_points):
+            D = fourier(self._sum.constants, q_points).reshape(len(q_points), 3 * len(self.atoms), -1)
+            self._sum = self._tried(D, q_points)
+            if self._sum.off < self.tolerance:
+                return D, self._sum.method
+        return self.exact(q_points), "exact at each wave vector"
+
+    def modes(
+        self, q_points: np.ndarray, weights: np.ndarray | None = None, directions: np.ndarray | None = None
+    ) -> Modes:
+        """The modes at wave vectors (q, 3), in reciprocal lattice units.
+
+        At q = 0 the long-range part has its limit along the rows of `directions` (q, 3).
+        """
+        q_points = bloch.along_lattice(self.atoms, q_points)[1]
+        D, method = self.matrices(q_points)
+        if self.nac is not None:
+            D = D + long_range(self.nac, self.atoms, q_points, directions)
+        D = self._weighed(D)
+        squares, vectors = np.linalg.eigh(D if D.imag.any() else D.real)  # at Γ real, and four times as fast
+        turn = bloch.position_phases(self.atoms, q_points).conj()
+        even = np.full(len(q_points), 1 / max(1, len(q_points)))
+        if not self._told:
+            self._told = True
+            warn_of_residuals(self.atoms, self.max_force, self.stress, "The frequencies")
+        return Modes(
+            primitive=self.atoms,
+            q_points=q_points,
+            weights=even if weights is None else np.asarray(weights) / np.sum(weights),
+            frequencies=_thz(squares),
+            eigenvectors=turn[:, :, None] * vectors,
+            max_force=self.max_force,
+            stress=self.stress,
+            asymmetry=self.asymmetry,
+            method=method,
+            nac=self.nac,
+        )
+
+    def mesh(self, mesh: tuple[int, int, int]) -> Modes:
+        """The modes on a Γ-centred mesh; with symmetry those of one of each star of wave vectors, weighted.
+
+        Stars are those of the operations that keep the masses too.
+        """
+        mesh = mesh_shape(mesh, self.atoms.pbc)
+        # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well, and its
+        # long-range part that of the charges and of their mesh.
+        group = self.symmetry.group_of_masses if self.symmetric else None
+        if group is not None and self.nac is not None:
+            group = None if self.nac.asymmetry(group) > NOISE else keeping_mesh(self.nac.mesh, group)
+        reduced = reduced_mesh(mesh, group)
+        return replace(self.modes(reduced.q_points, reduced.weights), mesh=reduced)
+
+    def bands(self, path: str | None = None, points: int = 101) -> Bands:
+        """The modes along a path between special points; see `band_modes`."""
+        way = band_path(self.atoms, path, points)
+        return Bands(self.modes(way.q_points, directions=way.directions), way.distance, way.segments)
+
+    def velocities(self, q_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frequencies and group velocities; see `group_velocities`."""
+        q_points = bloch.along_lattice(self.atoms, q_points)[1]
+        D, slopes = bloch.slopes(self.response, q_points)
+        if self.nac is not None:
+            D = D + long_range(self.nac, self.atoms, q_points)
+            slopes = slopes + long_range_slopes(self.nac, self.atoms, q_points)
+        squares, vectors = np.linalg.eigh(self._weighed(D))
+        thz = _thz(squares)
+        # ∂/∂k = Σ ∂/∂q_α a_α / 2π, for ω in 2π THz.
+        slopes = np.einsum("qdij,dx->qxij", slopes / self._root_masses, self.atoms.cell.array)
+        slopes = slopes * THZ_PER_ROOT_EV_PER_A2_U**2
+        generic = np.array([0.61, 0.33, 0.72])
+        vectors = _split(thz, vectors, np.einsum("x,qxij->qij", generic, slopes))
+        along = np.einsum("qim,qxij,qjm->qmx", vectors.conj(), slopes, vectors).real
+        # Of signed frequencies, whose squares have the sign that ω² has.
+        return thz, _divide(along, 2 * np.abs(thz)[:, :, None])
+
+    def grueneisen(
+        self, q_points: np.ndarray, strain: np.ndarray | None = None, relaxed: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Frequencies and mode Grüneisen parameters; see `grueneisen`."""
+        q_points = bloch.along_lattice(self.atoms, q_points)[1]
+        eps = np.eye(3) / 3 if strain is None else np.asarray(strain, float)
+        if eps.shape != (3, 3):
+            raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
+        still = np.zeros((len(self.atoms), 3))
+        along = internal_motion(self.response, self.atoms, eps) if relaxed else still
+        D, slope = bloch.strained(self.response, q_points, eps, along)
+        if self.nac is not None:
+            D = D + long_range(self.nac, self.atoms, q_points)
+            slope = slope + long_range_strained(self.nac, self.atoms, q_points, eps, along)
+        squares, vectors = np.linalg.eigh(self._weighed(D))
+        thz, slope = _thz(squares), slope / self._root_masses
+        vectors = _split(thz, vectors, slope)
+        along = np.einsum("qim,qij,qjm->qm", vectors.conj(), slope, vectors).real
+        # The sign of ω² comes out right by itself: ∂ln ω = ∂ω² / 2ω².
+        return thz, _divide(-along * THZ_PER_ROOT_EV_PER_A2_U**2, 2 * thz * np.abs(thz))
+
+    @property
+    def max_force(self) -> float:
+        """eV/Å: the largest force on an atom, which is 0 in a crystal at rest."""
+        return float(np.linalg.norm(self.response.forces, axis=1).max())
+
+    @property
+    def stress(self) -> np.ndarray | None:
+        """(3, 3) GPa, positive in tension; None for a molecule."""
+        stress = self.response.stress
+        return None if stress is None else np.asarray(stress, float) * GPA_PER_EV_PER_A3
+
+    @cached_property
+    def _root_masses(self) -> np.ndarray:
+        """√(m_i m_j), (3n, 3n) in u."""
+        root = np.sqrt(np.repeat(self.atoms.get_masses(), 3))
+        return root[:, None] * root
+
+    def _weighed(self, D: np.ndarray) -> np.ndarray:
+        return _hermitian(D / self._root_masses)
+
+    def _frequencies(self, D: np.ndarray) -> np.ndarray:
+        return _thz(np.linalg.eigvalsh(self._weighed(D)))
+
+    def _remembered(self, q_points: np.ndarray) -> np.ndarray:
+        """As `exact`, of which none is computed twice."""
+        keys = [tuple(np.rint(q * 1e9).astype(int).tolist()) for q in q_points]
+        new = {key: k for k, key in enumerate(keys) if key not in self._kept}
+        if new:
+            self._kept |= zip(new, self.exact(q_points[list(new.values())]), strict=True)
+        return np.array([self._kept[key] for key in keys])
+
+    def _cost(self, q_points: np.ndarray) -> int:
+        """Columns to compute for D at these wave vectors."""
+        return len(needed_columns(q_points, self.group).wave)
+
+    def _pays(self, q_points: np.ndarray) -> bool:
+        """Whether a sum is better than D at each of `q_points`; then there is one, tried or not."""
+        if self.method == "exact":
+            return False
+        if self._sum is not None and self._sum.off < self.tolerance:
+            return True
+        mesh = self._next_mesh(q_points)
+        if mesh is None:
+            return False
+        # The first wave vectors at which it will be tried join the mesh in one go.
+        reduced = reduced_mesh(mesh, self.group if self.symmetric else None)
+        self._remembered(np.concatenate([reduced.q_points, q_points[_evenly(q_points, mesh)]]))
+        self._sum = Sum(self.constants(mesh), 0.0, 0)
+        return True
+
+    def _next_mesh(self, q_points: np.ndarray) -> tuple[int, int, int] | None:
+        """The mesh to take for a sum; None where that costs more than D at each of `q_points`."""
+        lines = self._lines
+        direct = self._cost(q_points) if self.method == "auto" else np.inf
+        if not lines.known:
+            together = np.concatenate(lines.q_points)
+            if direct <= self._cost(together):
+                return None
+            ends = np.cumsum([len(q) for q in lines.q_points])[:-1]
+            lines.read(np.split(self._remembered(together), ends), self._frequencies)
+        if self._sum is None:
+            mesh = lines.mesh(self._aim)
+        else:
+            # The lines promised too much: as much more is asked of them, and of any mesh a step at least.
+            self._aim *= self.tolerance / self._sum.off / 2
+            last = np.array(self._sum.constants.repeats)
+            step = np.where(self.atoms.pbc, np.maximum(last + 1, np.rint(GROWTH * last)), 1).astype(int)
+            wanted = np.maximum(last, lines.mesh(self._aim))
+            mesh = tuple((wanted if (wanted > last).any() else step).tolist())
+        probes = 2 * PROBES * 3 * len(self.atoms)
+        if direct <= self._cost(reduced_mesh(mesh, self.group).q_points) + probes:
+            return None
+        return mesh if (np.array(mesh) <= wide_mesh(self.atoms, WIDEST)).all() else None
+
+    def _tried(self, D: np.ndarray, q_points: np.ndarray) -> Sum:
+        """The sum, whose matrices at `q_points` are D, with what was found where it was tried there."""
+        mesh = self._sum.constants.repeats
+        softest = _softest(self._frequencies(D), q_points, mesh)
+        probes = np.union1d(_evenly(q_points, mesh), softest)
+        exact = self._frequencies(self._remembered(q_points[probes]))
+        off = apart(self._frequencies(D[probes]), exact)
+        return Sum(self._sum.constants, max(self._sum.off, off), self._sum.tried + len(probes))
+
+    def _warn(self) -> None:
+        """Warns where something about the crystal is not what it seems."""
+        name = self.atoms.get_chemical_formula()
+        if np.abs(self.atoms.get_initial_magnetic_moments()).max(initial=0) > 0:
+            warnings.warn(
+                f"{name} carries magnetic moments, which potentials of this library do not take: phonons are "
+                "those of the crystal without them.",
+                stacklevel=4,
+            )
+        if self.symmetry.copies > 1:
+            warnings.warn(
+                f"{name} is {self.symmetry.copies} primitive cells: its branches are folded, and cost more "
+                "than those of the primitive cell, which jaxmlip.phonons.primitive_cell gives.",
+                stacklevel=4,
+            )
+        hidden = self.symmetry.hidden if self.symmetric else None
+        if hidden is not None:
+            warnings.warn(
+                f"{name} is {hidden}. Relax it with its space group kept (relax(..., fix_symmetry=True), or "
+                f"jaxmlip phonons --relax), which makes it so, or give symprec={NEARLY:g} (--symprec "
+                f"{NEARLY:g}).",
+                stacklevel=4,
+            )
+        off = 0.0 if self.nac is None or not self.symmetric else self.nac.asymmetry(self.group)
+        if off > NOISE:
+            warnings.warn(
+                f"the charges or the dielectric tensor lack the symmetry of {name}, by up to {off:.2g}. "
+                "Check that they are those of this crystal, in its axes and its order of atoms.",
+                stacklevel=4,
+            )
+
+
+def _hermitian(D: np.ndarray) -> np.ndarray:
+    return (D + np.conj(D.swapaxes(-1, -2))) / 2
+
+
+def _thz(squares: np.ndarray) -> np.ndarray:
+    return np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+
+
+def _off_mesh(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
+    """The numbers of those wave vectors that are not on the mesh."""
+    m = q_points * mesh
+    return np.flatnonzero(np.abs(m - np.rint(m)).max(axis=1, initial=0) > 1e-6)
+
+
+def _evenly(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
+    """Some wave vectors off the mesh, spread evenly over `q_points`."""
+    off = _off_mesh(q_points, mesh)
+    places = np.linspace(0, max(0, len(off) - 1), PROBES + 2).astype(int)[1:-1]
+    return off[np.unique(places)] if len(off) else off
+
+
+def _softest(frequencies: np.ndarray, q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
+    """The wave vectors off the mesh with the lowest frequencies: there an error of D makes a large one of "
+    "ω."""
+    off = _off_mesh(q_points, mesh)
+    return off[np.argsort(np.abs(frequencies[off]).min(axis=1))[:PROBES]]
+
+
+def _split(thz, vectors, slope) -> np.ndarray:
+    """Eigenvectors that diagonalise `slope` within each space of equal frequencies."""
+    vectors = vectors.copy()
+    for q, row in enumerate(thz):
+        for some in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row) > SAME_FREQUENCY) + 1):
+            if len(some) > 1:
+                inside = vectors[q][:, some]
+                _, turn = np.linalg.eigh(_hermitian(inside.conj().T @ slope[q] @ inside))
+                vectors[q][:, some] = inside @ turn
+    return vectors
+
+
+def _divide(a, b) -> np.ndarray:
+    zero = np.abs(b) < 2 * SAME_FREQUENCY**2
+    return np.where(zero, 0.0, a / np.where(zero, 1.0, b))
+
+
+def phonon_modes(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    directions: np.ndarray | None = None,
+    **options: Any,
+) -> Modes:
+    """The modes at any wave vectors (q, 3), in reciprocal lattice units.
+
+    At q = 0 the long-range part has its limit along the rows of `directions` (q, 3). `options` are those of
+    `Lattice`: nac, method, tolerance, symmetry, symprec, memory_limit, room. Raises and warns as that does,
+    and raises ValueError as `bloch.dynamical_matrix` does.
+    """
+    return Lattice(potential, crystal, **options).modes(q_points, weights, directions)
+
+
+def mesh_modes(
+    potential: Potential, crystal: Atoms | Structure, mesh: tuple[int, int, int], **options: Any
+) -> Modes:
+    """The modes on a Γ-centred mesh; with symmetry those of one of each star of wave vectors, weighted.
+
+    Stars are those of the operations that keep the masses too. `options` are those of `Lattice`.
+    """
+    return Lattice(potential, crystal, **options).mesh(mesh)
+
+
+def mesh_force_constants(
+    potential: Potential, crystal: Atoms | Structure, mesh: tuple[int, int, int], **options: Any
+) -> ForceConstants:
+    """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
+
+    The same as `force_constants` without the supercell, and with symmetry from few wave vectors. `options`
+    are those of `Lattice`.
+    """
+    return Lattice(potential, crystal, **options).constants(mesh)
+
+
+def band_modes(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    path: str | None = None,
+    points: int = 101,
+    **options: Any,
+) -> Bands:
+    """The modes along a path between special points, such as "GXWKGL,UX".
+
+    The names are ASE's for the crystal's Bravais lattice (Setyawan & Curtarolo 2010); without a path, ASE's
+    own is taken. About `points` wave vectors are spread over it evenly; both ends of each segment are
+    among them. `options` are those of `Lattice`. Raises ValueError where a name is unknown.
+    """
+    return Lattice(potential, crystal, **options).bands(path, points)
+
+
+def group_velocities(
+    potential: Potential, crystal: Atoms | Structure, q_points: np.ndarray, *, nac: NAC | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (q, 3n) in THz and group velocities ∂ω/∂k, (q, 3n, 3) in Å THz, 100 m/s each.
+
+    By differentiating D(q), exactly: v = e†(∂D/∂q)e / 2ω. Modes of one frequency are chosen so that they
+    split along a generic direction. Zero where the frequency is zero. `nac` adds the long-range part of
+    polar crystals, but at q = 0, where it has no limit.
+    """
+    return Lattice(potential, crystal, nac=nac).velocities(q_points)
+
+
+def grueneisen(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    q_points: np.ndarray,
+    *,
+    strain: np.ndarray | None = None,
+    relaxed: bool = True,
+    nac: NAC | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (q, 3n) in THz and mode Grüneisen parameters γ = -∂ln ω/∂ln V, (q, 3n).
+
+    By differentiating D(q) with respect to strain, exactly, without steps of volume. `strain` is the
+    direction (3, 3) in which to strain, and γ is then -∂ln ω/∂s; without it, all lengths change alike. With
+    `relaxed` the atoms of the cell follow to first order. Zero where the frequency is zero. `nac` adds the
+    long-range part of polar crystals, but at q = 0; its charges and dielectric tensor keep their values.
+    """
+    return Lattice(potential, crystal, nac=nac).grueneisen(q_points, strain, relaxed)
