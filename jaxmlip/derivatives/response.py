@@ -48,6 +48,7 @@ class Differentiable(Protocol):
 
     dtype: str
     arrays: Any
+    model: Any  # says whether all of its fetches from other cells are known; see `proof`
 
     @property
     def energy_fn(self) -> Callable[[Any, CrystalGraph], Float[Array, " crystals"]]: ...
