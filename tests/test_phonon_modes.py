@@ -7,12 +7,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import spglib
 from ase import Atoms
 from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip.crystals import symmetry
 from jaxmlip.crystals.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
 from jaxmlip.derivatives import response
 from jaxmlip.phonons import bloch
@@ -447,18 +447,18 @@ def test_what_the_command_computed_it_computes_once(any_potential, tmp_path, mon
     """spglib for each question, the graph, the linear map, and D at each wave vector of a mesh."""
     crystal = bulk("ZnO", "wurtzite", a=3.2, c=5.2, u=0.38)
     asked, graphs, maps, waves = [], [], [], []
-    spg, graph_of = spglib.get_symmetry_dataset, type(any_potential).graph
+    found, graph_of = symmetry.symmetry_dataset, type(any_potential).graph
     linearise, matrices = response._linearise, bloch.matrices
 
-    def dataset(cell, symprec):
-        asked.append((*(np.asarray(part).tobytes() for part in cell), symprec))
-        return spg(cell, symprec=symprec)
+    def dataset(atoms, tolerance, kind=None):
+        asked.append((atoms.cell.array.tobytes(), atoms.positions.tobytes(), kind.tobytes(), tolerance))
+        return found(atoms, tolerance, kind)
 
     def matrices_of(its, q_points, group=None):
         waves.extend(map(tuple, q_points.round(9).tolist()))
         return matrices(its, q_points, group)
 
-    monkeypatch.setattr(spglib, "get_symmetry_dataset", dataset)
+    monkeypatch.setattr(symmetry, "symmetry_dataset", dataset)
     monkeypatch.setattr(type(any_potential), "graph", lambda *args: graphs.append(1) or graph_of(*args))
     monkeypatch.setattr(response, "_linearise", Counted(linearise, maps))
     monkeypatch.setattr(bloch, "matrices", matrices_of)
