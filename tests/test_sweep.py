@@ -21,7 +21,8 @@ from jaxmlip.system.locks import InUseError, in_use, locked
 from jaxmlip.training.config import ConfigError, from_mapping, to_yaml
 from jaxmlip.training.records import RunFolderError
 from jaxmlip.training.sweeps import backends
-from jaxmlip.training.sweeps.sweep import Run, collect, digest, run_all, steps_done, unfinished, write_table
+from jaxmlip.training.sweeps.folders import digest, steps_done
+from jaxmlip.training.sweeps.sweep import Run, collect, run_all, unfinished, write_table
 from jaxmlip.training.sweeps.sweep_file import EXAMPLE, read_sweep
 
 KILLS = int(os.environ.get("JAXMLIP_KILLS", "2"))  # how often a sweep is killed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from jaxmlip.system.files import sha256
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,3 @@ MODELS: dict[str, Source] = {
     "mace-omat-0-small": _mace("mace-omat-0-small.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
     "mace-omat-0-medium": _mace("mace-omat-0-medium.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
 }
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -26,8 +26,9 @@ from jaxmlip.crystals.graph import CLOSEST, Cutoffs
 from jaxmlip.data.dataset import FORMAT, MANIFEST, Dataset, DatasetError, lengths, size, with_graph
 from jaxmlip.data.encoding import encode
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
-from jaxmlip.system.files import check_folder, is_remain, writing_folder
+from jaxmlip.system.files import check_folder, is_remain, sha256, writing_folder
 from jaxmlip.system.progress import track
+from jaxmlip.system.versions import own_version
 
 SPLITS = ("train", "validation", "test")
 # One record to a group, so that fetching one reads no other.
@@ -165,11 +166,8 @@ class _SplitWriter:
         for k, records in enumerate(self.shards):
             path = self.folder / f"{self.name}-{k:05d}-of-{len(self.shards):05d}.arrayrecord"
             (self.folder / f"{self.name}-{k:05d}").rename(path)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            shards.append(
-                {"file": path.name, "records": records, "bytes": path.stat().st_size, "sha256": digest}
-            )
+            described = {"file": path.name, "records": records, "bytes": path.stat().st_size}
+            shards.append(described | {"sha256": sha256(path)})
         kinds = ("atoms", "short_bonds", "long_bonds", "angles")
         return {
             "crystals": len(sizes),
@@ -365,10 +363,4 @@ class _Conversion:
 
 
 def _origin(cutoffs: Cutoffs) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("jaxmlip")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {"format": FORMAT, "jaxmlip": own, "cutoffs": cutoffs._asdict()}
+    return {"format": FORMAT, "jaxmlip": own_version(), "cutoffs": cutoffs._asdict()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from urllib.parse import quote, unquote
 
 import jax
 import numpy as np
+
+from jaxmlip.system.files import sha256
 
 DIGESTS = "sha256.json"  # of every other file; written last
 RECORD = "run.json"
@@ -210,9 +211,9 @@ class Checkpoints:
             return
         (draft / RECORD).write_text(record)
         files = [p for p in sorted(draft.rglob("*")) if p.is_file()]
-        digests = {p.relative_to(draft).as_posix(): _sha256(p, sync=True) for p in files}
+        digests = {p.relative_to(draft).as_posix(): sha256(_sync(p)) for p in files}
         (draft / DIGESTS).write_text(json.dumps(digests, indent=1))
-        _sha256(draft / DIGESTS, sync=True)
+        _sync(draft / DIGESTS)
         path = self.path(step)
         if path.exists():  # of a run that fell back behind it
             shutil.rmtree(path)
@@ -273,7 +274,7 @@ def _verify(path: Path) -> None:
     for name, digest in expected.items():
         if not (path / name).is_file():
             raise DamagedCheckpointError(f"{path / name} is missing.")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise DamagedCheckpointError(
                 f"{path / name} is damaged: it is not the file that was written (sha256)."
             )
@@ -286,11 +287,11 @@ def _best(path: Path) -> int | None:
         return None
 
 
-def _sha256(path: Path, sync: bool = False) -> str:
-    with path.open("rb+" if sync else "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sync(path: Path) -> Path:
+    """Waits until a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
 
 
 def _name(path: tuple) -> str:

@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.system.files import is_remain, write_whole
 from jaxmlip.system.locks import LOCK
+from jaxmlip.system.versions import versions
 from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
 from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
 from jaxmlip.training.losses import UNITS
 
-CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.jsonl"
+CONFIG, VERSIONS, METRICS, RESULTS = "config.yaml", "versions.json", "metrics.jsonl", "results.json"
 PACKAGES = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ase")
 # What may differ when a run goes on: it changes nothing in what is computed.
 FREE = ("devices", "tensorboard", "wandb", "final", "checkpoint_every", "keep", "report_every")
@@ -100,15 +100,11 @@ def circumstances() -> dict[str, Any]:
     """What a result depends on besides its settings: versions, commit, devices, command line, time."""
     import jax
 
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
     devices = jax.devices()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "packages": found,
+        "packages": versions(*PACKAGES),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": _commit(),

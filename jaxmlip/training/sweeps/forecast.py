@@ -17,7 +17,8 @@ from jaxmlip.training import parallel
 from jaxmlip.training.config import DataConfig, ReplayConfig, TrainConfig, to_yaml
 from jaxmlip.training.run import prepare
 from jaxmlip.training.step import init_state, make_train_step
-from jaxmlip.training.sweeps.sweep import Run, check, steps_done
+from jaxmlip.training.sweeps.folders import steps_done
+from jaxmlip.training.sweeps.sweep import Run, check
 
 if TYPE_CHECKING:
     from jaxmlip.data.loader import Loader
