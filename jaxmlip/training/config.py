@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,19 @@ from jaxmlip.training.optimizer import OptimizerConfig
 LARGEST = 1 << 20  # bytes of a configuration
 SEEDS = 1 << 32  # that there are; more would be the same as others, in JAX
 Scalar = bool | int | float | str | None
+LEAST = {  # of numbers in a configuration
+    "epochs": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "devices": 1,
+    "data.crystals": 1,
+    "replay.crystals": 0,
+    "validate_every": 1,
+    "patience": 1,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "report_every": 1,
+}
 MONITORED = ("loss", *(f"{p}_{kind}" for p in PROPERTIES for kind in ("mae", "rmse")))
 
 
@@ -105,11 +119,11 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = 0  # of random parameters, the order of the data, and Hessian columns
     mixed_probes: bool = False  # train on random mixtures of Hessian columns instead of single ones
-    validate_every: int | None = None  # steps; default: an epoch
+    validate_every: int | None = None  # steps; default: an epoch. The first and last step are validated too
     # The error of validation whose smallest value makes a step the best: loss, energy_mae, forces_mae, ….
     monitor: Literal[MONITORED] = "loss"
     patience: int | None = None  # validations without a better one after which to stop; default: never
-    checkpoint_every: int = 1000  # steps; the best and the last are saved besides
+    checkpoint_every: int = 1000  # steps; the best, the last and an interrupted step are always saved
     keep: int = 3  # checkpoints
     report_every: int = 50  # steps over which metrics are averaged
     devices: int | None = None  # to train on; default: all
@@ -153,7 +167,7 @@ class TrainConfig:
                 f"data.fractions: found {list(d.fractions)}, needed three numbers that are not negative and "
                 "add up to 1, the first above 0."
             )
-        self._check_numbers()
+        self.check_numbers()
         if bool(self.replay.data) != bool(self.replay.crystals):
             raise ConfigError(
                 f"found replay.data: {list(self.replay.data)} and replay.crystals: {self.replay.crystals}, "
@@ -188,24 +202,10 @@ class TrainConfig:
                 "leave it out, or give it to `jaxmlip data convert`."
             )
 
-    def _check_numbers(self) -> None:
+    def check_numbers(self) -> None:
         """Raises ConfigError for numbers without meaning, by themselves or together."""
-        for key, least in (
-            ("epochs", 1),
-            ("steps", 1),
-            ("batch_size", 1),
-            ("devices", 1),
-            ("data.crystals", 1),
-            ("replay.crystals", 0),
-            ("validate_every", 1),
-            ("patience", 1),
-            ("checkpoint_every", 1),
-            ("keep", 1),
-            ("report_every", 1),
-        ):
-            value = self
-            for part in key.split("."):
-                value = getattr(value, part)
+        for key, least in LEAST.items():
+            value = attrgetter(key)(self)
             if value is not None and not value >= least:
                 raise ConfigError(f"{key}: found {value}, needed {least} or more.")
         for key, seed in (("seed", self.seed), ("data.split_seed", self.data.split_seed)):

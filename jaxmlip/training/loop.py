@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +23,12 @@ from jaxmlip.data.loader import Loader
 from jaxmlip.potential import Potential, architecture_of
 from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import RECORD, Checkpoint, CheckpointError, Checkpoints, on_host
+from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig, means
-from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import TrainState, init_state, make_eval_step, make_train_step, potential_of
 
 DEAD = 20  # steps without a gradient, after which Adam's memory of earlier ones moves nothing either
 AHEAD = 2  # steps that are handed to the devices before one is done: they never wait, and memory stays flat
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How long to train, what to watch, and how often to save."""
-
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int | None = None  # default: all of the plan
-    validate_every: int | None = None  # steps; default: an epoch. The first and last step are validated too
-    monitor: str = "loss"  # the metric of validation by which the best step is known; smaller is better
-    patience: int | None = None  # validations without improvement after which to stop; default: never
-    checkpoint_every: int = 1000  # steps; the best, the last and an interrupted one are saved besides
-    keep: int = 3  # checkpoints
-    report_every: int = 50  # steps over which metrics are averaged
-
-    def __post_init__(self):
-        for name in ("steps", "validate_every", "patience", "checkpoint_every", "keep", "report_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"found {name}={value}, needed at least 1.")
 
 
 @dataclass(frozen=True)
@@ -137,14 +116,14 @@ class DivergedError(RuntimeError):
 
 
 class OtherRunError(ValueError):
-    """A folder that holds a run of other data or settings."""
+    """A folder that holds a run of other data or config."""
 
 
 def fit(
     potential: Potential,
     train: Loader,
     validation: Split | None,
-    settings: FitSettings,
+    config: TrainConfig,
     mesh: Mesh,
     folder: str | Path,
     report: Callable[[Event], None] = lambda event: None,
@@ -157,12 +136,15 @@ def fit(
     `report` is called from the first process with each Event in turn. SIGTERM and Ctrl-C save and raise
     InterruptedRun; a second one ends the process as ever.
 
+    Of `config` it takes the loss, the optimizer, steps (default: all of the plan of `train`), and what to
+    watch, report and save; model and data are the arguments.
+
     Raises DatasetError where the data do not suit the potential, OtherRunError where the run in `folder` was
     begun with other data or settings, DivergedError where a loss is not finite or the gradient stays zero,
-    CheckpointError where no checkpoint in `folder` can be used, and ValueError where `settings` do not fit
+    CheckpointError where no checkpoint in `folder` can be used, and ValueError where `config` does not fit
     the data.
     """
-    run = _Run(potential, train, validation, settings, mesh, Path(folder), report)
+    run = _Run(potential, train, validation, config, mesh, Path(folder), report)
     try:
         return run.fit()
     finally:
@@ -216,28 +198,29 @@ def validate(
 
 
 class _Run:
-    def __init__(self, potential, train, validation, settings, mesh, folder, report):
-        self.train, self.validation, self.settings, self.mesh = train, validation, settings, mesh
+    def __init__(self, potential, train, validation, config, mesh, folder, report):
+        self.train, self.validation, self.config, self.mesh = train, validation, config, mesh
         for split in (train.split, train.replay, validation):
             if split is not None:
                 check(split, potential)
+        config.check_numbers()
         plan = train.plan
-        self.steps = plan.steps if settings.steps is None else settings.steps
+        self.steps = plan.steps if config.steps is None else config.steps
         if self.steps > plan.steps:
             raise ValueError(
                 f"found steps={self.steps}, but the plan of the loader ends after {plan.steps} steps "
                 f"({plan.steps_per_epoch} an epoch); needed a plan of more epochs."
             )
-        if settings.patience and validation is None:
-            raise ValueError(f"found patience={settings.patience} without a validation set, needed one.")
-        settings.optimizer.updates(self.steps)
-        self.validate_every = settings.validate_every or plan.steps_per_epoch
+        if config.patience and validation is None:
+            raise ValueError(f"found patience={config.patience} without a validation set, needed one.")
+        config.optimizer.updates(self.steps)
+        self.validate_every = config.validate_every or plan.steps_per_epoch
         self.first = jax.process_index() == 0
         self.report = report if self.first else lambda event: None
         self.folder = folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep)
         found = self.checkpoints.latest()
-        self.identity = _identity(potential, train, validation, settings, self.steps)
+        self.identity = _identity(potential, train, validation, config, self.steps)
         self.record: dict[str, Any] = {
             "identity": self.identity,
             "best": None,  # step
@@ -259,7 +242,7 @@ class _Run:
                 self.record |= {"identity": self.identity, "stopped": None}
         self._check_references(potential)
         self.potential = potential
-        self.state: TrainState = init_state(potential, settings.optimizer, self.steps, mesh)
+        self.state: TrainState = init_state(potential, config.optimizer, self.steps, mesh)
         self.step = 0
         self.saved: int | None = None  # the last step that was handed to `checkpoints`
         self.best_arrays: dict[str, np.ndarray] | None = None
@@ -293,9 +276,9 @@ class _Run:
             self.checkpoints.close()
 
     def _train(self) -> None:
-        settings = self.settings
-        take = make_train_step(self.potential, settings.loss, settings.optimizer, self.steps, self.mesh)
-        self.evaluate = make_eval_step(self.potential, settings.loss, self.mesh)
+        config = self.config
+        take = make_train_step(self.potential, config.loss, config.optimizer, self.steps, self.mesh)
+        self.evaluate = make_eval_step(self.potential, config.loss, self.mesh)
         with _Signals() as self.signals:
             self._validate_and_save()
             batches = iter(self.train.iterate(self.step))
@@ -339,11 +322,11 @@ class _Run:
                     "may give a constant. Look at metrics.jsonl before you use it.",
                     stacklevel=2,
                 )
-        if self.step % self.settings.checkpoint_every == 0 or self.record["stopped"]:
+        if self.step % self.config.checkpoint_every == 0 or self.record["stopped"]:
             self._save()
 
     def _validate(self) -> None:
-        settings, record = self.settings, self.record
+        config, record = self.config, self.record
         batches = evaluation_batches(
             self.validation,
             self.train.plan.batch_size,
@@ -352,17 +335,17 @@ class _Run:
             np.dtype(self.potential.dtype),
         )
         stop = self.signals.seen if jax.process_count() == 1 else lambda: False
-        metrics = validate(self.evaluate, self.state.eval_params, batches, settings.loss, stop)
+        metrics = validate(self.evaluate, self.state.eval_params, batches, config.loss, stop)
         if metrics is None:
             return
-        if settings.monitor not in metrics:
+        if config.monitor not in metrics:
             if self.step:
-                raise self._diverged(f"{settings.monitor} of the validation set is not finite", self.step)
+                raise self._diverged(f"{config.monitor} of the validation set is not finite", self.step)
             raise ValueError(
-                f"found monitor={settings.monitor!r}, but validation gives {', '.join(metrics)} "
+                f"found monitor={config.monitor!r}, but validation gives {', '.join(metrics)} "
                 "(labels that the validation set does not have give nothing)."
             )
-        value = metrics[settings.monitor]
+        value = metrics[config.monitor]
         best = record["best_value"] is None or value < record["best_value"]
         record["history"].append({"step": self.step, **metrics})
         record["validated"] = self.step
@@ -370,9 +353,9 @@ class _Run:
         if best:
             record["best"], record["best_value"] = self.step, value
         self.report(Validated(self.step, self._epoch(self.step), metrics, best))
-        if settings.patience and record["stale"] >= settings.patience:
+        if config.patience and record["stale"] >= config.patience:
             record["stopped"] = (
-                f"{settings.monitor} has not improved in {record['stale']} validations; it was best, "
+                f"{config.monitor} has not improved in {record['stale']} validations; it was best, "
                 f"{record['best_value']:.4g}, at step {record['best']}"
             )
         if best:
@@ -415,10 +398,10 @@ class _Run:
         if len(self.pending) > AHEAD:
             jax.block_until_ready(self.pending[-1 - AHEAD][1])
         first = self.clock is None
-        enough = len(self.pending) >= self.settings.report_every + AHEAD
+        enough = len(self.pending) >= self.config.report_every + AHEAD
         if not self.pending or not (first or enough or everything):
             return
-        count = len(self.pending) if first or everything else self.settings.report_every
+        count = len(self.pending) if first or everything else self.config.report_every
         looked, self.pending = self.pending[:count], self.pending[count:]
         metrics = jax.device_get([m for _, m in looked])
         for (step, _), m in zip(looked, metrics, strict=True):
@@ -571,7 +554,7 @@ def _room(sizes: np.ndarray, groups: list[list[int]]) -> batching.Capacity:
     )
 
 
-def _identity(potential, train, validation, settings, steps) -> dict[str, Any]:
+def _identity(potential, train, validation, config, steps) -> dict[str, Any]:
     """What a run that goes on must have been begun with, as JSON."""
     plan = train.plan
     made = {
@@ -589,9 +572,9 @@ def _identity(potential, train, validation, settings, steps) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "steps": steps,
-        **{name: getattr(settings, name) for name in ("validate_every", "monitor", "patience")},
-        "loss": asdict(settings.loss),
-        "optimizer": asdict(settings.optimizer),
+        **{name: getattr(config, name) for name in ("validate_every", "monitor", "patience")},
+        "loss": asdict(config.loss),
+        "optimizer": asdict(config.optimizer),
     }
     return json.loads(json.dumps(made))
 
@@ -625,7 +608,7 @@ def _check_identity(begun: dict[str, Any], now: dict[str, Any], folder: Path) ->
     ]
     if changed:
         raise OtherRunError(
-            f"{folder} holds a run of other data or settings. Go on with what it was begun with, or give "
+            f"{folder} holds a run of other data or config. Go on with what it was begun with, or give "
             "another folder to begin a new run:\n  " + "\n  ".join(changed)
         )
 

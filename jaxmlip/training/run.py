@@ -33,7 +33,7 @@ from jaxmlip.training.evaluate import compare
 from jaxmlip.training.evaluate import fit_references as fitted_references
 from jaxmlip.training.fidelities import join, select
 from jaxmlip.training.figures import learning_curves, parity
-from jaxmlip.training.loop import FitSettings, fit, taken
+from jaxmlip.training.loop import fit, taken
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.optimizer import learning_rate, trained
 from jaxmlip.training.overlap import warn_of_overlap
@@ -130,7 +130,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
         soft_wrap=True,
     )
     with Records(folder, config, steps) as records:
-        fitted = fit(potential, loader, splits.get("validation"), _settings(config), mesh, folder, records)
+        fitted = fit(potential, loader, splits.get("validation"), config, mesh, folder, records)
     best = config.final == "best" and fitted.best is not None
     made = _named(
         fitted.potential if best else fitted.last, config, folder, fitted.best if best else fitted.step
@@ -196,20 +196,6 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
         replay=replay,
         skip_corrupt=config.data.skip_corrupt,
     )
-
-
-def _settings(config: TrainConfig) -> FitSettings:
-    same = (
-        "loss",
-        "steps",
-        "validate_every",
-        "monitor",
-        "patience",
-        "checkpoint_every",
-        "keep",
-        "report_every",
-    )
-    return FitSettings(optimizer=config.optimizer, **{name: getattr(config, name) for name in same})
 
 
 def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[Potential, dict[str, Split]]:
