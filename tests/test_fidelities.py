@@ -17,7 +17,7 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training.errors import by_element, by_functional, by_material
 from jaxmlip.training.evaluate import compare
-from jaxmlip.training.fidelities import join, select
+from jaxmlip.training.functionals import join, select
 
 NAMES = ("PBE", "r2SCAN", "HSE06")
 

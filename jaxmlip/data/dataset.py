@@ -112,13 +112,17 @@ class MemorySplit:
         return self.examples[k]
 
 
-class Subset:
-    """Some crystals of a split, as `Split`; they are read once to know what they have."""
+class Selection:
+    """Some crystals of a split, as `Split`; they are read once where it is asked what they have."""
 
     def __init__(self, split: Split, index: Int[np.ndarray, " n"]):
         self.split, self.index, self.cutoffs = split, np.asarray(index, np.int64), split.cutoffs
         self.sizes = split.sizes[self.index]
-        self.counts, elements, functionals = dict.fromkeys(PROPERTIES, 0), set(), Counter()
+
+    @cached_property
+    def _held(self) -> tuple[Counter, set[int], Counter]:
+        """Labels, elements and functionals."""
+        counts, elements, functionals = Counter(dict.fromkeys(PROPERTIES, 0)), set(), Counter()
         for k in range(len(self)):
             try:
                 found = self[k]
@@ -126,9 +130,20 @@ class Subset:
                 continue
             elements |= set(found.graph.species.tolist())
             functionals[found.functional] += 1
-            for p in found.labels.known:
-                self.counts[p] += 1
-        self.elements, self.functionals = tuple(sorted(elements)), dict(functionals)
+            counts.update(found.labels.known)
+        return counts, elements, functionals
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(self._held[0])
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        return tuple(sorted(self._held[1]))
+
+    @property
+    def functionals(self) -> dict[str, int]:
+        return dict(self._held[2])
 
     @property
     def digest(self) -> str:
@@ -141,7 +156,7 @@ class Subset:
         return self.split[int(self.index[k])]
 
 
-class Together:
+class Concatenated:
     """Several splits one after the other, as `Split`. Raises DatasetError where their cutoffs differ."""
 
     def __init__(self, splits: Sequence[Split]):

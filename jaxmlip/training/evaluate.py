@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Example
+from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
 from jaxmlip.system.console import console, say
@@ -33,23 +34,13 @@ from jaxmlip.training.errors import (
     shifted,
     units_told,
 )
-from jaxmlip.training.fidelities import select
 from jaxmlip.training.figures import parity
+from jaxmlip.training.functionals import select
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.references import References, refit
 from jaxmlip.training.splits import read_one
 from jaxmlip.units import GPA_PER_EV_PER_A3
 from jaxmlip.zoo.load import load
-
-
-class Split(Protocol):
-    """Examples by number, of which the sizes are known beforehand."""
-
-    sizes: np.ndarray  # (n, 4): atoms, short bonds, long bonds, angles
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, k: int) -> Example: ...
 
 
 def compare(potential: Potential, split: Split) -> Comparison:

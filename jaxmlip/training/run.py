@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
-from jaxmlip.data.dataset import Split, check
+from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, random_potential
@@ -31,8 +31,8 @@ from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, r
 from jaxmlip.training.errors import Error, as_record, by_functional, errors
 from jaxmlip.training.evaluate import compare
 from jaxmlip.training.evaluate import fit_references as fitted_references
-from jaxmlip.training.fidelities import join, select
 from jaxmlip.training.figures import learning_curves, parity
+from jaxmlip.training.functionals import join, select
 from jaxmlip.training.loop import fit, taken
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.optimizer import learning_rate, trained
@@ -151,11 +151,9 @@ def prepare(
     start = folder / "start"
     if (start / "manifest.json").is_file():  # the run goes on
         potential = Potential.from_folder(start, config.dtype)
-        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
+        splits = read_splits(config.data, potential)
     else:
         potential, splits = _begin(config, folder, terminal)
-    for split in splits.values():
-        check(split, potential)
     _check_labels(config, potential, splits["train"], splits.get("validation"))
     loader = _loader(config, potential, splits["train"], mesh)
     warn_of_overlap(splits, loader.replay)
@@ -169,8 +167,7 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
     replay = None
     if config.replay.data:
         data = replace(config.data, train=config.replay.data, **ALONE)
-        replay = read_splits(data, potential.cutoffs, potential.functionals)["train"]
-        check(replay, potential)
+        replay = read_splits(data, potential)["train"]
         if replay.functionals.keys() - train.functionals.keys():
             raise ConfigError(
                 f"replay.data: found crystals of {counted(replay.functionals)}, needed those of the "
@@ -204,16 +201,14 @@ def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[P
     if model.start is not None:
         potential = _with_functionals(load(model.start, config.dtype, model.head), model.functionals)
         trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is told at once
-        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
+        splits = read_splits(config.data, potential)
     else:
         crystals = read(config.data, tuple(map(functional_name, model.functionals)))
         elements = sorted({z for split in crystals.values() for z in elements_of(split)})
         its = hyperparameters(model.architecture, model.hyperparameters, tuple(elements))
         potential = random_potential(its, config.seed, config.dtype, model.name or folder.absolute().name)
         potential = _with_functionals(replace(potential, elements=tuple(elements)), model.functionals)
-        splits = with_graphs(crystals, potential.cutoffs, potential.functionals, config.data.skip_bad)
-    for split in splits.values():
-        check(split, potential)
+        splits = with_graphs(crystals, potential, config.data.skip_bad)
     how = config.reference_energies or ("keep" if model.start is not None else "refit")
     if how != "keep":
         if how == "isolated":
