@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxmlip.data.dataset import ByFunctional, Concatenated, MemorySplit, Selection, Split, check, is_dataset
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
+from jaxmlip.data.readers import ReadOptions, read_labelled
 from jaxmlip.system.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
 
@@ -139,11 +140,7 @@ def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str
 
 def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[LabelledCrystal]:
     """The crystals of files, of `data.functional` where it is given; `options` before those of `data`."""
-    from jaxmlip.data.readers import read_labelled
-
-    parameters = signature(read_labelled).parameters.items()
-    known = [name for name, its in parameters if its.kind is its.KEYWORD_ONLY]
-    known.remove("isolated")  # reference_energies says it
+    known = [its.name for its in fields(ReadOptions) if its.name != "isolated"]  # reference_energies says it
     if unknown := [name for name in data.options if name not in known]:
         raise ConfigError(
             f"data.options: found {', '.join(unknown)}, which readers do not know; they know "
