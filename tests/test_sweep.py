@@ -271,7 +271,7 @@ def test_what_was_not_begun_and_results_of_another_configuration_are_not_collect
     assert unfinished(runs, "out") == {"seed=0": "not begun", "seed=1": "not begun"}
     folder = runs[0].folder("out")
     quick_sweep.count(folder, runs[1].config)
-    with pytest.raises(RunFolderError, match="seed: 1 there, 0 here"):
+    with pytest.raises(RunFolderError, match="seed: begun with 1, found 0"):
         collect(runs, "out")
     (folder / "results.json").write_text("{")
     with pytest.raises(RunFolderError, match="is damaged"):

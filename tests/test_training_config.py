@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip.system.begun import changes
 from jaxmlip.training.config import (
     EXAMPLE,
     PRESETS,
@@ -21,8 +22,8 @@ from jaxmlip.training.config import (
     ReplayConfig,
     TrainConfig,
     descriptions,
-    differences,
     finetune_config,
+    flat,
     from_yaml,
     hyperparameters,
     read_config,
@@ -282,9 +283,9 @@ def test_flags_replace_what_a_preset_says(preset):
     assert (changed.optimizer.train, changed.optimizer.clip, changed.epochs) == (("scale",), 2.0, 3)
 
 
-def test_differences_are_named_by_key():
+def test_changes_are_named_by_key():
     other = dataclasses.replace(EXAMPLE, seed=3, loss=LossConfig(kind="mae"))
-    assert differences(EXAMPLE, other) == {"loss.kind": ("huber", "mae"), "seed": (0, 3)}
+    assert changes(flat(EXAMPLE), flat(other)) == {"loss.kind": ("huber", "mae"), "seed": (0, 3)}
 
 
 def test_what_to_leave_out_and_how_much_to_read_reaches_the_configuration(tmp_path, monkeypatch):

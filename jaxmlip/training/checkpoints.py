@@ -66,6 +66,11 @@ class Checkpoint(NamedTuple):
         return jax.tree.unflatten(tree, leaves)
 
 
+def steps_in(folder: Path) -> list[int]:
+    """The steps that a folder has checkpoints of, ascending."""
+    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir())
+
+
 def on_host(state: Any) -> dict[str, np.ndarray]:
     """A copy of the arrays of `state`, each replicated over the devices, in the memory of the host, by name.
 
@@ -98,9 +103,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
+        return steps_in(self.folder)
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"

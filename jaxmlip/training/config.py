@@ -384,12 +384,6 @@ def to_yaml(config: TrainConfig, described: bool = True) -> str:
     return "\n".join(_lines(config, described, 0)) + "\n"
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """The values in which two configurations differ, by key."""
-    was, now = flat(old), flat(new)
-    return {key: (was[key], now[key]) for key in was if was[key] != now[key]}
-
-
 def flat(config: TrainConfig) -> dict[str, Any]:
     """All values of a configuration by key, such as optimizer.clip."""
     return dict(_flat(config, ""))

@@ -21,6 +21,7 @@ from jaxmlip.data.batch import Batch, collate, stack
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.loader import Loader
 from jaxmlip.potential import Potential, architecture_of
+from jaxmlip.system.begun import changes, described
 from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import RECORD, Checkpoint, CheckpointError, Checkpoints, on_host
 from jaxmlip.training.config import TrainConfig
@@ -116,7 +117,7 @@ class DivergedError(RuntimeError):
 
 
 class OtherRunError(ValueError):
-    """A folder that holds a run of other data or config."""
+    """A folder that holds a run of other data or settings."""
 
 
 def fit(
@@ -235,7 +236,11 @@ class _Run:
         else:
             begun = found.record["identity"]
             more = begun["steps"] == found.step < self.steps
-            _check_identity(begun | {"steps": self.steps} if more else begun, self.identity, folder)
+            if changed := changes(begun, self.identity, ("steps",) if more else ()):
+                raise OtherRunError(
+                    f"{folder} holds a run of other data or settings. Go on with what it was begun with, or "
+                    f"give another folder to begin a new run:\n  {described(changed)}"
+                )
             potential = Potential.from_folder(folder / "start", potential.dtype)
             self.record = found.record
             if more:
@@ -590,31 +595,8 @@ def taken(folder: str | Path) -> int | None:
     """How many steps the run in `folder` took, where these are all that it was to take; else None."""
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
     try:
-        steps = checkpoints.steps
-        record = json.loads((checkpoints.path(steps[-1]) / RECORD).read_text()) if steps else {}
-        return steps[-1] if steps and record["identity"]["steps"] == steps[-1] else None
-    except (OSError, ValueError, KeyError, TypeError):  # damaged, which is told where it is read
+        last = checkpoints.steps[-1]
+        record = json.loads((checkpoints.path(last) / RECORD).read_text())
+        return last if record["identity"]["steps"] == last else None
+    except (IndexError, OSError, ValueError, KeyError, TypeError):  # damaged, which is told where it is read
         return None
-    finally:
-        checkpoints.close()
-
-
-def _check_identity(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    before, after = _flat(begun), _flat(now)
-    changed = [
-        f"{name}: begun with {before.get(name)!r}, found {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-    if changed:
-        raise OtherRunError(
-            f"{folder} holds a run of other data or config. Go on with what it was begun with, or give "
-            "another folder to begin a new run:\n  " + "\n  ".join(changed)
-        )
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return found

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.system.begun import changes, described
 from jaxmlip.system.files import is_remain, write_whole
 from jaxmlip.system.locks import LOCK
 from jaxmlip.system.versions import versions
-from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
+from jaxmlip.training.config import ConfigError, TrainConfig, flat, read_config, to_yaml
 from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
 from jaxmlip.training.losses import UNITS
 
@@ -45,12 +46,11 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
     begun = folder / CONFIG
     if begun.is_file():
         before = read_config(begun)
-        changed = {k: v for k, v in differences(before, config).items() if k not in FREE}
+        changed = changes(flat(before), flat(config), FREE)
         done = taken(folder)
         longer = changed.keys() <= set(LENGTH) and _grows(before, config, done)
         # Without a start it never came to the first step.
         if changed and (folder / "start").exists() and not (longer and done is not None):
-            told = "\n  ".join(f"{k}: begun with {was}, found {now}" for k, (was, now) in changed.items())
             why = (
                 "More epochs or steps are for a run that took all of its own; this one was interrupted, or "
                 "stopped by patience. Go on"
@@ -59,7 +59,8 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
             )
             raise RunFolderError(
                 f"{folder} holds a run with another configuration. {why} with what it was begun with "
-                f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
+                f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  "
+                f"{described(changed)}"
             )
     elif folder.exists() and (
         not folder.is_dir() or any(p.name != LOCK and not is_remain(p) for p in folder.iterdir())

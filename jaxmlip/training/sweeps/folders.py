@@ -13,8 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jaxmlip.system.begun import changes, described
 from jaxmlip.system.files import sha256
-from jaxmlip.training.config import TrainConfig, differences, flat, read_config
+from jaxmlip.training.checkpoints import steps_in
+from jaxmlip.training.config import TrainConfig, flat, read_config
 from jaxmlip.training.records import CONFIG, FREE, RESULTS, RunFolderError
 
 # What changes nothing in the potential that comes out.
@@ -81,8 +83,7 @@ def beside(folder: Path, suffix: str) -> Path:
 
 def steps_done(folder: str | Path) -> int | None:
     """The last step that the folder of a run has a checkpoint of, or None."""
-    kept = (Path(folder) / "checkpoints").glob("[0-9]*")
-    return max((int(p.name) for p in kept if p.name.isdigit()), default=None)
+    return max(steps_in(Path(folder) / "checkpoints"), default=None)
 
 
 def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -98,14 +99,12 @@ def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         raise RunFolderError(
             f"{folder / RESULTS} is damaged. Remove it, and start the sweep again."
         ) from None
-    other = differences(read_config(folder / CONFIG), config.absolute())
     # Where the files are does not matter: their contents are in the id.
-    other = {k: v for k, v in other.items() if k not in (*IDLE, *PATHS, "model.start")}
-    if other:
-        told = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in other.items())
+    free = (*IDLE, *PATHS, "model.start")
+    if changed := changes(flat(read_config(folder / CONFIG)), flat(config.absolute()), free):
         raise RunFolderError(
-            f"{folder} has the results of another configuration ({told}), though its name says that it is "
-            "this one; was it edited? Remove that folder, and start the sweep again."
+            f"{folder} has the results of another configuration, though its name says that it is this one; "
+            f"was it edited? Remove that folder, and start the sweep again:\n  {described(changed)}"
         )
     return results
 
