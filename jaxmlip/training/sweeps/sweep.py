@@ -101,54 +101,70 @@ def run_all(
     configs = {run.name: beside(run.folder(folder), ".yaml") for run in runs}
     for run in runs:
         write_whole(configs[run.name], to_yaml(run.config.checked().absolute(), described=False))
-    waiting = deque(run for run in runs if not run.finished(folder))
-    failed, done = {}, len(runs) - len(waiting)
-    if done:
-        say(f"{done} of {len(runs)} runs are finished")
-    going: list[tuple[Run, Any]] = []
-    later: dict[str, float] = {}  # when to look at runs again that others have
-
-    def ended(run: Run, how: str) -> None:
-        nonlocal done
-        done += 1
-        say(f"{done}/{len(runs)} {run.name}: {how}")
-
+    work = _Work(runs, folder, configs, backend, say)
+    if work.done:
+        say(f"{work.done} of {len(runs)} runs are finished")
     with backend:
-        while waiting or going:
-            for run, attempt in list(going):
-                code = attempt.poll()
-                if code is None:
-                    continue
-                going.remove((run, attempt))
-                if code == 0 and run.finished(folder):
-                    ended(run, "finished")
-                elif code == IN_USE:
-                    waiting.append(run)
-                else:
-                    failed[run.name] = attempt.reason()
-                    ended(run, f"failed: {failed[run.name]}")
-            starting = []
-            for _ in range(len(waiting)):
-                if len(going) + len(starting) >= backend.room:
-                    break
-                run = waiting.popleft()
-                if time.monotonic() < later.get(run.name, 0):
-                    waiting.append(run)
-                elif run.finished(folder):
-                    ended(run, "is finished")
-                elif (owner := in_use(run.folder(folder))) is not None:
-                    if run.name not in later:
-                        say(f"{run.name}: in the hands of {owner}; waiting for it")
-                    later[run.name] = time.monotonic() + ELSEWHERE
-                    waiting.append(run)
-                else:
-                    starting.append(run)
-            if starting:
-                attempts = backend.start([configs[run.name] for run in starting])
-                going += zip(starting, attempts, strict=True)
-            elif waiting or going:
+        while work.waiting or work.going:
+            work.take_in()
+            if not work.start():
                 time.sleep(POLL)
-    return failed
+    return work.failed
+
+
+class _Work:
+    """The runs of a sweep that are not finished: those that wait, and those that are going."""
+
+    def __init__(self, runs: Sequence[Run], folder: Path, configs: Mapping[str, Path], backend: Any, say):
+        self.total, self.folder, self.configs = len(runs), folder, configs
+        self.backend, self.say = backend, say
+        self.waiting = deque(run for run in runs if not run.finished(folder))
+        self.going: list[tuple[Run, Any]] = []
+        self.failed: dict[str, str] = {}
+        self.done = len(runs) - len(self.waiting)
+        self.later: dict[str, float] = {}  # when to look at runs again that others have
+
+    def take_in(self) -> None:
+        """Takes in the runs whose processes have ended."""
+        going, self.going = self.going, []
+        for run, attempt in going:
+            code = attempt.poll()
+            if code is None:
+                self.going.append((run, attempt))
+            elif code == 0 and run.finished(self.folder):
+                self._ended(run, "finished")
+            elif code == IN_USE:
+                self.waiting.append(run)
+            else:
+                self.failed[run.name] = attempt.reason()
+                self._ended(run, f"failed: {self.failed[run.name]}")
+
+    def start(self) -> bool:
+        """Starts as many of those that wait as there is room for; False where it is time to wait."""
+        starting = []
+        for _ in range(len(self.waiting)):
+            if len(self.going) + len(starting) >= self.backend.room:
+                break
+            run = self.waiting.popleft()
+            if time.monotonic() < self.later.get(run.name, 0):
+                self.waiting.append(run)
+            elif run.finished(self.folder):
+                self._ended(run, "is finished")
+            elif (owner := in_use(run.folder(self.folder))) is not None:
+                if run.name not in self.later:
+                    self.say(f"{run.name}: in the hands of {owner}; waiting for it")
+                self.later[run.name] = time.monotonic() + ELSEWHERE
+                self.waiting.append(run)
+            else:
+                starting.append(run)
+        if starting:
+            attempts = self.backend.start([self.configs[run.name] for run in starting])
+            self.going += zip(starting, attempts, strict=True)
+        return bool(starting) or not (self.waiting or self.going)
+
+    def _ended(self, run: Run, how: str) -> None:
+        self.done += 1
+        self.say(f"{self.done}/{self.total} {run.name}: {how}")
 
 
 def check(runs: Sequence[Run]) -> None:
