@@ -30,7 +30,7 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """Files of a checkpoint that are not those that were written."""
+    """A checkpoint whose files have changed since they were written."""
 
 
 class Checkpoint(NamedTuple):

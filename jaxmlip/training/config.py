@@ -66,6 +66,30 @@ class ModelConfig:
     functionals: tuple[str, ...] = ()
     name: str | None = None  # what to call the trained potential; default: the name of the run's folder
 
+    def check(self) -> None:
+        """Raises ConfigError where the values do not fit together."""
+        if (self.start is None) == (self.architecture is None):
+            raise ConfigError(
+                f"found model.start: {self.start} and model.architecture: {self.architecture}, needed one of "
+                "the two: a potential to begin with, or an architecture to begin with random parameters."
+            )
+        if self.architecture is not None and self.head is not None:
+            raise ConfigError(
+                f"found model.head: {self.head} with model.architecture, needed none: heads are of a "
+                "checkpoint."
+            )
+        if self.hyperparameters and self.architecture is None:
+            raise ConfigError(
+                "found model.hyperparameters with model.start, whose own they are; leave them out."
+            )
+        if self.architecture is not None:
+            hyperparameters(self.architecture, self.hyperparameters, elements=(1,))
+        names = [functional_name(name) for name in self.functionals]
+        if names and (len(set(names)) < max(2, len(names)) or not all(names)):
+            raise ConfigError(
+                f"model.functionals: found {names}, needed two or more different names, or none."
+            )
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -91,6 +115,18 @@ class DataConfig:
     skip_bad: bool = False  # leave out crystals of files that cannot be used, and what is behind a break
     skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
 
+    def check(self) -> None:
+        """Raises ConfigError for fractions without meaning, and for files that are not there."""
+        parts = self.fractions
+        if min(parts) < 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6) or parts[0] == 0:
+            raise ConfigError(
+                f"data.fractions: found {list(parts)}, needed three numbers that are not negative and add up "
+                "to 1, the first above 0."
+            )
+        for name in ("train", "validation", "test"):
+            if (paths := getattr(self, name)) or name == "train":
+                check_paths(f"data.{name}", paths)
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
@@ -98,6 +134,16 @@ class ReplayConfig:
 
     data: tuple[str, ...] = ()  # files, or one dataset, whose training split is used
     crystals: int = 0  # of it in each batch, besides batch_size others
+
+    def check(self) -> None:
+        """Raises ConfigError where one of the two is missing, or the files are."""
+        if bool(self.data) != bool(self.crystals):
+            raise ConfigError(
+                f"found replay.data: {list(self.data)} and replay.crystals: {self.crystals}, needed both or "
+                "neither."
+            )
+        if self.data:
+            check_paths("replay.data", self.data)
 
 
 @dataclass(frozen=True)
@@ -136,51 +182,16 @@ class TrainConfig:
 
         It looks at no file but for its existence, so that a mistake is told before anything heavy starts.
         """
-        m, d = self.model, self.data
-        if (m.start is None) == (m.architecture is None):
+        self.model.check()
+        if self.model.functionals and self.data.functional is not None:
             raise ConfigError(
-                f"found model.start: {m.start} and model.architecture: {m.architecture}, needed one of the "
-                "two: a potential to begin with, or an architecture to begin with random parameters."
-            )
-        if m.head is not None and m.start is None:
-            raise ConfigError(
-                f"found model.head: {m.head} with model.architecture, needed none: heads are of a checkpoint."
-            )
-        if m.hyperparameters and m.architecture is None:
-            raise ConfigError(
-                "found model.hyperparameters with model.start, whose own they are; leave them out."
-            )
-        if m.architecture is not None:
-            hyperparameters(m.architecture, m.hyperparameters, elements=(1,))
-        names = [functional_name(name) for name in m.functionals]
-        if names and (len(set(names)) < max(2, len(names)) or not all(names)):
-            raise ConfigError(
-                f"model.functionals: found {names}, needed two or more different names, or none."
-            )
-        if names and d.functional is not None:
-            raise ConfigError(
-                f"found model.functionals: {names} and data.functional: {d.functional}, needed one of the "
-                "two: to train on crystals of several functionals, or of one."
-            )
-        if min(d.fractions) < 0 or not math.isclose(sum(d.fractions), 1, abs_tol=1e-6) or d.fractions[0] == 0:
-            raise ConfigError(
-                f"data.fractions: found {list(d.fractions)}, needed three numbers that are not negative and "
-                "add up to 1, the first above 0."
+                f"found model.functionals: {list(self.model.functionals)} and data.functional: "
+                f"{self.data.functional}, needed one of the two: to train on crystals of several functionals "
+                "or of one."
             )
         self.check_numbers()
-        if bool(self.replay.data) != bool(self.replay.crystals):
-            raise ConfigError(
-                f"found replay.data: {list(self.replay.data)} and replay.crystals: {self.replay.crystals}, "
-                "needed both or neither."
-            )
-        for key, paths in (
-            ("data.train", d.train),
-            ("data.validation", d.validation),
-            ("data.test", d.test),
-            ("replay.data", self.replay.data),
-        ):
-            if paths or key == "data.train":
-                check_paths(key, paths)
+        self.data.check()
+        self.replay.check()
         self._check_reading()
         if self.wandb and not _installed("wandb"):
             raise ConfigError(

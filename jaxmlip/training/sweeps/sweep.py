@@ -1,4 +1,4 @@
-"""Sweeps: many runs of training in one folder, each done once, whoever is interrupted.
+"""Sweeps: many training runs in one folder, each done exactly once, whatever is killed.
 
 The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, as
 `jaxmlip train ID.yaml` makes it) and ID.log (what its process said). Nothing else is kept: a sweep that is
