@@ -295,7 +295,7 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
         (write_whole_numbers, r"holds no weights; .*network/elements: found int32"),
         (
             lambda folder: edit_options(folder, bond_cutoff=60),
-            r"bond_cutoff=60 \(needed a length up to 20 Å\)",
+            r"bond_cutoff=60 \(needed a length above 0, up to 20 Å\)",
         ),
         (lambda folder: edit_options(folder, radial=0), r"radial=0 \(needed a whole number"),
         (lambda folder: edit_options(folder, new=1), "needed those of chgnet"),

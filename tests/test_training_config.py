@@ -244,17 +244,17 @@ def test_what_does_not_fit_together_is_told_before_anything_starts(change, named
 @pytest.mark.parametrize(
     ("architecture", "given", "named"),
     [
-        ("m3gnet", {"features": 0}, r"model\.hyperparameters\.features: found 0, needed more than 0"),
-        ("m3gnet", {"blocks": 0}, "blocks: found 0, needed more than 0"),
-        ("m3gnet", {"bond_cutoff": -1}, r"bond_cutoff: found -1\.0, needed more than 0"),
-        ("m3gnet", {"angle_cutoff": 5.5}, r"angle_cutoff=5\.5 and bond_cutoff=5\.0"),
+        ("m3gnet", {"features": 0}, r"model\.hyperparameters\.features=0 \(needed .* from 1"),
+        ("m3gnet", {"blocks": 0}, r"blocks=0 \(needed .* from 1"),
+        ("m3gnet", {"bond_cutoff": -1}, r"bond_cutoff=-1\.0 \(needed"),
+        ("m3gnet", {"angle_cutoff": 5.5}, r"angle_cutoff=5\.5 .*bond_cutoff=5\.0"),
         ("m3gnet", {"angular": 4}, "angular=4, needed 1, 2 or 3"),
         ("chgnet", {"angular": 4}, "angular=4, needed an odd number"),
-        ("chgnet", {"readout": [8, 0]}, "readout: found 0, needed more than 0"),
-        ("mace", {"harmonics_l": -1, "hidden_l": -1}, "hidden_l: found -1, needed 0 or more"),
+        ("chgnet", {"readout": [8, 0]}, r"readout=\(8, 0\) \(needed .* from 1"),
+        ("mace", {"harmonics_l": -1, "hidden_l": -1}, r"hidden_l=-1 \(needed .* from 0"),
         ("mace", {"blocks": ["agnostik", "residual"]}, "agnostik.*needed for each layer one of agnostic"),
         ("mace", {"blocks": ["density"]}, r"correlation=\(3, 3\), needed for each layer"),
-        ("mace", {"average_neighbours": 0}, "average_neighbours: found 0.0, needed more than 0"),
+        ("mace", {"average_neighbours": 0}, r"average_neighbours=0\.0 \(needed"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(architecture, given, named):

@@ -24,6 +24,7 @@ from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_numbe
 from jaxmlip.data.batch import Example
 from jaxmlip.data.encoding import Title, decode, encode, title
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels, counted
+from jaxmlip.system.borders import in_lines
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the folder; another number is another layout
 MANIFEST = "dataset.json"
-SAID = 10  # of crystals that were left out
 COINCIDE = 0.05  # Å; atoms closer than this are the same atom twice
 
 
@@ -93,9 +93,7 @@ class MemorySplit:
         if bad and not found:
             raise DatasetError(f"none of {len(bad)} crystals can be used. {bad[0]}")
         if bad:
-            more = f"\n  and {len(bad) - SAID} more" if len(bad) > SAID else ""
-            text = "".join(f"\n  {reason}" for reason in bad[:SAID]) + more
-            warnings.warn(f"left out {len(bad)} crystals that cannot be used:{text}", stacklevel=2)
+            warnings.warn(f"left out {len(bad)} crystals that cannot be used:{in_lines(bad)}", stacklevel=2)
         return cls(found, cutoffs)
 
     @cached_property

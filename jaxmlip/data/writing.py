@@ -26,6 +26,7 @@ from jaxmlip.crystals.graph import CLOSEST, Cutoffs
 from jaxmlip.data.dataset import FORMAT, MANIFEST, Dataset, DatasetError, lengths, size, with_graph
 from jaxmlip.data.encoding import encode
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
+from jaxmlip.system.borders import in_lines
 from jaxmlip.system.files import check_folder, is_remain, sha256, writing_folder
 from jaxmlip.system.progress import track
 from jaxmlip.system.versions import own_version
@@ -298,7 +299,7 @@ class _Conversion:
         if not self.number:
             raise DatasetError(
                 f"found no crystal that can be used and {self.left_out} that cannot, needed at least one."
-                + "".join(f"\n  {reason}" for reason in self.bad[:10])
+                + in_lines(self.bad, self.left_out)
             )
         divided = len(self.first_materials) < 3
         if divided:
@@ -319,9 +320,7 @@ class _Conversion:
                 )
         if self.left_out:
             self._say(
-                f"left out {self.left_out} crystals that cannot be used:\n  "
-                + "\n  ".join(self.bad[:10])
-                + (f"\n  and {self.left_out - 10} more" if self.left_out > 10 else "")
+                f"left out {self.left_out} crystals that cannot be used:{in_lines(self.bad, self.left_out)}"
             )
         if self.close[0] < CLOSEST:
             self._say(f"atoms of {self.close[1]} are {self.close[0]:.3f} Å apart, the least of all.")

@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 import jax
 import numpy as np
 
+from jaxmlip.system.borders import in_lines
 from jaxmlip.system.files import sha256
 
 DIGESTS = "sha256.json"  # of every other file; written last
@@ -56,10 +57,9 @@ class Checkpoint(NamedTuple):
             and (found := _kind(self.arrays[n])) != (needed := _kind(leaf))  # shape and type
         ]
         if wrong:
-            shown = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
             raise CheckpointError(
                 f"the checkpoint of step {self.step} belongs to another model or optimizer; train in "
-                f"another folder, or go on with what it was begun with:\n  {shown}"
+                f"another folder, or go on with what it was begun with:{in_lines(wrong)}"
             )
         with jax.enable_x64(True):  # else float64 would be rounded
             leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxmlip.data.labels import PROPERTIES, functional_name
+from jaxmlip.models import limits
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
@@ -326,25 +327,10 @@ def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple
     made = _made(
         kind, {"elements": list(elements)} | dict(given) if listed else given, "model.hyperparameters"
     )
-    _check_network(made)
+    limits.check(
+        made, {f.name: f"model.hyperparameters.{f.name}" for f in dataclasses.fields(made)}, ConfigError
+    )
     return made
-
-
-def _check_network(config: Any) -> None:
-    """Raises ConfigError for numbers without meaning in the configuration of a network."""
-    for name, value in vars(config).items():
-        numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) in (int, float)]
-        # A highest degree may be zero, and nothing else; numbers of paths are those of a published file.
-        zero = name.endswith("_l") or name == "paths"
-        if wrong := [x for x in numbers if x < 0 or (x == 0 and not zero)]:
-            needed = "0 or more" if zero else "more than 0"
-            raise ConfigError(f"model.hyperparameters.{name}: found {wrong[0]}, needed {needed}.")
-    if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", math.inf):
-        raise ConfigError(
-            f"model.hyperparameters: found angle_cutoff={config.angle_cutoff} and "
-            f"bond_cutoff={config.bond_cutoff}, needed an angle cutoff that is not longer: angles are "
-            "between bonds."
-        )
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:

@@ -17,6 +17,7 @@ from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
 from jaxmlip.data.readers.common import Frame, Keys, ReadOptions, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
 from jaxmlip.data.readers.families import mixed
+from jaxmlip.system.borders import in_lines
 
 HEAD = 1 << 20  # bytes from the start of a file that must tell its format
 # Of chgnet's parser: lists by name, where MPtrj has an object or a number.
@@ -301,12 +302,8 @@ class _File:
                 "isolated (--references isolated) takes their energies"
             )
         if self.left_out:
-            more = len(self.left_out) - NAMED
-            said.append(
-                f"left out {len(self.left_out)} that cannot be used:\n  "
-                + "\n  ".join(self.left_out[:NAMED])
-                + (f"\n  and {more} more" if more > 0 else "")
-            )
+            bad = in_lines(self.left_out, most=NAMED)
+            said.append(f"left out {len(self.left_out)} that cannot be used:{bad}")
         for text in said:
             warnings.warn(f"{self.path}: {text}{'' if text.endswith('.') else '.'}", stacklevel=4)
 
