@@ -327,9 +327,7 @@ def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple
     made = _made(
         kind, {"elements": list(elements)} | dict(given) if listed else given, "model.hyperparameters"
     )
-    limits.check(
-        made, {f.name: f"model.hyperparameters.{f.name}" for f in dataclasses.fields(made)}, ConfigError
-    )
+    limits.check(made, {name: f"model.hyperparameters.{name}" for name in vars(made)}, ConfigError)
     return made
 
 
