@@ -126,7 +126,7 @@ def test_refitted_references_take_away_what_differs_by_element(compared, potenti
     rng = np.random.default_rng(1)
     shift = rng.normal(size=21)
     moved = errors.shifted(compared, shift)
-    found = evaluate.fit_references(moved, np.zeros(21))
+    found = evaluate.references_of(moved, np.zeros(21))
     back = errors.errors(errors.shifted(moved, found.energies))
     assert back["energy"].mae < 1e-4  # the ridge leaves a little: Na and Cl always come together
     assert back["forces"] == errors.errors(compared)["forces"]

@@ -83,7 +83,7 @@ def _pairs(
     return found
 
 
-def fit_references(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:
+def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:
     """Reference energies (eV, by atomic number) with which energies come closest to labels, not `before`.
 
     Raises ValueError where no crystal has an energy.
@@ -158,7 +158,7 @@ def run(
     record["units_told"] = suspicions = units_told(compared)
     references = None
     if refit_references:
-        references = fit_references(compared, np.zeros(max(potential.elements) + 1))
+        references = references_of(compared, np.zeros(max(potential.elements) + 1))
         compared = shifted(compared, references.energies)
         record["reference_energies_shifted_by"] = {
             chemical_symbols[z]: references.energies[z] for z in references.fitted

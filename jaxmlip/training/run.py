@@ -29,8 +29,7 @@ from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import Checkpoints
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
 from jaxmlip.training.errors import Error, as_record, by_functional, errors
-from jaxmlip.training.evaluate import compare
-from jaxmlip.training.evaluate import fit_references as fitted_references
+from jaxmlip.training.evaluate import compare, references_of
 from jaxmlip.training.figures import learning_curves, parity
 from jaxmlip.training.functionals import join, select
 from jaxmlip.training.loop import fit, taken
@@ -282,7 +281,7 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
         labelled = [e for e in (part[k] for k in range(len(part))) if e.labels.energy is not None]
         species = [e.graph.species for e in labelled]
         return refit(species, np.array([e.labels.energy for e in labelled]), np.zeros_like(before))
-    return fitted_references(compare(potential, part), before)
+    return references_of(compare(potential, part), before)
 
 
 def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
