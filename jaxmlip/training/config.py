@@ -379,9 +379,13 @@ def to_yaml(config: TrainConfig, described: bool = True) -> str:
     return "\n".join(_lines(config, described, 0)) + "\n"
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
+def flat(config: Any, section: str = "") -> dict[str, Any]:
     """All values of a configuration by key, such as optimizer.clip."""
-    return dict(_flat(config, ""))
+    found: dict[str, Any] = {}
+    for its in dataclasses.fields(config):
+        value, key = getattr(config, its.name), f"{section}{its.name}"
+        found |= flat(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value}
+    return found
 
 
 def descriptions(kind: type) -> dict[str, str]:
@@ -419,8 +423,7 @@ def _lines(config: Any, described: bool, depth: int) -> Iterator[str]:
             yield f"{indent}{its.name}:"
             yield from _lines(value, described, depth + 1)
         else:
-            # Line breaks and the like are escaped, in double quotes.
-            odd = not all(text.isprintable() for text in _texts(value))
+            odd = "\\" in repr(value)  # line breaks and the like, which are escaped, in double quotes
             dumped = yaml.safe_dump(
                 {its.name: _plain(value)},
                 default_flow_style=None if isinstance(value, tuple | dict) else False,
@@ -429,15 +432,6 @@ def _lines(config: Any, described: bool, depth: int) -> Iterator[str]:
                 width=math.inf,
             )
             yield from (indent + line for line in dumped.rstrip("\n").split("\n"))
-
-
-def _flat(config: Any, key: str) -> Iterator[tuple[str, Any]]:
-    for its in dataclasses.fields(config):
-        value, here = getattr(config, its.name), f"{key}{its.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value, here + ".")
-        else:
-            yield here, value
 
 
 def _plain(value: Any) -> Any:
@@ -466,25 +460,29 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        for part in parts:
-            yield from _texts(part)
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in keys:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"line {line}: {name} is there a second time; keep one.")
+            keys.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), where, set())
-        return yaml.safe_load(text)
+        return yaml.load(text, _Once)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is no YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply.") from None
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{where}, {error}") from None
     except ValueError as error:  # 2024-99-99 looks like a date
         raise ConfigError(f"{where} has a value that YAML cannot read: {error}.") from None
 
@@ -494,25 +492,6 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: found {_shown(found)}, needed keys with values, such as `epochs: 10`.")
     return found
-
-
-def _refuse_twice(node: yaml.Node | None, where: str, seen: set[int]) -> None:
-    """Raises ConfigError for a key that is there twice, of which YAML would take the last without a word."""
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            _refuse_twice(part, where, seen)
-    elif isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in keys:
-                line = key.start_mark.line + 1
-                raise ConfigError(f"{where}, line {line}: {name} is there a second time; keep one.")
-            keys.add(name)
-            _refuse_twice(value, where, seen)
 
 
 def _made(kind: Any, value: Any, key: str) -> Any:
@@ -586,8 +565,7 @@ def _made_dataclass(kind: Any, value: Any, key: str) -> Any:
 def _nearest(name: str, names: list[str], key: str) -> str:
     near = difflib.get_close_matches(name, names, 3)
     if not near and not key:
-        every = [k for k, _ in _flat(TrainConfig(), "")]
-        near = [k for k in every if k.rpartition(".")[2] == name]
+        near = [k for k in flat(TrainConfig()) if k.rpartition(".")[2] == name]
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names)}."
 
 
