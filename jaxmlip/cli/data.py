@@ -149,7 +149,7 @@ def convert(
         limit: read so many crystals in all
     """
     from jaxmlip.crystals.graph import Cutoffs
-    from jaxmlip.data.dataset import DatasetError, check
+    from jaxmlip.data.dataset import DatasetError
     from jaxmlip.data.writing import check_new, write_dataset
     from jaxmlip.zoo.load import load
 
@@ -184,8 +184,7 @@ def convert(
     print_table(_splits(made, str(out)))
     if potential:
         try:
-            for split in made.splits.values():
-                check(split, potential)
+            made.check(potential)
         except DatasetError as error:
             say(f"warning: {error}", stderr=True, style="yellow")
 

@@ -85,18 +85,8 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
         elements = tuple(int(z) for z in np.unique(made.graph.species))
         closest = float(lengths(made.graph).min(initial=np.inf))
         record = encode(made, crystal.name, crystal.material)
-        found.append(
-            _Made(
-                record,
-                size(made.graph),
-                made.labels.known,
-                elements,
-                crystal.material,
-                crystal.name,
-                crystal.functional,
-                closest,
-            )
-        )
+        about = crystal.material, crystal.name, crystal.functional
+        found.append(_Made(record, size(made.graph), made.labels.known, elements, *about, closest))
     return found
 
 
