@@ -93,7 +93,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     config, folder = config.checked(), Path(folder)
     if jax.process_index() > 0:  # the first process keeps others out
         return train_in(folder, config)
-    check_folder(folder, config)
+    check_folder(folder, config)  # before a lock is put into it; `open_folder` does so again, behind the lock
     with locked(folder):
         try:
             return train_in(folder, config)
