@@ -133,6 +133,26 @@ def test_no_circle_of_modules():
     assert not tied, "\n".join(sorted(tied))
 
 
+def test_any_module_may_be_the_first_to_be_imported():
+    """Whichever module of jaxmlip is asked for, its front door opens first: what that takes from
+    another package may not ask for jaxmlip."""
+    tops = {here: set(at_import(here)) for here in modules()}
+    behind, new = set(), {"jaxmlip"}
+    while new:
+        behind |= new
+        new = set().union(*(tops[each] for each in new)) - behind
+    inside = {each for each in modules() if each.split(".")[0] == "jaxmlip"}
+    asking = sorted(each for each in behind - inside if tops[each] & inside)
+    assert not asking, ", ".join(asking)
+
+
+def at_import(here: str) -> Iterator[str]:
+    """The modules that this one imports when it is imported itself."""
+    kinds = (ast.Import, ast.ImportFrom)
+    tree = ast.Module([node for node in tree_of(modules()[here]).body if isinstance(node, kinds)], [])
+    return (other for _, other, _ in arrows(here, tree))
+
+
 def test_no_private_name_leaves_its_file():
     taken = {f"{here} takes {name} from {other}" for here, other, name in imports() if private(name)}
     taken |= {

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxmlip.system.files import sha256
-
 
 @dataclass(frozen=True)
 class Wheel:
@@ -74,6 +72,8 @@ class Source:
 
 def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
     """The sha256 of a file, or of those of the `files` that are in a folder."""
+    from jaxmlip.system.files import sha256  # late, because jaxmlip imports this module
+
     if place.is_dir():
         return {name: sha256(place / name) for name in files}
     return sha256(place)

@@ -12,7 +12,6 @@ from jaxmlip.potential import ManifestError, Potential, read_folder
 from jaxmlip.system.borders import brief
 from jaxmlip.system.files import cache_folder
 from jaxmlip.zoo.download import published_files
-from weights_convert.conversion import convert_file
 from weights_convert.published import MODELS, Source
 
 
@@ -61,6 +60,8 @@ def read_kept(folder: Path, source: Source) -> Potential:
 
 def _convert_and_keep(name: str, file: Path) -> Potential:
     """Converts `file` and installs the result in the cache atomically, even beside other processes."""
+    from weights_convert.conversion import convert_file  # late, because it imports jaxmlip
+
     potential = convert_file(file, name)
     folder = models_folder()
     try:

@@ -14,7 +14,6 @@ from jaxmlip.models.mace import MACE
 from jaxmlip.potential import Potential
 from jaxmlip.system.runtime import set_up_process
 from jaxmlip.zoo.cache import load_known
-from weights_convert.conversion import convert_file, is_checkpoint
 from weights_convert.published import MODELS
 
 
@@ -80,6 +79,8 @@ def _load(name_or_path: str | Path, head: str | None) -> Potential:
     if known:
         return load_known(name_or_path)
     if path.exists():
+        from weights_convert.conversion import convert_file, is_checkpoint  # late, because it imports jaxmlip
+
         if path.is_file() or is_checkpoint(path):
             return convert_file(path, head=head)
         return Potential.from_folder(path)
