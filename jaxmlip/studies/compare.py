@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,13 +22,13 @@ import rich.box
 from matplotlib.figure import Figure
 from rich.table import Table
 
+import jaxmlip
 from jaxmlip.derivatives.slopes import hessian_slope, mode_slope
 from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 from jaxmlip.system.console import console, say
 from jaxmlip.system.figures import COLOURS
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
-from jaxmlip.system.versions import versions
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -211,7 +212,8 @@ def save_json(
             "forces": "the model's are less those that it finds before anything is displaced",
             **settings,
         },
-        "versions": versions("jax", "numpy", "phonopy", "jaxmlip"),
+        "versions": {name: version(name) for name in ("jax", "numpy", "phonopy")}
+        | {"jaxmlip": jaxmlip.__version__},
         "models": {model: [row.record() for row in rows] for model, rows in rows_by_model.items()},
     }
     write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

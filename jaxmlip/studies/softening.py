@@ -17,6 +17,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.table import Table
 
+import jaxmlip
 from jaxmlip.crystals import batching
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons.commensurate import interpolated_frequencies
@@ -37,7 +39,6 @@ from jaxmlip.system.console import console, say
 from jaxmlip.system.figures import COLOURS
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
 from jaxmlip.system.progress import track
-from jaxmlip.system.versions import versions
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
@@ -290,7 +291,7 @@ def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: 
             "imaginary_below_THz": IMAGINARY,
             **settings,
         },
-        "versions": versions("jax", "numpy", "jaxmlip"),
+        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
         "reference": SOURCE,
         "models": {
             model: {"summary": summary(rows), "rows": [_as_record(row) for row in rows]}

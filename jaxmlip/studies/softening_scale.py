@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.table import Table
 
+import jaxmlip
 from jaxmlip.crystals.graph import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
 from jaxmlip.system.console import console, say
 from jaxmlip.system.figures import COLOURS
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
 from jaxmlip.system.progress import track
-from jaxmlip.system.versions import versions
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
@@ -258,7 +259,7 @@ def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: 
     record = {
         "what": "slopes of model forces against DFT forces through the origin, over all components",
         "settings": dict(settings),
-        "versions": versions("jax", "numpy", "jaxmlip"),
+        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
         "models": {model: [_as_record(row) for row in rows] for model, rows in rows_by_model.items()},
     }
     write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
