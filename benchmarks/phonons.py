@@ -45,8 +45,7 @@ from jaxmlip.phonons.lattice import mesh_force_constants, phonon_modes
 from jaxmlip.phonons.supercell import with_sum_rule
 from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.console import PlainConsole, console
-from jaxmlip.system.files import writing
-from jaxmlip.zoo.load import cache_folder
+from jaxmlip.system.files import cache_folder, writing
 
 MESHES = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 HALF = "float32 mesh"  # how the label of a mesh in that precision begins

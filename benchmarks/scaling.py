@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling --out FOLDER
 
-A model on paper (`jaxmlip.training.scaling` has its formula): what XLA counts in the compiled step of
+A model on paper (`jaxmlip.training.step_time` has its formula): what XLA counts in the compiled step of
 each architecture at the widths of its public models, what the loader wastes on padding when a batch is dealt
 to n devices, what a host takes to make batches, and the data sheets of the devices. Nothing of it was
 measured on those devices; compare before you believe.
@@ -33,8 +33,8 @@ from jaxmlip.system.files import writing_folder
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.parallel import make_mesh
-from jaxmlip.training.scaling import DEVICES, StepTime, Work, padding, step_time
 from jaxmlip.training.step import init_state, make_train_step
+from jaxmlip.training.step_time import DEVICES, StepTime, Work, padding, step_time
 
 MODELS = {
     "CHGNet": CHGNetConfig(),

@@ -32,7 +32,7 @@ from rich.table import Table
 
 import jaxmlip
 from jaxmlip.system.console import console
-from jaxmlip.zoo.load import cache_folder
+from jaxmlip.system.files import cache_folder
 from weights_convert.published import MODELS
 
 ROWS = 6  # of the peer's Hessian; all of them cost the same

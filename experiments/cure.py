@@ -30,7 +30,7 @@ from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 from jaxmlip.potential import Potential, Prediction
 from jaxmlip.studies.compare import compare
-from jaxmlip.training.loop import FitSettings
+from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.units import GPA_PER_EV_PER_A3, J_PER_M2_PER_EV_PER_A2
@@ -185,7 +185,7 @@ def cured(
         tuned = replace(potential, params={**potential.params, "scale": best_scale(potential, given)})
     elif method == HESSIAN:
         optimizer = OptimizerConfig(learning_rate=1e-4, clip=100.0, ema=0.98)
-        fit_settings = FitSettings(CURVATURE_LOSS, optimizer, checkpoint_every=50, keep=1)
+        fit_settings = TrainConfig(loss=CURVATURE_LOSS, optimizer=optimizer, checkpoint_every=50, keep=1)
         tuned = tune(
             potential, material.constants, fit_settings, folder, epochs=settings.hessian_steps, seed=seed
         )
@@ -194,7 +194,12 @@ def cured(
         tuned = tune(
             potential,
             given[out:],
-            FitSettings(LOSS, OptimizerConfig(train=(TRAINED[method],)), monitor="forces_mae", keep=1),
+            TrainConfig(
+                loss=LOSS,
+                optimizer=OptimizerConfig(train=(TRAINED[method],)),
+                monitor="forces_mae",
+                keep=1,
+            ),
             folder,
             epochs=max(1, min(settings.epochs, settings.frames_seen // (size - out))),
             batch_size=settings.batch_size,

@@ -24,8 +24,8 @@ from experiments.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.system.console import say
-from jaxmlip.training.config import hyperparameters
-from jaxmlip.training.loop import FitSettings, Trained, Validated
+from jaxmlip.training.config import TrainConfig, hyperparameters
+from jaxmlip.training.loop import Trained, Validated
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.references import refit
@@ -88,7 +88,7 @@ def trained(settings: Settings, folder: Path, name: str, train, validation, test
     potential = tune(
         start,
         train,
-        FitSettings(LOSS, optimizer, monitor="forces_mae", checkpoint_every=400, keep=1),
+        TrainConfig(loss=LOSS, optimizer=optimizer, monitor="forces_mae", checkpoint_every=400, keep=1),
         folder,
         epochs=settings.epochs,
         batch_size=settings.batch_size,

@@ -27,7 +27,8 @@ from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.potential import Potential
 from jaxmlip.studies.compare import compare
 from jaxmlip.system.console import say
-from jaxmlip.training.loop import FitSettings, Trained
+from jaxmlip.training.config import TrainConfig
+from jaxmlip.training.loop import Trained
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
@@ -123,7 +124,7 @@ def fine_tune(settings: Settings, start: Potential, constants, replayed, folder:
     return tune(
         start,
         constants,
-        FitSettings(LOSS, optimizer, checkpoint_every=50, keep=1, report_every=20),
+        TrainConfig(loss=LOSS, optimizer=optimizer, checkpoint_every=50, keep=1, report_every=20),
         folder,
         epochs=epochs,
         batch_size=settings.batch_size,

@@ -68,12 +68,12 @@ from jaxmlip.data.encoding import Title
 from jaxmlip.data.labels import Labels
 from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters, reader_options
-from jaxmlip.training.fidelities import select
+from jaxmlip.training.functionals import select
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.records import METRICS, read_metrics
 from jaxmlip.training.run import RESULTS, run_training
-from jaxmlip.training.splits import read_splits
+from jaxmlip.training.splits import read
 
 VALIDATIONS = 4  # of a run at most, besides the one before it
 IDEAL = "/ideal"
@@ -197,7 +197,7 @@ class Trial:
         cutoffs = start.cutoffs
         self.data = with_cutoffs(folder / "data/target", target, cutoffs)
         self.source_data = with_cutoffs(folder / "data/source", source, cutoffs)
-        self.splits = read_splits(self.data, cutoffs)
+        self.splits = read(self.data)
         self.left_out = self.leave_out()
         test = list(examples(self.splits["test"]))
         self.test = MemorySplit([x for x, _ in test], cutoffs)
@@ -220,7 +220,7 @@ class Trial:
         held = ("validation", "test")
         seeds = range(self.settings.seeds)
         draws = (replace(self.data, crystals=self.settings.crystals, split_seed=seed) for seed in seeds)
-        trained = [set(read_splits(its, self.start.cutoffs)["train"].elements) for its in draws]
+        trained = [set(read(its)["train"].elements) for its in draws]
         known, before = set.intersection(*trained), len(self.splits["test"])
         for name in held:
             split = self.splits[name]
@@ -234,13 +234,13 @@ class Trial:
                 )
             its = written(self.folder / "data/known", {name: split}, self.start.cutoffs, only=kept)
             self.data = replace(self.data, **{name: getattr(its, name)})
-        self.splits = read_splits(self.data, self.start.cutoffs)
+        self.splits = read(self.data)
         return before - len(self.splits["test"])
 
     def of_source(self) -> dict[str, Any]:
         """How far the source is from the labels that it was made with, and from the target's."""
         known = set(self.test.elements)
-        own = [x for x, _ in examples(read_splits(self.source_data, self.start.cutoffs)["test"])]
+        own = [x for x, _ in examples(read(self.source_data)["test"])]
         own = MemorySplit([x for x in own if set(x.graph.species.tolist()) <= known], self.start.cutoffs)
         found = errors(predictions([self.start], own), own, self.of_test, len(self.materials))
         return {"parameters": self.start.parameter_count, "errors": found, "crystals": self.counts()}
@@ -306,7 +306,7 @@ class Trial:
     def data_of_both(self, seed: int) -> DataConfig:
         """The crystals of the target that other methods have with this seed, and as many of the source's."""
         settings, folder = self.settings, self.folder / "data"
-        source = read_splits(self.source_data, self.start.cutoffs)["train"]
+        source = read(self.source_data)["train"]
         order = np.random.default_rng(seed).permutation(len(source))  # as data.crystals draws
         number = settings.crystals or len(source)
         target = {"train": self.splits["train"]}

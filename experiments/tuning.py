@@ -12,14 +12,15 @@ from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
-from jaxmlip.training.loop import Event, FitSettings, fit
+from jaxmlip.training.config import TrainConfig
+from jaxmlip.training.loop import Event, fit
 from jaxmlip.training.parallel import make_mesh
 
 
 def tune(
     potential: Potential,
     frames: Sequence[LabelledCrystal],
-    settings: FitSettings,
+    config: TrainConfig,
     folder: Path,
     *,
     epochs: int,
@@ -49,7 +50,7 @@ def tune(
         room=room,
     )
     loader = Loader(split, plan, potential.params["reference_energies"], replay=other)
-    return fit(potential, loader, watched, settings, make_mesh(1), folder, report).potential
+    return fit(potential, loader, watched, config, make_mesh(1), folder, report).potential
 
 
 def room_for(potential: Potential, frames: Sequence[LabelledCrystal], batch_size: int) -> batching.Capacity:

@@ -185,7 +185,7 @@ class Potential:
 
     @property
     def functionals(self) -> tuple[str, ...]:
-        """Of a potential that `jaxmlip.training.fidelities.join` made; no other names them."""
+        """Of a potential that `jaxmlip.training.functionals.join` made; no other names them."""
         return tuple(map(str, self.manifest.get("functionals", ())))
 
     @property

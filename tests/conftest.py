@@ -144,7 +144,7 @@ def write_springs(folder: Path, number: int) -> None:
 def public(name: str, dtype: str = "float64"):
     """A public potential; the test is skipped, with the reason, where its weights cannot be had."""
     import jaxmlip
-    from jaxmlip.zoo.load import FetchError
+    from jaxmlip.zoo.download import FetchError
 
     try:
         with warnings.catch_warnings():
@@ -174,4 +174,4 @@ def runs_alike(monkeypatch):
     monkeypatch.setattr("jaxmlip.training.loop.make_train_step", shared(make_train_step))
     monkeypatch.setattr("jaxmlip.training.loop.make_eval_step", shared(make_eval_step))
     for name in ("parity", "learning_curves"):
-        monkeypatch.setattr(f"jaxmlip.training.figures.{name}", lambda *_: None)
+        monkeypatch.setattr(f"jaxmlip.training.run.{name}", lambda *_: None)

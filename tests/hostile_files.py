@@ -198,7 +198,7 @@ class Made:
         golden = Path(__file__).parent / "golden" / "mace"
         for name in ("density", "two-heads"):
             (home / f"{name}.model").write_bytes(gzip.decompress((golden / f"{name}.model.gz").read_bytes()))
-        from weights_convert import convert_file
+        from weights_convert.conversion import convert_file
 
         self.files = ["chgnet.pt", "m3gnet", "density.model", "two-heads.model"]
         self.folders = ["of_chgnet.pt", "of_m3gnet", "of_density.model"]

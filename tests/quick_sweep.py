@@ -16,7 +16,8 @@ from jaxmlip.system.files import write_whole
 from jaxmlip.training import run
 from jaxmlip.training.records import open_folder
 from jaxmlip.training.sweeps import backends
-from jaxmlip.training.sweeps.sweep import run_all, steps_done, write_table
+from jaxmlip.training.sweeps.folders import steps_done
+from jaxmlip.training.sweeps.sweep import run_all, write_table
 from jaxmlip.training.sweeps.sweep_file import read_sweep
 
 RAISES, CRASHES = 13, 14  # seeds

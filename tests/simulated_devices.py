@@ -15,8 +15,8 @@ from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.training import parallel
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.scaling import padding
 from jaxmlip.training.step import init_state, make_train_step
+from jaxmlip.training.step_time import padding
 
 
 def summed(program: str) -> int:

@@ -21,14 +21,15 @@ from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.training import parallel
-from jaxmlip.training.loop import Event, FitSettings, Fitted, Saved, fit
+from jaxmlip.training.config import TrainConfig
+from jaxmlip.training.loop import Event, Fitted, Saved, fit
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
 CONFIG = M3GNetConfig(
     features=4, hidden=4, radial=2, blocks=1, bond_cutoff=3.5, angle_cutoff=2.6, elements=20
 )
-SETTINGS = FitSettings(
+SETTINGS = TrainConfig(
     loss=LossConfig(stress=0.0, magmoms=0.0),
     optimizer=OptimizerConfig(learning_rate=1e-2, ema=0.9),
     monitor="forces_mae",
@@ -65,7 +66,7 @@ def loader(mesh, epochs: int = EPOCHS, seed: int = 0, kind: type = Loader, count
     return kind(data, plan, potential.params["reference_energies"], np.float32)
 
 
-def run(folder: Path, settings: FitSettings = SETTINGS, report=lambda event: None, **options) -> Fitted:
+def run(folder: Path, settings: TrainConfig = SETTINGS, report=lambda event: None, **options) -> Fitted:
     mesh = parallel.make_mesh()
     return fit(start(), loader(mesh, **options), split(7, 1), settings, mesh, folder, report)
 

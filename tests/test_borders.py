@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmlip.system.borders import CheckpointError, brief, guard, listed, one_line
+from jaxmlip.system.borders import CheckpointError, brief, guard, in_lines, listed, one_line
 
 DOUBLED = [1]
 for _ in range(60):
@@ -33,6 +33,8 @@ def test_a_value_is_shown_in_a_few_words_however_large_it_is(value, shown):
 def test_a_message_is_one_line_without_control_characters_and_not_long():
     assert one_line("a\n  b\x1b[2J\x07") == r"a b\x1b[2J\x07"
     assert len(one_line("x" * 10**7)) <= 320
+    assert in_lines(["a", "b"]) == "\n  a\n  b"
+    assert in_lines("abc", count=9, most=2) == "\n  a\n  b\n  and 7 more"
     assert listed([f"item {k}" for k in range(1000)]).endswith("item 9; and 990 more")
     assert len(listed(["x" * 10**6] * 100)) < 300
 

@@ -414,7 +414,7 @@ def test_the_command_converts_files_and_asks_for_a_model_or_a_cutoff(tmp_path, m
         read_labelled=lambda paths, **options: (labelled(k, f"mp-{k}") for k in range(40))
     )
     monkeypatch.setitem(sys.modules, "jaxmlip.data.readers", readers)
-    source = data.Source([str(tmp_path / "a.json")])
+    source = data.Source(paths=[str(tmp_path / "a.json")])
     with pytest.raises(ValueError, match="needed one of them"):
         data.convert(source, tmp_path / "d")
     data.convert(source, tmp_path / "d", cutoff=4.0, angle_cutoff=3.0, test=0.0, validation=0.3)

@@ -24,7 +24,7 @@ from jaxmlip.phonons import force_constants, group_velocities
 from jaxmlip.phonons.bloch import dynamical_matrix
 from jaxmlip.potential import ManifestError
 from jaxmlip.training import parallel
-from jaxmlip.training.fidelities import join
+from jaxmlip.training.functionals import join
 from jaxmlip.training.loop import OtherRunError, fit
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig

@@ -1,6 +1,7 @@
 """A potential against labels: errors, slopes, and for whom they are."""
 
 import json
+from dataclasses import replace
 
 import ase.io
 import numpy as np
@@ -13,7 +14,7 @@ from jaxmlip import cli
 from jaxmlip.data.dataset import DatasetError, MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.potential import random_potential
-from jaxmlip.training import evaluate
+from jaxmlip.training import errors, evaluate
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 
@@ -49,7 +50,7 @@ def compared(potential, labelled):
 
 
 def test_errors_and_slopes_are_those_that_were_put_in(compared, labelled):
-    found = evaluate.errors(compared)
+    found = errors.errors(compared)
     forces = np.concatenate([c.labels.forces.ravel() for c in labelled])
     assert found["energy"].mae == pytest.approx(0.1)
     assert found["energy"].slope is None
@@ -68,11 +69,11 @@ def test_stress_is_in_gpa_and_energy_per_atom(compared, labelled):
 
 
 def test_materials_and_elements_have_their_own_rows(compared, labelled):
-    by_material = evaluate.by_material(compared)
+    by_material = errors.by_material(compared)
     assert list(by_material) == ["NaCl", "Si"]
     silicon = [np.abs(labelled[k].labels.forces).mean() for k in (0, 2)]
     assert by_material["Si"]["forces"].mae == pytest.approx(0.2 * np.mean(silicon))
-    by_element = evaluate.by_element(compared)
+    by_element = errors.by_element(compared)
     assert list(by_element) == ["Na", "Si", "Cl"]
     sodium = np.concatenate([labelled[k].labels.forces[0] for k in (1, 3)])
     assert by_element["Na"]["forces"].mae == pytest.approx(0.2 * np.abs(sodium).mean())
@@ -84,7 +85,7 @@ def test_missing_labels_are_left_out_and_vanishing_ones_have_no_slope(potential,
     labels = [Labels(energy=1.0), Labels(forces=np.zeros((2, 3))), Labels(), Labels()]
     crystals = [LabelledCrystal(a, its) for a, its in zip(frames, labels, strict=True)]
     split = MemorySplit.from_crystals(crystals, potential.cutoffs)
-    found = evaluate.errors(evaluate.compare(potential, split))
+    found = errors.errors(evaluate.compare(potential, split))
     assert list(found) == ["energy", "forces"]
     assert (found["energy"].crystals, found["forces"].crystals) == (1, 1)
     assert found["forces"].slope is None
@@ -101,7 +102,7 @@ def test_hessian_columns_are_compared_with_those_of_the_model(potential, frames,
     labels = Labels(columns=columns, hessian=2 * whole[columns].reshape(2, 2, 3))
     crystals[1] = LabelledCrystal(frames[1], labels)
     split = MemorySplit.from_crystals(crystals, potential.cutoffs)
-    found = evaluate.errors(evaluate.compare(potential, split))["hessian"]
+    found = errors.errors(evaluate.compare(potential, split))["hessian"]
     assert found.slope == pytest.approx(0.5)
     assert found.values == 12
 
@@ -124,11 +125,11 @@ def test_of_a_slab_the_stress_in_its_plane_is_compared_and_of_a_molecule_none(po
 def test_refitted_references_take_away_what_differs_by_element(compared, potential):
     rng = np.random.default_rng(1)
     shift = rng.normal(size=21)
-    moved = evaluate.shifted(compared, shift)
-    found = evaluate.fit_references(moved, np.zeros(21))
-    back = evaluate.errors(evaluate.shifted(moved, found.energies))
+    moved = errors.shifted(compared, shift)
+    found = evaluate.references_of(moved, np.zeros(21))
+    back = errors.errors(errors.shifted(moved, found.energies))
     assert back["energy"].mae < 1e-4  # the ridge leaves a little: Na and Cl always come together
-    assert back["forces"] == evaluate.errors(compared)["forces"]
+    assert back["forces"] == errors.errors(compared)["forces"]
 
 
 def write(path, labelled):
@@ -184,7 +185,7 @@ def test_an_element_unknown_to_the_potential_is_named(potential):
 
 def scaled(compared, name, factor):
     """`compared` with other labels for one property."""
-    return {**compared, name: [evaluate.replace(p, dft=p.dft * factor) for p in compared[name]]}
+    return {**compared, name: [replace(p, dft=p.dft * factor) for p in compared[name]]}
 
 
 @pytest.mark.parametrize(
@@ -206,10 +207,10 @@ def test_labels_in_another_unit_are_told_by_their_ratio(compared, name, factor, 
     if name == "energy":  # as large as energies of DFT are
         compared = {
             **compared,
-            name: [evaluate.replace(p, dft=p.dft - 5, model=p.model - 5) for p in compared[name]],
+            name: [replace(p, dft=p.dft - 5, model=p.model - 5) for p in compared[name]],
         }
-    assert evaluate.units_told(compared) == []
-    (line,) = evaluate.units_told(scaled(compared, name, factor))
+    assert errors.units_told(compared) == []
+    (line,) = errors.units_told(scaled(compared, name, factor))
     assert line.startswith(f"{name}: labels")
     assert words in line
 
@@ -218,12 +219,10 @@ def test_a_poor_model_is_no_matter_of_units(compared):
     rng = np.random.default_rng(3)
     for slope in (0.3, 0.8, 1.3):
         poor = {
-            name: [
-                evaluate.replace(p, model=slope * p.dft + 0.2 * rng.normal(size=p.dft.shape)) for p in pairs
-            ]
+            name: [replace(p, model=slope * p.dft + 0.2 * rng.normal(size=p.dft.shape)) for p in pairs]
             for name, pairs in compared.items()
         }
-        assert evaluate.units_told(poor) == []
+        assert errors.units_told(poor) == []
 
 
 def test_evaluation_without_a_label_is_an_error(potential, frames, tmp_path, monkeypatch, capsys):

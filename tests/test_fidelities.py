@@ -15,8 +15,9 @@ from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.data.dataset import ByFunctional, MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.potential import Potential, random_potential
-from jaxmlip.training.evaluate import by_element, by_functional, by_material, compare
-from jaxmlip.training.fidelities import join, select
+from jaxmlip.training.errors import by_element, by_functional, by_material
+from jaxmlip.training.evaluate import compare
+from jaxmlip.training.functionals import join, select
 
 NAMES = ("PBE", "r2SCAN", "HSE06")
 

@@ -34,7 +34,7 @@ from jaxmlip.system.files import (
 )
 
 ROOT = Path(__file__).parent.parent
-MOVED = {"jaxmlip/zoo/load.py: unpacked / file.write_bytes"}  # into a temporary folder
+MOVED = {"jaxmlip/zoo/download.py: unpacked / file.write_bytes"}  # into a temporary folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -222,7 +222,8 @@ def nothing_loads(monkeypatch):
     def late(*_, **__):
         raise AssertionError("the work began")
 
-    monkeypatch.setattr("jaxmlip.zoo.load.load", late)
+    for place in ("zoo.load", "training.evaluate", "training.run"):
+        monkeypatch.setattr(f"jaxmlip.{place}.load", late)
     monkeypatch.setattr("jaxmlip.zoo.load.load_each", late)
     monkeypatch.setattr("weights_convert.conversion.convert_file", late)
     monkeypatch.setattr("jaxmlip.training.run.export", late)

@@ -11,16 +11,19 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from jax.experimental.compilation_cache import compilation_cache
+from small_run import CONFIG as NETWORK
 
 import jaxmlip
 from jaxmlip import cli
 from jaxmlip.crystals.graph import ELEMENTS, Cutoffs
-from jaxmlip.data.dataset import ByFunctional, Dataset, DatasetError, MemorySplit, Together
+from jaxmlip.data.dataset import ByFunctional, Concatenated, Dataset, DatasetError, MemorySplit
 from jaxmlip.data.encoding import decode, encode
 from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.data.writing import write_dataset
+from jaxmlip.potential import random_potential
 from jaxmlip.training.config import ConfigError, DataConfig, read_config
+from jaxmlip.training.functionals import join
 from jaxmlip.training.loop import InterruptedRun, _Signals
 from jaxmlip.training.references import refit
 from jaxmlip.training.run import _warn_unfitted, run_training
@@ -175,15 +178,17 @@ def test_functionals_of_data_sets_are_told_apart_too(tmp_path):
     chosen = read(DataConfig(train=paths, functional="r2SCAN"))["train"]
     again = Dataset(paths[1]).splits["train"]
     assert [chosen[k].labels.energy for k in range(9)] == [again[k].labels.energy for k in range(9)]
-    together = read_splits(DataConfig(train=paths), CUTOFFS, ("r2SCAN", "PBE"))["train"]
+    start = random_potential(NETWORK)
+    assert start.cutoffs == CUTOFFS
+    together = read_splits(DataConfig(train=paths), join(start, ("r2SCAN", "PBE")))["train"]
     assert [together[k].graph.species.max() > ELEMENTS for k in range(18)] == [True] * 9 + [False] * 9
-    other = read_splits(DataConfig(train=paths), CUTOFFS, ("PBE", "r2SCAN"))["train"]
+    other = read_splits(DataConfig(train=paths), join(start, ("PBE", "r2SCAN")))["train"]
     assert other.digest != together.digest
 
 
 def test_splits_together_are_one_after_the_other():
     parts = [MemorySplit.from_crystals([crystal(k, "PBE") for k in ks], CUTOFFS) for ks in ((0, 1), (2,))]
-    whole = Together(parts)
+    whole = Concatenated(parts)
     assert [e.labels.energy for e in (whole[0], whole[1], whole[2])] == [
         e.labels.energy for part in parts for e in part.examples
     ]
@@ -194,7 +199,7 @@ def test_splits_together_are_one_after_the_other():
         whole[3]
     other = MemorySplit.from_crystals([crystal(0, "PBE")], Cutoffs(3.0))
     with pytest.raises(DatasetError, match="needed those of one model"):
-        Together([parts[0], other])
+        Concatenated([parts[0], other])
     with pytest.raises(DatasetError, match="found crystals of 3 PBE, needed those of r2SCAN"):
         ByFunctional(whole, ("r2SCAN",))
 

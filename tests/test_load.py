@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch_files as made
-from conftest import MODELS
+from conftest import MODELS as NAMES
 
 from jaxmlip.potential import ManifestError, Potential, random_potential
-from jaxmlip.zoo import load as sources
-from jaxmlip.zoo.load import FetchError, load
+from jaxmlip.zoo import cache, download
+from jaxmlip.zoo.download import FetchError
+from jaxmlip.zoo.load import load
 from weights_convert import m3gnet
-from weights_convert.published import Address, Source, Wheel
+from weights_convert.published import MODELS, Address, Source, Wheel
 from weights_convert.torch_zip import CheckpointError
 
 
@@ -58,7 +59,7 @@ def offline(monkeypatch, tmp_path, weights):
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         origin = Wheel("tinyweights", "1.0")
         source = Source("chgnet", {file.name: digest}, origin, "MIT", "PBE", "tiny")
-        monkeypatch.setitem(sources.MODELS, f"tiny-{name}", source)
+        monkeypatch.setitem(MODELS, f"tiny-{name}", source)
     monkeypatch.setenv("JAXMLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -90,7 +91,7 @@ def test_without_network_and_cache_the_error_says_what_was_tried_and_what_to_put
     with pytest.raises(FetchError) as caught:
         load("tiny-a")
     said = str(caught.value)
-    assert f"not in the cache ({tmp_path / 'cache' / 'models'})" in said
+    assert f"not in the cache ({tmp_path / 'cache'})" in said
     assert "JAXMLIP_WEIGHTS: not set" in said
     assert "pip download: ERROR: No matching distribution found for tinyweights==1.0" in said
     assert "Needed: tiny_a.pth.tar, or a wheel" in said
@@ -98,7 +99,7 @@ def test_without_network_and_cache_the_error_says_what_was_tried_and_what_to_put
 
 
 def test_without_pip_and_uv_the_error_still_says_what_to_put_where(monkeypatch):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FetchError, match=r"neither pip nor uv(.|\n)*Needed: tiny_a\.pth\.tar"):
         load("tiny-a")
 
@@ -112,16 +113,16 @@ def test_without_pip_and_uv_the_error_still_says_what_to_put_where(monkeypatch):
     ],
 )
 def test_addresses_in_the_complaint_of_pip_are_not_repeated(complaint):
-    said = sources._complaint(f"some warning\n{complaint}\n")
+    said = download._complaint(f"some warning\n{complaint}\n")
     assert "example" not in said
     assert "secret" not in said
     assert said.lower().startswith("error: ")
 
 
 def test_a_file_in_the_users_folder_is_found_checked_converted_and_kept(own_folder):
-    assert sources.cached() == []
+    assert cache.cached() == []
     first = load("tiny-a")
-    assert sources.cached() == ["tiny-a"]
+    assert cache.cached() == ["tiny-a"]
     shutil.rmtree(own_folder)
     again = load("tiny-a")
     np.testing.assert_array_equal(
@@ -137,13 +138,13 @@ def test_a_file_in_the_users_folder_is_found_checked_converted_and_kept(own_fold
 def test_a_wheel_in_the_users_folder_gives_all_of_its_models(monkeypatch, wheel):
     monkeypatch.setenv("JAXMLIP_WEIGHTS", str(wheel))
     assert load("tiny-b").name == "tiny-b"
-    assert sources.cached() == ["tiny-a", "tiny-b"]
+    assert cache.cached() == ["tiny-a", "tiny-b"]
 
 
 def test_pip_fetches_the_wheel_and_nothing_in_it_is_run(monkeypatch, wheel):
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel))
     assert load("tiny-a").name == "tiny-a"
-    assert sources.cached() == ["tiny-a", "tiny-b"]
+    assert cache.cached() == ["tiny-a", "tiny-b"]
     assert "tinyweights" not in sys.modules
 
 
@@ -162,9 +163,9 @@ def test_a_file_that_is_not_the_published_one_is_refused_with_both_sums(own_fold
     file = own_folder / "tiny_a.pth.tar"
     file.write_bytes(file.read_bytes() + b"x")
     found = hashlib.sha256(file.read_bytes()).hexdigest()
-    with pytest.raises(FetchError, match=rf"has sha256 {found}, needed {sources.MODELS['tiny-a'].sha256}"):
+    with pytest.raises(FetchError, match=rf"has sha256 {found}, needed {MODELS['tiny-a'].sha256}"):
         load("tiny-a")
-    assert sources.cached() == []
+    assert cache.cached() == []
 
 
 def cut_off(folder):
@@ -268,7 +269,7 @@ DAMAGES += [put_a_file_in_place_of_the_folder, write_nan, write_whole_numbers]
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage):
     load("tiny-a")
-    kept = sources.models_folder() / "tiny-a"
+    kept = cache.models_folder() / "tiny-a"
     before = (kept / "model.safetensors").read_bytes()
     damage(kept)
     with pytest.warns(UserWarning, match="cannot be used, and is made again") as told:
@@ -276,7 +277,7 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
     assert len(told) == 1
     assert (kept / "model.safetensors").read_bytes() == before
     assert load("tiny-a").name == "tiny-a"
-    assert [item.name for item in sources.models_folder().iterdir()] == ["tiny-a"]
+    assert [item.name for item in cache.models_folder().iterdir()] == ["tiny-a"]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
         (write_whole_numbers, r"holds no weights; .*network/elements: found int32"),
         (
             lambda folder: edit_options(folder, bond_cutoff=60),
-            r"bond_cutoff=60 \(needed a length up to 20 Å\)",
+            r"bond_cutoff=60 \(needed a length above 0, up to 20 Å\)",
         ),
         (lambda folder: edit_options(folder, radial=0), r"radial=0 \(needed a whole number"),
         (lambda folder: edit_options(folder, new=1), "needed those of chgnet"),
@@ -306,7 +307,7 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
 )
 def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damage, words):
     load("tiny-a")
-    folder = sources.models_folder() / "tiny-a"
+    folder = cache.models_folder() / "tiny-a"
     damage(folder)
     with pytest.raises(ManifestError, match=words):
         load(folder)
@@ -315,7 +316,7 @@ def test_a_folder_that_cannot_be_used_is_told_by_what_is_wrong(own_folder, damag
 @pytest.mark.parametrize("changes", [{"bond_cutoff": np.nan}, {"blocks": 33}, {"angular": 4}])
 def test_a_potential_that_could_not_be_loaded_again_is_not_made(changes):
     with pytest.raises(ValueError, match=rf"{next(iter(changes))}="):
-        random_potential(replace(MODELS["chgnet-0.3"], **changes))
+        random_potential(replace(NAMES["chgnet-0.3"], **changes))
 
 
 def test_a_changed_word_in_the_manifest_of_a_folder_is_told(own_folder, tmp_path):
@@ -328,7 +329,7 @@ def test_a_changed_word_in_the_manifest_of_a_folder_is_told(own_folder, tmp_path
 
 def test_a_folder_of_an_earlier_version_without_a_checksum_is_loaded_without_a_word(own_folder):
     load("tiny-a")
-    manifest = sources.models_folder() / "tiny-a" / "manifest.json"
+    manifest = cache.models_folder() / "tiny-a" / "manifest.json"
     said = json.loads(manifest.read_text())
     del said["checksum"]
     manifest.write_text(json.dumps(said))
@@ -351,7 +352,7 @@ def test_a_checkpoint_file_is_converted_by_its_path_and_not_kept(weights, tmp_pa
     changed = made.small_chgnet()
     changed["model"]["state_dict"]["site_wise.bias"][:] = 0
     assert load(made.save(tmp_path / "fine-tuned.pth.tar", changed)).name == "fine-tuned"
-    assert sources.cached() == []
+    assert cache.cached() == []
 
 
 def test_a_foreign_checkpoint_file_is_refused(tmp_path):
@@ -377,25 +378,25 @@ def test_another_process_may_finish_first(monkeypatch, own_folder):
 
     def save_late(self, folder):
         save(self, folder)
-        if folder != sources.models_folder() / "tiny-a":
-            save(self, sources.models_folder() / "tiny-a")
+        if folder != cache.models_folder() / "tiny-a":
+            save(self, cache.models_folder() / "tiny-a")
 
     monkeypatch.setattr(Potential, "save", save_late)
     assert load("tiny-a").name == "tiny-a"
-    assert [item.name for item in sources.models_folder().iterdir()] == ["tiny-a"]
+    assert [item.name for item in cache.models_folder().iterdir()] == ["tiny-a"]
 
 
 def test_many_that_replace_a_damaged_model_at_once_leave_a_sound_one(own_folder, tmp_path):
     potential = load("tiny-a")
-    target, source = sources.models_folder() / "tiny-a", sources.MODELS["tiny-a"]
+    target, source = cache.models_folder() / "tiny-a", MODELS["tiny-a"]
     for _ in range(3):
         remove_the_manifest(target)
         fresh = [tmp_path / "fresh" / str(k) / "new" for k in range(4)]
         for folder in fresh:
             potential.save(folder)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda new: sources._put_in_place(new, target, source), fresh))
-        sources._read_kept(target, source)
+            list(pool.map(lambda new: cache.put_in_place(new, target, source), fresh))
+        cache.read_kept(target, source)
         shutil.rmtree(tmp_path / "fresh")
 
 
@@ -409,15 +410,15 @@ def website(tmp_path, monkeypatch):
     address = Address(folder.as_uri())
     folder_of_two = Source("m3gnet", files, address, "MIT", "PBE", "two files")
     unknown = Source("chgnet", {"tiny-file.tar": None}, address, "MIT", "PBE", "a file")
-    monkeypatch.setitem(sources.MODELS, "tiny-folder", folder_of_two)
-    monkeypatch.setitem(sources.MODELS, "tiny-unknown", unknown)
+    monkeypatch.setitem(MODELS, "tiny-folder", folder_of_two)
+    monkeypatch.setitem(MODELS, "tiny-unknown", unknown)
     return folder
 
 
 def test_a_folder_of_files_is_fetched_from_its_address_checked_and_kept(website):
     first = load("tiny-folder")
-    assert sources.cached() == ["tiny-folder"]
-    assert first.manifest["source_sha256"] == sources.MODELS["tiny-folder"].sha256
+    assert cache.cached() == ["tiny-folder"]
+    assert first.manifest["source_sha256"] == MODELS["tiny-folder"].sha256
     assert first.manifest["licence"] == "MIT"
     shutil.rmtree(website)
     assert load("tiny-folder").elements == first.elements == (8, 1, 12)
@@ -429,7 +430,7 @@ def test_a_folder_of_files_is_found_below_the_users_folder(website, monkeypatch,
     for setting in (tmp_path / "own", tmp_path / "own" / "below" / "tiny-folder"):
         monkeypatch.setenv("JAXMLIP_WEIGHTS", str(setting))
         assert load("tiny-folder").name == "tiny-folder"
-        shutil.rmtree(sources.models_folder())
+        shutil.rmtree(cache.models_folder())
 
 
 def test_a_file_whose_sum_is_not_known_is_taken_as_it_comes_and_its_sum_recorded(website):
@@ -443,7 +444,7 @@ def test_a_fetched_file_that_is_not_the_published_one_is_refused(website):
     (website / "model.json").write_text("{}")
     with pytest.raises(FetchError, match=r"tiny-folder has sha256 .*model\.json.*needed .*model\.json"):
         load("tiny-folder")
-    assert sources.cached() == []
+    assert cache.cached() == []
 
 
 def test_without_network_the_error_names_the_addresses_and_the_folder(website):
@@ -458,20 +459,20 @@ def test_without_network_the_error_names_the_addresses_and_the_folder(website):
 
 
 def test_an_answer_that_breaks_off_is_told(website, monkeypatch):
-    served = sources.urllib.request.urlopen
+    served = download.urllib.request.urlopen
 
     def cut(url, timeout):
         answer = served(url, timeout=timeout)
         answer.headers.replace_header("Content-Length", "999999")
         return answer
 
-    monkeypatch.setattr(sources.urllib.request, "urlopen", cut)
+    monkeypatch.setattr(download.urllib.request, "urlopen", cut)
     with pytest.raises(FetchError, match=r"state\.pt: it broke off after \d+ of 999999 bytes"):
         load("tiny-folder")
 
 
 def test_every_known_model_says_where_it_comes_from():
-    for source in sources.MODELS.values():
+    for source in MODELS.values():
         assert source.architecture
         assert source.licence
         assert str(source.origin)
@@ -481,18 +482,18 @@ def test_every_known_model_says_where_it_comes_from():
 
 LOADER = """
 import sys
-from jaxmlip.zoo import load as sources
+from jaxmlip.zoo.load import load
 from weights_convert import published
 sha256 = sys.argv[1]
 wheel = published.Wheel("tinyweights", "1.0")
 files = {"tiny_a.pth.tar": sha256}
-sources.MODELS["tiny-a"] = published.Source("chgnet", files, wheel, "MIT", "PBE", "tiny")
-print(sources.load("tiny-a").name)
+published.MODELS["tiny-a"] = published.Source("chgnet", files, wheel, "MIT", "PBE", "tiny")
+print(load("tiny-a").name)
 """
 
 
 def test_two_processes_at_once_both_load_and_leave_a_sound_cache(own_folder):
-    command = [sys.executable, "-W", "error::UserWarning", "-c", LOADER, sources.MODELS["tiny-a"].sha256]
+    command = [sys.executable, "-W", "error::UserWarning", "-c", LOADER, MODELS["tiny-a"].sha256]
     pair = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
         for _ in range(2)
@@ -500,7 +501,7 @@ def test_two_processes_at_once_both_load_and_leave_a_sound_cache(own_folder):
     for process in pair:
         out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (0, "tiny-a\n"), err
-    sources._read_kept(sources.models_folder() / "tiny-a", sources.MODELS["tiny-a"])
+    cache.read_kept(cache.models_folder() / "tiny-a", MODELS["tiny-a"])
 
 
 PROGRAMS = """

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 
 import flax.linen as nn
 import jax
@@ -14,11 +13,12 @@ from conftest import small_potential
 from numpy.polynomial.legendre import legval
 
 import jaxmlip
+from jaxmlip.cli import main
 from jaxmlip.crystals.graph import Cutoffs, from_atoms
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import Potential
-from weights_convert import __main__ as command
-from weights_convert import convert_file, m3gnet
+from weights_convert import m3gnet
+from weights_convert.conversion import convert_file
 from weights_convert.torch_zip import CheckpointError
 
 
@@ -91,10 +91,9 @@ def test_rows_of_elements_are_found_by_their_atomic_numbers(folder):
         potential.predict(Atoms("He", cell=[5, 5, 5], pbc=True))
 
 
-def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["weights_convert", str(folder), str(tmp_path / "out")])
-    assert command.main() == 0
-    assert "tiny, 3 elements" in capsys.readouterr().out
+def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tmp_path, capsys):
+    main(["convert", str(folder), str(tmp_path / "out")])
+    assert "tiny: 3 elements" in capsys.readouterr().out
     potential = Potential.from_folder(tmp_path / "out")
     assert potential.model.config == M3GNetConfig(features=4, hidden=3, radial=2, blocks=2, elements=12)
     assert potential.manifest["convention"] == m3gnet.CONVENTION
@@ -104,9 +103,9 @@ def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tm
     assert potential.predict(crystal)["energy"] == jaxmlip.load(folder).predict(crystal)["energy"]
 
 
-def test_verification_says_for_which_architectures_it_is(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["weights_convert", str(folder), str(tmp_path / "out"), "--verify"])
-    assert command.main() == 1
+def test_verification_says_for_which_architectures_it_is(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", str(folder), str(tmp_path / "out"), "--verify"])
     assert "runs the original of chgnet, mace, and found m3gnet" in capsys.readouterr().err
 
 

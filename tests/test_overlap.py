@@ -11,7 +11,7 @@ from conftest import small_potential, write_springs
 from rich.console import Console
 
 from jaxmlip.crystals.graph import Cutoffs
-from jaxmlip.data.dataset import ByFunctional, MemorySplit, Subset
+from jaxmlip.data.dataset import ByFunctional, MemorySplit, Selection
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.training import parallel
@@ -42,7 +42,7 @@ def test_copies_are_found_in_memory_and_on_disk_whatever_their_labels_and_order(
     other = [replace(c, labels=Labels(energy=-1.0)) for c in crystals([4])]
     assert shared(MemorySplit.from_crystals(other, CUTOFFS), [train]) == (1, 1)
     assert shared(split([8]), [split(range(4)), split([8])]) == (1, 1)  # one to replay
-    assert shared(Subset(train, np.array([0, 5])), [train]) == (2, 2)
+    assert shared(Selection(train, np.array([0, 5])), [train]) == (2, 2)
     written = write_dataset(tmp_path / "set", crystals(range(10)), CUTOFFS, fractions=(0.5, 0.3, 0.2))
     assert shared(written.splits["test"], [written.splits["train"]]) == (2, 0)
     assert shared(written.splits["test"], [train]) == (2, 2)

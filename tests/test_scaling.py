@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmlip.training.scaling import DEVICES, Device, Work, padding, step_time, summed_bytes
+from jaxmlip.training.step_time import DEVICES, Device, Work, padding, step_time, summed_bytes
 
 HERE = Path(__file__).parent
 PLAIN = Device("plain", 1e12, 1e11, 4, 1e9, 1e8, 1e-6, 1e-5, 0.0)

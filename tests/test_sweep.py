@@ -21,7 +21,8 @@ from jaxmlip.system.locks import InUseError, in_use, locked
 from jaxmlip.training.config import ConfigError, from_mapping, to_yaml
 from jaxmlip.training.records import RunFolderError
 from jaxmlip.training.sweeps import backends
-from jaxmlip.training.sweeps.sweep import Run, collect, digest, run_all, steps_done, unfinished, write_table
+from jaxmlip.training.sweeps.folders import digest, steps_done
+from jaxmlip.training.sweeps.sweep import Run, collect, run_all, unfinished, write_table
 from jaxmlip.training.sweeps.sweep_file import EXAMPLE, read_sweep
 
 KILLS = int(os.environ.get("JAXMLIP_KILLS", "2"))  # how often a sweep is killed
@@ -270,7 +271,7 @@ def test_what_was_not_begun_and_results_of_another_configuration_are_not_collect
     assert unfinished(runs, "out") == {"seed=0": "not begun", "seed=1": "not begun"}
     folder = runs[0].folder("out")
     quick_sweep.count(folder, runs[1].config)
-    with pytest.raises(RunFolderError, match="seed: 1 there, 0 here"):
+    with pytest.raises(RunFolderError, match="seed: begun with 1, found 0"):
         collect(runs, "out")
     (folder / "results.json").write_text("{")
     with pytest.raises(RunFolderError, match="is damaged"):

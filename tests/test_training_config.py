@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip.system.begun import changes
 from jaxmlip.training.config import (
     EXAMPLE,
     PRESETS,
@@ -21,8 +22,8 @@ from jaxmlip.training.config import (
     ReplayConfig,
     TrainConfig,
     descriptions,
-    differences,
     finetune_config,
+    flat,
     from_yaml,
     hyperparameters,
     read_config,
@@ -243,17 +244,17 @@ def test_what_does_not_fit_together_is_told_before_anything_starts(change, named
 @pytest.mark.parametrize(
     ("architecture", "given", "named"),
     [
-        ("m3gnet", {"features": 0}, r"model\.hyperparameters\.features: found 0, needed more than 0"),
-        ("m3gnet", {"blocks": 0}, "blocks: found 0, needed more than 0"),
-        ("m3gnet", {"bond_cutoff": -1}, r"bond_cutoff: found -1\.0, needed more than 0"),
-        ("m3gnet", {"angle_cutoff": 5.5}, r"angle_cutoff=5\.5 and bond_cutoff=5\.0"),
+        ("m3gnet", {"features": 0}, r"model\.hyperparameters\.features=0 \(needed .* from 1"),
+        ("m3gnet", {"blocks": 0}, r"blocks=0 \(needed .* from 1"),
+        ("m3gnet", {"bond_cutoff": -1}, r"bond_cutoff=-1\.0 \(needed"),
+        ("m3gnet", {"angle_cutoff": 5.5}, r"angle_cutoff=5\.5 .*bond_cutoff=5\.0"),
         ("m3gnet", {"angular": 4}, "angular=4, needed 1, 2 or 3"),
         ("chgnet", {"angular": 4}, "angular=4, needed an odd number"),
-        ("chgnet", {"readout": [8, 0]}, "readout: found 0, needed more than 0"),
-        ("mace", {"harmonics_l": -1, "hidden_l": -1}, "hidden_l: found -1, needed 0 or more"),
+        ("chgnet", {"readout": [8, 0]}, r"readout=\(8, 0\) \(needed .* from 1"),
+        ("mace", {"harmonics_l": -1, "hidden_l": -1}, r"hidden_l=-1 \(needed .* from 0"),
         ("mace", {"blocks": ["agnostik", "residual"]}, "agnostik.*needed for each layer one of agnostic"),
         ("mace", {"blocks": ["density"]}, r"correlation=\(3, 3\), needed for each layer"),
-        ("mace", {"average_neighbours": 0}, "average_neighbours: found 0.0, needed more than 0"),
+        ("mace", {"average_neighbours": 0}, r"average_neighbours=0\.0 \(needed"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(architecture, given, named):
@@ -282,9 +283,9 @@ def test_flags_replace_what_a_preset_says(preset):
     assert (changed.optimizer.train, changed.optimizer.clip, changed.epochs) == (("scale",), 2.0, 3)
 
 
-def test_differences_are_named_by_key():
+def test_changes_are_named_by_key():
     other = dataclasses.replace(EXAMPLE, seed=3, loss=LossConfig(kind="mae"))
-    assert differences(EXAMPLE, other) == {"loss.kind": ("huber", "mae"), "seed": (0, 3)}
+    assert changes(flat(EXAMPLE), flat(other)) == {"loss.kind": ("huber", "mae"), "seed": (0, 3)}
 
 
 def test_what_to_leave_out_and_how_much_to_read_reaches_the_configuration(tmp_path, monkeypatch):

@@ -27,7 +27,6 @@ from jaxmlip.training import loop, parallel
 from jaxmlip.training.checkpoints import CheckpointError, Checkpoints
 from jaxmlip.training.loop import (
     DivergedError,
-    FitSettings,
     InterruptedRun,
     NotSaved,
     OtherRunError,
@@ -454,8 +453,8 @@ def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
         loop.fit(potential, train, data, replace(SETTINGS, steps=41), mesh, tmp_path)
     with pytest.raises(ValueError, match="patience=2 without a validation set"):
         loop.fit(potential, train, None, replace(SETTINGS, patience=2), mesh, tmp_path)
-    with pytest.raises(ValueError, match="keep=0"):
-        FitSettings(keep=0)
+    with pytest.raises(ValueError, match="keep: found 0"):
+        loop.fit(potential, train, data, replace(SETTINGS, keep=0), mesh, tmp_path)
     with pytest.raises(
         ValueError, match=r"found monitor='stress_mae', but validation gives loss, energy_mae"
     ):

@@ -15,7 +15,7 @@ from experiments.stability import decomposition_energies, formation_energies
 from experiments.study import Estimate
 from experiments.transfer import Settings
 from experiments.transfer_results import METHODS, interval
-from jaxmlip.data.dataset import Subset
+from jaxmlip.data.dataset import Selection
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.models.chgnet import CHGNetConfig
@@ -192,7 +192,7 @@ def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_c
     source, target = (transfer.teacher_set(teachers, name) for name in ("pbe", "r2scan"))
     start, given = small_potential("m3gnet-smooth"), settings(teachers, tmp_path, crystals=3, seeds=1)
     trial = transfer.Trial(given, tmp_path, start, source, target)
-    known = set(Subset(target.splits["train"], drawn(target, 3)).elements)
+    known = set(Selection(target.splits["train"], drawn(target, 3)).elements)
     assert known < set(target.splits["test"].elements)
     for name in ("validation", "test"):
         every = target.splits[name]

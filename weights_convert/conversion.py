@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from jaxmlip import potential
 from jaxmlip.models import limits
 from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
+from jaxmlip.system.versions import own_version
 from weights_convert import chgnet, m3gnet, mace, published, relatives, rules, torch_zip
 
 # Each module has CONVENTION, NAMES of hyperparameters in its files where they differ from ours, and the
@@ -24,8 +24,22 @@ from weights_convert import chgnet, m3gnet, mace, published, relatives, rules, t
 ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mace": mace}
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` looks like one that a trainer wrote, whole or not, rather than Potential.save."""
+    return not (folder / "manifest.json").exists() and any((folder / name).is_file() for name in m3gnet.FILES)
+
+
 def convert_file(source: Path, name: str | None = None, head: str | None = None) -> potential.Potential:
-    """See weights_convert.convert_file."""
+    """The potential that the checkpoint `source` holds, called `name` (default: as published, or the file).
+
+    A folder is a checkpoint where its architecture is published as several files, as M3GNet is. `head` names
+    the one to take of a model with several.
+
+    Nothing in the file is run. Raises CheckpointError where no architecture recognises it, where it has
+    options that are not supported or that no model has, where its tensors and the model disagree or hold no
+    weights, where it would cost more than a model does, and where it has several heads and `head` names none
+    of them.
+    """
     source = Path(source)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise CheckpointError("is a device or a pipe, needed a file or a folder.", source)
@@ -49,7 +63,7 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
         "source": source.name,
         "source_sha256": digest,
         "convention": kind.CONVENTION,
-        "jaxmlip": _version(),
+        "jaxmlip": own_version(),
         "set_aside": kind.set_aside(config),
     }
     if head is not None:
@@ -108,10 +122,3 @@ def _describe(checkpoint: Any) -> str:
     if checkpoint and all(isinstance(value, np.ndarray) for value in checkpoint.values()):
         return f"a bare state dict of {len(checkpoint)} tensors ({some})"
     return f"a dictionary with the keys {some}" if keys else "an empty dictionary"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("jaxmlip")
-    except metadata.PackageNotFoundError:
-        return "run from a checkout"

@@ -213,25 +213,10 @@ def graph(model: Any, atoms: Atoms, head: str | None = None) -> Any:
     return torch_geometric.Batch.from_data_list([data])
 
 
-def compare(
-    checkpoint: Path,
-    crystals: Mapping[str, Atoms],
-    ours: Mapping[str, Mapping[str, Any]],
-    head: str | None = None,
-) -> dict[str, float]:
-    """The largest difference of each quantity between `ours` and the original.
-
-    Energies per atom, everything else per component.
-    """
-    worst: dict[str, float] = {}
+def predictions(
+    checkpoint: Path, crystals: Mapping[str, Atoms], head: str | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """What `evaluate` gives for each of `crystals`."""
     with precision():
         model = read(checkpoint)
-        for name, atoms in crystals.items():
-            theirs = evaluate(model, atoms, head)
-            for quantity, scale in (("energy", len(atoms)), ("forces", 1), ("stress", 1)):
-                difference = np.abs(np.asarray(ours[name][quantity]) - theirs[quantity]).max() / scale
-                # max() would drop a NaN.
-                worst[quantity] = float(
-                    np.fmax(worst.get(quantity, 0.0), np.nan_to_num(difference, nan=np.inf))
-                )
-    return worst
+        return {name: evaluate(model, atoms, head) for name, atoms in crystals.items()}

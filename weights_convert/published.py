@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -73,6 +72,8 @@ class Source:
 
 def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
     """The sha256 of a file, or of those of the `files` that are in a folder."""
+    from jaxmlip.system.files import sha256  # late, because jaxmlip imports this module
+
     if place.is_dir():
         return {name: sha256(place / name) for name in files}
     return sha256(place)
@@ -169,7 +170,3 @@ MODELS: dict[str, Source] = {
     "mace-omat-0-small": _mace("mace-omat-0-small.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
     "mace-omat-0-medium": _mace("mace-omat-0-medium.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
 }
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

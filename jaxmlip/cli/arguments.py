@@ -10,6 +10,8 @@ import tyro
 
 DEFAULT_MODEL = "chgnet-0.3.0"
 Positional = tyro.conf.Positional
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
@@ -18,7 +20,7 @@ Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 DType = Literal["float32", "float64"]
 Limit = Annotated[int | None, tyro.conf.arg(help="read so many structures of each file; default: all")]
 SkipBad = Annotated[
-    tyro.conf.FlagCreatePairsOff[bool],
+    Flag,
     tyro.conf.arg(help="leave out what cannot be used, and say why, instead of stopping at the first"),
 ]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]

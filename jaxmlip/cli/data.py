@@ -13,6 +13,7 @@ import tyro
 
 from jaxmlip.cli.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.data.readers.common import Naming
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 SHOWN = 4  # outliers of each kind in the table; JSON has all of them
 
 
-@dataclass(frozen=True)
-class Source:
+@dataclass(frozen=True, kw_only=True)
+class Source(Naming):
     """Where labelled crystals are, and how to read them."""
 
     paths: Positional[list[str]]
@@ -34,22 +35,6 @@ class Source:
     WBM, mlearn, chgnet's parse_vasp_dir, vasprun.xml with the moments of OUTCAR, OUTCAR, phonopy)"""
     format: str | None = None
     """the format of all of them; default: guessed of each"""
-    energy_key: str | None = None
-    """the name of the energy, if not the usual one"""
-    forces_key: str | None = None
-    """the name of the forces"""
-    stress_key: str | None = None
-    """the name of the stress (or of a virial, if it has that word in its name)"""
-    magmoms_key: str | None = None
-    """the name of the magnetic moments"""
-    material_key: str | None = None
-    """the name of what tells materials apart"""
-    functional_key: str | None = None
-    """the name of the functional"""
-    functional: str | None = None
-    """the functional, of files that do not say it"""
-    unconverged: bool = False
-    """read also those ionic steps of VASP whose electrons did not converge"""
     skip_bad: bool = False
     """leave out crystals that cannot be used, and what is behind the break of a file, and say why, instead of
     stopping at the first"""
@@ -92,7 +77,7 @@ def inspect(
     if figure is not None:
         inspection.check_figure(figure)
     if is_dataset(source.paths):
-        if source != Source(source.paths):
+        if source != Source(paths=source.paths):
             raise ValueError(
                 f"found options for reading files with the dataset {source.paths[0]}, whose labels are "
                 "named already; leave them out."
@@ -164,7 +149,7 @@ def convert(
         limit: read so many crystals in all
     """
     from jaxmlip.crystals.graph import Cutoffs
-    from jaxmlip.data.dataset import DatasetError, check
+    from jaxmlip.data.dataset import DatasetError
     from jaxmlip.data.writing import check_new, write_dataset
     from jaxmlip.zoo.load import load
 
@@ -199,8 +184,7 @@ def convert(
     print_table(_splits(made, str(out)))
     if potential:
         try:
-            for split in made.splits.values():
-                check(split, potential)
+            made.check(potential)
         except DatasetError as error:
             say(f"warning: {error}", stderr=True, style="yellow")
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Limit, Model, Positional, SkipBad
+from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Flag, Head, Limit, Model, Positional, SkipBad
 from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.crystals.structures import checked, read_all
+from jaxmlip.potential import Potential
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
 
 
 def models() -> None:
     """Lists the known public models, where they come from, and which are cached."""
-    from jaxmlip.zoo.load import cached
+    from jaxmlip.zoo.cache import cached
     from weights_convert.published import MODELS
 
     columns = ("name", "architecture", "functional", "source", "licence", "cached")
@@ -35,7 +36,11 @@ def models() -> None:
 
 
 def convert(
-    source: Positional[Path], out: Positional[Path], name: str | None = None, head: str | None = None
+    source: Positional[Path],
+    out: Positional[Path],
+    name: str | None = None,
+    head: str | None = None,
+    verify: Flag = False,
 ) -> None:
     """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
 
@@ -44,15 +49,27 @@ def convert(
         out: the folder to write model.safetensors and manifest.json to
         name: what to call the model; default: the name of the file
         head: the one to take of a model with several
+        verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
+    from weights_convert.verification import TOLERANCE, UNITS, check_original, differences
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; needed a torch checkpoint, a file or a folder.")
     check_folder(out)
     potential = convert_file(source, name, head)
+    if verify:
+        check_original(potential)
     potential.save(out)
-    say(f"{potential.name}: {potential.parameter_count:,} parameters, written to {out}")
+    size = f"{len(potential.elements)} elements, {potential.parameter_count:,} parameters"
+    say(f"{potential.name}: {size}, written to {out}")
+    if not verify:
+        return
+    found = differences(source, Potential.from_folder(out, "float64"))
+    for quantity, difference in found.items():
+        say(f"{quantity:8} differs by at most {difference:.1e} {UNITS[quantity]}")
+    if max(found.values()) > TOLERANCE:
+        raise RuntimeError(f"{out} is not the original: needed differences up to {TOLERANCE:g}.")
 
 
 def predict(

@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from jaxmlip.cli.arguments import Positional, at_least
+from jaxmlip.cli.arguments import Flag, Positional, Several, at_least
 from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.system.console import say
 
 if TYPE_CHECKING:
     from jaxmlip.training.sweeps.sweep import Run
 
-Flag = tyro.conf.FlagCreatePairsOff[bool]
-Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --slurm a=1 b=2 --slurm c=3
 SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all
 
 

@@ -8,13 +8,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional, at_least
+from jaxmlip.cli.arguments import (
+    DEFAULT_MODEL,
+    AsJson,
+    DType,
+    Flag,
+    Head,
+    Model,
+    Positional,
+    Several,
+    at_least,
+)
 from jaxmlip.system.console import console, say
 from jaxmlip.system.files import check_folder
 
-Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
-Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True)

@@ -512,7 +512,7 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     if several := getattr(cutoffs, "functionals", ()):
         raise ValueError(
             f"{cutoffs.name} has the functionals {', '.join(several)}, needed a potential of one: "
-            f"jaxmlip.training.fidelities.select(potential, {several[0]!r}), or of a run "
+            f"jaxmlip.training.functionals.select(potential, {several[0]!r}), or of a run "
             f"`jaxmlip export RUN OUT --functional {several[0]}`."
         )
     elements = getattr(cutoffs, "elements", None)

@@ -24,6 +24,7 @@ from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_numbe
 from jaxmlip.data.batch import Example
 from jaxmlip.data.encoding import Title, decode, encode, title
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels, counted
+from jaxmlip.system.borders import in_lines
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of the folder; another number is another layout
 MANIFEST = "dataset.json"
-SAID = 10  # of crystals that were left out
 COINCIDE = 0.05  # Å; atoms closer than this are the same atom twice
 
 
@@ -93,9 +93,7 @@ class MemorySplit:
         if bad and not found:
             raise DatasetError(f"none of {len(bad)} crystals can be used. {bad[0]}")
         if bad:
-            more = f"\n  and {len(bad) - SAID} more" if len(bad) > SAID else ""
-            text = "".join(f"\n  {reason}" for reason in bad[:SAID]) + more
-            warnings.warn(f"left out {len(bad)} crystals that cannot be used:{text}", stacklevel=2)
+            warnings.warn(f"left out {len(bad)} crystals that cannot be used:{in_lines(bad)}", stacklevel=2)
         return cls(found, cutoffs)
 
     @cached_property
@@ -112,13 +110,17 @@ class MemorySplit:
         return self.examples[k]
 
 
-class Subset:
-    """Some crystals of a split, as `Split`; they are read once to know what they have."""
+class Selection:
+    """Some crystals of a split, as `Split`; they are read once where it is asked what they have."""
 
     def __init__(self, split: Split, index: Int[np.ndarray, " n"]):
         self.split, self.index, self.cutoffs = split, np.asarray(index, np.int64), split.cutoffs
         self.sizes = split.sizes[self.index]
-        self.counts, elements, functionals = dict.fromkeys(PROPERTIES, 0), set(), Counter()
+
+    @cached_property
+    def _held(self) -> tuple[Counter, set[int], Counter]:
+        """Labels, elements and functionals."""
+        counts, elements, functionals = Counter(dict.fromkeys(PROPERTIES, 0)), set(), Counter()
         for k in range(len(self)):
             try:
                 found = self[k]
@@ -126,9 +128,20 @@ class Subset:
                 continue
             elements |= set(found.graph.species.tolist())
             functionals[found.functional] += 1
-            for p in found.labels.known:
-                self.counts[p] += 1
-        self.elements, self.functionals = tuple(sorted(elements)), dict(functionals)
+            counts.update(found.labels.known)
+        return counts, elements, functionals
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(self._held[0])
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        return tuple(sorted(self._held[1]))
+
+    @property
+    def functionals(self) -> dict[str, int]:
+        return dict(self._held[2])
 
     @property
     def digest(self) -> str:
@@ -141,7 +154,7 @@ class Subset:
         return self.split[int(self.index[k])]
 
 
-class Together:
+class Concatenated:
     """Several splits one after the other, as `Split`. Raises DatasetError where their cutoffs differ."""
 
     def __init__(self, splits: Sequence[Split]):

@@ -40,7 +40,7 @@ QUANTITIES = {
 
 
 class Spread(NamedTuple):
-    """Of how many crystals, and where the numbers lie."""
+    """How many crystals have this quantity, and its spread."""
 
     count: int
     min: float

@@ -26,8 +26,10 @@ from jaxmlip.crystals.graph import CLOSEST, Cutoffs
 from jaxmlip.data.dataset import FORMAT, MANIFEST, Dataset, DatasetError, lengths, size, with_graph
 from jaxmlip.data.encoding import encode
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
-from jaxmlip.system.files import check_folder, is_remain, writing_folder
+from jaxmlip.system.borders import in_lines
+from jaxmlip.system.files import check_folder, is_remain, sha256, writing_folder
 from jaxmlip.system.progress import track
+from jaxmlip.system.versions import own_version
 
 SPLITS = ("train", "validation", "test")
 # One record to a group, so that fetching one reads no other.
@@ -83,18 +85,8 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
         elements = tuple(int(z) for z in np.unique(made.graph.species))
         closest = float(lengths(made.graph).min(initial=np.inf))
         record = encode(made, crystal.name, crystal.material)
-        found.append(
-            _Made(
-                record,
-                size(made.graph),
-                made.labels.known,
-                elements,
-                crystal.material,
-                crystal.name,
-                crystal.functional,
-                closest,
-            )
-        )
+        about = crystal.material, crystal.name, crystal.functional
+        found.append(_Made(record, size(made.graph), made.labels.known, elements, *about, closest))
     return found
 
 
@@ -165,11 +157,8 @@ class _SplitWriter:
         for k, records in enumerate(self.shards):
             path = self.folder / f"{self.name}-{k:05d}-of-{len(self.shards):05d}.arrayrecord"
             (self.folder / f"{self.name}-{k:05d}").rename(path)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            shards.append(
-                {"file": path.name, "records": records, "bytes": path.stat().st_size, "sha256": digest}
-            )
+            described = {"file": path.name, "records": records, "bytes": path.stat().st_size}
+            shards.append(described | {"sha256": sha256(path)})
         kinds = ("atoms", "short_bonds", "long_bonds", "angles")
         return {
             "crystals": len(sizes),
@@ -300,7 +289,7 @@ class _Conversion:
         if not self.number:
             raise DatasetError(
                 f"found no crystal that can be used and {self.left_out} that cannot, needed at least one."
-                + "".join(f"\n  {reason}" for reason in self.bad[:10])
+                + in_lines(self.bad, self.left_out)
             )
         divided = len(self.first_materials) < 3
         if divided:
@@ -321,9 +310,7 @@ class _Conversion:
                 )
         if self.left_out:
             self._say(
-                f"left out {self.left_out} crystals that cannot be used:\n  "
-                + "\n  ".join(self.bad[:10])
-                + (f"\n  and {self.left_out - 10} more" if self.left_out > 10 else "")
+                f"left out {self.left_out} crystals that cannot be used:{in_lines(self.bad, self.left_out)}"
             )
         if self.close[0] < CLOSEST:
             self._say(f"atoms of {self.close[1]} are {self.close[0]:.3f} Å apart, the least of all.")
@@ -365,10 +352,4 @@ class _Conversion:
 
 
 def _origin(cutoffs: Cutoffs) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        own = version("jaxmlip")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {"format": FORMAT, "jaxmlip": own, "cutoffs": cutoffs._asdict()}
+    return {"format": FORMAT, "jaxmlip": own_version(), "cutoffs": cutoffs._asdict()}

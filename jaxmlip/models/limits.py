@@ -91,10 +91,10 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
         return "" if known else f"1 to {LONGEST_TUPLE} of {', '.join(BLOCKS)}"
     if name in LENGTHS:
         sound = _is_number(found) and 0 < found <= LONGEST_LENGTH
-        return "" if sound else f"a length up to {LONGEST_LENGTH:g} Å"
+        return "" if sound else f"a length above 0, up to {LONGEST_LENGTH:g} Å"
     if name in POSITIVE:
         sound = _is_number(found) and 0 < found <= POSITIVE[name]
-        return "" if sound else f"a number up to {POSITIVE[name]:g}"
+        return "" if sound else f"a number above 0, up to {POSITIVE[name]:g}"
     least, most = WHOLE[name]
     if kind == "int":
         return "" if _is_whole(found, least, most) else f"a whole number from {least} to {most}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from ase.data import chemical_symbols
 from matplotlib.figure import Figure
 from rich.table import Table
 
-import jaxmlip
 from jaxmlip.crystals.graph import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
@@ -35,6 +33,7 @@ from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.figures import COLOURS
 from jaxmlip.system.files import write_whole, writing_folder
+from jaxmlip.system.versions import versions
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -168,7 +167,7 @@ def as_record(found: Phonons) -> dict[str, Any]:
     return {
         "what": "phonons of a crystal in a potential; frequencies in THz, negative where imaginary",
         "potential": found.potential,
-        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
+        "versions": versions("jax", "numpy", "jaxmlip"),
         "crystal": {
             "symbols": atoms.get_chemical_symbols(),
             "cell_A": atoms.cell.array.tolist(),

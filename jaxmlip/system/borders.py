@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,12 @@ def _brief_items(value: Any, level: int) -> str:
     shown += ["…"] if len(value) > 4 else []
     comma = "," if isinstance(value, tuple) and len(value) == 1 else ""
     return left + ", ".join(shown) + comma + right
+
+
+def in_lines(items: Sequence[str], count: int | None = None, most: int = 10) -> str:
+    """The first of `items`, a line each, and how many more of all `count` there are; default: of `items`."""
+    more = (len(items) if count is None else count) - most
+    return "".join(f"\n  {item}" for item in items[:most]) + (f"\n  and {more} more" if more > 0 else "")
 
 
 def listed(items: Iterable[str], separator: str = "; ") -> str:

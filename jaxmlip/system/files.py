@@ -1,4 +1,4 @@
-"""Files and folders that are written as a whole or not at all.
+"""Files and folders that are written as a whole or not at all; the cache folder; sha256.
 
 New contents are written beside their place, in a hidden folder of the same file system, and moved there when
 they are whole; until then, and where anything goes wrong, what was there stays. What a process that was
@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
+
 REMAIN = "-new-"  # in the names of hidden folders for what is not whole yet
 
 
 class PlaceError(OSError):
     """A place that cannot be written to: what was found there, and what to do."""
+
+
+def cache_folder() -> Path:
+    """Where this library keeps what it can make again: JAXMLIP_CACHE, or the user's cache folder."""
+    own = os.environ.get("JAXMLIP_CACHE")
+    return Path(own).expanduser() if own else Path(platformdirs.user_cache_dir("jaxmlip"))
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -64,6 +73,12 @@ def writing_folder(path: str | Path, last: str | None = None) -> Iterator[Path]:
             _checked_file(target / file)
         for file in sorted(files, key=lambda file: file.name == last):
             os.replace(draft / file, os.path.realpath(target / file))
+
+
+def sha256(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_file(path: str | Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,9 @@ from urllib.parse import quote, unquote
 import jax
 import numpy as np
 
+from jaxmlip.system.borders import in_lines
+from jaxmlip.system.files import sha256
+
 DIGESTS = "sha256.json"  # of every other file; written last
 RECORD = "run.json"
 ARRAYS = "arrays"
@@ -29,7 +31,7 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """Files of a checkpoint that are not those that were written."""
+    """A checkpoint whose files have changed since they were written."""
 
 
 class Checkpoint(NamedTuple):
@@ -55,14 +57,18 @@ class Checkpoint(NamedTuple):
             and (found := _kind(self.arrays[n])) != (needed := _kind(leaf))  # shape and type
         ]
         if wrong:
-            shown = "\n  ".join(wrong[:10]) + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
             raise CheckpointError(
                 f"the checkpoint of step {self.step} belongs to another model or optimizer; train in "
-                f"another folder, or go on with what it was begun with:\n  {shown}"
+                f"another folder, or go on with what it was begun with:{in_lines(wrong)}"
             )
         with jax.enable_x64(True):  # else float64 would be rounded
             leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]
         return jax.tree.unflatten(tree, leaves)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that a folder has checkpoints of, ascending."""
+    return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir())
 
 
 def on_host(state: Any) -> dict[str, np.ndarray]:
@@ -97,9 +103,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and p.is_dir())
+        return steps_in(self.folder)
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
@@ -210,9 +214,9 @@ class Checkpoints:
             return
         (draft / RECORD).write_text(record)
         files = [p for p in sorted(draft.rglob("*")) if p.is_file()]
-        digests = {p.relative_to(draft).as_posix(): _sha256(p, sync=True) for p in files}
+        digests = {p.relative_to(draft).as_posix(): sha256(_sync(p)) for p in files}
         (draft / DIGESTS).write_text(json.dumps(digests, indent=1))
-        _sha256(draft / DIGESTS, sync=True)
+        _sync(draft / DIGESTS)
         path = self.path(step)
         if path.exists():  # of a run that fell back behind it
             shutil.rmtree(path)
@@ -273,7 +277,7 @@ def _verify(path: Path) -> None:
     for name, digest in expected.items():
         if not (path / name).is_file():
             raise DamagedCheckpointError(f"{path / name} is missing.")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise DamagedCheckpointError(
                 f"{path / name} is damaged: it is not the file that was written (sha256)."
             )
@@ -286,11 +290,11 @@ def _best(path: Path) -> int | None:
         return None
 
 
-def _sha256(path: Path, sync: bool = False) -> str:
-    with path.open("rb+" if sync else "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sync(path: Path) -> Path:
+    """Waits until a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
 
 
 def _name(path: tuple) -> str:

@@ -16,18 +16,33 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from jaxmlip.data.labels import PROPERTIES, functional_name
+from jaxmlip.models import limits
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
 LARGEST = 1 << 20  # bytes of a configuration
 SEEDS = 1 << 32  # that there are; more would be the same as others, in JAX
 Scalar = bool | int | float | str | None
+LEAST = {  # of numbers in a configuration
+    "epochs": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "devices": 1,
+    "data.crystals": 1,
+    "replay.crystals": 0,
+    "validate_every": 1,
+    "patience": 1,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "report_every": 1,
+}
 MONITORED = ("loss", *(f"{p}_{kind}" for p in PROPERTIES for kind in ("mae", "rmse")))
 
 
@@ -51,6 +66,30 @@ class ModelConfig:
     # own for every element, the rest is shared. `jaxmlip export --functional` makes a potential of one.
     functionals: tuple[str, ...] = ()
     name: str | None = None  # what to call the trained potential; default: the name of the run's folder
+
+    def check(self) -> None:
+        """Raises ConfigError where the values do not fit together."""
+        if (self.start is None) == (self.architecture is None):
+            raise ConfigError(
+                f"found model.start: {self.start} and model.architecture: {self.architecture}, needed one of "
+                "the two: a potential to begin with, or an architecture to begin with random parameters."
+            )
+        if self.architecture is not None and self.head is not None:
+            raise ConfigError(
+                f"found model.head: {self.head} with model.architecture, needed none: heads are of a "
+                "checkpoint."
+            )
+        if self.hyperparameters and self.architecture is None:
+            raise ConfigError(
+                "found model.hyperparameters with model.start, whose own they are; leave them out."
+            )
+        if self.architecture is not None:
+            hyperparameters(self.architecture, self.hyperparameters, elements=(1,))
+        names = [functional_name(name) for name in self.functionals]
+        if names and (len(set(names)) < max(2, len(names)) or not all(names)):
+            raise ConfigError(
+                f"model.functionals: found {names}, needed two or more different names, or none."
+            )
 
 
 @dataclass(frozen=True)
@@ -77,6 +116,18 @@ class DataConfig:
     skip_bad: bool = False  # leave out crystals of files that cannot be used, and what is behind a break
     skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
 
+    def check(self) -> None:
+        """Raises ConfigError for fractions without meaning, and for files that are not there."""
+        parts = self.fractions
+        if min(parts) < 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6) or parts[0] == 0:
+            raise ConfigError(
+                f"data.fractions: found {list(parts)}, needed three numbers that are not negative and add up "
+                "to 1, the first above 0."
+            )
+        for name in ("train", "validation", "test"):
+            if (paths := getattr(self, name)) or name == "train":
+                check_paths(f"data.{name}", paths)
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
@@ -84,6 +135,16 @@ class ReplayConfig:
 
     data: tuple[str, ...] = ()  # files, or one dataset, whose training split is used
     crystals: int = 0  # of it in each batch, besides batch_size others
+
+    def check(self) -> None:
+        """Raises ConfigError where one of the two is missing, or the files are."""
+        if bool(self.data) != bool(self.crystals):
+            raise ConfigError(
+                f"found replay.data: {list(self.data)} and replay.crystals: {self.crystals}, needed both or "
+                "neither."
+            )
+        if self.data:
+            check_paths("replay.data", self.data)
 
 
 @dataclass(frozen=True)
@@ -105,11 +166,11 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = 0  # of random parameters, the order of the data, and Hessian columns
     mixed_probes: bool = False  # train on random mixtures of Hessian columns instead of single ones
-    validate_every: int | None = None  # steps; default: an epoch
+    validate_every: int | None = None  # steps; default: an epoch. The first and last step are validated too
     # The error of validation whose smallest value makes a step the best: loss, energy_mae, forces_mae, ….
     monitor: Literal[MONITORED] = "loss"
     patience: int | None = None  # validations without a better one after which to stop; default: never
-    checkpoint_every: int = 1000  # steps; the best and the last are saved besides
+    checkpoint_every: int = 1000  # steps; the best, the last and an interrupted step are always saved
     keep: int = 3  # checkpoints
     report_every: int = 50  # steps over which metrics are averaged
     devices: int | None = None  # to train on; default: all
@@ -122,51 +183,16 @@ class TrainConfig:
 
         It looks at no file but for its existence, so that a mistake is told before anything heavy starts.
         """
-        m, d = self.model, self.data
-        if (m.start is None) == (m.architecture is None):
+        self.model.check()
+        if self.model.functionals and self.data.functional is not None:
             raise ConfigError(
-                f"found model.start: {m.start} and model.architecture: {m.architecture}, needed one of the "
-                "two: a potential to begin with, or an architecture to begin with random parameters."
+                f"found model.functionals: {list(self.model.functionals)} and data.functional: "
+                f"{self.data.functional}, needed one of the two: to train on crystals of several functionals "
+                "or of one."
             )
-        if m.head is not None and m.start is None:
-            raise ConfigError(
-                f"found model.head: {m.head} with model.architecture, needed none: heads are of a checkpoint."
-            )
-        if m.hyperparameters and m.architecture is None:
-            raise ConfigError(
-                "found model.hyperparameters with model.start, whose own they are; leave them out."
-            )
-        if m.architecture is not None:
-            hyperparameters(m.architecture, m.hyperparameters, elements=(1,))
-        names = [functional_name(name) for name in m.functionals]
-        if names and (len(set(names)) < max(2, len(names)) or not all(names)):
-            raise ConfigError(
-                f"model.functionals: found {names}, needed two or more different names, or none."
-            )
-        if names and d.functional is not None:
-            raise ConfigError(
-                f"found model.functionals: {names} and data.functional: {d.functional}, needed one of the "
-                "two: to train on crystals of several functionals, or of one."
-            )
-        if min(d.fractions) < 0 or not math.isclose(sum(d.fractions), 1, abs_tol=1e-6) or d.fractions[0] == 0:
-            raise ConfigError(
-                f"data.fractions: found {list(d.fractions)}, needed three numbers that are not negative and "
-                "add up to 1, the first above 0."
-            )
-        self._check_numbers()
-        if bool(self.replay.data) != bool(self.replay.crystals):
-            raise ConfigError(
-                f"found replay.data: {list(self.replay.data)} and replay.crystals: {self.replay.crystals}, "
-                "needed both or neither."
-            )
-        for key, paths in (
-            ("data.train", d.train),
-            ("data.validation", d.validation),
-            ("data.test", d.test),
-            ("replay.data", self.replay.data),
-        ):
-            if paths or key == "data.train":
-                check_paths(key, paths)
+        self.check_numbers()
+        self.data.check()
+        self.replay.check()
         self._check_reading()
         if self.wandb and not _installed("wandb"):
             raise ConfigError(
@@ -188,24 +214,10 @@ class TrainConfig:
                 "leave it out, or give it to `jaxmlip data convert`."
             )
 
-    def _check_numbers(self) -> None:
+    def check_numbers(self) -> None:
         """Raises ConfigError for numbers without meaning, by themselves or together."""
-        for key, least in (
-            ("epochs", 1),
-            ("steps", 1),
-            ("batch_size", 1),
-            ("devices", 1),
-            ("data.crystals", 1),
-            ("replay.crystals", 0),
-            ("validate_every", 1),
-            ("patience", 1),
-            ("checkpoint_every", 1),
-            ("keep", 1),
-            ("report_every", 1),
-        ):
-            value = self
-            for part in key.split("."):
-                value = getattr(value, part)
+        for key, least in LEAST.items():
+            value = attrgetter(key)(self)
             if value is not None and not value >= least:
                 raise ConfigError(f"{key}: found {value}, needed {least} or more.")
         for key, seed in (("seed", self.seed), ("data.split_seed", self.data.split_seed)):
@@ -315,25 +327,8 @@ def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple
     made = _made(
         kind, {"elements": list(elements)} | dict(given) if listed else given, "model.hyperparameters"
     )
-    _check_network(made)
+    limits.check(made, {name: f"model.hyperparameters.{name}" for name in vars(made)}, ConfigError)
     return made
-
-
-def _check_network(config: Any) -> None:
-    """Raises ConfigError for numbers without meaning in the configuration of a network."""
-    for name, value in vars(config).items():
-        numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) in (int, float)]
-        # A highest degree may be zero, and nothing else; numbers of paths are those of a published file.
-        zero = name.endswith("_l") or name == "paths"
-        if wrong := [x for x in numbers if x < 0 or (x == 0 and not zero)]:
-            needed = "0 or more" if zero else "more than 0"
-            raise ConfigError(f"model.hyperparameters.{name}: found {wrong[0]}, needed {needed}.")
-    if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", math.inf):
-        raise ConfigError(
-            f"model.hyperparameters: found angle_cutoff={config.angle_cutoff} and "
-            f"bond_cutoff={config.bond_cutoff}, needed an angle cutoff that is not longer: angles are "
-            "between bonds."
-        )
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
@@ -384,15 +379,13 @@ def to_yaml(config: TrainConfig, described: bool = True) -> str:
     return "\n".join(_lines(config, described, 0)) + "\n"
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """The values in which two configurations differ, by key."""
-    was, now = flat(old), flat(new)
-    return {key: (was[key], now[key]) for key in was if was[key] != now[key]}
-
-
-def flat(config: TrainConfig) -> dict[str, Any]:
+def flat(config: Any, section: str = "") -> dict[str, Any]:
     """All values of a configuration by key, such as optimizer.clip."""
-    return dict(_flat(config, ""))
+    found: dict[str, Any] = {}
+    for its in dataclasses.fields(config):
+        value, key = getattr(config, its.name), f"{section}{its.name}"
+        found |= flat(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value}
+    return found
 
 
 def descriptions(kind: type) -> dict[str, str]:
@@ -430,8 +423,7 @@ def _lines(config: Any, described: bool, depth: int) -> Iterator[str]:
             yield f"{indent}{its.name}:"
             yield from _lines(value, described, depth + 1)
         else:
-            # Line breaks and the like are escaped, in double quotes.
-            odd = not all(text.isprintable() for text in _texts(value))
+            odd = "\\" in repr(value)  # line breaks and the like, which are escaped, in double quotes
             dumped = yaml.safe_dump(
                 {its.name: _plain(value)},
                 default_flow_style=None if isinstance(value, tuple | dict) else False,
@@ -440,15 +432,6 @@ def _lines(config: Any, described: bool, depth: int) -> Iterator[str]:
                 width=math.inf,
             )
             yield from (indent + line for line in dumped.rstrip("\n").split("\n"))
-
-
-def _flat(config: Any, key: str) -> Iterator[tuple[str, Any]]:
-    for its in dataclasses.fields(config):
-        value, here = getattr(config, its.name), f"{key}{its.name}"
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value, here + ".")
-        else:
-            yield here, value
 
 
 def _plain(value: Any) -> Any:
@@ -477,25 +460,29 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple | list | dict):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        for part in parts:
-            yield from _texts(part)
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in keys:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"line {line}: {name} is there a second time; keep one.")
+            keys.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        _refuse_twice(yaml.compose(text, yaml.SafeLoader), where, set())
-        return yaml.safe_load(text)
+        return yaml.load(text, _Once)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is no YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply.") from None
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{where}, {error}") from None
     except ValueError as error:  # 2024-99-99 looks like a date
         raise ConfigError(f"{where} has a value that YAML cannot read: {error}.") from None
 
@@ -505,25 +492,6 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{where}: found {_shown(found)}, needed keys with values, such as `epochs: 10`.")
     return found
-
-
-def _refuse_twice(node: yaml.Node | None, where: str, seen: set[int]) -> None:
-    """Raises ConfigError for a key that is there twice, of which YAML would take the last without a word."""
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            _refuse_twice(part, where, seen)
-    elif isinstance(node, yaml.MappingNode):
-        keys: set[str] = set()
-        for key, value in node.value:
-            name = str(key.value)
-            if name in keys:
-                line = key.start_mark.line + 1
-                raise ConfigError(f"{where}, line {line}: {name} is there a second time; keep one.")
-            keys.add(name)
-            _refuse_twice(value, where, seen)
 
 
 def _made(kind: Any, value: Any, key: str) -> Any:
@@ -597,8 +565,7 @@ def _made_dataclass(kind: Any, value: Any, key: str) -> Any:
 def _nearest(name: str, names: list[str], key: str) -> str:
     near = difflib.get_close_matches(name, names, 3)
     if not near and not key:
-        every = [k for k, _ in _flat(TrainConfig(), "")]
-        near = [k for k in every if k.rpartition(".")[2] == name]
+        near = [k for k in flat(TrainConfig()) if k.rpartition(".")[2] == name]
     return f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names)}."
 
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from jaxmlip.system.figures import COLOURS
-from jaxmlip.training.evaluate import UNITS, Comparison, errors
+from jaxmlip.training.errors import Comparison, errors
+from jaxmlip.training.losses import UNITS
 
 MANY = 3000  # points of a panel; more are drawn as a density
 PER_PANEL = 200_000  # values of a panel at most

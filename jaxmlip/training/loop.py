@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,17 @@ from jax.sharding import Mesh
 from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Batch, collate, stack
 from jaxmlip.data.dataset import Split, check
-from jaxmlip.data.loader import Loader
+from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, architecture_of
+from jaxmlip.system.begun import changes, described
 from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import RECORD, Checkpoint, CheckpointError, Checkpoints, on_host
+from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig, means
-from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import TrainState, init_state, make_eval_step, make_train_step, potential_of
 
 DEAD = 20  # steps without a gradient, after which Adam's memory of earlier ones moves nothing either
 AHEAD = 2  # steps that are handed to the devices before one is done: they never wait, and memory stays flat
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How long to train, what to watch, and how often to save."""
-
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int | None = None  # default: all of the plan
-    validate_every: int | None = None  # steps; default: an epoch. The first and last step are validated too
-    monitor: str = "loss"  # the metric of validation by which the best step is known; smaller is better
-    patience: int | None = None  # validations without improvement after which to stop; default: never
-    checkpoint_every: int = 1000  # steps; the best, the last and an interrupted one are saved besides
-    keep: int = 3  # checkpoints
-    report_every: int = 50  # steps over which metrics are averaged
-
-    def __post_init__(self):
-        for name in ("steps", "validate_every", "patience", "checkpoint_every", "keep", "report_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"found {name}={value}, needed at least 1.")
 
 
 @dataclass(frozen=True)
@@ -144,7 +124,7 @@ def fit(
     potential: Potential,
     train: Loader,
     validation: Split | None,
-    settings: FitSettings,
+    config: TrainConfig,
     mesh: Mesh,
     folder: str | Path,
     report: Callable[[Event], None] = lambda event: None,
@@ -157,12 +137,15 @@ def fit(
     `report` is called from the first process with each Event in turn. SIGTERM and Ctrl-C save and raise
     InterruptedRun; a second one ends the process as ever.
 
+    Of `config` it takes the loss, the optimizer, steps (default: all of the plan of `train`), and what to
+    watch, report and save; model and data are the arguments.
+
     Raises DatasetError where the data do not suit the potential, OtherRunError where the run in `folder` was
     begun with other data or settings, DivergedError where a loss is not finite or the gradient stays zero,
-    CheckpointError where no checkpoint in `folder` can be used, and ValueError where `settings` do not fit
+    CheckpointError where no checkpoint in `folder` can be used, and ValueError where `config` does not fit
     the data.
     """
-    run = _Run(potential, train, validation, settings, mesh, Path(folder), report)
+    run = _Run(potential, train, validation, config, mesh, Path(folder), report)
     try:
         return run.fit()
     finally:
@@ -216,30 +199,53 @@ def validate(
 
 
 class _Run:
-    def __init__(self, potential, train, validation, settings, mesh, folder, report):
-        self.train, self.validation, self.settings, self.mesh = train, validation, settings, mesh
-        for split in (train.split, train.replay, validation):
+    """One run of training: its state, its record, and what is due between steps."""
+
+    def __init__(self, potential, train, validation, config, mesh, folder, report):
+        self.train, self.validation, self.config, self.mesh = train, validation, config, mesh
+        self.folder, self.first = folder, jax.process_index() == 0
+        self.report = report if self.first else lambda event: None
+        self.steps = self._checked_steps(potential)
+        self.validate_every = config.validate_every or train.plan.steps_per_epoch
+        self.saver = _Saver(Checkpoints(folder / "checkpoints", config.keep), self.report)
+        found = self.saver.checkpoints.latest()
+        self.potential, self.record = (
+            self._begin(potential) if found is None else self._go_on(potential, found)
+        )
+        self._check_references()
+        self.state: TrainState = init_state(self.potential, config.optimizer, self.steps, mesh)
+        self.step = 0
+        if found is not None:
+            self.state = found.restore(self.state)
+            self.step = self.saver.step = found.step
+            self.report(Resumed(found.step))
+        self.meter = _Meter(config.report_every, train.plan, self.saver)
+        self.signals = _Signals()
+
+    def _checked_steps(self, potential: Potential) -> int:
+        """The number of steps. Raises DatasetError or ValueError where data and settings do not fit."""
+        train, config = self.train, self.config
+        for split in (train.split, train.replay, self.validation):
             if split is not None:
                 check(split, potential)
-        plan = train.plan
-        self.steps = plan.steps if settings.steps is None else settings.steps
-        if self.steps > plan.steps:
+        config.check_numbers()
+        steps = train.plan.steps if config.steps is None else config.steps
+        if steps > train.plan.steps:
             raise ValueError(
-                f"found steps={self.steps}, but the plan of the loader ends after {plan.steps} steps "
-                f"({plan.steps_per_epoch} an epoch); needed a plan of more epochs."
+                f"found steps={steps}, but the plan of the loader ends after {train.plan.steps} steps "
+                f"({train.plan.steps_per_epoch} an epoch); needed a plan of more epochs."
             )
-        if settings.patience and validation is None:
-            raise ValueError(f"found patience={settings.patience} without a validation set, needed one.")
-        settings.optimizer.updates(self.steps)
-        self.validate_every = settings.validate_every or plan.steps_per_epoch
-        self.first = jax.process_index() == 0
-        self.report = report if self.first else lambda event: None
-        self.folder = folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
-        found = self.checkpoints.latest()
-        self.identity = _identity(potential, train, validation, settings, self.steps)
-        self.record: dict[str, Any] = {
-            "identity": self.identity,
+        if config.patience and self.validation is None:
+            raise ValueError(f"found patience={config.patience} without a validation set, needed one.")
+        config.optimizer.updates(steps)
+        return steps
+
+    def _begin(self, potential: Potential) -> tuple[Potential, dict[str, Any]]:
+        """The potential and the record of a new run."""
+        if self.first:
+            potential.save(self.folder / "start")
+        return potential, {
+            "identity": self._identity(potential),
             "best": None,  # step
             "best_value": None,
             "stale": 0,  # validations since
@@ -247,38 +253,51 @@ class _Run:
             "history": [],
             "stopped": None,
         }
-        if found is None:
-            self._keep_start(potential)
-        else:
-            begun = found.record["identity"]
-            more = begun["steps"] == found.step < self.steps
-            _check_identity(begun | {"steps": self.steps} if more else begun, self.identity, folder)
-            potential = potential.with_parameters(folder / "start")
-            self.record = found.record
-            if more:
-                self.record |= {"identity": self.identity, "stopped": None}
-        self._check_references(potential)
-        self.potential = potential
-        self.state: TrainState = init_state(potential, settings.optimizer, self.steps, mesh)
-        self.step = 0
-        self.saved: int | None = None  # the last step that was handed to `checkpoints`
-        self.best_arrays: dict[str, np.ndarray] | None = None
-        if found is not None:
-            self.state = found.restore(self.state)
-            self.step = self.saved = found.step
-            self.report(Resumed(found.step))
-        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not looked at
-        self.idle = 0  # steps in a row with a loss and without a gradient
-        self.waited = 0.0
-        self.clock: float | None = None  # since when the pending steps are taken
+
+    def _go_on(self, potential: Potential, found: Checkpoint) -> tuple[Potential, dict[str, Any]]:
+        """Those of the run that `found` is of. Raises OtherRunError where that is another one."""
+        identity, begun = self._identity(potential), found.record["identity"]
+        more = begun["steps"] == found.step < self.steps
+        if changed := changes(begun, identity, ("steps",) if more else ()):
+            raise OtherRunError(
+                f"{self.folder} holds a run of other data or settings. Go on with what it was begun with, or "
+                f"give another folder to begin a new run:\n  {described(changed)}"
+            )
+        record = found.record | ({"identity": identity, "stopped": None} if more else {})
+        return potential.with_parameters(self.folder / "start"), record
+
+    def _identity(self, potential: Potential) -> dict[str, Any]:
+        """What a run that goes on must have been begun with, as JSON."""
+        train, config = self.train, self.config
+        made = {
+            "potential": {
+                "name": potential.name,
+                "architecture": architecture_of(potential.model),
+                "hyperparameters": asdict(potential.model.config),
+                "dtype": potential.dtype,
+            },
+            "training set": _described(train.split),
+            "replay set": None if train.replay is None else _described(train.replay),
+            "replay_batch": train.plan.replay_batch,
+            "mixed": train.mixed,
+            "validation set": None if self.validation is None else _described(self.validation),
+            "batch_size": train.plan.batch_size,
+            "seed": train.plan.seed,
+            "steps": self.steps,
+            **{name: getattr(config, name) for name in ("validate_every", "monitor", "patience")},
+            "loss": asdict(config.loss),
+            "optimizer": asdict(config.optimizer),
+        }
+        return json.loads(json.dumps(made))
 
     def fit(self) -> Fitted:
         if self.record["stopped"] is None:
             self._train()
-            self._saving(wait=True)
+            self.saver.look(wait=True)
         self.report(Stopped(self.step, self.record["stopped"]))
+        best = self.saver.best(self.step, self.state, self.record)
         return Fitted(
-            potential=potential_of(self.potential, self._best_state()),
+            potential=potential_of(self.potential, best),
             last=potential_of(self.potential, self.state),
             step=self.step,
             best=self.record["best"],
@@ -288,16 +307,16 @@ class _Run:
 
     def close(self) -> None:
         try:
-            self._saving(wait=True)
+            self.saver.look(wait=True)
         finally:
-            self.checkpoints.close()
+            self.saver.checkpoints.close()
 
     def _train(self) -> None:
-        settings = self.settings
-        take = make_train_step(self.potential, settings.loss, settings.optimizer, self.steps, self.mesh)
-        self.evaluate = make_eval_step(self.potential, settings.loss, self.mesh)
-        with _Signals() as self.signals:
-            self._validate_and_save()
+        config = self.config
+        take = make_train_step(self.potential, config.loss, config.optimizer, self.steps, self.mesh)
+        evaluate = make_eval_step(self.potential, config.loss, self.mesh)
+        with self.signals:
+            self._validate_and_save(evaluate)
             batches = iter(self.train.iterate(self.step))
             while self.record["stopped"] is None:
                 if self.signals.received(self.step):
@@ -305,10 +324,9 @@ class _Run:
                 batch = self._next(batches)
                 self.state, metrics = take(self.state, batch)
                 self.step += 1
-                self.pending.append((self.step, metrics))
-                self._look()
-                self._saving()
-                self._validate_and_save()
+                self.meter.add(self.step, metrics)
+                self.saver.look()
+                self._validate_and_save(evaluate)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         begin = time.perf_counter()
@@ -317,33 +335,33 @@ class _Run:
         except Exception:
             # What was learnt before the data failed is not lost.
             self._save()
-            self._saving(wait=True)
+            self.saver.look(wait=True)
             raise
         finally:
-            self.waited += time.perf_counter() - begin
+            self.meter.waited += time.perf_counter() - begin
 
-    def _validate_and_save(self) -> None:
+    def _validate_and_save(self, evaluate: Callable) -> None:
         """What is due between this step and the next."""
         last = self.step == self.steps
         due = last or self.step % self.validate_every == 0
         if due and self.validation is not None and self.record["validated"] != self.step:
-            self._look(everything=True)
-            self._validate()
+            self.meter.look(everything=True)
+            self._validate(evaluate)
         if self.record["stopped"] is None and last:
             self.record["stopped"] = f"all {self.steps} steps are done"
         if self.record["stopped"]:
-            self._look(everything=True)
-            if self.idle and self.first:
+            self.meter.look(everything=True)
+            if self.meter.idle and self.first:
                 warnings.warn(
-                    f"the gradient was exactly zero in the last {self.idle} steps of the run: the network "
-                    "may give a constant. Look at metrics.jsonl before you use it.",
+                    f"the gradient was exactly zero in the last {self.meter.idle} steps of the run: the "
+                    "network may give a constant. Look at metrics.jsonl before you use it.",
                     stacklevel=2,
                 )
-        if self.step % self.settings.checkpoint_every == 0 or self.record["stopped"]:
+        if self.step % self.config.checkpoint_every == 0 or self.record["stopped"]:
             self._save()
 
-    def _validate(self) -> None:
-        settings, record = self.settings, self.record
+    def _validate(self, evaluate: Callable) -> None:
+        config, record = self.config, self.record
         batches = evaluation_batches(
             self.validation,
             self.train.plan.batch_size,
@@ -352,79 +370,151 @@ class _Run:
             np.dtype(self.potential.dtype),
         )
         stop = self.signals.seen if jax.process_count() == 1 else lambda: False
-        metrics = validate(self.evaluate, self.state.eval_params, batches, settings.loss, stop)
+        metrics = validate(evaluate, self.state.eval_params, batches, config.loss, stop)
         if metrics is None:
             return
-        if settings.monitor not in metrics:
+        if config.monitor not in metrics:
             if self.step:
-                raise self._diverged(f"{settings.monitor} of the validation set is not finite", self.step)
+                raise self.meter.diverged(f"{config.monitor} of the validation set is not finite", self.step)
             raise ValueError(
-                f"found monitor={settings.monitor!r}, but validation gives {', '.join(metrics)} "
+                f"found monitor={config.monitor!r}, but validation gives {', '.join(metrics)} "
                 "(labels that the validation set does not have give nothing)."
             )
-        value = metrics[settings.monitor]
+        value = metrics[config.monitor]
         best = record["best_value"] is None or value < record["best_value"]
         record["history"].append({"step": self.step, **metrics})
         record["validated"] = self.step
         record["stale"] = 0 if best else record["stale"] + 1
         if best:
             record["best"], record["best_value"] = self.step, value
-        self.report(Validated(self.step, self._epoch(self.step), metrics, best))
-        if settings.patience and record["stale"] >= settings.patience:
+        self.report(Validated(self.step, self.meter.epoch(self.step), metrics, best))
+        if config.patience and record["stale"] >= config.patience:
             record["stopped"] = (
-                f"{settings.monitor} has not improved in {record['stale']} validations; it was best, "
+                f"{config.monitor} has not improved in {record['stale']} validations; it was best, "
                 f"{record['best_value']:.4g}, at step {record['best']}"
             )
         if best:
             self._save()
-        self.clock = time.perf_counter() if self.clock else None
+        self.meter.leave_out_this_time()
 
     def _save(self) -> None:
         """Begins to save the state of this step, once."""
-        if self.saved == self.step:
-            return
-        self._look(everything=True)  # a state that is not finite is not saved
-        self._saving(wait=True)
-        arrays = on_host(self.state)
-        if self.record["best"] == self.step:
-            self.best_arrays = arrays
-        self.saved = self.step
-        try:
-            self.checkpoints.save(self.step, arrays, self.record)
-        except CheckpointError as error:
-            self._not_saved(error)
+        if self.saver.step != self.step:
+            self.meter.look(everything=True)  # a state that is not finite is not saved
+            self.saver.save(self.step, self.state, self.record)
 
-    def _saving(self, wait: bool = False) -> None:
+    def _interrupted(self) -> None:
+        self._save()
+        self.saver.look(wait=True)
+        steps = self.saver.checkpoints.steps
+        name = signal.Signals(self.signals.number).name
+        message = (
+            f"{name}: stopped after step {self.step} of {self.steps}; saved is step "
+            f"{steps[-1] if steps else 'none'}, in {self.saver.checkpoints.folder}. The same command goes on "
+            "from there."
+        )
+        self.report(Stopped(self.step, message))
+        if self.first:
+            warnings.warn(message, stacklevel=2)
+        raise InterruptedRun(message, self.signals.number)
+
+    def _check_references(self) -> None:
+        own, used = self.potential.params["reference_energies"], self.train.reference_energies
+        if np.shape(own) != np.shape(used) or not np.allclose(own, used, rtol=0, atol=1e-6):
+            raise ValueError(
+                "the reference energies that the loader subtracts from the labels are not those of the "
+                "potential that is trained; make the loader with potential.params['reference_energies']"
+                + (f" of {self.folder / 'start'}." if (self.folder / "start").exists() else ".")
+            )
+
+
+class _Saver:
+    """The checkpoints of a run, and what is told of them."""
+
+    def __init__(self, checkpoints: Checkpoints, report: Callable[[Event], None]):
+        self.checkpoints, self.report = checkpoints, report
+        self.step: int | None = None  # the last that was handed to `checkpoints`
+        self.best_arrays: dict[str, np.ndarray] | None = None
+
+    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+        """Begins to save, when the save before is done."""
+        self.look(wait=True)
+        arrays = on_host(state)
+        if record["best"] == step:
+            self.best_arrays = arrays
+        self.step = step
+        try:
+            self.checkpoints.save(step, arrays, record)
+        except CheckpointError as error:
+            self._failed(error)
+
+    def look(self, wait: bool = False) -> None:
         """Reports what became of the last save, where it is known."""
         try:
             step = self.checkpoints.finished(wait)
         except CheckpointError as error:
-            self._not_saved(error)
+            self._failed(error)
         else:
             if step is not None:
                 self.report(Saved(step, self.checkpoints.path(step)))
 
-    def _not_saved(self, error: CheckpointError) -> None:
-        if self.first:
-            warnings.warn(f"{error} Training goes on.", stacklevel=2)
-        self.report(NotSaved(self.saved, str(error)))
-        self.saved = None
+    def best(self, step: int, state: TrainState, record: dict[str, Any]) -> TrainState:
+        """The state of the best step; `state`, that of `step`, where there is no better one."""
+        best = record["best"]
+        if best in (None, step):
+            return state
+        try:
+            if self.best_arrays is None:
+                return self.checkpoints.read(best).restore(state)
+            return Checkpoint(best, self.best_arrays, {}).restore(state)
+        except CheckpointError as error:
+            warnings.warn(f"{error} The potential is that of the last step, not of the best.", stacklevel=2)
+            return state
 
-    def _look(self, everything: bool = False) -> None:
+    def _failed(self, error: CheckpointError) -> None:
+        if jax.process_index() == 0:
+            warnings.warn(f"{error} Training goes on.", stacklevel=2)
+        self.report(NotSaved(self.step, str(error)))
+        self.step = None
+
+
+class _Meter:
+    """The metrics of steps, looked at a few steps late, so that devices never wait for this process."""
+
+    def __init__(self, report_every: int, plan: Plan, saver: _Saver):
+        self.report_every, self.plan, self.saver, self.report = report_every, plan, saver, saver.report
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not looked at
+        self.idle = 0  # steps in a row with a loss and without a gradient
+        self.waited = 0.0  # s for data
+        self.clock: float | None = None  # since when the pending steps are taken
+
+    def epoch(self, step: int) -> float:
+        return step / self.plan.steps_per_epoch
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step, and reports those that are due. Raises DivergedError."""
+        self.pending.append((step, metrics))
+        self.look()
+
+    def leave_out_this_time(self) -> None:
+        """Counts the time of steps from now on."""
+        self.clock = time.perf_counter() if self.clock else None
+
+    def look(self, everything: bool = False) -> None:
         """Fetches and reports the metrics of steps that are done; waits for those that are AHEAD behind."""
         if len(self.pending) > AHEAD:
             jax.block_until_ready(self.pending[-1 - AHEAD][1])
         first = self.clock is None
-        enough = len(self.pending) >= self.settings.report_every + AHEAD
+        enough = len(self.pending) >= self.report_every + AHEAD
         if not self.pending or not (first or enough or everything):
             return
-        count = len(self.pending) if first or everything else self.settings.report_every
+        count = len(self.pending) if first or everything else self.report_every
         looked, self.pending = self.pending[:count], self.pending[count:]
         metrics = jax.device_get([m for _, m in looked])
         for (step, _), m in zip(looked, metrics, strict=True):
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(m[name]):
-                    raise self._diverged(f"{name} is {m[name]}", step)
+                    raise self.diverged(f"{name} is {m[name]}", step)
             # Where nothing has a label, or all is as it should be, there is no loss either.
             self.idle = self.idle + 1 if m["grad_norm"] == 0 < m["loss"] else 0
             if self.idle == DEAD:
@@ -440,7 +530,7 @@ class _Run:
         self.report(
             Trained(
                 step=looked[-1][0],
-                epoch=self._epoch(looked[-1][0]),
+                epoch=self.epoch(looked[-1][0]),
                 metrics=means_of,
                 crystals_per_second=None if first else crystals / seconds,
                 atoms_per_second=None if first else atoms / seconds,
@@ -449,72 +539,29 @@ class _Run:
         )
         self.clock, self.waited = now, 0.0
 
-    def _dead(self, step: int) -> DivergedError:
-        self._saving(wait=True)
-        since = step - self.idle + 1
-        alive = [s for s in self.checkpoints.steps if s < since]
-        back = f"The last checkpoint before is {self.checkpoints.path(alive[-1])}. " if alive else ""
-        return DivergedError(
-            f"the gradient has been exactly zero since step {since}, and the loss is not: what is trained no "
-            f"longer changes what the loss sees. {back}Where the network gives a constant, train again in "
-            "another folder with a lower learning rate or with clip; where loss has weights for properties "
-            "alone that the trained parameters do not change, train others (optimizer.train)."
-        )
-
-    def _diverged(self, what: str, step: int) -> DivergedError:
-        self._saving(wait=True)
-        crystals = np.concatenate(self.train.plan.batch(step - 1))
+    def diverged(self, what: str, step: int) -> DivergedError:
+        self.saver.look(wait=True)
+        crystals = np.concatenate(self.plan.batch(step - 1))
         shown = ", ".join(map(str, crystals[:20])) + (", …" if len(crystals) > 20 else "")
-        good = self.checkpoints.steps
-        back = f"The last good checkpoint is {self.checkpoints.path(good[-1])}." if good else ""
+        good = self.saver.checkpoints.steps
+        back = f"The last good checkpoint is {self.saver.checkpoints.path(good[-1])}." if good else ""
         return DivergedError(
             f"{what} at step {step}, with the crystals {shown} of the training set (jaxmlip data inspect "
             f"tells of outliers). {back} Train again in another folder with a lower learning rate or with "
             "clip, or without those crystals."
         )
 
-    def _interrupted(self) -> None:
-        self._save()
-        self._saving(wait=True)
-        steps = self.checkpoints.steps
-        name = signal.Signals(self.signals.number).name
-        message = (
-            f"{name}: stopped after step {self.step} of {self.steps}; saved is step "
-            f"{steps[-1] if steps else 'none'}, in {self.checkpoints.folder}. The same command goes on from "
-            "there."
+    def _dead(self, step: int) -> DivergedError:
+        self.saver.look(wait=True)
+        since = step - self.idle + 1
+        alive = [s for s in self.saver.checkpoints.steps if s < since]
+        back = f"The last checkpoint before is {self.saver.checkpoints.path(alive[-1])}. " if alive else ""
+        return DivergedError(
+            f"the gradient has been exactly zero since step {since}, and the loss is not: what is trained no "
+            f"longer changes what the loss sees. {back}Where the network gives a constant, train again in "
+            "another folder with a lower learning rate or with clip; where loss has weights for properties "
+            "alone that the trained parameters do not change, train others (optimizer.train)."
         )
-        self.report(Stopped(self.step, message))
-        if self.first:
-            warnings.warn(message, stacklevel=2)
-        raise InterruptedRun(message, self.signals.number)
-
-    def _best_state(self) -> TrainState:
-        best = self.record["best"]
-        if best in (None, self.step):
-            return self.state
-        try:
-            if self.best_arrays is None:
-                return self.checkpoints.read(best).restore(self.state)
-            return Checkpoint(best, self.best_arrays, {}).restore(self.state)
-        except CheckpointError as error:
-            warnings.warn(f"{error} The potential is that of the last step, not of the best.", stacklevel=2)
-            return self.state
-
-    def _epoch(self, step: int) -> float:
-        return step / self.train.plan.steps_per_epoch
-
-    def _keep_start(self, potential: Potential) -> None:
-        if self.first:
-            potential.save(self.folder / "start")
-
-    def _check_references(self, potential: Potential) -> None:
-        own, used = potential.params["reference_energies"], self.train.reference_energies
-        if np.shape(own) != np.shape(used) or not np.allclose(own, used, rtol=0, atol=1e-6):
-            raise ValueError(
-                "the reference energies that the loader subtracts from the labels are not those of the "
-                "potential that is trained; make the loader with potential.params['reference_energies']"
-                + (f" of {self.folder / 'start'}." if (self.folder / "start").exists() else ".")
-            )
 
 
 class _Signals:
@@ -571,33 +618,8 @@ def _room(sizes: np.ndarray, groups: list[list[int]]) -> batching.Capacity:
     )
 
 
-def _identity(potential, train, validation, settings, steps) -> dict[str, Any]:
-    """What a run that goes on must have been begun with, as JSON."""
-    plan = train.plan
-    made = {
-        "potential": {
-            "name": potential.name,
-            "architecture": architecture_of(potential.model),
-            "hyperparameters": asdict(potential.model.config),
-            "dtype": potential.dtype,
-        },
-        "training set": _told(train.split),
-        "replay set": None if train.replay is None else _told(train.replay),
-        "replay_batch": plan.replay_batch,
-        "mixed": train.mixed,
-        "validation set": None if validation is None else _told(validation),
-        "batch_size": plan.batch_size,
-        "seed": plan.seed,
-        "steps": steps,
-        **{name: getattr(settings, name) for name in ("validate_every", "monitor", "patience")},
-        "loss": asdict(settings.loss),
-        "optimizer": asdict(settings.optimizer),
-    }
-    return json.loads(json.dumps(made))
-
-
-def _told(split: Split) -> str:
-    """What a split holds, in words that differ where the split does."""
+def _described(split: Split) -> str:
+    """One line that describes a split and changes whenever its content does."""
     labels = ", ".join(f"{count} {name}" for name, count in split.counts.items() if count)
     atoms = int(split.sizes[:, 0].sum())
     return f"{len(split)} crystals with {atoms} atoms; {labels or 'no labels'} ({split.digest[:12]})"
@@ -607,31 +629,8 @@ def taken(folder: str | Path) -> int | None:
     """How many steps the run in `folder` took, where these are all that it was to take; else None."""
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
     try:
-        steps = checkpoints.steps
-        record = json.loads((checkpoints.path(steps[-1]) / RECORD).read_text()) if steps else {}
-        return steps[-1] if steps and record["identity"]["steps"] == steps[-1] else None
-    except (OSError, ValueError, KeyError, TypeError):  # damaged, which is told where it is read
+        last = checkpoints.steps[-1]
+        record = json.loads((checkpoints.path(last) / RECORD).read_text())
+        return last if record["identity"]["steps"] == last else None
+    except (IndexError, OSError, ValueError, KeyError, TypeError):  # damaged, which is told where it is read
         return None
-    finally:
-        checkpoints.close()
-
-
-def _check_identity(begun: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    before, after = _flat(begun), _flat(now)
-    changed = [
-        f"{name}: begun with {before.get(name)!r}, found {after.get(name)!r}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-    if changed:
-        raise OtherRunError(
-            f"{folder} holds a run of other data or settings. Go on with what it was begun with, or give "
-            "another folder to begin a new run:\n  " + "\n  ".join(changed)
-        )
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return found

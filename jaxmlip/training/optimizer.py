@@ -46,20 +46,12 @@ class OptimizerConfig:
         not_negative = "a number that is not negative"
         for key, right, needed in (
             ("learning_rate", 0 < self.learning_rate < math.inf, "a positive number"),
-            (
-                "final_learning_rate",
-                0 <= self.final_learning_rate < math.inf,
-                "a number that is not negative",
-            ),
+            ("final_learning_rate", 0 <= self.final_learning_rate < math.inf, not_negative),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, not_negative),
             # A negative one turns every update round, so that the loss climbs; zero trains nothing.
             ("clip", self.clip is None or 0 < self.clip < math.inf, "a positive number, or null for none"),
-            (
-                "ema",
-                self.ema is None or 0 <= self.ema < 1,
-                "a decay below 1, such as 0.999, or null for none",
-            ),
+            ("ema", self.ema is None or 0 <= self.ema < 1, "a decay below 1, such as 0.999, or null"),
             ("accumulate", self.accumulate >= 1, "1 or more"),
         ):
             if not right:

@@ -13,18 +13,19 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.system.begun import changes, described
 from jaxmlip.system.files import is_remain, write_whole
 from jaxmlip.system.locks import LOCK
-from jaxmlip.training.config import ConfigError, TrainConfig, differences, read_config, to_yaml
+from jaxmlip.system.versions import versions
+from jaxmlip.training.config import ConfigError, TrainConfig, flat, read_config, to_yaml
 from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
 from jaxmlip.training.losses import UNITS
 
-CONFIG, VERSIONS, METRICS = "config.yaml", "versions.json", "metrics.jsonl"
+CONFIG, VERSIONS, METRICS, RESULTS = "config.yaml", "versions.json", "metrics.jsonl", "results.json"
 PACKAGES = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ase")
 # What may differ when a run goes on: it changes nothing in what is computed.
 FREE = ("devices", "tensorboard", "wandb", "final", "checkpoint_every", "keep", "report_every")
@@ -45,12 +46,11 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
     begun = folder / CONFIG
     if begun.is_file():
         before = read_config(begun)
-        changed = {k: v for k, v in differences(before, config).items() if k not in FREE}
+        changed = changes(flat(before), flat(config), FREE)
         done = taken(folder)
         longer = changed.keys() <= set(LENGTH) and _grows(before, config, done)
         # Without a start it never came to the first step.
         if changed and (folder / "start").exists() and not (longer and done is not None):
-            told = "\n  ".join(f"{k}: begun with {was}, found {now}" for k, (was, now) in changed.items())
             why = (
                 "More epochs or steps are for a run that took all of its own; this one was interrupted, or "
                 "stopped by patience. Go on"
@@ -59,7 +59,8 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
             )
             raise RunFolderError(
                 f"{folder} holds a run with another configuration. {why} with what it was begun with "
-                f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  {told}"
+                f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  "
+                f"{described(changed)}"
             )
     elif folder.exists() and (
         not folder.is_dir() or any(p.name != LOCK and not is_remain(p) for p in folder.iterdir())
@@ -100,15 +101,11 @@ def circumstances() -> dict[str, Any]:
     """What a result depends on besides its settings: versions, commit, devices, command line, time."""
     import jax
 
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
     devices = jax.devices()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "packages": found,
+        "packages": versions(*PACKAGES),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git": _commit(),

@@ -8,25 +8,43 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from ase.data import chemical_symbols
+from jax.sharding import Mesh
 from rich.table import Table
 
-import jaxmlip
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
-from jaxmlip.data.dataset import Split, check
+from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
+from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
-from jaxmlip.training import evaluate
+from jaxmlip.system.locks import locked
+from jaxmlip.system.versions import own_version
+from jaxmlip.training import parallel
+from jaxmlip.training.checkpoints import Checkpoints
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
-from jaxmlip.training.fidelities import join, select
+from jaxmlip.training.errors import Error, as_record, by_functional, errors
+from jaxmlip.training.evaluate import compare, references_of
+from jaxmlip.training.figures import learning_curves, parity
+from jaxmlip.training.functionals import join, select
+from jaxmlip.training.loop import fit, taken
+from jaxmlip.training.losses import UNITS
 from jaxmlip.training.optimizer import learning_rate, trained
 from jaxmlip.training.overlap import warn_of_overlap
+from jaxmlip.training.records import (
+    CONFIG,
+    METRICS,
+    RESULTS,
+    Records,
+    check_folder,
+    open_folder,
+    read_metrics,
+)
 from jaxmlip.training.references import References, of_isolated, refit
 from jaxmlip.training.splits import (
     ALONE,
@@ -38,14 +56,10 @@ from jaxmlip.training.splits import (
     read_splits,
     with_graphs,
 )
+from jaxmlip.training.step import flat_params, init_state, potential_of
+from jaxmlip.zoo.load import load
 
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jaxmlip.data.loader import Loader
-    from jaxmlip.training.loop import FitSettings
-
-MODEL, RESULTS = "model", "results.json"
+MODEL = "model"
 COMPARED = 2000  # crystals at most that figures and the last table are made of
 REFERENCED = 50_000  # crystals at most that reference energies are fitted to
 
@@ -56,9 +70,9 @@ class Result:
 
     folder: Path
     potential: Potential
-    before: dict[str, evaluate.Error]  # of the crystals of `compared_on`
-    after: dict[str, evaluate.Error]
-    by_functional: dict[str, dict[str, dict[str, evaluate.Error]]]  # "before" and "after", where several
+    before: dict[str, Error]  # of the crystals of `compared_on`
+    after: dict[str, Error]
+    by_functional: dict[str, dict[str, dict[str, Error]]]  # "before" and "after", where several
     compared_on: str
     reason: str  # why it stopped
 
@@ -75,15 +89,11 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError where
     another process trains in `folder`; `fit` says what may go wrong later.
     """
-    import jax
-
-    from jaxmlip.system.locks import locked
-    from jaxmlip.training.records import check_folder
 
     config, folder = config.checked(), Path(folder)
     if jax.process_index() > 0:  # the first process keeps others out
         return train_in(folder, config)
-    check_folder(folder, config)
+    check_folder(folder, config)  # before a lock is put into it; `open_folder` does so again, behind the lock
     with locked(folder):
         try:
             return train_in(folder, config)
@@ -93,11 +103,6 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
 
 def train_in(folder: Path, config: TrainConfig) -> Result:
     """`run_training` of a configuration that is checked, in a folder that is locked."""
-    import jax
-
-    from jaxmlip.training import parallel
-    from jaxmlip.training.loop import fit, taken
-    from jaxmlip.training.records import Records, open_folder
 
     first = jax.process_index() == 0
     mesh = parallel.make_mesh(config.devices)
@@ -124,7 +129,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
         soft_wrap=True,
     )
     with Records(folder, config, steps) as records:
-        fitted = fit(potential, loader, splits.get("validation"), _settings(config), mesh, folder, records)
+        fitted = fit(potential, loader, splits.get("validation"), config, mesh, folder, records)
     best = config.final == "best" and fitted.best is not None
     made = _named(
         fitted.potential if best else fitted.last, config, folder, fitted.best if best else fitted.step
@@ -145,11 +150,9 @@ def prepare(
     start = folder / "start"
     if (start / "manifest.json").is_file():  # the run goes on
         potential = Potential.from_folder(start, config.dtype)
-        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
+        splits = read_splits(config.data, potential)
     else:
         potential, splits = _begin(config, folder, terminal)
-    for split in splits.values():
-        check(split, potential)
     _check_labels(config, potential, splits["train"], splits.get("validation"))
     loader = _loader(config, potential, splits["train"], mesh)
     warn_of_overlap(splits, loader.replay)
@@ -159,14 +162,11 @@ def prepare(
 
 def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh) -> Loader:
     """The batches of the whole run."""
-    from jaxmlip.data.loader import Loader, Plan
-    from jaxmlip.training import parallel
 
     replay = None
     if config.replay.data:
         data = replace(config.data, train=config.replay.data, **ALONE)
-        replay = read_splits(data, potential.cutoffs, potential.functionals)["train"]
-        check(replay, potential)
+        replay = read_splits(data, potential)["train"]
         if replay.functionals.keys() - train.functionals.keys():
             raise ConfigError(
                 f"replay.data: found crystals of {counted(replay.functionals)}, needed those of the "
@@ -194,41 +194,20 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
     )
 
 
-def _settings(config: TrainConfig) -> FitSettings:
-    from jaxmlip.training.loop import FitSettings
-
-    same = (
-        "loss",
-        "steps",
-        "validate_every",
-        "monitor",
-        "patience",
-        "checkpoint_every",
-        "keep",
-        "report_every",
-    )
-    return FitSettings(optimizer=config.optimizer, **{name: getattr(config, name) for name in same})
-
-
 def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[Potential, dict[str, Split]]:
     """The potential before the first step, and the data."""
-    from jaxmlip.training.step import flat_params
-    from jaxmlip.zoo.load import load
-
     model = config.model
     if model.start is not None:
         potential = _with_functionals(load(model.start, config.dtype, model.head), model.functionals)
         trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is told at once
-        splits = read_splits(config.data, potential.cutoffs, potential.functionals)
+        splits = read_splits(config.data, potential)
     else:
         crystals = read(config.data, tuple(map(functional_name, model.functionals)))
         elements = sorted({z for split in crystals.values() for z in elements_of(split)})
         its = hyperparameters(model.architecture, model.hyperparameters, tuple(elements))
         potential = random_potential(its, config.seed, config.dtype, model.name or folder.absolute().name)
         potential = _with_functionals(replace(potential, elements=tuple(elements)), model.functionals)
-        splits = with_graphs(crystals, potential.cutoffs, potential.functionals, config.data.skip_bad)
-    for split in splits.values():
-        check(split, potential)
+        splits = with_graphs(crystals, potential, config.data.skip_bad)
     how = config.reference_energies or ("keep" if model.start is not None else "refit")
     if how != "keep":
         if how == "isolated":
@@ -302,7 +281,7 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
         labelled = [e for e in (part[k] for k in range(len(part))) if e.labels.energy is not None]
         species = [e.graph.species for e in labelled]
         return refit(species, np.array([e.labels.energy for e in labelled]), np.zeros_like(before))
-    return evaluate.fit_references(evaluate.compare(potential, part), before)
+    return references_of(compare(potential, part), before)
 
 
 def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
@@ -333,8 +312,6 @@ def _check_labels(config: TrainConfig, potential: Potential, train: Split, valid
 
 
 def _gives_magmoms(potential: Potential, split: Split) -> bool:
-    import jax
-
     with potential.precision():
         _, sites = jax.eval_shape(potential.energy_fn.with_sites, potential.arrays, split[0].graph)
     return "magmoms" in sites
@@ -348,7 +325,7 @@ def _named(potential: Potential, config: TrainConfig, folder: Path, step: int | 
         "step": step,
         "data": [Path(p).name for p in config.data.train],
         "reference_energies": config.reference_energies,
-        "jaxmlip": jaxmlip.__version__,
+        "jaxmlip": own_version(),
     }
     return replace(potential, name=name, manifest={**potential.manifest, "trained": record})
 
@@ -356,25 +333,22 @@ def _named(potential: Potential, config: TrainConfig, folder: Path, step: int | 
 def _conclude(
     folder: Path, before: Potential, after: Potential, splits: Mapping[str, Split], reason: str
 ) -> Result:
-    from jaxmlip.training.figures import learning_curves, parity
-    from jaxmlip.training.records import METRICS, read_metrics
-
     name = next(n for n in ("test", "validation", "train") if n in splits)
     part = at_most(splits[name], COMPARED)
     on = f"{len(part)} of {len(splits[name])} crystals of the {name} data"
-    compared = {"before": evaluate.compare(before, part), "after": evaluate.compare(after, part)}
-    first, last = (evaluate.errors(c) for c in compared.values())
-    apart = {when: evaluate.by_functional(c, after.functionals) for when, c in compared.items()}
-    by_functional = {name: {when: apart[when][name] for when in apart} for name in after.functionals}
+    compared = {"before": compare(before, part), "after": compare(after, part)}
+    first, last = (errors(c) for c in compared.values())
+    apart = {when: by_functional(c, after.functionals) for when, c in compared.items()}
+    several = {name: {when: apart[when][name] for when in apart} for name in after.functionals}
     with writing_folder(folder) as draft:
         learning_curves(read_metrics(folder / METRICS), draft / "learning_curve.png")
         parity(compared, draft / "parity.png")
-    record = {"stopped": reason, "compared_on": on, "units": evaluate.UNITS} | evaluate.as_record(
-        {"before": first, "after": last} | ({"by_functional": by_functional} if by_functional else {})
+    record = {"stopped": reason, "compared_on": on, "units": UNITS} | as_record(
+        {"before": first, "after": last} | ({"by_functional": several} if several else {})
     )
     # The last file of a run: where it is, the run is finished.
     write_whole(folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return Result(folder, after, first, last, by_functional, on, reason)
+    return Result(folder, after, first, last, several, on, reason)
 
 
 def summary(result: Result) -> Table:
@@ -390,7 +364,7 @@ def summary(result: Result) -> Table:
             new = found["after"][name]
             slopes = ["-" if e.slope is None else f"{e.slope:.3f}" for e in (old, new)]
             label = f"{name}, {of}" if of else name
-            table.add_row(label, f"{old.mae:.4g}", f"{new.mae:.4g}", *slopes, evaluate.UNITS[name])
+            table.add_row(label, f"{old.mae:.4g}", f"{new.mae:.4g}", *slopes, UNITS[name])
     return table
 
 
@@ -403,11 +377,6 @@ def export(
     with model.functionals; default: all, for training to go on with. Raises FileNotFoundError where there is
     no such thing, CheckpointError where it is damaged, and ValueError where there is no such functional.
     """
-    from jaxmlip.training import parallel
-    from jaxmlip.training.checkpoints import Checkpoints
-    from jaxmlip.training.records import CONFIG
-    from jaxmlip.training.step import init_state, potential_of
-
     source = Path(source)
     step = int(source.name) if source.name.isdigit() and source.parent.name == "checkpoints" else None
     folder = source if step is None else source.parents[1]

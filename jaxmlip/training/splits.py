@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmlip.data.batch import Example
-from jaxmlip.data.dataset import ByFunctional, MemorySplit, Split, Subset, Together, check, is_dataset
+from jaxmlip.data.dataset import ByFunctional, Concatenated, MemorySplit, Selection, Split, check, is_dataset
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
+from jaxmlip.data.readers import ReadOptions, read_labelled
 from jaxmlip.system.progress import track
 from jaxmlip.training.config import ConfigError, DataConfig
 
 if TYPE_CHECKING:
-    from jaxmlip.crystals.graph import Cutoffs
     from jaxmlip.potential import Potential
 
 ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0), "crystals": None}  # train on all
@@ -26,13 +25,13 @@ STATE = (
 )
 
 
-def read_splits(data: DataConfig, cutoffs: Cutoffs, functionals: Sequence[str] = ()) -> dict[str, Split]:
-    """The splits "train", and "validation" and "test" where there are such, with graphs of `cutoffs`.
+def read_splits(data: DataConfig, potential: Potential) -> dict[str, Split]:
+    """The splits "train", and "validation" and "test" where there are such, with graphs for `potential`.
 
-    `functionals` are those of a potential that has several. Raises ConfigError where a part of the data has
-    no crystal, or its functionals are others, and as the readers and datasets do.
+    Raises ConfigError where a part of the data has no crystal, or its functionals are others, DatasetError
+    where they are not for this potential, and as the readers do.
     """
-    return with_graphs(read(data, functionals), cutoffs, functionals, data.skip_bad)
+    return with_graphs(read(data, potential.functionals), potential, data.skip_bad)
 
 
 def read(data: DataConfig, functionals: Sequence[str] = ()) -> dict[str, Split | list[LabelledCrystal]]:
@@ -97,7 +96,7 @@ def _some(train: Any, crystals: int, seed: int) -> Any:
             f"data.crystals: found {crystals}, needed {len(train)} at most: so many are there to train on."
         )
     index = np.sort(np.random.default_rng(seed).permutation(len(train))[:crystals])
-    return [train[k] for k in index] if isinstance(train, list) else Subset(train, index)
+    return [train[k] for k in index] if isinstance(train, list) else Selection(train, index)
 
 
 def _of_its_own(paths: Sequence[str], name: str, data: DataConfig):
@@ -115,7 +114,7 @@ def _datasets(paths: Sequence[str], data: DataConfig) -> dict[str, Split]:
     for path in paths:
         for name, split in Dataset(path).splits.items():
             parts.setdefault(name, []).append(split)
-    whole = {name: found[0] if len(found) == 1 else Together(found) for name, found in parts.items()}
+    whole = {name: found[0] if len(found) == 1 else Concatenated(found) for name, found in parts.items()}
     if data.functional is None:
         return whole
     wanted = functional_name(data.functional)
@@ -128,7 +127,7 @@ def _of_functional(split: Split, functional: str) -> Split:
     if set(split.functionals) == {functional}:
         return split
     each = track(range(len(split)), f"choosing {functional}")
-    return Subset(split, [k for k in each if split[k].functional == functional])
+    return Selection(split, [k for k in each if split[k].functional == functional])
 
 
 def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str]) -> None:
@@ -141,11 +140,7 @@ def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str
 
 def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[LabelledCrystal]:
     """The crystals of files, of `data.functional` where it is given; `options` before those of `data`."""
-    from jaxmlip.data.readers import read_labelled
-
-    parameters = signature(read_labelled).parameters.items()
-    known = [name for name, its in parameters if its.kind is its.KEYWORD_ONLY]
-    known.remove("isolated")  # reference_energies says it
+    known = [its.name for its in fields(ReadOptions) if its.name != "isolated"]  # reference_energies says it
     if unknown := [name for name in data.options if name not in known]:
         raise ConfigError(
             f"data.options: found {', '.join(unknown)}, which readers do not know; they know "
@@ -206,18 +201,21 @@ def divide(
     return {name: [crystals[k] for k in sorted(index)] for name, index in parts.items() if index}
 
 
-def with_graphs(
-    splits: Mapping[str, Any], cutoffs: Cutoffs, functionals: Sequence[str] = (), skip_bad: bool = False
-) -> dict[str, Split]:
-    """The splits of `read`, those that are crystals as graphs; `skip_bad` as MemorySplit.from_crystals."""
-    found = {
-        name: MemorySplit.from_crystals(split, cutoffs, skip_bad) if isinstance(split, list) else split
-        for name, split in splits.items()
-    }
-    return {name: ByFunctional(split, functionals) for name, split in found.items()} if functionals else found
+def with_graphs(splits: Mapping[str, Any], potential: Potential, skip_bad: bool = False) -> dict[str, Split]:
+    """The splits of `read`, those that are crystals as graphs; `skip_bad` as MemorySplit.from_crystals.
+
+    Raises DatasetError where they are not for `potential`.
+    """
+    found = {}
+    for name, split in splits.items():
+        if isinstance(split, list):
+            split = MemorySplit.from_crystals(split, potential.cutoffs, skip_bad)
+        found[name] = ByFunctional(split, potential.functionals) if potential.functionals else split
+        check(found[name], potential)
+    return found
 
 
-def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
+def read_one(data: DataConfig, split: str, potential: Potential) -> Split:
     """All crystals of files, or those of one split of a dataset ("all": of all), with graphs for `potential`.
 
     Raises ConfigError where there are none, DatasetError where they are not for this potential.
@@ -237,12 +235,11 @@ def read_one(data: DataConfig, split: str, potential: Potential) -> Part:
     else:
         if split != "all":
             raise ConfigError(f"found the split {split!r} of files, needed a dataset: files have no splits.")
-        crystals = _crystals(data.train, data)
-        found = [MemorySplit.from_crystals(crystals, potential.cutoffs, data.skip_bad)]
-    _check_functionals(dict(enumerate(found)), ())
-    for part in found:
-        check(part, potential)
-    return Part([(s, k) for s in found for k in range(len(s))][:limit])
+        found = [_crystals(data.train, data)]
+    parts = {str(k): part for k, part in enumerate(found)}
+    _check_functionals(parts, ())
+    whole = Concatenated([*with_graphs(parts, potential, data.skip_bad).values()])
+    return Selection(whole, np.arange(len(whole))[:limit])
 
 
 def elements_of(split: Any) -> set[int]:
@@ -252,22 +249,7 @@ def elements_of(split: Any) -> set[int]:
     return set(split.elements)
 
 
-class Part:
-    """Crystals of one split or several, by (split, number)."""
-
-    def __init__(self, of: Sequence[tuple[Split, int]]):
-        self.of = of
-        self.sizes = np.array([split.sizes[k] for split, k in of]).reshape(-1, 4)
-
-    def __len__(self) -> int:
-        return len(self.of)
-
-    def __getitem__(self, k: int) -> Example:
-        split, number = self.of[k]
-        return split[number]
-
-
-def at_most(split: Split, crystals: int) -> Part:
+def at_most(split: Split, crystals: int) -> Split:
     """A random part of `split`, the same every time."""
     index = np.random.default_rng(0).permutation(len(split))[:crystals]
-    return Part([(split, k) for k in np.sort(index).tolist()])
+    return Selection(split, np.sort(index))

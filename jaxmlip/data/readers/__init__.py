@@ -6,18 +6,18 @@ import glob
 import re
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from lzma import LZMAError
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, functional_name
+from jaxmlip.data.labels import LabelError, LabelledCrystal, functional_name
 from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
-from jaxmlip.data.readers.common import Frame, Keys, open_bytes
+from jaxmlip.data.readers.common import Frame, Keys, ReadOptions, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
 from jaxmlip.data.readers.families import mixed
+from jaxmlip.system.borders import in_lines
 
 HEAD = 1 << 20  # bytes from the start of a file that must tell its format
 # Of chgnet's parser: lists by name, where MPtrj has an object or a number.
@@ -98,35 +98,15 @@ FORMATS: dict[str, Format] = {
 def read_labelled(
     path: str | Path | Sequence[str | Path],
     format: str | None = None,
-    *,
-    energy_key: str | None = None,
-    forces_key: str | None = None,
-    stress_key: str | None = None,
-    magmoms_key: str | None = None,
-    material_key: str | None = None,
-    functional_key: str | None = None,
-    functional: str | None = None,
-    unconverged: bool = False,
-    properties: Sequence[str] = PROPERTIES,
-    weight: float = 1.0,
-    every: int = 1,
-    limit: int | None = None,
-    checked: bool = True,
-    skip_bad: bool = False,
-    isolated: Literal["left out", "too", "only"] = "left out",
+    **options: Any,
 ) -> Iterator[LabelledCrystal]:
     """The labelled crystals of a file, a folder, a pattern such as "runs/*/vasprun.xml", or several of these.
 
     In a folder every file of a known format is read, with those of its folders, in the order of names.
-    `format` is one of FORMATS, guessed from the name and the first bytes of each file if not given. The keys
-    are the names under which files keep a property, where they are not the usual ones; `functional` is that
-    of crystals of which the file does not say it. Ionic steps of VASP
-    whose electrons did not converge within NELM steps are left out, with a warning that counts them, unless
-    `unconverged`. Of each property only
-    those in `properties` are kept, of each file every `every`-th crystal, and `limit` crystals in all. Where
-    `checked` is false they come as they are, for who leaves out those that LabelledCrystal.checked refuses.
-    Labels are in the units of Labels; what a file does not hold is None. `weight` is multiplied by that which
-    a file has for the crystal (config_weight).
+    `format` is one of FORMATS, guessed from the name and the first bytes of each file if not given; `options`
+    are those of ReadOptions. Ionic steps of VASP whose electrons did not converge within NELM steps are left
+    out, with a warning that counts them, unless `unconverged`. Labels are in the units of Labels; what a file
+    does not hold is None.
 
     All labels of a crystal come from one source. Isolated atoms are no crystals: unless `isolated` asks for
     them they are left out, and neither `every` nor `limit` counts them. What a file has and was not read is
@@ -139,31 +119,21 @@ def read_labelled(
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Found format {format!r}, needed one of {', '.join(FORMATS)}.")
-    if wrong := sorted(set(properties) - set(PROPERTIES)):
-        raise ValueError(f"Found properties {', '.join(wrong)}, needed some of {', '.join(PROPERTIES)}.")
-    if every < 1:
-        raise ValueError(f"Found every={every}, needed a number from 1.")
-    if isolated not in ("left out", "too", "only"):
-        raise ValueError(f"Found isolated={isolated!r}, needed 'left out', 'too' or 'only'.")
-    if limit is not None and limit < 1:
-        raise ValueError(f"Found limit={limit}, needed a number from 1.")
-    keys = Keys(energy_key, forces_key, stress_key, magmoms_key, material_key, functional_key, unconverged)
+    how = ReadOptions(**options)
     # Before the first crystal is asked for, so that mistakes show at once.
-    files = find_files(path, format, skip_bad)
+    files = find_files(path, format, how.skip_bad)
 
     def keep(crystal: LabelledCrystal) -> LabelledCrystal:
-        labels = replace(crystal.labels.only(properties), weight=weight * crystal.labels.weight)
-        kept = replace(crystal, labels=labels, functional=crystal.functional or functional or "")
-        if not checked:
+        labels = replace(crystal.labels.only(how.properties), weight=how.weight * crystal.labels.weight)
+        kept = replace(crystal, labels=labels, functional=crystal.functional or how.functional or "")
+        if not how.checked:
             return kept
         if kept.isolated:  # it may have no cell
             its = functional_name(kept.functional)
             return replace(kept, labels=labels.check(1, kept.name), functional=its)
         return kept.checked()
 
-    return _Crystals(
-        [_File(file, name, keys, every, isolated, keep) for file, name in files], limit, skip_bad
-    )
+    return _Crystals([_File(file, name, how, keep) for file, name in files], how.limit, how.skip_bad)
 
 
 def find_files(
@@ -261,14 +231,12 @@ class _File:
         self,
         path: Path,
         format: str,
-        keys: Keys,
-        every: int,
-        isolated: str,
+        options: ReadOptions,
         keep: Callable[[LabelledCrystal], LabelledCrystal],
     ):
         self.path, self.about = path, FORMATS[format].about
-        self.every, self.isolated, self.keep = every, isolated, keep
-        self.keys = replace(keys, noted=Counter(), sources=Counter())
+        self.every, self.isolated, self.keep = options.every, options.isolated, keep
+        self.keys = Keys(options)
         self.frames = FORMATS[format].read(path, self.keys)
         self.number = 0  # of frames so far
         self.atoms = 0  # of them isolated ones
@@ -334,12 +302,8 @@ class _File:
                 "isolated (--references isolated) takes their energies"
             )
         if self.left_out:
-            more = len(self.left_out) - NAMED
-            said.append(
-                f"left out {len(self.left_out)} that cannot be used:\n  "
-                + "\n  ".join(self.left_out[:NAMED])
-                + (f"\n  and {more} more" if more > 0 else "")
-            )
+            bad = in_lines(self.left_out, most=NAMED)
+            said.append(f"left out {len(self.left_out)} that cannot be used:{bad}")
         for text in said:
             warnings.warn(f"{self.path}: {text}{'' if text.endswith('.') else '.'}", stacklevel=4)
 

@@ -6,17 +6,17 @@ import bz2
 import gzip
 import lzma
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
 from jaxmlip.crystals.graph import check_occupancy
-from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
+from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 KILOBAR = 0.1 / GPA_PER_EV_PER_A3  # eV/Å³
@@ -46,33 +46,78 @@ class ReadError(ValueError):
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Under which names a file keeps what it knows; None: the names that its format has.
+class Naming:
+    """How files name what they hold; None: the names that the format has."""
 
-    `unconverged`: read also those ionic steps whose electrons did not converge. `noted` counts the frames of
-    a file of which something is to be said: what was there and was not read; `sources` those of each prefix.
+    energy_key: str | None = None
+    """the name of the energy, if not the usual one"""
+    forces_key: str | None = None
+    """the name of the forces"""
+    stress_key: str | None = None
+    """the name of the stress (or of a virial, if it has that word in its name)"""
+    magmoms_key: str | None = None
+    """the name of the magnetic moments"""
+    material_key: str | None = None
+    """the key that identifies the material"""
+    functional_key: str | None = None
+    """the name of the functional"""
+    functional: str | None = None
+    """the functional, of files that do not say it"""
+    unconverged: bool = False
+    """read also those ionic steps of VASP whose electrons did not converge"""
+
+
+@dataclass(frozen=True)
+class ReadOptions(Naming):
+    """How to read labelled crystals: the options of `read_labelled`, and of data.options in a configuration.
+
+    Raises ValueError for values without meaning.
     """
 
-    energy: str | None = None
-    forces: str | None = None
-    stress: str | None = None
-    magmoms: str | None = None
-    material: str | None = None
-    functional: str | None = None
-    unconverged: bool = False
+    properties: Sequence[str] = PROPERTIES  # the labels to keep
+    weight: float = 1.0  # multiplied by that which a file has for the crystal (config_weight)
+    every: int = 1  # take every so many-th crystal of each file
+    limit: int | None = None  # crystals in all
+    checked: bool = True  # False: crystals are not validated, for callers that drop invalid ones themselves
+    skip_bad: bool = False  # leave out what cannot be used, with a warning
+    isolated: Literal["left out", "too", "only"] = "left out"  # atoms alone, which are no crystals
+
+    def __post_init__(self):
+        if wrong := sorted(set(self.properties) - set(PROPERTIES)):
+            raise ValueError(f"Found properties {', '.join(wrong)}, needed some of {', '.join(PROPERTIES)}.")
+        if self.isolated not in ("left out", "too", "only"):
+            raise ValueError(f"Found isolated={self.isolated!r}, needed 'left out', 'too' or 'only'.")
+        for name in ("every", "limit"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"Found {name}={value}, needed a number from 1.")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the reader of one file is told, and what it tells.
+
+    `noted` counts the frames of which something is to be said: what was there and was not read; `sources`
+    those of each prefix.
+    """
+
+    naming: Naming
     noted: Counter[str] = field(default_factory=Counter)
     sources: Counter[str] = field(default_factory=Counter)
 
+    def asked(self, which: str) -> str | None:
+        """The name that the user gave for a property, "material" or "functional"."""
+        return getattr(self.naming, f"{which}_key")
+
     def first(self, which: str, record: Mapping[str, Any], *defaults: str) -> tuple[str, Any]:
         """The name and the value of the first of these that `record` has, or ("", None)."""
-        asked = getattr(self, which)
+        asked = self.asked(which)
         for name in defaults if asked is None else (asked,):
             if record.get(name) is not None:
                 return name, record[name]
         return "", None
 
     def functional_of(self, record: Mapping[str, Any]) -> str:
-        """What the labels of `record` were computed with, "" where it has no text that says so."""
+        """The functional that `record` names, or ""."""
         found = self.first("functional", record, *FUNCTIONAL)[1]
         return found if isinstance(found, str) else ""
 

@@ -48,7 +48,7 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
 
     Raises LabelError where stress and virial of one source contradict each other.
     """
-    asked = {p: name for p in NAMES if (name := getattr(keys, p)) is not None}
+    asked = {p: name for p in NAMES if (name := keys.asked(p)) is not None}
     families = {prefix: dict(_family(record, prefix, atoms)) for prefix in FAMILIES}
     chosen = _chosen(families, asked)
     found: dict[str, Label] = {}

@@ -83,7 +83,7 @@ def _steps(
     from ase.io import iread
 
     converged, allowed = _convergence(path, marks)
-    left_out = 0 if keys.unconverged else converged.count(False)
+    left_out = 0 if keys.naming.unconverged else converged.count(False)
     if left_out:
         said = (
             f"{left_out} of {len(converged)} ionic steps whose electrons did not converge within "

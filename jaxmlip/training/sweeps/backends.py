@@ -21,6 +21,7 @@ from typing import Any
 
 from jaxmlip.system.locks import InUseError, locked
 from jaxmlip.training.config import ConfigError, read_config
+from jaxmlip.training.sweeps.folders import last_lines, results_in
 
 IN_USE = 75  # exit code of a process whose run another one has: EX_TEMPFAIL of sysexits.h
 WORKER = (sys.executable, "-m", "jaxmlip.training.sweeps.backends")
@@ -64,8 +65,6 @@ class Attempt:
 
 
 def _reason(code: int, log: Path, start: int) -> str:
-    from jaxmlip.training.sweeps.sweep import last_lines
-
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     said = last_lines(log, TOLD, start)
     return f"{how}; {log} ends:\n{said}" if said else f"{how}, without a word in {log}"
@@ -194,7 +193,6 @@ def attempt(config: Path, address: Sequence[str]) -> int:
 
     from jaxmlip.training.parallel import connect
     from jaxmlip.training.run import train_in
-    from jaxmlip.training.sweeps.sweep import results_in
 
     if address:
         connect(*(() if address[0] == "slurm" else (address[0], int(address[1]), int(address[2]))))

@@ -17,7 +17,8 @@ from jaxmlip.training import parallel
 from jaxmlip.training.config import DataConfig, ReplayConfig, TrainConfig, to_yaml
 from jaxmlip.training.run import prepare
 from jaxmlip.training.step import init_state, make_train_step
-from jaxmlip.training.sweeps.sweep import Run, check, steps_done
+from jaxmlip.training.sweeps.folders import steps_done
+from jaxmlip.training.sweeps.sweep import Run, check
 
 if TYPE_CHECKING:
     from jaxmlip.data.loader import Loader
@@ -27,8 +28,7 @@ STEPS = 3  # that are timed, after one that is not
 
 
 class Cost(NamedTuple):
-    """Of one step of training, on all devices together, by XLA's analysis of the compiled program and by the
-    clock."""
+    """Cost of one training step on all devices: FLOPs and bytes as XLA counts them, seconds as measured."""
 
     flops: float  # floating-point operations
     bytes: float  # that its instructions read and write, whether from memory or from a cache
@@ -50,12 +50,12 @@ class Forecast:
 
     @property
     def flops(self) -> float:
-        """Of all steps of the run, those that are done included."""
+        """FLOPs of all steps of the run, those that are done included."""
         return self.steps * self.cost.flops
 
     @property
     def seconds(self) -> float:
-        """That its remaining steps take here; reading, compilation, validation and tests come on top."""
+        """Seconds that the remaining steps will take here, without reading, compilation and validation."""
         return (self.steps - self.done) * self.cost.seconds
 
 

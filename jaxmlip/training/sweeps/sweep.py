@@ -1,4 +1,4 @@
-"""Sweeps: many runs of training in one folder, each done once, whoever is interrupted.
+"""Sweeps: many training runs in one folder, each done exactly once, whatever is killed.
 
 The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, as
 `jaxmlip train ID.yaml` makes it) and ID.log (what its process said). Nothing else is kept: a sweep that is
@@ -9,8 +9,6 @@ that it was begun with.
 from __future__ import annotations
 
 import csv
-import glob
-import hashlib
 import io
 import json
 import re
@@ -20,21 +18,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from jaxmlip.system.files import check_folder, write_whole
 from jaxmlip.system.locks import in_use
-from jaxmlip.training.config import ConfigError, TrainConfig, differences, flat, read_config, to_yaml
-from jaxmlip.training.records import CONFIG, FREE, RunFolderError
-from jaxmlip.training.run import RESULTS
+from jaxmlip.training.config import ConfigError, TrainConfig, flat, to_yaml
+from jaxmlip.training.records import CONFIG, RESULTS
+from jaxmlip.training.sweeps.backends import IN_USE, Local, Slurm
+from jaxmlip.training.sweeps.folders import begun, beside, digest, last_lines, results_in, steps_done
 
-# What changes nothing in the potential that comes out.
-IDLE = tuple(key for key in FREE if key != "final")
 TABLES = ("sweep.csv", "sweep.json")
-PATHS = ("data.train", "data.validation", "data.test", "replay.data")
 POLL = 0.2  # seconds
 ELSEWHERE = 2.0  # seconds until a run that another process has is looked at again
 
@@ -69,71 +65,13 @@ class Run:
         own = Path(sweep) / self.id
         if (own / RESULTS).is_file() or not own.parent.is_dir():
             return own
-        known = _begun(own.parent, own.parent.stat().st_mtime_ns).get(self.digest, ())
+        known = begun(own.parent, own.parent.stat().st_mtime_ns).get(self.digest, ())
         done = (folder for folder in known if (folder / RESULTS).is_file())
         return next(done, own if own.is_dir() or not known else known[0])
 
     def finished(self, sweep: str | Path) -> bool:
         """Whether this run, and no other configuration, is done in the folder of the sweep."""
         return results_in(self.folder(sweep), self.config) is not None
-
-
-@lru_cache(8)
-def _begun(sweep: Path, changed: int) -> dict[str, list[Path]]:
-    """The folders of runs in that of a sweep, by the digest at the end of their names."""
-    found: dict[str, list[Path]] = {}
-    for folder in sorted(p for p in sweep.iterdir() if p.is_dir()):
-        found.setdefault(folder.name.rpartition("-")[2], []).append(folder)
-    return found
-
-
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(folder.name + suffix)
-
-
-def digest(config: TrainConfig) -> str:
-    """A hash of what a run of `config` computes, see `Run.id`."""
-    usual, own = flat(TrainConfig()), {}
-    for key, value in flat(config).items():
-        if key in IDLE or value == usual[key]:
-            continue
-        if key in PATHS:
-            value = [contents(path) for path in value]
-        elif key == "model.start" and Path(value).exists():
-            value = contents(value)
-        own[key] = value
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def contents(path: str | Path) -> str:
-    """A hash of a file, of a pattern's files, or of all files in a folder. Raises FileNotFoundError."""
-    from jaxmlip.data.dataset import MANIFEST
-
-    path = Path(path)
-    if (path / MANIFEST).is_file():  # it has the hashes of all shards
-        return contents(path / MANIFEST)
-    if path.is_file():
-        told = path.stat()
-        return _hash_of_file(path.absolute(), told.st_mtime_ns, told.st_size)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return _hash([f"{p.relative_to(path)} {contents(p)}" for p in files])
-    files = sorted(glob.glob(str(path)))
-    if not files:
-        raise FileNotFoundError(
-            f"{path} does not exist (looked from {Path.cwd()}); needed it for a run's id."
-        )
-    return _hash([contents(p) for p in files])
-
-
-@lru_cache(4096)
-def _hash_of_file(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def run_all(
@@ -155,64 +93,78 @@ def run_all(
     each run that ends; default: standard error. Raises ConfigError for a configuration that cannot be used,
     before anything is started.
     """
-    from jaxmlip.training.sweeps.backends import IN_USE, Local, Slurm
-
     folder, say = Path(folder), say or _say
     check(runs)
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backend = Local(processes) if slurm is None else Slurm(folder, slurm)
-    configs = {run.name: _beside(run.folder(folder), ".yaml") for run in runs}
+    configs = {run.name: beside(run.folder(folder), ".yaml") for run in runs}
     for run in runs:
-        _write(configs[run.name], to_yaml(run.config.checked().absolute(), described=False))
-    waiting = deque(run for run in runs if not run.finished(folder))
-    failed, done = {}, len(runs) - len(waiting)
-    if done:
-        say(f"{done} of {len(runs)} runs are finished")
-    going: list[tuple[Run, Any]] = []
-    later: dict[str, float] = {}  # when to look at runs again that others have
-
-    def ended(run: Run, how: str) -> None:
-        nonlocal done
-        done += 1
-        say(f"{done}/{len(runs)} {run.name}: {how}")
-
+        write_whole(configs[run.name], to_yaml(run.config.checked().absolute(), described=False))
+    work = _Work(runs, folder, configs, backend, say)
+    if work.done:
+        say(f"{work.done} of {len(runs)} runs are finished")
     with backend:
-        while waiting or going:
-            for run, attempt in list(going):
-                code = attempt.poll()
-                if code is None:
-                    continue
-                going.remove((run, attempt))
-                if code == 0 and run.finished(folder):
-                    ended(run, "finished")
-                elif code == IN_USE:
-                    waiting.append(run)
-                else:
-                    failed[run.name] = attempt.reason()
-                    ended(run, f"failed: {failed[run.name]}")
-            starting = []
-            for _ in range(len(waiting)):
-                if len(going) + len(starting) >= backend.room:
-                    break
-                run = waiting.popleft()
-                if time.monotonic() < later.get(run.name, 0):
-                    waiting.append(run)
-                elif run.finished(folder):
-                    ended(run, "is finished")
-                elif (owner := in_use(run.folder(folder))) is not None:
-                    if run.name not in later:
-                        say(f"{run.name}: in the hands of {owner}; waiting for it")
-                    later[run.name] = time.monotonic() + ELSEWHERE
-                    waiting.append(run)
-                else:
-                    starting.append(run)
-            if starting:
-                attempts = backend.start([configs[run.name] for run in starting])
-                going += zip(starting, attempts, strict=True)
-            elif waiting or going:
+        while work.waiting or work.going:
+            work.take_in()
+            if not work.start():
                 time.sleep(POLL)
-    return failed
+    return work.failed
+
+
+class _Work:
+    """The runs of a sweep that are not finished: those that wait, and those that are going."""
+
+    def __init__(self, runs: Sequence[Run], folder: Path, configs: Mapping[str, Path], backend: Any, say):
+        self.total, self.folder, self.configs = len(runs), folder, configs
+        self.backend, self.say = backend, say
+        self.waiting = deque(run for run in runs if not run.finished(folder))
+        self.going: list[tuple[Run, Any]] = []
+        self.failed: dict[str, str] = {}
+        self.done = len(runs) - len(self.waiting)
+        self.later: dict[str, float] = {}  # when to look at runs again that others have
+
+    def take_in(self) -> None:
+        """Takes in the runs whose processes have ended."""
+        going, self.going = self.going, []
+        for run, attempt in going:
+            code = attempt.poll()
+            if code is None:
+                self.going.append((run, attempt))
+            elif code == 0 and run.finished(self.folder):
+                self._ended(run, "finished")
+            elif code == IN_USE:
+                self.waiting.append(run)
+            else:
+                self.failed[run.name] = attempt.reason()
+                self._ended(run, f"failed: {self.failed[run.name]}")
+
+    def start(self) -> bool:
+        """Starts as many of those that wait as there is room for; False where it is time to wait."""
+        starting = []
+        for _ in range(len(self.waiting)):
+            if len(self.going) + len(starting) >= self.backend.room:
+                break
+            run = self.waiting.popleft()
+            if time.monotonic() < self.later.get(run.name, 0):
+                self.waiting.append(run)
+            elif run.finished(self.folder):
+                self._ended(run, "is finished")
+            elif (owner := in_use(run.folder(self.folder))) is not None:
+                if run.name not in self.later:
+                    self.say(f"{run.name}: in the hands of {owner}; waiting for it")
+                self.later[run.name] = time.monotonic() + ELSEWHERE
+                self.waiting.append(run)
+            else:
+                starting.append(run)
+        if starting:
+            attempts = self.backend.start([self.configs[run.name] for run in starting])
+            self.going += zip(starting, attempts, strict=True)
+        return bool(starting) or not (self.waiting or self.going)
+
+    def _ended(self, run: Run, how: str) -> None:
+        self.done += 1
+        self.say(f"{self.done}/{self.total} {run.name}: {how}")
 
 
 def check(runs: Sequence[Run]) -> None:
@@ -289,9 +241,9 @@ def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]
     writer.writeheader()
     writer.writerows(rows)
     _keep_tables(folder, {run.digest for run in runs if run.name in collected})
-    _write(folder / TABLES[0], text.getvalue())
+    write_whole(folder / TABLES[0], text.getvalue())
     whole = {"finished": collected, "unfinished": unfinished(runs, folder), "others": others(runs, folder)}
-    _write(folder / TABLES[1], json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / TABLES[1], json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     return rows
 
 
@@ -321,66 +273,15 @@ def _numbered(name: str, number: int) -> str:
     return f"{stem}-{number}.{kind}"
 
 
-def steps_done(folder: str | Path) -> int | None:
-    """The last step that the folder of a run has a checkpoint of, or None."""
-    kept = (Path(folder) / "checkpoints").glob("[0-9]*")
-    return max((int(p.name) for p in kept if p.name.isdigit()), default=None)
-
-
-def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """What results.json says in the folder of a run of `config`; None where the run is not finished.
-
-    Raises RunFolderError for results of another configuration.
-    """
-    try:
-        results = json.loads((folder / RESULTS).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise RunFolderError(
-            f"{folder / RESULTS} is damaged. Remove it, and start the sweep again."
-        ) from None
-    other = differences(read_config(folder / CONFIG), config.absolute())
-    # Where the files are does not matter: their contents are in the id.
-    other = {k: v for k, v in other.items() if k not in (*IDLE, *PATHS, "model.start")}
-    if other:
-        told = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in other.items())
-        raise RunFolderError(
-            f"{folder} has the results of another configuration ({told}), though its name says that it is "
-            "this one; was it edited? Remove that folder, and start the sweep again."
-        )
-    return results
-
-
 def _stands(run: Run, sweep: Path) -> str:
     folder = run.folder(sweep)
-    owner, step, said = in_use(folder), steps_done(folder), last_lines(_beside(folder, ".log"), 1)
+    owner, step, said = in_use(folder), steps_done(folder), last_lines(beside(folder, ".log"), 1)
     if owner is not None:
         return f"in the hands of {owner}"
     if step is None and not said:
         return "not begun"
     begun = "did not come to a checkpoint" if step is None else f"saved is step {step}"
     return begun + (f"; its log ends: {said}" if said else "")
-
-
-def last_lines(path: Path, count: int, start: int = 0) -> str:
-    """The last lines of a file that are not empty, of what is there after byte `start`."""
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, 2)
-            file.seek(max(start, end - 20_000))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(line if len(line) <= 300 else line[:300] + " …" for line in lines[-count:])
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file that others may write and read at the same time."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    write_whole(path, text)
 
 
 def _say(line: str) -> None:

@@ -1,0 +1,31 @@
+"""Whether what lies in a folder is what is asked for now: the record of what was begun against a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+
+def changes(
+    begun: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """The values in which two records differ, begun and now, by the path of their keys, as optimizer.clip.
+
+    A key that one of them lacks is as one with None. Those in `free` may differ.
+    """
+    was, its = _by_path(begun), _by_path(now)
+    keys = sorted(was.keys() | its.keys())
+    return {k: (was.get(k), its.get(k)) for k in keys if k not in free and was.get(k) != its.get(k)}
+
+
+def described(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """A line for each of `changes`."""
+    return "\n  ".join(f"{key}: begun with {was!r}, found {now!r}" for key, (was, now) in changed.items())
+
+
+def _by_path(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = above + name
+        found |= _by_path(value, f"{path}.") if isinstance(value, Mapping) else {path: value}
+    return found

@@ -1,0 +1,20 @@
+"""Versions of packages, for records of what was computed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of those of `packages` that are installed, by name."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def own_version() -> str:
+    """The version of this library, for the record of a file that it writes."""
+    return versions("jaxmlip").get("jaxmlip", "run from a checkout")

@@ -1,0 +1,122 @@
+"""The folders of a sweep's runs: what a run computes as a hash, and what came of it.
+
+A run is ID.yaml (its configuration), ID/ (its folder) and ID.log (what its process said).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jaxmlip.system.begun import changes, described
+from jaxmlip.system.files import sha256
+from jaxmlip.training.checkpoints import steps_in
+from jaxmlip.training.config import TrainConfig, flat, read_config
+from jaxmlip.training.records import CONFIG, FREE, RESULTS, RunFolderError
+
+# What changes nothing in the potential that comes out.
+IDLE = tuple(key for key in FREE if key != "final")
+PATHS = ("data.train", "data.validation", "data.test", "replay.data")
+
+
+def digest(config: TrainConfig) -> str:
+    """A hash of what a run of `config` computes, see `Run.id`."""
+    usual, own = flat(TrainConfig()), {}
+    for key, value in flat(config).items():
+        if key in IDLE or value == usual[key]:
+            continue
+        if key in PATHS:
+            value = [contents(path) for path in value]
+        elif key == "model.start" and Path(value).exists():
+            value = contents(value)
+        own[key] = value
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def contents(path: str | Path) -> str:
+    """A hash of a file, of a pattern's files, or of all files in a folder. Raises FileNotFoundError."""
+    from jaxmlip.data.dataset import MANIFEST
+
+    path = Path(path)
+    if (path / MANIFEST).is_file():  # it has the hashes of all shards
+        return contents(path / MANIFEST)
+    if path.is_file():
+        told = path.stat()
+        return _hash_of_file(path.absolute(), told.st_mtime_ns, told.st_size)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return _hash([f"{p.relative_to(path)} {contents(p)}" for p in files])
+    files = sorted(glob.glob(str(path)))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} does not exist (looked from {Path.cwd()}); needed it for a run's id."
+        )
+    return _hash([contents(p) for p in files])
+
+
+@lru_cache(4096)
+def _hash_of_file(path: Path, changed: int, size: int) -> str:
+    return sha256(path)
+
+
+def _hash(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@lru_cache(8)
+def begun(sweep: Path, changed: int) -> dict[str, list[Path]]:
+    """The folders of runs in that of a sweep, by the digest at the end of their names."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(p for p in sweep.iterdir() if p.is_dir()):
+        found.setdefault(folder.name.rpartition("-")[2], []).append(folder)
+    return found
+
+
+def beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def steps_done(folder: str | Path) -> int | None:
+    """The last step that the folder of a run has a checkpoint of, or None."""
+    return max(steps_in(Path(folder) / "checkpoints"), default=None)
+
+
+def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """What results.json says in the folder of a run of `config`; None where the run is not finished.
+
+    Raises RunFolderError for results of another configuration.
+    """
+    try:
+        results = json.loads((folder / RESULTS).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise RunFolderError(
+            f"{folder / RESULTS} is damaged. Remove it, and start the sweep again."
+        ) from None
+    # Where the files are does not matter: their contents are in the id.
+    free = (*IDLE, *PATHS, "model.start")
+    if changed := changes(flat(read_config(folder / CONFIG)), flat(config.absolute()), free):
+        raise RunFolderError(
+            f"{folder} has the results of another configuration, though its name says that it is this one; "
+            f"was it edited? Remove that folder, and start the sweep again:\n  {described(changed)}"
+        )
+    return results
+
+
+def last_lines(path: Path, count: int, start: int = 0) -> str:
+    """The last lines of a file that are not empty, of what is there after byte `start`."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(start, end - 20_000))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    return "\n".join(line if len(line) <= 300 else line[:300] + " …" for line in lines[-count:])

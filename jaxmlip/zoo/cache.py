@@ -1,0 +1,97 @@
+"""Converted models that are kept on this machine, a folder for each name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+from jaxmlip.potential import ManifestError, Potential, read_folder
+from jaxmlip.system.borders import brief
+from jaxmlip.system.files import cache_folder
+from jaxmlip.zoo.download import published_files
+from weights_convert.published import MODELS, Source
+
+
+def models_folder() -> Path:
+    """Where converted models are kept, a folder for each name."""
+    return cache_folder() / "models"
+
+
+def cached() -> list[str]:
+    """The names of `MODELS` that are converted and kept on this machine."""
+    return [name for name in MODELS if (models_folder() / name / "manifest.json").is_file()]
+
+
+def load_known(name: str) -> Potential:
+    """The potential of a name of `MODELS`: converted before, or found, converted and kept now.
+
+    Raises FetchError where its file cannot be had, CheckpointError where it cannot be converted.
+    """
+    kept = models_folder() / name
+    if kept.exists():
+        try:
+            return read_kept(kept, MODELS[name])
+        except (ManifestError, OSError) as error:
+            warnings.warn(
+                f"the converted model in the cache cannot be used, and is made again: {error}", stacklevel=3
+            )
+    with tempfile.TemporaryDirectory(prefix="jaxmlip-", ignore_cleanup_errors=True) as scratch:
+        found = published_files(name, Path(scratch))
+        made = {each: _convert_and_keep(each, file) for each, file in found.items()}
+    return made[name]
+
+
+def read_kept(folder: Path, source: Source) -> Potential:
+    """The converted model in the cache. Raises ManifestError unless it is whole and of this source."""
+    potential, changed = read_folder(folder)
+    # Refused here because a folder that a user keeps may be changed on purpose, and this one may not.
+    if changed:
+        raise ManifestError(changed)
+    found = potential.manifest.get("source_sha256")
+    if source.sha256 not in (None, found):
+        raise ManifestError(
+            f"it was made of a source with sha256 {brief(found)}, needed {source.sha256}.", folder
+        )
+    return potential
+
+
+def _convert_and_keep(name: str, file: Path) -> Potential:
+    """Converts `file` and installs the result in the cache atomically, even beside other processes."""
+    from weights_convert.conversion import convert_file  # late, because it imports jaxmlip
+
+    potential = convert_file(file, name)
+    folder = models_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Beside its place, because a rename is atomic only within a file system.
+        with tempfile.TemporaryDirectory(
+            prefix=f".{name}-", dir=folder, ignore_cleanup_errors=True
+        ) as beside:
+            potential.save(Path(beside) / "new")
+            potential = Potential.from_folder(Path(beside) / "new")
+            put_in_place(Path(beside) / "new", folder / name, MODELS[name])
+    except OSError as error:
+        warnings.warn(
+            f"the converted model cannot be kept in {folder} ({error.strerror or error}), and will be made "
+            "again next time. Set JAXMLIP_CACHE to a folder that can be written.",
+            stacklevel=4,
+        )
+    return potential
+
+
+def put_in_place(new: Path, target: Path, source: Source) -> None:
+    """Renames `new` to `target`, unless another process has put a sound model there meanwhile."""
+    for attempt in range(10):
+        with contextlib.suppress(OSError):
+            os.rename(new, target)
+            return
+        with contextlib.suppress(ManifestError, OSError):
+            read_kept(target, source)
+            return
+        # What is there is damaged, or another process is just replacing it.
+        with contextlib.suppress(OSError):
+            os.rename(target, new.with_name(f"damaged-{attempt}"))
+    raise OSError(f"{target} is in the way and cannot be replaced")
