@@ -12,8 +12,8 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 
-import experiments.cure as cure
-from experiments.study import MissingDataError
+import experiments.softening.cure as cure
+from jaxmlip.studies.study import MissingDataError
 
 STIFFER = 1.25
 

@@ -13,11 +13,11 @@ pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not i
 
 from test_phonopy_files import write_run
 
-from experiments import curvature_hessian
-from experiments.curvature_hessian import Settings, along, main, ranges, standing_wave
-from experiments.study import MissingDataError
+from experiments.softening import force_constants as curvature_hessian
+from experiments.softening.force_constants import Settings, along, main, ranges, standing_wave
 from jaxmlip.phonons.commensurate import dynamical_matrices
 from jaxmlip.phonons.supercell import ForceConstants, force_constants
+from jaxmlip.studies.study import MissingDataError
 
 SCALE = 0.81  # of the potential's forces against those that are called DFT's
 

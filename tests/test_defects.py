@@ -10,11 +10,19 @@ from ase import Atoms
 from ase.build import bulk
 from element_frames import CONFIGS, save_models, write
 
-from experiments import defects
-from experiments.defects import Settings, formation_energy, main, material, order, repeats, with_defect
-from experiments.study import MissingDataError
+from experiments.softening import defects
+from experiments.softening.defects import (
+    Settings,
+    formation_energy,
+    main,
+    material,
+    order,
+    repeats,
+    with_defect,
+)
 from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.potential import Potential
+from jaxmlip.studies.study import MissingDataError
 
 
 def moved(atoms: Atoms, how_far: float, seed: int) -> Atoms:

@@ -14,13 +14,13 @@ from ase.io import write
 from conftest import small_potential
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from experiments.elastic import SPARE, Settings, main
-from experiments.reference_moduli import ACWF, BINARIES, chemistry, read_binaries, read_prototypes
-from experiments.study import MissingDataError, StudyError, run
+from experiments.softening.elastic import SPARE, Settings, main
+from experiments.softening.reference_moduli import ACWF, BINARIES, chemistry, read_binaries, read_prototypes
 from jaxmlip.crystals import batching
 from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
 from jaxmlip.mechanics.equation_of_state import equations_of_state
 from jaxmlip.potential import MESSAGES_PER_BATCH
+from jaxmlip.studies.study import MissingDataError, StudyError, run
 
 CRYSTALS = {
     "mp-1": bulk("MgO", "rocksalt", 4.4),

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from experiments.energy_pairs import (
+from experiments.transfer.energy_pairs import (
     DIMERS,
     ELEMENTS,
     Pairs,
@@ -24,11 +24,11 @@ from experiments.energy_pairs import (
     read_pair,
     read_set,
 )
-from experiments.energy_references import Settings, compare, correlation, fitted, main, remaining
-from experiments.study import MissingDataError, StudyError, data_root
+from experiments.transfer.energy_references import Settings, compare, correlation, fitted, main, remaining
 from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
+from jaxmlip.studies.study import MissingDataError, StudyError, data_root
 
 SHIFT = {12: -3.0, 8: -10.0, 13: -5.0, 22: 40.0}  # eV, of the second functional's elements
 

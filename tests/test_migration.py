@@ -14,9 +14,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 from pymatgen.io.ase import AseAtomsAdaptor
 
-import experiments.migration as migration
-from experiments.hops import read_hops
-from experiments.migration import Settings, main
+import experiments.softening.migration as migration
+from experiments.softening.hops import read_hops
+from experiments.softening.migration import Settings, main
 from jaxmlip.crystals.graph import from_atoms
 from jaxmlip.mechanics.neb import SideBySide, barriers, interpolated, path_length, vacancy_hop
 

@@ -14,12 +14,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 from pymatgen.core import Structure
 
-from experiments import groups
-from experiments.groups import lattice_order
-from experiments.softening_forces import Settings, main
-from experiments.study import MissingDataError
+from experiments.softening import groups
+from experiments.softening.forces import Settings, main
+from experiments.softening.groups import lattice_order
 from jaxmlip.potential import Potential
 from jaxmlip.studies.softening_scale import Frame, evenly, forces_by_material
+from jaxmlip.studies.study import MissingDataError
 
 NAMES = ("chgnet-0.3", "m3gnet-smooth", "mace-density")
 
@@ -104,7 +104,7 @@ def test_materials_of_unknown_elements_are_left_out_and_named(tmp_path, monkeypa
     def dft(_, left):
         return ((name, [0.9 * frame.forces for frame in frames]) for name, frames in left.items())
 
-    monkeypatch.setattr("experiments.softening_forces.forces_by_material", dft)
+    monkeypatch.setattr("experiments.softening.forces.forces_by_material", dft)
     potential = replace(small_potential("chgnet-0.3", "float32"), elements=(29,))
     monkeypatch.setattr(Potential, "predict", lambda _, all: [{"forces": a.positions} for a in all])
     potential.save(tmp_path / "model")
@@ -126,7 +126,7 @@ def test_a_model_that_errs_by_giving_means_is_told_apart_from_a_soft_one(tmp_pat
     lay(tmp_path, "mlearn/Cu.extxyz", frames)
     small_potential("chgnet-0.3").save(tmp_path / "model")
     monkeypatch.setattr(
-        "experiments.softening_forces.forces_by_material",
+        "experiments.softening.forces.forces_by_material",
         lambda _, left: iter([(name, given) for name in left]),
     )
     main(Settings((str(tmp_path / "model"),), tmp_path, out=tmp_path / "out"))

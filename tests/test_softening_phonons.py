@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from experiments import softening_phonons
-from experiments.softening_phonons import CELLS, Settings, main, representatives
-from experiments.study import MissingDataError
+from experiments.softening import phonons as softening_phonons
+from experiments.softening.phonons import CELLS, Settings, main, representatives
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.phonons.modes import Modes, mesh_modes
 from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, Material, MeshModes
 from jaxmlip.studies.softening import shared_rooms
+from jaxmlip.studies.study import MissingDataError
 
 MESH = (2, 2, 2)
 SCALE = 0.8  # of the potential's frequencies against those that are called DFT's

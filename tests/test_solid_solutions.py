@@ -9,8 +9,8 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 
-import experiments.solid_solutions as solid_solutions
-from experiments.solid_solutions import Settings, main, ordered_oxides, rank_correlation, statistics
+import experiments.softening.solid_solutions as solid_solutions
+from experiments.softening.solid_solutions import Settings, main, ordered_oxides, rank_correlation, statistics
 from jaxmlip.crystals.graph import from_atoms
 
 OXIDE, ALLOY = 0.9, -0.4  # eV times x (1 - x), per MO and per atom

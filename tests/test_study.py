@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import small_potential
 
-from experiments.study import Estimate, MissingDataError, Study, StudyError, Table, bootstrap, data_file
+from jaxmlip.studies.study import Estimate, MissingDataError, Study, StudyError, Table, bootstrap, data_file
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from ase import Atoms
 from ase.build import bulk
 from element_frames import CONFIGS, save_models, write
 
-from experiments import surfaces
-from experiments.bulk import undeformed
 from experiments.frames import read
-from experiments.study import MissingDataError
-from experiments.surfaces import Settings, energy_of_surface, facet_of, main, normal, slabs_of
+from experiments.softening import surfaces
+from experiments.softening.bulk import undeformed
+from experiments.softening.surfaces import Settings, energy_of_surface, facet_of, main, normal, slabs_of
 from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.potential import Potential
+from jaxmlip.studies.study import MissingDataError
 from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 
 

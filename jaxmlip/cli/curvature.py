@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import tyro
 
-from jaxmlip.cli.arguments import (
+from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
+from jaxmlip.mechanics.relaxation import SYMPREC
+from jaxmlip.system.arguments import (
     DEFAULT_MODEL,
     AsJson,
     DType,
@@ -24,9 +27,6 @@ from jaxmlip.cli.arguments import (
     at_least,
     in_bytes,
 )
-from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
-from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import check_file, check_folder, write_whole, writing
 

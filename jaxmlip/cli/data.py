@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jaxmlip.cli.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.system.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing
 

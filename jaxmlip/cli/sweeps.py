@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from jaxmlip.cli.arguments import Positional, at_least
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.system.arguments import Positional, at_least
 from jaxmlip.system.console import say
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional, at_least
+from jaxmlip.system.arguments import DEFAULT_MODEL, AsJson, DType, Head, Model, Positional, at_least
 from jaxmlip.system.console import console, say
 from jaxmlip.system.files import check_folder
 
