@@ -335,7 +335,7 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.mechanics.relaxation import Goal, NotConvergedWarning, relax_many
+    from jaxmlip.mechanics.relaxation import Goal, relax_many
     from jaxmlip.zoo.load import load
 
     how = {
@@ -355,9 +355,7 @@ def relax(
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
     crystals = checked(crystals, potential.graph, skip_bad)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)  # said below, with the exit code
-        found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
+    found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
     names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
