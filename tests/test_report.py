@@ -60,7 +60,8 @@ def result(folder: Path, name: str, question: str = "Is it so?", text: str = "fo
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
     table = Table(text, ("a", text), [[Estimate(0.51, 0.25, 0.75), text], [3, None]], 2, note=text)
-    study = Study(name, question, Trial(folder, (text,)), {})
+    study = Study(name, Trial(folder, (text,)))
+    study.question = question
     study.fail(text, text)
     study.write([table], {"figure.png": (text, figure)}, [text])
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from ase import Atoms
 
+from experiments.datasets import data_file
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.studies.study import data_file, data_root
+from jaxmlip.studies.study import data_root
+from jaxmlip.system.progress import track
 
+T = TypeVar("T")
 KINDS = {229: ("bcc", 2), 225: ("fcc", 4), 227: ("diamond", 8)}  # space group: structure, atoms in its cube
 SAME = 1e-3  # by how much lengths may differ (relative) and angles (degrees) that are meant to be equal
 POINTS = 6  # of E(ε), for a polynomial of degree 4
@@ -85,14 +88,17 @@ def _cubic(atoms: Atoms, energy: float, origin: str) -> Bulk:
     return Bulk(atoms.symbols[0], kind, float(a), energy, origin)
 
 
-def present(
-    given: Path | None, names: Sequence[str], files: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files of each of the sets of data `names`, and what is to be said of those that are not there.
+def read_present(
+    given: Path | None,
+    names: Sequence[str],
+    files: Mapping[str, Sequence[str]],
+    read: Callable[[list[Path]], T],
+) -> tuple[dict[str, T], list[str]]:
+    """What `read` makes of the files of each of the sets `names`, and what is to be said of the others.
 
     `files`: of all sets that there are, below `given` or JAXMLIP_DATA. Where `names` are all of them, the
-    result has those that are there. Raises MissingDataError where none is, or one that was asked for, and
-    ValueError for an unknown name.
+    result has those that are there, and of which `read` raises no ValueError. Raises MissingDataError where
+    none is there, or one that was asked for is not, and ValueError for an unknown name.
     """
     unknown = [name for name in names if name not in files]
     if unknown or not names:
@@ -107,4 +113,11 @@ def present(
     if absent and (not there or set(names) != set(files)):
         for file in files[absent[0]]:
             data_file(given, file)
-    return there, [f"Not in {root}, and so left out: {', '.join(absent)}."] if absent else []
+    findings = [f"Not in {root}, and so left out: {', '.join(absent)}."] if absent else []
+    found = {}
+    for name, paths in track(there.items(), "reading"):
+        try:
+            found[name] = read(paths)
+        except ValueError as error:
+            findings.append(f"{name} is left out: {error}")
+    return found, findings

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.frames import read
+from experiments.datasets import by_kind, data_file, lowest, read, where_there
 from experiments.training.tuning import room_for, tune
 from jaxmlip.crystals import batching
 from jaxmlip.data.labels import LabelledCrystal
@@ -28,12 +28,16 @@ from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 from jaxmlip.potential import Potential, Prediction
 from jaxmlip.studies.compare import compare
-from jaxmlip.studies.study import Study, Table, bootstrap, data_file, knows, load_models, run
+from jaxmlip.studies.study import Study, Table, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
+from jaxmlip.system.plots import legend, panels, styles, with_intervals
 from jaxmlip.training.loop import FitSettings
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.units import GPA_PER_EV_PER_A3, J_PER_M2_PER_EV_PER_A2
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSS = LossConfig(kind="mse", energy=0.1, forces=100.0, stress=0.1, magmoms=0.0)
 CURVATURE_LOSS = LossConfig(kind="mae", energy=0.0, forces=20.0, stress=0.03, magmoms=0.0, hessian=100.0)
@@ -44,7 +48,6 @@ MELTS = {"Si": 2000.0, "Li": 450.0, "Cu": 1358.0, "Ni": 1728.0}  # K, by which f
 OTHERS = {"mlearn/Si.extxyz.gz": "Si", "mlearn/Li.extxyz.gz": "Li", "mlearn/Cu.extxyz.gz": "Cu"}
 SOME = 20  # frames of each family at most
 HELD_OUT = "hot crystal, held out"
-GROUPS = ("AIMD-NVT", "Vacancy", "Elastic", "Surface")  # of mlearn
 UNITS = {"strained": "GPa", "surfaces": "J/m²", "phonons": "THz"}
 
 
@@ -76,10 +79,9 @@ def main(settings: Settings) -> None:
             f"{max(settings.sizes)}; give smaller --sizes."
         )
     potentials = load_models(settings.model)
-    study = Study("cure", Settings.__doc__, settings, potentials)
+    study = Study("cure", settings, potentials)
     for label, potential in potentials.items():
-        if not knows(potential, material.crystal[0].atoms.numbers):
-            study.fail(label, f"{label} was not fitted to {settings.element}")
+        if not study.known(label, {settings.element: material.crystal[0].atoms}, lambda atoms: atoms.numbers):
             continue
         room = room_for(potential, material.crystal, settings.batch_size)
 
@@ -113,7 +115,7 @@ class Material:
         rng = np.random.default_rng(0)
         if element in MELTS:
             every = read(data_file(data, f"mlearn/{element}.extxyz.gz"))
-            group = {name: [f for f in every if f.atoms.info.get("group") == name] for name in GROUPS}
+            group = by_kind(every)
             dynamics = group["AIMD-NVT"]
             crystal = [f for f in dynamics if f.atoms.info["temperature_K"] < MELTS[element]]
             melt = [f for f in dynamics if f.atoms.info["temperature_K"] >= MELTS[element]]
@@ -127,29 +129,21 @@ class Material:
                 for name, part in parts.items()
             }
         strained = families["strained"]
-        bulk = min(strained, key=lambda f: f.labels.energy / len(f.atoms)) if strained else None
-        path = _if_there(data, f"phonopy_displaced_extxyz/{element}-phono3py-PBE__PBE.extxyz.gz")
-        families["small displacements"] = read(path) if path else []
-        for file, other in OTHERS.items():
-            path = _if_there(data, file)
-            if other != element and path:
-                families[f"{other}, another element"] = read(path)
+        small = f"phonopy_displaced_extxyz/{element}-phono3py-PBE__PBE.extxyz.gz"
+        others = {file: other for file, other in OTHERS.items() if other != element}
+        phonopy = f"phonopy_examples_PBE/{element}"
+        there, _ = where_there(data, (small, *others, phonopy))
+        families["small displacements"] = read(there[small]) if small in there else []
+        families |= {
+            f"{others[file]}, another element": read(there[file]) for file in others if file in there
+        }
         families = {
             name: frames if name == "surfaces" else _some(frames, rng) for name, frames in families.items()
         }
-        path = _if_there(data, f"phonopy_examples_PBE/{element}")
-        constants = (
-            [c for c in read_labelled(path, "phonopy") if c.labels.columns is not None] if path else []
-        )
         families = {name: frames for name, frames in families.items() if frames}
-        return cls(crystal, bulk, families, read_phonopy(path) if path else None, constants)
-
-
-def _if_there(data: Path | None, name: str) -> Path | None:
-    try:
-        return data_file(data, name)
-    except FileNotFoundError:
-        return None
+        bulk, run = lowest(strained) if strained else None, there.get(phonopy)
+        constants = [c for c in read_labelled(run, "phonopy") if c.labels.columns is not None] if run else []
+        return cls(crystal, bulk, families, read_phonopy(run) if run else None, constants)
 
 
 def _some(frames: list[LabelledCrystal], rng: np.random.Generator) -> list[LabelledCrystal]:
@@ -219,7 +213,8 @@ def in_families(potential: Potential, material: Material, held_out: list[Labelle
     phonons the ratio of the highest frequency and the rms difference of all (THz).
     """
     families = {HELD_OUT: held_out, **material.families, "bulk": [material.bulk] if material.bulk else []}
-    families = {name: [f for f in fs if knows(potential, f.atoms.numbers)] for name, fs in families.items()}
+    known = set(potential.elements)
+    families = {name: [f for f in fs if known.issuperset(f.atoms.numbers)] for name, fs in families.items()}
     # All at once, so that one program serves all.
     every = iter(potential.predict([f.atoms for frames in families.values() for f in frames]))
     predicted = {name: [next(every) for _ in frames] for name, frames in families.items()}
@@ -294,38 +289,13 @@ def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def figures(settings: Settings, study: Study, material: Material) -> dict[str, Any]:
-    from matplotlib.figure import Figure
-
-    from jaxmlip.system.figures import COLOURS
-
+def figures(settings: Settings, study: Study, material: Material) -> dict[str, tuple[str, Figure]]:
     found = {}
     for label in answered(study):
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
-        axes = figure.subplots(1, 2)
-        panels = (("slope", "slope of forces, model against DFT"), ("mae", "force MAE (eV/Å)"))
-        for ax, (of, name) in zip(axes, panels, strict=True):
-            start = np.mean(value(study, label, AS_PUBLISHED, 0, HELD_OUT, of))
-            ax.axhline(start, color="0.5", ls=":", label=f"{label} as published")
-            for colour, marker, method in zip(COLOURS, "odsv^", settings.methods, strict=False):
-                sizes = sizes_of(settings, method, material)
-                if not sizes:  # Hessian columns of an element without force constants
-                    continue
-                every = [bootstrap(value(study, label, method, n, HELD_OUT, of)) for n in sizes]
-                ends = [[e.value - e.low for e in every], [e.high - e.value for e in every]]
-                means = [e.value for e in every]
-                ax.errorbar(sizes, means, ends, color=colour, marker=marker, capsize=3, label=method)
-            ax.set(xscale="log", xlabel=f"frames of {settings.element}", ylabel=name)
-            ax.set_xticks(settings.sizes, [str(n) for n in settings.sizes])
-            ax.minorticks_off()
-        axes[0].axhline(1, color="k", lw=0.8)
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-        )
         caption = (
             f"Held-out frames of hot crystalline {settings.element} against the number of frames learnt."
         )
-        found[f"cure_{label}.png"] = (caption, figure)
+        found[f"cure_{label}.png"] = (caption, by_size(settings, study, material, label))
         found[f"cure_families_{label}.png"] = (
             "The same models in other families; for phonons, the ratio of the highest frequency.",
             by_family(settings, study, material, label),
@@ -333,28 +303,39 @@ def figures(settings: Settings, study: Study, material: Material) -> dict[str, A
     return found
 
 
-def by_family(settings: Settings, study: Study, material: Material, label: str):
-    from matplotlib.figure import Figure
+def by_size(settings: Settings, study: Study, material: Material, label: str) -> Figure:
+    figure, (axes,) = panels(1, 2, each=(4.0, 3.6), spare=(0, 0))
+    shown = (("slope", "slope of forces, model against DFT"), ("mae", "force MAE (eV/Å)"))
+    for ax, (of, name) in zip(axes, shown, strict=True):
+        start = np.mean(value(study, label, AS_PUBLISHED, 0, HELD_OUT, of))
+        ax.axhline(start, color="0.5", ls=":", label=f"{label} as published")
+        for method, style in styles(settings.methods).items():
+            sizes = sizes_of(settings, method, material)
+            if sizes:  # no Hessian columns of an element without force constants
+                every = [bootstrap(value(study, label, method, n, HELD_OUT, of)) for n in sizes]
+                with_intervals(ax, sizes, every, label=method, **style)
+        ax.set(xscale="log", xlabel=f"frames of {settings.element}", ylabel=name)
+        ax.set_xticks(settings.sizes, [str(n) for n in settings.sizes])
+        ax.minorticks_off()
+    axes[0].axhline(1, color="k", lw=0.8)
+    legend(figure)
+    return figure
 
-    from jaxmlip.system.figures import COLOURS
 
+def by_family(settings: Settings, study: Study, material: Material, label: str) -> Figure:
     families = [HELD_OUT, *material.families, *(["phonons"] if material.phonons else [])]
-    shown = [(AS_PUBLISHED, 0)]
-    shown += [
-        (m, sizes_of(settings, m, material)[-1]) for m in settings.methods if sizes_of(settings, m, material)
-    ]
-    figure = Figure(figsize=(7, 0.45 * len(families) + 1.4), layout="constrained")
-    ax = figure.subplots()
-    for colour, marker, (method, n) in zip(("0.4", *COLOURS), "xodsv^", shown, strict=False):
-        means = [_mean(value(study, label, method, n, f, "slope")) for f in families]
-        name = f"{method}, {n}" if n else method
-        ax.plot(means, range(len(families)), marker, color=colour, ms=6, label=name, ls="none")
+    sizes = {AS_PUBLISHED: [0]} | {m: sizes_of(settings, m, material)[-1:] for m in settings.methods}
+    shown = {f"{m}, {n}" if n else m: (m, n) for m, of in sizes.items() for n in of}
+    figure, ((ax,),) = panels(each=(7.0, 0.45 * len(families)), spare=(0, 1.4))
+    for name, style in styles(shown).items():
+        means = [_mean(value(study, label, *shown[name], family, "slope")) for family in families]
+        ax.plot(means, range(len(families)), ms=6, label=name, ls="", **style)
     ax.axvline(1, color="k", lw=0.8)
     ax.set_yticks(range(len(families)), families)
     ax.invert_yaxis()
     ax.set_xlabel("slope, model against DFT")
     ax.grid(axis="y", color="0.9")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    legend(figure)
     return figure
 
 

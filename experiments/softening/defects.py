@@ -12,7 +12,6 @@ in a supercell of it, until forces are below 0.05 eV/Å. No frame has relaxed in
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
-from experiments.frames import read, rms_force
-from experiments.softening.bulk import Bulk, present, undeformed
+from experiments.datasets import by_kind, read, rms_force
+from experiments.softening.bulk import Bulk, read_present, undeformed
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.derivatives.slopes import force_slope
-from jaxmlip.mechanics.relaxation import NotConvergedWarning, relax_many
+from jaxmlip.mechanics.relaxation import relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, knows, load_models, run
+from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
-from jaxmlip.system.progress import track
+from jaxmlip.system.plots import diagonal, panels, styles, with_intervals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,38 +89,26 @@ class Material(NamedTuple):
 def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
     files = {element: [f"mlearn/{element}.extxyz.gz"] for element in ELEMENTS}
-    sets, findings = present(settings.data, settings.elements, files)
-    study = Study("defects", Settings.__doc__, settings, potentials)
-    materials = {}
-    for name, (path,) in track(sets.items(), "reading"):
-        try:
-            materials[name] = material(path)
-        except ValueError as error:
-            findings.append(f"{name} is left out: {error}")
+    materials, findings = read_present(settings.data, settings.elements, files, material)
+    study = Study("defects", settings, potentials)
     findings += said(materials)
+    study.ask("frames", materials, lambda it: it.bulk.cube.numbers, on_frames, "{}: {} frames")
     for label, potential in potentials.items():
-        known = {name: it for name, it in materials.items() if knows(potential, it.bulk.cube.numbers)}
-        if len(known) < len(materials):
-            strange = ", ".join(name for name in materials if name not in known)
-            findings.append(f"{label} was not fitted to {strange}: left out.")
-        study.each(
-            f"frames, {label}",
-            [f"{label}: {name} frames" for name in known],
-            lambda key, potential=potential, known=known: on_frames(potential, known[key.split()[-2]]),
-        )
+        known = study.known(label, materials, lambda it: it.bulk.cube.numbers)
         wanted = {
             f"{label}: {name} {defect}": (it, defect)
             for name, it in known.items()
             for defect in DEFECTS[it.bulk.kind]
         }
         relax_defects(study, potential, settings, {key: wanted[key] for key in study.left(wanted)})
+    done = study.done()
     frames, formed = (
         [
-            {"model": label, "element": name, "defect": defect} | study.rows[key]
+            {"model": label, "element": name, "defect": defect} | done[key]
             for label in potentials
             for name, it in materials.items()
             for defect in which(it)
-            if (key := f"{label}: {name} {defect}") in study.rows and "failed" not in study.rows[key]
+            if (key := f"{label}: {name} {defect}") in done
         ]
         for which in (lambda it: ["frames"], lambda it: DEFECTS[it.bulk.kind])
     )
@@ -129,17 +116,13 @@ def main(settings: Settings) -> None:
     study.write(tables(frames, formed), figures, findings)
 
 
-def material(path: Path) -> Material:
+def material(paths: Sequence[Path]) -> Material:
     """The vacancy cells of an element, with bulk frames of like force. Raises ValueError as `undeformed`."""
-    frames = read(path)
-    groups = {
-        key: [f for f in frames if f.atoms.info.get("group") == key]
-        for key in ("Elastic", "Vacancy", "AIMD-NVT")
-    }
+    groups = by_kind([frame for path in paths for frame in read(path)])
     bulk = undeformed(groups["Elastic"])
     solid = [f for f in groups["Vacancy"] if order(f.atoms, bulk.kind) > CRYSTALLINE]
     if not solid:
-        raise ValueError(f"{path} has no crystalline frame of a vacancy, needed one.")
+        raise ValueError(f"{paths[0]} has no crystalline frame of a vacancy, needed one.")
     repeat = repeats(solid[0].atoms, bulk.kind)
 
     def volume(frame: LabelledCrystal) -> float:
@@ -204,17 +187,15 @@ def relax_defects(
     goal = {"fmax": settings.fmax, "steps": settings.steps}
     bulks = list({it.bulk: None for it, _ in defects.values()})
     starts = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        ends = relax_many(potential, [bulk.cube for bulk in bulks], fix_symmetry=True, **goal)
-        solids = dict(zip(bulks, ends, strict=True))
-        for key, (it, defect) in defects.items():
-            solid = solids[it.bulk]
-            if solid.converged:
-                starts[key] = with_defect(solid.atoms, it.bulk.kind, it.repeat, defect)
-            else:
-                study.fail(key, f"the bulk crystal did not come to rest: {solid.reason}")
-        ends = relax_many(potential, list(starts.values()), cell=False, **goal)
+    ends = relax_many(potential, [bulk.cube for bulk in bulks], fix_symmetry=True, **goal)
+    solids = dict(zip(bulks, ends, strict=True))
+    for key, (it, defect) in defects.items():
+        solid = solids[it.bulk]
+        if solid.converged:
+            starts[key] = with_defect(solid.atoms, it.bulk.kind, it.repeat, defect)
+        else:
+            study.fail(key, f"the bulk crystal did not come to rest: {solid.reason}")
+    ends = relax_many(potential, list(starts.values()), cell=False, **goal)
     for key, end in zip(starts, ends, strict=True):
         solid = solids[defects[key][0].bulk]
         if end.converged:
@@ -259,56 +240,45 @@ def said(materials: Mapping[str, Material]) -> list[str]:
 def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, Any]]) -> list[Table]:
     energies, formation, slopes = [], [], []
     for r in frames:
+        of = {"model": r["model"], "element": r["element"]}
         x, y = (np.array(r["vacancy"][side]) for side in ("dft", "model"))
         error = y - x
-        steep = bootstrap(np.stack([x, y], axis=1), _steepness) if len(x) >= FEWEST else None
-        spread = float(error.std(ddof=1)) if len(x) > 1 else None
-        mae = float(np.abs(error).mean())
-        energies.append(
-            [r["model"], r["element"], len(x), x.mean(), y.mean(), mae, bootstrap(error), spread, steep]
-        )
+        row = {"frames": len(x), "DFT / eV": x.mean(), "model / eV": y.mean()}
+        row |= {"MAE / eV": float(np.abs(error).mean()), "mean error / eV": bootstrap(error)}
+        row["spread / eV"] = float(error.std(ddof=1)) if len(x) > 1 else None
+        row["slope"] = bootstrap(np.stack([x, y], axis=1), _steepness) if len(x) >= FEWEST else None
+        energies.append(of | row)
         if min(len(x), len(r["bulk"]["dft"])) >= FEWEST:
-            both = (formation_energy(r, side) for side in ("dft", "model", "error"))
-            formation.append([r["model"], r["element"], len(x), len(r["bulk"]["dft"]), *both])
-        forces = []
-        for side in ("vacancy", "bulk"):
+            dft, model, both = (formation_energy(r, side) for side in ("dft", "model", "error"))
+            row = {"frames": len(x), "in bulk": len(r["bulk"]["dft"])}
+            formation.append(of | row | {"DFT / eV": dft, "model / eV": model, "error / eV": both})
+        row = {}
+        for side, cells, within in (("vacancy", "vacancy cells", ""), ("bulk", "bulk", " in bulk")):
             found = r[side]["slope"] or {}
-            forces += [r[side]["force"], _interval(found), found.get("r2")]
-        slopes.append([r["model"], r["element"], *forces])
+            row |= {f"rms force{within} / eV/Å": r[side]["force"], cells: _interval(found)}
+            row |= {f"r²{within}": found.get("r2")}
+        slopes.append(of | row)
+    alone = [[r[name] for name in ("model", "element", "defect", "atoms", "energy")] for r in formed]
+    note = (
+        "95 % intervals over frames. Spread: standard deviation of the error. Slope: of the model against "
+        "DFT about their means."
+    )
+    of_formation = (
+        "⟨E - N e_bulk - c ΣF²⟩ over vacancy cells, c from bulk frames. The error has less noise than either "
+        f"side: both see the same frames. Not where there are fewer than {FEWEST} frames."
+    )
+    where = f"Defects are called by where they started. {PUBLISHED}"
     return [
-        Table(
-            "Energy of vacancy cells above the bulk crystal, E - N e_bulk",
-            (
-                "model", "element", "frames", "DFT / eV", "model / eV",
-                "MAE / eV", "mean error / eV", "spread / eV", "slope",
-            ),
-            energies,
-            note="95 % intervals over frames. Spread: standard deviation of the error. Slope: of the model "
-            "against DFT about their means.",
-        ),
-        Table(
-            "Formation energy of the vacancy from hot frames",
-            ("model", "element", "frames", "in bulk", "DFT / eV", "model / eV", "error / eV"),
-            formation,
-            digits=2,
-            note="⟨E - N e_bulk - c ΣF²⟩ over vacancy cells, c from bulk frames. The error has less noise "
-            f"than either side: both see the same frames. Not where there are fewer than {FEWEST} frames.",
-        ),
-        Table(
-            "Slope of forces, model against DFT",
-            (
-                "model", "element", "rms force / eV/Å", "vacancy cells", "r²",
-                "rms force in bulk / eV/Å", "bulk", "r² in bulk",
-            ),
-            slopes,
-        ),
+        Table.of("Energy of vacancy cells above the bulk crystal, E - N e_bulk", energies, note=note),
+        Table.of("Formation energy of the vacancy from hot frames", formation, 2, of_formation),
+        Table.of("Slope of forces, model against DFT", slopes),
         Table(
             "Formation energies of the model, relaxed; no DFT at hand",
             ("model", "element", "defect", "atoms", "E_f / eV"),
-            [[r["model"], r["element"], r["defect"], r["atoms"], r["energy"]] for r in formed],
-            note=f"Defects are called by where they started. {PUBLISHED}",
+            alone,
+            note=where,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def formation_energy(r: Mapping[str, Any], side: str) -> Estimate:
@@ -352,36 +322,25 @@ CAPTION = (
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    models, elements = (list(dict.fromkeys(r[key] for r in rows)) for key in ("model", "element"))
-    figure, axes = plt.subplots(
-        2, len(models), figsize=(1.2 + 3.4 * len(models), 6.4), layout="constrained", squeeze=False,
-        sharex="row", sharey="row",
-    )  # fmt: skip
-    top = 1.05 * max(max(r["vacancy"][side]) for r in rows for side in ("dft", "model"))
-    for (above, below), model in zip(axes.T, models, strict=True):
+    models, looks = list(dict.fromkeys(r["model"] for r in rows)), styles(r["element"] for r in rows)
+    figure, lines = panels(2, len(models), each=(3.4, 3.0), spare=(1.2, 0.4), sharex="row", sharey="row")
+    for (above, below), model in zip(lines.T, models, strict=True):
         for r in (r for r in rows if r["model"] == model):
-            k = elements.index(r["element"])
-            style = {"color": COLOURS[k % len(COLOURS)], "marker": "osD^vP"[k], "ls": ""}
-            above.plot(
-                r["vacancy"]["dft"], r["vacancy"]["model"], ms=4, mfc="none", label=r["element"], **style
-            )
+            style = looks[r["element"]] | {"ls": ""}
+            cells = r["vacancy"]
+            above.plot(cells["dft"], cells["model"], ms=4, mfc="none", label=r["element"], **style)
             for side, shift, face in (("vacancy", -0.12, style["color"]), ("bulk", 0.12, "none")):
                 if r[side]["slope"]:
-                    value, low, high = (r[side]["slope"][key] for key in ("value", "low", "high"))
-                    bars = None if low is None else [[value - low], [high - value]]
-                    below.errorbar([k + shift], [value], bars, capsize=3, ms=6, mfc=face, **style)
-        above.plot([0, top], [0, top], color="0.3", lw=0.8, label="y = x")
+                    at = list(looks).index(r["element"]) + shift
+                    with_intervals(below, [at], [_interval(r[side]["slope"])], ms=6, mfc=face, **style)
+        diagonal(above, label="y = x")
         above.set(title=model, xlabel="E - N e_bulk of DFT / eV")
         below.axhline(1, color="0.3", lw=0.8)
-        below.set_xticks(range(len(elements)), elements)
-        below.set(xlabel="filled: vacancy cells; open: bulk", xlim=(-0.5, len(elements) - 0.5))
-    axes[0, 0].set_ylabel("E - N e_bulk of the model / eV")
-    axes[1, 0].set_ylabel("slope of forces, model against DFT")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+        below.set_xticks(range(len(looks)), looks)
+        below.set(xlabel="filled: vacancy cells; open: bulk", xlim=(-0.5, len(looks) - 0.5))
+    lines[0, 0].set_ylabel("E - N e_bulk of the model / eV")
+    lines[1, 0].set_ylabel("slope of forces, model against DFT")
+    lines[0, 0].legend(frameon=False, fontsize="small")
     return figure
 
 

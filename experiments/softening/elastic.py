@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.datasets import ACWF, BINARIES, data_file, read_binaries, read_prototypes
 from experiments.softening.elastic_results import (
     estimators_table,
     figures,
@@ -32,9 +33,8 @@ from experiments.softening.elastic_results import (
     moduli_table,
     states_table,
 )
-from experiments.softening.reference_moduli import ACWF, BINARIES, read_binaries, read_prototypes
 from jaxmlip.crystals import batching
-from jaxmlip.studies.study import Study, data_file, knows, load_models, run
+from jaxmlip.studies.study import Study, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
     binaries = thinned(read_binaries(data_file(settings.data, BINARIES)), settings)
     prototypes = thinned(read_prototypes(data_file(settings.data, ACWF)), settings)
     potentials = load_models(settings.model)
-    study = Study("elastic", Settings.__doc__, settings, potentials)
+    study = Study("elastic", settings, potentials)
     for label, potential in potentials.items():
         measure(study, label, potential, binaries, settings.batch, settings)
         measure_prototypes(study, label, potential.astype("float64"), prototypes, settings.batch)
@@ -102,11 +102,10 @@ def measure(
     from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
     from jaxmlip.mechanics.relaxation import relax_many
 
-    left = open_keys(study, label, potential, entries)
+    known, left = open_entries(study, label, entries)
     if not left:
         return
-    known = [key for key, entry in entries.items() if knows(potential, entry["atoms"].numbers)]
-    graphs = {key: potential.graph(entries[key]["atoms"]) for key in track(known, "neighbours")}
+    graphs = {key: potential.graph(entry["atoms"]) for key, entry in track(known.items(), "neighbours")}
     # Of all crystals, and each batch in one of them: the same programs serve to the end, and after a kill.
     rooms = batching.rooms_for(list(graphs.values()), MESSAGES, SPARE)
     home = {key: next(room for room in rooms if room.holds(batching.need([graphs[key]]))) for key in left}
@@ -128,8 +127,7 @@ def measure(
     for room, part in track(parts, f"moduli by {label}"):
         crystals = [entries[key]["atoms"] for key in part]
         aim = {"fmax": settings.fmax, "smax": settings.smax, "steps": settings.steps}
-        with quiet():
-            relaxed = relax_many(potential, crystals, **aim, room=room)
+        relaxed = relax_many(potential, crystals, **aim, room=room)
         at_rest = [k for k, r in enumerate(relaxed) if r.converged]
         rested = [relaxed[k].atoms for k in at_rest]
         own = dict(zip(at_rest, tensors(rested), strict=True))
@@ -147,18 +145,12 @@ def measure(
                 study.keep(name, {**{k: dft[k] for k in ("class", "K", "G")}, **row})
 
 
-def open_keys(study: Study, label: str, potential: Potential, entries: Mapping[str, Any]) -> list[str]:
-    """Those of `entries` that have no row yet; elements that the potential does not know make one at once."""
-    left = []
-    for key, entry in entries.items():
-        name = f"{label} {key}"
-        if name in study.rows:
-            continue
-        if knows(potential, entry["atoms"].numbers):
-            left.append(key)
-        else:
-            study.fail(name, f"unknown elements: {entry['atoms'].get_chemical_formula()}")
-    return left
+def open_entries(
+    study: Study, label: str, entries: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Those of `entries` whose elements the potential knows, and the keys of those that have no row yet."""
+    known = study.known(label, entries, lambda entry: entry["atoms"].numbers)
+    return known, [key for key in known if f"{label} {key}" not in study.rows]
 
 
 def stress_slopes(
@@ -215,9 +207,8 @@ def measure_prototypes(
     from jaxmlip.mechanics.equation_of_state import equations_of_state
     from jaxmlip.potential import MESSAGES_PER_BATCH
 
-    left = open_keys(study, label, potential, entries)
-    known = [e["atoms"] for e in entries.values() if knows(potential, e["atoms"].numbers)]
-    graphs = [potential.graph(atoms) for atoms in known] if left else []
+    known, left = open_entries(study, label, entries)
+    graphs = [potential.graph(entry["atoms"]) for entry in known.values()] if left else []
     rooms = batching.rooms_for(graphs, MESSAGES_PER_BATCH)
     for part in track(list(batching.chunks(left, size)), f"equations of state by {label}"):
         with quiet():
@@ -242,7 +233,8 @@ def quiet() -> Iterator[None]:
 
 
 def of_model(study: Study, label: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {key: study.rows[f"{label} {key}"] for key in entries}
+    unknown = {"failed": "unknown elements"}
+    return {key: study.rows.get(f"{label} {key}", unknown) for key in entries}
 
 
 if __name__ == "__main__":

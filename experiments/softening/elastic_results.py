@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.softening.reference_moduli import CLASSES, MAGNETIC, METALS, WITH_U
+from experiments.datasets import CLASSES, MAGNETIC, METALS, WITH_U
 from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.system.plots import COLOURS, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,15 +158,11 @@ def figures(rows: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, tup
 
 
 def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Sequence[Any]]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
-    panels = ((said, "K", "K_model", "bulk modulus K"), (said, "G", "G_model", "shear modulus G"))
+    figure, (axes,) = panels(1, 3, each=(3.0, 3.2), spare=(0, 0), sharey=True)
+    shown = ((said, "K", "K_model", "bulk modulus K"), (said, "G", "G_model", "shear modulus G"))
     bins = np.geomspace(0.1, 4, 49)
     for ax, (models, q, m, words) in zip(
-        axes, (*panels, (equations, "B0", "B0_model", "acwf, $B_0$")), strict=True
+        axes, (*shown, (equations, "B0", "B0_model", "acwf, $B_0$")), strict=True
     ):
         for k, (label, of) in enumerate(models.items()):
             xy = pairs(of, q, m)
@@ -173,8 +170,8 @@ def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Seque
                 continue
             colour, ratio = COLOURS[k % len(COLOURS)], np.clip(xy[:, 1] / xy[:, 0], bins[0], bins[-1])
             share = np.full(len(ratio), 100 / len(ratio))
-            style = ("-", "--", "-.", ":")[k % 4]
-            ax.hist(ratio, bins, weights=share, histtype="step", color=colour, ls=style, lw=1.4, label=label)
+            style = {"color": colour, "ls": ("-", "--", "-.", ":")[k % 4], "lw": 1.4, "label": label}
+            ax.hist(ratio, bins, weights=share, histtype="step", **style)
             ax.axvline(median_ratio(xy), color=colour, ls=(0, (4, 2)), lw=0.9)
         ax.axvline(1, color="k", lw=0.9)
         ax.set(xscale="log", xlabel=f"{words}: model / PBE", xlim=(bins[0], bins[-1]))
@@ -183,19 +180,11 @@ def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Seque
         ax.minorticks_off()
     axes[0].set_ylabel("share of crystals / %")
     axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
-    plt.close(figure)
     return figure
 
 
 def draw_parity(said: Mapping[str, Sequence[Any]]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    shape = (2, max(1, len(said)))
-    figure, axes = plt.subplots(
-        *shape, figsize=(1 + 3 * shape[1], 6), layout="constrained", squeeze=False, sharex="row", sharey="row"
-    )
+    figure, axes = panels(2, max(1, len(said)), each=(3.0, 3.0), spare=(1.0, 0), sharex="row", sharey="row")
     for column, (label, of) in enumerate(said.items()):
         for ax, quantity, words in zip(axes[:, column], "KG", ("bulk", "shear"), strict=True):
             xy = pairs(of, quantity, f"{quantity}_model")
@@ -203,8 +192,7 @@ def draw_parity(said: Mapping[str, Sequence[Any]]) -> Figure:
                 ax.hexbin(*xy.T, xscale="log", yscale="log", gridsize=45, bins="log", cmap="Blues", mincnt=1)
             else:
                 ax.plot(*xy.T, "o", ms=3, color=COLOURS[0], alpha=0.7)
-            ends = np.array([max(0.1, 0.8 * xy.min(initial=np.inf)), 1.25 * xy.max(initial=0.1)])
-            ends = ends if len(xy) else np.array([1.0, 10.0])
+            ends = np.array([max(0.1, 0.8 * xy.min()), 1.25 * xy.max()]) if len(xy) else np.array([1.0, 10.0])
             ax.plot(ends, ends, "k-", lw=0.8)
             if len(xy):
                 ax.plot(ends, slope(xy) * ends, "--", color=COLOURS[1], lw=1, label=f"slope {slope(xy):.2f}")
@@ -213,5 +201,4 @@ def draw_parity(said: Mapping[str, Sequence[Any]]) -> Figure:
         axes[0, column].set_title(label, fontsize="medium")
     for ax, words in zip(axes[:, 0], ("bulk", "shear"), strict=True):
         ax.set_ylabel(f"model's {words} modulus / GPa")
-    plt.close(figure)
     return figure

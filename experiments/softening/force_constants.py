@@ -13,7 +13,7 @@ compared on frames of silicon ever farther from rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments.datasets import RUNS, against_dft, data_file, read, rms_force
 from experiments.softening.force_constants_results import (
     AMPLITUDES,
     RANGES,
@@ -31,13 +32,13 @@ from experiments.softening.force_constants_results import (
     silicon_table,
     tables,
 )
-from experiments.softening.reference_runs import RUNS
-from jaxmlip.studies.study import Study, data_file, knows, load_models, run
+from jaxmlip.studies.study import Study, load_models, run
 from jaxmlip.system.arguments import Models
 
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from jaxmlip.data.labels import LabelledCrystal
     from jaxmlip.derivatives.slopes import Slope
     from jaxmlip.phonons.phonopy_files import PhonopyRun
     from jaxmlip.phonons.supercell import ForceConstants
@@ -82,31 +83,21 @@ def main(settings: Settings) -> None:
     runs = {name: references[name].read(settings.data) for name in settings.runs}
     frames = silicon(settings)
     potentials = load_models(settings.model, "float64")
-    study = Study("curvature_hessian", Settings.__doc__, settings, potentials)
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    elsewhere: dict[str, list[Mapping[str, Any]]] = {}
-    unknown_elements = []
-    for model, potential in potentials.items():
-        known = {k: r for k, r in runs.items() if knows(potential, r.supercell.numbers)}
-        unknown_elements += [f"{model}: {k}" for k in runs if k not in known]
-        keys = {f"{model} | {name}": name for name in known}
-        rows = study.each(
-            f"curvature of {model}",
-            list(keys),
-            lambda key, keys=keys, potential=potential: {
-                "functional": references[keys[key]].functional,
-                **measure(potential, runs[keys[key]]),
-            },
-        )
-        found[model] = [{"run": keys[k], **row} for k, row in rows.items() if "failed" not in row]
-        elsewhere[model] = forces_on(study, model, potential, frames)
+    study = Study("curvature_hessian", settings, potentials)
+    rows = study.ask(
+        "curvature",
+        {name: (references[name].functional, run) for name, run in runs.items()},
+        lambda it: it[1].supercell.numbers,
+        lambda potential, it: {"functional": it[0], **measure(potential, it[1])},
+        "{} | {}",
+    )
+    found = {model: [{"run": name, **row} for name, row in of.items()] for model, of in rows.items()}
+    rows = study.ask("forces", frames, lambda some: (14,), forces_on, "{} | Si, {}")
+    elsewhere = {model: [{"name": name, **row} for name, row in of.items()] for model, of in rows.items()}
     written = tables(found)
     if settings.silicon:
         written.append(silicon_table(found, elsewhere))
-    said = findings(found, elsewhere)
-    if unknown_elements:
-        said.append(f"Left out for elements that the model does not know: {', '.join(unknown_elements)}.")
-    study.write(written, figures(found), said)
+    study.write(written, figures(found), findings(found, elsewhere))
 
 
 def measure(potential: Potential, reference: PhonopyRun) -> dict[str, Any]:
@@ -286,8 +277,6 @@ def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterabl
 
 def silicon(settings: Settings) -> dict[str, list]:
     """The frames of SILICON, by name."""
-    from experiments.frames import read
-
     if not settings.silicon:
         return {}
     files = {path: read(data_file(settings.data, path)) for path in {f.path for f in SILICON}}
@@ -301,21 +290,9 @@ def silicon(settings: Settings) -> dict[str, list]:
     return found
 
 
-def forces_on(study: Study, model: str, potential: Potential, frames: Mapping[str, list]) -> list:
-    from jaxmlip.derivatives.slopes import force_slope
-
-    keys = {f"{model} | Si, {name}": name for name in frames}
-
-    def measure_forces(key: str) -> dict[str, Any]:
-        some = frames[keys[key]]
-        predicted = potential.predict([frame.atoms for frame in some])
-        dft = [frame.labels.forces for frame in some]
-        slope = force_slope([np.asarray(p["forces"], float) for p in predicted], dft)
-        rms = float(np.sqrt(np.mean(np.concatenate([f.ravel() for f in dft]) ** 2)))
-        return {"frames": len(some), "rms_dft": rms, **numbers(slope)}
-
-    rows = study.each(f"forces of {model}", list(keys), measure_forces)
-    return [{"name": keys[k], **row} for k, row in rows.items() if "failed" not in row]
+def forces_on(potential: Potential, frames: Sequence[LabelledCrystal]) -> dict[str, Any]:
+    slope = against_dft(potential, frames)
+    return {"frames": len(frames), "rms_dft": rms_force(frames), **numbers(slope)}
 
 
 if __name__ == "__main__":

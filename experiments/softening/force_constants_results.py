@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.system.plots import panels, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,45 +68,31 @@ def summary_table(found: Mapping[str, Rows]) -> Table:
     )
 
 
-def slope_table(found: Mapping[str, Rows]) -> Table:
-    lines = [
-        [
-            model,
-            f"{row['run']}, {row['functional']}",
-            MEASURES[m],
-            row[m]["all"]["slope"],
-            row[m]["without_self"]["slope"],
-            row[m]["without_self"]["inverse"],
-            row[m]["without_self"]["r2"],
-            row[m]["without_self"]["shrinkage"],
-            row[m]["modes"]["slope"],
-            row[m]["modes"]["mean"],
-        ]
-        for model, rows in found.items()
-        for row in rows
-        for m in MEASURES
-        if row[m]
-    ]
-    return Table(
-        "Force constants, model against DFT",
-        (
-            "model",
-            "run",
-            "model's from",
-            "slope",
-            "slope without self terms",
-            "inverse",
-            "r²",
-            "shrinkage",
-            "mode slope",
-            "mean mode ratio",
-        ),
-        lines,
-        note="Slope: Σxy/Σxx over all elements, x DFT; inverse, r², shrinkage (1 - r²)/(1 - slope) without "
-        "self terms. Mode slope: the model's quadratic form in DFT's eigenvectors against ω², at the wave "
-        "vectors that fit the supercell. Where DFT is PBEsol, slopes of models of PBE hold the difference of "
-        "the two.",
+def slope_table(found: Mapping[str, Rows]) -> Table | None:
+    lines = []
+    for model, rows in found.items():
+        for row, m in ((row, m) for row in rows for m in MEASURES if row[m]):
+            others, modes = row[m]["without_self"], row[m]["modes"]
+            lines.append(
+                {
+                    "model": model,
+                    "run": f"{row['run']}, {row['functional']}",
+                    "model's from": MEASURES[m],
+                    "slope": row[m]["all"]["slope"],
+                    "slope without self terms": others["slope"],
+                    "inverse": others["inverse"],
+                    "r²": others["r2"],
+                    "shrinkage": others["shrinkage"],
+                    "mode slope": modes["slope"],
+                    "mean mode ratio": modes["mean"],
+                }
+            )
+    note = (
+        "Slope: Σxy/Σxx over all elements, x DFT; inverse, r², shrinkage (1 - r²)/(1 - slope) without self "
+        "terms. Mode slope: the model's quadratic form in DFT's eigenvectors against ω², at the wave vectors "
+        "that fit the supercell. Where DFT is PBEsol, slopes of models of PBE hold the difference of the two."
     )
+    return Table.of("Force constants, model against DFT", lines, note=note)
 
 
 def root_table(found: Mapping[str, Rows]) -> Table:
@@ -114,32 +101,13 @@ def root_table(found: Mapping[str, Rows]) -> Table:
     for model, rows in found.items():
         for row in rows:
             h, d = row["hessian"], row["displaced"]
-            lines.append(
-                [
-                    model,
-                    row["run"],
-                    root(h["modes"]["slope"]),
-                    h["ratios"]["maximum"],
-                    h["ratios"]["rms"],
-                    root(d["modes"]["slope"]) if d else None,
-                    d["ratios"]["maximum"] if d else None,
-                    root(row["forces"]["slope"]) if d else None,
-                ]
-            )
-    return Table(
-        "Is the root of the slope the ratio of frequencies?",
-        (
-            "model",
-            "run",
-            "√mode slope, Hessian",
-            "ω_max ratio",
-            "ω_rms ratio",
-            "√mode slope, DFT's displacements",
-            "ω_max ratio",
-            "√force slope",
-        ),
-        lines,
-    )
+            cells = [root(h["modes"]["slope"]), h["ratios"]["maximum"], h["ratios"]["rms"]]
+            cells += [root(d["modes"]["slope"]), d["ratios"]["maximum"]] if d else [None, None]
+            cells.append(root(row["forces"]["slope"]) if d else None)
+            lines.append([model, row["run"], *cells])
+    columns = ("model", "run", "√mode slope, Hessian", "ω_max ratio", "ω_rms ratio")
+    columns += ("√mode slope, DFT's displacements", "ω_max ratio", "√force slope")
+    return Table("Is the root of the slope the ratio of frequencies?", columns, lines)
 
 
 def range_table(found: Mapping[str, Rows]) -> Table:
@@ -158,18 +126,15 @@ def range_table(found: Mapping[str, Rows]) -> Table:
 
 
 def third_table(found: Mapping[str, Rows]) -> Table:
+    parts = [(m, third) for m in MEASURES for third in THIRDS]
     lines = [
-        [
-            model,
-            row["run"],
-            *(root(row[m]["thirds"][t]) if row[m] else None for m in MEASURES for t in THIRDS),
-        ]
+        [model, row["run"], *(root(row[m]["thirds"][third]) if row[m] else None for m, third in parts)]
         for model, rows in found.items()
         for row in rows
     ]
     return Table(
         "Which modes are too soft? √(Σ model / Σ DFT) of the curvature along DFT's modes, by frequency",
-        ("model", "run", *(f"{t}, {MEASURES[m]}" for m in MEASURES for t in THIRDS)),
+        ("model", "run", *(f"{third}, {MEASURES[m]}" for m, third in parts)),
         lines,
         note="Negative where the model is unstable along these modes: minus the root of the size.",
     )
@@ -255,65 +220,49 @@ def figures(found: Mapping[str, Rows]) -> dict[str, tuple[str, Figure]]:
 
 def draw(found: Mapping[str, Rows]) -> Figure:
     """Force constants and modes, a line of two panels for each model."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2 * len(found)), layout="constrained")
-    panels = figure.subplots(len(found), 2, squeeze=False)
-    for line, (model, rows) in zip(panels, found.items(), strict=True):
-        draw_elements(line[0], rows)
-        draw_modes(line[1], rows)
-        line[0].set_title(model, loc="left", fontsize=10)
+    figure, lines = panels(len(found), 2, each=(4.5, 4.2), spare=(0, 0))
+    for (left, right), (model, rows) in zip(lines, found.items(), strict=True):
+        draw_elements(left, rows)
+        draw_modes(right, rows)
+        left.set_title(model, loc="left", fontsize=10)
     return figure
 
 
 def draw_elements(axes: Axes, rows: Rows) -> None:
-    from jaxmlip.system.figures import COLOURS
-
-    for name, colour, marker in zip(RANGES, COLOURS, "os^", strict=False):
+    for name, style in styles(RANGES).items():
         x, y = (np.concatenate([row["points"][name][k] for row in rows]) for k in (0, 1))
-        axes.plot(x, y, marker, color=colour, ms=3, alpha=0.5, label=name, rasterized=True)
+        axes.plot(x, y, ls="", ms=3, alpha=0.5, label=name, rasterized=True, **style)
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_yscale("symlog", linthresh=0.1)
     limit = axes.get_xlim()
     axes.plot(limit, limit, color="0.4", lw=0.9)
-    axes.set_xlabel("force constant, DFT (eV/Å²)")
-    axes.set_ylabel("force constant, model (eV/Å²)")
+    axes.set(xlabel="force constant, DFT (eV/Å²)", ylabel="force constant, model (eV/Å²)")
     axes.legend(frameon=False, fontsize=8, markerscale=2)
 
 
 def draw_modes(axes: Axes, rows: Rows) -> None:
-    from jaxmlip.system.figures import COLOURS
-
-    for k, row in enumerate(rows):
+    for row, style in zip(rows, styles(row["run"] for row in rows).values(), strict=True):
         thz, ratio = row["points"]["modes"]
-        colour, marker = COLOURS[k % len(COLOURS)], "os^Dv<>"[k % 7]
-        axes.plot(thz, ratio, marker, color=colour, ms=3, alpha=0.5, label=row["run"], rasterized=True)
+        axes.plot(thz, ratio, ls="", ms=3, alpha=0.5, label=row["run"], rasterized=True, **style)
     axes.axhline(1, color="0.4", lw=0.9)
     axes.set_ylim(-0.5, 1.8)
-    axes.set_xlabel("frequency of the mode, DFT (THz)")
-    axes.set_ylabel("√(curvature along it, model / DFT)")
+    axes.set(xlabel="frequency of the mode, DFT (THz)", ylabel="√(curvature along it, model / DFT)")
     axes.legend(frameon=False, fontsize=7, ncols=2, markerscale=2)
 
 
 def draw_amplitudes(found: Mapping[str, Rows]) -> Figure:
-    from matplotlib.figure import Figure
-
-    from jaxmlip.system.figures import COLOURS
-
-    figure = Figure(figsize=(9, 4.2 * len(found)), layout="constrained")
-    panels = figure.subplots(len(found), 2, squeeze=False, sharex=True)
-    for line, (model, rows) in zip(panels, found.items(), strict=True):
-        for axes, which in zip(line, ("mean", "there"), strict=True):
-            for k, row in enumerate(rows):
-                style = {"color": COLOURS[k % len(COLOURS)], "marker": "os^Dv<>"[k % 7], "ms": 4}
+    figure, lines = panels(len(found), 2, each=(4.5, 4.2), spare=(0, 0), sharex=True)
+    for (left, right), (model, rows) in zip(lines, found.items(), strict=True):
+        for axes, which in ((left, "mean"), (right, "there")):
+            for row, style in zip(rows, styles(row["run"] for row in rows).values(), strict=True):
                 label = f"{row['run']}, {row['stiffest']['THz']:.0f} THz"
-                axes.plot(AMPLITUDES, row["stiffest"][which], label=label, **style)
+                axes.plot(AMPLITUDES, row["stiffest"][which], ms=4, label=label, **style)
             axes.axhline(1, color="0.4", lw=0.9, ls="--", label="DFT, harmonic")
             axes.set_ylim(-1, 3)
-        line[0].set_title(model, loc="left", fontsize=10)
-        line[0].set_ylabel("mean curvature from rest to there, model / DFT")
-        line[1].set_ylabel("curvature there, model / DFT harmonic")
-        line[0].legend(frameon=False, fontsize=7, ncols=2)
-    for axes in panels[-1]:
+        left.set_title(model, loc="left", fontsize=10)
+        left.set_ylabel("mean curvature from rest to there, model / DFT")
+        right.set_ylabel("curvature there, model / DFT harmonic")
+        left.legend(frameon=False, fontsize=7, ncols=2)
+    for axes in lines[-1]:
         axes.set_xlabel("amplitude of the atom that moves farthest (Å)")
     return figure

@@ -12,39 +12,27 @@ at most.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.datasets import MissingDataError, where_there
 from experiments.softening import groups
 from experiments.softening.groups import AT_REST, GROUPS, WBM, Grouped
 from jaxmlip.derivatives.slopes import force_slope
-from jaxmlip.potential import Potential
-from jaxmlip.studies.softening_scale import LOOSE, Frame, evenly, forces_by_material
-from jaxmlip.studies.study import (
-    Estimate,
-    MissingDataError,
-    Study,
-    Table,
-    bootstrap,
-    data_file,
-    knows,
-    load_models,
-    run,
-)
+from jaxmlip.studies.softening_scale import LOOSE, Frame, evenly, forces_by_material, record, table
+from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
+from jaxmlip.system.plots import legend, panels, strip, styles
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OFF = "all off equilibrium"
 APART = (*AT_REST, WBM)  # from OFF: of WBM there are so many that it would stand for all
 VIEW = (-0.1, 1.6)  # of slopes
-SPREAD = 5  # materials from which a violin says more than its points
-MARKERS = "osD^vP"
 # Of the WBM states: share of slopes below 1 (arXiv:2405.07105, Fig. 5b); mean slope (MatPES, 979 materials).
 PUBLISHED = {
     "m3gnet-mp-2021.2.8": (0.930, 0.77),
@@ -73,48 +61,34 @@ def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
     found, findings = read_all(settings)
     taken = {key: evenly(frames, settings.frames) for key, frames in found.frames.items()}
-    study = Study("softening_forces", Settings.__doc__, settings, potentials)
-    for label, potential in potentials.items():
-        strange = measure(study, potential, taken, found.broken)
-        if strange:
-            findings.append(
-                f"{label} was not fitted to all elements of {len(strange)} of {len(taken)} rows, which are "
-                f"left out: {_some(strange)}."
-            )
-    of_run = {key_of(label, *key) for label in potentials for key in (*taken, *found.broken)}
-    rows = [row for key, row in study.rows.items() if key in of_run and "failed" not in row]
-    order = list(GROUPS)
-    models = list(potentials)
-    rows.sort(key=lambda r: (models.index(r["model"]), order.index(r["group"]), r["material"]))
+    study = Study("softening_forces", settings, potentials)
+    for label in potentials:
+        measure(study, label, taken, found.broken)
+    of_run = [key_of(label, *key) for label in potentials for key in (*taken, *found.broken)]
+    models, order = list(potentials), list(GROUPS)
+    rows = sorted(
+        study.done(of_run).values(),
+        key=lambda r: (models.index(r["model"]), order.index(r["group"]), r["material"]),
+    )
     if not rows:
         study.write([], {}, [*findings, "No slope was measured."])
         return
     summary = summarise(rows)
-    tables = [summary_table(summary)]
-    if any(row["group"] == WBM for row in rows):
-        tables.append(published_table(rows))
-    if any(row["group"] != WBM for row in rows):
-        tables.append(material_table(rows))
+    tables = [summary_table(summary), published_table(rows), material_table(rows)]
     figures = {"softening_forces.png": (caption(rows), draw(rows))}
     study.write(tables, figures, [*in_words(summary), *findings])
 
 
 def read_all(settings: Settings) -> tuple[Grouped, list[str]]:
     """All frames that are there, and in words what is not. Raises MissingDataError where none is there."""
-    found, absent = Grouped(), []
-    for name, reader in groups.READERS.items():
-        if name == "wbm_high_energy" and settings.wbm is not None:
-            found.join(reader(settings.wbm))
-            continue
-        try:
-            folder = data_file(settings.data, name)
-        except MissingDataError as error:
-            absent.append(error)
-            continue
+    given = {"wbm_high_energy": settings.wbm} if settings.wbm is not None else {}
+    there, absent = where_there(settings.data, [name for name in groups.READERS if name not in given])
+    found = Grouped()
+    for name, path in (there | given).items():
         limits = (settings.max_pressure, settings.max_energy) if name == "pypolymlp_vasp" else ()
-        found.join(reader(folder, *limits))
+        found.join(groups.READERS[name](path, *limits))
     if not found.frames and not found.broken:
-        raise MissingDataError("\n".join(["none of these data sets holds frames.", *map(str, absent)]))
+        raise MissingDataError("\n".join(["none of these data sets holds frames.", *absent]))
     left_out = [f"Left out: {'; '.join(found.left_out)}."] if found.left_out else []
     return found, [*left_out, *(f"Not measured: {error}" for error in absent)]
 
@@ -125,21 +99,21 @@ def key_of(label: str, group: str, material: str) -> str:
 
 def measure(
     study: Study,
-    potential: Potential,
+    label: str,
     taken: Mapping[tuple[str, str], Sequence[Frame]],
     broken: Mapping[tuple[str, str], str],
-) -> list[str]:
-    """Keeps the rows that are not there yet; the materials that the potential does not know are returned."""
-    label = potential.name
+) -> None:
+    """Keeps the rows that are not there yet."""
     for key, reason in broken.items():
         for left in study.left([key_of(label, *key)]):
             study.fail(left, reason)
-    strange = [
-        key for key, frames in taken.items() if not all(knows(potential, f.atoms.numbers) for f in frames)
-    ]
-    keys = {key_of(label, *key): key for key in taken if key not in strange}
+    materials = {f"{material} ({group})": (group, material) for group, material in sorted(taken)}
+    known = study.known(
+        label, materials, lambda key: {z for frame in taken[key] for z in frame.atoms.numbers}
+    )
+    keys = {key_of(label, *key): key for key in known.values()}
     left = {name: taken[keys[name]] for name in study.left(keys)}
-    for name, model in forces_by_material(potential, left):
+    for name, model in forces_by_material(study.potentials[label], left):
         dft = [frame.forces for frame in left[name]]
         try:
             slope = force_slope(model, dft)
@@ -147,11 +121,9 @@ def measure(
             study.fail(name, error)
             continue
         group, material = keys[name]
-        derived = {"r_squared": slope.r_squared, "shrinkage_share": slope.shrinkage_share}
-        of = {"model": label, "group": group, "material": material}
-        size = {"rms_force": float(np.sqrt(np.mean(np.concatenate(dft, axis=None) ** 2)))}
-        study.keep(name, of | asdict(slope) | derived | size)
-    return sorted({f"{material} ({group})" for group, material in strange})
+        size = float(np.sqrt(np.mean(np.concatenate(dft, axis=None) ** 2)))
+        of = {"model": label, "group": group, "material": material, "rms_force": size}
+        study.keep(name, of | record(slope))
 
 
 @dataclass(frozen=True)
@@ -225,52 +197,24 @@ def _summary(model: str, group: str, rows: Sequence[Mapping[str, Any]]) -> Summa
 
 
 def summary_table(summary: Sequence[Summary]) -> Table:
-    return Table(
-        "Slope of model forces against DFT forces, medians over materials",
-        (
-            "model",
-            "group",
-            "materials",
-            "frames",
-            "slope",
-            "share below 1",
-            "inverse slope",
-            "Deming",
-            "r² (slope of pure shrinkage)",
-            "explained by shrinkage at most",
-            "MAE / eV/Å",
-            "cMAE / eV/Å",
-            "1 - cMAE / MAE",
-        ),
-        [
-            (
-                s.model,
-                s.group,
-                s.materials,
-                s.frames,
-                s.slope,
-                s.below,
-                s.inverse,
-                s.deming,
-                s.r_squared,
-                s.shrinkage,
-                s.mae,
-                s.corrected_mae,
-                s.reduction,
-            )
-            for s in summary
-        ],
-        note="slope: Σxy / Σxx, x DFT, y model. inverse: Σyy / Σxy, 1 for a model that errs by giving means. "
+    columns = ("model", "group", "materials", "frames", "slope", "share below 1", "inverse slope")
+    columns += ("Deming", "r² (slope of pure shrinkage)")
+    columns += ("explained by shrinkage at most", "MAE / eV/Å", "cMAE / eV/Å", "1 - cMAE / MAE")
+    shown = {s.group for s in summary}
+    note = (
+        "slope: Σxy / Σxx, x DFT, y model. inverse: Σyy / Σxy, 1 for a model that errs by giving means. "
         "Deming: as if both sides had equal errors. cMAE: of model / slope. Intervals: 95 %, draws of "
-        "materials. "
-        + " ".join(
-            f"{name}: {about}." for name, about in GROUPS.items() if name in {s.group for s in summary}
-        )
-        + (f" {OFF}: all but {', '.join(APART)}." if OFF in {s.group for s in summary} else ""),
+        f"materials. {' '.join(f'{name}: {about}.' for name, about in GROUPS.items() if name in shown)}"
+    )
+    if OFF in shown:
+        note += f" {OFF}: all but {', '.join(APART)}."
+    lines = [[getattr(s, f.name) for f in fields(s) if f.name != "inverse_below"] for s in summary]
+    return Table(
+        "Slope of model forces against DFT forces, medians over materials", columns, lines, note=note
     )
 
 
-def published_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def published_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     """The WBM states beside what others found on them."""
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -278,55 +222,24 @@ def published_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         if len(of):
             below, mean = PUBLISHED.get(model, (None, None))
             share = bootstrap(of, lambda x: float(np.mean(x < 1)))
-            lines.append((model, len(of), share, below, bootstrap(of), mean))
-    return Table(
+            line = {"model": model, "materials": len(of), "share below 1": share, "published": below}
+            lines.append(line | {"mean slope": bootstrap(of), "published mean": mean})
+    return Table.of(
         "WBM high-energy states beside published values",
-        ("model", "materials", "share below 1", "published", "mean slope", "published mean"),
         lines,
         note="Published: share below 1, arXiv:2405.07105, Fig. 5b, 1000 compounds; mean slopes, MatPES, 979 "
         "compounds, where CHGNet trained on MPtrj by matgl, other weights than those of 0.3.0, has 0.83.",
     )
 
 
-def material_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def material_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     """Each material; of the WBM states there are too many, and record.json has them."""
-    return Table(
-        "Each material",
-        (
-            "model",
-            "group",
-            "material",
-            "frames",
-            "rms force / eV/Å",
-            "slope",
-            "r²",
-            "inverse slope",
-            "Deming",
-            "shrinkage share",
-            "MAE / eV/Å",
-            "cMAE / eV/Å",
-        ),
-        [
-            (
-                r["model"],
-                r["group"],
-                r["material"],
-                r["samples"],
-                r["rms_force"],
-                _estimate(r["slope"], r["interval"]),
-                r["r_squared"],
-                _estimate(r["inverse"], r["inverse_interval"]),
-                r["deming"],
-                r["shrinkage_share"],
-                r["mae"],
-                r["corrected_mae"],
-            )
-            for r in rows
-            if r["group"] != WBM
-        ],
-        note="Intervals: 95 %, draws of frames. shrinkage share: (1 - r²) / (1 - slope), where the slope is "
-        "below 1." + (f" {WBM}: in record.json." if any(r["group"] == WBM for r in rows) else ""),
-    )
+    shown = [row for row in rows if row["group"] != WBM]
+    names = ("model", "group", "material")
+    lines = [
+        ({name: row[name] for name in names} | {"rms force / eV/Å": row["rms_force"]}, row) for row in shown
+    ]
+    return table("Each material", lines, f". {WBM}: in record.json." if len(shown) < len(rows) else "")
 
 
 def in_words(summary: Sequence[Summary]) -> list[str]:
@@ -370,27 +283,23 @@ def caption(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    from jaxmlip.system.figures import COLOURS
-
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    looks = styles(row["model"] for row in rows)
     shown = [group for group in GROUPS if any(row["group"] == group for row in rows)]
-    figure = Figure(figsize=(max(1.15 * len(shown) + 1.2, 5.5), 6.4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    width = 0.8 / len(models)
-    for k, model in enumerate(models):
-        colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+    size = (max(1.15 * len(shown) + 1.2, 5.5), 3.2)
+    figure, ((above,), (below,)) = panels(2, each=size, spare=(0, 0), sharex=True, height_ratios=(2, 1))
+    width = 0.8 / len(looks)
+    for k, (model, style) in enumerate(looks.items()):
         for place, group in enumerate(shown):
             chosen = [row for row in rows if row["model"] == model and row["group"] == group]
             if chosen:
-                x = place + (k - (len(models) - 1) / 2) * width
-                _slopes(above, x, width, chosen, colour, marker)
-                errors = np.median([(r["mae"], r["corrected_mae"]) for r in chosen], axis=0)
-                below.plot([x, x], errors, color=colour, lw=1.2)
-                below.plot(x, errors[0], marker, color=colour, ms=5)
-                below.plot(x, errors[1], marker, color=colour, mfc="white", ms=5)
+                x = place + (k - (len(looks) - 1) / 2) * width
+                strip(above, x, width, [row["slope"] for row in chosen], VIEW, **style)
+                r_squared = np.median([row["r_squared"] for row in chosen])
+                above.plot(x, r_squared, "x", color="0.2", ms=5, mew=1.2, zorder=5, label="r²")
+                mae, corrected = np.median([(r["mae"], r["corrected_mae"]) for r in chosen], axis=0)
+                below.plot([x, x], [mae, corrected], color=style["color"], lw=1.2)
+                below.plot(x, mae, ls="", ms=5, label=model, **style)
+                below.plot(x, corrected, ls="", ms=5, mfc="white", **style)
     above.axhline(1, color="0.3", lw=0.9, ls="--", zorder=1)
     above.set(ylim=VIEW, ylabel="slope, model / DFT")
     below.set(yscale="log", ylabel="force MAE (eV/Å)", xlim=(-0.6, len(shown) - 0.4))
@@ -400,43 +309,8 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(axis="y", color="0.92", lw=0.6)
         for place in range(1, len(shown)):
             axes.axvline(place - 0.5, color="0.9", lw=0.6, zorder=0)
-    handles = [
-        Line2D([], [], color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], ls="", label=model)
-        for k, model in enumerate(models)
-    ]
-    handles.append(Line2D([], [], color="0.2", marker="x", ls="", label="r²"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    legend(figure, "upper", ncols=4, fontsize=8)
     return figure
-
-
-def _slopes(
-    axes: Axes, x: float, width: float, rows: Sequence[Mapping[str, Any]], colour: str, marker: str
-) -> None:
-    """The slopes of one model in one group, around `x`."""
-    slopes = np.array([row["slope"] for row in rows])
-    inside = np.clip(slopes, *VIEW)
-    if np.ptp(inside) > 0 and len(rows) >= SPREAD:
-        (body,) = axes.violinplot([inside], [x], widths=0.9 * width, showextrema=False)["bodies"]
-        body.set(facecolor=colour, edgecolor="none", alpha=0.25)
-    # Spread sideways in the order of their size, so that near ones do not hide each other.
-    ranks = np.argsort(np.argsort(slopes))
-    sideways = x + 0.5 * width * ((ranks * 0.618) % 1 - 0.5) * (len(rows) > 1)
-    kept = inside == slopes
-    size = 3.5 if len(rows) < 50 else 1.5
-    axes.plot(sideways[kept], inside[kept], marker, color=colour, ms=size, alpha=0.8, mew=0)
-    for limit, arrow, inwards in zip(VIEW, "v^", (0.04, -0.04), strict=True):
-        at = ~kept & (inside == limit)
-        axes.plot(sideways[at], inside[at] + inwards, arrow, color=colour, ms=6)
-    axes.hlines(np.median(inside), x - 0.42 * width, x + 0.42 * width, color=colour, lw=2)
-    axes.plot(x, np.median([row["r_squared"] for row in rows]), "x", color="0.2", ms=5, mew=1.2, zorder=5)
-
-
-def _estimate(value: float, interval: Sequence[float | None]) -> Estimate:
-    return Estimate(value, *(np.nan if x is None else x for x in interval))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
 if __name__ == "__main__":

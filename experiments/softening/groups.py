@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from experiments.frames import read
+from experiments.datasets import read
 from jaxmlip.data.labels import LabelError, LabelledCrystal
 from jaxmlip.studies.softening_scale import Frame
 from jaxmlip.units import GPA_PER_EV_PER_A3

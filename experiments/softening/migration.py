@@ -18,22 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 
-from jaxmlip.studies.study import (
-    Estimate,
-    MissingDataError,
-    Study,
-    Table,
-    bootstrap,
-    data_file,
-    knows,
-    load_models,
-    run,
-)
+from experiments.datasets import MissingDataError, data_file
+from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
+from jaxmlip.system.plots import grid, legend, panels, parity, styles
 
 if TYPE_CHECKING:
-    from ase import Atoms
     from matplotlib.figure import Figure
 
     from experiments.softening.hops import Hop
@@ -69,28 +61,21 @@ def main(settings: Settings) -> None:
     if unknown := [host for host in settings.hosts if host not in HOSTS]:
         raise ValueError(f"found the host {unknown[0]!r}, needed some of {', '.join(HOSTS)}.")
     potentials = load_models(settings.model)
-    study = Study("migration", Settings.__doc__, settings, potentials)
+    study = Study("migration", settings, potentials)
     findings: list[str] = []
     silicon = _silicon(settings, findings)
     hops = _hops(settings, findings)
+    study.ask(
+        "Si vacancy",
+        {"Si vacancy": silicon} if silicon else {},
+        lambda it: it[0][0].numbers,
+        lambda potential, it: on_silicon(potential, settings, *it),
+    )
     for name, potential in potentials.items():
-        if silicon:
-            study.each(
-                "Si vacancy",
-                [f"{name}: Si vacancy"],
-                lambda _, p=potential: on_silicon(p, settings, *silicon),
-            )
         in_hosts(study, name, potential, settings)
         over_hops(study, name, potential, settings, hops)
-    rows = {key: row for key, row in study.rows.items() if "failed" not in row}
-    tables = [
-        made for make in (silicon_table, host_table, hop_table) if (made := make(potentials, settings, rows))
-    ]
-    if not tables:
-        failed = [
-            f"{key}: {row['failed'].rstrip('.')}." for key, row in study.rows.items() if "failed" in row
-        ][:5]
-        raise RuntimeError(" ".join(["No path could be computed.", *findings, *failed]))
+    rows = study.done()
+    tables = [make(potentials, settings, rows) for make in (silicon_table, host_table, hop_table)]
     figures = {
         "migration.png": ("Energy along the paths, from the first end.", draw(potentials, settings, rows))
     }
@@ -103,7 +88,7 @@ def _silicon(settings: Settings, findings: list[str]):
     """The images of DFT in one order of atoms, with energies, and the frames on the way there; or None."""
     import ase.io
 
-    from experiments.frames import read
+    from experiments.datasets import read
     from jaxmlip.mechanics.neb import in_order_of
 
     try:
@@ -145,8 +130,6 @@ def on_silicon(
     from jaxmlip.derivatives.slopes import force_slope
     from jaxmlip.mechanics.neb import SideBySide, band, path_length
 
-    if not knows(potential, images[0].numbers):
-        raise ValueError(f"{potential.name} does not know Si.")
     together = SideBySide(potential)
     single = [p["energy"] for p in together(images)]
     found = [p["forces"].astype(float) for p in together([f.atoms for f in frames])]
@@ -168,7 +151,9 @@ def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) 
     from jaxmlip.mechanics.neb import bands
 
     ends = {}
-    for host in settings.hosts:
+    for host in study.known(
+        name, {host: host for host in settings.hosts}, lambda it: Atoms(f"Mg{it}").numbers
+    ):
         key = f"{name}: Mg in {host}"
         if key in study.rows:
             continue
@@ -189,10 +174,8 @@ def over_hops(study: Study, name: str, potential: Potential, settings: Settings,
     from jaxmlip.mechanics.neb import approximate_bands
     from jaxmlip.system.progress import track
 
-    by_key = {f"{name}: hop {hop.name}": hop for hop in hops}
-    for key in study.left(by_key):
-        if not knows(potential, by_key[key].images[0].numbers):
-            study.fail(key, f"{potential.name} does not know all of its elements")
+    known = study.known(name, {f"hop {hop.name}": hop for hop in hops}, lambda hop: hop.images[0].numbers)
+    by_key = {f"{name}: {hop}": it for hop, it in known.items()}
     for keys in track(list(chunks(study.left(by_key), AT_ONCE)), f"hops of {name}"):
         some = [by_key[key] for key in keys]
         found = approximate_bands(
@@ -249,7 +232,6 @@ def tis2(potential: Potential) -> tuple[Atoms, Atoms]:
     """One Mg in the gap of 1T-TiS2, from one octahedron to the next; 55 atoms."""
     from ase.spacegroup import crystal
 
-    _check(potential, "MgTiS")
     places = [(0, 0, 0), (1 / 3, 2 / 3, 0.25)]
     cell = _at_rest(
         potential, crystal(["Ti", "S"], places, spacegroup=164, cellpar=[3.41, 3.41, 5.70, 90, 90, 120])
@@ -273,20 +255,10 @@ HOSTS: dict[str, Callable[[Potential], tuple[Atoms, Atoms]]] = {
 def _vacancy(potential: Potential, cell: Atoms, times: int) -> tuple[Atoms, Atoms]:
     from jaxmlip.mechanics.neb import vacancy_hop
 
-    _check(potential, cell.symbols)
     host = _at_rest(potential, cell).repeat(times)
     magnesium = np.flatnonzero(host.symbols == "Mg")
     nearest = magnesium[1:][host.get_distances(magnesium[0], magnesium[1:], mic=True).argmin()]
     return vacancy_hop(host, magnesium[0], nearest)
-
-
-def _check(potential: Potential, symbols: Any) -> None:
-    from ase import Atoms
-
-    atoms = Atoms(str(symbols))
-    if not knows(potential, atoms.numbers):
-        formula = atoms.get_chemical_formula(empirical=True)
-        raise ValueError(f"{potential.name} does not know all elements of {formula}.")
 
 
 def _at_rest(potential: Potential, cell: Atoms) -> Atoms:
@@ -306,34 +278,23 @@ def kra(energies: Any) -> float:
 
 def silicon_table(potentials, settings: Settings, rows) -> Table | None:
     found = {name: rows[key] for name in potentials if (key := f"{name}: Si vacancy") in rows}
-    if not found:
-        return None
     reasons = [
         f" The band of {name} did not converge: {x['reason']}." for name, x in found.items() if "reason" in x
     ]
-    return Table(
+    return Table.of(
         "Vacancy in Si, 63 atoms",
         (
-            "model",
-            "barrier of DFT / eV",
-            "of the model on DFT's images / eV",
-            "of its own band / eV",
-            "force slope on DFT's way (95 %)",
-            "force MAE / eV/Å",
-            "frames",
-        ),
-        [
-            [
-                name,
-                kra(x["dft"]),
-                kra(x["single"]),
-                kra(x["energies"]) if "energies" in x else None,
-                _estimate(x["slope"]),
-                x["mae"],
-                x["frames"],
-            ]
+            {
+                "model": name,
+                "barrier of DFT / eV": kra(x["dft"]),
+                "of the model on DFT's images / eV": kra(x["single"]),
+                "of its own band / eV": kra(x["energies"]) if "energies" in x else None,
+                "force slope on DFT's way (95 %)": _estimate(x["slope"]),
+                "force MAE / eV/Å": x["mae"],
+                "frames": x["frames"],
+            }
             for name, x in found.items()
-        ],
+        ),
         note="KRA barriers, at the images. DFT is PBEsol with the energy at zero smearing; its forces are "
         "those of the free energy. Models of PBE data carry the difference between the two functionals too."
         + "".join(reasons),
@@ -385,54 +346,34 @@ def _estimate(x: dict) -> Estimate:
 
 
 def draw(potentials, settings: Settings, rows) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    panels = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
-    panels = [p for p in panels if any(f"{name}: {p}" in rows for name in potentials)] or panels[:1]
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.2 * columns + 0.4, 2.7 * lines + 0.5), layout="constrained", squeeze=False
-    )
-    handles = {}
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        for name, colour, marker in zip(potentials, COLOURS, "osD^vP", strict=False):
-            row = rows.get(f"{name}: {panel}")
-            if row is None:
-                continue
+    shown = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
+    shown = [p for p in shown if any(f"{name}: {p}" in rows for name in potentials)] or shown[:1]
+    figure, axes = grid(len(shown), each=(3.2, 2.7))
+    for ax, panel in zip(axes, shown, strict=True):
+        for name, style in styles(potentials).items():
+            row = rows.get(f"{name}: {panel}", {})
             if "dft" in row:
-                (handles["DFT"],) = ax.plot(row["dft_path"], row["dft"], "k*-", ms=9, lw=1)
-                (handles[f"{name} on DFT's images"],) = ax.plot(
-                    row["dft_path"], row["single"], marker, mfc="none", c=colour, ls=":"
-                )
+                ax.plot(row["dft_path"], row["dft"], "k*-", ms=9, lw=1, label="DFT")
+                look = {"mfc": "none", "ls": ":", "label": f"{name} on DFT's images"}
+                ax.plot(row["dft_path"], row["single"], **style, **look)
             if "energies" in row:
-                (handles[name],) = ax.plot(row["path"], row["energies"], marker + "-", c=colour, ms=5)
+                ax.plot(row["path"], row["energies"], ms=5, label=name, **style)
         ax.set(title=panel, xlabel="path / Å")
         ax.axhline(0, c="0.8", lw=0.8, zorder=0)
-    for ax in list(axes.flat)[len(panels) :]:
-        ax.axis("off")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("energy / eV")
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False)
+    axes[0].set_ylabel("energy / eV")
+    legend(figure, "upper")
     return figure
 
 
 def draw_hops(potentials, rows) -> Figure | None:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
     found = {name: pairs for name in potentials if len(pairs := _pairs(name, rows))}
     if not found:
         return None
-    figure, ax = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    for (name, pairs), colour, marker in zip(found.items(), COLOURS, "osD^vP", strict=False):
-        ax.plot(*pairs.T, marker, c=colour, ms=5, alpha=0.7, label=name)
-    top = max(pairs.max() for pairs in found.values())
-    ax.plot([0, top], [0, top], "k-", lw=0.8)
-    ax.set(xlabel="KRA barrier of DFT / eV", ylabel="KRA barrier of the model / eV", aspect="equal")
+    figure, ((ax,),) = panels(each=(3.8, 3.5))
+    for name, style in styles(found).items():
+        ax.plot(*found[name].T, ls="", ms=5, alpha=0.7, label=name, **style)
+    parity(ax, "KRA barrier", "eV")
+    ax.set_aspect("equal")
     ax.legend(frameon=False)
     return figure
 

@@ -10,28 +10,19 @@ made here and relaxed by the model; of DFT and of published models there is the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import combinations
+from functools import cache
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmlip.studies.study import (
-    Estimate,
-    MissingDataError,
-    Study,
-    Table,
-    bootstrap,
-    data_file,
-    knows,
-    load_models,
-    run,
-)
+from experiments.datasets import lowest, read, where_there
+from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
+from jaxmlip.system.plots import grid, legend, panels, parity, styles
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -67,30 +58,25 @@ class Settings:
 
 def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
-    study = Study("solid_solutions", Settings.__doc__, settings, potentials)
+    study = Study("solid_solutions", settings, potentials)
     findings: list[str] = []
     alloys = _alloys(settings, findings)
     compositions = ordered_oxides(settings.orderings, settings.seed) if settings.orderings else {}
-    for name, potential in potentials.items():
-        keys = {
-            f"{name}: {alloy}": partial(on_alloy, potential, settings, *sets)
-            for alloy, sets in alloys.items()
-        }
-        ends = Ends(potential, settings.fmax)
-        keys |= {
-            f"{name}: Ca fraction {x:g}": partial(on_oxide, potential, settings, ends, x, crystals)
-            for x, crystals in compositions.items()
-        }
-        study.each(f"mixing by {name}", list(keys), lambda key, todo=keys: todo[key]())
-    rows = {key: row for key, row in study.rows.items() if "failed" not in row}
-    tables = [
-        t for t in (alloy_table(potentials, alloys, rows), oxide_table(potentials, compositions, rows)) if t
-    ]
-    if not tables:
-        failed = [
-            f"{key}: {row['failed'].rstrip('.')}." for key, row in study.rows.items() if "failed" in row
-        ][:5]
-        raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *failed]))
+    ends = cache(lambda model: ends_at_rest(potentials[model], settings.fmax))
+    study.ask(
+        "mixing",
+        alloys,
+        lambda sets: [f.atoms.numbers[0] for f in sets[1].values()],
+        lambda potential, sets: on_alloy(potential, settings, *sets),
+    )
+    study.ask(
+        "mixing of oxides",
+        {f"Ca fraction {x:g}": (x, crystals) for x, crystals in compositions.items()},
+        lambda _: (8, 12, 20),
+        lambda potential, it: on_oxide(potential, settings, ends(potential.name), *it),
+    )
+    rows = study.done()
+    tables = [alloy_table(potentials, alloys, rows), oxide_table(potentials, compositions, rows)]
     figures = {}
     if shown := [alloy for alloy in alloys if any(f"{name}: {alloy}" in rows for name in potentials)]:
         caption = "Energies of mixing of relaxed orderings; lines: the lowest of each composition."
@@ -105,48 +91,27 @@ def main(settings: Settings) -> None:
 
 def _alloys(settings: Settings, findings: list[str]) -> dict[str, tuple]:
     """By name, such as MoW: the frames of DFT by way, and the two elements at rest."""
-    from experiments.frames import read
-
+    files = {a + b: f"{ALLOYS}/{a}{b}_SS.extxyz.gz" for a, b in permutations(ELEMENTS, 2)}
+    pure = {e: f"{ALLOYS}/{e}_Elastic.extxyz" for e in ELEMENTS}
+    there, absent = where_there(settings.data, [*files.values(), *pure.values()])
     found, missing = {}, []
     for a, b in combinations(ELEMENTS, 2):
-        names = [n for n in (a + b, b + a) if _there(settings, f"{ALLOYS}/{n}_SS.extxyz.gz")]
-        pure = {e: f"{ALLOYS}/{e}_Elastic.extxyz" for e in (a, b)}
-        if not names or not all(_there(settings, file) for file in pure.values()):
+        names = [name for name in (a + b, b + a) if files[name] in there]
+        if not names or not {pure[a], pure[b]} <= set(there):
             missing.append(a + b)
             continue
-        frames = read(data_file(settings.data, f"{ALLOYS}/{names[0]}_SS.extxyz.gz"))
-        rest = {e: at_rest_in_dft(read(data_file(settings.data, file))) for e, file in pure.items()}
+        frames = read(there[files[names[0]]])
+        rest = {e: lowest(read(there[pure[e]])) for e in (a, b)}
         ways = {
             way: _drawn([f for f in frames if f.atoms.info["tags"] == tag], settings.frames, settings.seed)
             for way, tag in zip(WAYS, ("unrelax", "relax"), strict=False)
         }
         found[names[0]] = (ways, rest)
     if not found:
-        findings.append(f"The alloys are left out: {_reason(settings)}")
+        findings.append(f"The alloys are left out: {absent[0]}")
     elif missing:
         findings.append(f"Alloys without all of their files, left out: {', '.join(missing)}.")
     return found
-
-
-def _there(settings: Settings, name: str) -> bool:
-    try:
-        return data_file(settings.data, name).exists()
-    except MissingDataError:
-        return False
-
-
-def _reason(settings: Settings) -> str:
-    try:
-        data_file(settings.data, f"{ALLOYS}/MoW_SS.extxyz.gz")
-        data_file(settings.data, f"{ALLOYS}/Mo_Elastic.extxyz")
-    except MissingDataError as error:
-        return str(error)
-    return "no alloy has its frames and those of its elements."
-
-
-def at_rest_in_dft(frames: Sequence[LabelledCrystal]) -> LabelledCrystal:
-    """The frame with the lowest energy per atom: of strained bulk crystals, the one without a strain."""
-    return min(frames, key=lambda f: f.labels.energy / len(f.atoms))
 
 
 def _drawn(items: list, count: int, seed: int) -> list:
@@ -162,9 +127,6 @@ def on_alloy(
     rest: dict[str, LabelledCrystal],
 ) -> dict[str, Any]:
     """For each way the fractions of the second element, and energies of mixing of DFT and model, eV/atom."""
-    first, second = rest
-    if not knows(potential, [f.atoms.numbers[0] for f in rest.values()]):
-        raise ValueError(f"{potential.name} does not know both {first} and {second}.")
     dft = {e: f.labels.energy / len(f.atoms) for e, f in rest.items()}
     frames = [f for its in (rest.values(), *ways.values()) for f in its]
     energies = [p["energy"] for p in potential.predict([f.atoms for f in frames])]
@@ -189,11 +151,9 @@ def on_alloy(
 
 def _relaxed(potential: Potential, crystals: list[Atoms], fmax: float) -> list[Relaxation]:
     """`crystals` relaxed with their cells; whoever asks looks at which of them converged."""
-    from jaxmlip.mechanics.relaxation import NotConvergedWarning, relax_many
+    from jaxmlip.mechanics.relaxation import relax_many
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        return relax_many(potential, crystals, fmax=fmax, smax=SMAX, steps=STEPS)
+    return relax_many(potential, crystals, fmax=fmax, smax=SMAX, steps=STEPS)
 
 
 def _columns(frames: Sequence[LabelledCrystal], energies: Sequence[float], dft: dict, model: dict) -> dict:
@@ -228,32 +188,26 @@ def ordered_oxides(most: int, seed: int) -> dict[float, list[Atoms]]:
     return dict(sorted(found.items()))
 
 
-class Ends:
-    """MgO and CaO at rest in a model, computed when they are asked for."""
+def ends_at_rest(potential: Potential, fmax: float) -> tuple[tuple[float, float], ...]:
+    """(lattice constant / Å, energy / eV per MO) of MgO and of CaO at rest in a model."""
+    from ase.build import bulk
 
-    def __init__(self, potential: Potential, fmax: float):
-        self.potential, self.fmax = potential, fmax
-        self.found: tuple[tuple[float, float], ...] | None = None
-
-    def __call__(self) -> tuple[tuple[float, float], ...]:
-        """(lattice constant / Å, energy / eV per MO) of MgO and of CaO."""
-        from ase.build import bulk
-
-        if self.found is None:
-            start = [bulk("MgO", "rocksalt", 4.25), bulk("CaO", "rocksalt", 4.84)]
-            made = _relaxed(self.potential, start, self.fmax)
-            for r in made:
-                if not r.converged:
-                    raise RuntimeError(f"{r.start.get_chemical_formula()} did not come to rest: {r.reason}")
-            self.found = tuple(((4 * r.atoms.get_volume()) ** (1 / 3), r.energy) for r in made)
-        return self.found
+    made = _relaxed(potential, [bulk("MgO", "rocksalt", 4.25), bulk("CaO", "rocksalt", 4.84)], fmax)
+    for r in made:
+        if not r.converged:
+            raise RuntimeError(f"{r.start.get_chemical_formula()} did not come to rest: {r.reason}")
+    return tuple(((4 * r.atoms.get_volume()) ** (1 / 3), r.energy) for r in made)
 
 
-def on_oxide(potential: Potential, settings: Settings, ends: Ends, x: float, crystals: list[Atoms]) -> dict:
+def on_oxide(
+    potential: Potential,
+    settings: Settings,
+    ends: tuple[tuple[float, float], ...],
+    x: float,
+    crystals: list[Atoms],
+) -> dict[str, Any]:
     """Formation energies of the orderings of one composition, eV per formula unit of (Ca,Mg)2O2."""
-    if not knows(potential, (8, 12, 20)):
-        raise ValueError(f"{potential.name} does not know all of Ca, Mg and O.")
-    (a_mg, e_mg), (a_ca, e_ca) = ends()
+    (a_mg, e_mg), (a_ca, e_ca) = ends
     starts = []
     for crystal in crystals:  # with the volume between those of the oxides
         start = crystal.copy()
@@ -339,17 +293,8 @@ def alloy_table(potentials, alloys, rows) -> Table | None:
                 # The same fraction in two alloys is two compositions.
                 x = x + np.repeat(np.arange(len(sets)) * 10, [len(c[0]) for c in sets.values()])
                 lines.append([name, "all", way, len(x), *statistics(x, dft, model)])
-    columns = (
-        "model",
-        "alloy",
-        "crystals",
-        "frames",
-        "slope of mixing energies (95 %)",
-        "MAE / meV/atom",
-        "mean error / meV/atom",
-        "slope within compositions",
-        "rank correlation within compositions",
-    )
+    columns = ("model", "alloy", "crystals", "frames", "slope of mixing energies (95 %)", "MAE / meV/atom")
+    columns += ("mean error / meV/atom", "slope within compositions", "rank correlation within compositions")
     note = (
         "Energies of mixing are against the elements of the same side: the lowest bulk frame of DFT, and the "
         "model in that frame or relaxed. Slopes through the origin, model against DFT. Energies of what the "
@@ -368,35 +313,16 @@ def oxide_table(potentials, compositions, rows) -> Table | None:
     lines = []
     for name in potentials:
         for x, energies in oxide_points(name, compositions, rows).items():
-            spread = bootstrap(energies)
             unfinished = rows[f"{name}: Ca fraction {x:g}"]["not relaxed"]
-            lines.append(
-                [
-                    name,
-                    f"{x:g}",
-                    f"{2 * x:g}",
-                    len(energies),
-                    unfinished,
-                    spread,
-                    energies.min(),
-                    energies.max(),
-                ]
-            )
+            numbers = [len(energies), unfinished, bootstrap(energies), energies.min(), energies.max()]
+            lines.append([name, f"{x:g}", f"{2 * x:g}", *numbers])
     if not lines:
         return None
     lines += [
         [f"{name}, published", "0.5 or 0.25", "", None, None, e, None, None] for name, e in PUBLISHED.items()
     ]
-    columns = (
-        "model",
-        "Ca of cations",
-        "x",
-        "orderings",
-        "not relaxed",
-        "mean / eV/f.u. (95 %)",
-        "lowest",
-        "highest",
-    )
+    columns = ("model", "Ca of cations", "x", "orderings", "not relaxed")
+    columns += ("mean / eV/f.u. (95 %)", "lowest", "highest")
     note = (
         "Formation energy of Ca_xMg_(2-x)O2 from CaO and MgO. The published values are printed at a marker "
         '"x_Ca = 0.5" of Fig. 2c. The figure does not say whether they are the mean or the lowest of the '
@@ -407,31 +333,19 @@ def oxide_table(potentials, compositions, rows) -> Table | None:
 
 
 def draw_alloys(potentials, alloys: Sequence[str], rows) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    columns = min(3, len(alloys))
-    lines = -(-len(alloys) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.2 * columns + 0.4, 2.8 * lines + 0.5), layout="constrained", squeeze=False
-    )
-    handles: dict[str, Any] = {}
-    for ax, alloy in zip(axes.flat, alloys, strict=False):
-        for name, colour, marker in zip(potentials, COLOURS, "osD^vP", strict=False):
+    figure, axes = grid(len(alloys), spare=(0.4, 0.5))
+    for ax, alloy in zip(axes, alloys, strict=True):
+        for name, style in styles(potentials).items():
             if (row := rows.get(f"{name}: {alloy}")) is None:
                 continue
             x, dft, model = _of_way(row, "relaxed by DFT")
-            handles["DFT"] = _lowest(ax, x, MEV * dft, "k", "*")
-            handles[name] = _lowest(ax, x, MEV * model, colour, marker)
+            _lowest(ax, x, MEV * dft, label="DFT", color="k", marker="*")
+            _lowest(ax, x, MEV * model, label=name, **style)
         ax.axhline(0, c="0.8", lw=0.8, zorder=0)
         _, second = _elements(alloy)
-        ax.set(title=alloy, xlabel=f"fraction of {second}", xlim=(0, 1))
-    for ax in axes[:, 0]:
-        ax.set_ylabel("energy of mixing / meV/atom")
-    for ax in list(axes.flat)[len(alloys) :]:
-        ax.axis("off")
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
+        ax.set(title=alloy, xlabel=f"fraction of {second}", xlim=(0, 1), ylabel="energy of mixing / meV/atom")
+        ax.label_outer()
+    legend(figure, "upper", ncols=len(potentials) + 1)
     return figure
 
 
@@ -440,21 +354,17 @@ def _elements(alloy: str) -> list[str]:
     return [e for e in ELEMENTS if e in alloy]
 
 
-def _lowest(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, marker: str):
+def _lowest(ax: Axes, x: np.ndarray, y: np.ndarray, label: str, **style: Any) -> None:
     """All points, and a line through the lowest of each composition, which ends at the elements."""
-    ax.plot(x, y, marker, c=colour, ms=3, mew=0, alpha=0.35)
+    ax.plot(x, y, ls="", ms=3, mew=0, alpha=0.35, **style)
     at = np.unique(x)
     line = [y[x == k].min() for k in at]
-    return ax.plot([0, *at, 1], [0, *line, 0], marker + "-", c=colour, ms=5, lw=1)[0]
+    ax.plot([0, *at, 1], [0, *line, 0], ms=5, lw=1, label=label, **style)
 
 
 def draw_parity(potentials, alloys: Sequence[str], rows) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), layout="constrained")
-    for name, colour, marker in zip(potentials, COLOURS, "osD^vP", strict=False):
+    figure, (axes,) = panels(1, 2, each=(3.4, 3.4))
+    for name, style in styles(potentials).items():
         known = [rows[key] for alloy in alloys if (key := f"{name}: {alloy}") in rows]
         sets = [_of_way(row, "relaxed by DFT") for row in known]
         if not sets:
@@ -462,41 +372,25 @@ def draw_parity(potentials, alloys: Sequence[str], rows) -> Figure:
         pairs = [np.column_stack([dft, model]) for _, dft, model in sets]
         ordering = [within(x, p) for (x, _, _), p in zip(sets, pairs, strict=True)]
         for ax, points in zip(axes, (pairs, ordering), strict=True):
-            ax.plot(*MEV * np.concatenate(points).T, marker, c=colour, ms=3, mew=0, alpha=0.4, label=name)
+            ax.plot(*MEV * np.concatenate(points).T, ls="", ms=3, mew=0, alpha=0.4, label=name, **style)
     for ax, what in zip(axes, ("energy of mixing", "energy of ordering"), strict=True):
-        ax.axline((0, 0), slope=1, c="k", lw=0.8)
-        ax.set(xlabel=f"{what}, DFT / meV/atom", ylabel=f"{what}, model / meV/atom")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=3,
-        frameon=False,
-        markerscale=2,
-    )
+        parity(ax, what, "meV/atom")
+    legend(figure, "upper", markerscale=2)
     return figure
 
 
 def draw_oxide(potentials, compositions, rows) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    figure, ax = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
-    for name, colour, marker in zip(potentials, COLOURS, "osD^vP", strict=False):
+    figure, ((ax,),) = panels(each=(4.8, 3.3))
+    for name, style in styles(potentials).items():
         points = oxide_points(name, compositions, rows)
         if not points:
             continue
-        at = list(points)
+        at = [0, *points, 1]
         for x, e in points.items():
-            ax.plot(np.full(len(e), x), e, marker, c=colour, ms=3, mew=0, alpha=0.35)
-        ax.plot(
-            [0, *at, 1],
-            [0, *(e.mean() for e in points.values()), 0],
-            marker + "-",
-            c=colour,
-            label=f"{name}, mean",
-        )
-        ax.plot([0, *at, 1], [0, *(e.min() for e in points.values()), 0], "--", c=colour, label="lowest")
+            ax.plot(np.full(len(e), x), e, ls="", ms=3, mew=0, alpha=0.35, **style)
+        mean, lowest = ([0, *(of(e) for e in points.values()), 0] for of in (np.mean, np.min))
+        ax.plot(at, mean, label=f"{name}, mean", **style)
+        ax.plot(at, lowest, "--", c=style["color"], label="lowest")
     for (name, e), mark in zip(PUBLISHED.items(), "*x+1", strict=True):
         ax.plot(0.5, e, "k" + mark, ms=11 if name == "DFT" else 8, label=f"{name}, published", ls="none")
     ax.set(xlabel="Ca of cations, x / 2", ylabel="formation energy / eV per (Ca,Mg)$_2$O$_2$", xlim=(0, 1))

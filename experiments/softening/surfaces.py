@@ -12,7 +12,6 @@ one and the same geometry. e_bulk of DFT is that of the undeformed crystal, see 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
-from experiments.frames import read
-from experiments.softening.bulk import Bulk, present, undeformed
+from experiments.datasets import by_kind, read
+from experiments.softening.bulk import Bulk, read_present, undeformed
 from jaxmlip.data.labels import LabelledCrystal
-from jaxmlip.mechanics.relaxation import NotConvergedWarning, Relaxation, relax_many
+from jaxmlip.mechanics.relaxation import Relaxation, relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, knows, load_models, run
+from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
-from jaxmlip.system.progress import track
+from jaxmlip.system.plots import diagonal, panels, styles
 from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 
 if TYPE_CHECKING:
@@ -60,32 +59,24 @@ class Settings:
 def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
     files = {name: files_of(name) for name in MATERIALS}
-    sets, findings = present(settings.data, settings.materials, files)
-    study = Study("surfaces", Settings.__doc__, settings, potentials)
-    found = {}
-    for name, paths in track(sets.items(), "reading"):
-        try:
-            found[name] = slabs_of(paths)
-        except ValueError as error:
-            findings.append(f"{name} is left out: {error}")
+    found, findings = read_present(settings.data, settings.materials, files, slabs_of)
+    study = Study("surfaces", settings, potentials)
     findings += said(found)
     for label, potential in potentials.items():
-        known = {name: it for name, it in found.items() if knows(potential, it[0].cube.numbers)}
-        if len(known) < len(found):
-            strange = ", ".join(name for name in found if name not in known)
-            findings.append(f"{label} was not fitted to the elements of {strange}: left out.")
+        known = study.known(label, found, lambda it: it[0].cube.numbers)
         slabs = {
             f"{label}: {name} {facet}": (bulk, slab)
             for name, (bulk, its, _) in known.items()
             for facet, slab in its.items()
         }
         measure(study, potential, settings, {key: slabs[key] for key in study.left(slabs)})
+    done = study.done()
     rows = [
-        {"model": label, "set": name, "facet": facet} | study.rows[key]
+        {"model": label, "set": name, "facet": facet} | done[key]
         for label in potentials
         for name, (_, slabs, _) in found.items()
         for facet in slabs
-        if (key := f"{label}: {name} {facet}") in study.rows and "failed" not in study.rows[key]
+        if (key := f"{label}: {name} {facet}") in done
     ]
     lost = [f"{r['model']}: {r['set']} {r['facet']}" for r in rows if r["relaxed"] is None]
     if lost:
@@ -106,19 +97,12 @@ def files_of(name: str) -> list[str]:
 def slabs_of(files: Sequence[Path]) -> tuple[Bulk, dict[str, LabelledCrystal], int]:
     """The bulk crystal, the slabs by their facets, and how many frames of surfaces were no slabs."""
     frames = [frame for file in files for frame in read(file)]
-    groups = {key: [f for f in frames if _group(f) == key] for key in ("Elastic", "Surface")}
-    slabs = {}
+    groups, slabs = by_kind(frames), {}
     for frame in groups["Surface"]:
         if normal(frame.atoms) is not None:
             facet = facet_of(frame.atoms.info) or f"no. {len(slabs) + 1}"
             slabs[facet if facet not in slabs else f"{facet} no. {len(slabs) + 1}"] = frame
     return undeformed(groups["Elastic"]), slabs, len(groups["Surface"]) - len(slabs)
-
-
-def _group(frame: LabelledCrystal) -> str:
-    info = frame.atoms.info
-    tag = str(info.get("group", info.get("tags", "")))
-    return "Elastic" if tag.startswith("Strain") else tag
 
 
 def facet_of(info: Mapping[str, Any]) -> str:
@@ -153,15 +137,12 @@ def measure(
     energies = [p["energy"] for p in potential.predict([*cubes, *(s.atoms for _, s in slabs.values())])]
     per_atom = {bulk: e / len(bulk.cube) for bulk, e in zip(bulks, energies, strict=False)}
     cut = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        ends = relax_many(potential, cubes, fix_symmetry=True, **goal)
-        solids = dict(zip(bulks, ends, strict=True))
-        for key, (bulk, slab) in slabs.items():
-            if solids[bulk].converged:
-                cut[key] = slab.atoms.copy()
-                cut[key].set_cell(slab.atoms.cell * stretch(solids[bulk]), scale_atoms=True)
-        rest = dict(zip(cut, relax_many(potential, list(cut.values()), cell=False, **goal), strict=True))
+    solids = dict(zip(bulks, relax_many(potential, cubes, fix_symmetry=True, **goal), strict=True))
+    for key, (bulk, slab) in slabs.items():
+        if solids[bulk].converged:
+            cut[key] = slab.atoms.copy()
+            cut[key].set_cell(slab.atoms.cell * stretch(solids[bulk]), scale_atoms=True)
+    rest = dict(zip(cut, relax_many(potential, list(cut.values()), cell=False, **goal), strict=True))
     for (key, (bulk, slab)), energy in zip(slabs.items(), energies[len(bulks) :], strict=True):
         solid, end = solids[bulk], rest.get(key, solids[bulk])
         bottom = solid.energy / len(bulk.cube)
@@ -210,35 +191,20 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
                 own = own * J_PER_M2_PER_EV_PER_A2
                 ratio = bootstrap(own, lambda x: x[:, 1].sum() / x[:, 0].sum())
                 by_set.append([model, name, words, len(own), *own.mean(axis=0), ratio])
-    per_facet = [
-        [
-            r["model"],
-            r["set"],
-            r["facet"],
-            *(None if x is None else x * J_PER_M2_PER_EV_PER_A2 for x in (r["dft"], *(r[w] for w in WAYS))),
-            None if r["relaxed"] is None else (r["relaxed"] - r["dft"]) * J_PER_M2_PER_EV_PER_A2,
-        ]
-        for r in rows
-    ]
+    per_facet = []
+    for r in rows:
+        dft, *ways = (None if (x := r[k]) is None else x * J_PER_M2_PER_EV_PER_A2 for k in ("dft", *WAYS))
+        error = None if r["relaxed"] is None else (r["relaxed"] - r["dft"]) * J_PER_M2_PER_EV_PER_A2
+        per_facet.append([r["model"], r["set"], r["facet"], dft, *ways, error])
     units = [f"{what} / {unit}" for unit in ("eV/Å²", "J/m²") for what in ("MAE", "mean error")]
+    columns = ("model", "geometry", "facets", *units, "share too low")
+    of_sets = ("model", "set", "geometry", "facets", "DFT / J/m²", "model / J/m²", "ratio of the sums")
+    of_facets = ("model", "set", "facet", *(f"{x} / J/m²" for x in ("DFT", *WAYS.values(), "error")))
+    note = f"95 % intervals over facets. {PUBLISHED}"
     return [
-        Table(
-            "Surface energies against DFT",
-            ("model", "geometry", "facets", *units, "share too low"),
-            summary,
-            note=f"95 % intervals over facets. {PUBLISHED}",
-        ),
-        Table(
-            "By set",
-            ("model", "set", "geometry", "facets", "DFT / J/m²", "model / J/m²", "ratio of the sums"),
-            by_set,
-        ),
-        Table(
-            "Facet by facet",
-            ("model", "set", "facet", "DFT / J/m²", *(f"{w} / J/m²" for w in WAYS.values()), "error / J/m²"),
-            per_facet,
-            note="The error is that of the relaxed value.",
-        ),
+        Table("Surface energies against DFT", columns, summary, note=note),
+        Table("By set", of_sets, by_set),
+        Table("Facet by facet", of_facets, per_facet, note="The error is that of the relaxed value."),
     ]
 
 
@@ -254,34 +220,20 @@ CAPTION = "Surface energies of a model against DFT, relaxed (filled) and where D
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
-    models, sets = _models(rows), list(dict.fromkeys(r["set"] for r in rows))
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(1.2 + 3.6 * len(models), 4), layout="constrained", squeeze=False,
-        sharex=True, sharey=True,
-    )  # fmt: skip
-    styles = {name: (COLOURS[k % len(COLOURS)], "osD^vP*Xp"[k]) for k, name in enumerate(sets)}
-    for ax, model in zip(axes[0], models, strict=True):
-        for name, (colour, marker) in styles.items():
+    models, factor = _models(rows), J_PER_M2_PER_EV_PER_A2
+    figure, (line,) = panels(1, len(models), each=(3.6, 3.5), spare=(1.2, 0.5), sharex=True, sharey=True)
+    for axes, model in zip(line, models, strict=True):
+        for name, style in styles(r["set"] for r in rows).items():
             these = [r for r in rows if (r["model"], r["set"]) == (model, name)]
-            for way, face in (("as_dft", "none"), ("relaxed", colour)):
-                x, y = (
-                    [r[k] * J_PER_M2_PER_EV_PER_A2 for r in these if r[way] is not None] for k in ("dft", way)
-                )
-                label = name if way == "relaxed" else None
-                ax.plot(x, y, marker, color=colour, mfc=face, ms=5, ls="", label=label)
-        top = max(max(r["dft"], r["as_dft"], r["relaxed"] or 0) for r in rows) * J_PER_M2_PER_EV_PER_A2
-        ax.plot([0, 1.05 * top], [0, 1.05 * top], color="0.3", lw=0.8, label="y = x")
-        ax.set(xlabel="γ of DFT / J/m²", title=model)
-        ax.set_aspect("equal")
-    axes[0, 0].set_ylabel("γ of the model / J/m²")
-    factor = J_PER_M2_PER_EV_PER_A2
-    second = axes[0, -1].secondary_yaxis("right", functions=(lambda y: y / factor, lambda y: y * factor))
+            for way, look in (("as_dft", {"mfc": "none"}), ("relaxed", {"label": name})):
+                x, y = ([r[k] * factor for r in these if r[way] is not None] for k in ("dft", way))
+                axes.plot(x, y, ms=5, ls="", **style, **look)
+        diagonal(axes, label="y = x")
+        axes.set(xlabel="γ of DFT / J/m²", title=model, aspect="equal")
+    line[0].set_ylabel("γ of the model / J/m²")
+    second = line[-1].secondary_yaxis("right", functions=(lambda y: y / factor, lambda y: y * factor))
     second.set_ylabel("eV/Å²")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    line[0].legend(frameon=False, fontsize="small")
     return figure
 
 

@@ -13,22 +13,26 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.frames import against_dft, read, rms_force
+from experiments.datasets import against_dft, data_file, read, rms_force
 from experiments.training.networks import WIDTHS, small
 from experiments.training.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
-from jaxmlip.studies.study import Study, Table, data_file, run
+from jaxmlip.studies.study import Study, Table, run
 from jaxmlip.system.console import say
+from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.training.config import hyperparameters
 from jaxmlip.training.loop import FitSettings, Trained, Validated
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.references import refit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSS = LossConfig(energy=1.0, forces=10.0, stress=0.1, magmoms=0.0)
 
@@ -55,13 +59,12 @@ def main(settings: Settings) -> None:
     held = max(1, len(frames) // 10)
     parts = np.split(order, (len(frames) - 2 * held, -held))
     train, validation, test = ([frames[k] for k in part] for part in parts)
-    study = Study("from_scratch", Settings.__doc__, settings, {})
+    study = Study("from_scratch", settings)
 
     def measure(name: str) -> dict[str, Any]:
         return trained(settings, study.folder / name, name, train, validation, test)
 
     rows = study.each("training", settings.models, measure)
-    rows = {name: row for name, row in rows.items() if "failed" not in row}
     study.write([table(rows)], {"from_scratch.png": ("Errors on validation frames.", figure(rows))})
 
 
@@ -129,13 +132,8 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
     return Table("Trained from random parameters, on frames held out", columns, cells)
 
 
-def figure(rows: dict[str, dict[str, Any]]):
-    from matplotlib.figure import Figure
-
-    from jaxmlip.system.figures import COLOURS
-
-    result = Figure(figsize=(5, 3.4), layout="constrained")
-    ax = result.subplots()
+def figure(rows: dict[str, dict[str, Any]]) -> Figure:
+    result, ((ax,),) = panels(each=(4.6, 2.9))
     for colour, (name, row) in zip(COLOURS, rows.items(), strict=False):
         minutes, mae = ([c[k] for c in row["curve"]] for k in ("minutes", "forces_mae"))
         ax.plot(minutes, mae, color=colour, label=name)

@@ -13,23 +13,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.frames import against_dft, read
+from experiments.datasets import against_dft, data_file, read
 from experiments.training.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.potential import Potential
 from jaxmlip.studies.compare import compare
-from jaxmlip.studies.study import Study, Table, data_file, load_models, run
+from jaxmlip.studies.study import Study, Table, load_models, run
 from jaxmlip.system.arguments import Model
 from jaxmlip.system.console import say
+from jaxmlip.system.plots import COLOURS, legend, panels
 from jaxmlip.training.loop import FitSettings, Trained
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LOSS = LossConfig(kind="mae", energy=0.0, forces=20.0, stress=0.03, magmoms=0.0, hessian=100.0)
 TRAINED = ("NaCl", "MgO", "Si", "MgB2", "SiO2-HP")
@@ -82,7 +86,7 @@ def main(settings: Settings) -> None:
         held_out[f"{Path(name).name.split('.')[0]}, not replayed"] = frames
     potentials = load_models([settings.model])
     (start,) = potentials.values()
-    study = Study("hessian_columns", Settings.__doc__, settings, potentials)
+    study = Study("hessian_columns", settings, potentials)
 
     def measured(method: str) -> dict[str, Any]:
         if method == AS_PUBLISHED:
@@ -94,7 +98,6 @@ def main(settings: Settings) -> None:
         return measure(tuned, runs, held_out)
 
     rows = study.each("fine-tuning", (AS_PUBLISHED, *METHODS), measured)
-    rows = {method: row for method, row in rows.items() if "failed" not in row}
     caption = f"{start.name} before and after {settings.steps} steps on Hessian columns."
     study.write(tables(rows), {"hessian_columns.png": (caption, figure(rows))})
 
@@ -161,18 +164,13 @@ def tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
     ]
 
 
-def figure(rows: dict[str, dict[str, Any]]):
-    from matplotlib.figure import Figure
-
-    from jaxmlip.system.figures import COLOURS
-
-    result = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = (
+def figure(rows: dict[str, dict[str, Any]]) -> Figure:
+    result, (axes,) = panels(1, 2, each=(4.5, 3.6), spare=(0, 0))
+    shown = (
         ("phonons", lambda x: x["maximum"], "highest frequency, model / DFT"),
         ("forces", lambda x: 1e3 * x["mae"], "force MAE (meV/Å)"),
     )
-    axes = result.subplots(1, 2)
-    for ax, (key, value, label) in zip(axes, panels, strict=True):
+    for ax, (key, value, label) in zip(axes, shown, strict=True):
         names = list(rows[AS_PUBLISHED][key])
         for k, ((method, row), colour) in enumerate(zip(rows.items(), COLOURS, strict=False)):
             at = np.arange(len(names)) + (k - (len(rows) - 1) / 2) * 0.8 / len(rows)
@@ -180,9 +178,7 @@ def figure(rows: dict[str, dict[str, Any]]):
         ax.set_xticks(range(len(names)), [n.replace(", ", "\n") for n in names], rotation=60, fontsize=7)
         ax.set_ylabel(label)
     axes[0].axhline(1, color="k", lw=0.8)
-    result.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(rows), frameon=False
-    )
+    legend(result, "upper", ncols=len(rows))
     return result
 
 

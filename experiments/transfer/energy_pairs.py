@@ -97,7 +97,7 @@ def read_elements(folder: Path) -> Pairs:
 
 def read_dimers(folder: Path) -> Pairs:
     """Matbench Discovery's curves of homonuclear dimers, energies and forces."""
-    from experiments.frames import read as read_frames
+    from experiments.datasets import read as read_frames
 
     try:
         first, second = (read_frames(folder / f"paired_{f}.extxyz.gz") for f in ("PBE", "r2SCAN"))

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
+from experiments.datasets import MissingDataError, where_there
 from experiments.transfer.energy_pairs import (
     BOUND,
     DIMERS,
@@ -43,16 +44,8 @@ from experiments.transfer.energy_pairs import (
     read_pair,
     read_set,
 )
-from jaxmlip.studies.study import (
-    Estimate,
-    MissingDataError,
-    Study,
-    StudyError,
-    Table,
-    bootstrap,
-    data_file,
-    run,
-)
+from jaxmlip.studies.study import Estimate, Study, StudyError, Table, bootstrap, run
+from jaxmlip.system.plots import COLOURS, diagonal, panels, styles
 from jaxmlip.training.references import References, refit
 
 if TYPE_CHECKING:
@@ -83,7 +76,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     sources, absent = read(settings)
-    study = Study("energy_references", Settings.__doc__, settings, {})
+    study = Study("energy_references", settings)
     by_key = {f"{pairs.name}: {part.name}": (pairs, part) for pairs in sources for part in pairs.parts}
     rows = study.each("correlations", list(by_key), lambda key: compare(*by_key[key]))
     tables = [correlation_table(by_key, rows), shift_table(by_key, rows)]
@@ -95,14 +88,9 @@ def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
 
     Raises MissingDataError where there are neither data nor sets.
     """
-    found, absent = [], []
-    for name, reader in {ELEMENTS: read_elements, DIMERS: read_dimers}.items():
-        try:
-            folder = data_file(settings.data, name)
-        except MissingDataError as error:
-            absent.append(error)
-        else:
-            found.append(reader(folder))
+    readers = {ELEMENTS: read_elements, DIMERS: read_dimers}
+    there, absent = where_there(settings.data, readers)
+    found = [readers[name](folder) for name, folder in there.items()]
     if settings.pair:
         found.append(read_pair(*settings.pair, settings.energy_key))
     for folder in settings.set:
@@ -111,7 +99,7 @@ def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
     if len(set(names)) < len(names):
         raise StudyError(f"found the sources {', '.join(names)}, needed names that tell them apart.")
     if not found:
-        raise absent[0]
+        raise MissingDataError(absent[0])
     return found, [f"Left out: {error}" for error in absent]
 
 
@@ -230,23 +218,12 @@ def correlation_table(by_key: ByKey, rows: Rows) -> Table:
     published[:1], published[4:6] = PUBLISHED[:1], PUBLISHED[1:]
     lines = [published]
     for key, row in rows.items():
-        if "failed" in row:
-            continue
         pairs, part = by_key[key]
         start = [f"{pairs.name}, {part.name}"]
         numbers = [row["number"], row["groups"], row["unknowns"], estimate(row["raw"])]
         force = estimate(row.get("forces")), row.get("force_difference")
-        lines.append(
-            [
-                *start,
-                *numbers,
-                estimate(row["after"]),
-                row["difference"],
-                row["difference_after"],
-                *force,
-                "yes" if row["determined"] else "no",
-            ]
-        )
+        energies = estimate(row["after"]), row["difference"], row["difference_after"]
+        lines.append([*start, *numbers, *energies, *force, "yes" if row["determined"] else "no"])
         if "elsewhere" in row:
             its = row["elsewhere"]
             words = f"{start[0]}: {pairs.where} subtracted"
@@ -266,11 +243,7 @@ def correlation_table(by_key: ByKey, rows: Rows) -> Table:
 
 def shifts(by_key: ByKey, rows: Rows) -> dict[str, dict[int, float]]:
     """E_ref of the second functional above the first's by element (eV), of each source's last part."""
-    return {
-        by_key[key][0].name: {int(z): e for z, e in row["shift"].items()}
-        for key, row in rows.items()
-        if "failed" not in row
-    }
+    return {by_key[key][0].name: {int(z): e for z, e in row["shift"].items()} for key, row in rows.items()}
 
 
 def shift_table(by_key: ByKey, rows: Rows) -> Table:
@@ -290,8 +263,6 @@ def shift_table(by_key: ByKey, rows: Rows) -> Table:
 def findings(by_key: ByKey, rows: Rows) -> list[str]:
     found = []
     for key, row in rows.items():
-        if "failed" in row:
-            continue
         shift = np.array(list(row["shift"].values()))
         words = f"{key}: reference energies shift by {shift.min():.1f} to {shift.max():.1f} eV"
         if row["after"] is None:
@@ -322,17 +293,13 @@ def figures(by_key: ByKey, rows: Rows) -> dict[str, tuple[str, Figure]]:
 
 
 def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
-    import matplotlib.pyplot as plt
-
-    from jaxmlip.system.figures import COLOURS
-
     # One line of panels for each source: of its first part, of dimers the last.
     chosen: dict[str, str] = {}
     for key, (pairs, _) in by_key.items():
-        if "failed" not in rows[key] and (pairs.name not in chosen or pairs.name == "dimers"):
+        if key in rows and (pairs.name not in chosen or pairs.name == "dimers"):
             chosen[pairs.name] = key
     n = max(1, len(chosen))
-    figure, axes = plt.subplots(n, 2, figsize=(7.5, 3.3 * n), layout="constrained", squeeze=False)
+    figure, axes = panels(n, 2, each=(3.75, 3.3), spare=(0, 0))
     for line, key in zip(axes, chosen.values(), strict=False):
         pairs, part = by_key[key]
         references = fitted(pairs, part.fit)
@@ -347,35 +314,29 @@ def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
         for k, (ax, (xy, its, quantity, marker)) in enumerate(zip(line, marks, strict=True)):
             style = {"ms": 3, "alpha": 0.5, "mew": 0, "color": COLOURS[k]}
             ax.plot(*xy.T, marker, ls="", rasterized=True, **style)
-            ends = np.array([xy.min(), xy.max()])
-            ax.plot(ends, ends, "k-", lw=0.7)
+            diagonal(ax)
             value = "-" if its is None else f"{estimate(its).value:.4f}"
             ax.set_title(f"{pairs.name.split(':')[0]}, {part.name}\nρ = {value}", fontsize="small")
             first, second = pairs.functionals
             ax.set_xlabel(f"{first}: {quantity} / eV/atom", fontsize="x-small")
             ax.set_ylabel(f"{second} / eV/atom", fontsize="x-small")
             ax.tick_params(labelsize="x-small")
-    plt.close(figure)
     return figure
 
 
 def draw_shifts(found: Mapping[str, Mapping[int, float]]) -> Figure:
-    import matplotlib.pyplot as plt
     from ase.data import chemical_symbols
 
-    from jaxmlip.system.figures import COLOURS
-
-    figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
-    for k, (name, of) in enumerate(found.items()):
-        style = {"marker": "os^Dv*"[k % 6], "ms": 4, "mfc": "none", "color": COLOURS[k % len(COLOURS)]}
-        ax.plot(list(of), list(of.values()), ls="", label=name, **style)
+    figure, ((ax,),) = panels(each=(9.0, 3.6), spare=(0, 0))
+    for name, style in styles(found).items():
+        shift = found[name]
+        ax.plot(list(shift), list(shift.values()), ls="", ms=4, mfc="none", label=name, **style)
     elements = sorted({z for of in found.values() for z in of})
     labels = ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(elements)]
     ax.set_xticks(elements, labels, fontsize=6)
     ax.set(ylabel="shift of the reference energy / eV", xlabel="element")
     ax.axhline(0, color="k", lw=0.7)
     ax.legend(frameon=False, fontsize="small")
-    plt.close(figure)
     return figure
 
 

@@ -96,7 +96,7 @@ def main(settings: Settings) -> None:
     )
     check_alike(settings, source, target)
     start = None if settings.start is None else load(settings.start)
-    study = Study("transfer", Settings.__doc__, settings, {start.name: start} if start else {})
+    study = Study("transfer", settings, {start.name: start} if start else {})
     if start is None:
         start = small_source(settings, study.folder, source)
     trial = Trial(settings, study.folder, start, source, target)
@@ -109,7 +109,7 @@ def main(settings: Settings) -> None:
 
     keys = [f"{method}/{seed}" for seed in range(settings.seeds) for method in settings.methods]
     study.each("carrying over", keys, measure)
-    results = Results(settings, study.rows)
+    results = Results(settings, study.done())
     study.write(tables(results), figures(results), findings(results))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from experiments.transfer.settings import (
     Settings,
 )
 from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.system.plots import COLOURS, legend, panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = {  # of the paper's Table 1, and what its numbers are multiplied by
     "energy": ("energy / meV/atom", 1e3),
@@ -67,16 +71,12 @@ def interval(
 
 
 class Results:
-    """The rows of all methods and seeds that did not fail."""
+    """The rows of all methods and seeds; of `rows`, those that did not fail."""
 
     def __init__(self, settings: Settings, rows: Mapping[str, Any]):
         self.settings, self.source = settings, rows[SOURCE]
         self.rows = {
-            method: {
-                seed: rows[f"{method}/{seed}"]
-                for seed in range(settings.seeds)
-                if "failed" not in rows[f"{method}/{seed}"]
-            }
+            method: {seed: rows[key] for seed in range(settings.seeds) if (key := f"{method}/{seed}") in rows}
             for method in settings.methods
         }
         self.rows = {method: found for method, found in self.rows.items() if found}
@@ -230,14 +230,9 @@ def figures(results: Results) -> dict[str, Any]:
     }
 
 
-def curves(results: Results, of: str, x_label: str, y_label: str, unit: float):
+def curves(results: Results, of: str, x_label: str, y_label: str, unit: float) -> Figure:
     """One line for each method on a logarithmic axis, with a band from the lowest to the highest seed."""
-    from matplotlib.figure import Figure
-
-    from jaxmlip.system.figures import COLOURS
-
-    figure = Figure(figsize=(6.5, 4.6), layout="constrained")
-    ax = figure.subplots()
+    figure, ((ax,),) = panels(each=(6.5, 4.6), spare=(0, 0))
     styles = dict(zip(METHODS, zip(("0.3", *COLOURS), "osd^vxP", strict=True), strict=False))
     for k, method in enumerate(results.rows):
         colour, marker = styles[method]
@@ -248,5 +243,5 @@ def curves(results: Results, of: str, x_label: str, y_label: str, unit: float):
         ax.fill_between(x, unit * y.min(axis=0), unit * y.max(axis=0), color=colour, alpha=0.15, lw=0)
     ax.set(yscale="log", xlabel=x_label, ylabel=y_label)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
+    legend(figure, ncols=2, fontsize="small")
     return figure

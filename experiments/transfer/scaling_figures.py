@@ -19,6 +19,7 @@ from experiments.transfer.power_law import (
     misread,
 )
 from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.system.plots import COLOURS, panels
 
 SCRATCH, TRANSFER = METHODS = ("scratch", "transfer")
 ERRORS = {"energy": "meV/atom", "forces": "meV/Å"}  # means over all test crystals
@@ -271,15 +272,8 @@ def cost_table(rows: Sequence[Measured], above: int) -> Table:
                 law = cost_law(best)
                 if law is not None:
                     steps = ", ".join(f"{c.network} {c.size:,}" for c in best)
-                    cells = [
-                        law.slope,
-                        law.r_squared,
-                        f"{len(best)} of {len(every)}",
-                        law.at(1e12),
-                        unit,
-                        steps,
-                    ]
-                    found.append([architecture, error, method, *cells])
+                    cells = [law.slope, law.r_squared, f"{len(best)} of {len(every)}", law.at(1e12)]
+                    found.append([architecture, error, method, *cells, unit, steps])
     columns = ("architecture", "error", "method", "slope", "R²", "points", "at 10¹² FLOP", "unit")
     note = (
         f"A power law through the lower envelope, over widths and sizes above {above}, of test error "
@@ -296,22 +290,15 @@ def published_table() -> Table:
             line = PUBLISHED[error, method]
             cells = [line.slope, line.law.slope, line.r_squared, line.law.r_squared]
             found.append([f"{error} / {unit}", method, *cells, None, None])
-        x = crossing(*(PUBLISHED[error, method].law for method in METHODS))
-        found.append(
-            [error, "crossing", None, None, None, None, f"{PUBLISHED_CROSSINGS[error]:,}", in_words(x)]
-        )
+        x = in_words(crossing(*(PUBLISHED[error, method].law for method in METHODS)))
+        found.append([error, "crossing", *4 * [None], f"{PUBLISHED_CROSSINGS[error]:,}", x])
     columns = ("error", "method", "slope, printed", "of the points", "R², printed", "of the points")
+    columns += ("crystals, printed", "of the lines")
     note = (
         "The same fit of points read off Fig. 6 of arXiv:2504.05565, from the one drawn at about 1000 on. "
         f"Intervals: what an error of {READING:.0%} of each number and size read does."
     )
-    return Table(
-        "The published scaling law, from its points",
-        (*columns, "crystals, printed", "of the lines"),
-        found,
-        3,
-        note,
-    )
+    return Table("The published scaling law, from its points", columns, found, 3, note)
 
 
 def in_words(x: Estimate) -> str:
@@ -333,10 +320,7 @@ def sizes_figure(
     rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], name: str, above: int
 ):
     """Errors against the number of crystals, above; below, the paper's."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 8.4), layout="constrained")
-    *own, theirs = figure.subplots(3, 2)
+    figure, (*own, theirs) = panels(3, 2, each=(3.6, 2.8), spare=(0, 0))
     sizes = sorted({r.size for r in rows if r.network == name})
     for ax, (error, unit) in zip(np.ravel(own), UNITS.items(), strict=True):
         for style, method in zip(STYLES, METHODS, strict=True):
@@ -379,14 +363,9 @@ def _panel(
 
 def cost_figure(rows: Sequence[Measured], architecture: str):
     """Errors against FLOP."""
-    from matplotlib.figure import Figure
-
-    from jaxmlip.system.figures import COLOURS
-
-    figure = Figure(figsize=(7.2, 6), layout="constrained")
-    panels = np.ravel(figure.subplots(2, 2))
+    figure, axes = panels(2, 2, each=(3.6, 3.0), spare=(0, 0))
     names = list(dict.fromkeys(r.network for r in rows if r.architecture == architecture))
-    for ax, (error, unit) in zip(panels, UNITS.items(), strict=True):
+    for ax, (error, unit) in zip(axes.flat, UNITS.items(), strict=True):
         for line, filled, method in zip(("--", "-"), ("none", "full"), METHODS, strict=True):
             every = costs(rows, architecture, method, error)
             for colour, marker, name in zip(COLOURS, "osd^vX", names, strict=False):
@@ -398,7 +377,7 @@ def cost_figure(rows: Sequence[Measured], architecture: str):
         ax.set(xlabel="FLOP of training", ylabel=f"MAE of {error} ({unit})")
         _few_powers(ax.xaxis)
         _plain_numbers(ax.yaxis)
-    panels[0].legend(frameon=False, fontsize="x-small")
+    axes[0, 0].legend(frameon=False, fontsize="x-small")
     return figure
 
 

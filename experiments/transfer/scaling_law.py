@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
     start = None if settings.start is None else load(settings.start)
     networks = shapes(settings, start, elements_of(target))
     weights = {start.name: start} if start else {}
-    study = Study("scaling_law", Settings.__doc__, settings, weights, CHOOSING)
+    study = Study("scaling_law", settings, weights, CHOOSING)
     folder = study.folder / "runs"
 
     def finish(runs: list[Run]) -> dict[str, dict[str, Any]]:

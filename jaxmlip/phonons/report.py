@@ -41,8 +41,8 @@ from jaxmlip.phonons.modes import (
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
-from jaxmlip.system.figures import COLOURS
 from jaxmlip.system.files import write_whole, writing_folder
+from jaxmlip.system.plots import COLOURS
 
 if TYPE_CHECKING:
     from ase import Atoms

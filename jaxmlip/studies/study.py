@@ -1,8 +1,9 @@
-"""What every experiment shares: where its data are, rows that outlive a kill, intervals, tables, the record.
+"""Studies of potentials: rows that outlive a kill, intervals, tables, the record.
 
-An experiment asks a question of some potentials and many materials. It makes a `Study`, asks for one row a
-material by `each` (or hands rows in by `keep`, where many are computed at once), and ends with `write`: a
-record (record.json), tables (.md), figures (.png), in the folder `out`. `experiments.report` joins records.
+A study asks a question of some potentials and many materials. It makes a `Study`, asks which materials a
+potential knows (`known`) and for one row a material by `each` (or hands rows in by `keep`, where many are
+computed at once), and ends with `write`: a record (record.json), tables (.md), figures (.png), in the folder
+`out`. `experiments.report` joins records. `save` writes the record of a command, which has no rows to keep.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxmlip.system.arguments import DEFAULT_MODEL
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder, write_whole, writing, writing_folder
 from jaxmlip.system.progress import track
@@ -29,30 +32,9 @@ if TYPE_CHECKING:
 
     from jaxmlip.potential import Potential
 
+T = TypeVar("T")
 RECORD, ROWS, BEGUN = "record.json", "rows.jsonl", "begun.json"
 FREE = ("out", "model")  # settings that change no row: the key of a row names its model
-PUBLISHED = {  # folders of the data, and where their files come from
-    "mlearn": "github.com/materialsvirtuallab/mlearn, data/, as extxyz",
-    "maml_MoNbTaW": "github.com/materialsvirtuallab/maml, mvl_models/pes/MoNbTaW/training, as extxyz",
-    "pypolymlp_vasp": "github.com/sekocha/pypolymlp, tests/test_mlp_dev_api/data-vasp-*, as extxyz",
-    "phonondb_PBE_103": "github.com/MPA2suite/k_SRME, data/",
-    "phonopy_examples_PBE": "github.com/phonopy/phonopy, example/",
-    "phono3py_examples": "github.com/phonopy/phono3py, example/",
-    "phonopy_displaced_extxyz": "github.com/phonopy/phonopy, example/, vasprun.xml as extxyz",
-    "matcalc_benchmark": "github.com/materialsvirtuallab/matcalc, benchmark_data/",
-    "acwf_eos_PBE": "github.com/aiidateam/acwf-verification-scripts",
-    "emmet_testfiles": "github.com/materialsproject/emmet, test_files/",
-    "approx_neb": "A. Rutt et al., ACS Appl. Mater. Interfaces 14, 44367 (2022), as JSON of emmet or atomate",
-    "matcalc_elemental_refs_PBE_r2SCAN": "github.com/materialsvirtuallab/matcalc, "
-    "src/matcalc/elemental_refs/",
-    "matbench_diatomics": "github.com/janosh/matbench-discovery, site/src/lib/diatomics-dft.json.gz, both "
-    "functionals at the same distances as paired_PBE.extxyz.gz and paired_r2SCAN.extxyz.gz",
-    "wbm_high_energy": "figshare, doi:10.6084/m9.figshare.27307776 (wbm-high-energy-states.json.gz)",
-}
-
-
-class MissingDataError(FileNotFoundError):
-    """A data set is not there: what is missing, where it is published, where to put it."""
 
 
 class StudyError(ValueError):
@@ -77,6 +59,34 @@ class Table:
     digits: int = 3  # after the point
     note: str = ""
 
+    @classmethod
+    def of(
+        cls, title: str, rows: Iterable[Mapping[str, Any]], digits: int = 3, note: str = ""
+    ) -> Table | None:
+        """A table of rows that name their columns, all alike; None where there is no row."""
+        rows = list(rows)
+        if not rows:
+            return None
+        columns = tuple(rows[0])
+        return cls(title, columns, [[row[name] for name in columns] for row in rows], digits, note)
+
+    def __rich__(self) -> Any:
+        """The table for a terminal: columns that begin with a number are flush right."""
+        import rich.box
+        from rich.table import Table as RichTable
+
+        table = RichTable(
+            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left",
+            box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+        )  # fmt: skip
+        rows = [[self.cell(x) for x in row] for row in self.rows]
+        for k, name in enumerate(self.columns):
+            text = any(row[k][:1].isalpha() for row in rows)
+            table.add_column(name, justify="left" if text else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
     def markdown(self) -> str:
         lines = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
         lines += [f"| {' | '.join(self.cell(x) for x in row)} |" for row in self.rows]
@@ -92,44 +102,16 @@ class Table:
         return f"{x:.{self.digits}f}" if isinstance(x, float | np.floating) else str(x)
 
 
-def data_file(given: Path | None, name: str) -> Path:
-    """The file or folder `name` below `given` or JAXMLIP_DATA. Raises MissingDataError."""
-    root = data_root(given)
-    if root is None or not (root / name).exists():
-        first = name.split("/")[0]
-        raise MissingDataError(
-            f"{name} is not in {root or 'a folder that JAXMLIP_DATA names'}. It is published at "
-            f"{PUBLISHED.get(first, 'a place that this project does not know')}; put it there as {name}, or "
-            "give the folder above it by --data."
-        )
-    return root / name
-
-
 def data_root(given: Path | None) -> Path | None:
     """The folder of the data sets: `given`, or what JAXMLIP_DATA names; None where there is neither."""
     return given or (Path(os.environ["JAXMLIP_DATA"]) if "JAXMLIP_DATA" in os.environ else None)
 
 
 def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Potential]:
-    """The potentials, by what tables call them; without names, CHGNet 0.3.0.
+    """The potentials, by what tables call them; without names, CHGNet 0.3.0. Raises as `load_each`."""
+    from jaxmlip.zoo.load import load_each
 
-    Raises as `jaxmlip.load`, and ValueError where two share a name.
-    """
-    from jaxmlip.system.arguments import DEFAULT_MODEL
-    from jaxmlip.zoo.load import load
-
-    found: dict[str, Potential] = {}
-    for name in names or (DEFAULT_MODEL,):
-        potential = load(name, dtype=dtype)
-        if potential.name in found:
-            raise ValueError(f"found two models called {potential.name}, needed names that tell them apart.")
-        found[potential.name] = potential
-    return found
-
-
-def knows(potential: Potential, numbers: Iterable[int]) -> bool:
-    """Whether all these elements are among those that the potential was fitted to."""
-    return {int(z) for z in numbers} <= set(potential.elements)
+    return {potential.name: potential for potential in load_each(names or (DEFAULT_MODEL,), dtype)}
 
 
 def bootstrap(
@@ -153,26 +135,28 @@ def bootstrap(
 class Study:
     """The rows of one experiment, kept in its folder as they come.
 
-    Rows are JSON objects; a material that failed has the one entry "failed", which says why. `free` are
-    settings that may differ when the experiment goes on: they choose rows and change none. Raises StudyError
-    where the folder holds rows of other settings or of other weights under the same name.
+    Its question is the first line of the docstring of `settings`' class. Rows are JSON objects; a material
+    that failed has the one entry "failed", which says why. `free` are settings that may differ when the
+    experiment goes on: they choose rows and change none. Raises StudyError where the folder holds rows of
+    other settings or of other weights under the same name.
     """
 
     def __init__(
         self,
         name: str,
-        question: str,
         settings: Any,
-        potentials: Mapping[str, Potential],
+        potentials: Mapping[str, Potential] | None = None,
         free: Sequence[str] = (),
     ):
         self.free = (*FREE, *free)
-        self.name, self.question = name, question.strip().splitlines()[0]
+        self.name, self.question = name, type(settings).__doc__.strip().splitlines()[0]
         self.folder = Path(settings.out)
         self.settings = json.loads(json.dumps(asdict(settings), default=str))
         if "data" in self.settings:  # given or from the environment, it is the same folder
             self.settings["data"] = str(data_root(settings.data))
-        self.weights = {label: fingerprint(p) for label, p in potentials.items()}
+        self.potentials = potentials or {}
+        self.weights = {label: fingerprint(p) for label, p in self.potentials.items()}
+        self.unknown: dict[tuple[str, str], None] = {}  # potentials, and materials that they do not know
         self.spent, self.last = 0.0, time.perf_counter()
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -210,7 +194,7 @@ class Study:
 
     def keep(self, key: str, row: Mapping[str, Any]) -> None:
         """Keeps one row, on disk too."""
-        row = json.loads(json.dumps(_plain(row)))
+        row = json.loads(json.dumps(plain(row)))
         seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
         with (self.folder / ROWS).open("a") as file:
             file.write(json.dumps({"key": key, "row": row, "seconds": round(seconds, 3)}) + "\n")
@@ -225,10 +209,15 @@ class Study:
         """Those of `keys` that have no row yet."""
         return [key for key in keys if key not in self.rows]
 
+    def done(self, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The rows of `keys` (default: all) that are there and did not fail."""
+        keys = self.rows if keys is None else keys
+        return {key: row for key in keys if "failed" not in (row := self.rows.get(key, {"failed": ""}))}
+
     def each(
         self, what: str, keys: Sequence[str], measure: Callable[[str], Mapping[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """The rows of `keys`, under a progress bar; `measure` makes those that are not there yet.
+        """The rows of `keys` that did not fail; `measure` makes those that are not there yet.
 
         A ValueError or RuntimeError of `measure` becomes a row that failed.
         """
@@ -239,22 +228,56 @@ class Study:
                 self.fail(key, error)
             else:
                 self.keep(key, row)
-        return {key: self.rows[key] for key in keys}
+        return self.done(keys)
+
+    def known(
+        self, label: str, materials: Mapping[str, T], numbers: Callable[[T], Iterable[int]]
+    ) -> dict[str, T]:
+        """Those of `materials` of whose elements the potential `label` knows all; `write` names the others.
+
+        `numbers` gives the atomic numbers of one of the materials.
+        """
+        known = set(self.potentials[label].elements)
+        found = {name: x for name, x in materials.items() if {int(z) for z in numbers(x)} <= known}
+        self.unknown |= {(label, name): None for name in materials if name not in found}
+        return found
+
+    def ask(
+        self,
+        what: str,
+        materials: Mapping[str, T],
+        numbers: Callable[[T], Iterable[int]],
+        measure: Callable[[Potential, T], Mapping[str, Any]],
+        key: str = "{}: {}",
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """By potential, the rows of the materials that it knows and that did not fail; see `each`.
+
+        `key` makes the key of a row from the names of potential and material.
+        """
+        found = {}
+        for label, potential in self.potentials.items():
+            keys = {key.format(label, name): name for name in self.known(label, materials, numbers)}
+            rows = self.each(
+                f"{what}, {label}", list(keys), lambda k, p=potential, of=keys: measure(p, materials[of[k]])
+            )
+            found[label] = {keys[k]: row for k, row in rows.items()}
+        return found
 
     def write(
         self,
-        tables: Sequence[Table],
+        tables: Sequence[Table | None],
         figures: Mapping[str, tuple[str, Figure]],
         findings: Sequence[str] = (),
     ) -> None:
         """Prints the tables and what was found; writes the record, the tables and the figures.
 
-        `figures`: by the name of their file, a caption and the figure. Rows that failed are counted in words.
+        `figures`: by the name of their file, a caption and the figure. Materials of unknown elements are
+        named, rows that failed counted. Raises RuntimeError, with the reasons, where nothing is left.
         """
         from jaxmlip.training.records import circumstances
 
         failed = {key: row["failed"] for key, row in self.rows.items() if "failed" in row}
-        findings = list(findings)
+        tables, findings = [table for table in tables if table], [*findings, *self._left_out()]
         if failed:
             some = "; ".join(f"{key}: {reason}" for key, reason in list(failed.items())[:3])
             findings.append(
@@ -269,7 +292,7 @@ class Study:
             "weights": self.weights,
             "circumstances": circumstances(),
             "minutes": self.spent / 60,  # that it took to compute the rows, in all runs together
-            "tables": [{**asdict(t), "rows": [[_plain(x) for x in row] for row in t.rows]} for t in tables],
+            "tables": [{**asdict(t), "rows": [[plain(x) for x in row] for row in t.rows]} for t in tables],
             "figures": [{"file": file, "caption": caption} for file, (caption, _) in figures.items()],
             "findings": findings,
             "rows": self.rows,
@@ -280,6 +303,46 @@ class Study:
                 figure.savefig(draft / file, dpi=150)
             write_whole(draft / RECORD, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
         say(f"\nwritten to {self.folder}")
+        if not self.done() and not any(table.rows for table in tables):
+            reasons = [f"{key}: {reason.rstrip('.')}." for key, reason in list(failed.items())[:5]]
+            raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *reasons]))
+
+    def _left_out(self) -> list[str]:
+        lines = []
+        for label in self.potentials:
+            names = [name for model, name in self.unknown if model == label]
+            if names:
+                some = ", ".join(names[:6]) + ", …" * (len(names) > 6)
+                lines.append(f"{label} does not know all elements of {len(names)}, left out: {some}.")
+        return lines
+
+
+def save(
+    out: Path,
+    name: str,
+    what: str,
+    settings: Mapping[str, Any],
+    potentials: Sequence[Potential],
+    figure: Figure,
+    packages: Sequence[str] = ("jax", "numpy"),
+    indent: int | None = 1,
+    **results: Any,
+) -> None:
+    """Writes the record of a command and its figure into `out`: `name`.json and `name`.png, or neither.
+
+    To `settings` come the weights of the potentials, to `results` the versions of `packages`.
+    """
+    weights = {
+        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
+    }
+    record = {"what": what, "settings": {**settings, **weights}}
+    record |= {"versions": {package: version(package) for package in (*packages, "jaxmlip")}, **results}
+    with writing_folder(out) as draft:
+        text = json.dumps(plain(record), indent=indent, ensure_ascii=False)
+        write_whole(draft / f"{name}.json", text + "\n")
+        figure.savefig(draft / f"{name}.png", dpi=150)
+    say(f"written to {out / name}.json and {out / name}.png")
 
 
 def run(main: Callable[[Any], None], settings: type) -> None:
@@ -305,16 +368,16 @@ def fingerprint(potential: Potential) -> str:
     return digest.hexdigest()[:16]
 
 
-def _plain(x: Any) -> Any:
+def plain(x: Any) -> Any:
     """`x` as JSON has it: arrays as lists, NaN as null, an Estimate as an object."""
     if isinstance(x, Estimate):
-        return {name: _plain(part) for name, part in x._asdict().items()}
+        return {name: plain(part) for name, part in x._asdict().items()}
     if isinstance(x, Mapping):
-        return {str(k): _plain(v) for k, v in x.items()}
+        return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, np.ndarray):
-        return _plain(x.tolist())
+        return plain(x.tolist())
     if isinstance(x, list | tuple):
-        return [_plain(part) for part in x]
+        return [plain(part) for part in x]
     if isinstance(x, np.generic):
-        return _plain(x.item())
+        return plain(x.item())
     return None if isinstance(x, float) and not math.isfinite(x) else x

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from jaxmlip.system.figures import COLOURS
+from jaxmlip.system.plots import COLOURS
 from jaxmlip.training.evaluate import UNITS, Comparison, errors
 
 MANY = 3000  # points of a panel; more are drawn as a density

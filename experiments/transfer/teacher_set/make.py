@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
     check(settings)
     teachers = load_models(settings.teacher)
     check_names(teachers)
-    study = Study("make_teacher_set", Settings.__doc__, settings, teachers)
+    study = Study("make_teacher_set", settings, teachers)
     parts = divided(settings, common_elements(settings, teachers.values()))
     numbers = make_parts(study, settings, teachers, parts)
     files = [part_file(settings.out, k) for k in range(len(numbers))]
@@ -245,11 +245,8 @@ def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What the library warns of is counted here: relaxations without end, atoms close to each other."""
-    from jaxmlip.mechanics.relaxation import NotConvergedWarning
-
+    """What the library warns of is counted here: atoms close to each other."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
         warnings.filterwarnings("ignore", message=".* Å apart")
         warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell")
         yield

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.transfer.teacher_set.parts import Made
 from jaxmlip.studies.study import Table
+from jaxmlip.system.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,14 +78,11 @@ def figures(made: Made) -> dict[str, tuple[str, Figure]]:
 
 
 def draw(made: Made, teacher: str) -> Figure:
-    import matplotlib.pyplot as plt
     from ase.data import chemical_symbols
+    from matplotlib.figure import Figure
 
-    from jaxmlip.system.figures import COLOURS
-
-    figure = plt.figure(figsize=(9, 6), layout="constrained")
-    grid = figure.add_gridspec(2, 2)
-    axes = [figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, :])]
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = list(figure.subplot_mosaic("01;22").values())
     above, forces = made.above_ideal(teacher), made.forces(teacher)
     kinds = [kind for kind in dict.fromkeys(f.kind for f in made.frames) if kind != "ideal"]
     ends = np.percentile(above, (0.5, 99.5)) if kinds else (-1.0, 1.0)
@@ -105,5 +103,4 @@ def draw(made: Made, teacher: str) -> Figure:
     labels = ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(numbers)]
     axes[2].set_xticks(range(len(numbers)), labels, fontsize=6)
     axes[2].set(ylabel="crystals with this element", xlim=(-1, len(numbers)))
-    plt.close(figure)
     return figure
