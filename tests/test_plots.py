@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from jaxmlip.system.plots import COLOURS, diagonal, grid, legend, panels, strip, styles, with_intervals
+from jaxmlip.system.plots import (
+    COLOURS,
+    diagonal,
+    grid,
+    legend,
+    panels,
+    parity,
+    strip,
+    styles,
+    with_intervals,
+)
 
 
 def test_a_grid_has_as_many_panels_as_are_asked_for_and_leaves_the_others_empty():
@@ -47,3 +57,11 @@ def test_values_outside_the_view_are_marked_at_its_border():
     strip(ax, 0.0, 0.8, [0.5, 0.7, 3.0], (0.0, 1.6), **styles(["m"])["m"])
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
     assert set(drawn) == {0.5, 0.7, 1.6 - 0.04}
+
+
+def test_parity_of_what_has_a_zero_starts_there_with_equal_sides():
+    _, ((ax,),) = panels()
+    ax.plot([7, 8], [5, 6])
+    parity(ax, "energy", "eV", top=8)
+    assert ax.get_xlim() == ax.get_ylim() == (0, 1.06 * 8)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("energy, DFT (eV)", "energy, model (eV)")

@@ -323,6 +323,7 @@ CAPTION = (
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     models, looks = list(dict.fromkeys(r["model"] for r in rows)), styles(r["element"] for r in rows)
+    top = max(max(r["vacancy"][side]) for r in rows for side in ("dft", "model"))
     figure, lines = panels(2, len(models), each=(3.4, 3.0), spare=(1.2, 0.4), sharex="row", sharey="row")
     for (above, below), model in zip(lines.T, models, strict=True):
         for r in (r for r in rows if r["model"] == model):
@@ -333,7 +334,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 if r[side]["slope"]:
                     at = list(looks).index(r["element"]) + shift
                     with_intervals(below, [at], [_interval(r[side]["slope"])], ms=6, mfc=face, **style)
-        diagonal(above, label="y = x")
+        diagonal(above, "y = x", top)
         above.set(title=model, xlabel="E - N e_bulk of DFT / eV")
         below.axhline(1, color="0.3", lw=0.8)
         below.set_xticks(range(len(looks)), looks)

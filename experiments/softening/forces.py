@@ -235,10 +235,9 @@ def published_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 def material_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     """Each material; of the WBM states there are too many, and record.json has them."""
     shown = [row for row in rows if row["group"] != WBM]
-    names = ("model", "group", "material")
-    lines = [
-        ({name: row[name] for name in names} | {"rms force / eV/Å": row["rms_force"]}, row) for row in shown
-    ]
+    columns = {"model": "model", "group": "group", "material": "material"}
+    columns |= {"frames": "samples", "rms force / eV/Å": "rms_force"}
+    lines = [({column: row[name] for column, name in columns.items()}, row) for row in shown]
     return table("Each material", lines, f". {WBM}: in record.json." if len(shown) < len(rows) else "")
 
 

@@ -372,8 +372,7 @@ def draw_hops(potentials, rows) -> Figure | None:
     figure, ((ax,),) = panels(each=(3.8, 3.5))
     for name, style in styles(found).items():
         ax.plot(*found[name].T, ls="", ms=5, alpha=0.7, label=name, **style)
-    parity(ax, "KRA barrier", "eV")
-    ax.set_aspect("equal")
+    parity(ax, "KRA barrier", "eV", top=max(pairs.max() for pairs in found.values()))
     ax.legend(frameon=False)
     return figure
 

@@ -343,8 +343,9 @@ def draw_alloys(potentials, alloys: Sequence[str], rows) -> Figure:
             _lowest(ax, x, MEV * model, label=name, **style)
         ax.axhline(0, c="0.8", lw=0.8, zorder=0)
         _, second = _elements(alloy)
-        ax.set(title=alloy, xlabel=f"fraction of {second}", xlim=(0, 1), ylabel="energy of mixing / meV/atom")
-        ax.label_outer()
+        ax.set(title=alloy, xlabel=f"fraction of {second}", xlim=(0, 1))
+        if ax.get_subplotspec().is_first_col():
+            ax.set_ylabel("energy of mixing / meV/atom")
     legend(figure, "upper", ncols=len(potentials) + 1)
     return figure
 

@@ -221,6 +221,7 @@ CAPTION = "Surface energies of a model against DFT, relaxed (filled) and where D
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     models, factor = _models(rows), J_PER_M2_PER_EV_PER_A2
+    top = factor * max(max(r["dft"], r["as_dft"], r["relaxed"] or 0) for r in rows)
     figure, (line,) = panels(1, len(models), each=(3.6, 3.5), spare=(1.2, 0.5), sharex=True, sharey=True)
     for axes, model in zip(line, models, strict=True):
         for name, style in styles(r["set"] for r in rows).items():
@@ -228,8 +229,8 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
             for way, look in (("as_dft", {"mfc": "none"}), ("relaxed", {"label": name})):
                 x, y = ([r[k] * factor for r in these if r[way] is not None] for k in ("dft", way))
                 axes.plot(x, y, ms=5, ls="", **style, **look)
-        diagonal(axes, label="y = x")
-        axes.set(xlabel="γ of DFT / J/m²", title=model, aspect="equal")
+        diagonal(axes, "y = x", top)
+        axes.set(xlabel="γ of DFT / J/m²", title=model)
     line[0].set_ylabel("γ of the model / J/m²")
     second = line[-1].secondary_yaxis("right", functions=(lambda y: y / factor, lambda y: y * factor))
     second.set_ylabel("eV/Å²")

@@ -275,15 +275,16 @@ def draw(rows_by_model: Mapping[str, Rows]) -> Figure:
     figure, lines = panels(2, 2, each=(4.5, 4.3), spare=(0, 0))
     for line, (measure, label) in zip(lines, MEASURES.items(), strict=True):
         for axes, (of, name) in zip(line, (("maximum", "highest"), ("mean", "mean")), strict=True):
-            _parity(axes, rows_by_model, of, measure)
-            parity(axes, f"{name} frequency", "THz", label="model = DFT")
+            highest = _points(axes, rows_by_model, of, measure)
+            parity(axes, f"{name} frequency", "THz", "model = DFT", highest)
             by = {"hessian": "Hessian", "displaced": f"forces at {label}"}[measure]
             axes.set_title(f"{by}; median ratios model / DFT", loc="left", fontsize=10)
     legend(figure, ncols=4)
     return figure
 
 
-def _parity(axes, rows_by_model: Mapping[str, Rows], of: str, measure: str) -> None:
+def _points(axes, rows_by_model: Mapping[str, Rows], of: str, measure: str) -> float:
+    """Draws the models against DFT; the highest frequency of them all (THz)."""
     highest = 0.0
     for k, (model, style) in enumerate(styles(rows_by_model).items()):
         rows, colour = rows_by_model[model], style["color"]
@@ -297,8 +298,7 @@ def _parity(axes, rows_by_model: Mapping[str, Rows], of: str, measure: str) -> N
         note = f"{np.median(ratios(rows, measure, of)):.2f}  {model}"
         place = (0.03, 0.97 - 0.055 * k)
         axes.text(*place, note, transform=axes.transAxes, va="top", fontsize=8, color=colour, weight="bold")
-    limit = 1.06 * highest
-    axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+    return highest
 
 
 def run(

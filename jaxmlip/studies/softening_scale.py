@@ -211,13 +211,13 @@ def table(
             Estimate(s[name], *(np.nan if x is None else x for x in s[interval]))
             for name, interval in (("slope", "interval"), ("inverse", "inverse_interval"))
         )
-        numbers = {"frames": s["samples"], "slope": slope, "r²": s["r_squared"], "inverse": inverse}
-        numbers |= {"Deming": s["deming"], "shrinkage": s["shrinkage_share"] if s["slope"] < 1 else None}
+        numbers = {"slope": slope, "r²": s["r_squared"], "inverse slope": inverse, "Deming": s["deming"]}
+        numbers["shrinkage share"] = s["shrinkage_share"] if s["slope"] < 1 else None
         lines.append({**of, **numbers, "MAE / eV/Å": s["mae"], "cMAE / eV/Å": s["corrected_mae"]})
     about = (
         "slope: Σxy/Σxx, x DFT, y model, with 95 % interval (bootstrap over frames); inverse: Σyy/Σxy;\n"
-        "Deming: equal errors on both sides; shrinkage: (1 - r²)/(1 - slope), what a conditional mean of\n"
-        "this r² would show; cMAE: of model / slope"
+        "Deming: equal errors on both sides; shrinkage share: (1 - r²)/(1 - slope), what a conditional mean\n"
+        "of this r² would show; cMAE: of model / slope"
     )
     return Table.of(title, lines, note=about + note)
 
@@ -244,11 +244,14 @@ def draw(rows_by_model: Mapping[str, Sequence[Row]]) -> Figure:
     first = next(iter(rows_by_model.values()))
     by_size = sorted(range(len(first)), key=lambda k: -first[k].slope.samples)
     shown = sorted(by_size[:PANELS])
-    figure, panels = grid(len(shown), int(np.ceil(np.sqrt(len(shown)))), each=(3.0, 3.0), spare=(0.5, 0.9))
-    for axes, k in zip(panels, shown, strict=True):
+    wide = int(np.ceil(np.sqrt(len(shown))))
+    figure, panels = grid(len(shown), wide, each=(3.0, 3.0), spare=(0.5, 0.9))
+    for n, (axes, k) in enumerate(zip(panels, shown, strict=True)):
         _panel(axes, {model: rows[k] for model, rows in rows_by_model.items()})
-    figure.supxlabel("force, DFT (eV/Å)", fontsize=9)
-    figure.supylabel("force, model (eV/Å)", fontsize=9)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel("force, model (eV/Å)", fontsize=9)
+        if n + wide >= len(shown):
+            axes.set_xlabel("force, DFT (eV/Å)", fontsize=9)
     legend(figure, fontsize=9)
     return figure
 
@@ -317,7 +320,7 @@ def run(
         for model, rows in rows_by_model.items()
     }
     for model, rows in rows_by_model.items():
-        lines = [({"material": x["material"]}, x) for x in records[model]]
+        lines = [({"material": x["material"], "frames": x["samples"]}, x) for x in records[model]]
         console(width=140).print(table(f"{model}: slopes of its forces against DFT", lines))
         for line in in_words(rows):
             console(width=140).print(line)

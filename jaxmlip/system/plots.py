@@ -54,15 +54,20 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def diagonal(axes: Axes, label: str | None = None, **style: Any) -> None:
-    """The line on which both sides are equal, across what else is drawn, to which the axes stay scaled."""
-    look = {"color": "0.4", "lw": 0.9, "zorder": 1, "label": label, "transform": axes.transData}
-    axes.axline((0, 0), slope=1, **(look | style))
+def diagonal(axes: Axes, label: str | None = None, top: float | None = None) -> None:
+    """The line on which both sides are equal.
+
+    With `top` both axes go from 0 to a little beyond it, else they stay scaled to what else is drawn.
+    """
+    look = {"color": "0.4", "lw": 0.9, "zorder": 1, "label": label}
+    axes.axline((0, 0), slope=1, transform=axes.transData, **look)
+    if top is not None:
+        axes.set(xlim=(0, 1.06 * top), ylim=(0, 1.06 * top), aspect="equal")
 
 
-def parity(axes: Axes, what: str, unit: str, label: str | None = None) -> None:
-    """Names the axes of a quantity, DFT's and the model's, with the line between on which both are equal."""
-    diagonal(axes, label)
+def parity(axes: Axes, what: str, unit: str, label: str | None = None, top: float | None = None) -> None:
+    """Names the axes of a quantity, DFT's and the model's, with `diagonal` between them."""
+    diagonal(axes, label, top)
     axes.set(xlabel=f"{what}, DFT ({unit})", ylabel=f"{what}, model ({unit})")
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)
