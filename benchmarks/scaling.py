@@ -146,7 +146,7 @@ def bound(time: StepTime) -> str:
 def figure(settings: Settings, curves: dict):
     from matplotlib.figure import Figure
 
-    from jaxmlip.system.figures import COLOURS
+    from jaxmlip.system.plots import COLOURS
 
     result = Figure(figsize=(9, 3.4), layout="constrained")
     for ax, model in zip(result.subplots(1, 3, sharey=True), MODELS, strict=True):

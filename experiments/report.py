@@ -22,7 +22,7 @@ from typing import Any
 
 import tyro
 
-from experiments.study import RECORD, Estimate, StudyError, Table, run
+from jaxmlip.studies.study import RECORD, Estimate, StudyError, Table, run
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing_folder
 

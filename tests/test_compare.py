@@ -124,8 +124,8 @@ def test_a_mistake_is_answered_in_words(runs):
 
 
 def test_every_run_and_model_is_in_the_figure(rows, tmp_path):
-    draw({"one": rows}, tmp_path / "one.png")
-    draw({"one": rows, "two": rows}, tmp_path / "two.png")
+    draw({"one": rows}).savefig(tmp_path / "one.png", dpi=150)
+    draw({"one": rows, "two": rows}).savefig(tmp_path / "two.png", dpi=150)
     blue, red = np.array([0, 114, 178]), np.array([213, 94, 0])
 
     def pixels(name, colour) -> int:

@@ -404,7 +404,7 @@ def test_every_model_and_material_is_in_the_figure(folder, tmp_path):
     rows = softening_scale(potential, by_material(read_frames(folder / "salt.extxyz"), "kind"))
 
     def colours(rows_by_model) -> set[tuple]:
-        draw(rows_by_model, tmp_path / "figure.png")
+        draw(rows_by_model).savefig(tmp_path / "figure.png", dpi=150)
         picture = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
         return set(map(tuple, picture.reshape(-1, 3)))
 

@@ -14,9 +14,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 from pymatgen.io.ase import AseAtomsAdaptor
 
-import experiments.migration as migration
-from experiments.hops import read_hops
-from experiments.migration import Settings, main
+import experiments.softening.migration as migration
+from experiments.softening.hops import read_hops
+from experiments.softening.migration import Settings, main
 from jaxmlip.crystals.graph import from_atoms
 from jaxmlip.mechanics.neb import SideBySide, barriers, interpolated, path_length, vacancy_hop
 
@@ -172,7 +172,6 @@ def test_the_document_of_emmet_has_the_barrier_that_it_states():
 )
 def test_the_mobile_magnesium_has_the_neighbours_of_its_host(host, formula, neighbours, hop, monkeypatch):
     monkeypatch.setattr(migration, "_at_rest", lambda potential, cell: cell)
-    monkeypatch.setattr(migration, "knows", lambda potential, numbers: True)
     start, end = migration.HOSTS[host](None)
     assert start.get_chemical_formula("hill") == formula
     moved = np.flatnonzero(np.abs(end.positions - start.positions).max(axis=1) > 1e-6)
@@ -185,10 +184,3 @@ def test_the_mobile_magnesium_has_the_neighbours_of_its_host(host, formula, neig
         d = np.sort(atoms.get_distances(moved[0], anions, mic=True))
         assert d[neighbours - 1] == pytest.approx(d[0], rel=1e-3)
         assert d[neighbours] > 1.3 * d[0]
-
-
-def test_no_data_and_no_hosts_is_an_error_that_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(migration, "load_models", lambda names: {"springs": Springs()})
-    (tmp_path / "data").mkdir()
-    with pytest.raises(RuntimeError, match=r"No path could be computed.*approx_neb is not in"):
-        main(Settings(("springs",), tmp_path / "data", tmp_path / "out", hosts=()))

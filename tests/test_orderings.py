@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from experiments.orderings import orderings
+from experiments.softening.orderings import orderings
 
 
 def rock_salt(cells: int):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.power_law import crossing, envelope, equivalent, fit, interpolated
+from experiments.transfer.power_law import crossing, envelope, equivalent, fit, interpolated
 
 SIZES = (1000, 2000, 4000, 8000, 16000)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from experiments.report import SCRIPT, Settings, collect, main, markdown, page
-from experiments.study import Estimate, Study, StudyError, Table
+from jaxmlip.studies.study import Estimate, Study, StudyError, Table
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'too' | a pipe | ![x](http://x.example/y.png)\n# new & `code`"
 VOID = {"meta", "img"}
@@ -60,7 +60,8 @@ def result(folder: Path, name: str, question: str = "Is it so?", text: str = "fo
     figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1])
     table = Table(text, ("a", text), [[Estimate(0.51, 0.25, 0.75), text], [3, None]], 2, note=text)
-    study = Study(name, question, Trial(folder, (text,)), {})
+    study = Study(name, Trial(folder, (text,)))
+    study.question = question
     study.fail(text, text)
     study.write([table], {"figure.png": (text, figure)}, [text])
 

@@ -11,10 +11,10 @@ import pytest
 from ase.build import bulk
 from conftest import small_potential
 
-import experiments.scaling_law as scaling_law
-from experiments.networks import small
-from experiments.power_law import crossing
-from experiments.scaling_figures import (
+import experiments.transfer.scaling_law as scaling_law
+from experiments.training.networks import small
+from experiments.transfer.power_law import crossing
+from experiments.transfer.scaling_figures import (
     METHODS,
     PUBLISHED,
     PUBLISHED_CROSSINGS,
@@ -26,11 +26,11 @@ from experiments.scaling_figures import (
     report,
     worth,
 )
-from experiments.study import StudyError
 from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import DatasetError
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
+from jaxmlip.studies.study import StudyError
 from jaxmlip.training.run import run_training
 from jaxmlip.zoo.load import load
 
@@ -237,7 +237,7 @@ def test_without_noise_the_crossing_and_the_worth_are_those_of_the_laws():
     met = 40 ** (1 / 0.4)  # 2·10⁴ x^-0.6 = 500 x^-0.2
     for _, _, told in cells(tables, "Where scratch catches up with transfer"):
         assert float(told.split()[0].replace(",", "")) == pytest.approx(met, rel=1e-2)
-    from experiments.scaling_figures import _laws
+    from experiments.transfer.scaling_figures import _laws
 
     measured, by_law = worth(rows, dict(_laws(rows, 500)), "m", "energy", 1000)
     needed = (125.6 / 2e4) ** (-1 / 0.6)  # 500 · 1000^-0.2 = 125.6
@@ -276,7 +276,7 @@ def test_the_fit_gives_back_the_published_slopes_and_crossings(error):
 
 def test_the_published_fits_include_the_point_drawn_at_a_thousand():
     """Without it, R² of forces from scratch would be 0.983, and 0.978 is printed."""
-    from experiments.power_law import fit
+    from experiments.transfer.power_law import fit
 
     line = PUBLISHED["forces", SCRATCH]
     without = fit(PUBLISHED_SIZES[1:], line.points[1:]).r_squared

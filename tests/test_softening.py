@@ -1,4 +1,4 @@
-"""Phonon softening: the reference, the summary, the record and its figure."""
+"""Phonon softening: the reference, the summary, the record and its figure; the experiment on known scales."""
 
 import gzip
 import json
@@ -14,58 +14,62 @@ from ase.build import bulk
 from PIL import Image
 from rich.console import Console
 
+from experiments.softening import phonons as softening_phonons
+from experiments.softening.phonons import CELLS, Settings, main, representatives
 from jaxmlip.crystals import batching
+from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.derivatives.response import MemoryLimitError
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.phonons.lattice import mesh_modes
+from jaxmlip.phonons.modes import Modes
 from jaxmlip.potential import random_potential
 from jaxmlip.studies.phonondb import (
     FREQUENCIES_FILE,
     STRUCTURES_FILE,
     Material,
+    MeshModes,
     Spectrum,
     builtin_materials,
     primitive_cell,
     read_phonondb,
 )
-from jaxmlip.studies.softening import Row, draw, run, shared_rooms, softening, summary, table
+from jaxmlip.studies.softening import draw, run, shared_rooms, softening, summary, table
 
+MESH = (2, 2, 2)
+SCALE = 0.8  # of the potential's frequencies against those that are called DFT's
 CONFIG = CHGNetConfig(
     features=8, radial=5, angular=5, blocks=3, readout=(8,), bond_cutoff=4.0, angle_cutoff=3.0
 )
 
 
-def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0) -> Row:
+def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0) -> dict:
     """A made-up row whose ratios are as given, those of the mean half as large."""
 
     def spectrum(scale, lowest=0.0):
-        return Spectrum(8.0 * scale, 4.0 * scale / 2, lowest)
+        return {"maximum": 8.0 * scale, "mean": 4.0 * scale / 2, "lowest": lowest}
 
-    return Row(
-        id=f"mp-{formula}",
-        formula=formula,
-        structure="rocksalt",
-        repeats=(4, 4, 4),
-        atoms=128,
-        repeat_distance=15.0,
-        dft=Spectrum(8.0, 4.0, 0.0),
-        hessian=spectrum(ratio, lowest),
-        displaced=spectrum(displaced),
-        modes=None,
-    )
+    return {
+        "formula": formula,
+        "structure": "rocksalt",
+        "atoms": 128,
+        "dft": {"maximum": 8.0, "mean": 4.0, "lowest": 0.0},
+        "hessian": spectrum(ratio, lowest),
+        "displaced": spectrum(displaced),
+    }
 
 
-def write_phonondb(folder: Path, crystals, thz) -> None:
-    """The two files of the reference, with made-up frequencies on a mesh of 2 × 1 × 1."""
+def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None) -> None:
+    """The two files of the reference; `stars`: wave vectors and weights, by default made up."""
+    stars = stars or [([[0, 0, 0], [0.5, 0, 0]], [1, 1])] * len(crystals)
     folder.mkdir(parents=True, exist_ok=True)
     ase.io.write(folder / STRUCTURES_FILE, crystals)
     keys = [str(k) for k in range(len(crystals))]
     columns = {
         "mp_id": [c.info["mp_id"] for c in crystals],
         "frequencies": [x.tolist() for x in thz],
-        "weights": [[1, 1]] * len(crystals),
-        "qpoints": [[[0, 0, 0], [0.5, 0, 0]]] * len(crystals),
-        "q_mesh": [[2, 1, 1]] * len(crystals),
+        "weights": [np.asarray(weights).tolist() for _, weights in stars],
+        "qpoints": [np.asarray(q).tolist() for q, _ in stars],
+        "q_mesh": [list(mesh)] * len(crystals),
     }
     with gzip.open(folder / FREQUENCIES_FILE, "wt") as file:
         json.dump({name: dict(zip(keys, column, strict=True)) for name, column in columns.items()}, file)
@@ -134,7 +138,7 @@ def test_imaginary_modes_are_counted_and_add_nothing_to_the_mean():
 
 
 def test_a_material_without_a_real_mode_has_ratio_0_and_so_has_the_geometric_mean():
-    hopeless = replace(row("A", 1.0), hessian=Spectrum(-1.0, 0.0, -4.0))
+    hopeless = row("A", 1.0) | {"hessian": {"maximum": -1.0, "mean": 0.0, "lowest": -4.0}}
     assert summary([hopeless, row("B", 1.0)])["hessian"]["maximum"]["geometric_mean"] == 0
 
 
@@ -254,7 +258,7 @@ def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, ph
 
 def test_every_material_and_model_is_in_the_figure(tmp_path):
     def drawn(rows_by_model) -> np.ndarray:
-        draw(rows_by_model, tmp_path / "figure.png")
+        draw(rows_by_model).savefig(tmp_path / "figure.png", dpi=150)
         return np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"))
 
     rows = [row("A", 0.5), row("B", 0.9)]
@@ -270,3 +274,74 @@ def test_every_material_and_model_is_in_the_figure(tmp_path):
     assert pixels(other, blue) > pixels(one, blue) + 20
     assert pixels(one, red) == 0
     assert pixels(two, red) > 100
+
+
+def write_reference(folder, potential) -> None:
+    """The two files of the data set, for rocksalt and zincblende, with frequencies of `potential` / SCALE."""
+    crystals = [bulk("NaCl", "rocksalt", 5.0), bulk("ZnS", "zincblende", 5.6)]
+    thz, stars = [], []
+    # The rooms that the experiment takes, so that both share programs.
+    rooms = shared_rooms([batching.need([potential.graph(atoms)]) for atoms in crystals])
+    for k, (atoms, number) in enumerate(zip(crystals, (225, 216), strict=True)):
+        atoms.info = {"mp_id": f"mp-{k}", "name": str(atoms.symbols), "symm.no": number}
+        modes = mesh_modes(potential, atoms, MESH, method="exact", room=rooms[k])
+        # Another member of each star, in another order, as another program has them.
+        stars.append((-modes.q_points[::-1], modes.mesh.weights[::-1]))
+        thz.append(modes.frequencies[::-1] / SCALE)
+    write_phonondb(folder, crystals, thz, MESH, stars)
+
+
+@pytest.fixture
+def settings(tmp_path, any_potential) -> Settings:
+    write_reference(tmp_path / "data/phonondb_PBE_103", any_potential)
+    any_potential.save(tmp_path / "model")
+    return Settings(
+        model=(str(tmp_path / "model"),),
+        data=tmp_path / "data",
+        out=tmp_path / "out",
+        supercell=16,  # eight cells, which the mesh fits
+        steps=2,
+        examples=False,
+    )
+
+
+def record(settings) -> dict:
+    return json.loads((settings.out / "record.json").read_text())
+
+
+def test_a_reference_of_a_known_scale_gives_that_ratio_and_a_second_run_computes_nothing(
+    settings, monkeypatch, capsys
+):
+    main(settings)
+    first = record(settings)
+    rows = [row for row in first["rows"].values() if row.get("cell") == CELLS[0]]
+    assert [row["anions"] for row in rows] == ["halide", "chalcogenide"]
+    for row in rows:
+        for of in ("maximum", "mean", "lowest"):
+            assert row["hessian"][of] == pytest.approx(SCALE * row["dft"][of], rel=1e-3, abs=1e-4)
+        for of in ("maximum", "lowest"):
+            assert row["displaced"][of] == pytest.approx(row["hessian"][of], rel=0.03, abs=0.1)
+    # Two steps bring nothing to rest: that is said, and leaves no row of a relaxed cell.
+    resting = [row for key, row in first["rows"].items() if key.endswith("at rest")]
+    assert all("did not come to rest" in row["failed"] for row in resting)
+    assert "2 of 4 rows failed" in capsys.readouterr().out
+
+    def never(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(softening_phonons, "spectra_of", never)
+    main(settings)
+    assert record(settings)["tables"] == first["tables"]
+
+
+def test_every_wave_vector_of_dft_finds_its_star_and_other_weights_are_refused():
+    atoms = bulk("ZnS", "zincblende", 5.2)
+    mesh = reduced_mesh(MESH, space_group(atoms))
+    other = mesh.q_points[::-1] @ space_group(atoms).inverse[7]  # another member of each star, upside down
+    modes = Modes(atoms, mesh.q_points, None, None, None, 0, 0, "exact", mesh=mesh)
+    dft = MeshModes(other, mesh.weights[::-1], None)
+    material = Material("mp-1", "ZnS", "zincblende", atoms, MESH, None, dft)
+    np.testing.assert_array_equal(representatives(modes, material), np.arange(len(other))[::-1])
+    wrong = replace(dft, weights=mesh.weights)
+    with pytest.raises(ValueError, match=r"mp-1 \(ZnS\) and their weights are not those of a mesh"):
+        representatives(modes, replace(material, modes=wrong))

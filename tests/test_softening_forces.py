@@ -14,10 +14,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 from pymatgen.core import Structure
 
-from experiments import groups
-from experiments.groups import lattice_order
-from experiments.softening_forces import Settings, main
-from experiments.study import MissingDataError
+from experiments.softening import groups
+from experiments.softening.forces import Settings, main
+from experiments.softening.groups import lattice_order
 from jaxmlip.potential import Potential
 from jaxmlip.studies.softening_scale import Frame, evenly, forces_by_material
 
@@ -104,13 +103,13 @@ def test_materials_of_unknown_elements_are_left_out_and_named(tmp_path, monkeypa
     def dft(_, left):
         return ((name, [0.9 * frame.forces for frame in frames]) for name, frames in left.items())
 
-    monkeypatch.setattr("experiments.softening_forces.forces_by_material", dft)
+    monkeypatch.setattr("experiments.softening.forces.forces_by_material", dft)
     potential = replace(small_potential("chgnet-0.3", "float32"), elements=(29,))
     monkeypatch.setattr(Potential, "predict", lambda _, all: [{"forces": a.positions} for a in all])
     potential.save(tmp_path / "model")
     main(Settings((str(tmp_path / "model"),), data_of(potential, tmp_path / "data"), out=tmp_path / "out"))
     record = json.loads((tmp_path / "out/record.json").read_text())
-    assert any("1 of 2 rows, which are left out: wbm-1-1 (WBM" in line for line in record["findings"])
+    assert any("elements of 1, left out: wbm-1-1 (WBM" in line for line in record["findings"])
     assert record["tables"][0]["rows"][0][4]["value"] == pytest.approx(0.9)
 
 
@@ -126,7 +125,7 @@ def test_a_model_that_errs_by_giving_means_is_told_apart_from_a_soft_one(tmp_pat
     lay(tmp_path, "mlearn/Cu.extxyz", frames)
     small_potential("chgnet-0.3").save(tmp_path / "model")
     monkeypatch.setattr(
-        "experiments.softening_forces.forces_by_material",
+        "experiments.softening.forces.forces_by_material",
         lambda _, left: iter([(name, given) for name in left]),
     )
     main(Settings((str(tmp_path / "model"),), tmp_path, out=tmp_path / "out"))
@@ -205,16 +204,6 @@ def test_frames_come_back_by_material_in_the_order_they_were_given(any_potential
     assert evenly(list(range(9)), 3) == [0, 4, 8]
     with pytest.raises(ValueError, match="found 0 frames"):
         evenly([1], 0)
-
-
-def test_without_any_data_the_error_says_where_they_are_published(tmp_path, monkeypatch):
-    small_potential("chgnet-0.3").save(tmp_path / "model")
-    monkeypatch.delenv("JAXMLIP_DATA", raising=False)
-    with pytest.raises(
-        MissingDataError, match=r"(?s)mlearn is not in .*materialsvirtuallab.*--data.*figshare"
-    ):
-        main(Settings((str(tmp_path / "model"),), out=tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_vacancy_frames_of_mlearn_are_as_their_readme_warns():

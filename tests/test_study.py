@@ -1,14 +1,16 @@
 """What every experiment shares: rows outlive a kill, and what does not fit together is refused."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import small_potential
+from rich.console import Console
 
-from experiments.study import Estimate, MissingDataError, Study, StudyError, Table, bootstrap, data_file
+from jaxmlip.studies.study import Estimate, Study, StudyError, Table, bootstrap
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Settings:
 
 
 def study(tmp_path, potentials=None, **settings) -> Study:
-    return Study("trial", Settings.__doc__, Settings(tmp_path / "out", **settings), potentials or {})
+    return Study("trial", Settings(tmp_path / "out", **settings), potentials)
 
 
 def test_rows_that_are_there_are_not_computed_again_and_half_a_line_is_dropped(tmp_path):
@@ -52,12 +54,48 @@ def test_a_material_that_fails_is_a_row_with_its_reason_and_is_counted(tmp_path,
 
     trial = study(tmp_path)
     rows = trial.each("trying", ["Si", "Xx"], measure)
-    assert rows["Xx"] == {"failed": "no such element"}
+    assert rows == trial.done() == {"Si": {"x": 1}}
+    assert trial.rows["Xx"] == {"failed": "no such element"}
     trial.write([Table("t", ("a",), [[1.0]])], {})
     assert "1 of 2 rows failed (Xx: no such element)" in capsys.readouterr().out
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert record["question"] == "Is it so?"
-    assert record["rows"] == rows
+    assert record["rows"] == trial.rows
+
+
+def test_materials_of_unknown_elements_are_left_out_and_named_and_nothing_at_all_is_an_error(
+    tmp_path, capsys
+):
+    salt = replace(small_potential("chgnet-0.3"), elements=(11, 17))
+    trial = study(tmp_path, {"salt": salt})
+    materials = {"NaCl": [11, 17], "Si": [14], "MgO": [12, 8]}
+    rows = trial.ask("trying", materials, lambda numbers: numbers, lambda p, numbers: {"n": len(numbers)})
+    assert rows == {"salt": {"NaCl": {"n": 2}}}
+    assert trial.done() == {"salt: NaCl": {"n": 2}}
+    trial.write(
+        [Table.of("t", ({"model": m, **x["NaCl"]} for m, x in rows.items())), Table.of("none", [])], {}
+    )
+    record = json.loads((tmp_path / "out/record.json").read_text())
+    assert record["tables"] == [
+        {"title": "t", "columns": ["model", "n"], "rows": [["salt", 2]], "digits": 3, "note": ""}
+    ]
+    assert "salt does not know all elements of 2, left out: Si, MgO." in record["findings"]
+    nothing = Study("trial", Settings(tmp_path / "other"), {"salt": salt})
+    nothing.known("salt", {"Si": [14], "MgO": [12, 8]}, list)
+    nothing.fail("salt: C", "no")
+    with pytest.raises(RuntimeError, match=r"(?s)Nothing could be computed.*Si, MgO.*salt: C: no"):
+        nothing.write([], {})
+
+
+def test_a_table_prints_its_cells_with_numbers_flush_right():
+    table = Table("t", ("solid", "ω"), [["NaCl", 1.5], ["MgO", 10.25]], digits=2, note="of two")
+    console = Console(width=60)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert any(re.fullmatch(r" ?NaCl +1\.50", line) for line in lines)
+    assert any(re.fullmatch(r" ?MgO +10\.25", line) for line in lines)
+    assert any("of two" in line for line in lines)
 
 
 def test_a_folder_of_other_settings_or_weights_is_refused_but_another_model_may_join(tmp_path):
@@ -85,8 +123,3 @@ def test_the_interval_holds_the_mean_of_a_known_distribution_19_times_in_20():
 def test_cells_show_intervals_and_leave_out_what_is_not_there():
     table = Table("t", ("a", "b"), [[Estimate(0.5, 0.25, 0.75), None], [3, float("nan")]], digits=2)
     assert table.markdown().splitlines()[-2:] == ["| 0.50 (0.25 to 0.75) | - |", "| 3 | - |"]
-
-
-def test_missing_data_say_where_they_are_published_and_where_to_put_them(tmp_path):
-    with pytest.raises(MissingDataError, match=r"mlearn/Si\.extxyz\.gz is not in .*github\.com/.*--data"):
-        data_file(tmp_path, "mlearn/Si.extxyz.gz")

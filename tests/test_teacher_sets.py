@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 from conftest import small_potential
 
-from experiments import make_teacher_set
-from experiments.make_teacher_set import Settings, divided, main, sample_rooms
-from experiments.prototypes import ALL, BY_NAME, Candidate, drawn, generator, ground_state, template
-from experiments.study import StudyError
-from experiments.teacher_frames import enlarged
-from experiments.teachers import SET
+from experiments.transfer.teacher_set import make as make_teacher_set
+from experiments.transfer.teacher_set.frames import enlarged
+from experiments.transfer.teacher_set.make import Settings, divided, main, sample_rooms
+from experiments.transfer.teacher_set.prototypes import (
+    ALL,
+    BY_NAME,
+    Candidate,
+    drawn,
+    generator,
+    ground_state,
+    template,
+)
+from experiments.transfer.teacher_set.reading import SET
 from jaxmlip.data.dataset import Dataset
+from jaxmlip.studies.study import StudyError
 
 LOOSE = {"max_force": 1e3, "max_energy": 1e3, "max_pressure": 1e6, "relax_steps": 0}  # for random networks
 SMALL = {

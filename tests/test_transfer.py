@@ -9,18 +9,18 @@ import pytest
 from ase.build import bulk
 from conftest import small_potential
 
-import experiments.transfer as transfer
-from experiments.material_errors import mean, median
-from experiments.stability import decomposition_energies, formation_energies
-from experiments.study import Estimate
-from experiments.transfer import Settings
-from experiments.transfer_results import METHODS, interval
+import experiments.transfer.methods as transfer
+from experiments.transfer.material_errors import mean, median
+from experiments.transfer.methods import Settings
+from experiments.transfer.results import METHODS, interval
+from experiments.transfer.stability import decomposition_energies, formation_energies
 from jaxmlip.data.dataset import Selection
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
+from jaxmlip.studies.study import Estimate
 from jaxmlip.training.run import fit_references
 
 SMALL = ("features=4", "hidden=4", "radial=2", "blocks=1", "bond_cutoff=4.0", "angle_cutoff=3.0")

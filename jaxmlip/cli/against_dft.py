@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from jaxmlip.cli.arguments import (
+from jaxmlip.system.arguments import (
     DEFAULT_MODEL,
     DType,
     Models,

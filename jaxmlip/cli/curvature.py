@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import tyro
 
-from jaxmlip.cli.arguments import (
+from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
+from jaxmlip.mechanics.relaxation import SYMPREC
+from jaxmlip.system.arguments import (
     DEFAULT_MODEL,
     AsJson,
     DType,
@@ -24,9 +27,6 @@ from jaxmlip.cli.arguments import (
     at_least,
     in_bytes,
 )
-from jaxmlip.cli.tables import print_table, table_of
-from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
-from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import check_file, check_folder, write_whole, writing
 
@@ -338,7 +338,7 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.mechanics.relaxation import Goal, NotConvergedWarning, relax_many
+    from jaxmlip.mechanics.relaxation import Goal, relax_many
     from jaxmlip.zoo.load import load
 
     how = {
@@ -358,9 +358,7 @@ def relax(
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
     crystals = checked(crystals, potential.graph, skip_bad)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)  # said below, with the exit code
-        found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
+    found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
     names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jaxmlip.cli.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.data.readers.common import Naming
+from jaxmlip.system.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing
 

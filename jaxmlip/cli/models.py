@@ -7,10 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlip.cli.arguments import DEFAULT_MODEL, AsJson, DType, Flag, Head, Limit, Model, Positional, SkipBad
 from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.crystals.structures import checked, read_all
 from jaxmlip.potential import Potential
+from jaxmlip.system.arguments import (
+    DEFAULT_MODEL,
+    AsJson,
+    DType,
+    Flag,
+    Head,
+    Limit,
+    Model,
+    Positional,
+    SkipBad,
+)
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
 

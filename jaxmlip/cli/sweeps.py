@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmlip.cli.arguments import Flag, Positional, Several, at_least
 from jaxmlip.cli.tables import print_table, table_of
+from jaxmlip.system.arguments import Flag, Positional, Several, at_least
 from jaxmlip.system.console import say
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxmlip.cli.arguments import (
+from jaxmlip.system.arguments import (
     DEFAULT_MODEL,
     AsJson,
     DType,

@@ -184,7 +184,7 @@ def figure(found: Inspection, path: Path) -> None:
     """Histograms of the energy per atom, forces, pressure, atoms per crystal, and of the elements."""
     from matplotlib.figure import Figure
 
-    from jaxmlip.system.figures import COLOURS
+    from jaxmlip.system.plots import COLOURS
 
     shown = ("energy per atom", "largest force", "pressure", "atoms")
     shown = [name for name in shown if name in found.spreads]

@@ -234,9 +234,7 @@ def approximate_bands(
             far = fixed.get_distances(atom, range(len(fixed)), mic=True).argmax()
             fixed.set_constraint(FixAtoms([atom, int(far)]))
             held.append(fixed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        relaxed = iter(relax_many(potential, held, fmax=fmax, cell=False, steps=steps))
+    relaxed = iter(relax_many(potential, held, fmax=fmax, cell=False, steps=steps))
     found = []
     for guess, reason in zip(guesses, reasons, strict=True):
         inner = [next(relaxed) for _ in guess[1:-1]]
@@ -371,9 +369,7 @@ def _guesses(
     reasons = [""] * len(paths)
     if relax_ends:
         ends = [end for path in paths for end in (path[0], path[-1])]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotConvergedWarning)
-            rested = relax_many(potential, ends, fmax=fmax / 2, cell=False)
+        rested = relax_many(potential, ends, fmax=fmax / 2, cell=False)
         for k, end in enumerate(rested):
             if not end.converged:
                 reasons[k // 2] = f"an end did not come to rest: {end.reason}"

@@ -213,7 +213,9 @@ def relax(
     else:
         descent = BatchDescent(crystal, goal, _method(optimiser, (*METHODS, *OF_ASE))())
         (result,) = _relax_side_by_side(potential, [(descent, potential.graph(descent.atoms))])
-    _warn([result])
+    if not result.converged:
+        name = result.start.get_chemical_formula()
+        warnings.warn(f"{name} did not converge: {result.reason}.", NotConvergedWarning, stacklevel=2)
     return result
 
 
@@ -233,9 +235,7 @@ def at_rest(potential: Potential, crystal: Atoms | Structure) -> Atoms:
             stacklevel=2,
         )
         atoms.set_constraint()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        found = relax(potential, atoms, fix_symmetry=bool(atoms.pbc.all()))
+    (found,) = relax_many(potential, [atoms], fix_symmetry=bool(atoms.pbc.all()))
     if not found.converged:
         raise RuntimeError(
             f"{found.start.get_chemical_formula()} did not come to rest ({found.reason}): the largest force "
@@ -271,7 +271,8 @@ def relax_many(
     progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE". Calls that are given the same
     `room` for a batch share its compiled program; it grows where crystals need more.
 
-    Raises ValueError, as `Potential.graphs` does, before anything is computed.
+    The `converged` and `reason` of each result tell which crystals did not come to rest: nothing warns of
+    them. Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
     goal = Goal(
         fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
@@ -281,9 +282,7 @@ def relax_many(
         with numbered(k):
             descent = BatchDescent(crystal, goal, method())
             waiting.append((descent, potential.graph(descent.atoms)))
-    results = _relax_side_by_side(potential, waiting, room)
-    _warn(results)
-    return results
+    return _relax_side_by_side(potential, waiting, room)
 
 
 def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
@@ -351,19 +350,6 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".* Å apart; no potential was fitted")
         warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell may be ill behaved")
         yield
-
-
-def _warn(results: Sequence[Relaxation]) -> None:
-    failed = [r for r in results if not r.converged]
-    if failed:
-        which = ", ".join(f"{r.start.get_chemical_formula()} ({r.reason})" for r in failed[:5])
-        warnings.warn(
-            f"{len(failed)} of {len(results)} relaxations did not converge: {which}"
-            + (", …" if len(failed) > 5 else "")
-            + ".",
-            NotConvergedWarning,
-            stacklevel=3,
-        )
 
 
 class Descent:

@@ -31,8 +31,8 @@ from jaxmlip.phonons.modes import Bands, Modes, animation, band_path
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
-from jaxmlip.system.figures import COLOURS
 from jaxmlip.system.files import write_whole, writing_folder
+from jaxmlip.system.plots import COLOURS
 from jaxmlip.system.versions import versions
 
 if TYPE_CHECKING:

@@ -10,28 +10,24 @@ the lattice sites.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import rich.box
-from matplotlib.figure import Figure
-from rich.table import Table
 
-import jaxmlip
 from jaxmlip.derivatives.slopes import hessian_slope, mode_slope
 from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
-from jaxmlip.system.console import console, say
-from jaxmlip.system.figures import COLOURS
-from jaxmlip.system.files import check_folder, write_whole, writing_folder
+from jaxmlip.studies.study import Table, save
+from jaxmlip.system.console import console
+from jaxmlip.system.files import check_folder
+from jaxmlip.system.plots import COLOURS, grid, legend, parity
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from matplotlib.figure import Figure
 
     from jaxmlip.potential import Potential
 
@@ -147,100 +143,34 @@ def _check_mesh(mesh) -> None:
 
 def table(rows: Sequence[Comparison], model: str) -> Table:
     """The rows for a terminal: frequencies in THz, ratios model / DFT."""
-    result = Table(
-        title=f"{model} against the DFT of phonopy runs: highest frequency (THz), ratios model / DFT",
-        caption="n, N: atoms of primitive cell and supercell; slopes, model against DFT: F of forces, Φ of\n"
-        "force constants, modes of the curvature along DFT's modes; min: lowest frequency, negative where\n"
-        "imaginary; "
-        "|F|: the model's largest force (eV/Å) before anything is displaced",
-        title_justify="left",
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    result.add_column("run", no_wrap=True)
-    result.add_column("crystal", no_wrap=True)
-    for name in (
-        "n",
-        "N",
-        "DFT",
-        "model",
-        "ratio",
-        "mean",
-        "rms",
-        "slope\nF",
-        "\nΦ",
-        "\nmodes",
-        "min DFT",
-        "min",
-        "|F|",
-    ):
-        result.add_column(name, justify="right", no_wrap=True)
+    lines = []
     for row in rows:
-        result.add_row(
-            row.name,
-            row.formula,
-            str(row.atoms),
-            str(row.supercell_atoms),
-            f"{row.dft.maximum:.2f}",
-            f"{row.model.maximum:.2f}",
-            *(f"{row.ratio(of):.3f}" for of in ("maximum", "mean", "rms")),
-            *(f"{slope:.3f}" for slope in (row.force_slope, row.hessian_slope, row.mode_slope)),
-            f"{round(row.dft.lowest, 2) + 0.0:.2f}",  # no -0.00
-            f"{round(row.model.lowest, 2) + 0.0:.2f}",
-            f"{row.residual_force:.3f}",
-        )
-    return result
+        sizes = [row.name, row.formula, row.atoms, row.supercell_atoms]
+        highest = [f"{row.dft.maximum:.2f}", f"{row.model.maximum:.2f}"]
+        numbers = [row.ratio(of) for of in ("maximum", "mean", "rms")]
+        numbers += [row.force_slope, row.hessian_slope, row.mode_slope]
+        lowest = [f"{round(side.lowest, 2) + 0.0:.2f}" for side in (row.dft, row.model)]  # no -0.00
+        lines.append([*sizes, *highest, *numbers, *lowest, row.residual_force])
+    columns = ("run", "crystal", "n", "N", "DFT", "model", "ratio", "mean", "rms")
+    return Table(
+        f"{model} against the DFT of phonopy runs: highest frequency (THz), ratios model / DFT",
+        (*columns, "slope\nF", "\nΦ", "\nmodes", "min DFT", "min", "|F|"),
+        lines,
+        note="n, N: atoms of primitive cell and supercell; slopes, model against DFT: F of forces, Φ of\n"
+        "force constants, modes of the curvature along DFT's modes; min: lowest frequency, negative where\n"
+        "imaginary; |F|: the model's largest force (eV/Å) before anything is displaced",
+    )
 
 
-def save_json(
-    rows_by_model: Mapping[str, Sequence[Comparison]], path: Path, settings: Mapping[str, Any]
-) -> None:
-    """Everything that was computed but the single modes, with settings and versions."""
-    record = {
-        "what": "frequencies (THz) and forces (eV/Å) of potentials against DFT; ratios are model / DFT",
-        "settings": {
-            "force_constants": "made by phonopy with the same settings on both sides",
-            "non_analytical_correction": "left out on both sides",
-            "wave_vectors": "Γ-centred mesh, interpolated from the supercell",
-            "mean, rms": "over wave vectors and branches, imaginary frequencies as 0",
-            "force_slope": "through the origin, all components of all displaced supercells",
-            "hessian_slope": "through the origin, all elements of the force constants",
-            "mode_slope": "through the origin, the model's quadratic form in DFT's eigenvectors against ω², "
-            "at the wave vectors that fit the supercell",
-            "forces": "the model's are less those that it finds before anything is displaced",
-            **settings,
-        },
-        "versions": {name: version(name) for name in ("jax", "numpy", "phonopy")}
-        | {"jaxmlip": jaxmlip.__version__},
-        "models": {model: [row.record() for row in rows] for model, rows in rows_by_model.items()},
-    }
-    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def draw(rows_by_model: Mapping[str, Sequence[Comparison]], path: Path) -> None:
+def draw(rows_by_model: Mapping[str, Sequence[Comparison]]) -> Figure:
     """Densities of states of every run, and every mode of the models against DFT."""
     runs = next(iter(rows_by_model.values()))
-    across = min(3, len(runs) + 1)
-    down = -(-(len(runs) + 1) // across)
-    # The object interface needs no display and leaves a caller's pyplot alone.
-    figure = Figure(figsize=(4.2 * across, 3.5 * down + 0.5), layout="constrained")
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    _modes(panels[0], rows_by_model)
-    for k, axes in enumerate(panels[1:]):
-        if k < len(runs):
-            _densities(axes, k, rows_by_model)
-        else:
-            axes.set_axis_off()
-    handles = {}
-    for axes in reversed(panels):
-        drawn, labels = axes.get_legend_handles_labels()
-        handles |= dict(zip(labels, drawn, strict=True))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False
-    )
-    figure.savefig(path, dpi=150)
+    figure, axes = grid(len(runs) + 1, each=(4.2, 3.5), spare=(0, 0.5))
+    _modes(axes[0], rows_by_model)
+    for k, panel in enumerate(axes[1:]):
+        _densities(panel, k, rows_by_model)
+    legend(figure, ncols=len(rows_by_model) + 2)
+    return figure
 
 
 def _modes(axes, rows_by_model) -> None:
@@ -252,12 +182,9 @@ def _modes(axes, rows_by_model) -> None:
         colour = COLOURS[k % len(COLOURS)]
         for row in rows:
             axes.plot(row.dft_thz.ravel(), row.model_thz.ravel(), ".", ms=1, color=colour, rasterized=True)
-    axes.plot(limits, limits, color="0.4", lw=0.9, label="model = DFT")
+    parity(axes, "frequency", "THz", label="model = DFT")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel("frequency, DFT (THz)")
-    axes.set_ylabel("frequency, model (THz)")
     axes.set_title("every mode on the mesh", loc="left", fontsize=10)
-    axes.grid(color="0.92", lw=0.6, zorder=0)
 
 
 def _densities(axes, k: int, rows_by_model) -> None:
@@ -310,14 +237,26 @@ def run(
     for potential in potentials:
         rows_by_model[potential.name] = compare(potential, runs, mesh)
         console(width=120).print(table(rows_by_model[potential.name], potential.name))
-    settings = {
-        "mesh": list(mesh),
-        "dtype": dtype,
-        "runs": [str(folder) for folder in folders],
-        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
-        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
-    }
-    with writing_folder(out) as draft:
-        save_json(rows_by_model, draft / "compare.json", settings)
-        draw(rows_by_model, draft / "compare.png")
-    say(f"written to {out / 'compare.json'} and {out / 'compare.png'}")
+    save(
+        out,
+        "compare",
+        "frequencies (THz) and forces (eV/Å) of potentials against DFT; ratios are model / DFT",
+        {
+            "force_constants": "made by phonopy with the same settings on both sides",
+            "non_analytical_correction": "left out on both sides",
+            "wave_vectors": "Γ-centred mesh, interpolated from the supercell",
+            "mean, rms": "over wave vectors and branches, imaginary frequencies as 0",
+            "force_slope": "through the origin, all components of all displaced supercells",
+            "hessian_slope": "through the origin, all elements of the force constants",
+            "mode_slope": "through the origin, the model's quadratic form in DFT's eigenvectors against ω², "
+            "at the wave vectors that fit the supercell",
+            "forces": "the model's are less those that it finds before anything is displaced",
+            "mesh": list(mesh),
+            "dtype": dtype,
+            "runs": [str(folder) for folder in folders],
+        },
+        potentials,
+        draw(rows_by_model),
+        ("jax", "numpy", "phonopy"),
+        models={model: [row.record() for row in rows] for model, rows in rows_by_model.items()},
+    )

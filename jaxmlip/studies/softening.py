@@ -13,22 +13,15 @@ number alone would say so.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import rich.box
 from ase import Atoms
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from rich.table import Table
 
-import jaxmlip
 from jaxmlip.crystals import batching
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons.commensurate import interpolated_frequencies
@@ -36,14 +29,19 @@ from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.supercell import displaced_force_constants, repeat_distance, repeats_within
 from jaxmlip.studies.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
-from jaxmlip.system.console import console, say
-from jaxmlip.system.figures import COLOURS
-from jaxmlip.system.files import check_folder, write_whole, writing_folder
+from jaxmlip.studies.study import Table, save
+from jaxmlip.system.console import console
+from jaxmlip.system.files import check_folder
+from jaxmlip.system.plots import legend, panels, parity, styles
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jaxmlip.phonons.supercell import ForceConstants
     from jaxmlip.potential import Potential
 
+Rows = Sequence[Mapping[str, Any]]
 SUPERCELL = 128  # atoms at most
 TOLERANCE = 2e-3  # THz, of Fourier sums; the table has two digits
 DISPLACEMENT = 0.03  # Å, the default of phono3py
@@ -67,24 +65,40 @@ PUBLISHED = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A potential against DFT for one material; all frequencies in THz."""
+class Job(NamedTuple):
+    """A crystal whose frequencies are computed. The capacities of its programs follow from all of a study."""
 
-    id: str
-    formula: str
-    structure: str
-    dft: Spectrum
-    hessian: Spectrum
-    displaced: Spectrum
-    repeats: tuple[int, int, int]  # of the primitive cell, for displacements
-    atoms: int  # of that supercell
-    repeat_distance: float  # Å between its nearest images
-    modes: Modes  # from the Hessian
+    atoms: Atoms
+    repeats: tuple[int, int, int]  # of the cell, for displacements
+    room: batching.Capacity
+    repeated_room: batching.Capacity
 
-    def ratio(self, of: str = "maximum", measure: str = "hessian") -> float:
-        """Potential over DFT, for "maximum" or "mean", and for one of MEASURES."""
-        return max(getattr(getattr(self, measure), of), 0.0) / getattr(self.dft, of)
+    def modes(self, potential: Potential, mesh: tuple[int, int, int], **options: Any) -> Modes:
+        """From the Hessian, on a mesh of wave vectors; `options` go to `mesh_modes`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotAtRestWarning)  # DFT's cells are not the model's
+            return mesh_modes(potential, self.atoms, mesh, room=self.room, **options)
+
+    def constants(self, potential: Potential, displacement: float) -> ForceConstants:
+        """From displacements (Å) in the supercell."""
+        return displaced_force_constants(
+            potential, self.atoms, self.repeats, displacement, symmetry=True, room=self.repeated_room
+        )
+
+
+def supercell_of(primitive: Atoms, atoms: int) -> tuple[int, int, int]:
+    """Of the supercells of at most so many atoms, the repeats of that whose images are farthest apart."""
+    return repeats_within(primitive.cell.array, atoms // len(primitive))
+
+
+def jobs_of(
+    potential: Potential, crystals: Sequence[Atoms], repeats: Sequence[tuple[int, int, int]]
+) -> list[Job]:
+    """A job for each crystal and its supercell. Raises ValueError for elements unknown to the potential."""
+    rooms = shared_rooms([batching.need([potential.graph(atoms)]) for atoms in crystals])
+    pairs = zip(track(crystals, "supercells"), repeats, strict=True)
+    repeated = shared_rooms([batching.need([potential.graph(atoms.repeat(n))]) for atoms, n in pairs])
+    return [Job(*parts) for parts in zip(crystals, repeats, rooms, repeated, strict=True)]
 
 
 def softening(
@@ -92,59 +106,60 @@ def softening(
     materials: Sequence[Material],
     supercell: int = SUPERCELL,
     memory_limit: float | None = None,
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """One row for each material, in the same order. The potential should have dtype "float64".
 
-    For displacements, of the supercells of at most `supercell` atoms the one whose images are farthest apart
-    is taken. `memory_limit` (bytes) goes to `dynamical_matrix`.
+    A row has the "dft", "hessian" and "displaced" `Spectrum` as mappings (THz), and how they were found. For
+    displacements, of the supercells of at most `supercell` atoms the one whose images are farthest apart is
+    taken. `memory_limit` (bytes) goes to `dynamical_matrix`.
 
     Raises ValueError where an element is unknown to the potential, and MemoryLimitError where the limit
     cannot be met.
     """
-    repeats = [_repeats(m.atoms, supercell) for m in materials]
-    primitive = shared_rooms([batching.need([potential.graph(m.atoms)]) for m in materials])
-    repeated = shared_rooms(
-        [
-            batching.need([potential.graph(m.atoms.repeat(n))])
-            for m, n in zip(track(materials, "supercells"), repeats, strict=True)
-        ]
-    )
-    jobs = list(zip(materials, repeats, primitive, repeated, strict=True))
+    crystals = [m.atoms for m in materials]
+    repeats = [supercell_of(atoms, supercell) for atoms in crystals]
+    jobs = list(zip(materials, jobs_of(potential, crystals, repeats), strict=True))
     rows = []
-    for material, n, room, wide in track(jobs, f"phonons of {potential.name}"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotAtRestWarning)  # the cells are DFT's
-            modes = mesh_modes(
-                potential,
-                material.atoms,
-                material.mesh,
-                tolerance=TOLERANCE,
-                memory_limit=memory_limit,
-                room=room,
-            )
-        by_forces = displaced_force_constants(
-            potential, material.atoms, n, DISPLACEMENT, symmetry=True, room=wide
-        )
-        displaced = interpolated_frequencies(by_forces, modes.q_points)
+    for material, job in track(jobs, f"phonons of {potential.name}"):
+        modes = job.modes(potential, material.mesh, tolerance=TOLERANCE, memory_limit=memory_limit)
+        displaced = interpolated_frequencies(job.constants(potential, DISPLACEMENT), modes.q_points)
+        row = {
+            "id": material.id,
+            "formula": material.formula,
+            "structure": material.structure,
+            "repeats": job.repeats,
+            "atoms": int(np.prod(job.repeats)) * len(material.atoms),
+            "repeat_distance": repeat_distance(material.atoms.cell.array, job.repeats),  # Å
+            "dft": asdict(material.dft),
+            "hessian": asdict(Spectrum.of(modes.frequencies, modes.weights)),
+            "displaced": asdict(Spectrum.of(displaced, modes.weights)),
+        }
+        both = {
+            measure: {of: float(ratios([row], measure, of)[0]) for of in ("maximum", "mean")}
+            for measure in MEASURES
+        }
         rows.append(
-            Row(
-                id=material.id,
-                formula=material.formula,
-                structure=material.structure,
-                dft=material.dft,
-                hessian=Spectrum.of(modes.frequencies, modes.weights),
-                displaced=Spectrum.of(displaced, modes.weights),
-                repeats=n,
-                atoms=int(np.prod(n)) * len(material.atoms),
-                repeat_distance=repeat_distance(material.atoms.cell.array, n),
-                modes=modes,
-            )
+            row
+            | {
+                "ratios": both,
+                "method": modes.method,
+                "max_force_eV_per_A": modes.max_force,
+                "q_points": modes.q_points.round(6),
+                "weights": modes.mesh.weights,
+                "frequencies": modes.frequencies.round(5),
+            }
         )
     return rows
 
 
-def _repeats(primitive: Atoms, atoms: int) -> tuple[int, int, int]:
-    return repeats_within(primitive.cell.array, atoms // len(primitive))
+def ratios(rows: Rows, measure: str, of: str = "maximum") -> np.ndarray:
+    """Model / DFT of each row, for "maximum" or "mean"; 0 where no mode of the model is real."""
+    return np.array([max(row[measure][of], 0.0) / row["dft"][of] for row in rows])
+
+
+def imaginary(rows: Rows, measure: str) -> np.ndarray:
+    """Whether each row has an imaginary mode."""
+    return np.array([row[measure]["lowest"] < IMAGINARY for row in rows], bool)
 
 
 def shared_rooms(needs: Sequence[batching.Capacity], waste: float = 2.5) -> list[batching.Capacity]:
@@ -183,7 +198,7 @@ def shared_rooms(needs: Sequence[batching.Capacity], waste: float = 2.5) -> list
     return rooms
 
 
-def summary(rows: Sequence[Row], resamples: int = 10_000) -> dict[str, Any]:
+def summary(rows: Rows, resamples: int = 10_000) -> dict[str, Any]:
     """Ratios of the maximum and of the mean frequency over all rows, by measure.
 
     Each: the geometric mean with its 95 % interval (bootstrap over materials), the median, and how many are
@@ -191,61 +206,41 @@ def summary(rows: Sequence[Row], resamples: int = 10_000) -> dict[str, Any]:
     """
     result: dict[str, Any] = {"materials": len(rows)}
     for measure in MEASURES:
-        lowest = np.array([getattr(row, measure).lowest for row in rows])
-        result[measure] = {"with_imaginary_modes": int((lowest < IMAGINARY).sum())}
+        result[measure] = {"with_imaginary_modes": int(imaginary(rows, measure).sum())}
         for of in ("maximum", "mean"):
-            ratios = np.array([row.ratio(of, measure) for row in rows])
+            values = ratios(rows, measure, of)
             with np.errstate(divide="ignore"):
-                logs = np.log(ratios)  # -inf where no mode is real: then the geometric mean is 0
+                logs = np.log(values)  # -inf where no mode is real: then the geometric mean is 0
             drawn = np.random.default_rng(0).choice(logs, (resamples, len(logs))).mean(axis=1)
             result[measure][of] = {
                 "geometric_mean": float(np.exp(logs.mean())),
                 "interval": np.percentile(np.exp(drawn), (2.5, 97.5)).tolist(),
-                "median": float(np.median(ratios)),
-                "below_1": int((ratios < 1).sum()),
+                "median": float(np.median(values)),
+                "below_1": int((values < 1).sum()),
             }
     return result
 
 
-def table(rows: Sequence[Row], model: str) -> Table:
+def table(rows: Rows, model: str) -> Table:
     """The rows for a terminal: frequencies in THz, ratios potential / DFT."""
-    result = Table(
-        title=f"{model} against phononDB-PBE: highest frequency (THz), mean frequency",
-        caption="rs rocksalt, zb zincblende, wz wurtzite; N: atoms of the supercell;\n"
-        "ratios are model / DFT; min: of the Hessian, negative where imaginary",
-        title_justify="left",
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    result.add_column("solid", no_wrap=True)
-    for name in (
-        "N",
-        "DFT",
-        "Hessian",
-        "ratio",
-        MEASURES["displaced"],
-        "ratio",
-        "of mean,\nHessian",
-        "of mean,\n±0.03 Å",
-        "min",
-    ):
-        result.add_column(name, justify="right", no_wrap=True)
+    columns = ("solid", "N", "DFT", "Hessian", "ratio", MEASURES["displaced"], "ratio")
+    lines = []
     for row in rows:
-        result.add_row(
-            f"{row.formula} {SHORT.get(row.structure, row.structure)}",
-            str(row.atoms),
-            f"{row.dft.maximum:.2f}",
-            f"{row.hessian.maximum:.2f}",
-            f"{row.ratio('maximum', 'hessian'):.3f}",
-            f"{row.displaced.maximum:.2f}",
-            f"{row.ratio('maximum', 'displaced'):.3f}",
-            f"{row.ratio('mean', 'hessian'):.3f}",
-            f"{row.ratio('mean', 'displaced'):.3f}",
-            f"{round(row.hessian.lowest, 2) + 0.0:.2f}",  # no -0.00
+        (own, mean), (displaced, mean_displaced) = (
+            [f"{ratios([row], measure, of)[0]:.3f}" for of in ("maximum", "mean")] for measure in MEASURES
         )
-    return result
+        highest = [f"{row[side]['maximum']:.2f}" for side in ("dft", *MEASURES)]
+        lowest = f"{round(row['hessian']['lowest'], 2) + 0.0:.2f}"  # no -0.00
+        solid = f"{row['formula']} {SHORT.get(row['structure'], row['structure'])}"
+        cells = [*highest[:2], own, highest[2], displaced, mean, mean_displaced, lowest]
+        lines.append([solid, row["atoms"], *cells])
+    return Table(
+        f"{model} against phononDB-PBE: highest frequency (THz), mean frequency",
+        (*columns, "of mean,\nHessian", f"of mean,\n{MEASURES['displaced']}", "min"),
+        lines,
+        note="rs rocksalt, zb zincblende, wz wurtzite; N: atoms of the supercell;\n"
+        "ratios are model / DFT; min: of the Hessian, negative where imaginary",
+    )
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
@@ -264,12 +259,11 @@ def in_words(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def published_in_words(model: str, rows: Sequence[Row]) -> list[str]:
+def published_in_words(model: str, rows: Rows) -> list[str]:
     """The published ratios beside ours, where there are some for this potential."""
     if model not in PUBLISHED:
         return []
-    ours = np.array([row.ratio("maximum", "displaced") for row in rows])
-    published = PUBLISHED[model]
+    ours, published = ratios(rows, "displaced"), PUBLISHED[model]
     return [
         f"published, displacements of other crystals (PhononDB, PBEsol, relaxed): median ω_max ratio "
         f"{published.median:.3f} of 298, {100 * published.below_1:.1f} % of 229 below 1; here, "
@@ -277,97 +271,35 @@ def published_in_words(model: str, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: Mapping[str, Any]) -> None:
-    """Everything that was computed, with settings, versions and the source of the reference."""
-    record = {
-        "what": "phonon frequencies of potentials against DFT, in THz; ratios are potential / DFT",
-        "settings": {
-            "cell": "primitive PBE cell of the reference, not relaxed",
-            "non_analytical_correction": "left out on both sides",
-            "wave_vectors": "the reference's Γ-centred mesh; from the Hessian by exact dynamical matrices, "
-            "see `method`, from displacements interpolated from the supercell",
-            "mean": "over wave vectors and branches, the acoustic branches at Γ included, imaginary "
-            "frequencies as 0",
-            "displacement_A": DISPLACEMENT,
-            "imaginary_below_THz": IMAGINARY,
-            **settings,
-        },
-        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
-        "reference": SOURCE,
-        "models": {
-            model: {"summary": summary(rows), "rows": [_as_record(row) for row in rows]}
-            for model, rows in rows_by_model.items()
-        },
-    }
-    write_whole(path, json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _as_record(row: Row) -> dict[str, Any]:
-    names = ("dft", "hessian", "displaced")
-    ratios = {measure: {of: row.ratio(of, measure) for of in ("maximum", "mean")} for measure in MEASURES}
-    return {
-        **{name: getattr(row, name) for name in ("id", "formula", "structure", "repeats", "atoms")},
-        "repeat_distance": row.repeat_distance,
-        **{name: asdict(getattr(row, name)) for name in names},
-        "ratios": ratios,
-        "method": row.modes.method,
-        "max_force_eV_per_A": row.modes.max_force,
-        "q_points": row.modes.q_points.round(6).tolist(),
-        "weights": row.modes.mesh.weights.tolist(),
-        "frequencies": row.modes.frequencies.round(5).tolist(),
-    }
-
-
-def draw(rows_by_model: Mapping[str, Sequence[Row]], path: Path) -> None:
+def draw(rows_by_model: Mapping[str, Rows]) -> Figure:
     """Parity figures of the highest and the mean frequency, from the Hessian and from displacements."""
-    # The object interface needs no display and leaves a caller's pyplot alone.
-    figure = Figure(figsize=(9, 8.6), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for line, (measure, label) in zip(panels, MEASURES.items(), strict=True):
-        for axes, of in zip(line, ("maximum", "mean"), strict=True):
-            _parity(axes, rows_by_model, of, measure)
-            name = {"maximum": "highest", "mean": "mean"}[of]
-            axes.set_xlabel(f"{name} frequency, DFT (THz)")
-            axes.set_ylabel(f"{name} frequency, model (THz)")
+    figure, lines = panels(2, 2, each=(4.5, 4.3), spare=(0, 0))
+    for line, (measure, label) in zip(lines, MEASURES.items(), strict=True):
+        for axes, (of, name) in zip(line, (("maximum", "highest"), ("mean", "mean")), strict=True):
+            highest = _points(axes, rows_by_model, of, measure)
+            parity(axes, f"{name} frequency", "THz", "model = DFT", highest)
             by = {"hessian": "Hessian", "displaced": f"forces at {label}"}[measure]
             axes.set_title(f"{by}; median ratios model / DFT", loc="left", fontsize=10)
-    figure.legend(handles=_legend(rows_by_model), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
+    legend(figure, ncols=4)
+    return figure
 
 
-def _parity(axes, rows_by_model, of: str, measure: str) -> None:
+def _points(axes, rows_by_model: Mapping[str, Rows], of: str, measure: str) -> float:
+    """Draws the models against DFT; the highest frequency of them all (THz)."""
     highest = 0.0
-    for k, (model, rows) in enumerate(rows_by_model.items()):
-        colour = COLOURS[k % len(COLOURS)]
-        x = np.array([getattr(row.dft, of) for row in rows])
-        y = np.array([getattr(getattr(row, measure), of) for row in rows])
+    for k, (model, style) in enumerate(styles(rows_by_model).items()):
+        rows, colour = rows_by_model[model], style["color"]
+        x, y = (np.array([row[side][of] for row in rows]) for side in ("dft", measure))
         highest = max(highest, x.max(), y.max())
-        kinds = np.array([row.structure for row in rows])
+        kinds = np.array([row["structure"] for row in rows])
         for kind in dict.fromkeys(kinds):
-            axes.scatter(
-                x[kinds == kind],
-                y[kinds == kind],
-                s=34,
-                marker=MARKERS.get(kind, "o"),
-                color=colour,
-                alpha=0.75,
-                edgecolors="white",
-                linewidths=0.6,
-                zorder=3,
-            )
-        note = f"{np.median([row.ratio(of, measure) for row in rows]):.2f}  {model}"
+            look = {"marker": MARKERS.get(kind, "o"), "alpha": 0.75, "edgecolors": "white", "linewidths": 0.6}
+            axes.scatter([], [], s=34, color="0.45", label=kind, **look)
+            axes.scatter(x[kinds == kind], y[kinds == kind], s=34, color=colour, zorder=3, **look)
+        note = f"{np.median(ratios(rows, measure, of)):.2f}  {model}"
         place = (0.03, 0.97 - 0.055 * k)
         axes.text(*place, note, transform=axes.transAxes, va="top", fontsize=8, color=colour, weight="bold")
-    limit = 1.06 * highest
-    axes.plot([0, limit], [0, limit], color="0.4", lw=0.9, zorder=1)
-    axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
-    axes.grid(color="0.92", lw=0.6, zorder=0)
-
-
-def _legend(rows_by_model) -> list[Line2D]:
-    kinds = dict.fromkeys(row.structure for rows in rows_by_model.values() for row in rows)
-    shapes = [Line2D([], [], ls="", marker=MARKERS.get(k, "o"), color="0.45", label=k) for k in kinds]
-    return [*shapes, Line2D([], [], color="0.4", lw=0.9, label="model = DFT")]
+    return highest
 
 
 def run(
@@ -396,14 +328,26 @@ def run(
         console(width=110).print(table(rows, potential.name))
         for line in in_words(summary(rows)) + published_in_words(potential.name, rows):
             console(width=110).print(line)
-    settings = {
-        "dtype": dtype,
-        "supercell_atoms_at_most": supercell,
-        "materials": "built-in list" if data is None else "all of the given folder",
-        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
-        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
-    }
-    with writing_folder(out) as draft:
-        save_json(rows_by_model, draft / "softening.json", settings)
-        draw(rows_by_model, draft / "softening.png")
-    say(f"written to {out / 'softening.json'} and {out / 'softening.png'}")
+    save(
+        out,
+        "softening",
+        "phonon frequencies of potentials against DFT, in THz; ratios are potential / DFT",
+        {
+            "cell": "primitive PBE cell of the reference, not relaxed",
+            "non_analytical_correction": "left out on both sides",
+            "wave_vectors": "the reference's Γ-centred mesh; from the Hessian by exact dynamical matrices, "
+            "see `method`, from displacements interpolated from the supercell",
+            "mean": "over wave vectors and branches, the acoustic branches at Γ included, imaginary "
+            "frequencies as 0",
+            "displacement_A": DISPLACEMENT,
+            "imaginary_below_THz": IMAGINARY,
+            "dtype": dtype,
+            "supercell_atoms_at_most": supercell,
+            "materials": "built-in list" if data is None else "all of the given folder",
+        },
+        potentials,
+        draw(rows_by_model),
+        indent=None,
+        reference=SOURCE,
+        models={name: {"summary": summary(rows), "rows": rows} for name, rows in rows_by_model.items()},
+    )

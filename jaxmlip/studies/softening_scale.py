@@ -6,31 +6,27 @@ forces predicted, and the result is printed, saved and drawn.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import rich.box
 from ase import Atoms
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from rich.table import Table
 
-import jaxmlip
 from jaxmlip.crystals.graph import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
+from jaxmlip.studies.study import Estimate, Table, save
 from jaxmlip.system.console import console, say
-from jaxmlip.system.figures import COLOURS
-from jaxmlip.system.files import check_folder, write_whole, writing_folder
+from jaxmlip.system.files import check_folder
+from jaxmlip.system.plots import COLOURS, grid, legend
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from jaxmlip.potential import Potential
 
 PANELS = 20  # of the figure at most
@@ -199,42 +195,31 @@ def evenly(frames: Sequence[Frame], most: int) -> list[Frame]:
     return [frames[k] for k in np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))]
 
 
-def table(rows: Sequence[Row], model: str) -> Table:
-    """The rows for a terminal, each slope beside what else could make it differ from 1."""
-    result = Table(
-        title=f"{model}: slopes of its forces against DFT",
-        caption="slope: Σxy/Σxx, x DFT, y model, with 95 % interval (bootstrap over frames);\n"
-        "inverse: Σyy/Σxy; Deming: equal errors on both sides; shrinkage: (1 - r²)/(1 - slope), what a\n"
-        "conditional mean of this r² would show; MAE in eV/Å, corrected: of model / slope",
-        title_justify="left",
-        caption_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    result.add_column("material", no_wrap=True)
-    for name in ("frames", "slope", "interval", "inverse", "Deming", "r²", "shrinkage", "MAE", "corrected"):
-        result.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        s = row.slope
-        result.add_row(
-            row.material,
-            str(s.samples),
-            f"{s.slope:.3f}",
-            _range(s.interval),
-            f"{s.inverse:.3f}",
-            f"{s.deming:.3f}",
-            f"{s.r_squared:.3f}",
-            f"{s.shrinkage_share:.2f}" if s.slope < 1 else "-",
-            f"{s.mae:.3f}",
-            f"{s.corrected_mae:.3f}",
+def record(slope: Slope) -> dict[str, Any]:
+    """A slope with what follows from it, for JSON."""
+    derived = ("r_squared", "geometric_mean", "shrinkage_share")
+    return asdict(slope) | {name: getattr(slope, name) for name in derived}
+
+
+def table(
+    title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = ""
+) -> Table | None:
+    """A line for each of `rows`, what it is of and a `record`: slopes beside what else could explain them."""
+    lines = []
+    for of, s in rows:
+        slope, inverse = (
+            Estimate(s[name], *(np.nan if x is None else x for x in s[interval]))
+            for name, interval in (("slope", "interval"), ("inverse", "inverse_interval"))
         )
-    return result
-
-
-def _range(interval: tuple[float, float]) -> str:
-    low, high = interval
-    return "-" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
+        numbers = {"slope": slope, "r²": s["r_squared"], "inverse slope": inverse, "Deming": s["deming"]}
+        numbers["shrinkage share"] = s["shrinkage_share"] if s["slope"] < 1 else None
+        lines.append({**of, **numbers, "MAE / eV/Å": s["mae"], "cMAE / eV/Å": s["corrected_mae"]})
+    about = (
+        "slope: Σxy/Σxx, x DFT, y model, with 95 % interval (bootstrap over frames); inverse: Σyy/Σxy;\n"
+        "Deming: equal errors on both sides; shrinkage share: (1 - r²)/(1 - slope), what a conditional mean\n"
+        "of this r² would show; cMAE: of model / slope"
+    )
+    return Table.of(title, lines, note=about + note)
 
 
 def in_words(rows: Sequence[Row]) -> list[str]:
@@ -254,58 +239,25 @@ def in_words(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def save_json(rows_by_model: Mapping[str, Sequence[Row]], path: Path, settings: Mapping[str, Any]) -> None:
-    """Everything but the forces themselves, with settings and versions; NaN as null."""
-    record = {
-        "what": "slopes of model forces against DFT forces through the origin, over all components",
-        "settings": dict(settings),
-        "versions": {name: version(name) for name in ("jax", "numpy")} | {"jaxmlip": jaxmlip.__version__},
-        "models": {model: [_as_record(row) for row in rows] for model, rows in rows_by_model.items()},
-    }
-    write_whole(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def _as_record(row: Row) -> dict[str, Any]:
-    s = row.slope
-    derived = ("r_squared", "geometric_mean", "shrinkage_share")
-    numbers = asdict(s) | {name: getattr(s, name) for name in derived}
-    return {"material": row.material} | {name: _null_for_nan(x) for name, x in numbers.items()}
-
-
-def _null_for_nan(x):
-    if isinstance(x, tuple):
-        return [_null_for_nan(part) for part in x]
-    return None if isinstance(x, float) and not np.isfinite(x) else x
-
-
-def draw(rows_by_model: Mapping[str, Sequence[Row]], path: Path) -> None:
+def draw(rows_by_model: Mapping[str, Sequence[Row]]) -> Figure:
     """Model forces against DFT forces, a panel for each material (the 20 with the most frames)."""
     first = next(iter(rows_by_model.values()))
     by_size = sorted(range(len(first)), key=lambda k: -first[k].slope.samples)
     shown = sorted(by_size[:PANELS])
     wide = int(np.ceil(np.sqrt(len(shown))))
-    high = -(-len(shown) // wide)
-    # The object interface needs no display and leaves a caller's pyplot alone.
-    figure = Figure(figsize=(max(3.0 * wide, 5.0), 3.0 * high + 0.9), layout="constrained")
-    panels = figure.subplots(high, wide, squeeze=False).ravel()
-    for n, (axes, k) in enumerate(zip(panels, shown, strict=False)):
-        _panel(axes, [rows[k] for rows in rows_by_model.values()])
-        if n % wide == 0:
+    figure, panels = grid(len(shown), wide, each=(3.0, 3.0), spare=(0.5, 0.9))
+    for n, (axes, k) in enumerate(zip(panels, shown, strict=True)):
+        _panel(axes, {model: rows[k] for model, rows in rows_by_model.items()})
+        if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("force, model (eV/Å)", fontsize=9)
         if n + wide >= len(shown):
             axes.set_xlabel("force, DFT (eV/Å)", fontsize=9)
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    lines = [
-        Line2D([], [], color=COLOURS[k % len(COLOURS)], lw=1.6, label=model)
-        for k, model in enumerate(rows_by_model)
-    ]
-    lines.append(Line2D([], [], color="0.4", lw=0.9, ls="--", label="model = DFT"))
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    legend(figure, fontsize=9)
+    return figure
 
 
-def _panel(axes, rows: Sequence[Row]) -> None:
+def _panel(axes, row_of_model: Mapping[str, Row]) -> None:
+    rows = list(row_of_model.values())
     x = np.concatenate([row.dft for row in rows])
     y = np.concatenate([row.model for row in rows])
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(rows))]
@@ -316,10 +268,10 @@ def _panel(axes, rows: Sequence[Row]) -> None:
     size = 5 if len(x) > 1000 else 14
     axes.scatter(x[chosen], y[chosen], s=size, c=of_point, alpha=0.4, lw=0, zorder=2, rasterized=True)
     reach = limit * np.array([-1, 1])
-    for k, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+    for k, (model, row, colour) in enumerate(zip(row_of_model, rows, colours, strict=True)):
         # White below the line keeps it apart from the points.
         axes.plot(reach, row.slope.slope * reach, color="white", lw=2.4, zorder=20)
-        axes.plot(reach, row.slope.slope * reach, color=colour, lw=1.4, zorder=21)
+        axes.plot(reach, row.slope.slope * reach, color=colour, lw=1.4, zorder=21, label=model)
         axes.text(
             *(0.04, 0.96 - 0.085 * k),
             f"slope {row.slope.slope:.3f}, r² {row.slope.r_squared:.3f}",
@@ -330,7 +282,7 @@ def _panel(axes, rows: Sequence[Row]) -> None:
             weight="bold",
             zorder=40,
         )
-    axes.plot([-limit, limit], [-limit, limit], color="0.4", lw=0.9, ls="--", zorder=19)
+    axes.plot([-limit, limit], [-limit, limit], color="0.4", lw=0.9, ls="--", zorder=19, label="model = DFT")
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axes.set_title(f"{rows[0].material} ({rows[0].slope.samples} frames)", loc="left", fontsize=9)
     axes.tick_params(labelsize=8)
@@ -363,21 +315,28 @@ def run(
         say(f"{taken} of {len(frames)} frames")
     potentials = load_each(models, dtype, heads)
     rows_by_model = {potential.name: softening_scale(potential, materials) for potential in potentials}
-    for model, rows in rows_by_model.items():
-        console(width=120).print(table(rows, model))
-        for line in in_words(rows):
-            console(width=120).print(line)
-    settings = {
-        "files": [str(path) for path in files],
-        "forces": forces,
-        "group_by": key,
-        "frames_at_most": most,
-        "max_force_eV_per_A": max_force,
-        "dtype": dtype,
-        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
-        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
+    records = {
+        model: [{"material": row.material, **record(row.slope)} for row in rows]
+        for model, rows in rows_by_model.items()
     }
-    with writing_folder(out) as draft:
-        save_json(rows_by_model, draft / "softening_scale.json", settings)
-        draw(rows_by_model, draft / "softening_scale.png")
-    say(f"written to {out / 'softening_scale.json'} and {out / 'softening_scale.png'}")
+    for model, rows in rows_by_model.items():
+        lines = [({"material": x["material"], "frames": x["samples"]}, x) for x in records[model]]
+        console(width=140).print(table(f"{model}: slopes of its forces against DFT", lines))
+        for line in in_words(rows):
+            console(width=140).print(line)
+    save(
+        out,
+        "softening_scale",
+        "slopes of model forces against DFT forces through the origin, over all components",
+        {
+            "files": [str(path) for path in files],
+            "forces": forces,
+            "group_by": key,
+            "frames_at_most": most,
+            "max_force_eV_per_A": max_force,
+            "dtype": dtype,
+        },
+        potentials,
+        draw(rows_by_model),
+        models=records,
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from jaxmlip.system.figures import COLOURS
+from jaxmlip.system.plots import COLOURS
 from jaxmlip.training.errors import Comparison, errors
 from jaxmlip.training.losses import UNITS
 

@@ -1,0 +1,1 @@
+"""What trains networks, and on which labels."""

@@ -1,0 +1,1 @@
+"""Crystals with the labels of potentials, which stand in for those of a functional."""

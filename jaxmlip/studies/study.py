@@ -1,0 +1,383 @@
+"""Studies of potentials: rows that outlive a kill, intervals, tables, the record.
+
+A study asks a question of some potentials and many materials. It makes a `Study`, asks which materials a
+potential knows (`known`) and for one row a material by `each` (or hands rows in by `keep`, where many are
+computed at once), and ends with `write`: a record (record.json), tables (.md), figures (.png), in the folder
+`out`. `experiments.report` joins records. `save` writes the record of a command, which has no rows to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from jaxmlip.system.arguments import DEFAULT_MODEL
+from jaxmlip.system.console import say
+from jaxmlip.system.files import check_folder, write_whole, writing, writing_folder
+from jaxmlip.system.progress import track
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jaxmlip.potential import Potential
+
+T = TypeVar("T")
+RECORD, ROWS, BEGUN = "record.json", "rows.jsonl", "begun.json"
+FREE = ("out", "model")  # settings that change no row: the key of a row names its model
+
+
+class StudyError(ValueError):
+    """A folder that an experiment cannot go on with."""
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. Cells are text, whole numbers, numbers, `Estimate`s, or None where there is nothing."""
+
+    title: str
+    columns: tuple[str, ...]  # with units
+    rows: Sequence[Sequence[Any]]
+    digits: int = 3  # after the point
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, title: str, rows: Iterable[Mapping[str, Any]], digits: int = 3, note: str = ""
+    ) -> Table | None:
+        """A table of rows that name their columns, all alike; None where there is no row."""
+        rows = list(rows)
+        if not rows:
+            return None
+        columns = tuple(rows[0])
+        return cls(title, columns, [[row[name] for name in columns] for row in rows], digits, note)
+
+    def __rich__(self) -> Any:
+        """The table for a terminal: columns that begin with a number are flush right."""
+        import rich.box
+        from rich.table import Table as RichTable
+
+        table = RichTable(
+            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left",
+            box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+        )  # fmt: skip
+        rows = [[self.cell(x) for x in row] for row in self.rows]
+        for k, name in enumerate(self.columns):
+            text = any(row[k][:1].isalpha() for row in rows)
+            table.add_column(name, justify="left" if text else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        lines = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
+        lines += [f"| {' | '.join(self.cell(x) for x in row)} |" for row in self.rows]
+        return "\n".join([*lines, *(["", self.note] if self.note else [])])
+
+    def cell(self, x: Any) -> str:
+        """One cell as text."""
+        if isinstance(x, Estimate):
+            known = math.isfinite(x.low)
+            return self.cell(x.value) + (f" ({self.cell(x.low)} to {self.cell(x.high)})" if known else "")
+        if x is None or (isinstance(x, float | np.floating) and not math.isfinite(x)):
+            return "-"
+        return f"{x:.{self.digits}f}" if isinstance(x, float | np.floating) else str(x)
+
+
+def data_root(given: Path | None) -> Path | None:
+    """The folder of the data sets: `given`, or what JAXMLIP_DATA names; None where there is neither."""
+    return given or (Path(os.environ["JAXMLIP_DATA"]) if "JAXMLIP_DATA" in os.environ else None)
+
+
+def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Potential]:
+    """The potentials, by what tables call them; without names, CHGNet 0.3.0. Raises as `load_each`."""
+    from jaxmlip.zoo.load import load_each
+
+    return {potential.name: potential for potential in load_each(names or (DEFAULT_MODEL,), dtype)}
+
+
+def bootstrap(
+    values: Any, statistic: Callable[[np.ndarray], float] = np.mean, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """A statistic of `values` with its 95 % percentile interval, by draws of whole rows (materials, frames).
+
+    No interval for fewer than two rows.
+    """
+    values = np.asarray(values, float)
+    if len(values) == 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    if len(values) == 1:
+        return Estimate(float(statistic(values)), math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    draws = [statistic(values[rng.integers(len(values), size=len(values))]) for _ in range(resamples)]
+    low, high = np.nanpercentile(draws, (2.5, 97.5))
+    return Estimate(float(statistic(values)), float(low), float(high))
+
+
+class Study:
+    """The rows of one experiment, kept in its folder as they come.
+
+    Its question is the first line of the docstring of `settings`' class. Rows are JSON objects; a material
+    that failed has the one entry "failed", which says why. `free` are settings that may differ when the
+    experiment goes on: they choose rows and change none. Raises StudyError where the folder holds rows of
+    other settings or of other weights under the same name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Any,
+        potentials: Mapping[str, Potential] | None = None,
+        free: Sequence[str] = (),
+    ):
+        self.free = (*FREE, *free)
+        self.name, self.question = name, type(settings).__doc__.strip().splitlines()[0]
+        self.folder = Path(settings.out)
+        self.settings = json.loads(json.dumps(asdict(settings), default=str))
+        if "data" in self.settings:  # given or from the environment, it is the same folder
+            self.settings["data"] = str(data_root(settings.data))
+        self.potentials = potentials or {}
+        self.weights = {label: fingerprint(p) for label, p in self.potentials.items()}
+        self.unknown: dict[tuple[str, str], None] = {}  # potentials, and materials that they do not know
+        self.spent, self.last = 0.0, time.perf_counter()
+        check_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_begun()
+        self.rows = self._read()
+
+    def _check_begun(self) -> None:
+        path = self.folder / BEGUN
+        fixed = {k: v for k, v in self.settings.items() if k not in self.free}
+        weights = dict(self.weights)
+        if path.exists():
+            begun = json.loads(path.read_text())
+            were = begun["settings"] | {"experiment": begun["experiment"]} | begun["weights"]
+            now = fixed | {"experiment": self.name} | self.weights
+            differ = [f"{k}: {were[k]} there, {now[k]} here" for k in now if k in were and were[k] != now[k]]
+            differ += [f"{k}: only here" for k in fixed if k not in begun["settings"]]
+            if differ:
+                raise StudyError(
+                    f"{self.folder} holds rows of other settings or weights ({'; '.join(differ)}). Give "
+                    "another --out, or remove that folder."
+                )
+            weights = begun["weights"] | weights
+        begun = {"experiment": self.name, "settings": fixed, "weights": weights}
+        write_whole(path, json.dumps(begun, indent=1) + "\n")
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / ROWS
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        if lines[-1]:  # a kill left half a line
+            with writing(path) as draft:
+                draft.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
+        found = [json.loads(line) for line in lines[:-1]]
+        self.spent = sum(x["seconds"] for x in found)
+        return {x["key"]: x["row"] for x in found}
+
+    def keep(self, key: str, row: Mapping[str, Any]) -> None:
+        """Keeps one row, on disk too."""
+        row = json.loads(json.dumps(plain(row)))
+        seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
+        with (self.folder / ROWS).open("a") as file:
+            file.write(json.dumps({"key": key, "row": row, "seconds": round(seconds, 3)}) + "\n")
+        self.spent += seconds
+        self.rows[key] = row
+
+    def fail(self, key: str, reason: object) -> None:
+        """Keeps why there is no row."""
+        self.keep(key, {"failed": str(reason)})
+
+    def left(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that have no row yet."""
+        return [key for key in keys if key not in self.rows]
+
+    def done(self, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The rows of `keys` (default: all) that are there and did not fail."""
+        keys = self.rows if keys is None else keys
+        return {key: row for key in keys if "failed" not in (row := self.rows.get(key, {"failed": ""}))}
+
+    def each(
+        self, what: str, keys: Sequence[str], measure: Callable[[str], Mapping[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """The rows of `keys` that did not fail; `measure` makes those that are not there yet.
+
+        A ValueError or RuntimeError of `measure` becomes a row that failed.
+        """
+        for key in track(self.left(keys), what):
+            try:
+                row = measure(key)
+            except (ValueError, RuntimeError) as error:
+                self.fail(key, error)
+            else:
+                self.keep(key, row)
+        return self.done(keys)
+
+    def known(
+        self, label: str, materials: Mapping[str, T], numbers: Callable[[T], Iterable[int]]
+    ) -> dict[str, T]:
+        """Those of `materials` of whose elements the potential `label` knows all; `write` names the others.
+
+        `numbers` gives the atomic numbers of one of the materials.
+        """
+        known = set(self.potentials[label].elements)
+        found = {name: x for name, x in materials.items() if {int(z) for z in numbers(x)} <= known}
+        self.unknown |= {(label, name): None for name in materials if name not in found}
+        return found
+
+    def ask(
+        self,
+        what: str,
+        materials: Mapping[str, T],
+        numbers: Callable[[T], Iterable[int]],
+        measure: Callable[[Potential, T], Mapping[str, Any]],
+        key: str = "{}: {}",
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """By potential, the rows of the materials that it knows and that did not fail; see `each`.
+
+        `key` makes the key of a row from the names of potential and material.
+        """
+        found = {}
+        for label, potential in self.potentials.items():
+            keys = {key.format(label, name): name for name in self.known(label, materials, numbers)}
+            rows = self.each(
+                f"{what}, {label}", list(keys), lambda k, p=potential, of=keys: measure(p, materials[of[k]])
+            )
+            found[label] = {keys[k]: row for k, row in rows.items()}
+        return found
+
+    def write(
+        self,
+        tables: Sequence[Table | None],
+        figures: Mapping[str, tuple[str, Figure]],
+        findings: Sequence[str] = (),
+    ) -> None:
+        """Prints the tables and what was found; writes the record, the tables and the figures.
+
+        `figures`: by the name of their file, a caption and the figure. Materials of unknown elements are
+        named, rows that failed counted. Raises RuntimeError, with the reasons, where nothing is left.
+        """
+        from jaxmlip.training.records import circumstances
+
+        failed = {key: row["failed"] for key, row in self.rows.items() if "failed" in row}
+        tables, findings = [table for table in tables if table], [*findings, *self._left_out()]
+        if failed:
+            some = "; ".join(f"{key}: {reason}" for key, reason in list(failed.items())[:3])
+            findings.append(
+                f"{len(failed)} of {len(self.rows)} rows failed ({some}{'; …' * (len(failed) > 3)})."
+            )
+        text = "\n\n".join([*(t.markdown() for t in tables), *findings])
+        say(text)
+        record = {
+            "experiment": self.name,
+            "question": self.question,
+            "settings": self.settings,
+            "weights": self.weights,
+            "circumstances": circumstances(),
+            "minutes": self.spent / 60,  # that it took to compute the rows, in all runs together
+            "tables": [{**asdict(t), "rows": [[plain(x) for x in row] for row in t.rows]} for t in tables],
+            "figures": [{"file": file, "caption": caption} for file, (caption, _) in figures.items()],
+            "findings": findings,
+            "rows": self.rows,
+        }
+        with writing_folder(self.folder, last=RECORD) as draft:
+            write_whole(draft / f"{self.name}.md", text + "\n")
+            for file, (_, figure) in figures.items():
+                figure.savefig(draft / file, dpi=150)
+            write_whole(draft / RECORD, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
+        say(f"\nwritten to {self.folder}")
+        if not self.done() and not any(table.rows for table in tables):
+            reasons = [f"{key}: {reason.rstrip('.')}." for key, reason in list(failed.items())[:5]]
+            raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *reasons]))
+
+    def _left_out(self) -> list[str]:
+        lines = []
+        for label in self.potentials:
+            names = [name for model, name in self.unknown if model == label]
+            if names:
+                some = ", ".join(names[:6]) + ", …" * (len(names) > 6)
+                lines.append(f"{label} does not know all elements of {len(names)}, left out: {some}.")
+        return lines
+
+
+def save(
+    out: Path,
+    name: str,
+    what: str,
+    settings: Mapping[str, Any],
+    potentials: Sequence[Potential],
+    figure: Figure,
+    packages: Sequence[str] = ("jax", "numpy"),
+    indent: int | None = 1,
+    **results: Any,
+) -> None:
+    """Writes the record of a command and its figure into `out`: `name`.json and `name`.png, or neither.
+
+    To `settings` come the weights of the potentials, to `results` the versions of `packages`.
+    """
+    weights = {
+        "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
+        "heads": {p.name: p.manifest["head"] for p in potentials if "head" in p.manifest},
+    }
+    record = {"what": what, "settings": {**settings, **weights}}
+    record |= {"versions": {package: version(package) for package in (*packages, "jaxmlip")}, **results}
+    with writing_folder(out) as draft:
+        text = json.dumps(plain(record), indent=indent, ensure_ascii=False)
+        write_whole(draft / f"{name}.json", text + "\n")
+        figure.savefig(draft / f"{name}.png", dpi=150)
+    say(f"written to {out / name}.json and {out / name}.png")
+
+
+def run(main: Callable[[Any], None], settings: type) -> None:
+    """The command of an experiment: what goes wrong is said in one line, with exit code 1."""
+    import tyro
+
+    try:
+        main(tyro.cli(settings))
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        say(f"error: {error}", stderr=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fingerprint(potential: Potential) -> str:
+    """A hash of all parameters of a potential."""
+    import jax
+
+    digest = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(potential.params):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(x).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def plain(x: Any) -> Any:
+    """`x` as JSON has it: arrays as lists, NaN as null, an Estimate as an object."""
+    if isinstance(x, Estimate):
+        return {name: plain(part) for name, part in x._asdict().items()}
+    if isinstance(x, Mapping):
+        return {str(k): plain(v) for k, v in x.items()}
+    if isinstance(x, np.ndarray):
+        return plain(x.tolist())
+    if isinstance(x, list | tuple):
+        return [plain(part) for part in x]
+    if isinstance(x, np.generic):
+        return plain(x.item())
+    return None if isinstance(x, float) and not math.isfinite(x) else x
