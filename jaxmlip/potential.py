@@ -31,6 +31,7 @@ from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
+from jaxmlip.system.programs import programs
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -138,7 +139,16 @@ class Potential:
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """The scope in which JAX computes as this potential's dtype asks, also on accelerators."""
+        """The scope in which JAX computes as this potential's dtype asks, also on accelerators.
+
+        On entering it, compiled programs are dropped where a process can hold no more of them.
+        """
+        programs().make_room()
+        with self._as_dtype():
+            yield
+
+    @contextlib.contextmanager
+    def _as_dtype(self) -> Iterator[None]:
         with jax.enable_x64(self.dtype == "float64"), jax.default_matmul_precision("highest"):
             yield
 
@@ -146,7 +156,7 @@ class Potential:
     def arrays(self) -> Any:
         """The parameters on the device, in the precision of the potential."""
         # Kept beyond the call, so never as a tracer of a function that asks first.
-        with self.precision(), jax.ensure_compile_time_eval():
+        with self._as_dtype(), jax.ensure_compile_time_eval():
             return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), self.params)
 
     @property

@@ -46,8 +46,17 @@ def round_up(n: int) -> int:
     return max(8, -(-n // step) * step)
 
 
+# Long bonds of the capacities for small crystals; atoms, short bonds and angles go with them.
+LADDER = (64, 128, 256, 512, 1024)
+
+
 def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
-    """The capacity from a short ladder that holds `graphs`, so that crystals of similar size share a program.
+    """The capacity from a short ladder that holds `graphs`, so that many crystals share few programs.
+
+    Small ones take one of ten capacities: each step doubles atoms, bonds and angles together, with one short
+    bond in four or as many as long ones. Rounded one by one, these numbers would be different for nearly
+    every crystal. Beyond 1024 long bonds, where padding costs more time than another program, they are
+    rounded one by one, see `round_up`. What padding costs, `python -m benchmarks.library` measures.
 
     `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
     a little more, since they fluctuate more.
@@ -57,11 +66,15 @@ def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
 
 def rounded(n: Capacity, spare: float = 0.0) -> Capacity:
     """The capacity from the ladder of `capacity` that holds n."""
-
-    def rung(k: int) -> int:
-        return round_up(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))))
-
-    return Capacity(rung(n.atoms), rung(n.short), rung(n.long), rung(n.angles), n.crystals)
+    wanted = Capacity(
+        *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:4]), n.crystals
+    )
+    for long in LADDER:
+        for short in (long // 4, long):
+            rung = Capacity(long // 8, short, long, 3 * long, n.crystals)
+            if rung.holds(wanted):
+                return rung
+    return Capacity(*map(round_up, wanted[:4]), n.crystals)
 
 
 def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.float64) -> CrystalGraph:

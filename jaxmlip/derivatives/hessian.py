@@ -192,9 +192,12 @@ def _block_size(
     tangent_map: Any, asked: int | None, columns: int, most: int = BLOCK_SIZE, size: float = BLOCK_BYTES
 ) -> int:
     default = int(max(1, min(most, size / _kept(tangent_map))))
-    if asked is not None and asked < 1:
+    if asked is None:
+        # A power of two, so that crystals of few atoms share programs.
+        return min(default, 1 << (columns - 1).bit_length())
+    if asked < 1:
         raise ValueError(f"found block_size={asked}, needed at least 1.")
-    return min(columns, default if asked is None else asked)
+    return min(columns, asked)
 
 
 def _plan(potential, graph, block_size, memory_limit, columns: int, program=None, blocks=None) -> MemoryPlan:
