@@ -56,7 +56,7 @@ from experiments.teacher_set_results import (
     speed_table,
 )
 from experiments.teachers import SET
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.system.files import write_whole, writing
 from jaxmlip.system.progress import track
 
@@ -189,7 +189,7 @@ def divided(settings: Settings, symbols: Sequence[str]) -> list[Piece]:
     """All materials in parts, ground states first."""
     few = settings.structures < ALL_FRAMES * len(symbols)
     pieces = [
-        Piece([[ground_state(s)] for s in some], few) for some in batching.chunks(symbols, settings.part)
+        Piece([[ground_state(s)] for s in some], few) for some in batches.chunks(symbols, settings.part)
     ]
     waiting: list[list[Candidate]] = []
     for group in drawn(symbols, settings.seed):
@@ -239,7 +239,7 @@ def part_file(out: Path, k: int) -> Path:
 def sample_rooms(teacher: Potential, parts: Sequence[Piece]) -> list[batching.Capacity]:
     groups = list(islice((group for piece in parts for group in piece.groups), SAMPLE))
     graphs = [teacher.graph(enlarged(c.atoms())) for group in groups for c in group]
-    return batching.rooms_for(graphs, MESSAGES, SPARE)
+    return batches.rooms_for(graphs, MESSAGES, SPARE)
 
 
 def make_part(

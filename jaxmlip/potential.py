@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, from_atoms, has_stress, numbered, sum_over_crystals
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
@@ -46,7 +46,6 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
 }
 LARGEST_MANIFEST = 10_000_000  # bytes; that of a published model has some thousands
 LONGEST_LABEL = 200  # characters of the name of a model
-MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU
 
 
 class Prediction(TypedDict, total=False):
@@ -190,17 +189,7 @@ class Potential:
         if not isinstance(crystals, Iterable) or _is_structure(crystals):
             graph = self.graph(crystals)
             return self.predict_graphs([graph], batching.capacity([graph]))[0]
-        graphs = self.graphs(crystals)
-        if not graphs:
-            return []
-        found: list[Prediction | None] = [None] * len(graphs)
-        index, room = batching.batches(graphs, MESSAGES_PER_BATCH)
-        for batch in track(index, "energies and forces"):
-            for k, prediction in zip(
-                batch, self.predict_graphs([graphs[k] for k in batch], room), strict=True
-            ):
-                found[k] = prediction
-        return found
+        return batches.predicted(self, self.graphs(crystals))
 
     def predict_graphs(self, graphs: Sequence[CrystalGraph], room: batching.Capacity) -> list[Prediction]:
         """`Prediction`s for graphs computed as one batch of the given capacity."""

@@ -17,12 +17,12 @@ from ase.units import Bohr, Hartree, kcal, kJ, mol
 from jaxtyping import Float
 from rich.table import Table
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.derivatives.slopes import force_slope
-from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
+from jaxmlip.potential import Potential
 from jaxmlip.system.console import console, say
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
 from jaxmlip.system.progress import track
@@ -108,10 +108,8 @@ def compare(potential: Potential, split: Split) -> Comparison:
     """
     found: list[dict[str, Pair]] = [{} for _ in range(len(split))]
     of = cache(partial(select, potential)) if potential.functionals else lambda functional: potential
-    index, room = (
-        batching.batches_of(np.asarray(split.sizes), MESSAGES_PER_BATCH) if len(split) else ([], None)
-    )
-    for batch in track(index, "energies and forces"):
+    parts = batches.side_by_side(np.asarray(split.sizes), batches.MESSAGES)
+    for batch, room in track(parts, "energies and forces"):
         examples = [split[k] for k in batch]
         predictions = potential.predict_graphs([e.graph for e in examples], room)
         for k, example, prediction in zip(batch, examples, predictions, strict=True):
