@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 def counted(monkeypatch) -> list[int]:
     """The columns that are computed from now on, a number for each, repeated ones included."""
-    import jaxmlip.derivatives as module
+    import jaxmlip.derivatives.hessian as module
 
     seen: list[int] = []
     apply = module._apply
