@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress, numbered
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
@@ -33,6 +33,7 @@ from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
+from jaxmlip.system.programs import programs
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
 FUNCTION = "function"  # an energy function of others
 LARGEST_MANIFEST = 10_000_000  # bytes; that of a published model has some thousands
 LONGEST_LABEL = 200  # characters of the name of a model
-MESSAGES_PER_BATCH = 30_000  # bonds and angles; more gains no speed on a CPU
 
 
 class Prediction(TypedDict, total=False):
@@ -199,7 +199,16 @@ class Potential:
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """The scope in which JAX computes as this potential's dtype asks, also on accelerators."""
+        """The scope in which JAX computes as this potential's dtype asks, also on accelerators.
+
+        On entering it, compiled programs are dropped where a process can hold no more of them.
+        """
+        programs().make_room()
+        with self._as_dtype():
+            yield
+
+    @contextlib.contextmanager
+    def _as_dtype(self) -> Iterator[None]:
         with jax.enable_x64(self.dtype == "float64"), jax.default_matmul_precision("highest"):
             yield
 
@@ -207,7 +216,7 @@ class Potential:
     def arrays(self) -> Any:
         """The parameters on the device, in the precision of the potential."""
         # Kept beyond the call, so never as a tracer of a function that asks first.
-        with self.precision(), jax.ensure_compile_time_eval():
+        with self._as_dtype(), jax.ensure_compile_time_eval():
             return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), self.params)
 
     @property
@@ -241,17 +250,7 @@ class Potential:
         if not isinstance(crystals, Iterable) or _is_structure(crystals):
             graph = self.graph(crystals)
             return self.predict_graphs([graph], batching.capacity([graph]))[0]
-        graphs = self.graphs(crystals)
-        if not graphs:
-            return []
-        found: list[Prediction | None] = [None] * len(graphs)
-        index, room = batching.batches(graphs, MESSAGES_PER_BATCH)
-        for batch in track(index, "energies and forces"):
-            for k, prediction in zip(
-                batch, self.predict_graphs([graphs[k] for k in batch], room), strict=True
-            ):
-                found[k] = prediction
-        return found
+        return batches.predicted(self, self.graphs(crystals))
 
     def predict_graphs(self, graphs: Sequence[CrystalGraph], room: batching.Capacity) -> list[Prediction]:
         """`Prediction`s for graphs computed as one batch of the given capacity."""

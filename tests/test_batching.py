@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxmlip.potential
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.batching import round_up
 
 
@@ -58,21 +58,12 @@ def test_what_does_not_fit_is_refused_with_what_it_needs(any_potential):
         batching.pack([graph, graph], room)
 
 
-def test_batches_hold_every_crystal_once_within_one_capacity(any_potential, crystals):
-    graphs = [any_potential.graph(c) for c in crystals] * 7
-    index, room = batching.batches(graphs, 500)
-    assert len(index) > 1
-    assert sorted(k for batch in index for k in batch) == list(range(len(graphs)))
-    for batch in index:
-        assert room.holds(batching.need([graphs[k] for k in batch]))
-
-
 def test_crystals_side_by_side_are_each_in_one_batch_that_has_room_for_them(any_potential, crystals):
     large = crystals[0].repeat((3, 2, 2))
     graphs = [any_potential.graph(c) for c in [*crystals * 7, large]]
-    rooms = batching.rooms_for(graphs, 500)
+    rooms = batches.rooms_for(graphs, 500)
     assert 1 < len(rooms) < 5
-    found = batching.side_by_side(graphs, 500)
+    found = batches.side_by_side(graphs, 500)
     assert sorted(k for batch, _ in found for k in batch) == list(range(len(graphs)))
     assert len(found) < len(graphs) / 2
     for batch, room in found:
@@ -80,10 +71,38 @@ def test_crystals_side_by_side_are_each_in_one_batch_that_has_room_for_them(any_
         assert room.holds(batching.need([graphs[k] for k in batch]))
     # The large one does not make all batches large, and rooms that are given serve as far as they do.
     assert sum(room == rooms[-1] for _, room in found) == 1
-    given = batching.side_by_side(graphs, 500, rooms[:1])
+    given = batches.side_by_side(graphs, 500, rooms[:1])
     assert given[0][1] == rooms[0]
     assert sorted(k for batch, _ in given for k in batch) == list(range(len(graphs)))
-    assert batching.side_by_side([], 500) == []
+    assert batches.side_by_side([], 500) == []
+
+
+def test_crystals_in_flight_share_a_shape_that_grows_and_shrinks_with_them(any_potential):
+    class Recorder:
+        def __init__(self):
+            self.rooms = []
+
+        def predict_graphs(self, graphs, room):
+            assert room.holds(batching.need(graphs))
+            self.rooms.append(room)
+            return [len(g.species) for g in graphs]
+
+    potential, few = Recorder(), [any_potential.graph(bulk("Cu").repeat((2, 2, n))) for n in (2, 3)]
+    many = [any_potential.graph(bulk("Cu").repeat((4, 4, 4))) for _ in range(3)]
+    compute = batches.InFlight(potential)
+    assert compute(few) == [8, 12]
+    assert compute(few[:1]) == [8]
+    assert compute(many) == [64] * 3
+    assert compute([]) == []
+    for _ in range(batches.PATIENCE + 1):
+        assert compute(few[::-1]) == [12, 8]
+    first, same, grown, *later = potential.rooms
+    assert first == same == later[-1]
+    assert set(later[: batches.PATIENCE]) == {grown}
+    assert compute.admits(few, few) == [False, False]
+    assert compute.admits([], many) == [True, False, False]  # what is too large alone grows the shape
+    assert batches.InFlight(potential, several=False)(few[:1]) == [8]
+    assert potential.rooms[-1].crystals == 1
 
 
 def test_screening_many_crystals_compiles_one_program(any_potential):

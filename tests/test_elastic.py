@@ -16,10 +16,9 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from experiments.datasets import ACWF, BINARIES, chemistry, read_binaries, read_prototypes
 from experiments.softening.elastic import SPARE, Settings, main
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches
 from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
 from jaxmlip.mechanics.equation_of_state import equations_of_state
-from jaxmlip.potential import MESSAGES_PER_BATCH
 from jaxmlip.studies.study import StudyError, run
 
 CRYSTALS = {
@@ -35,7 +34,7 @@ def write_data(root: Path, potential) -> dict[str, list[float] | None]:
     """Both sets in the layout of the public files, labelled by the potential; its K and G where stable."""
     # In the rooms of the experiment, whose programs then serve twice.
     graphs = [potential.graph(atoms) for atoms in CRYSTALS.values()]
-    rooms = batching.rooms_for(graphs, MESSAGES, SPARE)
+    rooms = batches.rooms_for(graphs, MESSAGES, SPARE)
     found = elastic_tensors(potential, list(CRYSTALS.values()), rooms)
     own = {
         key: list(x.hill) if not isinstance(x, ValueError) and x.stable else None
@@ -54,7 +53,7 @@ def write_data(root: Path, potential) -> dict[str, list[float] | None]:
     (root / BINARIES).parent.mkdir(parents=True)
     (root / BINARIES).write_bytes(gzip.compress(json.dumps(entries).encode()))
     graphs = [potential.graph(atoms) for atoms in PROTOTYPES.values()]
-    rooms = batching.rooms_for(graphs, MESSAGES_PER_BATCH)
+    rooms = batches.rooms_for(graphs, batches.MESSAGES)
     states = equations_of_state(potential.astype("float64"), list(PROTOTYPES.values()), rooms=rooms)
     (root / ACWF).mkdir()
     with tarfile.open(root / ACWF / "xsfs_PBE_v1_structures.tar.xz", "w:xz") as archive:

@@ -18,7 +18,7 @@ import experiments.softening.migration as migration
 from experiments.softening.hops import read_hops
 from experiments.softening.migration import Settings, main
 from jaxmlip.crystals.graph import from_atoms
-from jaxmlip.mechanics.neb import SideBySide, barriers, interpolated, path_length, vacancy_hop
+from jaxmlip.mechanics.neb import barriers, interpolated, path_length, vacancy_hop
 
 LOOSE = 1e3  # eV/Å: every guess is at rest, so that barriers are those of the guess
 
@@ -58,7 +58,7 @@ def write_silicon(potential, folder) -> list[float]:
     """The files of emmet with labels of the potential; returns the energies of the images."""
     folder.mkdir(parents=True)
     images = silicon()
-    labels = SideBySide(potential)(images)  # one program with the experiment
+    labels = potential.predict(images)  # one program with the experiment
     for k, (image, p) in enumerate(zip(images, labels, strict=True)):
         image.info |= {"image": k, "step": 0, "dft_energy": p["energy"]}
         image.calc = SinglePointCalculator(image, energy=p["energy"], forces=p["forces"], stress=p["stress"])

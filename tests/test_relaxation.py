@@ -19,7 +19,7 @@ from test_cli import complaint
 from test_cli import jaxmlip as command
 
 import jaxmlip.potential
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches
 from jaxmlip.crystals.graph import Cutoffs, bond_vectors
 from jaxmlip.mechanics.optimisers import LBFGS
 from jaxmlip.mechanics.relaxation import (
@@ -351,7 +351,7 @@ def test_too_few_steps_are_said_with_what_is_left(morse, way):
 
 
 def test_relaxing_many_crystals_compiles_few_programs_and_more_of_them_none(morse, monkeypatch):
-    monkeypatch.setattr("jaxmlip.mechanics.relaxation.MESSAGES_ON_CPU", 3000)
+    monkeypatch.setattr("jaxmlip.crystals.batches.MOVING_ON_CPU", 3000)
     before = jaxmlip.potential._predict._cache_size()
     found = relax_many(morse, several() * 6)
     assert sum(r.steps for r in found) > 100
@@ -365,7 +365,7 @@ def test_calls_that_are_given_one_room_share_its_program(morse):
     everything = [
         rattled(GOOD, repeat, 0, cubic) for repeat in ((1, 1, 1), (2, 1, 1)) for cubic in (True, False)
     ]
-    (*_, room) = batching.rooms_for([morse.graph(atoms) for atoms in everything], 1000, 0.3)
+    (*_, room) = batches.rooms_for([morse.graph(atoms) for atoms in everything], 1000, 0.3)
     before = jaxmlip.potential._predict._cache_size()
     for atoms in everything:
         assert relax_many(morse, [atoms], room=room)[0].converged
@@ -373,7 +373,7 @@ def test_calls_that_are_given_one_room_share_its_program(morse):
 
 
 def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch):
-    monkeypatch.setattr("jaxmlip.mechanics.relaxation.MESSAGES_ON_CPU", 500)
+    monkeypatch.setattr("jaxmlip.crystals.batches.MOVING_ON_CPU", 500)
     batches = []
     compute = Potential.predict_graphs
     monkeypatch.setattr(
@@ -388,8 +388,8 @@ def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch
 
 def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
     easy = relax(morse, rattled()).atoms
-    monkeypatch.setattr("jaxmlip.mechanics.relaxation.MESSAGES_ON_CPU", 100_000)
-    monkeypatch.setattr("jaxmlip.mechanics.relaxation.PATIENCE", 3)
+    monkeypatch.setattr("jaxmlip.crystals.batches.MOVING_ON_CPU", 100_000)
+    monkeypatch.setattr("jaxmlip.crystals.batches.PATIENCE", 3)
     seen = []
     compute = Potential.predict_graphs
     monkeypatch.setattr(
@@ -399,7 +399,7 @@ def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
     )
     relax_many(morse, [easy] * 20 + [rattled(a=4.1)])
     assert len(set(seen)) == 2
-    assert seen[-1].atoms < seen[0].atoms / 4
+    assert seen[-1].messages < seen[0].messages / 4
 
 
 def test_structures_of_pymatgen_and_no_structures_are_accepted(morse):

@@ -33,7 +33,7 @@ from experiments.softening.elastic_results import (
     moduli_table,
     states_table,
 )
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.studies.study import Study, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.progress import track
@@ -107,12 +107,12 @@ def measure(
         return
     graphs = {key: potential.graph(entry["atoms"]) for key, entry in track(known.items(), "neighbours")}
     # Of all crystals, and each batch in one of them: the same programs serve to the end, and after a kill.
-    rooms = batching.rooms_for(list(graphs.values()), MESSAGES, SPARE)
+    rooms = batches.rooms_for(list(graphs.values()), MESSAGES, SPARE)
     home = {key: next(room for room in rooms if room.holds(batching.need([graphs[key]]))) for key in left}
     parts = [
         (room, part)
         for room in rooms
-        for part in batching.chunks([key for key in left if home[key] == room], size)
+        for part in batches.chunks([key for key in left if home[key] == room], size)
     ]
 
     def tensors(crystals: Sequence[Atoms]) -> list[Elasticity | ValueError]:
@@ -169,9 +169,8 @@ def stress_slopes(
                 moved.set_cell(atoms.cell @ (np.eye(3) + (eps + eps.T) / 2), scale_atoms=True)
                 graphs.append(potential.graph(moved))
     stress = np.empty((len(graphs), 3, 3))
-    for batch, room in batching.side_by_side(graphs, MESSAGES, rooms):
-        found = potential.predict_graphs([graphs[k] for k in batch], room)
-        stress[batch] = [p["stress"] for p in found]
+    for k, prediction in batches.each_predicted(potential, graphs, messages=MESSAGES, rooms=rooms):
+        stress[k] = prediction["stress"]
     rows = stress[:, *np.transpose(VOIGT)].reshape(-1, 6, 2, 6)
     return list((rows[:, :, 0] - rows[:, :, 1]).swapaxes(1, 2) / (2 * STEP) * GPA_PER_EV_PER_A3)
 
@@ -205,12 +204,11 @@ def measure_prototypes(
 ) -> None:
     """Keeps a row for each prototype: V₀ (Å³), B₀ (GPa) and B₁ of the model, and its B at DFT's V₀."""
     from jaxmlip.mechanics.equation_of_state import equations_of_state
-    from jaxmlip.potential import MESSAGES_PER_BATCH
 
     known, left = open_entries(study, label, entries)
     graphs = [potential.graph(entry["atoms"]) for entry in known.values()] if left else []
-    rooms = batching.rooms_for(graphs, MESSAGES_PER_BATCH)
-    for part in track(list(batching.chunks(left, size)), f"equations of state by {label}"):
+    rooms = batches.rooms_for(graphs, batches.MESSAGES)
+    for part in track(list(batches.chunks(left, size)), f"equations of state by {label}"):
         with quiet():
             found = equations_of_state(potential, [entries[key]["atoms"] for key in part], rooms=rooms)
         for key, state in zip(part, found, strict=True):

@@ -128,11 +128,10 @@ def on_silicon(
 ) -> dict:
     """The model on the images of DFT, its own band from there, and its forces in the frames on DFT's way."""
     from jaxmlip.derivatives.slopes import force_slope
-    from jaxmlip.mechanics.neb import SideBySide, band, path_length
+    from jaxmlip.mechanics.neb import band, path_length
 
-    together = SideBySide(potential)
-    single = [p["energy"] for p in together(images)]
-    found = [p["forces"].astype(float) for p in together([f.atoms for f in frames])]
+    single = [p["energy"] for p in potential.predict(images)]
+    found = [p["forces"].astype(float) for p in potential.predict([f.atoms for f in frames])]
     forces = force_slope(found, [f.labels.forces for f in frames])
     own = band(potential, *images, fmax=settings.fmax, steps=settings.steps)
     return {
@@ -170,7 +169,7 @@ def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) 
 
 def over_hops(study: Study, name: str, potential: Potential, settings: Settings, hops: list[Hop]) -> None:
     """ApproxNEB with the model, from the images of DFT on."""
-    from jaxmlip.crystals.batching import chunks
+    from jaxmlip.crystals.batches import chunks
     from jaxmlip.mechanics.neb import approximate_bands
     from jaxmlip.system.progress import track
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches
 from jaxmlip.data.dataset import Split
-from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
+from jaxmlip.potential import Potential
 from jaxmlip.system.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -19,8 +19,8 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 def predictions(potentials: Sequence[Potential], split: Any) -> list[dict[str, Any]]:
     """Sums of what several potentials predict for each crystal; magnetic moments are the first one's."""
     found: list[dict[str, Any]] = [{} for _ in range(len(split))]
-    index, room = batching.batches_of(np.asarray(split.sizes), MESSAGES_PER_BATCH)
-    for batch in track(index, "energies and forces"):
+    parts = batches.side_by_side(np.asarray(split.sizes), batches.MESSAGES)
+    for batch, room in track(parts, "energies and forces"):
         graphs = [split[k].graph for k in batch]
         for potential in potentials:
             for k, its in zip(batch, potential.predict_graphs(graphs, room), strict=True):

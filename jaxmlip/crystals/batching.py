@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
 from jaxmlip.crystals.graph import CrystalGraph
 
@@ -19,6 +18,11 @@ class Capacity(NamedTuple):
     long: int  # the other bonds
     angles: int
     crystals: int = 1
+
+    @property
+    def messages(self) -> int:
+        """Directed bonds and angles: what a model computes goes with their number."""
+        return 2 * (self.short + self.long) + self.angles
 
     def holds(self, need: Capacity) -> bool:
         return all(have >= n for have, n in zip(self, need, strict=True))
@@ -46,8 +50,19 @@ def round_up(n: int) -> int:
     return max(8, -(-n // step) * step)
 
 
+# Long bonds of the capacities for small crystals; atoms, short bonds and angles go with them.
+LADDER = (64, 128, 256, 512, 1024)
+
+
 def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
-    """The capacity from a short ladder that holds `graphs`, so that crystals of similar size share a program.
+    """The capacity from a short ladder that holds `graphs`, so that many crystals share few programs.
+
+    Small ones take one of ten capacities: each step doubles atoms, bonds and angles together, with one short
+    bond in four or as many as long ones. Rounded one by one, these numbers would be different for nearly
+    every crystal. Beyond 1024 long bonds, where padding costs more time than another program, they are
+    rounded one by one, as by `close_capacity`. Energy and Hessian of a padded small crystal take 1.5 to 4 times
+    as long as in its exact size (0.02 to 0.1 s more; to compile takes 10 s and more). For much work on one
+    crystal give `close_capacity` instead. `python -m benchmarks.library` measures it.
 
     `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
     a little more, since they fluctuate more.
@@ -55,13 +70,27 @@ def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
     return rounded(need(graphs), spare)
 
 
+def close_capacity(graphs: Sequence[CrystalGraph]) -> Capacity:
+    """The capacity with little more than `graphs` need, for much work on one of that size; see `round_up`."""
+    return close(need(graphs))
+
+
+def close(n: Capacity) -> Capacity:
+    """The capacity whose numbers are each rounded by themselves."""
+    return Capacity(*map(round_up, n[:4]), n.crystals)
+
+
 def rounded(n: Capacity, spare: float = 0.0) -> Capacity:
     """The capacity from the ladder of `capacity` that holds n."""
-
-    def rung(k: int) -> int:
-        return round_up(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))))
-
-    return Capacity(rung(n.atoms), rung(n.short), rung(n.long), rung(n.angles), n.crystals)
+    wanted = Capacity(
+        *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:4]), n.crystals
+    )
+    for long in LADDER:
+        for short in (long // 4, long):
+            rung = Capacity(long // 8, short, long, 3 * long, n.crystals)
+            if rung.holds(wanted):
+                return rung
+    return close(wanted)
 
 
 def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.float64) -> CrystalGraph:
@@ -131,91 +160,9 @@ def split_atoms(per_atom: np.ndarray, graphs: Sequence[CrystalGraph]) -> list[np
     return np.split(per_atom[: ends[-1]], ends[:-1])
 
 
-def batches(graphs: Sequence[CrystalGraph], messages: int) -> tuple[list[list[int]], Capacity]:
-    """Indices of `graphs` in batches of about `messages` bonds and angles, and one capacity for all.
-
-    Similar sizes go together; a crystal larger than the bound is a batch of its own.
-    """
-    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
-    return batches_of(np.array(sizes), messages)
-
-
-def batches_of(sizes: Int[np.ndarray, "n 4"], messages: int) -> tuple[list[list[int]], Capacity]:
-    """`batches` of crystals of which atoms, short bonds, long bonds and angles are known by number alone."""
-    cost = 2 * (sizes[:, 1] + sizes[:, 2]) + sizes[:, 3]
-    found: list[list[int]] = []
-    filled = 0
-    for k in np.argsort(-cost, kind="stable"):
-        if not found or filled + cost[k] > messages:
-            found.append([])
-            filled = 0
-        found[-1].append(int(k))
-        filled += cost[k]
-    each = [
-        rounded(Capacity(atoms + 1, short + 1, long, angles, len(batch)))
-        for batch in found
-        for atoms, short, long, angles in [sizes[batch].sum(axis=0).tolist()]
-    ]
-    return found, Capacity(*(max(column) for column in zip(*each, strict=True)))
-
-
-def rooms_for(graphs: Sequence[CrystalGraph], messages: int, spare: float = 0.0) -> list[Capacity]:
-    """A few capacities, ascending, of which the last holds the largest of `graphs`.
-
-    The first holds about `messages` bonds and angles, and atoms, bonds and angles as they are mixed in all
-    graphs together; each of the others is four times the one before. `spare` as in `capacity`.
-    """
-    if not graphs:
-        return []
-    whole = np.array(need(graphs))
-    largest = np.max([need([g]) for g in graphs], axis=0)
-    found: list[Capacity] = []
-    while not (found and found[-1].holds(Capacity(*largest))):
-        share = min(1.0, messages * 4 ** len(found) / max(1, 2 * whole[1:3].sum() + whole[3]))
-        found.append(any_number(rounded(Capacity(*np.ceil(share * whole).astype(int).tolist()), spare)))
-    return found
-
-
-def side_by_side(
-    graphs: Sequence[CrystalGraph], messages: int, rooms: Sequence[Capacity] = ()
-) -> list[tuple[list[int], Capacity]]:
-    """Batches of indices of `graphs`, crystals with similar numbers of atoms together, and their capacities.
-
-    Each crystal goes into the first of `rooms` that holds it; by default, and for those that fit nowhere,
-    they are made by `rooms_for`.
-    """
-    sizes = np.array([need([g]) for g in graphs]).reshape(-1, 5) - need([])
-    holds = [np.all(sizes <= np.array(room) - need([]), axis=1) for room in rooms]
-    homeless = np.flatnonzero(~np.any(holds, axis=0)) if rooms else np.arange(len(graphs))
-    made = rooms_for([graphs[k] for k in homeless], messages)
-    holds += [np.all(sizes <= np.array(room) - need([]), axis=1) for room in made]
-    found = []
-    left = np.argsort(-sizes[:, 0], kind="stable")
-    for room, held in zip([*rooms, *made], holds, strict=True):
-        waiting = left[held[left]]
-        left = left[~held[left]]
-        while len(waiting):
-            free, batch = np.array(room) - need([]), np.zeros(len(waiting), bool)
-            fits = np.ones(len(waiting), bool)
-            while fits.any():
-                first = np.argmax(fits)
-                batch[first] = True
-                free -= sizes[waiting[first]]
-                fits &= np.all(sizes[waiting] <= free, axis=1) & ~batch
-            found.append((waiting[batch].tolist(), room))
-            waiting = waiting[~batch]
-    return found
-
-
 def any_number(room: Capacity) -> Capacity:
     """`room` for as many crystals as so many atoms can make: their number alone makes no new program."""
     return room._replace(crystals=room.atoms)
-
-
-def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
-    """`items` in consecutive parts of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _words(c: Capacity) -> str:

@@ -10,12 +10,8 @@ from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import CrystalGraph
+from jaxmlip.crystals.batches import InFlight
 from jaxmlip.potential import Potential, Prediction
-
-SPARE = 0.15  # room for neighbours that come and go, as a fraction
-GROWTH = 0.5  # and once they did not fit
 
 
 class Calculator(ASECalculator):
@@ -47,23 +43,14 @@ class Calculator(ASECalculator):
                 "or a name that `jaxmlip models` lists."
             )
         self.potential = potential
-        self._room: batching.Capacity | None = None
+        self._compute = InFlight(potential, several=False)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
         graph = self.potential.graph(self.atoms)
         if "numbers" in system_changes:  # another crystal, not the same one moved
-            self._room = None
-        found = self.potential.predict_graphs([graph], self._room_for(graph))[0]
-        self.results = results(found)
-
-    def _room_for(self, graph: CrystalGraph) -> batching.Capacity:
-        if self._room is None:
-            self._room = batching.capacity([graph], SPARE)
-        elif not self._room.holds(batching.need([graph])):
-            grown = batching.capacity([graph], GROWTH)
-            self._room = batching.Capacity(*map(max, grown, self._room))
-        return self._room
+            self._compute = InFlight(self.potential, several=False)
+        self.results = results(self._compute([graph])[0])
 
 
 def results(prediction: Prediction) -> dict[str, float | np.ndarray]:

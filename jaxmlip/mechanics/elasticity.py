@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import as_atoms, check_repeats, repeating
 from jaxmlip.crystals.symmetry import (
     Pairs,
@@ -293,21 +293,21 @@ def elastic_tensors(
     place. Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
 
     With `symmetry`, operations of the space group that hold within so many Å give derivatives from a few
-    others, as exactly as they hold. `rooms` as `batching.side_by_side` has them: calls with the same share
+    others, as exactly as they hold. `rooms` as `batches.side_by_side` has them: calls with the same share
     the compiled programs. Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
     every = repeating(crystals, "elastic constants")
     graphs = potential.graphs(every)
     needed = [_needed(atoms, symmetry) for atoms in track(every, "symmetry")]
     found: list[Elasticity | ValueError] = [ValueError()] * len(every)
-    rooms = rooms or batching.rooms_for(graphs, MESSAGES)
+    rooms = rooms or batches.rooms_for(graphs, MESSAGES)
     alike: dict[int, list[int]] = {}  # crystals by how many blocks of columns they need
     for k, its in enumerate(needed):
         alike.setdefault(-(-its.count // BLOCK_SIZE), []).append(k)
     parts = [
         ([those[k] for k in batch], room)
         for _, those in sorted(alike.items())
-        for batch, room in batching.side_by_side([graphs[k] for k in those], MESSAGES, rooms)
+        for batch, room in batches.side_by_side([graphs[k] for k in those], MESSAGES, rooms)
     ]
     for batch, room in track(parts, "elastic constants"):
         response = Response.side_by_side(potential, [graphs[k] for k in batch], room)

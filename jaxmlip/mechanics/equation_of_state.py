@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import repeating
-from jaxmlip.potential import MESSAGES_PER_BATCH
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def equations_of_state(
     Fitted to `points` energies between 1 - `span` and 1 + `span` times the volume of the crystal. Where the
     minimum lies beyond them, it is fitted again around it. Crystals for which none is found have a ValueError
     in their place. All crystals are computed in batches, of the capacities `rooms` where they are given (see
-    `batching.side_by_side`). Use a potential of dtype "float64": differences of energies are small.
+    `batches.side_by_side`). Use a potential of dtype "float64": differences of energies are small.
 
     Raises ValueError as `elastic_tensors` does.
     """
@@ -90,7 +89,9 @@ def equations_of_state(
         scaled = [
             _scaled(every[k], V) for k, several in zip(searching, volumes, strict=True) for V in several
         ]
-        energies = np.reshape(_energies(potential, scaled, rooms), (len(searching), points))
+        graphs = [potential.graph(atoms) for atoms in track(scaled, "neighbours")]
+        predictions = batches.predicted(potential, graphs, rooms=rooms, what="energies")
+        energies = np.reshape([p["energy"] for p in predictions], (len(searching), points))
         left = []
         for k, V, E in zip(searching, volumes, energies, strict=True):
             try:
@@ -122,12 +123,3 @@ def _scaled(atoms: Atoms, volume: float) -> Atoms:
     moved = atoms.copy()
     moved.set_cell(atoms.cell * (volume / atoms.get_volume()) ** (1 / 3), scale_atoms=True)
     return moved
-
-
-def _energies(potential, crystals, rooms) -> np.ndarray:
-    graphs = [potential.graph(atoms) for atoms in track(crystals, "neighbours")]
-    found = np.empty(len(graphs))
-    for batch, room in track(batching.side_by_side(graphs, MESSAGES_PER_BATCH, rooms), "energies"):
-        predictions = potential.predict_graphs([graphs[k] for k in batch], room)
-        found[batch] = [p["energy"] for p in predictions]
-    return found

@@ -20,19 +20,17 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals.batches import InFlight
 from jaxmlip.crystals.graph import as_atoms
-from jaxmlip.mechanics.calculator import GROWTH, SPARE
 from jaxmlip.mechanics.relaxation import (
     MAX_STEP,
     METHODS,
     Method,
     NotConvergedWarning,
-    _messages,
-    _quiet,
+    quiet,
     relax_many,
 )
-from jaxmlip.potential import MESSAGES_PER_BATCH, Potential, Prediction
+from jaxmlip.potential import Potential
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -199,9 +197,9 @@ def bands(
         _Moving(guess, reason, climb, fmax, spring, steps, METHODS[optimiser]())
         for guess, reason in zip(guesses, reasons, strict=True)
     ]
-    together = SideBySide(potential)
-    _compute(together, [m.images for m in moving])
-    ended = _descend(together, moving)
+    compute = InFlight(potential)
+    _compute(compute, [m.images for m in moving])
+    ended = _descend(compute, moving)
     for _ in track(range(len(moving)), "bands"):
         next(ended)
     return _said([m.result() for m in moving])
@@ -244,42 +242,8 @@ def approximate_bands(
         ]
         force = max(r.max_force for r in inner)
         found.append(Band(together, not failed, "; ".join(failed), max(r.steps for r in inner), force))
-    _compute(SideBySide(potential), [[b.images[0], b.images[-1]] for b in found])
+    _compute(InFlight(potential), [[b.images[0], b.images[-1]] for b in found])
     return _said(found)
-
-
-class SideBySide:
-    """Predictions for many crystals at once, with one program until they outgrow it."""
-
-    def __init__(self, potential: Potential):
-        self.potential = potential
-        self.room: batching.Capacity | None = None
-
-    def __call__(self, crystals: Sequence[Atoms]) -> list[Prediction]:
-        """What the potential predicts, in as few calls as MESSAGES_PER_BATCH allows."""
-        with _quiet():
-            graphs = [self.potential.graph(crystal) for crystal in crystals]
-        found = []
-        while len(found) < len(graphs):
-            found += self._first_of(graphs[len(found) :])
-        return found
-
-    def _first_of(self, graphs) -> list[Prediction]:
-        most = next(
-            (
-                n
-                for n in range(1, len(graphs))
-                if _messages(batching.need(graphs[: n + 1])) > MESSAGES_PER_BATCH
-            ),
-            len(graphs),
-        )
-        need = batching.need(graphs[:most])
-        if self.room is None:
-            self.room = batching.any_number(batching.rounded(need, SPARE))
-        elif not self.room.holds(need):
-            grown = batching.rounded(need, GROWTH)
-            self.room = batching.any_number(batching.Capacity(*map(max, grown, self.room)))
-        return self.potential.predict_graphs(graphs[:most], self.room)
 
 
 class _Moving:
@@ -333,7 +297,7 @@ class _Moving:
         return Band(self.images, self.converged, self.reason, self.steps, self.max_force)
 
 
-def _descend(together: SideBySide, moving: list[_Moving]) -> Iterator[None]:
+def _descend(compute: InFlight, moving: list[_Moving]) -> Iterator[None]:
     """Moves all bands until each has ended; yields once for each."""
     while moving:
         left = []
@@ -344,15 +308,17 @@ def _descend(together: SideBySide, moving: list[_Moving]) -> Iterator[None]:
                 b.move()
                 left.append(b)
         moving = left
-        _compute(together, [b.images[1:-1] for b in moving])
+        _compute(compute, [b.images[1:-1] for b in moving])
 
 
-def _compute(together: SideBySide, images: Sequence[Sequence[Atoms]]) -> None:
+def _compute(compute: InFlight, images: Sequence[Sequence[Atoms]]) -> None:
     """Gives each image its energy (eV) and forces (eV/Å) as results of a calculator."""
     from ase.calculators.singlepoint import SinglePointCalculator
 
     each = [image for its in images for image in its]
-    for image, p in zip(each, together(each), strict=True):
+    with quiet():
+        graphs = [compute.potential.graph(image) for image in each]
+    for image, p in zip(each, compute(graphs), strict=True):
         image.calc = SinglePointCalculator(image, energy=p["energy"], forces=p["forces"].astype(float))
 
 

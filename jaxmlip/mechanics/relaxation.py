@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from jaxmlip.crystals import batching
+from jaxmlip.crystals.batches import InFlight
 from jaxmlip.crystals.graph import (
     CLOSEST,
     FLAT,
@@ -30,9 +30,9 @@ from jaxmlip.crystals.graph import (
     from_atoms,
     numbered,
 )
-from jaxmlip.mechanics.calculator import GROWTH, SPARE, Calculator
+from jaxmlip.mechanics.calculator import Calculator
 from jaxmlip.mechanics.optimisers import METHODS, Method
-from jaxmlip.potential import MESSAGES_PER_BATCH, Potential, Prediction
+from jaxmlip.potential import Potential, Prediction
 from jaxmlip.system.progress import track
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -42,12 +42,6 @@ if TYPE_CHECKING:
 SYMPREC = 0.01  # Å; how far atoms may be from the symmetry that spglib finds
 VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has been lost
 MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
-# Bonds and angles at once on a CPU: from a thousand on, time goes with their number there, and in more
-# room the last crystals would take their last steps beside empty places.
-MESSAGES_ON_CPU = 2_000
-# Crystals that have needed less than 1 / SHRINK of the room for PATIENCE steps get a smaller one. To compile
-# its program takes about as long as those steps did, and most crystals end before.
-SHRINK, PATIENCE = 4, 50
 OF_ASE = ("BFGS", "BFGSLineSearch", "LBFGSLineSearch", "FIRE2", "GPMin")
 
 
@@ -328,7 +322,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
             scalar_pressure=p,
         )
     run = getattr(ase.optimize, optimiser)(moving, logfile=None)
-    with _quiet():
+    with quiet():
         try:
             # ASE's own criterion knows no stress; 0 is never reached.
             for _ in run.irun(fmax=0.0, steps=goal.steps):
@@ -344,7 +338,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """On the way atoms may come close to each other; where they end there, the result says so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* Å apart; no potential was fitted")
@@ -489,7 +483,7 @@ class Seen:
 
 
 def _collided(atoms: Atoms) -> bool:
-    with _quiet():
+    with quiet():
         return len(from_atoms(atoms, CLOSEST).first) > 0
 
 
@@ -553,55 +547,20 @@ def _descend(
     room: batching.Capacity | None,
 ) -> Iterator[None]:
     """Moves all crystals until each has ended; yields once for each."""
-    if not waiting:
-        return
-    waiting.sort(key=lambda pair: -_messages(batching.need([pair[1]])))
+    waiting.sort(key=lambda pair: -batching.need([pair[1]]).messages)
     active: list[tuple[BatchDescent, CrystalGraph]] = []
-    room = _shared_room([g for _, g in waiting]) if room is None else room
-    wasted = 0  # steps in which most of the room was empty
+    compute = InFlight(potential, room)
+    compute.expect([g for _, g in waiting])
     while waiting or active:
-        waiting = _fill(active, waiting, room)
-        graphs = [g for _, g in active]
-        need = batching.need(graphs)
-        if wasted == PATIENCE:
-            room, wasted = batching.any_number(batching.capacity(graphs, SPARE)), 0
-        elif not room.holds(need):
-            grown = batching.Capacity(*map(max, batching.capacity(graphs, GROWTH), room))
-            room, wasted = batching.any_number(grown), 0
-        wasted = wasted + 1 if SHRINK * _messages(need) < _messages(room) else 0
+        admitted = compute.admits([g for _, g in active], [g for _, g in waiting])
+        active += [pair for pair, fits in zip(waiting, admitted, strict=True) if fits]
+        waiting = [pair for pair, fits in zip(waiting, admitted, strict=True) if not fits]
         moved = []
-        for (descent, _), prediction in zip(active, potential.predict_graphs(graphs, room), strict=True):
+        for (descent, _), prediction in zip(active, compute([g for _, g in active]), strict=True):
             if descent.see(prediction):
                 yield
             else:
                 descent.move()
                 moved.append(descent)
-        with _quiet():
+        with quiet():
             active = [(descent, potential.graph(descent.atoms)) for descent in moved]
-
-
-def _shared_room(graphs: Sequence[CrystalGraph]) -> batching.Capacity:
-    """Room for the largest of `graphs`, or for a batch of them in which all kinds have their share."""
-    most = MESSAGES_ON_CPU if jax.default_backend() == "cpu" else MESSAGES_PER_BATCH
-    share = min(1.0, most / _messages(batching.need(graphs)))
-    largest = [max(column) for column in zip(*(batching.need([g]) for g in graphs), strict=True)]
-    mixed = [int(share * n) for n in batching.need(graphs)]
-    return batching.any_number(batching.rounded(batching.Capacity(*map(max, largest, mixed)), SPARE))
-
-
-def _fill(active: list, waiting: list, room: batching.Capacity) -> list:
-    """Adds to `active` what fits into the room, but for what is to stay spare, and returns the rest."""
-    free = np.array(room) / (1 + SPARE) - batching.need([g for _, g in active])
-    left = []
-    for pair in waiting:
-        need = np.array(batching.need([pair[1]])) - batching.need([])
-        if active and np.any(need > free):
-            left.append(pair)
-        else:
-            active.append(pair)
-            free -= need
-    return left
-
-
-def _messages(need: batching.Capacity) -> int:
-    return 2 * (need.short + need.long) + need.angles

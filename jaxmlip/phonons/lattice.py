@@ -30,7 +30,7 @@ from jaxmlip.crystals.symmetry import (
     unfold,
 )
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.derivatives.response import Response
+from jaxmlip.derivatives.response import Response, Room
 from jaxmlip.mechanics.elasticity import internal_motion, warn_of_residuals
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.commensurate import fourier
@@ -90,7 +90,7 @@ class Lattice:
         symmetry: bool = True,
         symprec: float = SYMPREC,
         memory_limit: float | None = None,
-        room: batching.Capacity | None = None,
+        room: Room | None = None,
     ):
         if method not in get_args(Method):
             raise ValueError(f"found method={method!r}, needed 'auto', 'exact' or 'fourier'.")
@@ -101,6 +101,8 @@ class Lattice:
         self.symmetry = crystal if known else Symmetry(boxed.copy(), symprec)
         self.atoms = self.symmetry.atoms
         self.symmetric, self.method, self.tolerance = symmetry, method, tolerance
+        if room is None and memory_limit is None:
+            room = batching.close_capacity  # there is much to do in it
         self.response = Response(potential, self.atoms, memory_limit=memory_limit, room=room)
         self.nac = None if nac is None else nac.check(self.atoms)
         self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| of those that were computed

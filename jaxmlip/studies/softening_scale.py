@@ -80,24 +80,17 @@ def forces_by_material(
     One program computes the frames of all materials, large ones first, so materials come in another order.
     Raises ValueError as `from_atoms` does, before anything is computed.
     """
-    from jaxmlip.crystals import batching
-    from jaxmlip.potential import MESSAGES_PER_BATCH
+    from jaxmlip.crystals.batches import each_predicted
 
     owners = [(material, n) for material, group in materials.items() for n in range(len(group))]
     graphs = [potential.graph(materials[material][n].atoms) for material, n in track(owners, "neighbours")]
-    if not graphs:
-        return
     found: dict[str, dict[int, np.ndarray]] = {material: {} for material in materials}
-    index, room = batching.batches(graphs, MESSAGES_PER_BATCH)
-    for batch in track(index, "forces"):
-        for k, predicted in zip(
-            batch, potential.predict_graphs([graphs[k] for k in batch], room), strict=True
-        ):
-            material, n = owners[k]
-            found[material][n] = predicted["forces"].astype(float)
-            if len(found[material]) == len(materials[material]):
-                ready = found.pop(material)
-                yield material, [ready[n] for n in range(len(ready))]
+    for k, predicted in each_predicted(potential, graphs, what="forces"):
+        material, n = owners[k]
+        found[material][n] = predicted["forces"].astype(float)
+        if len(found[material]) == len(materials[material]):
+            ready = found.pop(material)
+            yield material, [ready[n] for n in range(len(ready))]
 
 
 def _components(forces: list[np.ndarray]) -> np.ndarray:

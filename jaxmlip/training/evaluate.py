@@ -14,11 +14,11 @@ from ase.data import chemical_symbols
 from jaxtyping import Float
 from rich.table import Table
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import PROPERTIES
-from jaxmlip.potential import MESSAGES_PER_BATCH, Potential
+from jaxmlip.potential import Potential
 from jaxmlip.system.console import console, say
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
 from jaxmlip.system.progress import track
@@ -50,10 +50,8 @@ def compare(potential: Potential, split: Split) -> Comparison:
     """
     found: list[dict[str, Pair]] = [{} for _ in range(len(split))]
     of = cache(partial(select, potential)) if potential.functionals else lambda functional: potential
-    index, room = (
-        batching.batches_of(np.asarray(split.sizes), MESSAGES_PER_BATCH) if len(split) else ([], None)
-    )
-    for batch in track(index, "energies and forces"):
+    parts = batches.side_by_side(np.asarray(split.sizes), batches.MESSAGES)
+    for batch, room in track(parts, "energies and forces"):
         examples = [split[k] for k in batch]
         predictions = potential.predict_graphs([e.graph for e in examples], room)
         for k, example, prediction in zip(batch, examples, predictions, strict=True):

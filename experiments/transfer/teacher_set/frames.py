@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from ase import Atoms
 
 from experiments.transfer.teacher_set.prototypes import Candidate, generator
 from experiments.transfer.teacher_set.settings import Settings
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential, Prediction
@@ -175,11 +175,7 @@ def predict(
 ) -> list[Prediction]:
     """In batches of crystals of like sizes, in the rooms of all."""
     graphs = [teacher.graph(atoms) for atoms in crystals]
-    found: list[Any] = [None] * len(graphs)
-    for batch, room in batching.side_by_side(graphs, MESSAGES, rooms):
-        for k, p in zip(batch, teacher.predict_graphs([graphs[k] for k in batch], room), strict=True):
-            found[k] = p
-    return found
+    return batches.predicted(teacher, graphs, messages=MESSAGES, rooms=rooms)
 
 
 def sensible(

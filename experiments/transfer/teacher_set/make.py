@@ -54,7 +54,7 @@ from experiments.transfer.teacher_set.results import (
     speed_table,
 )
 from experiments.transfer.teacher_set.settings import Settings
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.studies.study import Study, StudyError, load_models, run
 from jaxmlip.system.files import write_whole, writing
 from jaxmlip.system.progress import track
@@ -145,7 +145,7 @@ def divided(settings: Settings, symbols: Sequence[str]) -> list[Piece]:
     """All materials in parts, ground states first."""
     few = settings.structures < ALL_FRAMES * len(symbols)
     pieces = [
-        Piece([[ground_state(s)] for s in some], few) for some in batching.chunks(symbols, settings.part)
+        Piece([[ground_state(s)] for s in some], few) for some in batches.chunks(symbols, settings.part)
     ]
     waiting: list[list[Candidate]] = []
     for group in drawn(symbols, settings.seed):
@@ -195,7 +195,7 @@ def part_file(out: Path, k: int) -> Path:
 def sample_rooms(teacher: Potential, parts: Sequence[Piece]) -> list[batching.Capacity]:
     groups = list(islice((group for piece in parts for group in piece.groups), SAMPLE))
     graphs = [teacher.graph(enlarged(c.atoms())) for group in groups for c in group]
-    return batching.rooms_for(graphs, MESSAGES, SPARE)
+    return batches.rooms_for(graphs, MESSAGES, SPARE)
 
 
 def make_part(

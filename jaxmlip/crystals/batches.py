@@ -1,0 +1,205 @@
+"""Which crystals are computed together, and in which shapes.
+
+Many that are known beforehand are sorted into bins (`predicted`); those that move, and come and go, share one
+shape that grows and shrinks with them (`InFlight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from jaxmlip.crystals.batching import Capacity, any_number, need, rounded
+from jaxmlip.crystals.graph import CrystalGraph
+from jaxmlip.system.progress import track
+
+MESSAGES = 30_000  # bonds and angles in a batch; more gains no speed on a CPU
+# Of crystals that move: from a thousand on, time goes with their number on a CPU, and in a larger shape the
+# last ones would take their last steps beside empty places.
+MOVING_ON_CPU = 2_000
+AHEAD = 1_000  # crystals among which those are sought that fill a batch; among all it would take n² steps
+SPARE = 0.15  # of a shape, for neighbours that come and go
+GROWTH = 0.5  # and once they did not fit
+# Crystals that have needed less than 1 / SHRINK of a shape for PATIENCE steps get a smaller one. To compile
+# its program takes about as long as those steps did, and most crystals end before.
+SHRINK, PATIENCE = 4, 50
+
+
+class Predicts(Protocol):
+    """What is needed of a potential."""
+
+    def predict_graphs(self, graphs: Sequence[CrystalGraph], room: Capacity) -> list[Any]: ...
+
+
+def predicted(
+    potential: Predicts,
+    graphs: Sequence[CrystalGraph],
+    *,
+    messages: int = MESSAGES,
+    rooms: Sequence[Capacity] = (),
+    what: str = "energies and forces",
+) -> list[Any]:
+    """Predictions for `graphs`, in the same order, computed in batches; `what` names the progress bar.
+
+    See `side_by_side` for the other arguments.
+    """
+    found: list[Any] = [None] * len(graphs)
+    for k, prediction in each_predicted(potential, graphs, messages=messages, rooms=rooms, what=what):
+        found[k] = prediction
+    return found
+
+
+def each_predicted(
+    potential: Predicts,
+    graphs: Sequence[CrystalGraph],
+    *,
+    messages: int = MESSAGES,
+    rooms: Sequence[Capacity] = (),
+    what: str = "energies and forces",
+) -> Iterator[tuple[int, Any]]:
+    """As `predicted`: the number of each graph with its prediction, as soon as its batch is computed."""
+    for batch, room in track(side_by_side(sizes_of(graphs), messages, rooms), what):
+        yield from zip(batch, potential.predict_graphs([graphs[k] for k in batch], room), strict=True)
+
+
+def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
+    """Atoms, short bonds, long bonds and angles of each graph."""
+    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
+    return np.array(sizes, int).reshape(-1, 4)
+
+
+def rooms_for(
+    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, spare: float = 0.0
+) -> list[Capacity]:
+    """A few capacities, ascending, of which the last holds the largest of the crystals.
+
+    The first holds about `messages` bonds and angles, and atoms, bonds and angles as they are mixed in all
+    crystals together; each of the others is four times the one before. `spare` as in `capacity`.
+    """
+    sizes = _as_sizes(sizes)
+    if not len(sizes):
+        return []
+    whole, largest = (
+        _holding(n, crystals) for n, crystals in ((sizes.sum(0), len(sizes)), (sizes.max(0), 1))
+    )
+    found: list[Capacity] = []
+    while not (found and found[-1].holds(largest)):
+        share = min(1.0, messages * 4 ** len(found) / max(1, whole.messages))
+        found.append(any_number(rounded(Capacity(*(int(np.ceil(share * n)) for n in whole)), spare)))
+    return found
+
+
+def side_by_side(
+    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, rooms: Sequence[Capacity] = ()
+) -> list[tuple[list[int], Capacity]]:
+    """Batches of indices of crystals, those with similar numbers of atoms together, and their capacities.
+
+    Crystals are given as graphs or by their sizes, see `sizes_of`. Each goes into the first of `rooms` that
+    holds it; by default, and for those that fit nowhere, they are made by `rooms_for`.
+    """
+    sizes = _as_sizes(sizes)
+    homeless = ~np.any([_fit(sizes, room) for room in rooms], axis=0) if rooms else np.ones(len(sizes), bool)
+    found = []
+    left = np.argsort(-sizes[:, 0], kind="stable")
+    for room in [*rooms, *rooms_for(sizes[homeless], messages)]:
+        held = _fit(sizes[left], room)
+        waiting, left = left[held], left[~held]
+        while len(waiting):
+            batch = _filling(sizes[waiting[:AHEAD]], np.subtract(room, need([])))
+            found.append((waiting[batch].tolist(), room))
+            waiting = np.delete(waiting, batch)
+    return found
+
+
+def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
+    """`items` in consecutive parts of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+class InFlight:
+    """Predictions for crystals that move, and come and go, in one shape until they outgrow it.
+
+    The shape has spare room for neighbours that come. Where crystals need more it grows by half, and where
+    most of it has been empty for long it shrinks. `room` is the first shape; the default is made for the
+    first crystals, or for those that `expect` names. With `several=False` it is for one crystal at a time.
+    """
+
+    def __init__(self, potential: Predicts, room: Capacity | None = None, *, several: bool = True):
+        self.potential, self.room, self.several = potential, room, several
+        self.wasted = 0  # calls in which most of the shape was empty
+
+    def expect(self, graphs: Sequence[CrystalGraph]) -> None:
+        """Makes a shape for the largest of `graphs`, or for a batch in which all kinds have their share."""
+        if self.room is not None or not graphs:
+            return
+        most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
+        share = min(1.0, most / need(graphs).messages)
+        largest = [max(column) for column in zip(*(need([g]) for g in graphs), strict=True)]
+        mixed = [int(share * n) for n in need(graphs)]
+        self.room = any_number(rounded(Capacity(*map(max, largest, mixed)), SPARE))
+
+    def admits(self, active: Sequence[CrystalGraph], waiting: Sequence[CrystalGraph]) -> list[bool]:
+        """Which of `waiting` fit beside `active`, with room to spare; the first does where none is active."""
+        free, found = np.array(self.room) / (1 + SPARE) - need(active), []
+        nobody = not active
+        for graph in waiting:
+            size = np.subtract(need([graph]), need([]))
+            found.append(nobody or bool(np.all(size <= free)))
+            if found[-1]:
+                nobody = False
+                free -= size
+        return found
+
+    def __call__(self, graphs: Sequence[CrystalGraph]) -> list[Any]:
+        """Predictions in the same order, in as few calls as MESSAGES or a larger shape allow."""
+        most = max(MESSAGES, self.room.messages if self.room else 0)
+        ends = np.cumsum(sizes_of(graphs) @ (0, 2, 2, 1))
+        found: list[Any] = []
+        while (start := len(found)) < len(graphs):
+            before = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+            found += self.potential.predict_graphs(graphs[start:stop], self._room_for(graphs[start:stop]))
+        return found
+
+    def _room_for(self, graphs: Sequence[CrystalGraph]) -> Capacity:
+        needed = need(graphs)
+        if self.room is None or self.wasted == PATIENCE:
+            self._change(rounded(needed, SPARE))
+        elif not self.room.holds(needed):
+            self._change(Capacity(*map(max, rounded(needed, GROWTH), self.room)))
+        self.wasted = self.wasted + 1 if SHRINK * needed.messages < self.room.messages else 0
+        return self.room
+
+    def _change(self, room: Capacity) -> None:
+        self.room, self.wasted = any_number(room) if self.several else room, 0
+
+
+def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:
+    return crystals.reshape(-1, 4) if isinstance(crystals, np.ndarray) else sizes_of(crystals)
+
+
+def _holding(size: Int[np.ndarray, " 4"], crystals: int) -> Capacity:
+    """The capacity that crystals of so many atoms, bonds and angles fill exactly."""
+    return Capacity(*np.add(need([]), (*size, crystals)).tolist())
+
+
+def _fit(sizes: Int[np.ndarray, "n 4"], room: Capacity) -> np.ndarray:
+    return np.all(sizes <= np.subtract(room, need([]))[:4], axis=1)
+
+
+def _filling(sizes: Int[np.ndarray, "n 4"], free: Int[np.ndarray, " 5"]) -> list[int]:
+    """Which of the crystals go together into what is free: the first, and then each next one that fits."""
+    sizes = np.column_stack([sizes, np.ones(len(sizes), int)])
+    found: list[int] = []
+    fits = np.all(sizes <= free, axis=1)
+    while fits.any():
+        found.append(int(np.argmax(fits)))
+        free = free - sizes[found[-1]]
+        fits[found[-1]] = False
+        fits &= np.all(sizes <= free, axis=1)
+    return found
