@@ -60,9 +60,9 @@ def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
     Small ones take one of ten capacities: each step doubles atoms, bonds and angles together, with one short
     bond in four or as many as long ones. Rounded one by one, these numbers would be different for nearly
     every crystal. Beyond 1024 long bonds, where padding costs more time than another program, they are
-    rounded one by one, as by `close_capacity`. Energy and Hessian of a padded small crystal take 1.5 to 4 times
-    as long as in its exact size (0.02 to 0.1 s more; to compile takes 10 s and more). For much work on one
-    crystal give `close_capacity` instead. `python -m benchmarks.library` measures it.
+    rounded one by one, as by `close_capacity`. Energy and Hessian of a padded small crystal take 1.5 to 4
+    times as long as in its exact size (0.02 to 0.1 s more; to compile takes 10 s and more). For much work on
+    one crystal give `close_capacity` instead. `python -m benchmarks.library` measures it.
 
     `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
     a little more, since they fluctuate more.
