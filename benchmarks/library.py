@@ -82,9 +82,9 @@ def seconds(potential: Potential, atoms: Atoms, exact: bool = False) -> float:
     start = time.perf_counter()
     if exact:
         graph = potential.graph(atoms)
-        room = batching.need([graph])
-        potential.predict_graphs([graph], room)
-        hessian_columns(potential, atoms, np.arange(3 * len(atoms)), room=room)
+        shape = batching.exact_shape([graph])
+        potential.predict_graphs([graph], shape)
+        hessian_columns(potential, atoms, np.arange(3 * len(atoms)), shape=shape)
     else:
         potential.predict(atoms)
         jaxmlip.hessian(potential, atoms)

@@ -249,12 +249,12 @@ class Potential:
         """
         if not isinstance(crystals, Iterable) or _is_structure(crystals):
             graph = self.graph(crystals)
-            return self.predict_graphs([graph], batching.capacity([graph]))[0]
+            return self.predict_graphs([graph], batching.shape_for([graph]))[0]
         return batches.predicted(self, self.graphs(crystals))
 
-    def predict_graphs(self, graphs: Sequence[CrystalGraph], room: batching.Capacity) -> list[Prediction]:
-        """`Prediction`s for graphs computed as one batch of the given capacity."""
-        packed = batching.pack(graphs, room, np.dtype(self.dtype))
+    def predict_graphs(self, graphs: Sequence[CrystalGraph], shape: batching.BatchShape) -> list[Prediction]:
+        """`Prediction`s for graphs computed as one batch of the given shape."""
+        packed = batching.pack(graphs, shape, np.dtype(self.dtype))
         with self.precision():
             e, stress, per_atom = jax.device_get(_predict(self.energy_fn, self.arrays, packed))
         split = {name: batching.split_atoms(x, graphs) for name, x in per_atom.items()}
@@ -393,7 +393,7 @@ def atomic_numbers(model: nn.Module) -> tuple[int, ...]:
 def _initial(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     """The parameters of a potential, as the network initialises them, with reference energies of zero."""
     # Padding alone: parameters do not depend on the sizes of a graph.
-    graph = batching.pack([], batching.Capacity(1, 1, 1, 1, 1), np.float32)
+    graph = batching.pack([], batching.BatchShape(1, 1, 1, 1, 1), np.float32)
     variables = model.init(key, graph)
     made = {"network": variables["params"]}
     if "constants" in variables:

@@ -45,11 +45,11 @@ def train(dtype: str, mesh) -> dict[str, np.ndarray]:
     examples = labelled(potential, metals)
     shards = np.array_split(np.arange(len(examples)), mesh.size)
     parts = [[examples[k] for k in shard] for shard in shards]
-    room = batching.Capacity(
-        *map(max, *(batching.capacity([e.graph for e in part]) for part in [*parts, *parts]))
+    shape = batching.BatchShape(
+        *map(max, *(batching.shape_for([e.graph for e in part]) for part in [*parts, *parts]))
     )
     mine = [parts[k] for k in parallel.local_shards(mesh)]
-    batch = stack([collate(p, room, REFERENCES, np.random.default_rng(0), dtype) for p in mine])
+    batch = stack([collate(p, shape, REFERENCES, np.random.default_rng(0), dtype) for p in mine])
     config = OptimizerConfig(ema=0.9, clip=1.0)
     state = init_state(potential, config, STEPS, mesh)
     step = make_train_step(potential, LOSS, config, STEPS, mesh)

@@ -53,26 +53,26 @@ def test_packed_bonds_join_the_atoms_that_they_joined(any_potential, crystals):
 
 def test_what_does_not_fit_is_refused_with_what_it_needs(any_potential):
     graph = any_potential.graph(bulk("NaCl", "rocksalt", 5.64))
-    room = batching.need([graph])
+    shape = batching.exact_shape([graph])
     with pytest.raises(ValueError, match=r"need 4 atoms.*holds 2"):
-        batching.pack([graph, graph], room)
+        batching.pack([graph, graph], shape)
 
 
 def test_crystals_side_by_side_are_each_in_one_batch_that_has_room_for_them(any_potential, crystals):
     large = crystals[0].repeat((3, 2, 2))
     graphs = [any_potential.graph(c) for c in [*crystals * 7, large]]
-    rooms = batches.rooms_for(graphs, 500)
-    assert 1 < len(rooms) < 5
+    shapes = batches.shapes_for(graphs, 500)
+    assert 1 < len(shapes) < 5
     found = batches.side_by_side(graphs, 500)
     assert sorted(k for batch, _ in found for k in batch) == list(range(len(graphs)))
     assert len(found) < len(graphs) / 2
-    for batch, room in found:
-        assert room in rooms
-        assert room.holds(batching.need([graphs[k] for k in batch]))
-    # The large one does not make all batches large, and rooms that are given serve as far as they do.
-    assert sum(room == rooms[-1] for _, room in found) == 1
-    given = batches.side_by_side(graphs, 500, rooms[:1])
-    assert given[0][1] == rooms[0]
+    for batch, shape in found:
+        assert shape in shapes
+        assert shape.fits(batching.exact_shape([graphs[k] for k in batch]))
+    # The large one does not make all batches large, and shapes that are given serve as far as they do.
+    assert sum(shape == shapes[-1] for _, shape in found) == 1
+    given = batches.side_by_side(graphs, 500, shapes[:1])
+    assert given[0][1] == shapes[0]
     assert sorted(k for batch, _ in given for k in batch) == list(range(len(graphs)))
     assert batches.side_by_side([], 500) == []
 
@@ -80,11 +80,11 @@ def test_crystals_side_by_side_are_each_in_one_batch_that_has_room_for_them(any_
 def test_crystals_in_flight_share_a_shape_that_grows_and_shrinks_with_them(any_potential):
     class Recorder:
         def __init__(self):
-            self.rooms = []
+            self.shapes = []
 
-        def predict_graphs(self, graphs, room):
-            assert room.holds(batching.need(graphs))
-            self.rooms.append(room)
+        def predict_graphs(self, graphs, shape):
+            assert shape.fits(batching.exact_shape(graphs))
+            self.shapes.append(shape)
             return [len(g.species) for g in graphs]
 
     potential, few = Recorder(), [any_potential.graph(bulk("Cu").repeat((2, 2, n))) for n in (2, 3)]
@@ -96,13 +96,13 @@ def test_crystals_in_flight_share_a_shape_that_grows_and_shrinks_with_them(any_p
     assert compute([]) == []
     for _ in range(batches.PATIENCE + 1):
         assert compute(few[::-1]) == [12, 8]
-    first, same, grown, *later = potential.rooms
+    first, same, grown, *later = potential.shapes
     assert first == same == later[-1]
     assert set(later[: batches.PATIENCE]) == {grown}
     assert compute.admits(few, few) == [False, False]
     assert compute.admits([], many) == [True, False, False]  # what is too large alone grows the shape
     assert batches.InFlight(potential, several=False)(few[:1]) == [8]
-    assert potential.rooms[-1].crystals == 1
+    assert potential.shapes[-1].crystals == 1
 
 
 def test_screening_many_crystals_compiles_one_program(any_potential):

@@ -32,10 +32,10 @@ PROTOTYPES |= {("oxides", "Mg-XO"): CRYSTALS["mp-1"]}
 
 def write_data(root: Path, potential) -> dict[str, list[float] | None]:
     """Both sets in the layout of the public files, labelled by the potential; its K and G where stable."""
-    # In the rooms of the experiment, whose programs then serve twice.
+    # In the shapes of the experiment, whose programs then serve twice.
     graphs = [potential.graph(atoms) for atoms in CRYSTALS.values()]
-    rooms = batches.rooms_for(graphs, MESSAGES, SPARE)
-    found = elastic_tensors(potential, list(CRYSTALS.values()), rooms)
+    shapes = batches.shapes_for(graphs, MESSAGES, SPARE)
+    found = elastic_tensors(potential, list(CRYSTALS.values()), shapes)
     own = {
         key: list(x.hill) if not isinstance(x, ValueError) and x.stable else None
         for key, x in zip(CRYSTALS, found, strict=True)
@@ -53,8 +53,8 @@ def write_data(root: Path, potential) -> dict[str, list[float] | None]:
     (root / BINARIES).parent.mkdir(parents=True)
     (root / BINARIES).write_bytes(gzip.compress(json.dumps(entries).encode()))
     graphs = [potential.graph(atoms) for atoms in PROTOTYPES.values()]
-    rooms = batches.rooms_for(graphs, batches.MESSAGES)
-    states = equations_of_state(potential.astype("float64"), list(PROTOTYPES.values()), rooms=rooms)
+    shapes = batches.shapes_for(graphs, batches.MESSAGES)
+    states = equations_of_state(potential.astype("float64"), list(PROTOTYPES.values()), shapes=shapes)
     (root / ACWF).mkdir()
     with tarfile.open(root / ACWF / "xsfs_PBE_v1_structures.tar.xz", "w:xz") as archive:
         for (family, name), atoms in PROTOTYPES.items():

@@ -45,24 +45,24 @@ def zincblende() -> Atoms:
 
 
 class Model:
-    """A potential whose programs are compiled once, for one capacity."""
+    """A potential whose programs are compiled once, for one shape."""
 
     def __init__(self, potential, crystals):
-        each = [batching.need([potential.graph(atoms)]) for atoms in crystals]
+        each = [batching.exact_shape([potential.graph(atoms)]) for atoms in crystals]
         most = (batching.round_up(int(1.2 * max(n))) for n in zip(*each, strict=True))
-        self.potential, self.room = potential, batching.Capacity(*most)._replace(crystals=1)
+        self.potential, self.shape = potential, batching.BatchShape(*most)._replace(crystals=1)
 
     def elastic(self, atoms: Atoms) -> Elasticity:
-        return elastic_tensor(self.potential, atoms, self.room)
+        return elastic_tensor(self.potential, atoms, self.shape)
 
     def predict(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
         """Forces (eV/Å) and stress (GPa); a test below compares them with those of the potential."""
-        found = Response(self.potential, atoms, room=self.room)
+        found = Response(self.potential, atoms, shape=self.shape)
         return found.forces, found.stress * GPA_PER_EV_PER_A3
 
     def second_derivatives(self, atoms: Atoms) -> np.ndarray:
         """Derivatives by positions and the nine elements of ε, before anything is made symmetric."""
-        found = Response(self.potential, atoms, room=self.room)
+        found = Response(self.potential, atoms, shape=self.shape)
         n, size = len(atoms), found.graph.positions.size
         columns = np.array([*range(3 * n), *range(size, size + 9)])
         forces, slopes = found.strained_columns(columns[:, None])
@@ -196,9 +196,9 @@ def test_the_tensor_turns_with_the_crystal(model, crystal):
 def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, crystal, zincblende):
     """One atom, two and five: some have columns where others have none left."""
     several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]
-    room = model.room._replace(atoms=2 * model.room.atoms, crystals=5)
+    shape = model.shape._replace(atoms=2 * model.shape.atoms, crystals=5)
     programs = response._strained_columns._cache_size()
-    together = elastic_tensors(model.potential, several, [room])
+    together = elastic_tensors(model.potential, several, [shape])
     assert (
         response._strained_columns._cache_size() - programs <= 2
     )  # the column blocks of large and of small batches
@@ -226,9 +226,9 @@ def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal
     doubled = zincblende.repeat((2, 1, 1))
     several = [turned, zincblende, doubled, rutile, bulk("Cu"), crystal]
     assert [_needed(atoms, 1e-5).count for atoms in several] == [4, 12, 12, 8, 3, 21]
-    room = model.room._replace(atoms=2 * model.room.atoms, crystals=6)
-    every = elastic_tensors(model.potential, several, [room])
-    few = elastic_tensors(model.potential, several, [room], symmetry=1e-5)
+    shape = model.shape._replace(atoms=2 * model.shape.atoms, crystals=6)
+    every = elastic_tensors(model.potential, several, [shape])
+    few = elastic_tensors(model.potential, several, [shape], symmetry=1e-5)
     for one, other in zip(few, every, strict=True):
         scale = np.abs(other.clamped).max()
         for name in ("C", "clamped", "stress"):
@@ -240,13 +240,13 @@ def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal
 
 def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_crystals_no_new_program(model):
     loose = Atoms("HeNe", [[0, 0, 0], [0, 0, 8]], cell=[14, 14, 16], pbc=True)
-    room = model.room._replace(crystals=5)
-    first, second, third = elastic_tensors(model.potential, [bulk("Cu"), loose, bulk("Cu")], [room])
+    shape = model.shape._replace(crystals=5)
+    first, second, third = elastic_tensors(model.potential, [bulk("Cu"), loose, bulk("Cu")], [shape])
     assert isinstance(second, ValueError)
     assert "meet no resistance" in str(second)
     np.testing.assert_allclose(first.C, third.C, atol=1e-9 * np.abs(first.C).max())
     before = response._linearise._cache_size(), response._strained_columns._cache_size()
-    elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], [room])
+    elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], [shape])
     assert (response._linearise._cache_size(), response._strained_columns._cache_size()) == before
     assert elastic_tensors(model.potential, []) == []
 

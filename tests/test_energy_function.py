@@ -347,8 +347,8 @@ def test_padding_gives_no_gradient_of_parameters_that_is_none():
 
     its = Potential.from_energy(fn, 3.5, [14], {"w": np.float32(1.0)})
     graph = its.graph(bulk("Si"))
-    room = batching.capacity([graph])._replace(crystals=3)
-    packed = batching.pack([graph], room, np.float32)
+    shape = batching.shape_for([graph])._replace(crystals=3)
+    packed = batching.pack([graph], shape, np.float32)
 
     def squared(params):
         from jaxmlip.derivatives.gradients import energy_forces_stress

@@ -95,7 +95,7 @@ def test_missing_labels_are_left_out_and_vanishing_ones_have_no_slope(potential,
 def test_hessian_columns_are_compared_with_those_of_the_model(potential, frames, monkeypatch):
     whole = np.random.default_rng(2).normal(size=(6, 6))
     monkeypatch.setattr(
-        "jaxmlip.derivatives.hessian.hessian_columns", lambda potential, atoms, columns, room: whole[columns]
+        "jaxmlip.derivatives.hessian.hessian_columns", lambda potential, atoms, columns, shape: whole[columns]
     )
     columns = np.array([0, 4])
     crystals = [LabelledCrystal(atoms, Labels()) for atoms in frames]

@@ -99,7 +99,7 @@ def test_hessian_columns_are_compared_with_the_functional_that_they_are_of(monke
     joined = join(potential, NAMES[:2])
     asked = []
 
-    def columns_of(one, atoms, columns, room):
+    def columns_of(one, atoms, columns, shape):
         asked.append((one.manifest["functional"], atoms.get_chemical_formula()))
         return np.zeros((6, len(columns)))
 

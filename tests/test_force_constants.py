@@ -70,12 +70,12 @@ LOPSIDED = ((0, 1, 1), (2, 0, 1), (1, 1, -1))
 
 
 @pytest.fixture(scope="module")
-def room(any_potential) -> batching.Capacity:
+def shape(any_potential) -> batching.BatchShape:
     """For every supercell here, so that they share compiled programs."""
     pairs = [*SYMMETRIC.values(), (triclinic(), (3, 2, 1)), (triclinic(), LOPSIDED)]
     repeated = [make_supercell(a, s if np.ndim(s) == 2 else np.diag(s)) for a, s in pairs]
-    needs = [batching.need([any_potential.graph(a)]) for a in repeated]
-    return batching.Capacity(*(max(column) + 1 for column in zip(*needs, strict=True)))._replace(crystals=1)
+    needs = [batching.exact_shape([any_potential.graph(a)]) for a in repeated]
+    return batching.BatchShape(*(max(column) + 1 for column in zip(*needs, strict=True)))._replace(crystals=1)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def primitive() -> Atoms:
 
 
 @pytest.fixture(scope="module")
-def constants(any_potential, primitive, room) -> ForceConstants:
-    return force_constants(any_potential, primitive, (3, 2, 1), room=room)
+def constants(any_potential, primitive, shape) -> ForceConstants:
+    return force_constants(any_potential, primitive, (3, 2, 1), shape=shape)
 
 
 def assert_same(found: ForceConstants, expected: ForceConstants, tolerance: float) -> None:
@@ -119,40 +119,40 @@ def counted(monkeypatch) -> list[int]:
     ],
 )
 def test_symmetry_gives_all_columns_as_far_as_the_supercell_has_it(
-    any_potential, room, name, columns, monkeypatch
+    any_potential, shape, name, columns, monkeypatch
 ):
     atoms, supercell = SYMMETRIC[name]
-    full = force_constants(any_potential, atoms, supercell, room=room)
+    full = force_constants(any_potential, atoms, supercell, shape=shape)
     seen = counted(monkeypatch)
-    found = force_constants(any_potential, atoms, supercell, symmetry=True, room=room)
+    found = force_constants(any_potential, atoms, supercell, symmetry=True, shape=shape)
     assert len(seen) == columns
     assert_same(found, full, 1e-10)
 
 
-def test_a_crystal_without_symmetry_is_computed_whole(any_potential, room, primitive, constants):
-    found = force_constants(any_potential, primitive, (3, 2, 1), symmetry=True, room=room)
+def test_a_crystal_without_symmetry_is_computed_whole(any_potential, shape, primitive, constants):
+    found = force_constants(any_potential, primitive, (3, 2, 1), symmetry=True, shape=shape)
     assert_same(found, constants, 1e-12)
 
 
-def test_symmetry_that_the_crystal_has_not_shows_as_a_difference(any_potential, room):
+def test_symmetry_that_the_crystal_has_not_shows_as_a_difference(any_potential, shape):
     """So that the tests above could fail: a tolerance that lets a moved atom pass for a symmetric one."""
     atoms = rutile()
     atoms.positions[2] += [0.01, 0, 0.02]
-    full = force_constants(any_potential, atoms, (1, 1, 1), room=room)
-    found = force_constants(any_potential, atoms, (1, 1, 1), symmetry=True, symprec=0.1, room=room)
+    full = force_constants(any_potential, atoms, (1, 1, 1), shape=shape)
+    found = force_constants(any_potential, atoms, (1, 1, 1), symmetry=True, symprec=0.1, shape=shape)
     assert np.abs(found.phi - full.phi).max() > 1e-4
 
 
-def test_a_matrix_names_the_supercell_by_its_lattice_vectors(any_potential, room, primitive):
+def test_a_matrix_names_the_supercell_by_its_lattice_vectors(any_potential, shape, primitive):
     """Frequencies at the commensurate wave vectors are those of the supercell's whole Hessian."""
     matrix = np.array(LOPSIDED)
-    found = force_constants(any_potential, primitive, matrix, room=room)
+    found = force_constants(any_potential, primitive, matrix, shape=shape)
     supercell = Atoms(cell=matrix @ primitive.cell.array, pbc=True)
     for R in found.cells:
         supercell += Atoms(primitive.numbers, primitive.positions + R @ primitive.cell.array)
     assert len(found.cells) == round(abs(np.linalg.det(matrix)))
     root_mass = np.sqrt(np.repeat(supercell.get_masses(), 3))
-    whole = hessian_columns(any_potential, supercell, np.arange(3 * len(supercell)), room=room)
+    whole = hessian_columns(any_potential, supercell, np.arange(3 * len(supercell)), shape=shape)
     squared = np.linalg.eigvalsh(whole / np.outer(root_mass, root_mass))
     thz = frequencies(found)
     ours = np.sort((np.sign(thz) * thz**2).ravel())
@@ -164,10 +164,10 @@ def test_a_matrix_names_the_supercell_by_its_lattice_vectors(any_potential, room
     np.testing.assert_allclose(between, exact, atol=1e-12 * np.abs(exact).max())
 
 
-def test_matrices_that_span_the_same_lattice_give_the_same(any_potential, room, primitive, constants):
+def test_matrices_that_span_the_same_lattice_give_the_same(any_potential, shape, primitive, constants):
     matrix = np.diag([3, 2, 1])
     other = np.array([[1, 1, 0], [0, 1, 0], [3, -2, 1]]) @ matrix
-    assert_same(force_constants(any_potential, primitive, other, room=room), constants, 1e-12)
+    assert_same(force_constants(any_potential, primitive, other, shape=shape), constants, 1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -231,9 +231,9 @@ def test_the_sum_rule_changes_no_wave_but_the_one_at_gamma(constants):
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
-def test_the_space_group_once_imposed_is_a_projection_that_leaves_exact_constants(any_potential, room, name):
+def test_the_space_group_once_imposed_is_a_projection_that_leaves_exact_constants(any_potential, shape, name):
     atoms, supercell = SYMMETRIC[name]
-    exact = force_constants(any_potential, atoms, supercell, symmetry=True, room=room)
+    exact = force_constants(any_potential, atoms, supercell, symmetry=True, shape=shape)
     assert with_space_group(exact).imposed["space_group"] < 1e-10
     rough = disturbed(exact, 1e-3)
     once = with_space_group(rough)
@@ -246,20 +246,20 @@ def test_the_space_group_once_imposed_is_a_projection_that_leaves_exact_constant
     assert set(both.imposed) == {"space_group", "sum_rule"}
 
 
-def test_what_is_imposed_is_off_by_default_and_reported(any_potential, room):
+def test_what_is_imposed_is_off_by_default_and_reported(any_potential, shape):
     atoms, supercell = SYMMETRIC["rutile"]
-    assert force_constants(any_potential, atoms, supercell, room=room).imposed == {}
-    found = force_constants(any_potential, atoms, supercell, sum_rule=True, space_group=True, room=room)
+    assert force_constants(any_potential, atoms, supercell, shape=shape).imposed == {}
+    found = force_constants(any_potential, atoms, supercell, sum_rule=True, space_group=True, shape=shape)
     assert set(found.imposed) == {"space_group", "sum_rule"}
     assert max(found.imposed.values()) < 1e-9  # an exact Hessian has both
 
 
 def test_small_displacements_give_the_hessian_and_padding_changes_nothing(
-    any_potential, room, primitive, constants
+    any_potential, shape, primitive, constants
 ):
     scale = np.abs(constants.phi).max()
-    for shared in (None, room):
-        by_forces = displaced_force_constants(any_potential, primitive, (3, 2, 1), 1e-4, room=shared)
+    for shared in (None, shape):
+        by_forces = displaced_force_constants(any_potential, primitive, (3, 2, 1), 1e-4, shape=shared)
         assert_same(by_forces, constants, 1e-5 * scale)
     assert_same(force_constants(any_potential, primitive, (3, 2, 1)), constants, 1e-12 * scale)
 

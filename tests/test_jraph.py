@@ -61,8 +61,8 @@ def test_edges_run_from_senders_whose_image_the_shift_tells_to_receivers(all_kin
 
 def test_a_padded_batch_comes_back_without_its_padding(all_kinds):
     graphs = [from_atoms(atoms, 5.0) for atoms in all_kinds]
-    room = batching.capacity(graphs)._replace(crystals=len(graphs) + 3)
-    packed = batching.pack(graphs, room)
+    shape = batching.shape_for(graphs)._replace(crystals=len(graphs) + 3)
+    packed = batching.pack(graphs, shape)
     back = CrystalGraph.from_jraph(packed.to_jraph())
     with jax.enable_x64(True):
         assert same(CrystalGraph.from_jraph(packed.to_jraph(padded=True)), back)
@@ -79,7 +79,7 @@ def test_padding_is_where_the_masks_of_jraph_look_for_it(all_kinds):
     graphs = [from_atoms(atoms, 5.0) for atoms in all_kinds]
     for packed in (
         batching.pack(graphs),
-        batching.pack(graphs, batching.capacity(graphs)._replace(crystals=len(graphs) + 3)),
+        batching.pack(graphs, batching.shape_for(graphs)._replace(crystals=len(graphs) + 3)),
         graphs[0],
     ):
         padded = jax.jit(lambda graph: graph.to_jraph(padded=True))(packed)

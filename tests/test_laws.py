@@ -169,7 +169,7 @@ def test_a_supercell_has_the_energy_of_its_cells_and_their_forces(predicted):
 def test_a_batch_gives_what_each_crystal_gives_alone(architecture, crystals):
     together = architecture.predict(crystals)
     graphs = [architecture.graph(atoms) for atoms in crystals]
-    most = batching.Capacity(*map(max, *(batching.capacity([graph]) for graph in graphs)))
+    most = batching.BatchShape(*map(max, *(batching.shape_for([graph]) for graph in graphs)))
     for graph, one in zip(graphs, together, strict=True):
         (alone,) = architecture.predict_graphs([graph], most)
         assert_same(one, alone)
@@ -196,8 +196,8 @@ def test_site_energies_add_up_to_the_energy(predicted):
 
 def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal):
     graph = architecture.graph(crystal)
-    exact = batching.need([graph])
-    wide = batching.Capacity(*(n + 13 for n in exact[:4]), crystals=3)
+    exact = batching.exact_shape([graph])
+    wide = batching.BatchShape(*(n + 13 for n in exact[:4]), crystals=3)
     v = np.random.default_rng(1).normal(size=(len(crystal), 3))
     found = []
 
@@ -205,8 +205,8 @@ def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal)
         slope, curvature = jax.jvp(gradient(architecture.energy, packed), (packed.positions,), (padded,))
         return architecture.energy(packed), slope, curvature
 
-    for room in (exact, wide):
-        packed = batching.pack([graph], room)
+    for shape in (exact, wide):
+        packed = batching.pack([graph], shape)
         padded = np.zeros_like(packed.positions)
         padded[: len(v)] = v
         with architecture.precision():
@@ -305,10 +305,10 @@ def test_an_isolated_atom_is_the_limit_of_pulling_atoms_apart(predicted):
 
 
 def test_an_isolated_atom_has_no_curvature(potential, crystal, variants):
-    # With the room and the number of columns of the Hessian above, whose programs serve here too.
-    room = batching.capacity([potential.graph(crystal)])
+    # With the shape and the number of columns of the Hessian above, whose programs serve here too.
+    shape = batching.shape_for([potential.graph(crystal)])
     columns = np.arange(3 * len(crystal)) % 3
-    rows = hessian_columns(potential, variants["atoms alone"][0], columns, room=room)
+    rows = hessian_columns(potential, variants["atoms alone"][0], columns, shape=shape)
     np.testing.assert_array_equal(rows, 0)
 
 

@@ -29,7 +29,7 @@ class DoubleWell:
     def graph(self, crystal):
         return from_atoms(crystal, 3.0)
 
-    def predict_graphs(self, graphs, room):
+    def predict_graphs(self, graphs, shape):
         return [self.predict_one(np.asarray(g.positions, float)) for g in graphs]
 
     def predict_one(self, positions):

@@ -55,17 +55,17 @@ def compiled():
 @pytest.mark.parametrize("name", CUTOFFS)
 def test_a_hundred_small_crystals_take_less_than_ten_shapes(library, name):
     graphs = [from_atoms(atoms, CUTOFFS[name]) for atoms in library]
-    shapes = Counter(batching.capacity([graph]) for graph in graphs)
+    shapes = Counter(batching.shape_for([graph]) for graph in graphs)
     assert 1 < len(shapes) < 10
     for graph in graphs:
-        assert batching.capacity([graph]).holds(batching.need([graph]))
+        assert batching.shape_for([graph]).fits(batching.exact_shape([graph]))
 
 
 def test_energies_and_hessians_of_a_library_compile_one_program_for_each_shape(
     any_potential, library, compiled
 ):
     some = [atoms for atoms in library if len(atoms) < 4][:12]
-    shapes = {batching.capacity([any_potential.graph(atoms)]) for atoms in some}
+    shapes = {batching.shape_for([any_potential.graph(atoms)]) for atoms in some}
     assert len(shapes) < 5
     for atoms in some:
         any_potential.predict(atoms)

@@ -365,10 +365,10 @@ def test_calls_that_are_given_one_room_share_its_program(morse):
     everything = [
         rattled(GOOD, repeat, 0, cubic) for repeat in ((1, 1, 1), (2, 1, 1)) for cubic in (True, False)
     ]
-    (*_, room) = batches.rooms_for([morse.graph(atoms) for atoms in everything], 1000, 0.3)
+    (*_, shape) = batches.shapes_for([morse.graph(atoms) for atoms in everything], 1000, 0.3)
     before = jaxmlip.potential._predict._cache_size()
     for atoms in everything:
-        assert relax_many(morse, [atoms], room=room)[0].converged
+        assert relax_many(morse, [atoms], shape=shape)[0].converged
     assert jaxmlip.potential._predict._cache_size() - before <= 1
 
 
@@ -379,11 +379,11 @@ def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch
     monkeypatch.setattr(
         Potential,
         "predict_graphs",
-        lambda self, graphs, room: batches.append((len(graphs), room)) or compute(self, graphs, room),
+        lambda self, graphs, shape: batches.append((len(graphs), shape)) or compute(self, graphs, shape),
     )
     relax_many(morse, [rattled(repeat=(3, 2, 2)), *(rattled(cubic=False, seed=k) for k in range(30))])
     assert max(count for count, _ in batches) > 20
-    assert len({room for _, room in batches}) <= 2  # a shell of neighbours may come within the cutoff
+    assert len({shape for _, shape in batches}) <= 2  # a shell of neighbours may come within the cutoff
 
 
 def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
@@ -395,7 +395,7 @@ def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
     monkeypatch.setattr(
         Potential,
         "predict_graphs",
-        lambda self, graphs, room: seen.append(room) or compute(self, graphs, room),
+        lambda self, graphs, shape: seen.append(shape) or compute(self, graphs, shape),
     )
     relax_many(morse, [easy] * 20 + [rattled(a=4.1)])
     assert len(set(seen)) == 2

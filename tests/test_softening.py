@@ -33,7 +33,7 @@ from jaxmlip.studies.phonondb import (
     primitive_cell,
     read_phonondb,
 )
-from jaxmlip.studies.softening import draw, run, shared_rooms, softening, summary, table
+from jaxmlip.studies.softening import draw, run, shared_shapes, softening, summary, table
 
 MESH = (2, 2, 2)
 SCALE = 0.8  # of the potential's frequencies against those that are called DFT's
@@ -222,12 +222,12 @@ def test_a_cell_that_the_crystal_does_not_repeat_with_is_refused(salt):
 
 def test_crystals_of_like_size_share_a_room_and_others_do_not():
     small, alike, large = (
-        batching.Capacity(129, s, 1600, a) for s, a in ((257, 1536), (257, 1700), (1100, 39000))
+        batching.BatchShape(129, s, 1600, a) for s, a in ((257, 1536), (257, 1700), (1100, 39000))
     )
-    rooms = shared_rooms([small, large, alike])
-    assert rooms[0] == rooms[2] != rooms[1]
-    for room, need in zip(rooms, (small, large, alike), strict=True):
-        assert room.holds(need)
+    shapes = shared_shapes([small, large, alike])
+    assert shapes[0] == shapes[2] != shapes[1]
+    for shape, need in zip(shapes, (small, large, alike), strict=True):
+        assert shape.fits(need)
 
 
 def test_a_memory_limit_that_cannot_be_met_is_said():
@@ -280,11 +280,11 @@ def write_reference(folder, potential) -> None:
     """The two files of the data set, for rocksalt and zincblende, with frequencies of `potential` / SCALE."""
     crystals = [bulk("NaCl", "rocksalt", 5.0), bulk("ZnS", "zincblende", 5.6)]
     thz, stars = [], []
-    # The rooms that the experiment takes, so that both share programs.
-    rooms = shared_rooms([batching.need([potential.graph(atoms)]) for atoms in crystals])
+    # The shapes that the experiment takes, so that both share programs.
+    shapes = shared_shapes([batching.exact_shape([potential.graph(atoms)]) for atoms in crystals])
     for k, (atoms, number) in enumerate(zip(crystals, (225, 216), strict=True)):
         atoms.info = {"mp_id": f"mp-{k}", "name": str(atoms.symbols), "symm.no": number}
-        modes = mesh_modes(potential, atoms, MESH, method="exact", room=rooms[k])
+        modes = mesh_modes(potential, atoms, MESH, method="exact", shape=shapes[k])
         # Another member of each star, in another order, as another program has them.
         stars.append((-modes.q_points[::-1], modes.mesh.weights[::-1]))
         thz.append(modes.frequencies[::-1] / SCALE)

@@ -28,7 +28,7 @@ class Mixture:
     def predict(self, crystals):
         return self.predict_graphs([self.graph(crystal) for crystal in crystals], None)
 
-    def predict_graphs(self, graphs, room):
+    def predict_graphs(self, graphs, shape):
         return [self.predict_one(np.asarray(g.species), np.asarray(g.cell[0], float)) for g in graphs]
 
     def predict_one(self, species, cell):

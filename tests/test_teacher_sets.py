@@ -11,7 +11,7 @@ from conftest import small_potential
 
 from experiments.transfer.teacher_set import make as make_teacher_set
 from experiments.transfer.teacher_set.frames import enlarged
-from experiments.transfer.teacher_set.make import Settings, divided, main, sample_rooms
+from experiments.transfer.teacher_set.make import Settings, divided, main, sample_shapes
 from experiments.transfer.teacher_set.prototypes import (
     ALL,
     BY_NAME,
@@ -85,9 +85,9 @@ def test_all_teachers_label_the_same_crystals_in_the_same_order_and_disagree(set
 
 def test_labels_are_those_of_the_teacher_for_the_crystal_alone(settings, teachers):
     potential = small_potential("m3gnet-smooth", "float32")
-    room = sample_rooms(potential, divided(settings, sorted(settings.element)))[0]  # its program is there
+    shape = sample_shapes(potential, divided(settings, sorted(settings.element)))[0]  # its program is there
     for crystal in list(Dataset(settings.out / "m3gnet-smooth").crystals())[::8]:
-        (again,) = potential.predict_graphs([potential.graph(crystal.atoms)], room)
+        (again,) = potential.predict_graphs([potential.graph(crystal.atoms)], shape)
         np.testing.assert_allclose(crystal.labels.energy, again["energy"], atol=1e-4)
         np.testing.assert_allclose(crystal.labels.forces, again["forces"], atol=1e-3)
         np.testing.assert_allclose(crystal.labels.stress, again["stress"], atol=1e-4)
@@ -123,11 +123,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_set(settings, tmp_path, mon
     again = replace(settings, out=tmp_path / "out")
     calls, make_part = [], make_teacher_set.make_part
 
-    def until(settings, teachers, rooms, piece):
+    def until(settings, teachers, shapes, piece):
         calls.append(piece)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return make_part(settings, teachers, rooms, piece)
+        return make_part(settings, teachers, shapes, piece)
 
     monkeypatch.setattr(make_teacher_set, "make_part", until)
     with pytest.raises(KeyboardInterrupt):

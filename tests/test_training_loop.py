@@ -121,8 +121,8 @@ def test_the_metrics_before_the_first_step_are_those_of_the_potential_itself(who
     potential, data = small_run.start(), small_run.split(7, 1)
     errors = []
     for e in data.examples:
-        room = loop.batching.capacity([e.graph])
-        found = potential.predict_graphs([e.graph], room)[0]
+        shape = loop.batching.shape_for([e.graph])
+        found = potential.predict_graphs([e.graph], shape)[0]
         errors.append((abs(found["energy"] - e.labels.energy) / 2, found["forces"] - e.labels.forces))
     metrics = whole["fitted"].history[0]
     assert metrics["energy_mae"] == pytest.approx(np.mean([e for e, _ in errors]), rel=1e-5)
@@ -475,7 +475,7 @@ def test_validation_takes_every_crystal_once_in_groups_that_fit(atoms, each, sha
     assert sorted(k for g in groups for k in g) == list(range(len(atoms)))
     assert len(groups) % shards == 0
     assert max(map(len, groups)) <= each
-    room = loop._room(sizes, groups)
+    shape = loop._shape(sizes, groups)
     for g in groups:
         n, short, long, angles = sizes[g].sum(axis=0) if g else np.zeros(4, int)
-        assert room.holds(loop.batching.Capacity(n + 1, short + 1, long, angles, len(g)))
+        assert shape.fits(loop.batching.BatchShape(n + 1, short + 1, long, angles, len(g)))

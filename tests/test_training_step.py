@@ -52,9 +52,9 @@ def labelled(potential, crystals, seed=0) -> list[Example]:
 
 
 def batch_of(examples, dtype=np.float64, spare=0):
-    room = batching.capacity([e.graph for e in examples])
-    room = room._replace(atoms=room.atoms + spare, crystals=len(examples) + spare)
-    return collate(examples, room, REFERENCES, np.random.default_rng(1), dtype)
+    shape = batching.shape_for([e.graph for e in examples])
+    shape = shape._replace(atoms=shape.atoms + spare, crystals=len(examples) + spare)
+    return collate(examples, shape, REFERENCES, np.random.default_rng(1), dtype)
 
 
 @partial(jax.jit, static_argnames=("energy_fn", "loss"))
@@ -167,10 +167,10 @@ def test_a_label_that_is_missing_changes_nothing_whatever_stands_in_its_place(an
 def test_the_loss_of_a_batch_is_that_of_its_parts_added_up(any_potential, crystals):
     examples = labelled(any_potential, crystals[:3])
 
-    room = batching.capacity([e.graph for e in examples])
+    shape = batching.shape_for([e.graph for e in examples])
 
     def of(part):
-        batch = collate(part, room, REFERENCES, np.random.default_rng(1), float)
+        batch = collate(part, shape, REFERENCES, np.random.default_rng(1), float)
         return summed(any_potential.energy_fn, FEW, flat_params(any_potential), batch)
 
     with any_potential.precision():
@@ -219,9 +219,9 @@ def test_a_trained_potential_computes_what_training_computed_also_after_a_save(
     own = np.asarray(any_potential.params["reference_energies"], float)
     atoms = crystals[0]
     labels = Labels(energy=1.0, forces=np.ones((len(atoms), 3))).check(len(atoms), "it")
-    room = batching.capacity([any_potential.graph(atoms)])
+    shape = batching.shape_for([any_potential.graph(atoms)])
     batch = stack(
-        [collate([Example(any_potential.graph(atoms), labels)], room, own, np.random.default_rng(0), float)]
+        [collate([Example(any_potential.graph(atoms), labels)], shape, own, np.random.default_rng(0), float)]
     )
     config = OptimizerConfig(learning_rate=0.05, train=("scale", "references"))
     state = init_state(any_potential, config, 4, mesh)
@@ -300,6 +300,6 @@ def test_energies_of_thousands_of_electronvolts_lose_nothing_in_float32(any_pote
     labels = Labels(energy=float(references[29]) * len(atoms) + 0.25).check(len(atoms), "copper")
     graph = single.graph(atoms)
     batch = collate(
-        [Example(graph, labels)], batching.capacity([graph]), references, np.random.default_rng(0)
+        [Example(graph, labels)], batching.shape_for([graph]), references, np.random.default_rng(0)
     )
     assert batch.energy[0] == pytest.approx(0.25, abs=1e-7)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.datasets import by_kind, data_file, lowest, read, where_there
-from experiments.training.tuning import room_for, tune
+from experiments.training.tuning import shape_for, tune
 from jaxmlip.crystals import batching
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.readers import read_labelled
@@ -83,11 +83,11 @@ def main(settings: Settings) -> None:
     for label, potential in potentials.items():
         if not study.known(label, {settings.element: material.crystal[0].atoms}, lambda atoms: atoms.numbers):
             continue
-        room = room_for(potential, material.crystal, settings.batch_size)
+        shape = shape_for(potential, material.crystal, settings.batch_size)
 
-        def measure(key: str, potential=potential, room=room) -> dict[str, Any]:
+        def measure(key: str, potential=potential, shape=shape) -> dict[str, Any]:
             _, method, size, seed = key.rsplit("/", 3)
-            return cured(settings, study, potential, material, room, method, int(size), int(seed))
+            return cured(settings, study, potential, material, shape, method, int(size), int(seed))
 
         keys = [
             f"{label}/{method}/{size}/{seed}"
@@ -162,7 +162,7 @@ def cured(
     study: Study,
     potential: Potential,
     material: Material,
-    room: batching.Capacity,
+    shape: batching.BatchShape,
     method: str,
     size: int,
     seed: int,
@@ -199,7 +199,7 @@ def cured(
             batch_size=settings.batch_size,
             seed=seed,
             validation=given[:out],
-            room=room,
+            shape=shape,
         )
     return in_families(tuned, material, held_out)
 

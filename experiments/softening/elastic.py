@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 SYMMETRY = 1e-3  # Å: what relaxation in float32 leaves of it
-SPARE = 0.15  # of the room of a batch, for neighbours that come while crystals relax
+SPARE = 0.15  # of the shape of a batch, for neighbours that come while crystals relax
 STEP = 0.01  # strain to either side, of the slopes of the stress
 
 
@@ -107,31 +107,34 @@ def measure(
         return
     graphs = {key: potential.graph(entry["atoms"]) for key, entry in track(known.items(), "neighbours")}
     # Of all crystals, and each batch in one of them: the same programs serve to the end, and after a kill.
-    rooms = batches.rooms_for(list(graphs.values()), MESSAGES, SPARE)
-    home = {key: next(room for room in rooms if room.holds(batching.need([graphs[key]]))) for key in left}
+    shapes = batches.shapes_for(list(graphs.values()), MESSAGES, SPARE)
+    home = {
+        key: next(shape for shape in shapes if shape.fits(batching.exact_shape([graphs[key]])))
+        for key in left
+    }
     parts = [
-        (room, part)
-        for room in rooms
-        for part in batches.chunks([key for key in left if home[key] == room], size)
+        (shape, part)
+        for shape in shapes
+        for part in batches.chunks([key for key in left if home[key] == shape], size)
     ]
 
     def tensors(crystals: Sequence[Atoms]) -> list[Elasticity | ValueError]:
-        found = elastic_tensors(potential, crystals, rooms, SYMMETRY)
+        found = elastic_tensors(potential, crystals, shapes, SYMMETRY)
         # float32 cannot tell a soft mode from none.
         again = [k for k, x in enumerate(found) if isinstance(x, ValueError)]
-        exact = elastic_tensors(potential.astype("float64"), [crystals[k] for k in again], rooms, SYMMETRY)
+        exact = elastic_tensors(potential.astype("float64"), [crystals[k] for k in again], shapes, SYMMETRY)
         for k, x in zip(again, exact, strict=True):
             found[k] = x
         return found
 
-    for room, part in track(parts, f"moduli by {label}"):
+    for shape, part in track(parts, f"moduli by {label}"):
         crystals = [entries[key]["atoms"] for key in part]
         aim = {"fmax": settings.fmax, "smax": settings.smax, "steps": settings.steps}
-        relaxed = relax_many(potential, crystals, **aim, room=room)
+        relaxed = relax_many(potential, crystals, **aim, shape=shape)
         at_rest = [k for k, r in enumerate(relaxed) if r.converged]
         rested = [relaxed[k].atoms for k in at_rest]
         own = dict(zip(at_rest, tensors(rested), strict=True))
-        around = dict(zip(at_rest, stress_slopes(potential, rested, rooms), strict=True))
+        around = dict(zip(at_rest, stress_slopes(potential, rested, shapes), strict=True))
         there = tensors(crystals) if settings.at_dft else [None] * len(part)
         for k, key in enumerate(part):
             name, dft = f"{label} {key}", entries[key]
@@ -154,7 +157,7 @@ def open_entries(
 
 
 def stress_slopes(
-    potential: Potential, crystals: Sequence[Atoms], rooms: Sequence[batching.Capacity]
+    potential: Potential, crystals: Sequence[Atoms], shapes: Sequence[batching.BatchShape]
 ) -> list[np.ndarray]:
     """∂σ/∂ε (6, 6) in GPa between strains of ±STEP, for each crystal; atoms move with the cell alone."""
     from jaxmlip.mechanics.elasticity import MESSAGES, VOIGT
@@ -169,7 +172,7 @@ def stress_slopes(
                 moved.set_cell(atoms.cell @ (np.eye(3) + (eps + eps.T) / 2), scale_atoms=True)
                 graphs.append(potential.graph(moved))
     stress = np.empty((len(graphs), 3, 3))
-    for k, prediction in batches.each_predicted(potential, graphs, messages=MESSAGES, rooms=rooms):
+    for k, prediction in batches.each_predicted(potential, graphs, messages=MESSAGES, shapes=shapes):
         stress[k] = prediction["stress"]
     rows = stress[:, *np.transpose(VOIGT)].reshape(-1, 6, 2, 6)
     return list((rows[:, :, 0] - rows[:, :, 1]).swapaxes(1, 2) / (2 * STEP) * GPA_PER_EV_PER_A3)
@@ -207,10 +210,10 @@ def measure_prototypes(
 
     known, left = open_entries(study, label, entries)
     graphs = [potential.graph(entry["atoms"]) for entry in known.values()] if left else []
-    rooms = batches.rooms_for(graphs, batches.MESSAGES)
+    shapes = batches.shapes_for(graphs, batches.MESSAGES)
     for part in track(list(batches.chunks(left, size)), f"equations of state by {label}"):
         with quiet():
-            found = equations_of_state(potential, [entries[key]["atoms"] for key in part], rooms=rooms)
+            found = equations_of_state(potential, [entries[key]["atoms"] for key in part], shapes=shapes)
         for key, state in zip(part, found, strict=True):
             if isinstance(state, ValueError):
                 study.fail(f"{label} {key}", f"no equation of state: {state}")

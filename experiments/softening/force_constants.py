@@ -258,7 +258,7 @@ def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterabl
         moved = atoms.copy()
         moved.positions += amplitude * u
         graphs.append(potential.graph(moved))
-    room = batching.Capacity(*np.max([batching.capacity([g]) for g in graphs], axis=0).tolist())
+    shape = batching.BatchShape(*np.max([batching.shape_for([g]) for g in graphs], axis=0).tolist())
 
     @jax.jit
     def both(arrays, graph, u):
@@ -268,7 +268,7 @@ def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterabl
     found = []
     with potential.precision():
         for graph in graphs:
-            packed = batching.pack([graph], room, np.dtype(potential.dtype))
+            packed = batching.pack([graph], shape, np.dtype(potential.dtype))
             padded = np.zeros(packed.positions.shape, potential.dtype)
             padded[: len(u)] = u
             found.append(np.asarray(both(potential.arrays, packed, padded), float))

@@ -29,12 +29,12 @@ def tune(
     validation: Sequence[LabelledCrystal] = (),
     replay: Sequence[LabelledCrystal] = (),
     replay_batch: int = 0,
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
     report: Callable[[Event], None] = lambda event: None,
 ) -> Potential:
     """`potential` trained on `frames` for `epochs`; the best of its steps where there is a validation set.
 
-    `replay_batch` frames of `replay` join each batch. `room` makes several runs share one program.
+    `replay_batch` frames of `replay` join each batch. `shape` makes several runs share one program.
     """
     split, other, watched = (
         MemorySplit.from_crystals(part, potential.cutoffs) if part else None
@@ -47,14 +47,16 @@ def tune(
         epochs=epochs,
         replay_sizes=other.sizes if other else None,
         replay_batch=replay_batch if other else 0,
-        room=room,
+        shape=shape,
     )
     loader = Loader(split, plan, potential.params["reference_energies"], replay=other)
     return fit(potential, loader, watched, config, make_mesh(1), folder, report).potential
 
 
-def room_for(potential: Potential, frames: Sequence[LabelledCrystal], batch_size: int) -> batching.Capacity:
+def shape_for(
+    potential: Potential, frames: Sequence[LabelledCrystal], batch_size: int
+) -> batching.BatchShape:
     """Room for any `batch_size` of these frames."""
     largest = MemorySplit.from_crystals(frames, potential.cutoffs).sizes.max(axis=0)
     spare = np.array([1, 1, 0, 0])
-    return batching.Capacity(*map(int, largest * batch_size + spare), batch_size)
+    return batching.BatchShape(*map(int, largest * batch_size + spare), batch_size)

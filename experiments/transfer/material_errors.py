@@ -20,10 +20,10 @@ def predictions(potentials: Sequence[Potential], split: Any) -> list[dict[str, A
     """Sums of what several potentials predict for each crystal; magnetic moments are the first one's."""
     found: list[dict[str, Any]] = [{} for _ in range(len(split))]
     parts = batches.side_by_side(np.asarray(split.sizes), batches.MESSAGES)
-    for batch, room in track(parts, "energies and forces"):
+    for batch, shape in track(parts, "energies and forces"):
         graphs = [split[k].graph for k in batch]
         for potential in potentials:
-            for k, its in zip(batch, potential.predict_graphs(graphs, room), strict=True):
+            for k, its in zip(batch, potential.predict_graphs(graphs, shape), strict=True):
                 added = {p: found[k].get(p, 0) + its[p] for p in ("energy", "forces", "stress")}
                 found[k] = dict(its) | found[k] | added
     return found

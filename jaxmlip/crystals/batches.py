@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxmlip.crystals.batching import Capacity, any_number, need, rounded
+from jaxmlip.crystals.batching import BatchShape, any_number, exact_shape, padded_shape
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.system.progress import track
 
@@ -32,7 +32,7 @@ SHRINK, PATIENCE = 4, 50
 class Predicts(Protocol):
     """What is needed of a potential."""
 
-    def predict_graphs(self, graphs: Sequence[CrystalGraph], room: Capacity) -> list[Any]: ...
+    def predict_graphs(self, graphs: Sequence[CrystalGraph], shape: BatchShape) -> list[Any]: ...
 
 
 def predicted(
@@ -40,7 +40,7 @@ def predicted(
     graphs: Sequence[CrystalGraph],
     *,
     messages: int = MESSAGES,
-    rooms: Sequence[Capacity] = (),
+    shapes: Sequence[BatchShape] = (),
     what: str = "energies and forces",
 ) -> list[Any]:
     """Predictions for `graphs`, in the same order, computed in batches; `what` names the progress bar.
@@ -48,7 +48,7 @@ def predicted(
     See `side_by_side` for the other arguments.
     """
     found: list[Any] = [None] * len(graphs)
-    for k, prediction in each_predicted(potential, graphs, messages=messages, rooms=rooms, what=what):
+    for k, prediction in each_predicted(potential, graphs, messages=messages, shapes=shapes, what=what):
         found[k] = prediction
     return found
 
@@ -58,12 +58,12 @@ def each_predicted(
     graphs: Sequence[CrystalGraph],
     *,
     messages: int = MESSAGES,
-    rooms: Sequence[Capacity] = (),
+    shapes: Sequence[BatchShape] = (),
     what: str = "energies and forces",
 ) -> Iterator[tuple[int, Any]]:
     """As `predicted`: the number of each graph with its prediction, as soon as its batch is computed."""
-    for batch, room in track(side_by_side(sizes_of(graphs), messages, rooms), what):
-        yield from zip(batch, potential.predict_graphs([graphs[k] for k in batch], room), strict=True)
+    for batch, shape in track(side_by_side(sizes_of(graphs), messages, shapes), what):
+        yield from zip(batch, potential.predict_graphs([graphs[k] for k in batch], shape), strict=True)
 
 
 def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
@@ -72,13 +72,13 @@ def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
     return np.array(sizes, int).reshape(-1, 4)
 
 
-def rooms_for(
+def shapes_for(
     sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, spare: float = 0.0
-) -> list[Capacity]:
-    """A few capacities, ascending, of which the last holds the largest of the crystals.
+) -> list[BatchShape]:
+    """A few shapes, ascending, of which the last holds the largest of the crystals.
 
     The first holds about `messages` bonds and angles, and atoms, bonds and angles as they are mixed in all
-    crystals together; each of the others is four times the one before. `spare` as in `capacity`.
+    crystals together; each of the others is four times the one before. `spare` as in `shape_for`.
     """
     sizes = _as_sizes(sizes)
     if not len(sizes):
@@ -86,31 +86,33 @@ def rooms_for(
     whole, largest = (
         _holding(n, crystals) for n, crystals in ((sizes.sum(0), len(sizes)), (sizes.max(0), 1))
     )
-    found: list[Capacity] = []
-    while not (found and found[-1].holds(largest)):
+    found: list[BatchShape] = []
+    while not (found and found[-1].fits(largest)):
         share = min(1.0, messages * 4 ** len(found) / max(1, whole.messages))
-        found.append(any_number(rounded(Capacity(*(int(np.ceil(share * n)) for n in whole)), spare)))
+        found.append(any_number(padded_shape(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
     return found
 
 
 def side_by_side(
-    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, rooms: Sequence[Capacity] = ()
-) -> list[tuple[list[int], Capacity]]:
-    """Batches of indices of crystals, those with similar numbers of atoms together, and their capacities.
+    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, shapes: Sequence[BatchShape] = ()
+) -> list[tuple[list[int], BatchShape]]:
+    """Batches of indices of crystals, those with similar numbers of atoms together, and their shapes.
 
-    Crystals are given as graphs or by their sizes, see `sizes_of`. Each goes into the first of `rooms` that
-    holds it; by default, and for those that fit nowhere, they are made by `rooms_for`.
+    Crystals are given as graphs or by their sizes, see `sizes_of`. Each goes into the first of `shapes` that
+    holds it; by default, and for those that fit nowhere, they are made by `shapes_for`.
     """
     sizes = _as_sizes(sizes)
-    homeless = ~np.any([_fit(sizes, room) for room in rooms], axis=0) if rooms else np.ones(len(sizes), bool)
+    homeless = (
+        ~np.any([_fit(sizes, shape) for shape in shapes], axis=0) if shapes else np.ones(len(sizes), bool)
+    )
     found = []
     left = np.argsort(-sizes[:, 0], kind="stable")
-    for room in [*rooms, *rooms_for(sizes[homeless], messages)]:
-        held = _fit(sizes[left], room)
+    for shape in [*shapes, *shapes_for(sizes[homeless], messages)]:
+        held = _fit(sizes[left], shape)
         waiting, left = left[held], left[~held]
         while len(waiting):
-            batch = _filling(sizes[waiting[:AHEAD]], np.subtract(room, need([])))
-            found.append((waiting[batch].tolist(), room))
+            batch = _filling(sizes[waiting[:AHEAD]], np.subtract(shape, exact_shape([])))
+            found.append((waiting[batch].tolist(), shape))
             waiting = np.delete(waiting, batch)
     return found
 
@@ -125,30 +127,30 @@ class InFlight:
     """Predictions for crystals that move, and come and go, in one shape until they outgrow it.
 
     The shape has spare room for neighbours that come. Where crystals need more it grows by half, and where
-    most of it has been empty for long it shrinks. `room` is the first shape; the default is made for the
+    most of it has been empty for long it shrinks. `shape` is the first shape; the default is made for the
     first crystals, or for those that `expect` names. With `several=False` it is for one crystal at a time.
     """
 
-    def __init__(self, potential: Predicts, room: Capacity | None = None, *, several: bool = True):
-        self.potential, self.room, self.several = potential, room, several
+    def __init__(self, potential: Predicts, shape: BatchShape | None = None, *, several: bool = True):
+        self.potential, self.shape, self.several = potential, shape, several
         self.wasted = 0  # calls in which most of the shape was empty
 
     def expect(self, graphs: Sequence[CrystalGraph]) -> None:
         """Makes a shape for the largest of `graphs`, or for a batch in which all kinds have their share."""
-        if self.room is not None or not graphs:
+        if self.shape is not None or not graphs:
             return
         most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
-        share = min(1.0, most / need(graphs).messages)
-        largest = [max(column) for column in zip(*(need([g]) for g in graphs), strict=True)]
-        mixed = [int(share * n) for n in need(graphs)]
-        self.room = any_number(rounded(Capacity(*map(max, largest, mixed)), SPARE))
+        share = min(1.0, most / exact_shape(graphs).messages)
+        largest = [max(column) for column in zip(*(exact_shape([g]) for g in graphs), strict=True)]
+        mixed = [int(share * n) for n in exact_shape(graphs)]
+        self.shape = any_number(padded_shape(BatchShape(*map(max, largest, mixed)), SPARE))
 
     def admits(self, active: Sequence[CrystalGraph], waiting: Sequence[CrystalGraph]) -> list[bool]:
         """Which of `waiting` fit beside `active`, with room to spare; the first does where none is active."""
-        free, found = np.array(self.room) / (1 + SPARE) - need(active), []
+        free, found = np.array(self.shape) / (1 + SPARE) - exact_shape(active), []
         nobody = not active
         for graph in waiting:
-            size = np.subtract(need([graph]), need([]))
+            size = np.subtract(exact_shape([graph]), exact_shape([]))
             found.append(nobody or bool(np.all(size <= free)))
             if found[-1]:
                 nobody = False
@@ -157,39 +159,39 @@ class InFlight:
 
     def __call__(self, graphs: Sequence[CrystalGraph]) -> list[Any]:
         """Predictions in the same order, in as few calls as MESSAGES or a larger shape allow."""
-        most = max(MESSAGES, self.room.messages if self.room else 0)
+        most = max(MESSAGES, self.shape.messages if self.shape else 0)
         ends = np.cumsum(sizes_of(graphs) @ (0, 2, 2, 1))
         found: list[Any] = []
         while (start := len(found)) < len(graphs):
             before = ends[start - 1] if start else 0
             stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
-            found += self.potential.predict_graphs(graphs[start:stop], self._room_for(graphs[start:stop]))
+            found += self.potential.predict_graphs(graphs[start:stop], self._shape_for(graphs[start:stop]))
         return found
 
-    def _room_for(self, graphs: Sequence[CrystalGraph]) -> Capacity:
-        needed = need(graphs)
-        if self.room is None or self.wasted == PATIENCE:
-            self._change(rounded(needed, SPARE))
-        elif not self.room.holds(needed):
-            self._change(Capacity(*map(max, rounded(needed, GROWTH), self.room)))
-        self.wasted = self.wasted + 1 if SHRINK * needed.messages < self.room.messages else 0
-        return self.room
+    def _shape_for(self, graphs: Sequence[CrystalGraph]) -> BatchShape:
+        needed = exact_shape(graphs)
+        if self.shape is None or self.wasted == PATIENCE:
+            self._change(padded_shape(needed, SPARE))
+        elif not self.shape.fits(needed):
+            self._change(BatchShape(*map(max, padded_shape(needed, GROWTH), self.shape)))
+        self.wasted = self.wasted + 1 if SHRINK * needed.messages < self.shape.messages else 0
+        return self.shape
 
-    def _change(self, room: Capacity) -> None:
-        self.room, self.wasted = any_number(room) if self.several else room, 0
+    def _change(self, shape: BatchShape) -> None:
+        self.shape, self.wasted = any_number(shape) if self.several else shape, 0
 
 
 def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:
     return crystals.reshape(-1, 4) if isinstance(crystals, np.ndarray) else sizes_of(crystals)
 
 
-def _holding(size: Int[np.ndarray, " 4"], crystals: int) -> Capacity:
-    """The capacity that crystals of so many atoms, bonds and angles fill exactly."""
-    return Capacity(*np.add(need([]), (*size, crystals)).tolist())
+def _holding(size: Int[np.ndarray, " 4"], crystals: int) -> BatchShape:
+    """The shape that crystals of so many atoms, bonds and angles fill exactly."""
+    return BatchShape(*np.add(exact_shape([]), (*size, crystals)).tolist())
 
 
-def _fit(sizes: Int[np.ndarray, "n 4"], room: Capacity) -> np.ndarray:
-    return np.all(sizes <= np.subtract(room, need([]))[:4], axis=1)
+def _fit(sizes: Int[np.ndarray, "n 4"], shape: BatchShape) -> np.ndarray:
+    return np.all(sizes <= np.subtract(shape, exact_shape([]))[:4], axis=1)
 
 
 def _filling(sizes: Int[np.ndarray, "n 4"], free: Int[np.ndarray, " 5"]) -> list[int]:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxmlip.crystals.graph import CrystalGraph
 
 
-class Capacity(NamedTuple):
-    """The numbers of things that a packed graph has room for, padding included."""
+class BatchShape(NamedTuple):
+    """How many atoms, bonds, angles and crystals a packed graph holds, padding included."""
 
     atoms: int
     short: int  # bonds within the angle cutoff
@@ -24,13 +24,13 @@ class Capacity(NamedTuple):
         """Directed bonds and angles: what a model computes goes with their number."""
         return 2 * (self.short + self.long) + self.angles
 
-    def holds(self, need: Capacity) -> bool:
+    def fits(self, need: BatchShape) -> bool:
         return all(have >= n for have, n in zip(self, need, strict=True))
 
 
-def need(graphs: Sequence[CrystalGraph]) -> Capacity:
-    """The capacity that `graphs` fill exactly: one atom and one short bond are left for padding."""
-    return Capacity(
+def exact_shape(graphs: Sequence[CrystalGraph]) -> BatchShape:
+    """The shape that `graphs` fill exactly: one atom and one short bond are left for padding."""
+    return BatchShape(
         atoms=sum(len(g.species) for g in graphs) + 1,
         short=sum(g.short for g in graphs) + 1,
         long=sum(len(g.first) - g.short for g in graphs),
@@ -50,78 +50,78 @@ def round_up(n: int) -> int:
     return max(8, -(-n // step) * step)
 
 
-# Long bonds of the capacities for small crystals; atoms, short bonds and angles go with them.
+# Long bonds of the shapes for small crystals; atoms, short bonds and angles go with them.
 LADDER = (64, 128, 256, 512, 1024)
 
 
-def capacity(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> Capacity:
-    """The capacity from a short ladder that holds `graphs`, so that many crystals share few programs.
+def shape_for(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> BatchShape:
+    """The shape from a short ladder that holds `graphs`, so that many crystals share few programs.
 
-    Small ones take one of ten capacities: each step doubles atoms, bonds and angles together, with one short
+    Small ones take one of ten shapes: each step doubles atoms, bonds and angles together, with one short
     bond in four or as many as long ones. Rounded one by one, these numbers would be different for nearly
     every crystal. Beyond 1024 long bonds, where padding costs more time than another program, they are
-    rounded one by one, as by `close_capacity`. Energy and Hessian of a padded small crystal take 1.5 to 4
+    rounded one by one, as by `close_shape_for`. Energy and Hessian of a padded small crystal take 1.5 to 4
     times as long as in its exact size (0.02 to 0.1 s more; to compile takes 10 s and more). For much work on
-    one crystal give `close_capacity` instead. `python -m benchmarks.library` measures it.
+    one crystal give `close_shape_for` instead. `python -m benchmarks.library` measures it.
 
     `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
     a little more, since they fluctuate more.
     """
-    return rounded(need(graphs), spare)
+    return padded_shape(exact_shape(graphs), spare)
 
 
-def close_capacity(graphs: Sequence[CrystalGraph]) -> Capacity:
-    """The capacity with little more than `graphs` need, for much work on one of that size; see `round_up`."""
-    return close(need(graphs))
+def close_shape_for(graphs: Sequence[CrystalGraph]) -> BatchShape:
+    """The shape with little more than `graphs` need, for much work on one of that size; see `round_up`."""
+    return close(exact_shape(graphs))
 
 
-def close(n: Capacity) -> Capacity:
-    """The capacity whose numbers are each rounded by themselves."""
-    return Capacity(*map(round_up, n[:4]), n.crystals)
+def close(n: BatchShape) -> BatchShape:
+    """The shape whose numbers are each rounded by themselves."""
+    return BatchShape(*map(round_up, n[:4]), n.crystals)
 
 
-def rounded(n: Capacity, spare: float = 0.0) -> Capacity:
-    """The capacity from the ladder of `capacity` that holds n."""
-    wanted = Capacity(
+def padded_shape(n: BatchShape, spare: float = 0.0) -> BatchShape:
+    """The shape from the ladder of `shape_for` that holds n."""
+    wanted = BatchShape(
         *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:4]), n.crystals
     )
     for long in LADDER:
         for short in (long // 4, long):
-            rung = Capacity(long // 8, short, long, 3 * long, n.crystals)
-            if rung.holds(wanted):
+            rung = BatchShape(long // 8, short, long, 3 * long, n.crystals)
+            if rung.fits(wanted):
                 return rung
     return close(wanted)
 
 
-def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.float64) -> CrystalGraph:
-    """`graphs` side by side as one graph, padded to the capacity `room` (default: from the ladder).
+def pack(graphs: Sequence[CrystalGraph], shape: BatchShape | None = None, dtype=np.float64) -> CrystalGraph:
+    """`graphs` side by side as one graph, padded to `shape` (default: from the ladder).
 
     Raises ValueError where they do not fit.
     """
-    room = capacity(graphs) if room is None else room
-    wanted = need(graphs)
-    if not room.holds(wanted):
+    shape = shape_for(graphs) if shape is None else shape
+    wanted = exact_shape(graphs)
+    if not shape.fits(wanted):
         raise ValueError(
-            f"{len(graphs)} crystals need {_words(wanted)}; this batch holds {_words(room)}. "
-            "capacity(graphs) gives one that fits."
+            f"{len(graphs)} crystals need {_words(wanted)}; this batch holds {_words(shape)}. "
+            "shape_for(graphs) gives one that fits."
         )
     # Counts before each crystal. Padding bonds join the first padding atom to itself.
     pad_atom = wanted.atoms - 1
-    bonds = room.short + room.long
-    positions = np.zeros((room.atoms, 3), dtype)
-    species = np.zeros(room.atoms, np.int32)
-    crystal = np.full(room.atoms, room.crystals - 1, np.int32)
-    cell = np.tile(np.eye(3, dtype=dtype), (room.crystals, 1, 1))
-    periodic = np.ones((room.crystals, 3), bool)
+    bonds = shape.short + shape.long
+    positions = np.zeros((shape.atoms, 3), dtype)
+    species = np.zeros(shape.atoms, np.int32)
+    crystal = np.full(shape.atoms, shape.crystals - 1, np.int32)
+    cell = np.tile(np.eye(3, dtype=dtype), (shape.crystals, 1, 1))
+    periodic = np.ones((shape.crystals, 3), bool)
     first = np.full(bonds, pad_atom, np.int32)
     second = np.full(bonds, pad_atom, np.int32)
     shifts = np.zeros((bonds, 3), dtype)
     pad_bond = wanted.short - 1
-    angle_from = np.full(room.angles, pad_bond, np.int32)
-    angle_to = np.full(room.angles, pad_bond, np.int32)
+    angle_from = np.full(shape.angles, pad_bond, np.int32)
+    angle_to = np.full(shape.angles, pad_bond, np.int32)
 
     a = s = n = 0
-    w = room.short
+    w = shape.short
     for c, g in enumerate(graphs):
         atoms, long, angles = len(g.species), len(g.first) - g.short, len(g.angle_from)
         positions[a : a + atoms] = g.positions
@@ -137,7 +137,7 @@ def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.
             shifts[bonds_to] = g.shifts[bonds_from]
         for to, own in ((angle_from, g.angle_from), (angle_to, g.angle_to)):
             # Reversed bonds are numbered from the number of short bonds on, which is larger here.
-            to[n : n + angles] = own + np.where(own >= g.short, room.short - g.short + s, s)
+            to[n : n + angles] = own + np.where(own >= g.short, shape.short - g.short + s, s)
         a, s, w, n = a + atoms, s + g.short, w + long, n + angles
     return CrystalGraph(
         positions,
@@ -150,7 +150,7 @@ def pack(graphs: Sequence[CrystalGraph], room: Capacity | None = None, dtype=np.
         shifts,
         angle_from,
         angle_to,
-        room.short,
+        shape.short,
     )
 
 
@@ -160,12 +160,12 @@ def split_atoms(per_atom: np.ndarray, graphs: Sequence[CrystalGraph]) -> list[np
     return np.split(per_atom[: ends[-1]], ends[:-1])
 
 
-def any_number(room: Capacity) -> Capacity:
-    """`room` for as many crystals as so many atoms can make: their number alone makes no new program."""
-    return room._replace(crystals=room.atoms)
+def any_number(shape: BatchShape) -> BatchShape:
+    """`shape` for as many crystals as so many atoms can make: their number alone makes no new program."""
+    return shape._replace(crystals=shape.atoms)
 
 
-def _words(c: Capacity) -> str:
+def _words(c: BatchShape) -> str:
     return (
         f"{c.atoms - 1} atoms, {c.short - 1} short and {c.long} long bonds, "
         f"{c.angles} angles and {c.crystals} crystals"

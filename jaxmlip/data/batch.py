@@ -63,13 +63,13 @@ class Batch:
 
 def collate(
     examples: Sequence[Example],
-    room: batching.Capacity,
+    shape: batching.BatchShape,
     reference_energies: Float[np.ndarray, " elements"],
     rngs: np.random.Generator | Sequence[np.random.Generator | None],
     dtype=np.float32,
     mixed: bool = False,
 ) -> Batch:
-    """`examples` as one batch of the capacity `room`.
+    """`examples` as one batch of `shape`.
 
     `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that what is
     left fits float32. For each crystal with a Hessian `rngs`, one for all or one for each, picks one of its
@@ -77,9 +77,9 @@ def collate(
 
     Raises ValueError where they do not fit.
     """
-    graph = batching.pack([e.graph for e in examples], room, dtype)
+    graph = batching.pack([e.graph for e in examples], shape, dtype)
     reference_energies = np.asarray(reference_energies, np.float64)
-    A, C = room.atoms, room.crystals
+    A, C = shape.atoms, shape.crystals
     energy, stress, atoms = np.zeros(C, dtype), np.zeros((C, 3, 3), dtype), np.zeros(C, dtype)
     forces, probe, hessian = (np.zeros((A, 3), dtype) for _ in range(3))
     magmoms = np.zeros(A, dtype)
@@ -122,5 +122,5 @@ def _probe(labels: Labels, atoms: int, rng: np.random.Generator, mixed: bool):
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
-    """Batches of one capacity with a new leading axis, one entry for each device."""
+    """Batches of one shape with a new leading axis, one entry for each device."""
     return jax.tree.map(lambda *x: np.stack(x), *batches)

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxmlip.crystals.batching import Capacity
+from jaxmlip.crystals.batching import BatchShape
 from jaxmlip.data.batch import Batch, Example, collate, stack
 from jaxmlip.data.dataset import CorruptRecordError, Split
 from jaxmlip.system.progress import track
@@ -29,14 +29,14 @@ class Plan:
 
     An epoch is a random permutation of all crystals, cut into windows of about 64 batches. The crystals of a
     window are dealt to its batches, and those of a batch to the shards (devices), such that all come out at
-    nearly the same total size: one capacity fits all with little padding. Every crystal occurs once per
+    nearly the same total size: one shape fits all with little padding. Every crystal occurs once per
     epoch, and what is in a batch does not depend on the number of shards. Where batch_size does not divide
     the number of crystals, some batches have fewer.
 
     With `replay_sizes` each batch has `replay_batch` more crystals from a second set, which is gone through
     in permutations of its own; its crystal k is numbered len(sizes) + k.
 
-    Raises ValueError where a given `room` is too small, naming the crystal.
+    Raises ValueError where a given `shape` is too small, naming the crystal.
     """
 
     sizes: Int[np.ndarray, "n 4"]  # atoms, short bonds, long bonds, angles of each crystal
@@ -46,8 +46,8 @@ class Plan:
     epochs: int = 1
     replay_sizes: Int[np.ndarray, "m 4"] | None = None
     replay_batch: int = 0
-    room: Capacity | None = None  # of each shard; default: what the fullest shard of the run needs
-    waste: dict[str, float] = field(init=False)  # the fraction of `room` that is padding, by KINDS
+    shape: BatchShape | None = None  # of each shard; default: what the fullest shard of the run needs
+    waste: dict[str, float] = field(init=False)  # the fraction of `shape` that is padding, by KINDS
 
     def __post_init__(self):
         self.sizes = _checked(self.sizes, "sizes")
@@ -107,7 +107,7 @@ class Plan:
         return n + _batches(cost, batches, self.seed, 1, number, keep=batches * self.replay_batch)
 
     def _measure(self) -> None:
-        """Sets `room` and `waste` by going through the run."""
+        """Sets `shape` and `waste` by going through the run."""
         most, total = np.zeros(5, np.int64), np.zeros(4)
         rows = np.arange(self.steps_per_epoch)
         for epoch in track(range(self.epochs), "sizes of batches"):
@@ -119,20 +119,20 @@ class Plan:
             most = np.maximum(most, loads.max(axis=(0, 1)))
             total += loads[..., :4].sum(axis=(0, 1))
         atoms, short, long, angles, crystals = (int(m) for m in most)
-        needed = Capacity(atoms + 1, short + 1, long, angles, crystals)
-        if self.room is None:
-            self.room = needed
-        elif not self.room.holds(needed):
+        needed = BatchShape(atoms + 1, short + 1, long, angles, crystals)
+        if self.shape is None:
+            self.shape = needed
+        elif not self.shape.fits(needed):
             raise ValueError(self._too_small(needed))
         shards = self.steps * self.shards
-        held = np.array(self.room[:4]) - (1, 1, 0, 0)
+        held = np.array(self.shape[:4]) - (1, 1, 0, 0)
         self.waste = {
             kind: float(1 - t / (shards * h)) if h else 0.0
             for kind, t, h in zip(KINDS, total, held, strict=True)
         }
 
-    def _too_small(self, needed: Capacity) -> str:
-        held = np.array(self.room[:4]) - (1, 1, 0, 0)
+    def _too_small(self, needed: BatchShape) -> str:
+        held = np.array(self.shape[:4]) - (1, 1, 0, 0)
         excess = (self._sizes - held).max(axis=1)
         worst = int(excess.argmax())
         if excess[worst] > 0:
@@ -140,12 +140,12 @@ class Plan:
             where = f"crystal {worst}" if worst < own else f"crystal {worst - own} of the replay"
             found = ", ".join(f"{n} {kind}" for n, kind in zip(self._sizes[worst], KINDS, strict=True))
             return (
-                f"{where} has {found}; the given room holds {tuple(self.room)} with one atom and one short "
-                f"bond for padding. Leave the crystal out, or give room={tuple(needed)}, which fits this run."
+                f"{where} has {found}; the given shape holds {tuple(self.shape)} with one atom and one short "
+                f"bond for padding. Leave the crystal out, or give shape={tuple(needed)}, which fits."
             )
         return (
-            f"batches of {self.batch_size} crystals on {self.shards} devices need room={tuple(needed)}, "
-            f"found {tuple(self.room)}. Give a smaller batch_size, or no room: then it is chosen to fit."
+            f"batches of {self.batch_size} crystals on {self.shards} devices need shape={tuple(needed)}, "
+            f"found {tuple(self.shape)}. Give a smaller batch_size, or no shape: then it is chosen to fit."
         )
 
 
@@ -285,7 +285,7 @@ class Loader:
             for n, e in found
         ]
         examples = [e for _, e in found]
-        return collate(examples, self.plan.room, self.reference_energies, rngs, self.dtype, self.mixed)
+        return collate(examples, self.plan.shape, self.reference_energies, rngs, self.dtype, self.mixed)
 
     def _example(self, number: int) -> Example | None:
         own = len(self.split)

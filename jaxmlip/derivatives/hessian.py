@@ -36,7 +36,7 @@ def hessian_columns(
     columns: Sequence[int],
     block_size: int | None = None,
     memory_limit: float | None = None,
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
 ) -> np.ndarray:
     """Columns of the Hessian as rows of an array (len(columns), 3N), in eV/Å².
 
@@ -49,7 +49,7 @@ def hessian_columns(
     """
     columns = checked_columns(crystal, columns)
     rows = np.empty((len(columns), 3 * len(crystal)), potential.dtype)
-    response = Response(potential, crystal, block_size=block_size, memory_limit=memory_limit, room=room)
+    response = Response(potential, crystal, block_size=block_size, memory_limit=memory_limit, shape=shape)
     for start, part in response.columns(columns):
         rows[start : start + len(part)] = part
     return rows

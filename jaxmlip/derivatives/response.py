@@ -43,7 +43,7 @@ WAVE_COLUMNS, WAVE_BYTES = 96, 4e8
 FEW, LARGE = 16, 1e9
 
 
-Room = batching.Capacity | Callable[[Sequence[CrystalGraph]], batching.Capacity]
+Room = batching.BatchShape | Callable[[Sequence[CrystalGraph]], batching.BatchShape]
 
 
 class Differentiable(Protocol):
@@ -97,9 +97,9 @@ class Response:
 
     `block_size` columns are computed at once (default: what gains speed, less for large crystals), or as many
     of the default as stay within `memory_limit` bytes, counted for the whole process or, on an accelerator,
-    for its memory. Crystals that are padded to the same `room`, which may be a function of graphs such as
-    `jaxmlip.crystals.batching.close_capacity`, share the compiled programs. By default it is one of few; with
-    a limit of memory nothing is padded. Nothing is computed before it is asked for; the linear
+    for its memory. Crystals that are padded to the same `shape`, which may be a function of graphs such as
+    `batching.close_shape_for`, share the compiled programs. By default it is one of few; with a limit of
+    memory nothing is padded. Nothing is computed before it is asked for; the linear
     map is kept as long as the response is.
 
     Raises ValueError as `from_atoms` does, and where block size or limit are not above 0.
@@ -112,31 +112,34 @@ class Response:
         *,
         block_size: int | None = None,
         memory_limit: float | None = None,
-        room: Room | None = None,
+        shape: Room | None = None,
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"found block_size={block_size}, needed at least 1.")
         if memory_limit is not None and not memory_limit > 0:
             raise ValueError(f"found memory_limit={memory_limit}, needed a number of bytes above 0.")
         graph = potential.graph(crystal)
-        if room is None:
-            room = batching.capacity if memory_limit is None else batching.need
-        self._begin(potential, [graph], room, block_size, memory_limit)
+        if shape is None:
+            shape = batching.shape_for if memory_limit is None else batching.exact_shape
+        self._begin(potential, [graph], shape, block_size, memory_limit)
 
     @classmethod
     def side_by_side(
-        cls, potential: Differentiable, graphs: Sequence[CrystalGraph], room: batching.Capacity | None = None
+        cls,
+        potential: Differentiable,
+        graphs: Sequence[CrystalGraph],
+        shape: batching.BatchShape | None = None,
     ) -> Response:
         """Crystals that lie in one graph and know nothing of each other: a column may be one of each."""
         response = cls.__new__(cls)
-        response._begin(potential, graphs, room, None, None)
+        response._begin(potential, graphs, shape, None, None)
         return response
 
-    def _begin(self, potential, graphs, room, block_size, memory_limit) -> None:
+    def _begin(self, potential, graphs, shape, block_size, memory_limit) -> None:
         self.potential, self._first = potential, graphs[0]
-        room = room([self._first]) if callable(room) else room
+        shape = shape([self._first]) if callable(shape) else shape
         self.atoms = sum(len(g.species) for g in graphs)
-        self.graph = batching.pack(graphs, room, np.dtype(potential.dtype))
+        self.graph = batching.pack(graphs, shape, np.dtype(potential.dtype))
         self.block_size, self.memory_limit = block_size, memory_limit
         self._plans: dict[Callable, MemoryPlan] = {}
         self._blocks: dict[Callable, int] = {}

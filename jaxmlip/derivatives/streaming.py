@@ -80,14 +80,14 @@ def stream_hessian(
         return np.load(path, mmap_mode="r")
     if state["done"] == 0:
         graph = potential.graph(atoms)
-        room = batching.capacity([graph]) if memory_limit is None else batching.need([graph])
+        shape = batching.shape_for([graph]) if memory_limit is None else batching.exact_shape([graph])
         state |= {
             "format": FORMAT,
             "formula": atoms.get_chemical_formula(),
             "potential": potential.name,
             "versions": {name: version(name) for name in ("jax", "numpy")},
             # These decide the order of sums, and so the last bits.
-            "room": list(room),
+            "room": list(shape),
             "block_size": block_size,
         }
         _write(record, state)
@@ -103,7 +103,7 @@ def stream_hessian(
             atoms,
             block_size=state["block_size"],
             memory_limit=memory_limit,
-            room=batching.Capacity(*state["room"]),
+            shape=batching.BatchShape(*state["room"]),
         )
         for start, rows in response.columns(columns, done=state["done"]):
             with _explained(part):

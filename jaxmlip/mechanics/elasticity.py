@@ -256,7 +256,7 @@ def from_voigt(C: Float[np.ndarray, "6 6"]) -> Float[np.ndarray, "3 3 3 3"]:
 
 
 def elastic_tensor(
-    potential: Potential, crystal: Atoms | Structure, room: batching.Capacity | None = None
+    potential: Potential, crystal: Atoms | Structure, shape: batching.BatchShape | None = None
 ) -> Elasticity:
     """The elastic constants of `crystal` as it is, by linear response. Use a potential of dtype "float64".
 
@@ -267,14 +267,14 @@ def elastic_tensor(
     them.
 
     A mode of negative curvature is no error: the linear response is then that of a saddle point, and
-    `internal_modes_stable` is False. Crystals that are padded to the same `room` share the compiled programs.
+    `internal_modes_stable` is False. Crystals that are padded to one `shape` share the compiled programs.
 
     Raises ValueError as `from_atoms` does, and where a displacement besides the rigid shifts meets no
     resistance, so that the linear response does not exist.
     """
     atoms = as_atoms(crystal)
     check_repeats(atoms, "elastic constants")
-    found = _elasticity(_expansion(Response(potential, atoms, room=room), atoms), atoms, potential.dtype)
+    found = _elasticity(_expansion(Response(potential, atoms, shape=shape), atoms), atoms, potential.dtype)
     warn_of_residuals(atoms, found.max_force, found.stress, "The elastic constants")
     return found
 
@@ -282,7 +282,7 @@ def elastic_tensor(
 def elastic_tensors(
     potential: Potential,
     crystals: Iterable[Atoms | Structure],
-    rooms: Sequence[batching.Capacity] = (),
+    shapes: Sequence[batching.BatchShape] = (),
     symmetry: float | None = None,
 ) -> list[Elasticity | ValueError]:
     """`elastic_tensor` of many crystals, in the same order, under a progress bar.
@@ -293,24 +293,24 @@ def elastic_tensors(
     place. Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
 
     With `symmetry`, operations of the space group that hold within so many Å give derivatives from a few
-    others, as exactly as they hold. `rooms` as `batches.side_by_side` has them: calls with the same share
+    others, as exactly as they hold. `shapes` as `batches.side_by_side` has them: calls with the same share
     the compiled programs. Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
     every = repeating(crystals, "elastic constants")
     graphs = potential.graphs(every)
     needed = [_needed(atoms, symmetry) for atoms in track(every, "symmetry")]
     found: list[Elasticity | ValueError] = [ValueError()] * len(every)
-    rooms = rooms or batches.rooms_for(graphs, MESSAGES)
+    shapes = shapes or batches.shapes_for(graphs, MESSAGES)
     alike: dict[int, list[int]] = {}  # crystals by how many blocks of columns they need
     for k, its in enumerate(needed):
         alike.setdefault(-(-its.count // BLOCK_SIZE), []).append(k)
     parts = [
-        ([those[k] for k in batch], room)
+        ([those[k] for k in batch], shape)
         for _, those in sorted(alike.items())
-        for batch, room in batches.side_by_side([graphs[k] for k in those], MESSAGES, rooms)
+        for batch, shape in batches.side_by_side([graphs[k] for k in those], MESSAGES, shapes)
     ]
-    for batch, room in track(parts, "elastic constants"):
-        response = Response.side_by_side(potential, [graphs[k] for k in batch], room)
+    for batch, shape in track(parts, "elastic constants"):
+        response = Response.side_by_side(potential, [graphs[k] for k in batch], shape)
         numbers = [len(every[k]) for k in batch]
         expansions = _expansions(response, numbers, [needed[k] for k in batch])
         for k, expansion in zip(batch, expansions, strict=True):
@@ -322,7 +322,7 @@ def elastic_tensors(
 
 
 def internal_strain(
-    potential: Potential, crystal: Atoms | Structure, room: batching.Capacity | None = None
+    potential: Potential, crystal: Atoms | Structure, shape: batching.BatchShape | None = None
 ) -> Float[np.ndarray, "atoms 3 6"]:
     """H⁺Λ in Å: how atoms move beyond the motion of their cell, for each unit of ε_xx, … 2ε_yz, 2ε_xz, 2ε_xy.
 
@@ -330,7 +330,7 @@ def internal_strain(
     at rest; rigid shifts left out. Raises as `elastic_tensor`.
     """
     atoms = as_atoms(crystal)
-    return _internal_strain(Response(potential, atoms, room=room), atoms)
+    return _internal_strain(Response(potential, atoms, shape=shape), atoms)
 
 
 def internal_motion(

@@ -69,13 +69,13 @@ def equations_of_state(
     *,
     span: float = 0.06,
     points: int = 7,
-    rooms: Sequence[batching.Capacity] = (),
+    shapes: Sequence[batching.BatchShape] = (),
 ) -> list[EquationOfState | ValueError]:
     """The equation of state of each crystal, in the same order; its fractional coordinates are kept.
 
     Fitted to `points` energies between 1 - `span` and 1 + `span` times the volume of the crystal. Where the
     minimum lies beyond them, it is fitted again around it. Crystals for which none is found have a ValueError
-    in their place. All crystals are computed in batches, of the capacities `rooms` where they are given (see
+    in their place. All crystals are computed in batches, in the `shapes` where they are given (see
     `batches.side_by_side`). Use a potential of dtype "float64": differences of energies are small.
 
     Raises ValueError as `elastic_tensors` does.
@@ -90,7 +90,7 @@ def equations_of_state(
             _scaled(every[k], V) for k, several in zip(searching, volumes, strict=True) for V in several
         ]
         graphs = [potential.graph(atoms) for atoms in track(scaled, "neighbours")]
-        predictions = batches.predicted(potential, graphs, rooms=rooms, what="energies")
+        predictions = batches.predicted(potential, graphs, shapes=shapes, what="energies")
         energies = np.reshape([p["energy"] for p in predictions], (len(searching), points))
         left = []
         for k, V, E in zip(searching, volumes, energies, strict=True):

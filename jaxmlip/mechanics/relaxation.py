@@ -256,14 +256,14 @@ def relax_many(
     constant_volume: bool = False,
     hydrostatic_strain: bool = False,
     mask: Sequence[bool] | None = None,
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
 ) -> list[Relaxation]:
     """`crystals` relaxed side by side, in the same order; see `relax` for what the arguments mean.
 
     Each call of the potential computes all crystals of a batch. A crystal that has ended makes room for the
     next, so that few programs are compiled, and one that falls apart disturbs no other. On a terminal a
     progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE". Calls that are given the same
-    `room` for a batch share its compiled program; it grows where crystals need more.
+    `shape` for a batch share its compiled program; it grows where crystals need more.
 
     The `converged` and `reason` of each result tell which crystals did not come to rest: nothing warns of
     them. Raises ValueError, as `Potential.graphs` does, before anything is computed.
@@ -276,7 +276,7 @@ def relax_many(
         with numbered(k):
             descent = BatchDescent(crystal, goal, method())
             waiting.append((descent, potential.graph(descent.atoms)))
-    return _relax_side_by_side(potential, waiting, room)
+    return _relax_side_by_side(potential, waiting, shape)
 
 
 def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
@@ -288,9 +288,9 @@ def _method(name: str, known: Iterable[str]) -> Callable[[], Method]:
 def _relax_side_by_side(
     potential: Potential,
     waiting: Sequence[tuple[BatchDescent, CrystalGraph]],
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
 ) -> list[Relaxation]:
-    ended = _descend(potential, list(waiting), room)
+    ended = _descend(potential, list(waiting), shape)
     for _ in track(range(len(waiting)), "relaxing"):
         next(ended)
     return [descent.result() for descent, _ in waiting]
@@ -544,12 +544,12 @@ class BatchDescent(Descent):
 def _descend(
     potential: Potential,
     waiting: list[tuple[BatchDescent, CrystalGraph]],
-    room: batching.Capacity | None,
+    shape: batching.BatchShape | None,
 ) -> Iterator[None]:
     """Moves all crystals until each has ended; yields once for each."""
-    waiting.sort(key=lambda pair: -batching.need([pair[1]]).messages)
+    waiting.sort(key=lambda pair: -batching.exact_shape([pair[1]]).messages)
     active: list[tuple[BatchDescent, CrystalGraph]] = []
-    compute = InFlight(potential, room)
+    compute = InFlight(potential, shape)
     compute.expect([g for _, g in waiting])
     while waiting or active:
         admitted = compute.admits([g for _, g in active], [g for _, g in waiting])

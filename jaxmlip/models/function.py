@@ -61,7 +61,7 @@ class EnergyFunction:
 
     def identity(self, params: Mapping[str, Any]) -> str:
         """A text that tells this function from others: its name, and its program on a small graph."""
-        graph = batching.pack([], batching.Capacity(2, 2, 1, 0, 1), np.float32)
+        graph = batching.pack([], batching.BatchShape(2, 2, 1, 0, 1), np.float32)
         params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
         closed = jax.make_jaxpr(lambda *args: self._apply(*args)[0])(params, graph)
         digest = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # without addresses

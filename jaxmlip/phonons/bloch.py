@@ -44,7 +44,7 @@ def dynamical_matrix(
     symprec: float = SYMPREC,
     block_size: int | None = None,
     memory_limit: float | None = None,
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
 ) -> np.ndarray:
     """D(q) at each of `q_points` (reciprocal lattice units): complex, (q, 3N, 3N), in eV/Å².
 
@@ -57,7 +57,7 @@ def dynamical_matrix(
     the elements, found within `symprec` (Å).
 
     `block_size` real columns are computed at once, two for each coordinate and wave vector; see `Response`
-    for it, `memory_limit` and `room`. Use a potential of dtype "float64": in float32 the lowest frequencies
+    for it, `memory_limit` and `shape`. Use a potential of dtype "float64": in float32 the lowest frequencies
     are noise. Any cell serves; D of a supercell has the wave vectors of the primitive cell folded into its
     own.
 
@@ -67,7 +67,7 @@ def dynamical_matrix(
     if phase not in get_args(Phase):
         raise ValueError(f"found phase={phase!r}, needed 'cells' or 'atoms'.")
     atoms, q_points = along_lattice(crystal, q_points)
-    response = Response(potential, atoms, block_size=block_size, memory_limit=memory_limit, room=room)
+    response = Response(potential, atoms, block_size=block_size, memory_limit=memory_limit, shape=shape)
     D = matrices(response, q_points, space_group(atoms, symprec) if symmetry else None)
     return _convention(D, atoms, q_points, mass_weighted, phase)
 

@@ -73,7 +73,7 @@ class Lattice:
     itself; or "fourier", as a sum from a mesh that is refined until it repeats exact frequencies within
     `tolerance` THz (those below 0.1 THz: their squares as well as that); or "auto", whichever is cheaper. The
     space group, found within `symprec` (Å), saves work in each; without `symmetry` it is left alone.
-    `memory_limit` and `room` go to `Response`. Warns where the crystal is several primitive cells, carries
+    `memory_limit` and `shape` go to `Response`. Warns where the crystal is several primitive cells, carries
     magnetic moments, or nearly has more symmetry, and with the first modes where it is not at rest.
 
     Raises as `Response` does, and ValueError where `nac` belongs to another cell.
@@ -90,7 +90,7 @@ class Lattice:
         symmetry: bool = True,
         symprec: float = SYMPREC,
         memory_limit: float | None = None,
-        room: Room | None = None,
+        shape: Room | None = None,
     ):
         if method not in get_args(Method):
             raise ValueError(f"found method={method!r}, needed 'auto', 'exact' or 'fourier'.")
@@ -101,9 +101,9 @@ class Lattice:
         self.symmetry = crystal if known else Symmetry(boxed.copy(), symprec)
         self.atoms = self.symmetry.atoms
         self.symmetric, self.method, self.tolerance = symmetry, method, tolerance
-        if room is None and memory_limit is None:
-            room = batching.close_capacity  # there is much to do in it
-        self.response = Response(potential, self.atoms, memory_limit=memory_limit, room=room)
+        if shape is None and memory_limit is None:
+            shape = batching.close_shape_for  # there is much to do in it
+        self.response = Response(potential, self.atoms, memory_limit=memory_limit, shape=shape)
         self.nac = None if nac is None else nac.check(self.atoms)
         self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| of those that were computed
         self._kept: dict[tuple, np.ndarray] = {}
@@ -408,7 +408,7 @@ def phonon_modes(
     """The modes at any wave vectors (q, 3), in reciprocal lattice units.
 
     At q = 0 the long-range part has its limit along the rows of `directions` (q, 3). `options` are those of
-    `Lattice`: nac, method, tolerance, symmetry, symprec, memory_limit, room. Raises and warns as that does,
+    `Lattice`: nac, method, tolerance, symmetry, symprec, memory_limit, shape. Raises and warns as that does,
     and raises ValueError as `bloch.dynamical_matrix` does.
     """
     return Lattice(potential, crystal, **options).modes(q_points, weights, directions)

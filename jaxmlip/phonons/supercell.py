@@ -104,7 +104,7 @@ def force_constants(
     sum_rule: bool = False,
     space_group: bool = False,
     memory_limit: float | None = None,
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
 ) -> ForceConstants:
     """Force constants between the atoms of one primitive cell and those of a supercell of it.
 
@@ -118,7 +118,7 @@ def force_constants(
     `sum_rule` and `space_group` impose what `with_sum_rule` and `with_space_group` do; `imposed` of the
     result says what that changed. Use a potential of dtype "float64": in float32 the lowest frequencies are
     noise. Atoms stay where they are, relaxed or not. `memory_limit` (bytes) goes to `hessian_columns`.
-    Supercells that are padded to the same `room` share a compiled program; it must hold an atom and a short
+    Supercells that are padded to the same `shape` share a compiled program; it must hold an atom and a short
     bond more than they need.
 
     Raises ValueError where `supercell` is neither of the two, or as `from_atoms` does, and MemoryLimitError
@@ -127,7 +127,7 @@ def force_constants(
     primitive, matrix, repeated = _repeated(atoms, supercell)
 
     def columns(numbers) -> np.ndarray:
-        return hessian_columns(potential, repeated, numbers, memory_limit=memory_limit, room=room)
+        return hessian_columns(potential, repeated, numbers, memory_limit=memory_limit, shape=shape)
 
     found = _by_columns(primitive, matrix, columns, symmetry, symprec)
     if space_group:
@@ -143,7 +143,7 @@ def displaced_force_constants(
     *,
     symmetry: bool = False,
     symprec: float = SYMPREC,
-    room: batching.Capacity | None = None,
+    shape: batching.BatchShape | None = None,
 ) -> ForceConstants:
     """As `force_constants`, from the forces at ±`displacement` (Å) of each coordinate of one cell.
 
@@ -158,8 +158,8 @@ def displaced_force_constants(
         moved.positions[coordinate // 3, coordinate % 3] += step
         graph = potential.graph(moved)
         # A displacement can bring an atom within the cutoff of others.
-        fits = room is not None and room.holds(batching.need([graph]))
-        return potential.predict_graphs([graph], room if fits else batching.capacity([graph]))[0]["forces"]
+        fits = shape is not None and shape.fits(batching.exact_shape([graph]))
+        return potential.predict_graphs([graph], shape if fits else batching.shape_for([graph]))[0]["forces"]
 
     def columns(numbers) -> np.ndarray:
         rows = [(forces(k, -displacement) - forces(k, displacement)) / (2 * displacement) for k in numbers]

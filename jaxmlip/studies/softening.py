@@ -66,23 +66,23 @@ PUBLISHED = {
 
 
 class Job(NamedTuple):
-    """A crystal whose frequencies are computed. The capacities of its programs follow from all of a study."""
+    """A crystal whose frequencies are computed. The shapes of its programs follow from all of a study."""
 
     atoms: Atoms
     repeats: tuple[int, int, int]  # of the cell, for displacements
-    room: batching.Capacity
-    repeated_room: batching.Capacity
+    shape: batching.BatchShape
+    repeated_room: batching.BatchShape
 
     def modes(self, potential: Potential, mesh: tuple[int, int, int], **options: Any) -> Modes:
         """From the Hessian, on a mesh of wave vectors; `options` go to `mesh_modes`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotAtRestWarning)  # DFT's cells are not the model's
-            return mesh_modes(potential, self.atoms, mesh, room=self.room, **options)
+            return mesh_modes(potential, self.atoms, mesh, shape=self.shape, **options)
 
     def constants(self, potential: Potential, displacement: float) -> ForceConstants:
         """From displacements (Å) in the supercell."""
         return displaced_force_constants(
-            potential, self.atoms, self.repeats, displacement, symmetry=True, room=self.repeated_room
+            potential, self.atoms, self.repeats, displacement, symmetry=True, shape=self.repeated_room
         )
 
 
@@ -95,10 +95,10 @@ def jobs_of(
     potential: Potential, crystals: Sequence[Atoms], repeats: Sequence[tuple[int, int, int]]
 ) -> list[Job]:
     """A job for each crystal and its supercell. Raises ValueError for elements unknown to the potential."""
-    rooms = shared_rooms([batching.need([potential.graph(atoms)]) for atoms in crystals])
+    shapes = shared_shapes([batching.exact_shape([potential.graph(atoms)]) for atoms in crystals])
     pairs = zip(track(crystals, "supercells"), repeats, strict=True)
-    repeated = shared_rooms([batching.need([potential.graph(atoms.repeat(n))]) for atoms, n in pairs])
-    return [Job(*parts) for parts in zip(crystals, repeats, rooms, repeated, strict=True)]
+    repeated = shared_shapes([batching.exact_shape([potential.graph(atoms.repeat(n))]) for atoms, n in pairs])
+    return [Job(*parts) for parts in zip(crystals, repeats, shapes, repeated, strict=True)]
 
 
 def softening(
@@ -162,17 +162,17 @@ def imaginary(rows: Rows, measure: str) -> np.ndarray:
     return np.array([row[measure]["lowest"] < IMAGINARY for row in rows], bool)
 
 
-def shared_rooms(needs: Sequence[batching.Capacity], waste: float = 2.5) -> list[batching.Capacity]:
-    """A capacity for each need, few different ones among them, so that few programs are compiled.
+def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> list[batching.BatchShape]:
+    """A shape for each need, few different ones among them, so that few programs are compiled.
 
     None makes a crystal's work more than about `waste` times what it would be alone.
     """
 
-    def cost(c: batching.Capacity) -> float:
+    def cost(c: batching.BatchShape) -> float:
         return 2 * (c.short + c.long) + 4 * c.angles
 
-    def joint(members: Sequence[batching.Capacity]) -> batching.Capacity:
-        return batching.Capacity(*(max(column) for column in zip(*members, strict=True)))
+    def joint(members: Sequence[batching.BatchShape]) -> batching.BatchShape:
+        return batching.BatchShape(*(max(column) for column in zip(*members, strict=True)))
 
     classes: list[list[int]] = []
     for k in sorted(range(len(needs)), key=lambda k: -cost(needs[k])):
@@ -183,19 +183,19 @@ def shared_rooms(needs: Sequence[batching.Capacity], waste: float = 2.5) -> list
                 break
         else:
             classes.append([k])
-    rooms = [needs[0]] * len(needs) if needs else []
+    shapes = [needs[0]] * len(needs) if needs else []
     for members in classes:
         most = joint([needs[m] for m in members])
         # A displaced atom may meet a few more neighbours.
-        room = batching.Capacity(
+        shape = batching.BatchShape(
             batching.round_up(most.atoms + 1),
             batching.round_up(int(1.02 * most.short) + 1),
             batching.round_up(int(1.02 * most.long)),
             batching.round_up(most.angles),
         )
         for m in members:
-            rooms[m] = room
-    return rooms
+            shapes[m] = shape
+    return shapes
 
 
 def summary(rows: Rows, resamples: int = 10_000) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def compare(potential: Potential, split: Split) -> Comparison:
     found: list[dict[str, Pair]] = [{} for _ in range(len(split))]
     of = cache(partial(select, potential)) if potential.functionals else lambda functional: potential
     parts = batches.side_by_side(np.asarray(split.sizes), batches.MESSAGES)
-    for batch, room in track(parts, "energies and forces"):
+    for batch, shape in track(parts, "energies and forces"):
         examples = [split[k] for k in batch]
-        predictions = potential.predict_graphs([e.graph for e in examples], room)
+        predictions = potential.predict_graphs([e.graph for e in examples], shape)
         for k, example, prediction in zip(batch, examples, predictions, strict=True):
             found[k] = _pairs(of, example, prediction)
     return {p: pairs for p in PROPERTIES if (pairs := [f[p] for f in found if p in f])}
@@ -75,8 +75,8 @@ def _pairs(
         from jaxmlip.derivatives.hessian import hessian_columns
 
         atoms = Atoms(graph.numbers, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0])
-        room = batching.capacity([graph])
-        columns = hessian_columns(of(functional), atoms, labels.columns, room=room)
+        shape = batching.shape_for([graph])
+        columns = hessian_columns(of(functional), atoms, labels.columns, shape=shape)
         found["hessian"] = Pair(graph.species, labels.hessian, columns.reshape(labels.hessian.shape))
     return found
 

@@ -162,13 +162,13 @@ def evaluation_batches(
     """
     shards = mesh.devices.size
     groups = _groups(split.sizes, max(1, -(-batch_size // shards)), shards)
-    room = _room(split.sizes, groups)
+    shape = _shape(split.sizes, groups)
     for start in range(0, len(groups), shards):
         yield stack(
             [
                 collate(
                     [split[int(k)] for k in groups[start + shard]],
-                    room,
+                    shape,
                     reference_energies,
                     [np.random.default_rng(k) for k in groups[start + shard]],
                     dtype,
@@ -610,10 +610,10 @@ def _groups(sizes: np.ndarray, each: int, shards: int) -> list[list[int]]:
     return groups
 
 
-def _room(sizes: np.ndarray, groups: list[list[int]]) -> batching.Capacity:
-    """The capacity that holds each group; see `batching.need`."""
+def _shape(sizes: np.ndarray, groups: list[list[int]]) -> batching.BatchShape:
+    """The shape that holds each group; see `batching.exact_shape`."""
     atoms, short, long, angles = np.max([np.asarray(sizes)[g].sum(axis=0) for g in groups], axis=0)
-    return batching.Capacity(
+    return batching.BatchShape(
         int(atoms) + 1, int(short) + 1, int(long), int(angles), max(1, *(len(g) for g in groups))
     )
 

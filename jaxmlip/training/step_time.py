@@ -8,7 +8,7 @@ With B structures in a batch of all n devices on h = ⌈n / per host⌉ hosts,
     T_input = B/h · seconds that a host's loader takes to make a structure's part of a batch
     T_sum   = 2 (n - 1)/n · 4 P / bandwidth + 2 log2(n) · latency
 
-F: floating-point operations, and M: bytes read and written, for a structure; w: the fraction of the room of
+F: floating-point operations, and M: bytes read and written, for a structure; w: the fraction of the shape of
 each device that is padding (it grows with n: fewer crystals on each even out less); K: instructions of a
 step; P: parameters, whose gradients in float32 are summed over all devices. Within a host bandwidth and
 latency are those of its links, beyond those of the network. Peaks are reached by no program: T is a bound
@@ -80,7 +80,7 @@ def summed_bytes(parameters: int, devices: int) -> float:
 
 
 def step_time(work: Work, device: Device, devices: int, batch: float, waste: float = 0.0) -> StepTime:
-    """The time of a step with `batch` structures over all `devices`, of whose room `waste` is padding."""
+    """The time of a step with `batch` structures over all `devices`, of whose shape `waste` is padding."""
     hosts = -(-devices // device.per_host)
     within = hosts == 1
     bandwidth = device.link if within else device.network
@@ -99,5 +99,5 @@ def padding(sizes: Int[np.ndarray, "n 4"], batch: int, devices: int, epochs: int
     `sizes`: atoms, short bonds, long bonds and angles of each crystal.
     """
     plan = Plan(sizes, batch, devices, epochs=epochs)
-    room = plan.steps * devices * cost(np.array([plan.room[:4]])).sum()
-    return float(1 - epochs * cost(plan.sizes).sum() / room)
+    shape = plan.steps * devices * cost(np.array([plan.shape[:4]])).sum()
+    return float(1 - epochs * cost(plan.sizes).sum() / shape)

@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 def relaxed(
     settings: Settings,
     teacher: Potential,
-    rooms: Sequence[batching.Capacity],
+    shapes: Sequence[batching.BatchShape],
     groups: Sequence[Sequence[Candidate]],
     dropped: Counter[str],
     evaluations: Counter[str],
@@ -50,9 +50,9 @@ def relaxed(
 
     candidates = [c for group in groups for c in group]
     starts = [c.atoms() for c in candidates]
-    largest = batching.Capacity(*np.max([batching.need([teacher.graph(a)]) for a in starts], axis=0))
-    room = next((room for room in rooms if room.holds(largest)), rooms[-1])
-    results = relax_many(teacher, starts, **TIGHT, fix_symmetry=True, steps=settings.relax_steps, room=room)
+    largest = batching.BatchShape(*np.max([batching.exact_shape([teacher.graph(a)]) for a in starts], axis=0))
+    shape = next((shape for shape in shapes if shape.fits(largest)), shapes[-1])
+    results = relax_many(teacher, starts, **TIGHT, fix_symmetry=True, steps=settings.relax_steps, shape=shape)
     kept = []
     for candidate, result in zip(candidates, results, strict=True):
         evaluations["relaxing"] += result.steps + 1
@@ -116,7 +116,7 @@ def deformed(settings: Settings, candidate: Candidate, ideal: Atoms) -> Iterator
 def heated(
     settings: Settings,
     teacher: Potential,
-    rooms: Sequence[batching.Capacity],
+    shapes: Sequence[batching.BatchShape],
     ideals: Sequence[tuple[Candidate, Atoms]],
     dropped: Counter[str],
     evaluations: Counter[str],
@@ -138,7 +138,7 @@ def heated(
         velocities = rng.normal(0, np.sqrt(ANHARMONIC * kT / MASS), (len(atoms), 3))
         walkers.append([candidate, atoms, velocities, kT, rng])
     frames = []
-    forces = forces_of(teacher, [w[1] for w in walkers], rooms)
+    forces = forces_of(teacher, [w[1] for w in walkers], shapes)
     evaluations["molecular dynamics"] += len(walkers)
     for step in range(1, settings.md * BETWEEN + 1):
         for (_, atoms, v, kT, rng), f in zip(walkers, forces, strict=True):
@@ -147,7 +147,7 @@ def heated(
             v *= keep
             v += np.sqrt((1 - keep**2) * kT / MASS) * rng.normal(size=v.shape)
             atoms.positions += dt / 2 * v
-        forces = forces_of(teacher, [w[1] for w in walkers], rooms)
+        forces = forces_of(teacher, [w[1] for w in walkers], shapes)
         evaluations["molecular dynamics"] += len(walkers)
         sound = [np.linalg.norm(f, axis=1).max() <= settings.max_force for f in forces]
         dropped["md: forces on the way"] += (len(sound) - sum(sound)) * (settings.md - (step - 1) // BETWEEN)
@@ -165,17 +165,17 @@ def heated(
 
 
 def forces_of(
-    teacher: Potential, crystals: Sequence[Atoms], rooms: Sequence[batching.Capacity]
+    teacher: Potential, crystals: Sequence[Atoms], shapes: Sequence[batching.BatchShape]
 ) -> list[np.ndarray]:
-    return [p["forces"].astype(float) for p in predict(teacher, crystals, rooms)]
+    return [p["forces"].astype(float) for p in predict(teacher, crystals, shapes)]
 
 
 def predict(
-    teacher: Potential, crystals: Sequence[Atoms], rooms: Sequence[batching.Capacity]
+    teacher: Potential, crystals: Sequence[Atoms], shapes: Sequence[batching.BatchShape]
 ) -> list[Prediction]:
-    """In batches of crystals of like sizes, in the rooms of all."""
+    """In batches of crystals of like sizes, in the shapes of all."""
     graphs = [teacher.graph(atoms) for atoms in crystals]
-    return batches.predicted(teacher, graphs, messages=MESSAGES, rooms=rooms)
+    return batches.predicted(teacher, graphs, messages=MESSAGES, shapes=shapes)
 
 
 def sensible(

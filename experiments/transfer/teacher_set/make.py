@@ -65,8 +65,8 @@ if TYPE_CHECKING:
 ALL_FRAMES = (
     20  # structures for each element from which on ground states have all frames, not the ideal alone
 )
-SPARE = 0.3  # of the room of a batch, for crystals that are denser than those it was made for
-SAMPLE = 300  # compositions from whose crystals the rooms of batches follow
+SPARE = 0.3  # of the shape of a batch, for crystals that are denser than those it was made for
+SAMPLE = 300  # compositions from whose crystals the shapes of batches follow
 SPLIT = (0.8, 0.1, 0.1)
 
 
@@ -162,7 +162,7 @@ def make_parts(
     """Makes parts, those that are there already left as they are, until there are enough; their keys."""
     (settings.out / "parts").mkdir(exist_ok=True)
     # Of the same crystals in any run, so that programs and results are the same after a kill.
-    rooms: dict[str, list[batching.Capacity]] = {}
+    shapes: dict[str, list[batching.BatchShape]] = {}
     bar = iter(track(range(settings.structures), "structures"))
     keys, kept = [], 0
     for k, piece in enumerate(parts):
@@ -170,8 +170,8 @@ def make_parts(
             break
         key, path = f"part {k:05d}", part_file(settings.out, k)
         if key not in study.rows or not path.is_file():
-            rooms = rooms or {name: sample_rooms(t, parts) for name, t in teachers.items()}
-            arrays, row = make_part(settings, teachers, rooms, piece)
+            shapes = shapes or {name: sample_shapes(t, parts) for name, t in teachers.items()}
+            arrays, row = make_part(settings, teachers, shapes, piece)
             with writing(path) as draft:
                 np.savez(draft, **arrays)
             study.keep(key, row)
@@ -192,16 +192,16 @@ def part_file(out: Path, k: int) -> Path:
     return out / "parts" / f"{k:05d}.npz"
 
 
-def sample_rooms(teacher: Potential, parts: Sequence[Piece]) -> list[batching.Capacity]:
+def sample_shapes(teacher: Potential, parts: Sequence[Piece]) -> list[batching.BatchShape]:
     groups = list(islice((group for piece in parts for group in piece.groups), SAMPLE))
     graphs = [teacher.graph(enlarged(c.atoms())) for group in groups for c in group]
-    return batches.rooms_for(graphs, MESSAGES, SPARE)
+    return batches.shapes_for(graphs, MESSAGES, SPARE)
 
 
 def make_part(
     settings: Settings,
     teachers: Mapping[str, Potential],
-    rooms: Mapping[str, Sequence[batching.Capacity]],
+    shapes: Mapping[str, Sequence[batching.BatchShape]],
     piece: Piece,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Crystals of these materials with the labels of all teachers, and what is to be said of them."""
@@ -210,20 +210,20 @@ def make_part(
     seconds: dict[str, float] = {}
     evaluations: Counter[str] = Counter()
     with clock(seconds, "relaxing"), quiet():
-        ideals = relaxed(settings, teachers[first], rooms[first], piece.groups, dropped, evaluations)
+        ideals = relaxed(settings, teachers[first], shapes[first], piece.groups, dropped, evaluations)
     with clock(seconds, "duplicates"):
         ideals = without_duplicates(ideals, dropped)
     frames = [Frame(c.material, c.family, "ideal", f"{c.material}/ideal", a) for c, a in ideals]
     if not piece.ideal_only:
         frames += [f for c, a in ideals for f in deformed(settings, c, a)]
         with clock(seconds, "molecular dynamics"), quiet():
-            frames += heated(settings, teachers[first], rooms[first], ideals, dropped, evaluations)
+            frames += heated(settings, teachers[first], shapes[first], ideals, dropped, evaluations)
     order = {c.material: k for k, (c, _) in enumerate(ideals)}
     frames.sort(key=lambda frame: order[frame.material])
     found = {}
     for name, teacher in teachers.items():
         with clock(seconds, f"labels of {name}"), quiet():
-            found[name] = predict(teacher, [f.atoms for f in frames], rooms[name])
+            found[name] = predict(teacher, [f.atoms for f in frames], shapes[name])
         evaluations[f"labels of {name}"] += len(frames)
     kept = sensible(settings, frames, found, dropped)
     row = {

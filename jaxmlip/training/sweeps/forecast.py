@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmlip.crystals.batching import Capacity
+from jaxmlip.crystals.batching import BatchShape
 from jaxmlip.system.progress import track
 from jaxmlip.training import parallel
 from jaxmlip.training.config import DataConfig, ReplayConfig, TrainConfig, to_yaml
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     seconds: float
     compilation: float  # seconds, once
     devices: int
-    room: Capacity  # of each device
+    shape: BatchShape  # of each device
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def _without_numbers(config: TrainConfig) -> TrainConfig:
 
 def _cost(those: Sequence[_Planned]) -> Cost:
     """Of a step with room for the largest batch of all of `those`."""
-    rooms = np.array([p.loader.plan.room for p in those])
-    room = Capacity(*(int(n) for n in rooms.max(axis=0)))
-    its = those[int(rooms.sum(axis=1).argmax())]
-    its.loader.plan.room = room
+    shapes = np.array([p.loader.plan.shape for p in those])
+    shape = BatchShape(*(int(n) for n in shapes.max(axis=0)))
+    its = those[int(shapes.sum(axis=1).argmax())]
+    its.loader.plan.shape = shape
     mesh = parallel.make_mesh(its.config.devices)
     optimizer = its.config.optimizer
     with jax.enable_x64(its.potential.dtype == "float64"):
@@ -147,4 +147,4 @@ def _cost(those: Sequence[_Planned]) -> Cost:
     analysis: Mapping[str, Any] = program.cost_analysis() or {}
     n = mesh.devices.size
     flops, moved = (n * float(analysis.get(name, np.nan)) for name in ("flops", "bytes accessed"))
-    return Cost(flops, moved, float(np.median(taken[1:])), compilation, n, room)
+    return Cost(flops, moved, float(np.median(taken[1:])), compilation, n, shape)
