@@ -33,6 +33,7 @@ from jaxmlip.mechanics.relaxation import (
 )
 from jaxmlip.models import safe
 from jaxmlip.models.basis import polynomial_envelope
+from jaxmlip.models.network import Network
 from jaxmlip.potential import Potential
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -44,7 +45,7 @@ WAYS = {
 }
 
 
-class Morse(nn.Module):
+class Morse(Network):
     """Morse pairs, cut off smoothly at 5.5 Å; an element can be without their attraction."""
 
     cutoffs = Cutoffs(5.5)
