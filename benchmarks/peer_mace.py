@@ -17,7 +17,7 @@ import torch
 from ase import Atoms
 from worker import serve
 
-with contextlib.redirect_stdout(sys.stderr):  # it tells of accelerators that it lacks
+with contextlib.redirect_stdout(sys.stderr):  # it prints which accelerators it lacks
     import mace  # noqa: F401  before e3nn, to let it read its constants with newer versions of torch
     from e3nn import o3
     from mace.data import AtomicData, KeySpecification, config_from_atoms

@@ -12,9 +12,9 @@ import torch
 
 
 def serve(load, tasks, packages=("torch",)) -> None:
-    """Says which versions it has, then answers each request by tasks[request["task"]](model, request).
+    """Prints its versions, then answers each request by tasks[request["task"]](model, request).
 
-    `load` makes the model of the arguments of the command line; a task returns seconds or other numbers.
+    `load` makes the model from the arguments of the command line; a task returns seconds or other numbers.
     """
     out, sys.stdout = sys.stdout, sys.stderr  # packages print when they start, and later
     model = load(*sys.argv[1:])
