@@ -2,7 +2,7 @@
 
     python benchmarks/peer_mace.py MODEL.model float32
 
-Where MODEL.model is not there, a random model of the size and options of mace-mp-0b3-medium is made and saved
+If MODEL.model does not exist, a random model of the size and options of mace-mp-0b3-medium is made and saved
 there whole, as the trainer of mace-torch does, so that the other side can convert and time the same model.
 """
 

@@ -1,6 +1,6 @@
 """The loop of a peer's worker process: it reads one request a line and answers one line of JSON.
 
-A peer is run by an interpreter that has its package, and imports nothing of jaxmlip.
+A peer runs in an interpreter that has its package, and imports nothing of jaxmlip.
 """
 
 import json

@@ -118,7 +118,7 @@ def main(settings: Settings) -> None:
 
 
 def material(paths: Sequence[Path]) -> Material:
-    """The vacancy cells of an element, with bulk frames of like force. Raises ValueError as `undeformed`."""
+    """Vacancy cells of an element, with bulk frames of similar force. Raises ValueError as `undeformed`."""
     groups = by_kind([frame for path in paths for frame in read(path)])
     bulk = undeformed(groups["Elastic"])
     solid = [f for f in groups["Vacancy"] if order(f.atoms, bulk.kind) > CRYSTALLINE]

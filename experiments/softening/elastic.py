@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
 
 
 def thinned(items: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Every so-many-th of `items`, at most `limit`. Raises ValueError where none is left to be asked for."""
+    """Every `every`-th of `items`, at most `limit`. Raises ValueError for settings below 1."""
     if settings.every < 1 or settings.batch < 1 or (settings.limit is not None and settings.limit < 1):
         raise ValueError("found every, batch or limit below 1, needed whole numbers from 1 on.")
     return dict(list(items.items())[:: settings.every][: settings.limit])
@@ -120,7 +120,7 @@ def measure(
 
     def tensors(crystals: Sequence[Atoms]) -> list[Elasticity | ValueError]:
         found = elastic_tensors(potential, crystals, shapes, SYMMETRY)
-        # float32 cannot tell a soft mode from none.
+        # float32 cannot tell a soft mode from a zero mode.
         again = [k for k, x in enumerate(found) if isinstance(x, ValueError)]
         exact = elastic_tensors(potential.astype("float64"), [crystals[k] for k in again], shapes, SYMMETRY)
         for k, x in zip(again, exact, strict=True):

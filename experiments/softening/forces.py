@@ -103,7 +103,7 @@ def measure(
     taken: Mapping[tuple[str, str], Sequence[Frame]],
     broken: Mapping[tuple[str, str], str],
 ) -> None:
-    """Keeps the rows that are not there yet."""
+    """Computes and keeps the missing rows."""
     for key, reason in broken.items():
         for left in study.left([key_of(label, *key)]):
             study.fail(left, reason)

@@ -202,7 +202,7 @@ READERS: dict[str, Callable[..., Grouped]] = {  # by folder of the data
 def _files(
     folder: Path, name: str = r"(?P<system>[A-Z][a-z]?)"
 ) -> Iterator[tuple[str, list[LabelledCrystal]]]:
-    """The systems and frames of the extxyz files of a folder whose names are as `name` says."""
+    """The systems and frames of the extxyz files of a folder whose names match `name`."""
     for path in sorted(folder.iterdir()):
         if parts := re.fullmatch(f"(?:{name})" + r"\.extxyz(\.gz)?", path.name):
             yield parts["system"], read(path)

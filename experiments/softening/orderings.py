@@ -1,8 +1,9 @@
 """The symmetry-inequivalent orderings of atoms on the sites of a crystal.
 
-The superlattices are the Hermite normal forms of a volume, and the orderings in each are told apart by where
-translations and rotations of the crystal take its sites: G. L. W. Hart and R. W. Forcade, Phys. Rev. B 77,
-224115 (2008). All numbers are integers, so that only the space group of the parent depends on a tolerance.
+The superlattices are the Hermite normal forms of a volume, and the orderings in each are compared through the
+images of the sites under translations and rotations of the crystal: G. L. W. Hart and R. W. Forcade, Phys.
+Rev. B 77, 224115 (2008). All numbers are integers, so that only the space group of the parent depends on a
+tolerance.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def _columns(frames: Sequence[LabelledCrystal], energies: Sequence[float], dft: 
 def ordered_oxides(most: int, seed: int) -> dict[float, list[Atoms]]:
     """Inequivalent orderings of (Ca,Mg)O on the lattice of MgO, by the fraction of Ca.
 
-    All of the smaller cells, and so many drawn from the largest that there are at most `most`.
+    Each fraction has all of the smaller cells, and a draw from the largest up to `most` in total.
     """
     from ase.build import bulk
 

@@ -11,8 +11,8 @@ fits use sizes above a bound. Unlike there, labels are a potential's, which stan
 those of the test set: the validation set chooses the best step of each run. Beside the mean over all test
 crystals, which one material far from all others can make, stands the error of the median material.
 
-A run goes through its data `epochs` times and takes `least_steps` at least, so that small ones end trained
-too.
+A run goes through its data `epochs` times and takes at least `least_steps` steps, so that those on few
+crystals end trained, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Data sets: labelled crystals with their graphs, in memory or as a folder of shards.
 
 A folder holds dataset.json, which says what is in it, and for each split its shards, in the ArrayRecord
-format with a checksum for every record, and <split>-sizes.npy. A record is one crystal as `encoding` has it.
+format with a checksum for every record, and <split>-sizes.npy. A record is one crystal in the form of
+`encoding`.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def _explained(conversion: _Conversion, folder: Path, partial: Path, crystals: A
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # ArrayRecord reports what the operating system says as RuntimeError.
+        # ArrayRecord reports errors of the operating system as RuntimeError.
         if not any(said in str(error) for said in ("No space left", "File too large", "quota")):
             raise
         written = sum(f.stat().st_size for f in partial.iterdir())

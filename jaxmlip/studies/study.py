@@ -217,7 +217,7 @@ class Study:
     def each(
         self, what: str, keys: Sequence[str], measure: Callable[[str], Mapping[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """The rows of `keys` that did not fail; `measure` makes those that are not there yet.
+        """The rows of `keys` that did not fail; `measure` makes the missing ones.
 
         A ValueError or RuntimeError of `measure` becomes a row that failed.
         """
@@ -369,7 +369,7 @@ def fingerprint(potential: Potential) -> str:
 
 
 def plain(x: Any) -> Any:
-    """`x` as JSON has it: arrays as lists, NaN as null, an Estimate as an object."""
+    """`x` in the types of JSON: arrays as lists, NaN as null, an Estimate as an object."""
     if isinstance(x, Estimate):
         return {name: plain(part) for name, part in x._asdict().items()}
     if isinstance(x, Mapping):

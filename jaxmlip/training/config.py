@@ -301,7 +301,7 @@ def check_paths(key: str, paths: Sequence[str]) -> None:
 
 
 def finetune_config(preset: str, flags: Mapping[str, Any], changes: Sequence[str] = ()) -> TrainConfig:
-    """A preset with other values for some keys, such as {"optimizer.clip": 10}; None: as the preset has it.
+    """A preset with other values for some keys, such as {"optimizer.clip": 10}; None keeps the preset's.
 
     Raises ConfigError as `read_config` does.
     """
@@ -332,7 +332,7 @@ def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in a YAML file; `changes`, such as "optimizer.clip=10", replace what it says.
+    """The configuration in a YAML file; `changes`, such as "optimizer.clip=10", replace its values.
 
     Raises ConfigError where it is not YAML, has unknown keys or a value of a wrong type.
     """

@@ -1,4 +1,4 @@
-"""The record of a training run: a folder that says what was done, with what, and how it went."""
+"""The record of a training run: a folder with its settings, its versions and its results."""
 
 from __future__ import annotations
 

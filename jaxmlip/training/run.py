@@ -87,7 +87,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     results.json of a shorter run becomes results-STEPS.json.
 
     Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError where
-    another process trains in `folder`; `fit` says what may go wrong later.
+    another process trains in `folder`; `fit` lists errors that may come later.
     """
 
     config, folder = config.checked(), Path(folder)

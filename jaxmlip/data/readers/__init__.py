@@ -189,7 +189,7 @@ def guess(path: Path) -> str | None:
             with open_bytes(path) as file:
                 head = file.read(HEAD)
         except (OSError, EOFError, zlib.error, LZMAError):
-            pass  # its reader will say what is wrong, if its name tells which
+            pass  # its reader reports the error, if its name determines the reader
     return next((name for name, format in FORMATS.items() if format.matches(path, head)), None)
 
 

@@ -40,7 +40,7 @@ TEXT_HEAD = re.compile(
 GGA = {"PE": "PBE", "PS": "PBEsol", "CA": "LDA", "RP": "RPBE", "91": "PW91"}
 META = {"SCAN": "SCAN", "R2SCAN": "r2SCAN"}
 POTENTIALS = {"PAW_PBE": "PBE", "PAW": "LDA", "PAW_GGA": "PW91"}  # where GGA is not set
-# An ionic step ends where ASE's reader has it end.
+# An ionic step ends where it does for ASE's reader.
 TEXT = re.compile(
     rb"Iteration +\d+\(|EDIFF is reached|FREE ENERGIE OF THE ION-ELECTRON SYSTEM|NELM += +(\d+)"
 )

@@ -43,7 +43,7 @@ class Attempt:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*worker, str(config), *address],
-                stdin=subprocess.PIPE,  # its end tells that this process has ended
+                stdin=subprocess.PIPE,  # it closes when this process ends
                 stdout=log,
                 stderr=log,
                 env=env,
@@ -229,7 +229,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One attempt, as the head of this module says."""
+    """One attempt, as described at the head of this module."""
     _end_with_parent()
     sys.exit(attempt(Path(arguments[0]), arguments[1:]))
 

@@ -98,7 +98,7 @@ def _planned(config: TrainConfig) -> _Planned:
 
     config = config.checked()
     mesh = parallel.make_mesh(config.devices)
-    # A folder that is not there: the potential is the one before the first step.
+    # A folder that does not exist: the potential is the one before the first step.
     potential, splits, loader = prepare(config, Path("dry-run"), mesh, console(quiet=True))
     plan = loader.plan
     same = replace(

@@ -37,7 +37,7 @@ ELSEWHERE = 2.0  # seconds until a run that another process has is looked at aga
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep. `name` tells it from the others in tables."""
+    """One run of a sweep. `name` identifies it in tables."""
 
     name: str
     config: TrainConfig
@@ -47,7 +47,7 @@ class Run:
         """The name, and a hash of what is computed: configuration and contents of files, not their places.
 
         Keys that have their default value do not count, so that ids stay when keys are added to
-        configurations. Raises FileNotFoundError where data are not there.
+        configurations. Raises FileNotFoundError where data are missing.
         """
         readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", self.name).strip("-.")[:80]
         return f"{readable}-{self.digest}" if readable else self.digest
