@@ -38,7 +38,7 @@ METALS = "Cu Al Na Au Pt Ni Ag Pb Fe W"
 MACE = MACEConfig(elements=tuple(range(1, 95)), channels=32, hidden_l=1)
 KINDS = {"energy and forces": "jit(_predict)", "linearise": "jit(_linearise)", "apply": "jit(_apply)"}
 MOST_ATOMS = 20
-SOME = 60  # crystals apart are those in programs of their exact size
+SOME = 60  # every so-many-th crystal is computed in programs of its exact size, too
 WARM = 30  # crystals, after which times count
 
 
@@ -53,7 +53,7 @@ class Settings:
 
 
 def library(number: int) -> list[Atoms]:
-    """Different crystals, rattled, in an order without order."""
+    """Different crystals, rattled, in random order."""
     rng = np.random.default_rng(0)
     found = [m.atoms for m in builtin_materials()] + [bulk(symbol) for symbol in METALS.split()]
     path = Path(os.environ.get("JAXMLIP_DATA", ".")) / BINARIES
@@ -78,7 +78,7 @@ class Compilations:
 
 
 def seconds(potential: Potential, atoms: Atoms, exact: bool = False) -> float:
-    """What energy, forces, stress and the Hessian of a crystal take, neighbours included."""
+    """Seconds for energy, forces, stress and the Hessian of a crystal, neighbours included."""
     start = time.perf_counter()
     if exact:
         graph = potential.graph(atoms)

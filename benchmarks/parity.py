@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
 
 
 def recorded() -> Iterator[tuple[str, list[Atoms], list[Recorded]]]:
-    """Each model with the crystals, and what its original gives for them."""
+    """Each model with the crystals, and the values of its original for them."""
     for path in sorted(GOLDEN.glob("*.npz")):
         values = list(by_crystal(path, "").values())
         crystals = [Atoms(v["numbers"], positions=v["positions"], cell=v["cell"], pbc=True) for v in values]
@@ -61,7 +61,7 @@ def recorded() -> Iterator[tuple[str, list[Atoms], list[Recorded]]]:
 
 
 def by_crystal(path: Path, prefix: str) -> dict[str, Recorded]:
-    """What `path` holds under PREFIX/crystal/quantity."""
+    """The values in `path` under PREFIX/crystal/quantity."""
     values: dict[str, Recorded] = {}
     with np.load(path) as archive:
         for key in archive.files:

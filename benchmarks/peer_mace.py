@@ -2,7 +2,7 @@
 
     python benchmarks/peer_mace.py MODEL.model float32
 
-Where MODEL.model is not there, a random model of the size and options of mace-mp-0b3-medium is made and saved
+If MODEL.model does not exist, a random model of the size and options of mace-mp-0b3-medium is made and saved
 there whole, as the trainer of mace-torch does, so that the other side can convert and time the same model.
 """
 
@@ -17,7 +17,7 @@ import torch
 from ase import Atoms
 from worker import serve
 
-with contextlib.redirect_stdout(sys.stderr):  # it tells of accelerators that it lacks
+with contextlib.redirect_stdout(sys.stderr):  # it prints which accelerators it lacks
     import mace  # noqa: F401  before e3nn, to let it read its constants with newer versions of torch
     from e3nn import o3
     from mace.data import AtomicData, KeySpecification, config_from_atoms

@@ -80,7 +80,7 @@ def command(model: str, rounds: int, terminal: PlainConsole) -> None:
             atoms = ase.io.read(file)
             ours = [str(Path(sys.executable).with_name("jaxmlip")), "phonons", str(file), "--model", model]
             ours += ["--out", str(folder / name)]
-            first = timed(ours)  # which compiles what is not yet
+            first = timed(ours)  # compiles all programs that are not compiled yet
             run = median([timed(ours) for _ in range(rounds)])
             record = json.loads((folder / name / "phonons.json").read_text())
             q = np.array(record["bands"]["q_points"])

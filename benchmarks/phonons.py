@@ -91,7 +91,7 @@ def corundum() -> Atoms:
 
 
 class Points(list[Point]):
-    """Points, each told as it comes: some take minutes, and not every peer lives to the end."""
+    """Points, each printed as it comes: some take minutes, and a peer may die before the end."""
 
     def __init__(self, terminal: PlainConsole):
         super().__init__()
@@ -124,7 +124,7 @@ def ours(
 
             def summed(mesh=(n, n, n), its=its):
                 constants = mesh_force_constants(its, atoms, mesh)
-                if its is single:  # what rounding gives uniform shifts would be the largest error
+                if its is single:  # rounding of uniform shifts would be the largest error
                     constants = with_sum_rule(constants)
                 return interpolated_frequencies(constants, q)
 

@@ -4,7 +4,7 @@
 
 The binaries of `jaxmlip softening` (2 to 4 atoms), atoms displaced by 0.05 Å and cells strained by up to 2 %,
 relaxed with their cells to 0.001 eV/Å and 0.01 GPa in float32. Each way runs twice: the second time all
-programs are compiled. What is done one by one is done to some of the same structures.
+programs are compiled. Only some of the same structures are relaxed one by one.
 """
 
 from __future__ import annotations

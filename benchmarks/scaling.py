@@ -2,9 +2,9 @@
 
     python -m benchmarks.scaling --out FOLDER
 
-A model on paper (`jaxmlip.training.step_time` has its formula): what XLA counts in the compiled step of
-each architecture at the widths of its public models, what the loader wastes on padding when a batch is dealt
-to n devices, what a host takes to make batches, and the data sheets of the devices. Nothing of it was
+A model on paper (`jaxmlip.training.step_time` has its formula): the operations that XLA counts in the
+compiled step of each architecture at the widths of its public models, the loader's padding when a batch is
+dealt to n devices, the time of a host to make batches, and the data sheets of the devices. None of it was
 measured on those devices; compare before you believe.
 """
 
@@ -65,7 +65,7 @@ def sizes(crystals: int, split: Split) -> np.ndarray:
 
 
 def measured(name: str, compiled: int, folder: Path) -> tuple[Work, Split]:
-    """What XLA counts in a step, for a structure of 32 atoms on average."""
+    """The work of a step as XLA counts it, for a structure of 32 atoms on average."""
     potential = random_potential(MODELS[name], seed=0, name=name)
     crystals = mixed()[:: 40 // compiled]
     labels = [Labels(energy=0.0, forces=np.zeros((len(a), 3)), stress=np.eye(3)) for a in crystals]
@@ -119,7 +119,7 @@ def main(settings: Settings) -> None:
 
 
 def markdown(name: str, work: Work, split: Split, rows: list, settings: Settings) -> str:
-    """One table, with what went into it."""
+    """One table, with the numbers that went into it."""
     about = (
         f"{name}: {work.flops / 1e9:.2f} GFLOP and {work.bytes / 1e9:.2f} GB for a structure of "
         f"{split.sizes[:, 0].mean():.0f} atoms, {work.parameters:,} parameters, {work.instructions:,} "
@@ -139,7 +139,7 @@ SIGNS = {"work": "", "input": " (input)", "summing": " (summing)"}
 
 
 def bound(time: StepTime) -> str:
-    """What takes longest."""
+    """The part that takes longest."""
     return max(time._asdict().items(), key=lambda part: part[1])[0]
 
 

@@ -4,11 +4,11 @@
     python -m benchmarks.speed --peer matgl [--model m3gnet-matpes-pbe-2025.1]
     python -m benchmarks.speed --peer mace [--model FILE.model]
 
-Everything that the model predicts of rattled rock-salt NaCl, neighbours included, float32; and the Hessian of
-64 atoms (MACE: 32), against one reverse sweep of torch for each row (timed for some rows and multiplied, as
-the rows cost the same). MACE is compared with random weights, in a file that its worker makes. The peer runs
-in a process of its own, with PYTHON if it is installed elsewhere, with one thread and with all cores, and the
-better of both counts. The sides take turns; ratios are within a turn.
+Everything that the model predicts for rattled rock-salt NaCl, neighbours included, float32; and the Hessian
+of 64 atoms (MACE: 32), against one reverse sweep of torch for each row (timed for some rows and multiplied,
+as the rows cost the same). MACE is compared with random weights, in a file that its worker makes. The peer
+runs in a process of its own, with PYTHON if it is installed elsewhere, with one thread and with all cores,
+and the better of both counts. The sides take turns; ratios are within a turn.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Peer:
         return json.loads(line)
 
     def ask(self, task: str, threads: int, **request: Any) -> list[float]:
-        """What the worker's function for `task` returns."""
+        """The result of the worker's function for `task`."""
         with contextlib.suppress(BrokenPipeError):  # nor will it answer
             self.process.stdin.write(json.dumps({"task": task, "threads": threads, **request}) + "\n")
             self.process.stdin.flush()
@@ -144,7 +144,7 @@ def peer_of(settings, model: str, dtype: str) -> Peer:
 
 
 def salt(*cells: int) -> Atoms:
-    """So many cubic cells of rock-salt NaCl along x, y and z, rattled by 0.05 Å."""
+    """Rock-salt NaCl, `cells` cubic cells along x, y and z, rattled by 0.05 Å."""
     atoms = bulk("NaCl", "rocksalt", 5.64, cubic=True) * cells
     atoms.rattle(0.05, seed=1)
     return atoms

@@ -4,12 +4,12 @@
 
 A step of CHGNet 0.3.0 on a batch of 40: energies, forces, stresses and magnetic moments, Huber loss, Adam;
 both sides in float32 from the same weights, crystals and labels. Both have their graphs before; ours packs
-them into a batch in every step, with nobody to help. What share of its time a run waits where the loader
-makes batches beforehand is told besides. The first rows have rattled cells of 8 atoms, of NaCl with 6
-neighbours within 3 Å and of three compounds, one with 18; the last has crystals of 8 to 96 atoms, 32 on
-average as in the Materials Project. The peer runs in a process of its own, with one thread and with all
-cores, and the better of both counts. The sides take turns; ratios are within a turn. That both do the same
-shows in the errors that they find before the first step.
+them into a batch in every step, in the same thread. The share of its time that a run waits for batches made
+beforehand is printed too. The first rows have rattled cells of 8 atoms, of NaCl with 6 neighbours within 3 Å
+and of three compounds, one with 18; the last has crystals of 8 to 96 atoms, 32 on average as in the Materials
+Project. The peer runs in a process of its own, with one thread and with all cores, and the better of both
+counts. The sides take turns; ratios are within a turn. Both do the same, as their errors before the first
+step show.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def mixed() -> list[Atoms]:
 
 
 def labelled(potential: Potential, crystals: list[Atoms]) -> list[LabelledCrystal]:
-    """Labels that are what the potential finds for each, and noise."""
+    """Crystals labelled with the potential's predictions and noise."""
     rng = np.random.default_rng(0)
     return [
         LabelledCrystal(
@@ -118,7 +118,7 @@ class Ours:
         return [float(found[f"{name}_mae"]) for name in ERRORS]
 
     def seconds(self, steps: int) -> float:
-        """For each step; its batch is made when the one before has been sent off, by the same thread."""
+        """Seconds for a step; its batch is made after the one before was sent off, by the same thread."""
         start = time.perf_counter()
         for _ in range(steps):
             self.state, metrics = self.step(self.state, self.loader.at(self.done))

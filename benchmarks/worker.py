@@ -1,6 +1,6 @@
 """The loop of a peer's worker process: it reads one request a line and answers one line of JSON.
 
-A peer is run by an interpreter that has its package, and imports nothing of jaxmlip.
+A peer runs in an interpreter that has its package, and imports nothing of jaxmlip.
 """
 
 import json
@@ -12,9 +12,9 @@ import torch
 
 
 def serve(load, tasks, packages=("torch",)) -> None:
-    """Says which versions it has, then answers each request by tasks[request["task"]](model, request).
+    """Prints its versions, then answers each request by tasks[request["task"]](model, request).
 
-    `load` makes the model of the arguments of the command line; a task returns seconds or other numbers.
+    `load` makes the model from the arguments of the command line; a task returns seconds or other numbers.
     """
     out, sys.stdout = sys.stdout, sys.stderr  # packages print when they start, and later
     model = load(*sys.argv[1:])

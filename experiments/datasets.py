@@ -1,4 +1,4 @@
-"""The public data sets: where they are, what is in their files, and what was done to their crystals."""
+"""The public data sets: their places, the contents of their files, and the kinds of their crystals."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ CLASSES = {  # the first that one of the elements belongs to
     "B, C, Si, Ge": "B C Si Ge",
 }
 METALS = "intermetallics"
-# DFT of acwf is without spin, and all of its electrons are there. What models were fitted to is magnetic (V
-# in oxides), has f electrons of lanthanides in the core, and U in oxides, of Mo and W too.
+# acwf's DFT is without spin, and has all electrons. The DFT that models were fitted to is magnetic (V in
+# oxides), has f electrons of lanthanides in the core, and a Hubbard U in oxides, those of Mo and W included.
 MAGNETIC = tuple("V Cr Mn Fe Co Ni Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Pa U Np Pu Am Cm".split())  # noqa: SIM905
 WITH_U = ("Mo", "W")
 
 
 class MissingDataError(FileNotFoundError):
-    """A data set is not there: what is missing, where it is published, where to put it."""
+    """A data set is missing. The message says which, where it is published and where to put it."""
 
 
 def data_file(given: Path | None, name: str) -> Path:
@@ -78,7 +78,7 @@ def data_file(given: Path | None, name: str) -> Path:
 
 
 def where_there(given: Path | None, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
-    """Those of the files or folders `names` that are there, and what `data_file` says of each other."""
+    """The files or folders among `names` that are there, and the message of `data_file` on each other one."""
     found, absent = {}, []
     for name in names:
         try:
@@ -94,8 +94,8 @@ def lowest(frames: Sequence[LabelledCrystal]) -> LabelledCrystal:
 
 
 def read(path: Path) -> list[LabelledCrystal]:
-    """The frames of an extxyz file with energy, forces and stress; what else it says stays in atoms.info."""
-    # As a whole: ASE goes back and forth in a file, which gzip does by starting again.
+    """The frames of an extxyz file with energy, forces and stress; other entries stay in atoms.info."""
+    # As a whole: ASE goes back and forth in a file, for which gzip starts again each time.
     with open_bytes(path) as file:
         text = io.StringIO(file.read().decode())
     found = []
@@ -110,7 +110,7 @@ def read(path: Path) -> list[LabelledCrystal]:
 def by_kind(frames: Sequence[LabelledCrystal]) -> dict[str, list[LabelledCrystal]]:
     """Frames of mlearn or maml by what was done to the crystal, as the entry "group" or "tags" says.
 
-    Such as "AIMD-NVT", "Vacancy", "Surface" and "Elastic", which maml calls "Strain…"; [] for any other.
+    Kinds are "AIMD-NVT", "Vacancy", "Surface", "Elastic" (maml: "Strain…"), and others; [] for an absent one.
     """
     found: dict[str, list[LabelledCrystal]] = defaultdict(list)
     for frame in frames:
@@ -132,7 +132,7 @@ def rms_force(frames: Sequence[LabelledCrystal]) -> float:
 
 
 class Reference(NamedTuple):
-    """A run of phonopy or phono3py, and how its DFT was done."""
+    """A run of phonopy or phono3py, and the settings of its DFT."""
 
     name: str
     path: str  # below the folder of all data
@@ -140,7 +140,7 @@ class Reference(NamedTuple):
     supercell: tuple[int, int, int] | None = None  # where no file says so
 
     def read(self, data: Path | None) -> PhonopyRun:
-        """Raises MissingDataError, or as `read_phonopy` does."""
+        """Reads the run. Raises MissingDataError, or as `read_phonopy` does."""
         from jaxmlip.phonons.phonopy_files import read_phonopy
 
         return read_phonopy(data_file(data, self.path), self.supercell)
@@ -167,7 +167,7 @@ RUNS = (
 
 
 def read_binaries(path: Path) -> dict[str, dict[str, Any]]:
-    """By their number in the Materials Project: "atoms", "class", and DFT's "K" and "G" (GPa)."""
+    """Crystals by their number in the Materials Project: "atoms", "class", and DFT's "K" and "G" (GPa)."""
     from pymatgen.core import Structure
 
     found = {}
@@ -190,7 +190,7 @@ def chemistry(atoms: Atoms) -> str:
 
 
 def read_prototypes(folder: Path) -> dict[str, dict[str, Any]]:
-    """By name, such as "Si-X/Diamond": "atoms", "family", "prototype", and DFT's "V0", "B0" and "B1".
+    """Prototypes, such as "Si-X/Diamond": "atoms", "family", "prototype", and DFT's "V0", "B0" and "B1".
 
     V₀ (Å³) is the volume of the atoms; B₀ in GPa. The archive is read in memory; nothing is unpacked.
     """

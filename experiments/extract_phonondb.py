@@ -43,7 +43,7 @@ def choose(materials: Sequence[Material]) -> list[Material]:
 
 
 def record(materials: Sequence[Material]) -> dict:
-    """What phonondb_pbe.json holds: coordinates to 1e-10, frequencies to 1e-4 THz."""
+    """The contents of phonondb_pbe.json: coordinates to 1e-10, frequencies to 1e-4 THz."""
     return {
         "what": "Primitive cells (Å, rows; relaxed with PBE) and highest, mean and lowest harmonic frequency "
         "(THz) on a Γ-centred mesh, without the non-analytical correction. Written by "
@@ -66,7 +66,7 @@ def record(materials: Sequence[Material]) -> dict:
 
 
 def largest_disagreement(materials: Sequence[Material], summary: Path) -> float:
-    """THz, over highest and mean frequencies, between `materials` and a table of them that others derived."""
+    """Largest difference (THz) of highest and mean frequencies between `materials` and another table."""
     with summary.open(newline="") as file:
         theirs = {row["mp_id"]: row for row in csv.DictReader(file)}
     return max(

@@ -3,8 +3,8 @@
     python -m experiments.report FOLDER... --out report
 
 writes report.html, one file with figures and all, which opens without a network and prints; and report.md
-with the figures in figures/ beside it. Records are taken for what they may be, files from anywhere: their
-strings are escaped, only figures that lie beside them are shown, and what is no record is skipped and named.
+with the figures in figures/ beside it. Records may be files from anywhere: their strings are escaped, only
+figures that lie beside them are shown, and files that are no records are skipped and named.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class RecordError(ValueError):
-    """A file called record.json that no experiment wrote."""
+    """No experiment wrote this record.json."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def main(settings: Settings) -> None:
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
-    """The records below the folders in the order of the study, and what was skipped, in words."""
+    """The records below the folders in the order of the study, and a line on each that was skipped."""
     found: dict[Path, Record] = {}
     skipped = []
     for folder in folders:
@@ -125,7 +125,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
 
 
 def read_record(path: Path) -> Record:
-    """Raises RecordError where the file is not what `Study.write` writes."""
+    """The record in a file. Raises RecordError where `Study.write` writes no such file."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -216,7 +216,7 @@ def page(records: Sequence[Record], skipped: Sequence[str] = ()) -> str:
         _section(k, record, name) for k, (record, name) in enumerate(zip(records, names, strict=True))
     )
     missed = "".join(f"<li>{escape(line)}</li>" for line in skipped)
-    # Scripts and requests other than this one script are refused, whatever a record holds.
+    # All scripts and requests but this one script are refused, whatever a record holds.
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return (
@@ -330,7 +330,7 @@ def markdown(records: Sequence[Record], skipped: Sequence[str], draft: Path) -> 
 
 
 def _plain(text: str) -> str:
-    """Text of one line in which Markdown and HTML find nothing to act on."""
+    """Text in one line, without anything that Markdown or HTML would act on."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
 

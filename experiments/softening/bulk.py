@@ -1,4 +1,4 @@
-"""The undeformed crystal of an element among DFT frames: what energies of surfaces and defects start from."""
+"""The undeformed crystal of an element among DFT frames: the reference of surface and defect energies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxmlip.system.progress import track
 
 T = TypeVar("T")
 KINDS = {229: ("bcc", 2), 225: ("fcc", 4), 227: ("diamond", 8)}  # space group: structure, atoms in its cube
-SAME = 1e-3  # by how much lengths may differ (relative) and angles (degrees) that are meant to be equal
+SAME = 1e-3  # largest difference of lengths (relative) and angles (degrees) that count as equal
 POINTS = 6  # of E(ε), for a polynomial of degree 4
 
 
@@ -40,10 +40,10 @@ class Bulk(NamedTuple):
 def undeformed(frames: Sequence[LabelledCrystal]) -> Bulk:
     """The bulk crystal that `frames` with elastic deformations start from.
 
-    Its frame, where there is one: that which mlearn calls "Ground state crystal", or that of strain 0 in
-    maml. Else its energy is that at ε = 0 of a polynomial of degree 4 through the frames with uniaxial strain
-    of a cube; that of silicon, whose frame there is, comes out within 0.2 meV per atom. Raises ValueError
-    where there is neither.
+    Its own frame where there is one: "Ground state crystal" in mlearn, strain 0 in maml. Otherwise its energy
+    is that of a polynomial of degree 4 at ε = 0, fitted to the frames with uniaxial strain of a cube; for
+    silicon, which has a frame, the two agree within 0.2 meV per atom. Raises ValueError where there is
+    neither.
     """
     for frame in frames:
         info = frame.atoms.info
@@ -94,11 +94,11 @@ def read_present(
     files: Mapping[str, Sequence[str]],
     read: Callable[[list[Path]], T],
 ) -> tuple[dict[str, T], list[str]]:
-    """What `read` makes of the files of each of the sets `names`, and what is to be said of the others.
+    """The result of `read` for the files of each of the sets `names`, and remarks on sets that are left out.
 
-    `files`: of all sets that there are, below `given` or JAXMLIP_DATA. Where `names` are all of them, the
-    result has those that are there, and of which `read` raises no ValueError. Raises MissingDataError where
-    none is there, or one that was asked for is not, and ValueError for an unknown name.
+    `files` are those of all known sets, below `given` or JAXMLIP_DATA. Sets for which `read` raises
+    ValueError are left out; so are missing ones where `names` are all known sets. Raises MissingDataError
+    where none is there, or one of a smaller choice is missing, and ValueError for an unknown name.
     """
     unknown = [name for name in names if name not in files]
     if unknown or not names:

@@ -111,7 +111,7 @@ class Material:
 
     @classmethod
     def read(cls, data: Path | None, element: str) -> Material:
-        """From mlearn or maml. Raises MissingDataError where that element is in neither."""
+        """The material in mlearn or maml. Raises MissingDataError where that element is in neither."""
         rng = np.random.default_rng(0)
         if element in MELTS:
             every = read(data_file(data, f"mlearn/{element}.extxyz.gz"))
@@ -151,7 +151,7 @@ def _some(frames: list[LabelledCrystal], rng: np.random.Generator) -> list[Label
 
 
 def sizes_of(settings: Settings, method: str, material: Material) -> tuple[int, ...]:
-    """How many frames a method is tried with; force constants are those of one calculation."""
+    """Numbers of frames that a method is tried with; force constants are those of one calculation."""
     if method == HESSIAN:
         return (1,) if material.constants else ()
     return (0,) if method == AS_PUBLISHED else settings.sizes
@@ -212,15 +212,16 @@ def best_scale(potential: Potential, given: list[LabelledCrystal]) -> np.ndarray
 
 
 def in_families(potential: Potential, material: Material, held_out: list[LabelledCrystal]) -> dict[str, Any]:
-    """By family: "slope" of the model against DFT through the origin, and "mae" in the unit of UNITS or eV/Å.
+    """Results by family: "slope" of the model against DFT through the origin, and "mae" in the unit of UNITS
+    or eV/Å.
 
-    Forces; but stresses of strained cells (GPa), energies of surfaces at DFT's positions (J/m²), and of
-    phonons the ratio of the highest frequency and the rms difference of all (THz).
+    They are of forces; for strained cells of stresses (GPa), for surfaces of energies at DFT's positions
+    (J/m²); for phonons they are the ratio of the highest frequency and the rms difference of all (THz).
     """
     families = {HELD_OUT: held_out, **material.families, "bulk": [material.bulk] if material.bulk else []}
     known = set(potential.elements)
     families = {name: [f for f in fs if known.issuperset(f.atoms.numbers)] for name, fs in families.items()}
-    # All at once, so that one program serves all.
+    # All at once, so that one program computes all.
     every = iter(potential.predict([f.atoms for frames in families.values() for f in frames]))
     predicted = {name: [next(every) for _ in frames] for name, frames in families.items()}
     found = {}
@@ -256,7 +257,7 @@ def of_surfaces(
 
 
 def value(study: Study, label: str, method: str, size: int, family: str, of: str) -> list[float]:
-    """One number of each seed."""
+    """One number for each seed."""
     rows = [row for key, row in study.rows.items() if key.startswith(f"{label}/{method}/{size}/")]
     return [row[family][of] for row in rows if family in row]
 

@@ -2,11 +2,12 @@
 
     python -m experiments.softening.defects --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
-On the vacancy cells of mlearn, which are snapshots of molecular dynamics: E - N e_bulk of each, of a model
-against DFT; forces, beside those in bulk frames of like force; and the formation energy that is left when
-what bulk frames have at such forces is taken away. Frames that have melted are left out. Then the formation
-energies of the model alone, by the protocol of arXiv:2405.07105: the crystal with its cell, then the defect
-in a supercell of it, until forces are below 0.05 eV/Å. No frame has relaxed in DFT: nothing to compare with.
+compares a model with DFT on mlearn's vacancy cells, which are snapshots of molecular dynamics: E - N e_bulk
+of each; forces, beside those in bulk frames with similar forces; and the formation energy that remains when
+the energy of bulk frames with such forces is subtracted. Molten frames are left out. Then it relaxes defects
+with the model alone, by the protocol of arXiv:2405.07105: the crystal with its cell, then the defect in a
+supercell of it, until forces are below 0.05 eV/Å. These have no counterpart in DFT, where no frame was
+relaxed.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def main(settings: Settings) -> None:
 
 
 def material(paths: Sequence[Path]) -> Material:
-    """The vacancy cells of an element, with bulk frames of like force. Raises ValueError as `undeformed`."""
+    """Vacancy cells of an element, with bulk frames of similar force. Raises ValueError as `undeformed`."""
     groups = by_kind([frame for path in paths for frame in read(path)])
     bulk = undeformed(groups["Elastic"])
     solid = [f for f in groups["Vacancy"] if order(f.atoms, bulk.kind) > CRYSTALLINE]
@@ -140,7 +141,7 @@ def material(paths: Sequence[Path]) -> Material:
 
 
 def repeats(atoms: Atoms, kind: str) -> int:
-    """How many cubes there are along each edge of a supercell with a few atoms too few or too many."""
+    """The number of cubes along each edge of a supercell that has a few atoms too few or too many."""
     return round((len(atoms) / IN_CUBE[kind]) ** (1 / 3))
 
 
@@ -226,7 +227,7 @@ def with_defect(cube: Atoms, kind: str, repeat: int, defect: str) -> Atoms:
 
 
 def said(materials: Mapping[str, Material]) -> list[str]:
-    """What is to be said of the data."""
+    """Remarks on the data."""
     molten = [f"{it.molten} of {name}" for name, it in materials.items() if it.molten]
     alone = [name for name, it in materials.items() if not it.others]
     said = []
@@ -282,11 +283,11 @@ def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, An
 
 
 def formation_energy(r: Mapping[str, Any], side: str) -> Estimate:
-    """E_f (eV) of the vacancy in the DFT, the model, or the error of the model, from hot frames.
+    """E_f (eV) of the vacancy in DFT, the model, or the error of the model, from hot frames.
 
-    In a harmonic crystal E - N e_bulk is c ΣF², whatever the temperature. Bulk frames give c, that of the
-    model too with the forces of DFT, so that the three are linear in the energies; what vacancy cells have
-    beyond it is the vacancy's.
+    In a harmonic crystal E - N e_bulk is c ΣF² at any temperature. Bulk frames give c (for the model, too,
+    with the forces of DFT, so that all three are linear in the energies); the excess of vacancy cells is the
+    vacancy's.
     """
 
     def statistic(rows: np.ndarray) -> float:

@@ -6,8 +6,8 @@ compares bulk and shear moduli with PBE on two sets that arXiv:2405.07105 did no
 the Materials Project (matcalc_benchmark: bulk_modulus_vrh, shear_modulus_vrh) are relaxed with the model,
 cell and atoms; their elastic tensors are exact second derivatives with atoms that follow the strain, as those
 of DFT do, and the moduli are means of Voigt's and Reuss's. Beside them: moduli with clamped ions, exact and
-as slopes of the stress over a strain of ±1 %, which tell curvature at the minimum from that around it; and
-those at DFT's own crystal, which leave out that the model's crystal is larger or smaller. The unaries and
+as slopes of the stress over a strain of ±1 %, which separate curvature at the minimum from that around it;
+and those at DFT's own crystal, which exclude the effect of the model's lattice constants. The unaries and
 oxides of acwf_eos_PBE are equations of state of all-electron PBE: the model's is fitted to seven volumes (94
 to 106 %) with fixed fractional coordinates, as DFT's is.
 
@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
 
 
 def thinned(items: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Every so-many-th of `items`, at most `limit`. Raises ValueError where none is left to be asked for."""
+    """Every `every`-th of `items`, at most `limit`. Raises ValueError for settings below 1."""
     if settings.every < 1 or settings.batch < 1 or (settings.limit is not None and settings.limit < 1):
         raise ValueError("found every, batch or limit below 1, needed whole numbers from 1 on.")
     return dict(list(items.items())[:: settings.every][: settings.limit])
@@ -98,7 +98,7 @@ def measure(
     size: int,
     settings: Settings,
 ) -> None:
-    """Keeps a row for each crystal: moduli in GPa, the change of its volume, what is odd about it."""
+    """Keeps a row for each crystal: moduli in GPa, the change of its volume, and anything odd about it."""
     from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
     from jaxmlip.mechanics.relaxation import relax_many
 
@@ -106,7 +106,7 @@ def measure(
     if not left:
         return
     graphs = {key: potential.graph(entry["atoms"]) for key, entry in track(known.items(), "neighbours")}
-    # Of all crystals, and each batch in one of them: the same programs serve to the end, and after a kill.
+    # For all crystals; each batch takes one of them, so that programs stay the same, also after a kill.
     shapes = batches.shapes_for(list(graphs.values()), MESSAGES, SPARE)
     home = {
         key: next(shape for shape in shapes if shape.fits(batching.exact_shape([graphs[key]])))
@@ -120,7 +120,7 @@ def measure(
 
     def tensors(crystals: Sequence[Atoms]) -> list[Elasticity | ValueError]:
         found = elastic_tensors(potential, crystals, shapes, SYMMETRY)
-        # float32 cannot tell a soft mode from none.
+        # float32 cannot tell a soft mode from a zero mode.
         again = [k for k, x in enumerate(found) if isinstance(x, ValueError)]
         exact = elastic_tensors(potential.astype("float64"), [crystals[k] for k in again], shapes, SYMMETRY)
         for k, x in zip(again, exact, strict=True):
@@ -151,7 +151,7 @@ def measure(
 def open_entries(
     study: Study, label: str, entries: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Those of `entries` whose elements the potential knows, and the keys of those that have no row yet."""
+    """The `entries` whose elements the potential knows, and the keys of those that have no row yet."""
     known = study.known(label, entries, lambda entry: entry["atoms"].numbers)
     return known, [key for key in known if f"{label} {key}" not in study.rows]
 
@@ -179,7 +179,7 @@ def stress_slopes(
 
 
 def moduli(found: Elasticity, slopes: np.ndarray) -> dict[str, Any]:
-    """Of a crystal at rest; None where some strain meets no resistance."""
+    """Moduli of a crystal at rest; None where it is unstable against some strain."""
     row: dict[str, Any] = {}
     for name, C in (("model", found.C), ("clamped", found.clamped), ("around", (slopes + slopes.T) / 2)):
         row[f"K_{name}"], row[f"G_{name}"] = stable_moduli(replace(found, C=C)) or (None, None)
@@ -190,12 +190,12 @@ def moduli(found: Elasticity, slopes: np.ndarray) -> dict[str, Any]:
 
 
 def stable_moduli(found: Elasticity) -> list[float] | None:
-    """K and G; None where some strain meets no resistance."""
+    """K and G; None where the crystal is unstable against some strain."""
     return list(found.hill) if found.stable and found.resists_everything else None
 
 
 def at_dft_crystal(found: Elasticity | ValueError | None) -> list[float] | None:
-    """K and G where stress remains: of ∂σ/∂ε, whose K is -V dp/dV. None where they do not exist."""
+    """K and G of a crystal under stress, from ∂σ/∂ε, whose K is -V dp/dV; None where they do not exist."""
     if isinstance(found, ValueError | None):
         return None
     B = found.stress_strain
@@ -227,7 +227,7 @@ def measure_prototypes(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Crystals that do not come to rest become rows; strange distances are what these sets are made of."""
+    """Silences warnings: crystals that do not come to rest become rows, and odd distances are usual here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

@@ -22,7 +22,7 @@ def fit_to_compare(rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def why_not(row: Mapping[str, Any]) -> str | None:
-    """Why a row is not compared; None where it is."""
+    """The reason why a row is not compared; None where it is."""
     if "failed" in row:
         return row["failed"].split(":")[0]
     if "lowest_eigenvalue" in row and row["K_model"] is None:
@@ -36,7 +36,7 @@ def pairs(rows: Sequence[Mapping[str, Any]], quantity: str, model: str) -> np.nd
 
 
 def slope(xy: np.ndarray) -> float:
-    """Of the line through the origin: Σxy / Σx²."""
+    """The slope of the line through the origin: Σxy / Σx²."""
     x, y = xy.T
     return float(x @ y / (x @ x))
 

@@ -143,7 +143,7 @@ def compared(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
 
 
 def ranges(dft: ForceConstants) -> dict[str, np.ndarray]:
-    """Which pairs of atoms (n, N) are one atom, first neighbours, or farther apart."""
+    """Masks (n, N) of pairs of atoms: the same atom, first neighbours, or farther apart."""
     distance = dft.distances
     own = np.zeros(distance.shape, bool)
     own[np.arange(len(own)), np.arange(len(own))] = True
@@ -153,7 +153,7 @@ def ranges(dft: ForceConstants) -> dict[str, np.ndarray]:
 
 
 def thirds(squares: np.ndarray) -> dict[str, np.ndarray]:
-    """The modes (q, modes) by their frequency; next to nothing (acoustic, Γ) is in none."""
+    """The modes (q, modes) by their frequency; modes near zero (acoustic, Γ) are in none."""
     from jaxmlip.derivatives.slopes import NEGLIGIBLE
 
     counted = squares > NEGLIGIBLE * squares.max()
@@ -174,7 +174,7 @@ def numbers(slope: Slope) -> dict[str, Any]:
 
 
 def points(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
-    """For the figures: force constants by range (eV/Å²), and modes: DFT's THz, and √(model / DFT)."""
+    """Points of the figures: force constants by range (eV/Å²), and modes: DFT's THz, and √(model / DFT)."""
     from jaxmlip.derivatives.slopes import mode_slope
     from jaxmlip.phonons.commensurate import dynamical_matrices
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
@@ -197,9 +197,9 @@ def points(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
 def along_stiffest(potential: Potential, dft: ForceConstants) -> dict[str, Any]:
     """The model's curvature along DFT's stiffest mode, over DFT's harmonic one, at AMPLITUDES.
 
-    "there", and the "mean" from rest to there, which is the restoring force over the amplitude; both are
-    averaged over the two directions, which takes out forces that the model finds at the lattice sites. Of
-    modes of one frequency the one that the eigensolver names last.
+    "there" is the value at the amplitude, "mean" that from rest to there, which is the restoring force over
+    the amplitude. Both are averaged over the two directions, which removes forces that the model finds at the
+    lattice sites. Of degenerate modes the last one of the eigensolver is taken.
     """
     from jaxmlip.phonons.commensurate import dynamical_matrices
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
@@ -245,7 +245,7 @@ def standing_wave(dft: ForceConstants, q: np.ndarray, vector: np.ndarray) -> tup
 def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterable[float]) -> np.ndarray:
     """Slope (eV/Å) and curvature (eV/Å²) of the energy along u (atoms, 3), over |u|²: (amplitudes, 2).
 
-    Where the atoms are displaced by each of `amplitudes` times u.
+    The atoms are displaced by each of `amplitudes` times u.
     """
     import jax
     import jax.numpy as jnp

@@ -23,7 +23,7 @@ AMPLITUDES = np.linspace(0, 0.5, 11)  # Å, of the atom that moves farthest
 
 
 def root(x: float) -> float:
-    """√|x| with the sign of x: of a curvature, negative where it is that of an unstable mode."""
+    """√|x| with the sign of x: for a curvature, negative if the mode is unstable."""
     return float(np.sign(x) * np.sqrt(abs(x)))
 
 
@@ -37,7 +37,7 @@ SUMMED: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def tables(found: Mapping[str, Rows]) -> list[Table]:
-    """All but that of silicon."""
+    """All tables but that of silicon."""
     return [
         summary_table(found),
         slope_table(found),
@@ -49,7 +49,7 @@ def tables(found: Mapping[str, Rows]) -> list[Table]:
 
 
 def summary_table(found: Mapping[str, Rows]) -> Table:
-    """Medians over crystals, of each the mean of its runs."""
+    """Medians over crystals, each with the mean of its runs."""
     lines = []
     for model, rows in found.items():
         for functional in sorted({row["functional"] for row in rows}):
@@ -201,7 +201,7 @@ def findings(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> list[s
 
 
 def figures(found: Mapping[str, Rows]) -> dict[str, tuple[str, Figure]]:
-    """Of the models that have rows."""
+    """Figures of the models that have rows."""
     drawn = {model: rows for model, rows in found.items() if rows}
     if not drawn:
         return {}

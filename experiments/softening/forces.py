@@ -2,11 +2,11 @@
 
     python -m experiments.softening.forces --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
-One slope for each material and group of frames (`groups`): Σxy / Σxx of model forces y against
-DFT forces x, through the origin, over all components of all frames, as arXiv:2405.07105 has it
-(`jaxmlip.derivatives.slopes`). Beside it stands what could make it differ from 1 without any softening: a
-model that errs by giving means has a slope of r², so (1 - r²) / (1 - slope) of what is missing is explained
-at most.
+One slope for each material and group of frames (`groups`): Σxy / Σxx of model forces y against DFT forces x,
+through the origin, over all components of all frames, as arXiv:2405.07105 has it
+(`jaxmlip.derivatives.slopes`). Beside it stands an effect that makes it differ from 1 without any softening:
+a model whose only error is regression to the mean has slope r², which explains at most (1 - r²) / (1 - slope)
+of the missing slope.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OFF = "all off equilibrium"
-APART = (*AT_REST, WBM)  # from OFF: of WBM there are so many that it would stand for all
+APART = (*AT_REST, WBM)  # from OFF: WBM has so many materials that it would dominate
 VIEW = (-0.1, 1.6)  # of slopes
 # Of the WBM states: share of slopes below 1 (arXiv:2405.07105, Fig. 5b); mean slope (MatPES, 979 materials).
 PUBLISHED = {
@@ -80,7 +80,7 @@ def main(settings: Settings) -> None:
 
 
 def read_all(settings: Settings) -> tuple[Grouped, list[str]]:
-    """All frames that are there, and in words what is not. Raises MissingDataError where none is there."""
+    """All frames that are there, and remarks on missing data. Raises MissingDataError where none is there."""
     given = {"wbm_high_energy": settings.wbm} if settings.wbm is not None else {}
     there, absent = where_there(settings.data, [name for name in groups.READERS if name not in given])
     found = Grouped()
@@ -103,7 +103,7 @@ def measure(
     taken: Mapping[tuple[str, str], Sequence[Frame]],
     broken: Mapping[tuple[str, str], str],
 ) -> None:
-    """Keeps the rows that are not there yet."""
+    """Computes and keeps the missing rows."""
     for key, reason in broken.items():
         for left in study.left([key_of(label, *key)]):
             study.fail(left, reason)
@@ -215,7 +215,7 @@ def summary_table(summary: Sequence[Summary]) -> Table:
 
 
 def published_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
-    """The WBM states beside what others found on them."""
+    """The WBM states beside published results on them."""
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
         of = np.array([row["slope"] for row in rows if row["model"] == model and row["group"] == WBM])
@@ -233,7 +233,7 @@ def published_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def material_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Each material; of the WBM states there are too many, and record.json has them."""
+    """Each material but those of the WBM states: these are too many, and record.json has them."""
     shown = [row for row in rows if row["group"] != WBM]
     columns = {"model": "model", "group": "group", "material": "material"}
     columns |= {"frames": "samples", "rms force / eV/Å": "rms_force"}
@@ -242,7 +242,7 @@ def material_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 
 
 def in_words(summary: Sequence[Summary]) -> list[str]:
-    """What the controls say, a line for each model."""
+    """The results of the controls, a line for each model."""
     lines = []
     for model in dict.fromkeys(s.model for s in summary):
         of = [s for s in summary if s.model == model and s.group != OFF]

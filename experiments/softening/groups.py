@@ -1,7 +1,7 @@
 """Frames with DFT forces, by what was done to the crystal: heated, molten, strained, displaced, reordered.
 
 Each reader takes a folder (or file) of a public data set and gives its frames by group and material, together
-with what it left out, in words. Of the labels in the files only those are believed that the frames bear out:
+with remarks on what it left out. Labels are checked against the frames and ignored where they disagree:
 whether a frame is molten is measured, since vacancy frames of mlearn have their temperatures interchanged.
 """
 
@@ -61,11 +61,11 @@ class Grouped:
 
 
 def lattice_order(atoms: Atoms) -> float:
-    """How much of a lattice is left: max |Σ exp(iG·r)| / N over reciprocal vectors G of the cell.
+    """The lattice order that remains: max |Σ exp(iG·r)| / N over reciprocal vectors G of the cell.
 
     1 for a perfect Bravais lattice, the Debye-Waller factor of the strongest reflection for a vibrating one,
     0.2 to 0.6 for a liquid of 50 to 100 atoms. Only G of the first reflections count, those of
-    4 < |G| (V/N)^(1/3) < 9; cells of a few atoms have a large value whatever is in them.
+    4 < |G| (V/N)^(1/3) < 9; cells of a few atoms always have a large value.
     """
     length = (atoms.get_volume() / len(atoms)) ** (1 / 3)
     reciprocal = 2 * np.pi * np.asarray(atoms.cell.reciprocal())
@@ -173,7 +173,7 @@ def phonopy(folder: Path) -> Grouped:
 def wbm(path: Path) -> Grouped:
     """WBM high-energy states, {material: {frame: {structure, vasp_f, …}}}: a file, or a folder of such.
 
-    A material of which one frame cannot be used is broken.
+    A material is broken if one of its frames cannot be used.
     """
     from jaxmlip.data.readers import read_labelled
 
@@ -202,7 +202,7 @@ READERS: dict[str, Callable[..., Grouped]] = {  # by folder of the data
 def _files(
     folder: Path, name: str = r"(?P<system>[A-Z][a-z]?)"
 ) -> Iterator[tuple[str, list[LabelledCrystal]]]:
-    """The systems and frames of the extxyz files of a folder whose names are as `name` says."""
+    """The systems and frames of the extxyz files of a folder whose names match `name`."""
     for path in sorted(folder.iterdir()):
         if parts := re.fullmatch(f"(?:{name})" + r"\.extxyz(\.gz)?", path.name):
             yield parts["system"], read(path)

@@ -1,4 +1,4 @@
-"""Hops with DFT energies: what ApproxNEB calculations leave behind, as JSON.
+"""Hops with DFT energies: the results of ApproxNEB calculations, as JSON.
 
 Two documented layouts are read, each as one document, a list of them, or an object of them under names:
 
@@ -45,9 +45,9 @@ class Hop:
 
 
 def read_hops(path: Path) -> tuple[list[Hop], dict[str, str]]:
-    """The hops in a file, or in all JSON files of a folder; and, by name, why others cannot be used.
+    """The hops in a file, or in all JSON files of a folder; and the reasons, by name, against using others.
 
-    Raises ValueError, naming the file, where there is none of the known layouts.
+    Raises ValueError, naming the file, where it has none of the known layouts.
     """
     files = sorted(f for f in path.iterdir() if f.name.endswith(FILES)) if path.is_dir() else [path]
     if not files:

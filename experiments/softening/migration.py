@@ -3,9 +3,9 @@
     python -m experiments.softening.migration --model chgnet-0.3.0 --model m3gnet-mp-2021.2.8 --out migration
 
 Three sets of paths. A vacancy in silicon, where DFT (PBEsol, climbing-image NEB; emmet's test files) gives
-energies and forces of every ionic step. Magnesium in hosts that are made here, with no DFT to compare with,
-for the models side by side. And the ApproxNEB hops of Rutt et al. (2022), as Deng et al. (2025), Fig. 3, use
-them, where the data folder has them.
+energies and forces of every ionic step. Magnesium in hosts that are made here, without DFT, to compare the
+models with each other. And the ApproxNEB hops of Rutt et al. (2022), as Deng et al. (2025), Fig. 3, use them,
+where the data folder has them.
 
 The barrier is the kinetically resolved one: the highest image minus the mean of both ends.
 """
@@ -168,7 +168,7 @@ def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) 
 
 
 def over_hops(study: Study, name: str, potential: Potential, settings: Settings, hops: list[Hop]) -> None:
-    """ApproxNEB with the model, from the images of DFT on."""
+    """ApproxNEB with the model, starting from the images of DFT."""
     from jaxmlip.crystals.batches import chunks
     from jaxmlip.mechanics.neb import approximate_bands
     from jaxmlip.system.progress import track

@@ -1,8 +1,9 @@
-"""All ways to order atoms on the sites of a crystal, one of each kind that symmetry makes alike.
+"""The symmetry-inequivalent orderings of atoms on the sites of a crystal.
 
-The superlattices are the Hermite normal forms of a volume, and the orderings in each are told apart by where
-translations and rotations of the crystal take its sites: G. L. W. Hart and R. W. Forcade, Phys. Rev. B 77,
-224115 (2008). Whole numbers only, so that nothing depends on a tolerance but the space group of the parent.
+The superlattices are the Hermite normal forms of a volume, and the orderings in each are compared through the
+images of the sites under translations and rotations of the crystal: G. L. W. Hart and R. W. Forcade, Phys.
+Rev. B 77, 224115 (2008). All numbers are integers, so that only the space group of the parent depends on a
+tolerance.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def superlattices(rotations: np.ndarray, cells: int) -> list[np.ndarray]:
     """
     kept: list[np.ndarray] = []
     for H in _hermite(cells):
-        # The rows of H R^T span the rotated lattice: the same one where they are whole numbers of rows of K.
+        # The rows of H R^T span the rotated lattice: that of K if they are integer combinations of its rows.
         turned = H @ rotations.swapaxes(1, 2)
         if not any(_whole(turned @ np.linalg.inv(K)).any() for K in kept):
             kept.append(H)
@@ -89,7 +90,7 @@ def _places(H: np.ndarray) -> np.ndarray:
 
 
 def _place(cells: np.ndarray, H: np.ndarray) -> np.ndarray:
-    """Which of `_places` each of the cells (..., 3) is an image of."""
+    """The index in `_places` of the cell that each of the cells (..., 3) is an image of."""
     x = np.array(cells)
     for k in range(3):  # rows of H are zero before the diagonal
         x = x - (x[..., k] // H[k, k])[..., None] * H[k]
@@ -97,7 +98,7 @@ def _place(cells: np.ndarray, H: np.ndarray) -> np.ndarray:
 
 
 def _permutations(group: SpaceGroup, sites: np.ndarray, H: np.ndarray) -> np.ndarray:
-    """Where symmetry takes the sites of a superlattice, (permutations, sites); translations come first."""
+    """Permutations of a superlattice's sites by symmetry, (permutations, sites); translations come first."""
     places = _places(H)
     number = np.full(group.atom.shape[1], -1)
     number[sites] = np.arange(len(sites))
@@ -113,7 +114,7 @@ def _permutations(group: SpaceGroup, sites: np.ndarray, H: np.ndarray) -> np.nda
 
 
 def _first_of_each_kind(labels: np.ndarray, moved: np.ndarray, kinds: int, cells: int) -> np.ndarray:
-    """Which labellings are the first among their images, and no image of themselves by a translation."""
+    """Indices of labellings that are first among their images, and not their own image by a translation."""
     weight = kinds ** np.arange(labels.shape[1], dtype=np.int64)[::-1]
     value = labels @ weight
     first = np.ones(len(labels), bool)

@@ -4,10 +4,10 @@
 
 Deng et al. (npj Comput. Mater. 11, 9, 2025, Fig. 4) take the ratio of the highest frequency, model / DFT,
 without the non-analytical correction on either side, from displacements about the model's own relaxed cell.
-That is "relaxed, displaced" here, and what is compared with their numbers; their materials are others, and
-their DFT is PBEsol. The same at DFT's cell leaves the lattice error of the model out, and the Hessian beside
-it leaves out what an energy that is rough on the scale of the displacement adds. On phonopy's examples the
-very displacements of DFT are compared.
+This is "relaxed, displaced" here, which is compared with their numbers; their materials differ, and their DFT
+is PBEsol. The same at DFT's cell excludes the lattice error of the model, and the Hessian beside it excludes
+the effect of an energy that is rough on the scale of the displacement. On phonopy's examples the very
+displacements of DFT are compared.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def phonons(
         crystals[f"{name} | {m.id} | {CELLS[0]}"] = (m, CELLS[0], m.atoms)
         if m.id in at_rest:
             crystals[f"{name} | {m.id} | {CELLS[1]}"] = (m, CELLS[1], at_rest[m.id])
-    # Of all crystals, so that a study that goes on compiles what it had compiled before.
+    # Shapes for all crystals, so that a study that goes on has the same programs as before.
     atoms = [atoms for *_, atoms in crystals.values()]
     repeats = [supercell_of(m.atoms, settings.supercell) for m, *_ in crystals.values()]
     jobs = dict(zip(crystals, jobs_of(potential, atoms, repeats), strict=True))
@@ -119,7 +119,7 @@ def phonons(
 def relaxed(
     study: Study, name: str, potential: Potential, materials: Sequence[Material], steps: int
 ) -> dict[str, Atoms]:
-    """The crystals where the model's forces and stress vanish, their space groups kept; by id."""
+    """The crystals at rest in the model, without forces and stress, their space groups kept; by id."""
     keys = {f"{name} | {m.id} | at rest": m for m in materials}
     left = study.left(keys)
     ended = relax_many(potential, [keys[key].atoms for key in left], fix_symmetry=True, steps=steps)
@@ -137,7 +137,7 @@ def relaxed(
 def spectra_of(
     potential: Potential, material: Material, job: Job, settings: Settings
 ) -> dict[str, dict[str, Any]]:
-    """By measure: highest, mean and lowest frequency, and the rms difference of modes to DFT's (THz)."""
+    """By measure, the highest, mean and lowest frequency, and the rms difference of modes to DFT's (THz)."""
     if not material.dft.maximum > 0:
         raise ValueError(
             f"{material.id} ({material.formula}): DFT has no real mode, needed some to compare with."
@@ -152,7 +152,7 @@ def spectra_of(
 
 
 def representatives(modes: Modes, material: Material) -> np.ndarray:
-    """Which wave vector of `modes` stands for each of DFT's. Raises ValueError where they are other stars."""
+    """The wave vector of `modes` equivalent to each of DFT's. Raises ValueError where stars differ."""
     shape, dft = np.array(material.mesh), material.modes
     index = np.rint(dft.q_points * shape).astype(int) % shape
     found = modes.mesh.representative[np.ravel_multi_index(tuple(index.T), material.mesh)]
@@ -176,7 +176,7 @@ def of_cell(rows: Rows, cell: str) -> list[Mapping[str, Any]]:
 
 
 def unstable(rows: Rows, measure: str) -> int:
-    """How many have an imaginary mode, where DFT has none."""
+    """The number of rows with an imaginary mode where DFT has none."""
     return int((imaginary(rows, measure) & ~imaginary(rows, "dft")).sum())
 
 

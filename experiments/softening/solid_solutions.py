@@ -90,7 +90,7 @@ def main(settings: Settings) -> None:
 
 
 def _alloys(settings: Settings, findings: list[str]) -> dict[str, tuple]:
-    """By name, such as MoW: the frames of DFT by way, and the two elements at rest."""
+    """Alloys by name, such as MoW: the frames of DFT by way, and the two elements at rest."""
     files = {a + b: f"{ALLOYS}/{a}{b}_SS.extxyz.gz" for a, b in permutations(ELEMENTS, 2)}
     pure = {e: f"{ALLOYS}/{e}_Elastic.extxyz" for e in ELEMENTS}
     there, absent = where_there(settings.data, [*files.values(), *pure.values()])
@@ -126,7 +126,7 @@ def on_alloy(
     ways: dict[str, list[LabelledCrystal]],
     rest: dict[str, LabelledCrystal],
 ) -> dict[str, Any]:
-    """For each way the fractions of the second element, and energies of mixing of DFT and model, eV/atom."""
+    """Fractions of the second element, and energies of mixing of DFT and model (eV/atom), for each way."""
     dft = {e: f.labels.energy / len(f.atoms) for e, f in rest.items()}
     frames = [f for its in (rest.values(), *ways.values()) for f in its]
     energies = [p["energy"] for p in potential.predict([f.atoms for f in frames])]
@@ -150,7 +150,7 @@ def on_alloy(
 
 
 def _relaxed(potential: Potential, crystals: list[Atoms], fmax: float) -> list[Relaxation]:
-    """`crystals` relaxed with their cells; whoever asks looks at which of them converged."""
+    """`crystals` relaxed with their cells; callers check which of them converged."""
     from jaxmlip.mechanics.relaxation import relax_many
 
     return relax_many(potential, crystals, fmax=fmax, smax=SMAX, steps=STEPS)
@@ -170,7 +170,7 @@ def _columns(frames: Sequence[LabelledCrystal], energies: Sequence[float], dft: 
 def ordered_oxides(most: int, seed: int) -> dict[float, list[Atoms]]:
     """Inequivalent orderings of (Ca,Mg)O on the lattice of MgO, by the fraction of Ca.
 
-    All of the smaller cells, and so many drawn from the largest that there are at most `most`.
+    Each fraction has all of the smaller cells, and a draw from the largest up to `most` in total.
     """
     from ase.build import bulk
 
@@ -241,7 +241,7 @@ def statistics(x: np.ndarray, dft: np.ndarray, model: np.ndarray) -> list:
 
 
 def _known(values: np.ndarray, statistic: Callable[[np.ndarray], float], **options) -> Estimate | None:
-    """`bootstrap`, or None where the frames do not say: orderings of one energy have no slope and no rank."""
+    """`bootstrap`, or None where it is undefined: orderings of one energy have no slope and no rank."""
     return bootstrap(values, statistic, **options) if np.isfinite(statistic(values)) else None
 
 

@@ -3,10 +3,10 @@
     python -m experiments.softening.surfaces --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
 γ = (E_slab - N e_bulk) / 2A for slabs of mlearn and maml, of a model against DFT, in two ways. "relaxed", as
-in arXiv:2405.07105: bulk with its cell, then the slab, until forces are below 0.05 eV/Å. Its cell stays what
-it is: that of DFT, scaled to the model's lattice constant, as if the slab were cut from the model's bulk.
-"as in DFT": bulk and slab where DFT left them, which takes no relaxation and shows what the model makes of
-one and the same geometry. e_bulk of DFT is that of the undeformed crystal, see `experiments.softening.bulk`.
+in arXiv:2405.07105: bulk with its cell, then the slab, until forces are below 0.05 eV/Å. The slab keeps its
+cell, that of DFT scaled to the model's lattice constant, as if the slab were cut from the model's bulk. "as
+in DFT": bulk and slab at DFT's positions, which takes no relaxation and compares both at one geometry. e_bulk
+of DFT is that of the undeformed crystal, see `experiments.softening.bulk`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def facet_of(info: Mapping[str, Any]) -> str:
 
 
 def normal(atoms: Atoms) -> int | None:
-    """Which lattice vector leaves the surface: the only one along which there is a vacuum; None: no slab."""
+    """The lattice vector out of the surface: the only one along which there is a vacuum; None: no slab."""
     fractions = np.sort(atoms.cell.scaled_positions(atoms.positions) % 1, axis=0)
     gaps = np.diff(np.concatenate([fractions, fractions[:1] + 1]), axis=0).max(axis=0)
     heights = 1 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
@@ -130,7 +130,7 @@ def energy_of_surface(slab: Atoms, energy: float, bulk: float) -> float:
 def measure(
     study: Study, potential: Potential, settings: Settings, slabs: Mapping[str, tuple[Bulk, LabelledCrystal]]
 ) -> None:
-    """Keeps a row for each of the slabs, which are computed side by side: to compile takes longest."""
+    """Keeps a row for each of the slabs, which are computed side by side: compilation takes longest."""
     goal = {"fmax": settings.fmax, "steps": settings.steps}
     bulks = list({bulk: None for bulk, _ in slabs.values()})
     cubes = [bulk.cube for bulk in bulks]
@@ -164,7 +164,7 @@ def stretch(solid: Relaxation) -> float:
 
 
 def said(found: Mapping[str, tuple[Bulk, dict, int]]) -> list[str]:
-    """What is to be said of the data."""
+    """Remarks on the data."""
     fitted = [f"{name} ({bulk.origin})" for name, (bulk, _, _) in found.items() if bulk.origin != "its frame"]
     no_slabs = [f"{count} of {name}" for name, (_, _, count) in found.items() if count]
     said = []

@@ -1,1 +1,1 @@
-"""What trains networks, and on which labels."""
+"""Training of networks: from scratch, on Hessian columns, and as other experiments need it."""

@@ -113,7 +113,7 @@ def trained(settings: Settings, folder: Path, name: str, train, validation, test
 
 
 def untrained(name: str, train: list[LabelledCrystal], seed: int) -> Potential:
-    """Random parameters, the mean energy of the data as reference, and forces of the size of theirs."""
+    """A random potential with the data's mean energy as reference, and forces of the size of the data's."""
     given = small(name, WIDTHS[name])
     potential = random_potential(hyperparameters(name, given, elements=(42,)), seed=seed, name=f"{name}-Mo")
     zero = np.zeros_like(potential.params["reference_energies"], np.float64)

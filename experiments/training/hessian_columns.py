@@ -104,8 +104,7 @@ def main(settings: Settings) -> None:
 
 
 def relabelled(potential: Potential, frames: list[LabelledCrystal]) -> list[LabelledCrystal]:
-    """`frames` with the forces and stresses of the potential itself, so that replay asks it to stay as it
-    is."""
+    """`frames` with the forces and stresses of the potential itself, so that replay keeps it as it is."""
     predicted = potential.predict([f.atoms for f in frames])
     return [
         replace(f, labels=Labels(forces=p["forces"], stress=p["stress"])).checked()

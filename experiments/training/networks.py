@@ -8,7 +8,7 @@ WIDTHS = {"chgnet": 32, "m3gnet": 32, "mace": 16}  # of networks that learn one 
 
 
 def small(architecture: str, width: int) -> dict[str, Any]:
-    """What training.config.hyperparameters needs for a network with `width` features or channels.
+    """Arguments of training.config.hyperparameters for a network with `width` features or channels.
 
     Shallower and with fewer basis functions than published networks. Raises ValueError for an unknown
     architecture.

@@ -56,7 +56,7 @@ def tune(
 def shape_for(
     potential: Potential, frames: Sequence[LabelledCrystal], batch_size: int
 ) -> batching.BatchShape:
-    """Room for any `batch_size` of these frames."""
+    """A shape that fits any `batch_size` of these frames."""
     largest = MemorySplit.from_crystals(frames, potential.cutoffs).sizes.max(axis=0)
     spare = np.array([1, 1, 0, 0])
     return batching.BatchShape(*map(int, largest * batch_size + spare), batch_size)

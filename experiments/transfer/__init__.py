@@ -1,1 +1,1 @@
-"""From one functional to another: energies, reference energies, fine-tuning, scaling."""
+"""Transfer from one functional to another: energies, reference energies, fine-tuning, scaling."""

@@ -23,7 +23,7 @@ ELEMENTS, DIMERS = "matcalc_elemental_refs_PBE_r2SCAN", "matbench_diatomics"
 BOUND = 10.0  # eV/Å; dimers whose atoms repel each other more are no part of what models are fitted to
 # Curves of these jump by up to 30 eV from one electronic state to another, in one functional or the other.
 F_SHELL = (*range(57, 72), *range(89, 104))
-# In a teacher set: the energy of an element that one material alone has makes that one agree, and no other.
+# In a teacher set: to fit the energy of an element that only one material has makes just that one agree.
 FEWEST = 3
 
 
@@ -131,8 +131,8 @@ def read_dimers(folder: Path) -> Pairs:
 def read_pair(first: str, second: str, energy_key: str | None = None) -> Pairs:
     """The materials of two files or data sets, each at the lowest of its energies in either.
 
-    Crystals are read one by one: files may be larger than memory. What has no energy, or another
-    composition in the other file, is left out.
+    Crystals are read one by one: files may be larger than memory. Materials without an energy, or of another
+    composition in the other file, are left out.
     """
     both = [_lowest(first, energy_key), _lowest(second)]
     same = [m for m in both[0] if m in both[1] and both[0][m][0] == both[1][m][0]]
@@ -149,7 +149,7 @@ def read_pair(first: str, second: str, energy_key: str | None = None) -> Pairs:
 
 
 def _lowest(path: str, energy_key: str | None = None) -> dict[str, tuple[tuple[int, ...], float]]:
-    """By material: the atoms of one formula unit in order, and the lowest of its energies (eV/atom)."""
+    """The atoms of one formula unit in order, and the lowest energy (eV/atom), by material."""
     from jaxmlip.data.dataset import Dataset, is_dataset
     from jaxmlip.data.readers import read_labelled
 
@@ -214,7 +214,7 @@ def read_set(folder: Path) -> list[Pairs]:
 
 
 def of_elements(crystals: Sequence[LabelledCrystal], energies: np.ndarray) -> np.ndarray:
-    """(crystals, 2), eV: of the same atoms in the ground states of their elements; NaN for elements."""
+    """Energies (crystals, 2), eV, of the same atoms in their elements' ground states; NaN for elements."""
     from ase.data import chemical_symbols
 
     at_rest = {c.name: e / len(c.atoms) for c, e in zip(crystals, energies, strict=True)}
@@ -228,7 +228,7 @@ def of_elements(crystals: Sequence[LabelledCrystal], energies: np.ndarray) -> np
 
 
 def _labels(dataset: Dataset):
-    """The split and the crystal, of all crystals."""
+    """Pairs of split and crystal, for all crystals."""
     crystals = dataset.crystals()
     for split, part in dataset.splits.items():
         for _ in range(len(part)):

@@ -3,22 +3,22 @@
     python -m experiments.transfer.energy_references --data FOLDER [--set TEACHER_SET] --out FOLDER
 
 takes energies of the same structures in two functionals, and Pearson's ρ between both, per atom: as they are,
-and after from each the reference energies were subtracted that least squares give for it, E_elem =
-(AᵀA)⁻¹ Aᵀ E with the fractions of the elements in A (arXiv:2504.05565, eq. 2; `jaxmlip.training.references`).
-Published: 0.0917 and 0.9250, of relaxed crystals in GGA/GGA+U and r2SCAN.
+and minus the reference energies that least squares give for each, E_elem = (AᵀA)⁻¹ Aᵀ E with the fractions of
+the elements in A (arXiv:2504.05565, eq. 2; `jaxmlip.training.references`). Published: 0.0917 and 0.9250, of
+relaxed crystals in GGA/GGA+U and r2SCAN.
 
 Real pairs are the elements of MatPES at rest (matcalc), and the curves of homonuclear dimers (Matbench
-Discovery) in PBE and r2SCAN; those of the paper are had by
+Discovery) in PBE and r2SCAN; those of the paper are read by
 
     --pair MPtrj_2022.9_full.json MP-r2SCAN.json --energy-key corrected_total_energy
 
 Beside them stand labels of two public models that were fitted to either functional, as `teacher_set.make`
-makes them: these stand in for DFT and are none. Their reference energies are fitted to the training split.
+makes them: these stand in for DFT and are not DFT. Their reference energies are fitted to the training split.
 
-Where there is one crystal for each unknown, least squares leave nothing, and ρ does not exist: from the
-elements at rest energies of isolated atoms are subtracted instead, which are DFT's own. Of dimers, the fit is
-the mean energy of each curve, so that ρ is that within curves. Energies of formation need no fit: of teacher
-sets, those of the elements' ground states are subtracted, each in its own functional.
+Where there is one crystal for each unknown, least squares leave no remainder, and ρ does not exist: for the
+elements at rest energies of isolated atoms are subtracted instead, which are DFT's own. For dimers, the fit
+is the mean energy of each curve, so that ρ is that within curves. Formation energies need no fit: in teacher
+sets, the energies of the elements' ground states are subtracted, each in its own functional.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
 
 
 def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
-    """All pairs that are at hand, and what is to be said of data that are not.
+    """All pairs that are there, and remarks on data that are missing.
 
     Raises MissingDataError where there are neither data nor sets.
     """
@@ -110,13 +110,13 @@ def fitted(pairs: Pairs, fit: np.ndarray) -> list[References]:
 
 
 def remaining(pairs: Pairs, references: Sequence[References]) -> np.ndarray:
-    """(structures, 2), eV/atom: what the energies are above the reference energies."""
+    """Energies minus reference energies, (structures, 2), eV/atom."""
     own = np.array([[r.energies[s].sum() for r in references] for s in pairs.species])
     return (pairs.energies - own) / pairs.atoms[:, None]
 
 
 def fitted_elements(pairs: Pairs, part: Part) -> set[int]:
-    """Atomic numbers of elements in as many of the fitted materials as it takes to believe the fit."""
+    """Atomic numbers of elements that enough of the fitted materials have for the fit to be trusted."""
     materials: dict[int, set[str]] = {}
     for k in np.flatnonzero(part.fit):
         for z in set(pairs.species[k].tolist()):
@@ -125,7 +125,7 @@ def fitted_elements(pairs: Pairs, part: Part) -> set[int]:
 
 
 def comparable(pairs: Pairs, part: Part) -> np.ndarray:
-    """Which crystals of the part are of such elements alone."""
+    """The mask of the crystals of the part that consist of such elements alone."""
     known = fitted_elements(pairs, part)
     return part.of & np.array([set(s.tolist()) <= known for s in pairs.species])
 

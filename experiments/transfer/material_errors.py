@@ -32,8 +32,11 @@ def predictions(potentials: Sequence[Potential], split: Any) -> list[dict[str, A
 def errors(
     predicted: Sequence[Mapping[str, Any]], split: Split, materials: Sequence[int], number: int
 ) -> dict[str, list[list[float]]]:
-    """For each property and each of `number` materials the sum of absolute errors (eV/atom, eV/Å, GPa, μB)
-    over its crystals, and how many numbers it is of; `materials` are those of the crystals."""
+    """Sums of absolute errors (eV/atom, eV/Å, GPa, μB) by property, for each of `number` materials.
+
+    An entry is the sum over the crystals of a material, and the count of its numbers; `materials` are those
+    of the crystals.
+    """
     found: dict[str, np.ndarray] = {}
     examples = (split[k] for k in range(len(split)))
     for its, x, material in zip(predicted, examples, materials, strict=True):
@@ -48,7 +51,7 @@ def errors(
 
 
 def mean(sums: Float[np.ndarray, "*seeds materials 2"]) -> float:
-    """The mean over all numbers: sums of absolute errors beside how many numbers they are of."""
+    """The mean over all numbers: sums of absolute errors beside the count of numbers in each."""
     total = np.asarray(sums).reshape(-1, 2).sum(axis=0)
     return float(total[0] / total[1]) if total[1] else math.nan
 

@@ -168,12 +168,12 @@ def training(
 
 
 def examples(split: ShardSplit) -> Iterator[tuple[Example, Title]]:
-    """The crystals of a split on disk, and what they are called."""
+    """The crystals of a split on disk, and their titles."""
     return ((split[k], split.title(k)) for k in range(len(split)))
 
 
 class Trial:
-    """What the methods share: the source, the data, and what the teacher says of the test materials."""
+    """The common data of the methods: the source, the splits, and the teacher's values for test materials."""
 
     def __init__(self, settings: Settings, folder: Path, start: Potential, source: Dataset, target: Dataset):
         self.settings, self.folder, self.start, self.target = settings, folder, start, target
@@ -198,8 +198,10 @@ class Trial:
         self.stability = self.stability_of([x.labels.energy for x, _ in ideal])
 
     def leave_out(self) -> int:
-        """Takes crystals with elements that not every seed trains on, for which no reference energy can be
-        fitted, out of those for validation and test; how many of the latter these are."""
+        """Removes crystals with elements that not every seed trains on from validation and test.
+
+        No reference energy can be fitted to these elements. Returns how many are removed from the test.
+        """
         held = ("validation", "test")
         seeds = range(self.settings.seeds)
         draws = (replace(self.data, crystals=self.settings.crystals, split_seed=seed) for seed in seeds)
@@ -221,7 +223,7 @@ class Trial:
         return before - len(self.splits["test"])
 
     def of_source(self) -> dict[str, Any]:
-        """How far the source is from the labels that it was made with, and from the target's."""
+        """Errors of the source against the labels that it was made with, and against the target's."""
         known = set(self.test.elements)
         own = [x for x, _ in examples(read(self.source_data)["test"])]
         own = MemorySplit([x for x in own if set(x.graph.species.tolist()) <= known], self.start.cutoffs)
@@ -243,7 +245,7 @@ class Trial:
         }
 
     def measured(self, method: str, seed: int) -> dict[str, Any]:
-        """One run, and how it compares before and after."""
+        """One run, with its errors before and after."""
         folder = self.folder / "runs" / f"{method}-{seed}"
         result = run_training(self.config(method, seed), folder)
         below = [self.start] if method == DIFFERENCE else []  # predictions that the network's are added to
@@ -315,7 +317,7 @@ class Trial:
         return written(folder, left, self.start.cutoffs, labels)
 
     def compared(self, potentials: Sequence[Potential]) -> dict[str, list[list[float]]]:
-        """For each test material, sums of absolute errors and how many numbers they are of, as `errors`."""
+        """Sums of absolute errors and the count of numbers in each, for each test material, as `errors`."""
         number = len(self.materials)
         found = errors(predictions(potentials, self.test), self.test, self.of_test, number)
         ours = self.stability_of([p["energy"] for p in predictions(potentials, self.ideal)])
@@ -342,7 +344,7 @@ class Trial:
 
 
 def minus(labels: Labels, predicted: Mapping[str, Any]) -> Labels:
-    """Labels of energy, forces and stress, less what is predicted."""
+    """Labels of energy, forces and stress minus the predictions."""
     left = {p: getattr(labels, p) - predicted[p] for p in ("energy", "forces", "stress") if p in labels.known}
     return Labels(**left, weight=labels.weight, weights=labels.weights)
 

@@ -1,7 +1,8 @@
 """Power laws of an error against data or computation: their fit, where two of them meet, and envelopes.
 
 y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, all points alike. From the points of Fig. 6 of
-Huang et al., npj Comput. Mater. 11, 313 (2025), that gives back what is printed there, see `scaling_figures`.
+Huang et al., npj Comput. Mater. 11, 313 (2025), this reproduces the numbers printed there, see
+`scaling_figures`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def estimate(value: np.ndarray, draws: np.ndarray, of: Callable[[np.ndarray], np
     """`of` coefficients (…, 2) with its 95 % interval; an end may be infinite. No interval without draws."""
     if not len(draws):
         return Estimate(float(of(value)), math.nan, math.nan)
-    # Of draws, not between them: there may be infinite ones.
+    # Ends are draws and not interpolated between them: some draws may be infinite.
     low, high = np.percentile(of(draws), (2.5, 97.5), method="nearest")
     return Estimate(float(of(value)), float(low), float(high))
 

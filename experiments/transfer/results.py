@@ -88,7 +88,7 @@ class Results:
         return interval(found, unit=self.columns[name][1]) if found else None
 
     def less(self, one: str, other: str, name: str) -> Estimate | None:
-        """How much smaller the error of `one` is; None where no seed has both."""
+        """The error of `other` minus that of `one`; None where no seed has both."""
         shared = [seed for seed in self.rows[one] if seed in self.rows[other]]
         found = [[self.rows[m][seed]["errors"][name] for seed in shared] for m in (other, one)]
         return interval(*found, unit=self.columns[name][1]) if shared else None
@@ -104,7 +104,7 @@ class Results:
         return self.columns[name][1] * float(np.mean(known)) if known else math.nan
 
     def lines(self, method: str, of: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where the curves of a method have points, and their heights (seeds, points)."""
+        """The x of the points of a method's curves, and their heights (seeds, points)."""
         curves = [np.array(row[of], float) for row in self.rows[method].values()]
         return curves[0][:, 0], np.array([curve[:, 1] for curve in curves])
 

@@ -34,7 +34,7 @@ READING = 0.03  # relative error of a number that is read off a logarithmic axis
 
 
 class Line(NamedTuple):
-    """A line of Fig. 6 of arXiv:2504.05565: points read off the figure, and what is printed beside it."""
+    """A line of Fig. 6 of arXiv:2504.05565: points read off the figure, and the numbers printed beside it."""
 
     points: tuple[int, ...]  # in the units of ERRORS
     slope: float
@@ -108,7 +108,7 @@ def _of(rows: Sequence[Measured], network: str, method: str, size: int | None = 
 
 
 def _laws(rows: Sequence[Measured], above: int) -> Iterator[tuple[tuple[str, str, str], PowerLaw]]:
-    """By network, error and method, over all seeds, where there are two sizes above the bound at least."""
+    """Power laws by network, error and method, over all seeds, if two sizes or more are above the bound."""
     for network in dict.fromkeys(r.network for r in rows):
         for error in UNITS:
             for method in METHODS:
@@ -204,7 +204,7 @@ def worth(
     error: str,
     size: int,
 ) -> tuple[str | None, str | None]:
-    """How many crystals bring scratch to what transfer reaches with `size`: measured, and by power laws."""
+    """Crystals with which scratch reaches the error of transfer with `size`: measured, and by power laws."""
     sizes, scratch = means(rows, name, SCRATCH, error)
     reached = dict(zip(*means(rows, name, TRANSFER, error), strict=True)).get(size)
     measured = None
@@ -218,7 +218,7 @@ def worth(
 def sentence(
     rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], name: str, error: str
 ) -> str:
-    """What transfer from about 1000 crystals is worth."""
+    """A sentence on what transfer from about 1000 crystals is worth."""
     transfer = dict(zip(*means(rows, name, TRANSFER, error), strict=True))
     scratch = dict(zip(*means(rows, name, SCRATCH, error), strict=True))
     if not transfer or not scratch:
@@ -242,7 +242,7 @@ class Cost(NamedTuple):
 
 
 def costs(rows: Sequence[Measured], architecture: str, method: str, error: str) -> list[Cost]:
-    """What errors cost, and what nothing cheaper beats."""
+    """The costs and errors of each network and number of crystals."""
     groups: dict[tuple[str, int], list[Measured]] = {}
     for r in rows:
         if (r.architecture, r.method) == (architecture, method):
@@ -254,7 +254,7 @@ def costs(rows: Sequence[Measured], architecture: str, method: str, error: str) 
 
 
 def best_costs(found: Sequence[Cost]) -> list[Cost]:
-    """The lower envelope."""
+    """The lower envelope: runs that nothing cheaper beats."""
     return [found[k] for k in envelope([c.flops for c in found], [c.error for c in found])]
 
 
@@ -302,7 +302,7 @@ def published_table() -> Table:
 
 
 def in_words(x: Estimate) -> str:
-    """Crystals, with the interval where there is one."""
+    """A number of crystals, with the interval where there is one."""
     if math.isinf(x.value):
         return "none" if math.isnan(x.low) or math.isinf(x.low) else f"none (from {_count(x.low)} on)"
     interval = "" if math.isnan(x.low) else f" ({_count(x.low)} to {_count(x.high)})"

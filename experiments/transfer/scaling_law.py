@@ -2,18 +2,17 @@
 
     python -m experiments.transfer.scaling_law --set FOLDER --out FOLDER
 
-trains networks on parts of a set that `teacher_set.make` wrote, from random parameters (scratch)
-and from a network of the same shape that was trained on the labels of another functional (transfer), and fits
-power laws to their errors: where do the two meet, how much data of scratch is one crystal of transfer worth,
-and what does an error cost in computation? As in Huang et al., npj Comput. Mater. 11, 313 (2025), reference
-energies of the elements are fitted to all training data of the target and fixed, smaller parts lie in larger
-ones, and fits use sizes above a bound. Otherwise than there, labels are a potential's, which stand in for
-DFT, and errors are those of the test set: the validation set chooses the best step of each run. Beside the
-mean over all test crystals, which one material far from all others can make, stands the error of the median
-material.
+trains networks on parts of a set that `teacher_set.make` wrote, from random parameters (scratch) and from a
+network of the same shape that was trained on the labels of another functional (transfer), and fits power laws
+to their errors: where do the two meet, how much data of scratch is one crystal of transfer worth, and what
+does an error cost in computation? As in Huang et al., npj Comput. Mater. 11, 313 (2025), reference energies
+of the elements are fitted to all training data of the target and fixed, smaller parts lie in larger ones, and
+fits use sizes above a bound. Unlike there, labels are a potential's, which stand in for DFT, and errors are
+those of the test set: the validation set chooses the best step of each run. Beside the mean over all test
+crystals, which one material far from all others can make, stands the error of the median material.
 
-A run goes through its data `epochs` times and takes `least_steps` at least, so that small ones end trained
-too.
+A run goes through its data `epochs` times and takes at least `least_steps` steps, so that those on few
+crystals end trained, too.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A shape of network, and what is trained of it."""
+    """A shape of network, with the seeds and the start of its training."""
 
     name: str
     architecture: str
@@ -213,7 +212,7 @@ def source_run(settings: Settings, network: Network, source: Dataset, out: Path)
 
 
 def configuration(settings: Settings, data: DataConfig, start: Path, point: Point) -> TrainConfig:
-    """What one run does."""
+    """The configuration of one run."""
     batch = min(settings.batch_size, point.size)
     steps = max(settings.epochs * math.ceil(point.size / batch), settings.least_steps)
     magmoms = read(data)["train"].counts["magmoms"] > 0
@@ -271,7 +270,7 @@ def saved(folder: Path, made: Callable[[], Potential]) -> Path:
 
 
 def row_of(record: Mapping[str, Any], config: TrainConfig, flops: float, test: ShardSplit) -> dict[str, Any]:
-    """What came of a run: errors of the test set in the units of ERRORS and MEDIANS, and what they cost."""
+    """The row of a run: errors of the test set in the units of ERRORS and MEDIANS, and their cost."""
     trained = load(Path(record["folder"]) / MODEL)
     return {
         "after": held_out_errors(trained, test),
@@ -282,7 +281,7 @@ def row_of(record: Mapping[str, Any], config: TrainConfig, flops: float, test: S
 
 
 def held_out_errors(potential: Potential, test: ShardSplit) -> dict[str, float]:
-    """Over all test crystals, and of the median material."""
+    """Errors over all test crystals, and of the median material."""
     of = [test.title(k).material for k in range(len(test))]
     materials = {material: k for k, material in enumerate(dict.fromkeys(of))}
     sums = errors(predictions([potential], test), test, [materials[m] for m in of], len(materials))

@@ -1,4 +1,4 @@
-"""Formation and decomposition energies of crystals by the energies that a potential, or DFT, gives them."""
+"""Formation and decomposition energies of crystals from energies of a potential or of DFT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 def formation_energies(
     crystals: Sequence[np.ndarray], energies: Sequence[float], asked: Sequence[bool]
 ) -> list[float]:
-    """Per atom (eV) above the elements, each at the lowest of its crystals; NaN where that is not known.
+    """Energies per atom (eV) above the elements, each at its lowest crystal; NaN where that is not known.
 
     `crystals` are atomic numbers.
     """
@@ -32,9 +32,9 @@ def formation_energies(
 def decomposition_energies(
     crystals: Sequence[np.ndarray], energies: Sequence[float], asked: Sequence[bool]
 ) -> list[float]:
-    """Per atom (eV), by pymatgen's phase diagram of all crystals in the chemical system of each.
+    """Energies per atom (eV), by pymatgen's phase diagram of all crystals in the chemical system of each.
 
-    Negative for a stable compound: what its decomposition would cost. NaN where an element of the system is
+    Negative for a stable compound, by the cost of its decomposition. NaN where an element of the system is
     not among the crystals, and for elements.
     """
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram

@@ -1,1 +1,1 @@
-"""Labelled crystals: read from the files of others, stored as graphs, served in batches of one shape."""
+"""Labelled crystals: read from many formats of files, stored as graphs, served in batches of one shape."""

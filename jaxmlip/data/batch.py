@@ -33,7 +33,7 @@ class Example(NamedTuple):
 
 @flax.struct.dataclass
 class PerLabel:
-    """One number for each label of a batch: how much it counts; 0 for padding and for what is not known."""
+    """The weight of each label of a batch; 0 for padding and for unknown labels."""
 
     energy: Float[Array, " crystals"]
     forces: Float[Array, " atoms"]
@@ -44,10 +44,10 @@ class PerLabel:
 
 @flax.struct.dataclass
 class Batch:
-    """A packed graph with the labels of its crystals; zeros where there is none.
+    """A packed graph with the labels of its crystals; unknown labels are zero.
 
-    `hessian` is what the Hessian makes of the displacements `probe`, H · probe: the two together are one
-    column of the Hessian of each crystal, or one random mixture of those that are known.
+    `hessian` is the product H · probe of the Hessian with the displacements `probe`: the two together are one
+    column of the Hessian of each crystal, or one random mixture of its known columns.
     """
 
     graph: CrystalGraph
@@ -71,9 +71,9 @@ def collate(
 ) -> Batch:
     """`examples` as one batch of `shape`.
 
-    `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that what is
-    left fits float32. For each crystal with a Hessian `rngs`, one for all or one for each, picks one of its
-    columns, or, where `mixed`, a mixture of all with normal weights (Hutchinson's probe).
+    `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that the
+    remainder fits float32. For each crystal with a Hessian, `rngs` (one for all, or one for each) picks one
+    of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe).
 
     Raises ValueError where they do not fit.
     """

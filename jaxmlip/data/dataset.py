@@ -1,7 +1,8 @@
 """Data sets: labelled crystals with their graphs, in memory or as a folder of shards.
 
 A folder holds dataset.json, which says what is in it, and for each split its shards, in the ArrayRecord
-format with a checksum for every record, and <split>-sizes.npy. A record is one crystal as `encoding` has it.
+format with a checksum for every record, and <split>-sizes.npy. A record is one crystal in the form of
+`encoding`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ COINCIDE = 0.05  # Å; atoms closer than this are the same atom twice
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used: what was found, what was needed, what to do."""
+    """A data set cannot be used. The message says what was found, what was needed and what to do."""
 
 
 class CorruptRecordError(DatasetError):
-    """A record that is not what was written: its file and number."""
+    """A record is damaged. The message names its file and number."""
 
 
 class Split(Protocol):
@@ -54,7 +55,7 @@ class Split(Protocol):
 
     @property
     def digest(self) -> str:
-        """Hexadecimal; another one where any crystal or label differs, or their order."""
+        """A hexadecimal digest that changes with any crystal or label, and with their order."""
 
     def __len__(self) -> int: ...
 
@@ -80,7 +81,7 @@ class MemorySplit:
         """The graphs of `crystals` with their labels.
 
         Raises LabelError where a label or a crystal cannot be used, naming it. With `skip_bad` such crystals
-        are left out, with a warning, and DatasetError comes where none is left.
+        are left out with a warning; DatasetError if none is left.
         """
         found, bad = [], []
         for crystal in track(crystals, "neighbours"):
@@ -111,7 +112,7 @@ class MemorySplit:
 
 
 class Selection:
-    """Some crystals of a split, as `Split`; they are read once where it is asked what they have."""
+    """Some crystals of a split, as `Split`. They are read once, when their labels are first asked for."""
 
     def __init__(self, split: Split, index: Int[np.ndarray, " n"]):
         self.split, self.index, self.cutoffs = split, np.asarray(index, np.int64), split.cutoffs
@@ -119,12 +120,12 @@ class Selection:
 
     @cached_property
     def _held(self) -> tuple[Counter, set[int], Counter]:
-        """Labels, elements and functionals."""
+        """The labels, elements and functionals that occur."""
         counts, elements, functionals = Counter(dict.fromkeys(PROPERTIES, 0)), set(), Counter()
         for k in range(len(self)):
             try:
                 found = self[k]
-            except CorruptRecordError:  # told, or left out, by who trains on it
+            except CorruptRecordError:  # training reports it or leaves it out
                 continue
             elements |= set(found.graph.species.tolist())
             functionals[found.functional] += 1
@@ -185,7 +186,7 @@ class Concatenated:
 
 
 class ByFunctional:
-    """A split for a potential of the functionals `names`: species tell which one a crystal is of.
+    """A split for a potential of the functionals `names`: species encode the functional of a crystal.
 
     Raises DatasetError where a crystal is of none of them.
     """
@@ -198,7 +199,7 @@ class ByFunctional:
             )
         self.cutoffs, self.sizes, self.counts = split.cutoffs, split.sizes, split.counts
         self.functionals = split.functionals
-        # More than there are, where not each functional has each element.
+        # An upper bound: not every functional need have every element.
         shifts = [ELEMENTS * k for k, name in enumerate(names) if split.functionals.get(name)]
         self.elements = tuple(z + shift for shift in shifts for z in split.elements)
 
@@ -224,7 +225,7 @@ def example(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
 
 
 def with_graph(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
-    """`example` of a crystal that is checked."""
+    """`example` for a crystal that has been checked."""
     graph = from_atoms(crystal.atoms, cutoffs)
     length = lengths(graph)
     if len(length) and length.min() < COINCIDE:
@@ -237,13 +238,13 @@ def with_graph(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
 
 
 def lengths(graph: CrystalGraph) -> Float[np.ndarray, " bonds"]:
-    """Of the bonds (Å)."""
+    """Lengths of the bonds (Å)."""
     r = graph.positions[graph.second] + graph.shifts @ graph.cell[0] - graph.positions[graph.first]
     return np.linalg.norm(r, axis=1)
 
 
 def size(graph: CrystalGraph) -> tuple[int, int, int, int]:
-    """How many atoms, short bonds, long bonds and angles."""
+    """Numbers of atoms, short bonds, long bonds and angles."""
     return len(graph.species), graph.short, len(graph.first) - graph.short, len(graph.angle_from)
 
 
@@ -308,7 +309,7 @@ class ShardSplit:
 
     @property
     def digest(self) -> str:
-        """Of the shards, as they were written."""
+        """A digest of the shards as they were written."""
         return hashlib.sha256("".join(s["sha256"] for s in self.shards).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -326,7 +327,7 @@ class ShardSplit:
         return found
 
     def title(self, k: int) -> Title:
-        """What crystal k is called."""
+        """The title of crystal k."""
         where, record = self._record(k)
         try:
             return title(record)
@@ -449,7 +450,7 @@ class Dataset:
 
 
 def is_dataset(paths: Sequence[str]) -> bool:
-    """Whether these are folders that `write_dataset` made.
+    """True if these are folders that `write_dataset` made.
 
     Raises DatasetError for such a folder among other things.
     """

@@ -17,7 +17,7 @@ from jaxmlip.data.labels import PROPERTIES, Labels
 
 
 def encode(example: Example, name: str = "", material: str = "") -> bytes:
-    """One crystal as bytes: what belongs to it, in the smallest numbers that hold it.
+    """One crystal as bytes; whole numbers take the smallest type that holds them.
 
     Positions, cell, energy and stress stay in float64; forces, magnetic moments and Hessians become float32,
     whose rounding is far below the noise of DFT.
@@ -38,7 +38,7 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
         tensors[p] = np.asarray(getattr(labels, p), kept.get(p, np.float32))
     if labels.hessian is not None:
         tensors["columns"] = labels.columns.astype(np.int32)
-    if not g.periodic.all():  # most are, and records without it mean that
+    if not g.periodic.all():  # most are; a record without this entry is periodic
         tensors["periodic"] = g.periodic[0].astype(np.uint8)
     if labels.weights:
         tensors["weights"] = np.array([labels.weights.get(p, 1.0) for p in PROPERTIES])
@@ -49,7 +49,7 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
 
 
 def decode(record: bytes, cutoffs: Cutoffs) -> Example:
-    """The crystal that `encode` was given. Raises ValueError where the bytes are none."""
+    """The crystal that `encode` was given. Raises ValueError where the bytes are no crystal."""
     try:
         t = safetensors.numpy.load(record)
         atoms = len(t["species"])
@@ -98,7 +98,7 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
 
 
 class Title(NamedTuple):
-    """What a crystal is called."""
+    """The name, material and functional of a crystal."""
 
     name: str
     material: str
@@ -106,7 +106,7 @@ class Title(NamedTuple):
 
 
 def title(record: bytes) -> Title:
-    """What `encode` was given. Raises ValueError where the bytes have none."""
+    """The title that `encode` was given. Raises ValueError where the bytes have none."""
     try:
         header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])["__metadata__"]
         return Title(*map(str, json.loads(header["crystal"])))

@@ -1,4 +1,4 @@
-"""What a set of labelled crystals holds, and which of them look wrong: `inspect`."""
+"""Contents of a set of labelled crystals, and the crystals that look wrong: `inspect`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 
 ROBUST_SIGMA = 6.0  # of energies per atom about the fit by composition
 STRONG_FORCE = 25.0  # eV/Å
-NET_FORCE = 1e-2  # eV/Å per atom; zero of a potential that knows no place
+NET_FORCE = 1e-2  # eV/Å per atom; zero if translations leave the energy unchanged
 STRONG_STRESS = 500.0  # GPa, of the largest component; the centre of the Earth has 360
 CLOSE = 0.5  # of the sum of two covalent radii
 CONFLICT = 1e-3  # eV/atom between two calculations of one crystal
-PER_ATOM = 0.2  # of the scatter about the composition: what is left where energies are taken as per atom
+PER_ATOM = 0.2  # of the scatter about the composition: what remains where energies are read as per atom
 SAME, NEAR = 1e-6, 1e-2  # Å
 REACH = 4.0  # Å; distances beyond are not looked at
 QUANTITIES = {
@@ -60,7 +60,7 @@ KINDS = {
 
 
 class Outlier(NamedTuple):
-    """A crystal that looks wrong: which of KINDS, and the number that says so."""
+    """A crystal that looks wrong: one of KINDS, and the number that shows it."""
 
     kind: str
     crystal: str
@@ -69,7 +69,7 @@ class Outlier(NamedTuple):
 
 @dataclass
 class Inspection:
-    """Counts, spreads of those QUANTITIES whose labels are there, and what looks wrong."""
+    """Counts, spreads of the QUANTITIES that have labels, and crystals that look wrong."""
 
     crystals: int = 0
     materials: int = 0
@@ -92,15 +92,14 @@ class Inspection:
 
 
 def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
-    """Statistics of a stream; some 200 bytes per crystal are kept, no crystal is.
+    """Statistics of a stream of crystals; about 200 bytes per crystal are kept, and no crystal.
 
     Outliers are energies per atom beyond 6 robust standard deviations (1.4826 of the median absolute
-    deviation) of a least-squares fit by composition, forces beyond 25 eV/Å, atoms closer than half the sum
-    of their covalent radii, net forces beyond 0.01 eV/Å per atom, stresses with a component beyond 500 GPa,
-    and equal crystals of different energy. Where stresses look like kbar, or energies like energies per atom,
-    `units` says so.
-    Duplicates have the same atoms, in any order, in the same cell to 1e-6 Å, or to about 0.01 Å for near
-    ones; shifted copies, and near ones on two sides of a rounding, are not seen.
+    deviation) of a least-squares fit by composition, forces beyond 25 eV/Å, atoms closer than half the sum of
+    their covalent radii, net forces beyond 0.01 eV/Å per atom, stresses with a component beyond 500 GPa, and
+    equal crystals of different energy. Where stresses look like kbar, or energies like energies per atom,
+    `units` says so. Duplicates have the same atoms, in any order, in the same cell to 1e-6 Å, or to about
+    0.01 Å for near ones; shifted copies, and near ones that round to different numbers, are not found.
     """
     found, values = Inspection(), {name: array("d") for name in QUANTITIES}
     materials, elements, properties, functionals = set(), Counter(), Counter(), Counter()
@@ -155,9 +154,9 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
 
 
 def fingerprint(atoms: Atoms, resolution: float) -> int:
-    """A number that two crystals share where cell, places and elements agree to `resolution` (Å).
+    """A hash that two crystals share where cell, positions and elements agree to `resolution` (Å).
 
-    Places are alike where they differ by lattice vectors along which the crystal repeats.
+    Positions are equal where they differ by lattice vectors along which the crystal repeats.
     """
     cell = np.round(atoms.cell.array / resolution).astype(np.int64)
     whole = atoms.cell.complete()
@@ -171,7 +170,7 @@ def fingerprint(atoms: Atoms, resolution: float) -> int:
 
 
 def check_figure(path: Path) -> None:
-    """Raises ValueError where `path` is no name of an image, and PlaceError where no file can be written."""
+    """Raises ValueError where `path` does not name an image, and PlaceError where no file can be written."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
@@ -224,7 +223,7 @@ def _quantities(crystal: LabelledCrystal) -> dict[str, float]:
 
 
 def _closest(atoms: Atoms) -> tuple[float, float]:
-    """The shortest distance (Å), and the least of d / sum of covalent radii; NaN where none is in reach."""
+    """The shortest distance (Å), and the least of d / sum of covalent radii; NaN where none is in REACH."""
     from vesin import NeighborList
 
     i, j, d = NeighborList(cutoff=REACH, full_list=False).compute(
@@ -246,11 +245,11 @@ def _spread(values: np.ndarray) -> Spread | None:
 def _energy_outliers(names: list[str], energies: np.ndarray, fractions) -> list[Outlier]:
     """Residuals of the fit by composition that lie far beyond the others."""
     known = np.flatnonzero(np.isfinite(energies))
-    if len(known) < 10:  # too few to say what is usual
+    if len(known) < 10:  # too few to tell an outlier
         return []
     residuals = _residuals(energies[known], [fractions[k] for k in known])
     residuals -= np.median(residuals)
-    sigma = max(1.4826 * np.median(np.abs(residuals)), 1e-4)  # eV/atom; what DFT itself scatters by
+    sigma = max(1.4826 * np.median(np.abs(residuals)), 1e-4)  # eV/atom; the scatter of DFT itself
     far = np.flatnonzero(np.abs(residuals) > ROBUST_SIGMA * sigma)
     return [Outlier("energy", names[known[k]], float(residuals[k])) for k in far]
 
@@ -279,7 +278,7 @@ def _units_told(found: Inspection, fractions) -> list[str]:
     known = np.flatnonzero(np.isfinite(energies))
     if len(known) < 10 or len(set(sizes[known])) < 2:
         return told
-    # Energies that follow the composition alone, whatever the size of the crystal, are not totals.
+    # Energies that depend on the composition alone, and not on the size of the crystal, are not totals.
     as_totals = _residuals(energies[known], [fractions[k] for k in known])
     as_given = _residuals((energies * sizes)[known], [fractions[k] for k in known])
     if np.std(as_given) < PER_ATOM * np.std(as_totals):

@@ -1,4 +1,4 @@
-"""What is known of a crystal from DFT: the one type that readers make and that everything else takes."""
+"""DFT labels of a crystal: the one type that readers make and everything else takes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 
 PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian")
 FUNCTIONALS = ("LDA", "PBE", "PBEsol", "PBE+U", "SCAN", "r2SCAN", "r2SCAN+U", "HSE06", "PBE0")
-NOT_STATED = "not stated"  # what an empty name is in words
+NOT_STATED = "not stated"  # how an empty name is printed
 LONGEST = 60  # characters of a functional's name
 
 
 class LabelError(ValueError):
-    """A label that cannot be true: what was found, of which crystal, and what was needed."""
+    """A label cannot be true. The message names the crystal, what was found and what was needed."""
 
 
 def functional_name(text: str) -> str:
@@ -26,7 +26,7 @@ def functional_name(text: str) -> str:
 
 
 def counted(functionals: Mapping[str, int]) -> str:
-    """How many crystals are of which functional, in words."""
+    """A phrase with the number of crystals of each functional."""
     return ", ".join(
         f"{functionals[name]} {name or NOT_STATED}" for name in sorted(functionals, reverse=True)
     )
@@ -50,12 +50,12 @@ class Labels:
     weights: Mapping[str, float] = field(default_factory=dict)  # of single properties, times `weight`
 
     def weight_of(self, name: str) -> float:
-        """How much the property `name` of this crystal counts in its loss."""
+        """The weight of the property `name` of this crystal in its loss."""
         return self.weight * self.weights.get(name, 1.0)
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Which of PROPERTIES there are."""
+        """Those of PROPERTIES that have a label."""
         return tuple(p for p in PROPERTIES if getattr(self, p) is not None)
 
     def check(self, atoms: int, of: str) -> Labels:
@@ -107,7 +107,7 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class LabelledCrystal:
-    """A crystal with its labels. Readers make it; `checked` proves it."""
+    """A crystal with its labels. Readers make it; `checked` validates it."""
 
     atoms: Atoms  # periodic, without calculator
     labels: Labels

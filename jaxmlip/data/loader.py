@@ -1,4 +1,4 @@
-"""Which crystals make each batch of a run, and the batches themselves, read ahead by threads."""
+"""The plan of the batches of a run, and the batches themselves, read ahead by threads."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ KINDS = ("atoms", "short bonds", "long bonds", "angles")
 
 @dataclass(eq=False)
 class Plan:
-    """Which crystals make each batch of a run, a function of the sizes, batch size and seed.
+    """The crystals of each batch of a run, a function of the sizes, batch size and seed.
 
     An epoch is a random permutation of all crystals, cut into windows of about 64 batches. The crystals of a
-    window are dealt to its batches, and those of a batch to the shards (devices), such that all come out at
-    nearly the same total size: one shape fits all with little padding. Every crystal occurs once per
-    epoch, and what is in a batch does not depend on the number of shards. Where batch_size does not divide
-    the number of crystals, some batches have fewer.
+    window are dealt to its batches, and those of a batch to the shards (devices), such that all have nearly
+    the same total size: one shape fits all with little padding. Every crystal occurs once per epoch, and what
+    is in a batch does not depend on the number of shards. Where batch_size does not divide the number of
+    crystals, some batches have fewer.
 
-    With `replay_sizes` each batch has `replay_batch` more crystals from a second set, which is gone through
-    in permutations of its own; its crystal k is numbered len(sizes) + k.
+    With `replay_sizes` each batch has `replay_batch` more crystals from a second set, in permutations of its
+    own; its crystal k is numbered len(sizes) + k.
 
     Raises ValueError where a given `shape` is too small, naming the crystal.
     """
@@ -66,7 +66,7 @@ class Plan:
         self.batch_size = min(self.batch_size, n)
         self.steps_per_epoch = -(-n // self.batch_size)
         self.steps = self.steps_per_epoch * self.epochs
-        # One more row, of zeros, for the places that stay empty: number -1.
+        # One more row, of zeros, for empty places: number -1.
         rows = [self.sizes, self.replay_sizes] if replays else [self.sizes]
         self._sizes = np.concatenate([*rows, np.zeros((1, 4), np.int64)])
         self._cost = cost(self._sizes)
@@ -160,7 +160,7 @@ def _checked(sizes: np.ndarray, name: str) -> np.ndarray:
 
 
 def cost(sizes: np.ndarray) -> np.ndarray:
-    """How much work a crystal is: directed bonds and angles; atoms decide between those without."""
+    """The work that a crystal takes: directed bonds and angles; atoms decide where there are none."""
     return 2 * (sizes[:, 1] + sizes[:, 2]) + sizes[:, 3] + sizes[:, 0]
 
 
@@ -193,7 +193,7 @@ def _deal(
 ) -> tuple[Int[np.ndarray, "rows k"], Int[np.ndarray, "rows k"]]:
     """The crystals of each row (-1: none), the largest first, and the hand that each is dealt to.
 
-    Each goes to the hand that is lightest so far, of those that have one of their `places` left.
+    Each goes to the lightest hand so far that has one of its `places` free.
     """
     weight = np.where(numbers >= 0, cost[numbers], -1)
     by_size = np.argsort(-weight, axis=1, kind="stable")
@@ -248,7 +248,7 @@ class Loader:
 
     @property
     def waiting(self) -> float:
-        """The fraction of the time of `iterate` that its consumer waited for batches."""
+        """The fraction of the time of `iterate` for which its consumer waited for batches."""
         return self._waited / self._elapsed if self._elapsed else 0.0
 
     def at(self, step: int) -> Batch:
@@ -257,7 +257,7 @@ class Loader:
         return stack([self._shard(batch[k], step) for k in self.shards])
 
     def iterate(self, start: int = 0, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
-        """Batches `start` to the last, up to `ahead` of them made beforehand by so many threads."""
+        """Batches from `start` to the last; `threads` threads make up to `ahead` of them in advance."""
         absl = logging.getLogger("absl")
         level = absl.level
         absl.setLevel(logging.ERROR)  # importing grain warns that it will not profile its own processes

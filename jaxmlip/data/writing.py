@@ -76,7 +76,7 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
                     found.append(_Alone(str(crystal.atoms.symbols), energy, functional))
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of close atoms: said once, at the end
+                warnings.simplefilter("ignore")  # of close atoms: there is one warning at the end
                 crystal = crystal.checked()
                 made = with_graph(crystal, cutoffs)
         except ValueError as error:
@@ -149,7 +149,7 @@ class _SplitWriter:
             writer.close()
 
     def finish(self) -> dict[str, Any]:
-        """Closes the last shard, gives all their names, and describes the split."""
+        """Closes the last shard, names all shards, and returns a description of the split."""
         self.close()
         sizes = np.array(self.sizes, np.int32).reshape(-1, 4)
         np.save(self.folder / f"{self.name}-sizes.npy", sizes)
@@ -192,7 +192,7 @@ def write_dataset(
     energies.
 
     Nothing is left in `folder` unless all was written. Raises DatasetError where `folder` is not empty, where
-    no crystal came, and where the disk is full; LabelError where a crystal cannot be used.
+    there is no crystal, and where the disk is full; LabelError where a crystal cannot be used.
     """
     folder = Path(folder)
     check_new(folder)
@@ -229,11 +229,11 @@ def check_new(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(conversion: _Conversion, folder: Path, partial: Path, crystals: Any) -> Iterator[None]:
-    """Says how much room is needed where the disk is full."""
+    """Turns the error of a full disk into a DatasetError that says how much space is needed."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # ArrayRecord reports what the operating system says as RuntimeError.
+        # ArrayRecord reports errors of the operating system as RuntimeError.
         if not any(said in str(error) for said in ("No space left", "File too large", "quota")):
             raise
         written = sum(f.stat().st_size for f in partial.iterdir())
@@ -332,12 +332,12 @@ class _Conversion:
         digest = hashlib.sha256(f"{self.seed}/{made.material}".encode()).digest()
         u = int.from_bytes(digest[:8], "big") / 2**64
         edges = np.cumsum(self.fractions)
-        # The last with a fraction takes what rounding leaves.
+        # The last split with a fraction takes the remainder of rounding.
         last = max(k for k, f in enumerate(self.fractions) if f > 0)
         return SPLITS[min(int(np.searchsorted(edges, u, side="right")), last)]
 
     def _by_frame(self, n: int) -> Int[np.ndarray, " n"]:
-        """A random division of n frames; each split that is asked for gets one at least, if they suffice."""
+        """A random division of n frames; each requested split gets at least one, if they suffice."""
         asked = [k for k, f in enumerate(self.fractions) if f > 0]
         numbers = np.floor(np.array(self.fractions) * n).astype(int)
         if n >= len(asked):

@@ -1,11 +1,11 @@
-"""A potential against the DFT of a phonopy run: the same displaced supercells, and the same way from there.
+"""A potential against the DFT of a phonopy run: the same displaced supercells, and the same steps from there.
 
-The potential's forces are computed for the very supercells whose DFT forces phonopy has, less those that it
-finds before anything is displaced (DFT's are taken to be 0: the crystal was relaxed with it), and phonopy
-makes force constants of both with the same settings. Frequencies of both are interpolated on the same mesh
-of wave vectors, without the non-analytical correction of polar crystals, which the potentials lack. What
-such displacements measure is the curvature averaged over them (mostly 0.01 Å); `force_constants` gives it at
-the lattice sites.
+The potential's forces are computed for the very supercells whose DFT forces phonopy has, minus its forces
+before anything is displaced (DFT's are taken to be 0: the crystal was relaxed with it), and phonopy makes
+force constants of both with the same settings. Frequencies of both are interpolated on the same mesh of wave
+vectors, without the non-analytical correction of polar crystals, which the potentials lack. Such
+displacements measure the curvature averaged over them (mostly 0.01 Å); `force_constants` gives it at the
+lattice sites.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 MESH = (12, 12, 12)
-SMEARING = 0.015  # of the density of states: σ of the Gaussian as a part of DFT's highest frequency
+SMEARING = 0.015  # of the density of states: σ of the Gaussian as a fraction of DFT's highest frequency
 
 
 class Frequencies(NamedTuple):

@@ -40,14 +40,14 @@ class Spectrum:
 
     @classmethod
     def of(cls, thz: np.ndarray, weights: np.ndarray | None = None) -> Spectrum:
-        """From frequencies (q, branches), and the weights of the wave vectors where these differ."""
+        """The spectrum of frequencies (q, branches); `weights` of the wave vectors where these differ."""
         mean = np.average(np.maximum(thz, 0).mean(axis=1), weights=weights)
         return cls(float(thz.max()), float(mean), float(thz.min()))
 
 
 @dataclass(frozen=True, eq=False)
 class MeshModes:
-    """Frequencies at those wave vectors of a mesh that stand for all."""
+    """Frequencies at the irreducible wave vectors of a mesh."""
 
     q_points: np.ndarray  # (q, 3), reciprocal lattice units
     weights: np.ndarray  # (q,), how many wave vectors each stands for
@@ -68,7 +68,7 @@ class Material:
 
     @property
     def anions(self) -> str:
-        """What the compound is by its anion, such as "oxide"."""
+        """The kind of compound by its anion, such as "oxide"."""
         from pymatgen.core import Element
 
         elements = [Element(symbol) for symbol in set(self.atoms.symbols)]

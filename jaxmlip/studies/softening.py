@@ -1,13 +1,13 @@
 """Is the curvature of a potential too soft? Phonon frequencies of binary crystals against DFT.
 
 The reference is `phonondb`. Both sides take the PBE cell as it is, without relaxation, leave out the
-non-analytical correction of polar crystals (which the potentials lack), and look at the same mesh of wave
+non-analytical correction of polar crystals (which the potentials lack), and use the same mesh of wave
 vectors.
 
 The potential's frequencies come twice: from the Hessian, the curvature at the lattice sites, through exact
 dynamical matrices of the primitive cell; and from forces at displacements of 0.03 Å in a supercell of at most
 128 atoms, as DFT's force constants are made, interpolated between the wave vectors that fit it. For an energy
-that is smooth on that scale the two are one. Where they differ, the potential is rough there, and neither
+that is smooth on that scale the two agree. Where they differ, the potential is rough there, and neither
 number alone would say so.
 """
 
@@ -52,7 +52,7 @@ IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, no
 
 
 class Published(NamedTuple):
-    """What others found for a potential: maximum frequencies of PhononDB crystals (PBEsol), model / DFT."""
+    """Published ratios for a potential: maximum frequencies of PhononDB crystals (PBEsol), model / DFT."""
 
     median: float  # of 298 materials, from the table of janosh/ffonons (df-summary-tol=0.01)
     below_1: float  # share of 229 materials: Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 4b
@@ -74,20 +74,20 @@ class Job(NamedTuple):
     repeated_room: batching.BatchShape
 
     def modes(self, potential: Potential, mesh: tuple[int, int, int], **options: Any) -> Modes:
-        """From the Hessian, on a mesh of wave vectors; `options` go to `mesh_modes`."""
+        """Modes from the Hessian, on a mesh of wave vectors; `options` go to `mesh_modes`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotAtRestWarning)  # DFT's cells are not the model's
             return mesh_modes(potential, self.atoms, mesh, shape=self.shape, **options)
 
     def constants(self, potential: Potential, displacement: float) -> ForceConstants:
-        """From displacements (Å) in the supercell."""
+        """Force constants from a displacement (Å) in the supercell."""
         return displaced_force_constants(
             potential, self.atoms, self.repeats, displacement, symmetry=True, shape=self.repeated_room
         )
 
 
 def supercell_of(primitive: Atoms, atoms: int) -> tuple[int, int, int]:
-    """Of the supercells of at most so many atoms, the repeats of that whose images are farthest apart."""
+    """The repeats of the supercell of at most `atoms` atoms whose images are farthest apart."""
     return repeats_within(primitive.cell.array, atoms // len(primitive))
 
 
@@ -109,9 +109,9 @@ def softening(
 ) -> list[dict[str, Any]]:
     """One row for each material, in the same order. The potential should have dtype "float64".
 
-    A row has the "dft", "hessian" and "displaced" `Spectrum` as mappings (THz), and how they were found. For
-    displacements, of the supercells of at most `supercell` atoms the one whose images are farthest apart is
-    taken. `memory_limit` (bytes) goes to `dynamical_matrix`.
+    A row has the "dft", "hessian" and "displaced" `Spectrum` as mappings (THz), and how they were computed.
+    Displacements use the supercell of at most `supercell` atoms whose images are farthest apart.
+    `memory_limit` (bytes) goes to `dynamical_matrix`.
 
     Raises ValueError where an element is unknown to the potential, and MemoryLimitError where the limit
     cannot be met.
@@ -158,14 +158,14 @@ def ratios(rows: Rows, measure: str, of: str = "maximum") -> np.ndarray:
 
 
 def imaginary(rows: Rows, measure: str) -> np.ndarray:
-    """Whether each row has an imaginary mode."""
+    """True for each row with an imaginary mode."""
     return np.array([row[measure]["lowest"] < IMAGINARY for row in rows], bool)
 
 
 def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> list[batching.BatchShape]:
     """A shape for each need, few different ones among them, so that few programs are compiled.
 
-    None makes a crystal's work more than about `waste` times what it would be alone.
+    No shape makes a crystal's work more than about `waste` times its work in a shape of its own.
     """
 
     def cost(c: batching.BatchShape) -> float:
@@ -244,7 +244,7 @@ def table(rows: Rows, model: str) -> Table:
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
-    """What `summary` found, a line for each measure."""
+    """The result of `summary`, a line for each measure."""
     lines = []
     for measure, label in MEASURES.items():
         highest, mean = result[measure]["maximum"], result[measure]["mean"]
@@ -260,7 +260,7 @@ def in_words(result: dict[str, Any]) -> list[str]:
 
 
 def published_in_words(model: str, rows: Rows) -> list[str]:
-    """The published ratios beside ours, where there are some for this potential."""
+    """The published ratios beside ours, if there are any for this potential."""
     if model not in PUBLISHED:
         return []
     ours, published = ratios(rows, "displaced"), PUBLISHED[model]

@@ -1,7 +1,7 @@
 """The softening scale: slopes of a potential's forces against DFT forces, one for each material.
 
-B. Deng et al., npj Comput. Mater. 11, 9 (2025). `curvature` says what the numbers mean; here frames are read,
-forces predicted, and the result is printed, saved and drawn.
+B. Deng et al., npj Comput. Mater. 11, 9 (2025). `derivatives.slopes` says what the numbers mean; here frames
+are read, forces predicted, and the result is printed, saved and drawn.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def softening_scale(potential: Potential, materials: Mapping[str, Sequence[Frame
 def forces_by_material(
     potential: Potential, materials: Mapping[str, Sequence[Frame]]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Each material with the potential's forces in its frames (eV/Å), as soon as the last of them is there.
+    """Each material with the potential's forces in its frames (eV/Å), as soon as all are computed.
 
     One program computes the frames of all materials, large ones first, so materials come in another order.
     Raises ValueError as `from_atoms` does, before anything is computed.
@@ -101,8 +101,8 @@ def read_frames(path: Path, forces: str = "forces", skip_bad: bool = False) -> l
     """Every frame of a file with its forces, the per-atom array of the name `forces` (eV/Å).
 
     Any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the frame,
-    where one has none; with `skip_bad` such frames, and what is behind the break of a file, are left out with
-    a warning. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or dft_forces.
+    where one has none; with `skip_bad` such frames, and the rest of a broken file, are left out with a
+    warning. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or dft_forces.
     """
     from jaxmlip.crystals.structures import read_crystals
 
@@ -156,10 +156,10 @@ def by_material(
     most: int | None = None,
     max_force: float | None = None,
 ) -> dict[str, list[Frame]]:
-    """Frames by reduced formula, and by what their info says under `key`, where it is given.
+    """Frames by reduced formula and, if `key` is given, by the entry `key` of their info.
 
     Of each material at most `most` frames are taken, evenly spread over their order. Frames with a DFT force
-    (a vector's length) above `max_force` (eV/Å) are left out first: to choose by DFT forces does not bend a
+    (a vector's length) above `max_force` (eV/Å) are left out first: a choice by DFT forces does not bias a
     slope against them, though it lowers r².
 
     Raises ValueError where a frame lacks the key, and where none is left.
@@ -189,7 +189,7 @@ def evenly(frames: Sequence[Frame], most: int) -> list[Frame]:
 
 
 def record(slope: Slope) -> dict[str, Any]:
-    """A slope with what follows from it, for JSON."""
+    """A slope with the numbers that follow from it, for JSON."""
     derived = ("r_squared", "geometric_mean", "shrinkage_share")
     return asdict(slope) | {name: getattr(slope, name) for name in derived}
 
@@ -197,7 +197,7 @@ def record(slope: Slope) -> dict[str, Any]:
 def table(
     title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = ""
 ) -> Table | None:
-    """A line for each of `rows`, what it is of and a `record`: slopes beside what else could explain them."""
+    """A line for each of `rows`, (labels, a `record`): slopes beside numbers that could explain them."""
     lines = []
     for of, s in rows:
         slope, inverse = (

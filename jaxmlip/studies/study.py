@@ -38,7 +38,7 @@ FREE = ("out", "model")  # settings that change no row: the key of a row names i
 
 
 class StudyError(ValueError):
-    """A folder that an experiment cannot go on with."""
+    """An experiment cannot use a folder, or go on with the run in it."""
 
 
 class Estimate(NamedTuple):
@@ -202,11 +202,11 @@ class Study:
         self.rows[key] = row
 
     def fail(self, key: str, reason: object) -> None:
-        """Keeps why there is no row."""
+        """Keeps the reason why there is no row."""
         self.keep(key, {"failed": str(reason)})
 
     def left(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that have no row yet."""
+        """The `keys` that have no row yet."""
         return [key for key in keys if key not in self.rows]
 
     def done(self, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -217,7 +217,7 @@ class Study:
     def each(
         self, what: str, keys: Sequence[str], measure: Callable[[str], Mapping[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """The rows of `keys` that did not fail; `measure` makes those that are not there yet.
+        """The rows of `keys` that did not fail; `measure` makes the missing ones.
 
         A ValueError or RuntimeError of `measure` becomes a row that failed.
         """
@@ -233,7 +233,7 @@ class Study:
     def known(
         self, label: str, materials: Mapping[str, T], numbers: Callable[[T], Iterable[int]]
     ) -> dict[str, T]:
-        """Those of `materials` of whose elements the potential `label` knows all; `write` names the others.
+        """The `materials` whose elements are all known to the potential `label`; `write` names the others.
 
         `numbers` gives the atomic numbers of one of the materials.
         """
@@ -269,7 +269,7 @@ class Study:
         figures: Mapping[str, tuple[str, Figure]],
         findings: Sequence[str] = (),
     ) -> None:
-        """Prints the tables and what was found; writes the record, the tables and the figures.
+        """Prints the tables and findings; writes the record, the tables and the figures.
 
         `figures`: by the name of their file, a caption and the figure. Materials of unknown elements are
         named, rows that failed counted. Raises RuntimeError, with the reasons, where nothing is left.
@@ -330,7 +330,7 @@ def save(
 ) -> None:
     """Writes the record of a command and its figure into `out`: `name`.json and `name`.png, or neither.
 
-    To `settings` come the weights of the potentials, to `results` the versions of `packages`.
+    The weights of the potentials are added to `settings`, the versions of `packages` to `results`.
     """
     weights = {
         "weights_sha256": {p.name: p.manifest.get("sha256") for p in potentials},
@@ -346,7 +346,7 @@ def save(
 
 
 def run(main: Callable[[Any], None], settings: type) -> None:
-    """The command of an experiment: what goes wrong is said in one line, with exit code 1."""
+    """The command of an experiment: errors are printed in one line, with exit code 1."""
     import tyro
 
     try:
@@ -369,7 +369,7 @@ def fingerprint(potential: Potential) -> str:
 
 
 def plain(x: Any) -> Any:
-    """`x` as JSON has it: arrays as lists, NaN as null, an Estimate as an object."""
+    """`x` in the types of JSON: arrays as lists, NaN as null, an Estimate as an object."""
     if isinstance(x, Estimate):
         return {name: plain(part) for name, part in x._asdict().items()}
     if isinstance(x, Mapping):

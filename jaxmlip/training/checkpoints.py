@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: what it takes to go on as if it had never stopped."""
+"""Checkpoints of a training run: all that it needs to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPARE = 2**20  # bytes on the disk beside the arrays: their names and places
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, read or used: what was found, and what to do."""
+    """A checkpoint cannot be written, read or used. The message says what was found and what to do."""
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -74,7 +74,7 @@ def steps_in(folder: Path) -> list[int]:
 def on_host(state: Any) -> dict[str, np.ndarray]:
     """A copy of the arrays of `state`, each replicated over the devices, in the memory of the host, by name.
 
-    Those without elements are left out: there is nothing in them, and Orbax refuses them.
+    Arrays without elements are left out: Orbax refuses them.
     """
     # A copy, because a training step may write the next state into the memory of this one.
     named = jax.tree.leaves_with_path(jax.device_get(state))
@@ -82,12 +82,12 @@ def on_host(state: Any) -> dict[str, np.ndarray]:
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`: the last `keep`, and of each the best that it knows of.
+    """The checkpoints of one run in `folder`: the last `keep`, and the best step that each of these names.
 
     Orbax writes the arrays in the background. A checkpoint is complete when it has its name: it is written
     under another one, with the sha256 of its files at the end, and renamed. A process that is killed leaves
-    at worst a folder that the next one clears away. Where several processes train together each makes one of
-    these, all see one file system, and the first process alone renames and removes.
+    at worst a folder that the next one removes. Where several processes train together, each makes one of
+    these, all see one file system, and only the first process renames and removes.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3):
@@ -109,10 +109,10 @@ class Checkpoints:
         return self.folder / f"{step:08d}"
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
-        """Begins to save `arrays` (of `on_host`) and `record` (for JSON), when the save before is done.
+        """Begins to save `arrays` (of `on_host`) and `record` (for JSON), when the previous save is done.
 
         `record["best"]`, where given, names the step of the best checkpoint so far, which is kept as well.
-        What goes wrong from here on is raised by `finished`.
+        Later errors are raised by `finished`.
         """
         import orbax.checkpoint as ocp
 
@@ -131,7 +131,7 @@ class Checkpoints:
                 for old in self.folder.glob("saving-*"):
                     shutil.rmtree(old)
                 draft.mkdir(parents=True)
-                # Orbax and its threads say at great length that a disk is full.
+                # Orbax and its threads log a full disk at great length.
                 needed = sum(x.nbytes for x in arrays.values()) + SPARE
                 if shutil.disk_usage(draft).free < needed:
                     raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB are needed")
@@ -142,9 +142,9 @@ class Checkpoints:
         self._pending = step, self._thread.submit(self._finish, step, draft, text)
 
     def finished(self, wait: bool = False) -> int | None:
-        """The step whose save is done since this was last asked; None where there is none, or not yet.
+        """The step whose save was completed since the last call; None where there is none, or not yet.
 
-        Raises CheckpointError where it failed; older checkpoints are as they were.
+        Raises CheckpointError where it failed; older checkpoints are intact.
         """
         if self._pending is None or not (wait or self._pending[1].done()):
             return None
@@ -157,10 +157,10 @@ class Checkpoints:
         return step
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint whose files are those that were written; None where there is no checkpoint.
+        """The newest undamaged checkpoint; None where there is no checkpoint.
 
-        Damaged ones are set aside under another name, with a warning. Raises DamagedCheckpointError where
-        there are checkpoints and none is whole.
+        Damaged ones are set aside under another name, with a warning. Raises DamagedCheckpointError where all
+        checkpoints are damaged.
         """
         steps, damaged = self.steps, []
         for step in reversed(steps):
@@ -195,7 +195,7 @@ class Checkpoints:
             names = handler.metadata(path / ARRAYS).tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(names))
             arrays = handler.restore(path / ARRAYS, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-        except Exception as error:  # whatever Orbax makes of files that it cannot read
+        except Exception as error:  # Orbax may raise anything for files that it cannot read
             raise DamagedCheckpointError(f"{path} cannot be read ({error}).") from error
         return Checkpoint(step, {unquote(n): np.asarray(x) for n, x in arrays.items()}, record)
 
@@ -218,7 +218,7 @@ class Checkpoints:
         (draft / DIGESTS).write_text(json.dumps(digests, indent=1))
         _sync(draft / DIGESTS)
         path = self.path(step)
-        if path.exists():  # of a run that fell back behind it
+        if path.exists():  # left by a run that fell back to an earlier step
             shutil.rmtree(path)
         draft.rename(path)
         self._remove_old()
@@ -229,7 +229,7 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         kept = self.steps[-self.keep :]
-        # A checkpoint that is fallen back to needs the best one that it knew of.
+        # A run that falls back to a checkpoint needs the best one that it names.
         needed = {*kept, *(_best(self.path(s)) for s in kept)}
         for step in self.steps:
             if step not in needed:
@@ -255,9 +255,9 @@ class Checkpoints:
 
 
 def _not_of_a_failed_save(entry: logging.LogRecord) -> bool:
-    """Keeps out of the log the thousands of lines in which Orbax tells of each array that was not written.
+    """Removes from the log Orbax's thousands of lines, one for each array that was not written.
 
-    What went wrong is raised once, as CheckpointError.
+    The error is raised once, as CheckpointError.
     """
     error = str(entry.exc_info[1]) if entry.exc_info else ""
     text = entry.getMessage() + error

@@ -1,4 +1,4 @@
-"""What a training run is to do: dataclasses, and the YAML file that they are written in."""
+"""The configuration of a training run: dataclasses, and the YAML file that holds them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
 LARGEST = 1 << 20  # bytes of a configuration
-SEEDS = 1 << 32  # that there are; more would be the same as others, in JAX
+SEEDS = 1 << 32  # the number of different seeds in JAX
 Scalar = bool | int | float | str | None
-LEAST = {  # of numbers in a configuration
+LEAST = {  # smallest values of numbers in a configuration
     "epochs": 1,
     "steps": 1,
     "batch_size": 1,
@@ -47,7 +47,7 @@ MONITORED = ("loss", *(f"{p}_{kind}" for p in PROPERTIES for kind in ("mae", "rm
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used: the key, what was found, what was needed."""
+    """A configuration cannot be used. The message gives the key, what was found and what was needed."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class TrainConfig:
     def checked(self) -> TrainConfig:
         """This configuration, once its values fit together. Raises ConfigError, naming the key.
 
-        It looks at no file but for its existence, so that a mistake is told before anything heavy starts.
+        Of files only the existence is checked, so that mistakes are reported before anything heavy starts.
         """
         self.model.check()
         if self.model.functionals and self.data.functional is not None:
@@ -287,7 +287,7 @@ def reader_options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def check_paths(key: str, paths: Sequence[str]) -> None:
-    """Raises ConfigError, naming `key`, for a path where nothing is, and where there is no path."""
+    """Raises ConfigError, naming `key`, for a path that does not exist, and where no path is given."""
     if not paths:
         raise ConfigError(
             f"{key}: found nothing, needed files of labelled crystals or the folder of a dataset."
@@ -301,7 +301,7 @@ def check_paths(key: str, paths: Sequence[str]) -> None:
 
 
 def finetune_config(preset: str, flags: Mapping[str, Any], changes: Sequence[str] = ()) -> TrainConfig:
-    """A preset with other values for some keys, such as {"optimizer.clip": 10}; None: as the preset has it.
+    """A preset with other values for some keys, such as {"optimizer.clip": 10}; None keeps the preset's.
 
     Raises ConfigError as `read_config` does.
     """
@@ -332,9 +332,9 @@ def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple
 
 
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in a YAML file; `changes`, such as "optimizer.clip=10", replace what it says.
+    """The configuration in a YAML file; `changes`, such as "optimizer.clip=10", replace its values.
 
-    Raises ConfigError where it is no YAML, has unknown keys or a value of a wrong type.
+    Raises ConfigError where it is not YAML, has unknown keys or a value of a wrong type.
     """
     found = _changed(read_mapping(path, "`jaxmlip train --example`"), changes)
     try:
@@ -344,9 +344,9 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 
 
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
-    """What a YAML file says, as keys with values; `example`: the command that prints such a file.
+    """The keys and values in a YAML file; `example`: the command that prints such a file.
 
-    Raises ConfigError where it is no YAML, or says something else.
+    Raises ConfigError where it is not YAML, or holds something else.
     """
     path = Path(path)
     try:
@@ -375,7 +375,7 @@ def from_yaml(text: str) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig, described: bool = True) -> str:
-    """`config` as YAML, where `described` with what each key means."""
+    """`config` as YAML; with `described`, comments say what each key means."""
     return "\n".join(_lines(config, described, 0)) + "\n"
 
 
@@ -389,7 +389,7 @@ def flat(config: Any, section: str = "") -> dict[str, Any]:
 
 
 def descriptions(kind: type) -> dict[str, str]:
-    """What the comments beside or above the fields of a dataclass say of them."""
+    """The comments beside or above the fields of a dataclass, by field."""
     source = textwrap.dedent(inspect.getsource(kind))
     comments = {
         token.start[0]: (token.string.lstrip("# "), token.start[1])
@@ -461,7 +461,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 class _Once(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+    """Refuses duplicate keys, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()

@@ -18,11 +18,11 @@ from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 SLOPED = ("forces", "stress", "magmoms", "hessian")  # energies have no origin that a slope could go through
-CLEAR = 0.7  # r² from which on a slope tells of a unit
+CLEAR = 0.7  # the smallest r² at which a slope indicates a unit
 NEAR = 1.6  # the factor by which a slope may be off that of a unit
-NEAREST = 0.2  # of the energy, and of the error before: what is left where a unit explains energies
+NEAREST = 0.2  # of the energy, and of the former error: what remains where a unit explains energies
 KBAR, GPA = 10 * GPA_PER_EV_PER_A3, GPA_PER_EV_PER_A3
-# Labels over what they should be, for labels in other units than those that the package takes them for.
+# Ratios of labels to correct ones, for labels in other units than the package assumes.
 FACTORS = {
     "stress": {
         -KBAR: "that is kbar with VASP's sign, needed eV/Å³, positive in tension",
@@ -99,12 +99,12 @@ def error(pairs: Sequence[Pair], sloped: bool = True) -> Error:
 
 
 def errors(compared: Comparison) -> dict[str, Error]:
-    """By property."""
+    """Errors by property."""
     return {name: error(pairs, name in SLOPED) for name, pairs in compared.items()}
 
 
 def by_material(compared: Comparison) -> dict[str, dict[str, Error]]:
-    """By reduced formula, and by property."""
+    """Errors by reduced formula and by property."""
     groups: dict[str, Comparison] = defaultdict(lambda: defaultdict(list))
     for name, pairs in compared.items():
         for pair in pairs:
@@ -114,7 +114,7 @@ def by_material(compared: Comparison) -> dict[str, dict[str, Error]]:
 
 
 def by_functional(compared: Comparison, names: Sequence[str]) -> dict[str, dict[str, Error]]:
-    """By functional, as the species of a potential with several tell it, and by property."""
+    """Errors by functional, which species encode in a potential with several, and by property."""
     groups: dict[str, Comparison] = {name: defaultdict(list) for name in names}
     for prop, pairs in compared.items():
         for pair in pairs if names else ():
@@ -123,7 +123,7 @@ def by_functional(compared: Comparison, names: Sequence[str]) -> dict[str, dict[
 
 
 def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
-    """By element, of the properties that atoms have: forces and magnetic moments."""
+    """Errors by element, for properties of atoms: forces and magnetic moments."""
     groups: dict[int, Comparison] = defaultdict(lambda: defaultdict(list))
     for name in ("forces", "magmoms"):
         for pair in compared.get(name, ()):
@@ -136,9 +136,9 @@ def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
 
 
 def units_told(compared: Comparison) -> list[str]:
-    """Lines that name labels which look as if they were in another unit, or of another sign, than is meant.
+    """Lines that name labels which look as if they had another unit or another sign than needed.
 
-    A single factor between labels and model stands out where it is that of a unit, since models err by less.
+    A factor between labels and model is suspicious where it is that of a unit, since models err by less.
     """
     found = []
     for name, factors in FACTORS.items():
@@ -153,7 +153,7 @@ def units_told(compared: Comparison) -> list[str]:
 
 
 def _energy_unit_told(pairs: Sequence[Pair]) -> list[str]:
-    """Of energies, which have no origin that a slope could go through, by which factor the error vanishes."""
+    """A line on the unit of energies, by the factor that removes the error: a slope needs an origin."""
     if not pairs:
         return []
     dft, model = np.array([(float(p.dft), float(p.model)) for p in pairs]).T

@@ -1,4 +1,4 @@
-"""How far a potential is from labels: errors and slopes for each property, element and material."""
+"""Errors and slopes of a potential against labels, for each property, element and material."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _pairs(
 
 
 def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:
-    """Reference energies (eV, by atomic number) with which energies come closest to labels, not `before`.
+    """Reference energies (eV, by atomic number) in place of `before` that bring energies closest to labels.
 
     Raises ValueError where no crystal has an energy.
     """
@@ -126,7 +126,7 @@ def run(
     as_json: bool,
     out: Path | None,
 ) -> None:
-    """Prints how far `model` is from the labels of `data`; writes evaluation.json and parity.png to `out`."""
+    """Prints errors of `model` against labels of `data`; writes evaluation.json and parity.png to `out`."""
     check_paths("--data", data.train)
     if out is not None:
         check_folder(out)
@@ -169,7 +169,7 @@ def run(
             write_whole(draft / "evaluation.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             parity({potential.name: compared}, draft / "parity.png")
     if as_json:
-        print(json.dumps(record, indent=1))  # in ASCII: nothing in it steers a terminal
+        print(json.dumps(record, indent=1))  # in ASCII: no control characters reach a terminal
         return
     terminal = console(width=120)
     terminal.print(table(f"{potential.name}: {len(crystals)} crystals", {"all": everything}))

@@ -1,8 +1,8 @@
 """One network for several functionals at once, each with parameters of its own for every element.
 
 A functional is a second set of species: in the crystals of functional k an atom of atomic number Z is of
-species Z + 118 k. Embeddings, reference energies and whatever else a network keeps for each element are there
-for every species; all other parameters are shared, and no network knows of it.
+species Z + 118 k. Embeddings, reference energies and all other parameters that a network has for each element
+exist for every species; the rest is shared. Networks need no change for this.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, paramet
 
 
 def join(potential: Potential, functionals: Sequence[str]) -> Potential:
-    """`potential` for each of several functionals; all predict what it predicts until they are trained.
+    """`potential` extended to several functionals; until training, all predict the same as `potential`.
 
-    Training takes it with crystals that say their functional; `select` makes potentials for use of it.
-    Raises ValueError unless there are two or more different names, and `potential` has one functional.
+    It is trained on crystals that state their functional; `select` takes potentials for use from it. Raises
+    ValueError unless there are two or more different names, and `potential` has one functional.
     """
     names = tuple(map(functional_name, functionals))
     if potential.functionals:
@@ -57,7 +57,7 @@ def join(potential: Potential, functionals: Sequence[str]) -> Potential:
 
 
 def select(potential: Potential, functional: str) -> Potential:
-    """The potential of one functional of a joined one, as any other.
+    """An ordinary potential of one functional, taken from a joined one.
 
     Raises ValueError where it has no such functional.
     """
@@ -95,12 +95,12 @@ class _Table(NamedTuple):
 
 
 def _tables(one: nn.Module, several: nn.Module, count: int) -> Iterator[_Table]:
-    """Those parameters that grow with the number of species."""
+    """The parameters that grow with the number of species."""
     by_number = isinstance(one.config.elements, int)
     few, many = parameter_shapes(one), parameter_shapes(several)
     for name in few:
         if few[name] != many[name]:
-            padding = name == "reference_energies"  # of padding is the first
+            padding = name == "reference_energies"  # the first is that of padding
             rows = few[name][0]
             step = ELEMENTS if by_number or padding else rows
             slices = [slice(padding + step * k, rows + step * k) for k in range(count)]

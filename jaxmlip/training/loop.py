@@ -72,7 +72,7 @@ class NotSaved:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on after `step`; what was reported of later steps is done again."""
+    """Training goes on after `step`; later steps that were reported are done again."""
 
     step: int
 
@@ -90,7 +90,7 @@ Event = Trained | Validated | Saved | NotSaved | Resumed | Stopped
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What came of a run."""
+    """The result of a run."""
 
     potential: Potential  # of the best step where there was a validation set, else of the last
     last: Potential
@@ -112,12 +112,12 @@ class InterruptedRun(SystemExit):
 
 
 class DivergedError(RuntimeError):
-    """A loss that is not finite, or a gradient that is not or stays zero: at which step, and where to go
-    back to."""
+    """The loss or the gradient is not finite, or the gradient stays zero. The message gives the step, and the
+    step to go back to."""
 
 
 class OtherRunError(ValueError):
-    """A folder that holds a run of other data or settings."""
+    """The folder holds a run of other data or settings."""
 
 
 def fit(
@@ -135,10 +135,10 @@ def fit(
     where there are more now: with the state of the optimizer, and the learning rate that the schedule of all
     steps has from there on. `folder` gets start/, the potential that training begins with, and checkpoints/.
     `report` is called from the first process with each Event in turn. SIGTERM and Ctrl-C save and raise
-    InterruptedRun; a second one ends the process as ever.
+    InterruptedRun; a second one ends the process as usual.
 
-    Of `config` it takes the loss, the optimizer, steps (default: all of the plan of `train`), and what to
-    watch, report and save; model and data are the arguments.
+    `config` gives the loss, the optimizer, steps (default: all of the plan of `train`), and what to watch,
+    report and save; model and data are those of the arguments.
 
     Raises DatasetError where the data do not suit the potential, OtherRunError where the run in `folder` was
     begun with other data or settings, DivergedError where a loss is not finite or the gradient stays zero,
@@ -157,8 +157,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every crystal of `split` once, in batches of one shape of about `batch_size` crystals over the mesh.
 
-    The leading axis is this process's shards. Of a crystal with several Hessian columns it is always the
-    same one.
+    The leading axis is this process's shards. A crystal with several Hessian columns always gives the same
+    one.
     """
     shards = mesh.devices.size
     groups = _groups(split.sizes, max(1, -(-batch_size // shards)), shards)
@@ -181,9 +181,9 @@ def evaluation_batches(
 def validate(
     evaluate: Callable, params: Any, batches: Iterator[Batch], loss: LossConfig, stop=lambda: False
 ) -> dict[str, float] | None:
-    """The finite ones of the metrics of `losses.means` over all of `batches`; None where `stop()` said so.
+    """The finite metrics of `losses.means` over all of `batches`; None where `stop()` returned true.
 
-    `evaluate` is of `make_eval_step`.
+    `evaluate` comes from `make_eval_step`.
     """
     sums: list[Any] = []
     for batch in batches:
@@ -199,7 +199,7 @@ def validate(
 
 
 class _Run:
-    """One run of training: its state, its record, and what is due between steps."""
+    """One run of training: its state, its record, and the work due between steps."""
 
     def __init__(self, potential, train, validation, config, mesh, folder, report):
         self.train, self.validation, self.config, self.mesh = train, validation, config, mesh
@@ -255,7 +255,7 @@ class _Run:
         }
 
     def _go_on(self, potential: Potential, found: Checkpoint) -> tuple[Potential, dict[str, Any]]:
-        """Those of the run that `found` is of. Raises OtherRunError where that is another one."""
+        """The potential and the record of the run in `found`. Raises OtherRunError if it is another run."""
         identity, begun = self._identity(potential), found.record["identity"]
         more = begun["steps"] == found.step < self.steps
         if changed := changes(begun, identity, ("steps",) if more else ()):
@@ -267,7 +267,7 @@ class _Run:
         return potential.with_parameters(self.folder / "start"), record
 
     def _identity(self, potential: Potential) -> dict[str, Any]:
-        """What a run that goes on must have been begun with, as JSON."""
+        """Everything that must be the same for a run to go on, as JSON."""
         train, config = self.train, self.config
         made = {
             "potential": {
@@ -341,7 +341,7 @@ class _Run:
             self.meter.waited += time.perf_counter() - begin
 
     def _validate_and_save(self, evaluate: Callable) -> None:
-        """What is due between this step and the next."""
+        """Validation and saving, where due between this step and the next."""
         last = self.step == self.steps
         due = last or self.step % self.validate_every == 0
         if due and self.validation is not None and self.record["validated"] != self.step:
@@ -429,7 +429,7 @@ class _Run:
 
 
 class _Saver:
-    """The checkpoints of a run, and what is told of them."""
+    """The checkpoints of a run, and the reports about them."""
 
     def __init__(self, checkpoints: Checkpoints, report: Callable[[Event], None]):
         self.checkpoints, self.report = checkpoints, report
@@ -437,7 +437,7 @@ class _Saver:
         self.best_arrays: dict[str, np.ndarray] | None = None
 
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
-        """Begins to save, when the save before is done."""
+        """Begins to save, when the previous save is done."""
         self.look(wait=True)
         arrays = on_host(state)
         if record["best"] == step:
@@ -449,7 +449,7 @@ class _Saver:
             self._failed(error)
 
     def look(self, wait: bool = False) -> None:
-        """Reports what became of the last save, where it is known."""
+        """Reports the outcome of the last save, once it is known."""
         try:
             step = self.checkpoints.finished(wait)
         except CheckpointError as error:
@@ -479,14 +479,14 @@ class _Saver:
 
 
 class _Meter:
-    """The metrics of steps, looked at a few steps late, so that devices never wait for this process."""
+    """The metrics of steps, read a few steps late, so that devices never wait for this process."""
 
     def __init__(self, report_every: int, plan: Plan, saver: _Saver):
         self.report_every, self.plan, self.saver, self.report = report_every, plan, saver, saver.report
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not looked at
         self.idle = 0  # steps in a row with a loss and without a gradient
-        self.waited = 0.0  # s for data
-        self.clock: float | None = None  # since when the pending steps are taken
+        self.waited = 0.0  # s spent waiting for data
+        self.clock: float | None = None  # when the first pending step began
 
     def epoch(self, step: int) -> float:
         return step / self.plan.steps_per_epoch
@@ -501,7 +501,7 @@ class _Meter:
         self.clock = time.perf_counter() if self.clock else None
 
     def look(self, everything: bool = False) -> None:
-        """Fetches and reports the metrics of steps that are done; waits for those that are AHEAD behind."""
+        """Fetches and reports the metrics of steps that are done; waits for steps that are AHEAD behind."""
         if len(self.pending) > AHEAD:
             jax.block_until_ready(self.pending[-1 - AHEAD][1])
         first = self.clock is None
@@ -515,7 +515,7 @@ class _Meter:
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(m[name]):
                     raise self.diverged(f"{name} is {m[name]}", step)
-            # Where nothing has a label, or all is as it should be, there is no loss either.
+            # Without labels, or without errors, there is no loss either.
             self.idle = self.idle + 1 if m["grad_norm"] == 0 < m["loss"] else 0
             if self.idle == DEAD:
                 raise self._dead(step)
@@ -565,7 +565,7 @@ class _Meter:
 
 
 class _Signals:
-    """Remembers SIGTERM and Ctrl-C instead of dying of them; the second one acts as ever."""
+    """Remembers SIGTERM and Ctrl-C instead of ending the process; the second one acts as usual."""
 
     def __enter__(self) -> _Signals:
         self.number = signal.SIGTERM
@@ -588,7 +588,7 @@ class _Signals:
         return self._seen
 
     def received(self, step: int) -> bool:
-        """Whether to stop at this step, the same on all processes."""
+        """True if the run is to stop at this step; the same on all processes."""
         if jax.process_count() == 1:
             return self._seen
         from jax.experimental import multihost_utils
@@ -626,11 +626,11 @@ def _described(split: Split) -> str:
 
 
 def taken(folder: str | Path) -> int | None:
-    """How many steps the run in `folder` took, where these are all that it was to take; else None."""
+    """The number of steps of the run in `folder` if it has taken all of its steps; else None."""
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
     try:
         last = checkpoints.steps[-1]
         record = json.loads((checkpoints.path(last) / RECORD).read_text())
         return last if record["identity"]["steps"] == last else None
-    except (IndexError, OSError, ValueError, KeyError, TypeError):  # damaged, which is told where it is read
+    except (IndexError, OSError, ValueError, KeyError, TypeError):  # damaged: reported where it is read
         return None

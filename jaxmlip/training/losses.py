@@ -72,7 +72,7 @@ def errors(
     batch: Batch,
     properties: tuple[str, ...],
 ) -> dict[str, tuple[Array, Array]]:
-    """For each property, model minus label in the units of UNITS, and the weight of each number.
+    """Model minus label, in the units of UNITS, and the weight of each number, by property.
 
     `energy_fn` gives the energies of the crystals of a graph and quantities of each atom. Only derivatives
     that `properties` need are taken; one Hessian-vector product serves the Hessian columns of all crystals of

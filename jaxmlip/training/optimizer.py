@@ -11,7 +11,7 @@ from typing import Literal
 
 import optax
 
-# What the words that `train` knows stand for, in the names of parameters.
+# Patterns of parameter names for the words that `train` knows.
 GROUPS = {
     "all": r"^network/",
     "readout": r"^network/readout|^network/scale$",
@@ -49,7 +49,7 @@ class OptimizerConfig:
             ("final_learning_rate", 0 <= self.final_learning_rate < math.inf, not_negative),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, not_negative),
-            # A negative one turns every update round, so that the loss climbs; zero trains nothing.
+            # A negative one reverses every update, so that the loss climbs; zero trains nothing.
             ("clip", self.clip is None or 0 < self.clip < math.inf, "a positive number, or null for none"),
             ("ema", self.ema is None or 0 <= self.ema < 1, "a decay below 1, such as 0.999, or null"),
             ("accumulate", self.accumulate >= 1, "1 or more"),
@@ -66,9 +66,9 @@ class OptimizerConfig:
             raise ValueError(f"found weight_decay={self.weight_decay} with {self.name}, needed name='adamw'.")
 
     def updates(self, steps: int) -> int:
-        """How often the parameters move in a run of `steps` batches.
+        """The number of updates of the parameters in a run of `steps` batches.
 
-        Raises ValueError where they never would, or the warm-up would not come to its end.
+        Raises ValueError where there would be none, or the warm-up would not end.
         """
         updates = steps // self.accumulate
         if updates < 1:

@@ -30,10 +30,10 @@ def warn_of_overlap(splits: Mapping[str, Split], replay: Split | None) -> None:
 
 
 def shared(held_out: Split, sources: Sequence[Split]) -> tuple[int, int]:
-    """How many crystals of `held_out` were looked at, and how many of these are in one of `sources`, too.
+    """The number of crystals of `held_out` examined, and of those that are in one of `sources`, too.
 
-    The same are those that `inspection.fingerprint` takes for the same, of one functional. Of large sets a
-    random part is looked at.
+    Crystals are the same if they have one functional and one `inspection.fingerprint`. Of large sets a random
+    part is examined.
     """
     rng = np.random.default_rng(0)
     looked = rng.permutation(len(held_out))[:HELD_OUT]
@@ -50,6 +50,6 @@ def shared(held_out: Split, sources: Sequence[Split]) -> tuple[int, int]:
 def _of(split: Split, k: int) -> int | None:
     try:
         graph = split[k].graph
-    except CorruptRecordError:  # told, or left out, by who trains on it
+    except CorruptRecordError:  # training reports it or leaves it out
         return None
     return fingerprint(Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0]), SAME)

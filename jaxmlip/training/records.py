@@ -1,4 +1,4 @@
-"""The record of a training run: a folder that says what was done, with what, and how it went."""
+"""The record of a training run: a folder with its settings, its versions and its results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from jaxmlip.training.losses import UNITS
 
 CONFIG, VERSIONS, METRICS, RESULTS = "config.yaml", "versions.json", "metrics.jsonl", "results.json"
 PACKAGES = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ase")
-# What may differ when a run goes on: it changes nothing in what is computed.
+# Settings that may differ when a run goes on: they change nothing in what is computed.
 FREE = ("devices", "tensorboard", "wandb", "final", "checkpoint_every", "keep", "report_every")
-LENGTH = ("epochs", "steps")  # what may grow where a run has taken all of its steps
+LENGTH = ("epochs", "steps")  # these may grow where a run has taken all of its steps
 EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 class RunFolderError(ValueError):
-    """A folder that a run cannot use: what was found, and what to do."""
+    """A run cannot use a folder. The message says what was found and what to do."""
 
 
 def check_folder(folder: str | Path, config: TrainConfig) -> None:
@@ -72,7 +72,7 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
 
 
 def _grows(before: TrainConfig, now: TrainConfig, done: int | None) -> bool:
-    """Whether the run is to be longer now, of which `done` steps are all that it was to take."""
+    """True if a run that has taken all of its `done` steps is to be longer now."""
     if now.steps is None:
         return before.steps is None and now.epochs > before.epochs
     return now.steps > (before.steps or done or 0)
@@ -98,7 +98,7 @@ def open_folder(folder: str | Path, config: TrainConfig) -> Path:
 
 
 def circumstances() -> dict[str, Any]:
-    """What a result depends on besides its settings: versions, commit, devices, command line, time."""
+    """Conditions of a result besides its settings: versions, commit, devices, command line, time."""
     import jax
 
     devices = jax.devices()
@@ -133,7 +133,7 @@ def _commit() -> dict[str, Any] | None:
 
 
 class Records:
-    """Takes the events of a run to metrics.jsonl, TensorBoard, wandb, and a progress bar or lines.
+    """Writes the events of a run to metrics.jsonl, TensorBoard, wandb, and a progress bar or lines.
 
     Use it as a context; call it with each event. Where a run goes on, lines of steps that will be done again
     are removed.
@@ -237,7 +237,7 @@ class Records:
         self._show(step)
 
     def _show(self, step: int, last: bool = False) -> None:
-        """Shows the news on a terminal; else says them once, in a line now and then, and the last ones."""
+        """Shows the news on a terminal; elsewhere prints a line from time to time, and the last one."""
         words = [
             words if of == step else f"step {of}: {words}"
             for of, words in (self._news[what] for what in ("train", "validation") if what in self._news)
@@ -254,7 +254,7 @@ class Records:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. What follows a line that was cut off, as by a full disk, is left out."""
+    """The lines of metrics.jsonl. A line that was cut off, as by a full disk, ends the reading."""
     try:
         raw = Path(path).read_bytes()
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """Reference energies of the elements by least squares, arXiv:2504.05565: E_elem = (AᵀA)⁻¹ Aᵀ E.
 
-The rows of A are the fractions of the elements in each crystal and E are energies per atom; what a network
-has to learn is what remains. Two functionals whose total energies differ by tens of eV per atom agree in what
-remains.
+The rows of A are the fractions of the elements in each crystal and E are energies per atom; a network has to
+learn the remainder. Two functionals whose total energies differ by tens of eV per atom agree in the
+remainder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RIDGE = 1e-6  # of the largest eigenvalue of AᵀA, where the compositions do no
 class References:
     """Energies by atomic number (eV), and how well they were determined.
 
-    Of a potential of several functionals they are by species, here and below.
+    For a potential of several functionals they are by species, here and below.
     """
 
     energies: Float[np.ndarray, " elements"]
@@ -54,8 +54,8 @@ def refit(
 
     `species` are the atomic numbers of each crystal, and `residual` the DFT energy of each minus what a
     potential with the energies `before` (eV, by atomic number) gives, eV. With the network's own part
-    subtracted, it is the functional's shift alone that is fitted; for the fit of arXiv:2504.05565, to the
-    energies themselves, leave the network's part out.
+    subtracted, only the functional's shift is fitted; for the fit of arXiv:2504.05565, to the energies
+    themselves, leave the network's part out.
 
     Raises ValueError without a crystal.
     """

@@ -1,4 +1,4 @@
-"""A run from a configuration to a trained model: data, potential, training, and what came of it."""
+"""A run from a configuration to a trained model: data, potential, training and results."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ REFERENCED = 50_000  # crystals at most that reference energies are fitted to
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What came of a run."""
+    """The results of a run."""
 
     folder: Path
     potential: Potential
@@ -87,13 +87,13 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     results.json of a shorter run becomes results-STEPS.json.
 
     Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError where
-    another process trains in `folder`; `fit` says what may go wrong later.
+    another process trains in `folder`; `fit` lists errors that may come later.
     """
 
     config, folder = config.checked(), Path(folder)
     if jax.process_index() > 0:  # the first process keeps others out
         return train_in(folder, config)
-    check_folder(folder, config)  # before a lock is put into it; `open_folder` does so again, behind the lock
+    check_folder(folder, config)  # before a lock is put into it; `open_folder` checks again, under the lock
     with locked(folder):
         try:
             return train_in(folder, config)
@@ -113,7 +113,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
     plan = loader.plan
     steps = plan.steps if config.steps is None else config.steps
     if first and (done := taken(folder)) is not None and done < steps:
-        with suppress(FileNotFoundError):  # where results are, a run is finished
+        with suppress(FileNotFoundError):  # results mark a run as finished
             (folder / RESULTS).rename(folder / f"results-{done}.json")
         rate = float(learning_rate(config.optimizer, steps)(done // config.optimizer.accumulate))
         terminal.print(
@@ -199,7 +199,7 @@ def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[P
     model = config.model
     if model.start is not None:
         potential = _with_functionals(load(model.start, config.dtype, model.head), model.functionals)
-        trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is told at once
+        trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is reported at once
         splits = read_splits(config.data, potential)
     else:
         crystals = read(config.data, tuple(map(functional_name, model.functionals)))
@@ -272,7 +272,7 @@ def isolated_references(
 def fit_references(potential: Potential, split: Split, random: bool = False) -> References:
     """Reference energies with which `potential` comes closest to the energies of `split`.
 
-    What the network says is left out where its parameters are `random`. At most 50,000 crystals are used.
+    The network's own energy is left out where its parameters are `random`. At most 50,000 crystals are used.
     Raises ValueError where no crystal has an energy.
     """
     part = at_most(split, REFERENCED)
@@ -285,8 +285,8 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
 
 
 def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
-    """Raises ConfigError where the loss asks for what no crystal has, or the network does not give; warns
-    where it is a part of it."""
+    """Raises ConfigError where the loss has no property with labels that the network predicts; warns where
+    only some properties lack them."""
     asked = config.loss.properties
     if "magmoms" in asked and train.counts.get("magmoms") and not _gives_magmoms(potential, train):
         told = f"loss.magmoms: found {config.loss.magmoms}, and {potential.name} gives no magnetic moments"
@@ -346,7 +346,7 @@ def _conclude(
     record = {"stopped": reason, "compared_on": on, "units": UNITS} | as_record(
         {"before": first, "after": last} | ({"by_functional": several} if several else {})
     )
-    # The last file of a run: where it is, the run is finished.
+    # The last file of a run: it marks the run as finished.
     write_whole(folder / RESULTS, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return Result(folder, after, first, last, several, on, reason)
 
@@ -371,11 +371,11 @@ def summary(result: Result) -> Table:
 def export(
     source: str | Path, which: str = "best", average: bool = True, functional: str | None = None
 ) -> Potential:
-    """The potential of a checkpoint: of the folder of a run its "best" or "last", or a checkpoint's folder.
+    """The potential of a checkpoint: the "best" or "last" in the folder of a run, or a checkpoint's folder.
 
     `average`: the moving average of the parameters, where the run kept one. `functional`: which one of a run
     with model.functionals; default: all, for training to go on with. Raises FileNotFoundError where there is
-    no such thing, CheckpointError where it is damaged, and ValueError where there is no such functional.
+    none, CheckpointError where it is damaged, and ValueError where there is no such functional.
     """
     source = Path(source)
     step = int(source.name) if source.name.isdigit() and source.parent.name == "checkpoints" else None

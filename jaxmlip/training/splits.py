@@ -26,10 +26,10 @@ STATE = (
 
 
 def read_splits(data: DataConfig, potential: Potential) -> dict[str, Split]:
-    """The splits "train", and "validation" and "test" where there are such, with graphs for `potential`.
+    """The splits "train", and "validation" and "test" if any, with graphs for `potential`.
 
-    Raises ConfigError where a part of the data has no crystal, or its functionals are others, DatasetError
-    where they are not for this potential, and as the readers do.
+    Raises ConfigError where a part of the data has no crystal, or has other functionals, DatasetError where
+    they are not for this potential, and as the readers do.
     """
     return with_graphs(read(data, potential.functionals), potential, data.skip_bad)
 
@@ -81,7 +81,7 @@ def _check_functionals(splits: Mapping[str, Any], needed: Sequence[str]) -> None
 
 
 def functionals_of(split: Any) -> Counter:
-    """How many crystals of one of the splits of `read` are of each functional."""
+    """The number of crystals of each functional in one of the splits of `read`."""
     return (
         Counter(crystal.functional for crystal in split)
         if isinstance(split, list)
@@ -107,7 +107,7 @@ def _of_its_own(paths: Sequence[str], name: str, data: DataConfig):
 
 
 def _datasets(paths: Sequence[str], data: DataConfig) -> dict[str, Split]:
-    """The splits of several datasets together, less what is not of `data.functional`."""
+    """The splits of several datasets together; crystals that are not of `data.functional` are left out."""
     from jaxmlip.data.dataset import Dataset
 
     parts: dict[str, list[Split]] = {}
@@ -159,7 +159,7 @@ def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[Labelle
 
 
 def isolated_atoms(data: DataConfig) -> list[LabelledCrystal]:
-    """The isolated atoms with energies among the files to train on, or of datasets that were made of such.
+    """The isolated atoms with energies among the files to train on, or of datasets made from such files.
 
     Raises ConfigError where files have none.
     """
@@ -177,7 +177,7 @@ def isolated_atoms(data: DataConfig) -> list[LabelledCrystal]:
 def divide(
     crystals: Sequence[LabelledCrystal], fractions: Sequence[float], by: str, seed: int
 ) -> dict[str, list[LabelledCrystal]]:
-    """`crystals` in random parts "train", "validation" and "test"; parts without any are left out.
+    """`crystals` in random parts "train", "validation" and "test"; empty parts are left out.
 
     Each part has `fractions` of the crystals, rounded, or a little more where those of one material stay
     together (by="material"). Raises ConfigError where nothing would be left to train on.
@@ -202,7 +202,7 @@ def divide(
 
 
 def with_graphs(splits: Mapping[str, Any], potential: Potential, skip_bad: bool = False) -> dict[str, Split]:
-    """The splits of `read`, those that are crystals as graphs; `skip_bad` as MemorySplit.from_crystals.
+    """The splits of `read`, with crystals made into graphs; `skip_bad` as MemorySplit.from_crystals.
 
     Raises DatasetError where they are not for `potential`.
     """

@@ -1,7 +1,7 @@
 """One step of training: (state, batch) -> (state, metrics), the same program on one device and on thousands.
 
-Each device computes the sums and the gradient of its shard; counts and gradients are added over the mesh.
-What a step divides by is the count of the whole batch, so sharding changes rounding and nothing else.
+Each device computes the sums and the gradient of its shard; counts and gradients are added over the mesh. A
+step divides by the counts of the whole batch, so sharding changes rounding and nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TrainState:
 
     @property
     def eval_params(self) -> Flat:
-        """What is validated and exported: the average where there is one."""
+        """The parameters that are validated and exported: the average where there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -75,7 +75,7 @@ def flat_params(potential: Potential) -> dict[str, np.ndarray]:
 
 
 def potential_of(potential: Potential, state: TrainState, ema: bool = True) -> Potential:
-    """`potential` with the parameters of `state`, the averaged ones where there are and `ema` is true."""
+    """`potential` with the parameters of `state`, the averaged ones where they exist and `ema` is true."""
     flat = flax.traverse_util.flatten_dict(dict(potential.params), sep="/")
     new = dict(flat)
     for name, x in (state.eval_params if ema else state.params).items():
@@ -98,7 +98,7 @@ def make_train_step(
 
     def of_shard(params, others, batch):
         def share(params):
-            """What this shard adds to the loss of the whole batch."""
+            """The contribution of this shard to the loss of the whole batch."""
             summed = _sums(potential, loss, loss.properties, others | params, batch)
             counts = jax.lax.psum({name: s["count"] for name, s in summed.items()}, parallel.AXIS)
             whole = {name: s | {"count": counts[name]} for name, s in summed.items()}
@@ -145,8 +145,8 @@ def make_eval_step(
 ) -> Callable[[Flat, Batch], dict[str, dict[str, jax.Array]]]:
     """The function (state.eval_params, batch) -> sums over the batch as `losses.sums` gives them.
 
-    All properties are compared for which the batch has labels, but Hessian columns only where the loss has
-    them. Added up over batches, `losses.means` makes the metrics of them.
+    All properties with labels in the batch are compared, but Hessian columns only where the loss has them.
+    `losses.means` turns sums over batches into metrics.
     """
     everything = _everything(potential, mesh)
     properties = tuple(p for p in PROPERTIES if p != "hessian" or loss.hessian)

@@ -1,4 +1,4 @@
-"""How long a step of training takes on many devices: a model on paper, from what one program does.
+"""The time of a training step on many devices: a model on paper, from the work of one program.
 
 With B structures in a batch of all n devices on h = ⌈n / per host⌉ hosts,
 
@@ -11,8 +11,8 @@ With B structures in a batch of all n devices on h = ⌈n / per host⌉ hosts,
 F: floating-point operations, and M: bytes read and written, for a structure; w: the fraction of the shape of
 each device that is padding (it grows with n: fewer crystals on each even out less); K: instructions of a
 step; P: parameters, whose gradients in float32 are summed over all devices. Within a host bandwidth and
-latency are those of its links, beyond those of the network. Peaks are reached by no program: T is a bound
-from below, and its ratios tell where adding devices stops to help.
+latency are those of its links, beyond those of the network. No program reaches the peaks: T is a lower bound,
+and its ratios show where more devices stop helping.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxmlip.data.loader import Plan, cost
 
 
 class Device(NamedTuple):
-    """An accelerator, and what connects several."""
+    """An accelerator, and the links between several."""
 
     name: str
     peak: float  # FLOP/s of products in the default precision for float32
@@ -53,7 +53,7 @@ DEVICES = (
 
 
 class Work(NamedTuple):
-    """What a step of training does."""
+    """The work of a training step."""
 
     flops: float  # for a structure
     bytes: float  # for a structure
@@ -75,12 +75,12 @@ class StepTime(NamedTuple):
 
 
 def summed_bytes(parameters: int, devices: int) -> float:
-    """What each device sends to sum gradients in float32 over all: reduce and gather around a ring."""
+    """The bytes a device sends to sum gradients in float32 over all: reduce and gather around a ring."""
     return 2 * (devices - 1) / devices * 4 * parameters
 
 
 def step_time(work: Work, device: Device, devices: int, batch: float, waste: float = 0.0) -> StepTime:
-    """The time of a step with `batch` structures over all `devices`, of whose shape `waste` is padding."""
+    """The time of a step with `batch` structures over all `devices`; the fraction `waste` is padding."""
     hosts = -(-devices // device.per_host)
     within = hosts == 1
     bandwidth = device.link if within else device.network

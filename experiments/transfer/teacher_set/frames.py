@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential, Prediction
 
 LEAST = 4  # atoms of the cells in which atoms are displaced
-MESSAGES = 4_000  # bonds and angles in a batch: on a CPU, time goes with their number from fewer on
+MESSAGES = 4_000  # bonds and angles in a batch: on a CPU, fewer already take time in proportion
 # The configurations that molecular dynamics visits do not depend on masses, so all atoms have that of Ca, and
 # one time step suits all.
 MASS, DT, FRICTION, BETWEEN = 40.0, 4.0, 0.02, 8  # amu, fs, 1/fs, steps between two frames
@@ -45,7 +45,7 @@ def relaxed(
     dropped: Counter[str],
     evaluations: Counter[str],
 ) -> list[tuple[Candidate, Atoms]]:
-    """The ideal crystals, at rest within their symmetry but for what pressure is allowed."""
+    """The ideal crystals, relaxed within their symmetry up to the allowed pressure."""
     from jaxmlip.mechanics.relaxation import relax_many
 
     candidates = [c for group in groups for c in group]
@@ -70,7 +70,7 @@ def relaxed(
 def without_duplicates(
     ideals: Sequence[tuple[Candidate, Atoms]], dropped: Counter[str]
 ) -> list[tuple[Candidate, Atoms]]:
-    """Those that are no other of the same composition, as pymatgen's StructureMatcher has it."""
+    """The crystals less duplicates of the same composition, by pymatgen's StructureMatcher."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -173,7 +173,7 @@ def forces_of(
 def predict(
     teacher: Potential, crystals: Sequence[Atoms], shapes: Sequence[batching.BatchShape]
 ) -> list[Prediction]:
-    """In batches of crystals of like sizes, in the shapes of all."""
+    """Predictions in batches of crystals of similar sizes, in the given shapes."""
     graphs = [teacher.graph(atoms) for atoms in crystals]
     return batches.predicted(teacher, graphs, messages=MESSAGES, shapes=shapes)
 
@@ -184,7 +184,7 @@ def sensible(
     found: Mapping[str, Sequence[Prediction]],
     dropped: Counter[str],
 ) -> list[int]:
-    """Which of `frames` no teacher finds absurd. Without its ideal crystal a material is dropped."""
+    """Indices of `frames` that no teacher finds absurd. Without its ideal crystal a material is dropped."""
 
     def energies(k: int) -> np.ndarray:
         return np.array([p[k]["energy"] / len(frames[k].atoms) for p in found.values()])

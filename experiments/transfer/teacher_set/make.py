@@ -9,12 +9,12 @@ dynamics at a temperature drawn for each material; those that are displaced are 
 repeated where the primitive cell has fewer. Frames that a teacher finds absurd are dropped and counted.
 
 FOLDER/TEACHER is a dataset as `jaxmlip data convert` writes, for each teacher; crystals, their order and
-their splits (8:1:1 by material) are the same in all. A crystal's material is such as "rocksalt-MgO", and its
-name such as "rocksalt-MgO/md-2". FOLDER/set.json says what was made, and how fast. The ground states of all
-elements (or the nearest prototype to them) come first, so that formation energies can be had.
+their splits (8:1:1 by material) are the same in all. A crystal's material is, for example, "rocksalt-MgO",
+and its name "rocksalt-MgO/md-2". FOLDER/set.json says what was made, and how fast. The ground states of all
+elements (or the nearest prototype to them) come first, so that formation energies can be computed.
 
 The work is done in parts, each from a random stream of its own: a killed run goes on with the part at which
-it was, and ends with the set of an undisturbed one. A teacher's label is a stand-in for DFT, and no DFT.
+it was, and ends with the set of an undisturbed one. A teacher's label is a stand-in for DFT, and not DFT.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def common_elements(settings: Settings, teachers: Iterable[Potential]) -> list[s
 
 
 class Piece(NamedTuple):
-    """What a part is made of."""
+    """The contents of a part."""
 
     groups: list[list[Candidate]]  # those of one composition together
     ideal_only: bool = False
@@ -159,9 +159,9 @@ def divided(settings: Settings, symbols: Sequence[str]) -> list[Piece]:
 def make_parts(
     study: Study, settings: Settings, teachers: Mapping[str, Potential], parts: Sequence[Piece]
 ) -> list[str]:
-    """Makes parts, those that are there already left as they are, until there are enough; their keys."""
+    """Makes parts until there are enough, and keeps those that are there; returns their keys."""
     (settings.out / "parts").mkdir(exist_ok=True)
-    # Of the same crystals in any run, so that programs and results are the same after a kill.
+    # From the same crystals in any run, so that programs and results are the same after a kill.
     shapes: dict[str, list[batching.BatchShape]] = {}
     bar = iter(track(range(settings.structures), "structures"))
     keys, kept = [], 0
@@ -204,7 +204,7 @@ def make_part(
     shapes: Mapping[str, Sequence[batching.BatchShape]],
     piece: Piece,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Crystals of these materials with the labels of all teachers, and what is to be said of them."""
+    """Crystals of these materials with the labels of all teachers, and a row that counts them."""
     first = next(iter(teachers))
     dropped: Counter[str] = Counter()
     seconds: dict[str, float] = {}
@@ -245,7 +245,7 @@ def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What the library warns of is counted here: atoms close to each other."""
+    """Silences the library's warnings of atoms close to each other: these are counted here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* Å apart")
         warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell")
@@ -253,7 +253,7 @@ def quiet() -> Iterator[None]:
 
 
 def write_sets(settings: Settings, made: Made, teachers: Mapping[str, Potential]) -> dict[str, int]:
-    """The dataset of each teacher, where it is not there; how many crystals each split has."""
+    """Writes the datasets of teachers that are missing; returns the number of crystals in each split."""
     from jaxmlip.data.dataset import Dataset
     from jaxmlip.data.writing import write_dataset
 

@@ -1,4 +1,4 @@
-"""The parts of a teacher set as files, and what is in all of them together."""
+"""The parts of a teacher set as files, and the contents of all parts together."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Made:
                 self.labels[name].append(Labels(**labels))
 
     def crystals(self, teacher: str) -> list[LabelledCrystal]:
-        """With the labels of a teacher, which is named in the functional's place."""
+        """All crystals with the labels of a teacher, which is named in the functional's place."""
         labels = self.labels[teacher]
         return [
             LabelledCrystal(f.atoms, labels[k], f.material, f.name, teacher)
@@ -77,7 +77,7 @@ class Made:
         ]
 
     def above_ideal(self, teacher: str) -> np.ndarray:
-        """eV/atom, by the frames."""
+        """Energies above the ideal crystal of the material (eV/atom), one for each frame."""
         per_atom = np.array(
             [self.labels[teacher][k].energy / len(f.atoms) for k, f in enumerate(self.frames)]
         )
@@ -85,6 +85,6 @@ class Made:
         return per_atom - [ideal[f.material] for f in self.frames]
 
     def forces(self, teacher: str) -> list[np.ndarray]:
-        """|F| on each atom, eV/Å, by the frames."""
+        """|F| on each atom (eV/Å), for each frame."""
         labels = self.labels[teacher]
         return [np.linalg.norm(labels[k].forces, axis=1) for k in range(len(self.frames))]

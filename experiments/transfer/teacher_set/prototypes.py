@@ -46,7 +46,7 @@ class Prototype:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many atoms of each element a formula unit has."""
+        """The number of atoms of each element in a formula unit."""
         numbers = np.bincount(template(self)[0])
         return tuple(int(n) for n in numbers // np.gcd.reduce(numbers))
 
@@ -68,7 +68,7 @@ ELEMENTARY = (
     prototype("diamond", 227, (0, O0)),
     prototype("sc", 221, (0, O0)),
 )
-# Of elements that have none of these at rest; what is more complex (Mn, Pu, S, …) has the nearest of all.
+# For elements with none of these at rest; more complex ones (Mn, Pu, S, …) have the nearest of all.
 OWN = (
     prototype("A7", 166, (0, (0, 0, 0.228)), cell=_hexagonal(2.8)),
     prototype("A8", 152, (0, (0.225, 0, T)), cell=_hexagonal(1.136)),
@@ -182,12 +182,12 @@ class Candidate(NamedTuple):
 
     @property
     def material(self) -> str:
-        """Such as "rocksalt-MgO"."""
+        """The material, such as "rocksalt-MgO"."""
         return f"{self.prototype}-{self.formula}"
 
     @property
     def composition(self) -> str:
-        """The same for all arrangements of the same atoms."""
+        """The composition, the same for all arrangements of the same atoms."""
         counts = (1,) if self.prototype == "molecule" else BY_NAME[self.prototype].counts
         pairs = sorted(zip(self.symbols, counts, strict=True))
         return "".join(f"{s}{n}" for s, n in pairs)
@@ -214,7 +214,7 @@ BY_NAME = {p.name: p for p in ALL}
 
 @cache
 def template(of: Prototype) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Which element each atom of the primitive cell is, fractional coordinates and lattice vectors."""
+    """The element of each atom of the primitive cell, fractional coordinates and lattice vectors."""
     from ase.spacegroup import crystal
 
     stand_ins = [("H", "He", "Li", "Be")[s.element] for s in of.sites]
@@ -258,7 +258,7 @@ def salt(atoms: Atoms, charges: Mapping[str, int]) -> Atoms:
 
 @cache
 def ionic_radius(symbol: str, charge: int) -> float:
-    """Å: that of this oxidation state, of the nearest one of this sign that is known, or of the bare atom."""
+    """Radius (Å) of this oxidation state, of the nearest known one of this sign, or of the bare atom."""
     from ase.data import atomic_numbers, covalent_radii
     from pymatgen.core import Element
 
@@ -273,7 +273,7 @@ def ionic_radius(symbol: str, charge: int) -> float:
 
 @cache
 def atomic_volume(symbol: str) -> float:
-    """Å³: as VOLUMES has it, or that of the element in ASE's table where it is cubic or hexagonal there."""
+    """Volume (Å³) in VOLUMES, or of the element in ASE's table where it is cubic or hexagonal there."""
     from ase.data import atomic_numbers, covalent_radii, reference_states
 
     if symbol in VOLUMES:
@@ -320,7 +320,7 @@ def drawn(symbols: Collection[str], seed: int) -> list[list[Candidate]]:
 
 
 def families(symbols: Sequence[str], rng: np.random.Generator) -> dict[str, list[list[Candidate]]]:
-    """By family of compounds, the prototypes that each composition could have."""
+    """Prototypes that each composition could have, by family of compounds."""
     cations = {s: oxidation_states(s) for s in symbols if s in CATIONS_TOO or s not in NO_METAL}
     anions = {s: q for s, q in ANIONS.items() if s in symbols}
     metals = [s for s in symbols if s not in NO_METAL]
@@ -359,7 +359,7 @@ def salts(
     cations: Mapping[str, Sequence[int]],
     anions: Mapping[str, int],
 ) -> Iterator[list[Candidate]]:
-    """Compounds of one or two cations and an anion, so many of each, without net charge."""
+    """Compounds of one or two cations and an anion, `counts` of each, without net charge."""
     *metal, n = counts
     for x, q in anions.items():
         done = set()
@@ -375,7 +375,7 @@ def salts(
 
 
 def fits(of: Prototype, symbols: Sequence[str], charges: Sequence[int]) -> bool:
-    """Whether ions have sizes and charges for a prototype that asks for such."""
+    """True if the ions have the sizes and charges that the prototype requires, if any."""
     r = [ionic_radius(s, q) for s, q in zip(symbols, charges, strict=True)]
     if of.name == "perovskite":
         return TOLERANCE[0] < (r[0] + r[2]) / 2**0.5 / (r[1] + r[2]) < TOLERANCE[1]
@@ -405,13 +405,13 @@ def ternaries(metals: Sequence[str], rng: np.random.Generator) -> Iterator[list[
 
 @cache
 def oxidation_states(symbol: str) -> tuple[int, ...]:
-    """The common ones above zero."""
+    """The common positive oxidation states."""
     from pymatgen.core import Element
 
     return tuple(q for q in Element(symbol).common_oxidation_states if 0 < q <= 6)
 
 
 def generator(seed: int, *of: str) -> np.random.Generator:
-    """Random numbers that belong to a material, whatever else is drawn."""
+    """Random numbers for a material, independent of other draws."""
     digest = hashlib.sha256("/".join((str(seed), *of)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

@@ -46,7 +46,7 @@ def written(
 ) -> DataConfig:
     """Splits as datasets in `folder`, with other `labels` (by split, in order) where they are given.
 
-    `only` these crystals of each, if given.
+    `only`: the crystals to take from each split, if given.
     """
     from jaxmlip.data.writing import write_dataset
 

@@ -20,17 +20,17 @@ from jaxmlip.data.readers.families import mixed
 from jaxmlip.system.borders import in_lines
 
 HEAD = 1 << 20  # bytes from the start of a file that must tell its format
-# Of chgnet's parser: lists by name, where MPtrj has an object or a number.
+# Files of chgnet's parser: lists by name, where MPtrj has an object or a number.
 COLUMNS = re.compile(rb'\s*\{\s*"(structure|uncorrected_total_energy|energy_per_atom|force)"\s*:\s*\[')
-NAMED = 5  # of what was left out of a file
+NAMED = 5  # crystals left out of a file that its warning names
 SKIP = "skip_bad=True (--skip-bad, or data.skip_bad: true) leaves it out and reads the rest."
 
 
 class Format(NamedTuple):
-    """One format: what it is called in words, whether a file is of it, and its reader."""
+    """One format: its name in messages, a test whether a file has it, and its reader."""
 
     about: str
-    matches: Callable[[Path, bytes], object]  # truth of it; name and first bytes, decompressed
+    matches: Callable[[Path, bytes], object]  # true of this format; name and first bytes, decompressed
     read: Callable[[Path, Keys], Iterator[Frame]]
 
 
@@ -102,20 +102,20 @@ def read_labelled(
 ) -> Iterator[LabelledCrystal]:
     """The labelled crystals of a file, a folder, a pattern such as "runs/*/vasprun.xml", or several of these.
 
-    In a folder every file of a known format is read, with those of its folders, in the order of names.
-    `format` is one of FORMATS, guessed from the name and the first bytes of each file if not given; `options`
-    are those of ReadOptions. Ionic steps of VASP whose electrons did not converge within NELM steps are left
-    out, with a warning that counts them, unless `unconverged`. Labels are in the units of Labels; what a file
-    does not hold is None.
+    In a folder every file of a known format is read, subfolders included, in the order of names. `format` is
+    one of FORMATS, guessed from the name and the first bytes of each file if not given; `options` are those
+    of ReadOptions. Ionic steps of VASP whose electrons did not converge within NELM steps are left out, with
+    a warning that counts them, unless `unconverged`. Labels are in the units of Labels; what a file does not
+    hold is None.
 
     All labels of a crystal come from one source. Isolated atoms are no crystals: unless `isolated` asks for
-    them they are left out, and neither `every` nor `limit` counts them. What a file has and was not read is
-    said in a warning that counts its frames.
+    them they are left out, and neither `every` nor `limit` counts them. A warning names labels of a file that
+    were not read, and counts their frames.
 
     Raises FileNotFoundError; ReadError naming the file, and how many of its crystals were read, where it is
     broken or of no known format; LabelError naming file and frame where a label cannot be true, after which
-    `next` goes on with the crystal behind it. With `skip_bad` such crystals, and what comes behind the break
-    of a broken file, are left out with a warning that names them; ReadError comes where nothing is left.
+    `next` goes on with the next crystal. With `skip_bad` such crystals, and the rest of a broken file, are
+    left out with a warning that names them; ReadError if nothing is left.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Found format {format!r}, needed one of {', '.join(FORMATS)}.")
@@ -189,7 +189,7 @@ def guess(path: Path) -> str | None:
             with open_bytes(path) as file:
                 head = file.read(HEAD)
         except (OSError, EOFError, zlib.error, LZMAError):
-            pass  # its reader will say what is wrong, if its name tells which
+            pass  # its reader reports the error, if its name determines the reader
     return next((name for name, format in FORMATS.items() if format.matches(path, head)), None)
 
 
@@ -208,10 +208,10 @@ def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
         if path.is_dir():
             yield from _in_folder(path, format)
             continue
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             continue
         name = guess(path)
-        # Yaml files of phonopy alone hold no labels.
+        # phonopy's YAML files by themselves hold no labels.
         if name is None or name == "phonopy" or format not in (None, name):
             continue
         if name == "outcar" and runs and format is None:  # the same run again
@@ -225,7 +225,7 @@ def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
 
 
 class _File:
-    """One file on its way: its crystals by `advance`, and what is to be said of it in the end."""
+    """One file being read: its crystals by `advance`, its warnings by `finish`."""
 
     def __init__(
         self,
@@ -238,15 +238,15 @@ class _File:
         self.every, self.isolated, self.keep = options.every, options.isolated, keep
         self.keys = Keys(options)
         self.frames = FORMATS[format].read(path, self.keys)
-        self.number = 0  # of frames so far
-        self.atoms = 0  # of them isolated ones
+        self.number = 0  # frames so far
+        self.atoms = 0  # isolated ones among them
         self.left_out: list[str] = []
         self.ended = False
 
     def advance(self) -> LabelledCrystal | None:
         """The next crystal that is asked for, None at the end.
 
-        Raises ReadError or LabelError; the next call goes on behind what is wrong, as far as that can be.
+        Raises ReadError or LabelError; the next call goes on after the error where possible.
         """
         while (frame := self._next()) is not None:
             number = self.number
@@ -261,7 +261,7 @@ class _File:
                     continue
                 if asked:
                     return self.keep(crystal)
-            except Exception as error:  # hostile files make parsers raise whatever they stumble over
+            except Exception as error:  # parsers may raise anything on hostile files
                 if isinstance(error, ImportError | MemoryError):
                     raise
                 if not asked:
@@ -290,7 +290,7 @@ class _File:
             ) from None
 
     def finish(self) -> None:
-        """Warns of what was left out. Where isolated atoms alone are read, the reader of crystals did."""
+        """Warns of what was left out; where only isolated atoms are read, the reader of crystals does."""
         self.frames.close()
         if self.isolated == "only":
             return
@@ -309,7 +309,7 @@ class _File:
 
 
 class _Crystals:
-    """The crystals of files one after the other; an iterator that goes on behind an error that it raised."""
+    """The crystals of files one after the other; an iterator that goes on after an error that it raised."""
 
     def __init__(self, files: Sequence[_File], limit: int | None, skip_bad: bool):
         self.files, self.limit, self.skip_bad = list(reversed(files)), limit, skip_bad

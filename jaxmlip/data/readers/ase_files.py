@@ -59,7 +59,7 @@ def _nine(match: re.Match) -> str:
 
 
 def _frames(text) -> Iterator[str]:
-    """The lines of one frame after the other: a number of atoms, a comment, the atoms, vectors (VEC)."""
+    """The lines of each frame in turn: a number of atoms, a comment, the atoms, vectors (VEC)."""
     line = text.readline()
     while line:
         if not line.strip():  # an empty line may end a file
@@ -176,7 +176,7 @@ def _of_atoms(atoms: Atoms, keys: Keys, name: str) -> LabelledCrystal:
 def _of_record(
     atoms: Atoms, given: Mapping[str, Any], calculated: Mapping[str, Any], keys: Keys, name: str
 ) -> LabelledCrystal:
-    """The crystal of what its author gave and what a calculator found; of two equal names the latter's."""
+    """The crystal from values of its author and of a calculator, which win where both have a name."""
     for field in ("energy", "forces", "stress", "magmoms"):
         one, other = given.get(field), calculated.get(field)
         if one is not None and other is not None and not same(one, other):

@@ -1,4 +1,4 @@
-"""What all readers share: names of properties, conversions of stresses, pymatgen's structures, and errors."""
+"""Parts of all readers: names of properties, conversions of stresses, pymatgen's structures, and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VASP_ORDER = ([0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0])  # xx yy zz xy yz zx
 ALONE = 7.0  # Å; no element has crystals whose neighbours are farther apart, and no model here bonds as long
 
 
-# Names that files have for it, the first of which that is there counts.
+# Names that files use for it; the first one present counts.
 FUNCTIONAL = (
     "functional",
     "xc",
@@ -37,12 +37,12 @@ FUNCTIONAL = (
 )
 
 
-# What readers give: a crystal that is made when it is called, so that one that cannot be made stops no other.
+# Readers yield functions that make a crystal, so that one that cannot be made stops no other.
 Frame = Callable[[], LabelledCrystal]
 
 
 class ReadError(ValueError):
-    """A file that cannot be read: which, how far it was read, and what to do."""
+    """A file cannot be read. The message names it and says how far it was read and what to do."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Naming:
 
 @dataclass(frozen=True)
 class ReadOptions(Naming):
-    """How to read labelled crystals: the options of `read_labelled`, and of data.options in a configuration.
+    """Options for reading labelled crystals: those of `read_labelled`, and of data.options in a
+    configuration.
 
     Raises ValueError for values without meaning.
     """
@@ -94,10 +95,10 @@ class ReadOptions(Naming):
 
 @dataclass(frozen=True)
 class Keys:
-    """What the reader of one file is told, and what it tells.
+    """The options for the reader of one file, and the notes that it takes.
 
-    `noted` counts the frames of which something is to be said: what was there and was not read; `sources`
-    those of each prefix.
+    `noted` counts frames by remark, such as on labels that were there and were not read; `sources` counts the
+    frames with labels of each prefix.
     """
 
     naming: Naming
@@ -137,7 +138,7 @@ def symmetric(stress: Any, order=VOIGT) -> Float[np.ndarray, "3 3"]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a label say the same; six numbers and nine may be one stress."""
+    """True if two values of a label are the same; six numbers and nine may be one stress."""
     try:
         one, other = (np.ravel(np.asarray(x, np.float64)) for x in (one, other))
     except (ValueError, TypeError):
@@ -164,8 +165,8 @@ def crystal(
 ) -> LabelledCrystal:
     """A labelled crystal of `atoms` stripped of all else; `isolated`: its file calls it an isolated atom.
 
-    Magnetic moments, N numbers or N vectors, are kept as their lengths: models predict those, since a
-    potential without spin-orbit coupling does not know which way is up.
+    Magnetic moments, N numbers or N vectors, are kept as their lengths: models predict those, since without
+    spin-orbit coupling the energy does not depend on the direction of all spins together.
     """
     if not len(atoms) or not atoms.numbers.all():
         raise ValueError(f"{name} has {len(atoms)} atoms, {(atoms.numbers == 0).sum()} of them of no element")
@@ -186,13 +187,13 @@ def crystal(
 
 
 def is_alone(atoms: Atoms) -> bool:
-    """Whether this is one atom whose images, if any, are beyond ALONE."""
+    """True if this is one atom whose periodic images, if any, are farther than ALONE."""
     from ase.geometry import minkowski_reduce
 
     if len(atoms) > 1 or not atoms.pbc.any():
         return len(atoms) == 1
     lengths = atoms.cell.lengths()[atoms.pbc]
-    if not np.isfinite(lengths).all() or lengths.min() <= ALONE:  # of lattice vectors as they are, at most
+    if not np.isfinite(lengths).all() or lengths.min() <= ALONE:  # reduced vectors are no longer than these
         return False
     reduced = minkowski_reduce(atoms.cell, atoms.pbc)[0]
     return bool(np.linalg.norm(reduced[atoms.pbc], axis=1).min() > ALONE)

@@ -1,4 +1,4 @@
-"""Which names of a record hold its labels: all of one crystal come from one source, and the rest is named.
+"""Choice of the names of a record that hold its labels: all of one source; other labels are reported.
 
 A record is one frame of a file as names with values. Prefixed names, such as REF_energy or dft_forces, are
 those of the reference calculation; bare ones may be results of a calculator that was still attached when the
@@ -17,14 +17,14 @@ from ase import Atoms
 from jaxmlip.data.labels import LabelError
 from jaxmlip.data.readers.common import Keys, same, symmetric
 
-FAMILIES = ("ref_", "dft_", "")  # prefixes, in any case, the first of which that is there counts
+FAMILIES = ("ref_", "dft_", "")  # prefixes, in upper or lower case; the first one present counts
 NAMES = {
     "energy": ("energy",),
     "forces": ("forces", "force"),
     "stress": ("stress", "virial", "virials"),
     "magmoms": ("magmoms", "magmom"),
 }
-APART = 0.02, 1e-3  # of the largest component, and eV/Å³: what stress and virial of one crystal may differ by
+APART = 0.02, 1e-3  # of the largest component, and eV/Å³: largest difference of stress and virial
 # Words in the names of what looks like a label.
 WORDS = {
     "energy": ("energy",),
@@ -44,7 +44,7 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
     """Arguments of `crystal`: labels, their weights, and whether it is an isolated atom.
 
     Where a prefixed energy or prefixed forces are there, all labels are of that prefix. A name that `keys`
-    give counts in any case. What is passed over, and what looks like a label and is not read, is noted.
+    give always counts. Labels that are passed over, and unread entries that look like labels, are noted.
 
     Raises LabelError where stress and virial of one source contradict each other.
     """
@@ -83,7 +83,7 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
 
 
 def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tuple[str, list[Label]]]:
-    """Of each property the labels of one prefix, the one that counts first."""
+    """The labels of one prefix by property, the one that counts first."""
     for prop, bases in NAMES.items():
         labels = []
         for base in bases:
@@ -92,7 +92,7 @@ def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tu
                 names = [n for n in record if str(n).lower() == prefix + base and n.endswith(base)]
             for name in names:
                 value = record.get(name)
-                # A bare "magmom" may be where the calculation began, and a single one is of the whole cell.
+                # A bare "magmom" may be the starting value, and a single number is that of the whole cell.
                 unsure = base == "magmom" and (not prefix or np.shape(value)[:1] != (len(atoms),))
                 if value is not None and not unsure:
                     labels.append(Label(name, value))
@@ -111,7 +111,7 @@ def _chosen(families: Mapping[str, Mapping[str, list[Label]]], asked: Mapping[st
 
 
 def mixed(sources: Mapping[str, int]) -> str | None:
-    """What is to be said of a file with labels of several `sources`: how many frames have each prefix."""
+    """A remark on a file with labels of several `sources`: the number of frames with each prefix."""
     if len(sources) < 2:
         return None
     counts = ", ".join(f"{count} with {prefix.upper() or 'bare '}names" for prefix, count in sources.items())
@@ -122,7 +122,7 @@ def mixed(sources: Mapping[str, int]) -> str | None:
 
 
 def stress_of(label: Label, atoms: Atoms) -> np.ndarray:
-    """The stress (3, 3) in eV/Å³ that a stress or, by its name, a virial says."""
+    """The stress (3, 3) in eV/Å³ from a label that is a stress or, by its name, a virial."""
     full = symmetric(label.value)
     if "virial" not in label.name.lower():
         return full
@@ -134,7 +134,7 @@ def stress_of(label: Label, atoms: Atoms) -> np.ndarray:
 
 
 def _check_agree(families, chosen: Label, stress: np.ndarray, atoms: Atoms) -> None:
-    """Raises LabelError where another stress or virial of the source of `chosen` says something else."""
+    """Raises LabelError where another stress or virial from the source of `chosen` differs."""
     for other in _beside(chosen, "stress", families):
         apart = np.abs(stress_of(other, atoms) - stress).max()
         if not apart <= APART[0] * np.abs(stress).max() + APART[1]:
@@ -170,7 +170,7 @@ def _note_passed_over(families, found: Mapping[str, Label], asked: Mapping[str, 
 
 
 def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) -> bool:
-    """Whether `label` is what was taken, beside it in one source, or says the same."""
+    """True if `label` was taken, stands beside the one taken in its source, or has the same value."""
     taken = found.get(prop)
     if taken is None:
         return False
@@ -180,7 +180,7 @@ def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) ->
 
 
 def note_look_alikes(atoms: Atoms, record: Mapping[str, Any], found, keys: Keys) -> None:
-    """Notes what has the name and the shape of a label that no other name gave."""
+    """Notes entries with the name and the shape of a label of which no other name was read."""
     known = {prefix + base for prefix in FAMILIES for bases in NAMES.values() for base in bases} - {"magmom"}
     for prop, words in WORDS.items():
         if prop in found:
@@ -210,7 +210,7 @@ def _has_shape(value: Any, prop: str, atoms: int) -> bool:
 
 
 def _remedy(*unread: tuple[str, str]) -> str:
-    """What reads labels that were not read: (property, name) of each."""
+    """The option that would read labels that were not read: (property, name) of each."""
     options = ", ".join(f"{prop}_key={name}" for prop, name in unread)
     flags = " ".join(f"--{prop}-key {name}" for prop, name in unread)
     return f"The option {options} ({flags}) reads {'it' if len(unread) == 1 else 'them'}"
@@ -220,7 +220,7 @@ def weights_of(record: Mapping[str, Any], names: Mapping[str, str], keys: Keys) 
     """The weight of a crystal and those of its properties, as MACE has them: config_weight,
     config_energy_weight, config_forces_weight, config_stress_weight or config_virials_weight.
 
-    `names` are those of the labels that were read. A label of weight 0 is none; it is noted.
+    `names` are those of the labels that were read. A label of weight 0 counts as unknown; it is noted.
     """
     weights = {}
     for prop, name in names.items():
@@ -235,6 +235,6 @@ def weights_of(record: Mapping[str, Any], names: Mapping[str, str], keys: Keys) 
 
 
 def is_isolated(record: Mapping[str, Any]) -> bool:
-    """Whether `record` is called an isolated atom, as MACE's training files do: config_type=IsolatedAtom."""
+    """True if `record` marks an isolated atom, as MACE's training files do: config_type=IsolatedAtom."""
     kind = record.get("config_type")
     return isinstance(kind, str) and "".join(filter(str.isalnum, kind.lower())) in ISOLATED

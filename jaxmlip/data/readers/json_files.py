@@ -29,10 +29,10 @@ from jaxmlip.data.readers.families import Label, is_isolated, note_look_alikes, 
 def read_mptrj(path: Path, keys: Keys) -> Iterator[Frame]:
     """{material: {frame: {structure, uncorrected_total_energy, force, stress, magmom}}}: MPtrj, MP-r2SCAN.
 
-    The energy is `uncorrected_total_energy`, that of VASP extrapolated to zero smearing, which alone fits
-    forces and stress in one functional; `energy_key="corrected_total_energy"` has Materials Project's
-    corrections, with which CHGNet 0.3.0 was trained. Fields called ..._per_atom are multiplied by N.
-    Frames may also lie directly under their own names, in a list or in lines, with the material in `mp_id`.
+    The energy is `uncorrected_total_energy`, VASP's energy extrapolated to zero smearing, the only one that
+    fits forces and stress in one functional; `energy_key="corrected_total_energy"` has Materials Project's
+    corrections, with which CHGNet 0.3.0 was trained. Fields called ..._per_atom are multiplied by N. Frames
+    may also lie directly under their own names, in a list or in lines, with the material in `mp_id`.
     """
     names = (("uncorrected_total_energy", "energy"), ("force", "forces"), ("stress",), ("magmom", "magmoms"))
     for number, (key, found) in enumerate(_documents(path)):

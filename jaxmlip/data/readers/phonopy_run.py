@@ -17,7 +17,7 @@ DATA = ("FORCE_SETS", "FORCE_CONSTANTS", "force_constants.hdf5")
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run of phonopy that says all it needs to."""
+    """True if a folder holds a run of phonopy with all the files that it needs."""
     names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     with_data = names.intersection(DATA) or any(n.startswith("vasprun.xml") for n in names)
     return bool(names.intersection(YAML[:2]) or (names.intersection(YAML) and with_data))

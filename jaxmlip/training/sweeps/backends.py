@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are done: processes of this machine, or jobs of SLURM.
+"""Backends for the runs of a sweep: processes of this machine, or jobs of SLURM.
 
 python -m jaxmlip.training.sweeps.backends ID.yaml [slurm | HOST:PORT PROCESSES PROCESS]
 
@@ -25,7 +25,7 @@ from jaxmlip.training.sweeps.folders import last_lines, results_in
 
 IN_USE = 75  # exit code of a process whose run another one has: EX_TEMPFAIL of sysexits.h
 WORKER = (sys.executable, "-m", "jaxmlip.training.sweeps.backends")
-TOLD = 5  # lines of what a failed run said
+TOLD = 5  # lines of the output of a failed run
 
 
 class Attempt:
@@ -43,7 +43,7 @@ class Attempt:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*worker, str(config), *address],
-                stdin=subprocess.PIPE,  # its end tells that this process has ended
+                stdin=subprocess.PIPE,  # it closes when this process ends
                 stdout=log,
                 stderr=log,
                 env=env,
@@ -55,12 +55,12 @@ class Attempt:
         return self.process.poll()
 
     def stop(self) -> int:
-        """Has the run save and stop; the exit code."""
+        """Makes the run save and stop; returns the exit code."""
         self.process.stdin.close()
         return self.process.wait()
 
     def reason(self) -> str:
-        """Why it failed."""
+        """The reason of the failure."""
         return _reason(self.process.returncode, self.log, self.start)
 
 
@@ -71,7 +71,7 @@ def _reason(code: int, log: Path, start: int) -> str:
 
 
 class Local:
-    """So many processes of this machine at a time, which share its cores."""
+    """A number of processes of this machine at a time, which share its cores."""
 
     def __init__(self, processes: int):
         if processes < 1:
@@ -91,7 +91,7 @@ class Local:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for attempt in self.started:  # all are told before one is waited for
+        for attempt in self.started:  # all are told to stop before any is waited for
             attempt.process.stdin.close()
         for attempt in self.started:
             attempt.process.wait()
@@ -154,7 +154,7 @@ class Submitted:
 
 
 class Job:
-    """What each task of a job does. Before SLURM's time is up the run saves, and the job is queued again."""
+    """A task of a job. Before SLURM's time is up the run saves, and the job is queued again."""
 
     def __init__(self, config: Path, worker: Sequence[str]):
         self.config, self.worker = config, worker
@@ -188,7 +188,7 @@ class Job:
 
 
 def attempt(config: Path, address: Sequence[str]) -> int:
-    """Does the run of ID.yaml in the folder ID beside it; the exit code."""
+    """Does the run of ID.yaml in the folder ID beside it; returns the exit code."""
     import jax
 
     from jaxmlip.training.parallel import connect
@@ -218,7 +218,7 @@ def attempt(config: Path, address: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """SIGTERM, on which training saves, as soon as the other end of standard input is closed."""
+    """Sends SIGTERM, on which training saves, as soon as the other end of standard input is closed."""
 
     def wait() -> None:
         while os.read(0, 1024):
@@ -229,7 +229,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """One attempt, as the head of this module says."""
+    """One attempt, as described at the head of this module."""
     _end_with_parent()
     sys.exit(attempt(Path(arguments[0]), arguments[1:]))
 

@@ -1,6 +1,6 @@
-"""The folders of a sweep's runs: what a run computes as a hash, and what came of it.
+"""The folders of a sweep's runs: a hash of what a run computes, and its results.
 
-A run is ID.yaml (its configuration), ID/ (its folder) and ID.log (what its process said).
+A run is ID.yaml (its configuration), ID/ (its folder) and ID.log (the output of its process).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxmlip.training.checkpoints import steps_in
 from jaxmlip.training.config import TrainConfig, flat, read_config
 from jaxmlip.training.records import CONFIG, FREE, RESULTS, RunFolderError
 
-# What changes nothing in the potential that comes out.
+# Settings that change nothing in the resulting potential.
 IDLE = tuple(key for key in FREE if key != "final")
 PATHS = ("data.train", "data.validation", "data.test", "replay.data")
 
@@ -87,7 +87,7 @@ def steps_done(folder: str | Path) -> int | None:
 
 
 def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """What results.json says in the folder of a run of `config`; None where the run is not finished.
+    """The contents of results.json in the folder of a run of `config`; None where the run is not finished.
 
     Raises RunFolderError for results of another configuration.
     """
@@ -110,7 +110,7 @@ def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def last_lines(path: Path, count: int, start: int = 0) -> str:
-    """The last lines of a file that are not empty, of what is there after byte `start`."""
+    """The last non-empty lines of a file after byte `start`."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, 2)

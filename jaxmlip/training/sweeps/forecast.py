@@ -1,4 +1,4 @@
-"""What a sweep will cost: steps, floating-point operations and time of each run, before it is done."""
+"""The cost of a sweep before it is run: steps, floating-point operations and time of each run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxmlip.data.loader import Loader
     from jaxmlip.potential import Potential
 
-STEPS = 3  # that are timed, after one that is not
+STEPS = 3  # timed steps, after one that is not timed
 
 
 class Cost(NamedTuple):
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known of a run before it is done."""
+    """The predicted cost of a run."""
 
     run: Run
     structures: int  # to train on
@@ -60,10 +60,10 @@ class Forecast:
 
 
 def forecast(runs: Sequence[Run], folder: str | Path) -> list[Forecast]:
-    """What each of `runs` costs on the devices of this process; writes nothing, reads all data.
+    """The cost of each of `runs` on the devices of this process; writes nothing, reads all data.
 
-    Runs that differ in seeds and numbers of the optimizer alone are taken to have the same batches. Of runs
-    with the same network, loss and number of crystals in a batch one program is compiled, with room for the
+    Runs that differ in seeds and numbers of the optimizer alone are taken to have the same batches. For runs
+    with the same network, loss and number of crystals in a batch one program is compiled, which fits the
     largest of their batches, and a few of its steps are timed. Raises as `run_training` does.
     """
     check(runs)
@@ -98,7 +98,7 @@ def _planned(config: TrainConfig) -> _Planned:
 
     config = config.checked()
     mesh = parallel.make_mesh(config.devices)
-    # A folder that is not there: the potential is the one before the first step.
+    # A folder that does not exist: the potential is the one before the first step.
     potential, splits, loader = prepare(config, Path("dry-run"), mesh, console(quiet=True))
     plan = loader.plan
     same = replace(
@@ -110,7 +110,7 @@ def _planned(config: TrainConfig) -> _Planned:
 
 
 def _without_numbers(config: TrainConfig) -> TrainConfig:
-    """`config` with usual values for what changes neither the program of a step nor the number of steps."""
+    """`config` with usual values for settings that change neither the program nor the number of steps."""
     usual = TrainConfig()
     its = config.optimizer
     numbers = ("learning_rate", "final_learning_rate", "warmup_steps", "weight_decay", "clip")
@@ -125,7 +125,7 @@ def _without_numbers(config: TrainConfig) -> TrainConfig:
 
 
 def _cost(those: Sequence[_Planned]) -> Cost:
-    """Of a step with room for the largest batch of all of `those`."""
+    """The cost of a step that fits the largest batch of all of `those`."""
     shapes = np.array([p.loader.plan.shape for p in those])
     shape = BatchShape(*(int(n) for n in shapes.max(axis=0)))
     its = those[int(shapes.sum(axis=1).argmax())]

@@ -1,9 +1,9 @@
 """Sweeps: many training runs in one folder, each done exactly once, whatever is killed.
 
-The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, as
-`jaxmlip train ID.yaml` makes it) and ID.log (what its process said). Nothing else is kept: a sweep that is
-started again looks at what is there. A run whose name changed, since the file of the sweep did, keeps the id
-that it was begun with.
+The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, made as by
+`jaxmlip train ID.yaml`) and ID.log (the output of its process). Nothing else is kept: a sweep that is started
+again looks at what is there. A run that is renamed in the file of the sweep keeps the id that it was begun
+with.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ELSEWHERE = 2.0  # seconds until a run that another process has is looked at aga
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep. `name` tells it from the others in tables."""
+    """One run of a sweep. `name` identifies it in tables."""
 
     name: str
     config: TrainConfig
@@ -47,7 +47,7 @@ class Run:
         """The name, and a hash of what is computed: configuration and contents of files, not their places.
 
         Keys that have their default value do not count, so that ids stay when keys are added to
-        configurations. Raises FileNotFoundError where data are not there.
+        configurations. Raises FileNotFoundError where data are missing.
         """
         readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", self.name).strip("-.")[:80]
         return f"{readable}-{self.digest}" if readable else self.digest
@@ -58,9 +58,9 @@ class Run:
         return digest(self.config)
 
     def folder(self, sweep: str | Path) -> Path:
-        """The folder of this run in that of the sweep: ID, or that of another name, where it has one already.
+        """The folder of this run in that of the sweep: ID, or an existing one of another name.
 
-        What belongs to the run besides lies beside it: ID.yaml and ID.log.
+        ID.yaml and ID.log lie beside it.
         """
         own = Path(sweep) / self.id
         if (own / RESULTS).is_file() or not own.parent.is_dir():
@@ -70,7 +70,7 @@ class Run:
         return next(done, own if own.is_dir() or not known else known[0])
 
     def finished(self, sweep: str | Path) -> bool:
-        """Whether this run, and no other configuration, is done in the folder of the sweep."""
+        """True if this run, and no other configuration, is done in the folder of the sweep."""
         return results_in(self.folder(sweep), self.config) is not None
 
 
@@ -81,15 +81,15 @@ def run_all(
     slurm: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
-    """Does those of `runs` that are not finished in `folder`; returns why runs failed, by name.
+    """Does those of `runs` that are not finished in `folder`; returns the reasons of failures, by name.
 
-    Each run is a process of its own, so many at a time as `processes` says, which share the cores; or a job
-    of SLURM, where `slurm` has parameters of submitit's AutoExecutor, such as {"slurm_partition": "gpu",
+    Each run is a process of its own, at most `processes` at a time, which share the cores; or a job of SLURM,
+    where `slurm` has parameters of submitit's AutoExecutor, such as {"slurm_partition": "gpu",
     "timeout_min": 600, "nodes": 2, "tasks_per_node": 4} (several tasks train one potential together). A run
     that fails does not stop the others, and is tried again when this is called again. Runs that were
-    interrupted go on. Runs that another process has in hand are left to it, and waited for.
+    interrupted go on. Runs that another process is doing are left to it, and waited for.
 
-    When this process ends, in whatever way, its runs save and stop; jobs of SLURM go on. `say` is told of
+    When this process ends, in whatever way, its runs save and stop; jobs of SLURM go on. `say` is called for
     each run that ends; default: standard error. Raises ConfigError for a configuration that cannot be used,
     before anything is started.
     """
@@ -113,7 +113,7 @@ def run_all(
 
 
 class _Work:
-    """The runs of a sweep that are not finished: those that wait, and those that are going."""
+    """The runs of a sweep that are not finished: those that wait, and those that run."""
 
     def __init__(self, runs: Sequence[Run], folder: Path, configs: Mapping[str, Path], backend: Any, say):
         self.total, self.folder, self.configs = len(runs), folder, configs
@@ -125,7 +125,7 @@ class _Work:
         self.later: dict[str, float] = {}  # when to look at runs again that others have
 
     def take_in(self) -> None:
-        """Takes in the runs whose processes have ended."""
+        """Collects the runs whose processes have ended."""
         going, self.going = self.going, []
         for run, attempt in going:
             code = attempt.poll()
@@ -140,7 +140,7 @@ class _Work:
                 self._ended(run, f"failed: {self.failed[run.name]}")
 
     def start(self) -> bool:
-        """Starts as many of those that wait as there is room for; False where it is time to wait."""
+        """Starts waiting runs until the backend is full; False where it is time to wait."""
         starting = []
         for _ in range(len(self.waiting)):
             if len(self.going) + len(starting) >= self.backend.room:
@@ -168,15 +168,15 @@ class _Work:
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Raises ConfigError for names that are there twice."""
+    """Raises ConfigError for duplicate names."""
     if twice := [name for name, n in Counter(run.name for run in runs).items() if n > 1]:
         raise ConfigError(f"found the name {twice[0]} for two runs of a sweep, needed one for each.")
 
 
 def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]]:
-    """What came of the runs that are finished, by name: id, folder, and what results.json says.
+    """The results of finished runs, by name: id, folder, and the contents of results.json.
 
-    Those that are not finished are left out; `unfinished` names them.
+    Unfinished runs are left out; `unfinished` names them.
     """
     found = {}
     for run in runs:
@@ -188,14 +188,14 @@ def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]
 
 
 def others(runs: Sequence[Run], folder: str | Path) -> list[str]:
-    """The ids of finished runs in the folder of the sweep that are none of `runs`."""
+    """The ids of finished runs in the folder of the sweep that are not among `runs`."""
     own = {run.folder(folder).name for run in runs}
     done = (p.parent for p in Path(folder).glob(f"*/{RESULTS}") if (p.parent / CONFIG).is_file())
     return sorted(its.name for its in done if its.name not in own)
 
 
 def unfinished(runs: Sequence[Run], folder: str | Path) -> dict[str, str]:
-    """The runs without a result, by name, and where each stands."""
+    """The runs without a result, by name, and the state of each."""
     return {run.name: _stands(run, Path(folder)) for run in runs if not run.finished(folder)}
 
 
@@ -229,8 +229,8 @@ def table(runs: Sequence[Run], collected: Mapping[str, Mapping[str, Any]]) -> li
 def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]:
     """Writes sweep.csv and sweep.json into `folder`; returns rows of `table`.
 
-    sweep.json has what is unfinished, too, and the finished runs that are none of these. Tables that are
-    there with a run that the new ones have not are kept under another name, with a warning.
+    sweep.json also has the unfinished runs, and finished ones that are not among `runs`. Existing tables with
+    a run that the new ones lack are kept under another name, with a warning.
     """
     folder = Path(folder)
     collected = collect(runs, folder)
@@ -248,7 +248,7 @@ def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]
 
 
 def _keep_tables(folder: Path, told: set[str]) -> None:
-    """Renames the tables in `folder` where they tell of a run whose digest is not among `told`."""
+    """Renames the tables in `folder` where they have a run whose digest is not among `told`."""
     try:
         with (folder / TABLES[0]).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
