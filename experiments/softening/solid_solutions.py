@@ -183,8 +183,8 @@ def ordered_oxides(most: int, seed: int) -> dict[float, list[Atoms]]:
         for crystal, (_, calcium) in orderings(bulk("MgO", "rocksalt", 4.25), "Mg", ("Mg", "Ca"), cells):
             by_fraction.setdefault(calcium / cells, []).append(crystal)
         for x, crystals in by_fraction.items():
-            shape = most - len(found.setdefault(x, []))
-            found[x] += [crystals[k] for k in rng.permutation(len(crystals))[: max(shape, 0)]]
+            free = most - len(found.setdefault(x, []))
+            found[x] += [crystals[k] for k in rng.permutation(len(crystals))[: max(free, 0)]]
     return dict(sorted(found.items()))
 
 
