@@ -24,9 +24,9 @@ import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
-from experiments.reference_moduli import BINARIES, read_binaries
 
 import jaxmlip
+from experiments.datasets import BINARIES, read_binaries
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.hessian import hessian_columns
 from jaxmlip.models.mace import MACEConfig

@@ -26,7 +26,8 @@ FLOORS = (
     "training",
     "studies",
     "cli",
-    "experiments benchmarks",
+    "experiments",
+    "benchmarks",
 )
 FLOOR = {room: k for k, rooms in enumerate(FLOORS) for room in rooms.split()}
 LONGEST = 80  # lines of a function
@@ -87,6 +88,19 @@ def test_imports_run_down():
 def floor_of(module: str) -> int:
     """The front door is as high as what it shows: programs alone go through it."""
     return FLOOR["studies"] if module == "jaxmlip" else FLOOR[room(module)]
+
+
+def test_imports_lead_to_modules_that_exist():
+    """Those inside functions too, which no other import proves."""
+    lost = [
+        f"{here} -> {node.module}"
+        for here, path in modules().items()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom)
+        and node.module.split(".")[0] in OURS
+        and node.module not in modules()
+    ]
+    assert not lost, "\n".join(lost)
 
 
 def test_no_circle_of_modules():
