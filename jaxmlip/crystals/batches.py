@@ -1,7 +1,7 @@
-"""Which crystals are computed together, and in which shapes.
+"""Batches: crystals that are computed together, and the shapes of their arrays.
 
-Many that are known beforehand are sorted into bins (`predicted`); those that move, and come and go, share one
-shape that grows and shrinks with them (`InFlight`).
+Crystals that are known beforehand are sorted into bins (`predicted`). Crystals that move, and come and go,
+share one shape that grows and shrinks with them (`InFlight`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.system.progress import track
 
 MESSAGES = 30_000  # bonds and angles in a batch; more gains no speed on a CPU
-# Of crystals that move: from a thousand on, time goes with their number on a CPU, and in a larger shape the
-# last ones would take their last steps beside empty places.
+# Crystals that move at once: beyond a thousand, time on a CPU is proportional to their number, and in larger
+# batches the last crystals would finish in a mostly empty batch.
 MOVING_ON_CPU = 2_000
-AHEAD = 1_000  # crystals among which those are sought that fill a batch; among all it would take n² steps
-SPARE = 0.15  # of a shape, for neighbours that come and go
-GROWTH = 0.5  # and once they did not fit
-# Crystals that have needed less than 1 / SHRINK of a shape for PATIENCE steps get a smaller one. To compile
+AHEAD = 1_000  # crystals searched for those that fill a batch; searching all would take n² steps
+SPARE = 0.15  # share of a shape left free for neighbours that come and go
+GROWTH = 0.5  # the same, once crystals did not fit
+# Crystals that have needed less than 1 / SHRINK of a shape for PATIENCE steps get a smaller one. Compiling
 # its program takes about as long as those steps did, and most crystals end before.
 SHRINK, PATIENCE = 4, 50
 
 
 class Predicts(Protocol):
-    """What is needed of a potential."""
+    """The part of a potential that batches need."""
 
     def predict_graphs(self, graphs: Sequence[CrystalGraph], shape: BatchShape) -> list[Any]: ...
 
@@ -61,7 +61,7 @@ def each_predicted(
     shapes: Sequence[BatchShape] = (),
     what: str = "energies and forces",
 ) -> Iterator[tuple[int, Any]]:
-    """As `predicted`: the number of each graph with its prediction, as soon as its batch is computed."""
+    """Like `predicted`, but yields the number and prediction of each graph once its batch is computed."""
     for batch, shape in track(side_by_side(sizes_of(graphs), messages, shapes), what):
         yield from zip(batch, potential.predict_graphs([graphs[k] for k in batch], shape), strict=True)
 
@@ -77,8 +77,8 @@ def shapes_for(
 ) -> list[BatchShape]:
     """A few shapes, ascending, of which the last holds the largest of the crystals.
 
-    The first holds about `messages` bonds and angles, and atoms, bonds and angles as they are mixed in all
-    crystals together; each of the others is four times the one before. `spare` as in `shape_for`.
+    The first holds about `messages` bonds and angles, with atoms, bonds and angles in the proportion of all
+    crystals together; each other shape is four times the one before. `spare` is as in `shape_for`.
     """
     sizes = _as_sizes(sizes)
     if not len(sizes):
@@ -99,7 +99,7 @@ def side_by_side(
     """Batches of indices of crystals, those with similar numbers of atoms together, and their shapes.
 
     Crystals are given as graphs or by their sizes, see `sizes_of`. Each goes into the first of `shapes` that
-    holds it; by default, and for those that fit nowhere, they are made by `shapes_for`.
+    holds it. By default, and for crystals that fit none of them, `shapes_for` makes the shapes.
     """
     sizes = _as_sizes(sizes)
     homeless = (
@@ -126,9 +126,9 @@ def chunks(items: Sequence, size: int) -> Iterator[Sequence]:
 class InFlight:
     """Predictions for crystals that move, and come and go, in one shape until they outgrow it.
 
-    The shape has spare room for neighbours that come. Where crystals need more it grows by half, and where
-    most of it has been empty for long it shrinks. `shape` is the first shape; the default is made for the
-    first crystals, or for those that `expect` names. With `several=False` it is for one crystal at a time.
+    The shape has spare padding for new neighbours. It grows by half when crystals need more, and shrinks when
+    most of it has long been empty. `shape` is the first shape; by default it is made for the first crystals,
+    or for those that `expect` names. With `several=False` it is for one crystal at a time.
     """
 
     def __init__(self, potential: Predicts, shape: BatchShape | None = None, *, several: bool = True):
@@ -136,7 +136,7 @@ class InFlight:
         self.wasted = 0  # calls in which most of the shape was empty
 
     def expect(self, graphs: Sequence[CrystalGraph]) -> None:
-        """Makes a shape for the largest of `graphs`, or for a batch in which all kinds have their share."""
+        """Makes a shape for the largest of `graphs`, or for a batch with a fair share of every kind."""
         if self.shape is not None or not graphs:
             return
         most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
@@ -146,7 +146,7 @@ class InFlight:
         self.shape = any_number(padded_shape(BatchShape(*map(max, largest, mixed)), SPARE))
 
     def admits(self, active: Sequence[CrystalGraph], waiting: Sequence[CrystalGraph]) -> list[bool]:
-        """Which of `waiting` fit beside `active`, with room to spare; the first does where none is active."""
+        """True for each of `waiting` that fits beside `active`; the first fits if none is active."""
         free, found = np.array(self.shape) / (1 + SPARE) - exact_shape(active), []
         nobody = not active
         for graph in waiting:
@@ -186,7 +186,7 @@ def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:
 
 
 def _holding(size: Int[np.ndarray, " 4"], crystals: int) -> BatchShape:
-    """The shape that crystals of so many atoms, bonds and angles fill exactly."""
+    """The shape that crystals with these numbers of atoms, bonds and angles fill exactly."""
     return BatchShape(*np.add(exact_shape([]), (*size, crystals)).tolist())
 
 
@@ -195,7 +195,7 @@ def _fit(sizes: Int[np.ndarray, "n 4"], shape: BatchShape) -> np.ndarray:
 
 
 def _filling(sizes: Int[np.ndarray, "n 4"], free: Int[np.ndarray, " 5"]) -> list[int]:
-    """Which of the crystals go together into what is free: the first, and then each next one that fits."""
+    """Indices of crystals that go into the free space together: the first, then each one that fits."""
     sizes = np.column_stack([sizes, np.ones(len(sizes), int)])
     found: list[int] = []
     fits = np.all(sizes <= free, axis=1)

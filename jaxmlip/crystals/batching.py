@@ -11,7 +11,7 @@ from jaxmlip.crystals.graph import CrystalGraph
 
 
 class BatchShape(NamedTuple):
-    """How many atoms, bonds, angles and crystals a packed graph holds, padding included."""
+    """Numbers of atoms, bonds, angles and crystals that a packed graph holds, padding included."""
 
     atoms: int
     short: int  # bonds within the angle cutoff
@@ -21,7 +21,7 @@ class BatchShape(NamedTuple):
 
     @property
     def messages(self) -> int:
-        """Directed bonds and angles: what a model computes goes with their number."""
+        """Directed bonds and angles: the work of a model is proportional to their number."""
         return 2 * (self.short + self.long) + self.angles
 
     def fits(self, need: BatchShape) -> bool:
@@ -42,7 +42,7 @@ def exact_shape(graphs: Sequence[CrystalGraph]) -> BatchShape:
 def round_up(n: int) -> int:
     """The next of 0, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, …: four steps to a doubling, waste below 25 %.
 
-    Above 256, where the work that is wasted takes longer than another program is worth, eight steps.
+    Above 256 there are eight steps, since wasted work there costs more than another program.
     """
     if n <= 0:
         return 0
@@ -50,7 +50,7 @@ def round_up(n: int) -> int:
     return max(8, -(-n // step) * step)
 
 
-# Long bonds of the shapes for small crystals; atoms, short bonds and angles go with them.
+# Long bonds of the shapes for small crystals; atoms, short bonds and angles are in proportion.
 LADDER = (64, 128, 256, 512, 1024)
 
 
@@ -61,22 +61,22 @@ def shape_for(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> BatchShape:
     bond in four or as many as long ones. Rounded one by one, these numbers would be different for nearly
     every crystal. Beyond 1024 long bonds, where padding costs more time than another program, they are
     rounded one by one, as by `close_shape_for`. Energy and Hessian of a padded small crystal take 1.5 to 4
-    times as long as in its exact size (0.02 to 0.1 s more; to compile takes 10 s and more). For much work on
-    one crystal give `close_shape_for` instead. `python -m benchmarks.library` measures it.
+    times as long as in its exact size (0.02 to 0.1 s more; compiling takes 10 s and more). For much work on
+    one crystal use `close_shape_for` instead. `python -m benchmarks.library` measures it.
 
-    `spare` is the fraction to leave free for atoms that will move; where it is given, small numbers get
-    a little more, since they fluctuate more.
+    `spare` is the fraction to leave free for atoms that will move; if it is given, small numbers get a little
+    more, since they fluctuate more.
     """
     return padded_shape(exact_shape(graphs), spare)
 
 
 def close_shape_for(graphs: Sequence[CrystalGraph]) -> BatchShape:
-    """The shape with little more than `graphs` need, for much work on one of that size; see `round_up`."""
+    """A shape slightly larger than `graphs` need, for much work on crystals of one size; see `round_up`."""
     return close(exact_shape(graphs))
 
 
 def close(n: BatchShape) -> BatchShape:
-    """The shape whose numbers are each rounded by themselves."""
+    """The shape with each number rounded up separately."""
     return BatchShape(*map(round_up, n[:4]), n.crystals)
 
 
@@ -96,7 +96,7 @@ def padded_shape(n: BatchShape, spare: float = 0.0) -> BatchShape:
 def pack(graphs: Sequence[CrystalGraph], shape: BatchShape | None = None, dtype=np.float64) -> CrystalGraph:
     """`graphs` side by side as one graph, padded to `shape` (default: from the ladder).
 
-    Raises ValueError where they do not fit.
+    Raises ValueError if they do not fit.
     """
     shape = shape_for(graphs) if shape is None else shape
     wanted = exact_shape(graphs)
@@ -161,7 +161,7 @@ def split_atoms(per_atom: np.ndarray, graphs: Sequence[CrystalGraph]) -> list[np
 
 
 def any_number(shape: BatchShape) -> BatchShape:
-    """`shape` for as many crystals as so many atoms can make: their number alone makes no new program."""
+    """`shape` for as many crystals as its atoms can make, so that their number alone needs no new program."""
     return shape._replace(crystals=shape.atoms)
 
 

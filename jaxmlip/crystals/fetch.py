@@ -1,10 +1,10 @@
-"""The one way to fetch across bonds, and its transpose, the sum onto what was fetched from.
+"""The one way to fetch across bonds, and its transpose, the sum onto the places fetched from.
 
-All cells of a crystal are alike, so for an energy it does not matter in which cell the neighbour of an atom
-lives. For a lattice wave it does: its displacements differ from cell to cell by a phase e^{2πi q·R}. Fetches
-that leave their cell are therefore steps of their own in a traced function, `fetch_p` and `deposit_p`, that
-carry the cells along. To everything in JAX they are a gather and a scatter-add; who evaluates a linearised
-function for a wave (`columns.second_axis_vmap`) finds them there and multiplies by the phases.
+All cells of a crystal are alike, so for an energy the cell of an atom's neighbour does not matter. For a
+lattice wave it does: displacements differ from cell to cell by a phase e^{2πi q·R}. Fetches that leave their
+cell are therefore primitives of their own in a traced function, `fetch_p` and `deposit_p`, that carry the
+cells along. JAX treats them as a gather and a scatter-add; code that evaluates a linearised function for a
+wave (`tangents.second_axis_vmap`) intercepts them and applies the phases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def gather(
     """x[index], where entity e fetches from the cell `image[e]` away (None: from its own).
 
     Models make every fetch through this function and every sum onto something shared through its transpose,
-    `scatter_add`, so that a wave meets two rules.
+    `scatter_add`, so that a wave needs only two rules.
     """
     if image is None:
         return _take(x, index)
@@ -59,9 +59,9 @@ def _add(y, index, size):
 
 
 def _define(primitive: Primitive, plain, shape, transpose) -> None:
-    """Tells JAX what it has to know of a step that is linear in its first argument.
+    """Registers with JAX a primitive that is linear in its first argument.
 
-    `plain` is that step where all cells are alike.
+    `plain` is that primitive when all cells are alike.
     """
 
     def alike(x, index, image, **params):
@@ -83,7 +83,7 @@ def _define(primitive: Primitive, plain, shape, transpose) -> None:
     def batch(args, dims, **params):
         x, index, image = args
         if dims[0] is None or dims[1] is not None or dims[2] is not None:
-            # Graphs side by side by jax.vmap, through which no wave is sent.
+            # Graphs batched by jax.vmap, which lattice waves do not use.
             return jax.vmap(partial(alike, **params), dims)(*args), 0
         return primitive.bind(jnp.moveaxis(x, dims[0], 1), index, image, **params), 1
 

@@ -1,6 +1,6 @@
 """Crystals as graphs: atoms, bonds between them, and angles between short bonds.
 
-One convention serves every model: a bond is stored once, and seen from both of its ends. Everything that
+One convention serves every model: a bond is stored once and used from both ends. Everything that
 belongs to a bond lives in the cell of its first atom, so the second atom is fetched from `shifts` cells
 away, and nothing has to search for the reverse of an edge.
 """
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 CLOSEST = 0.5  # Å; below this no potential of this library has seen data
-FLAT = 1e-3  # Å³; a box that is smaller has no height that was meant
+FLAT = 1e-3  # Å³; a smaller box has no intended height
 ELEMENTS = 118  # Z goes no further: species beyond are the elements again, of the next functional
 
 
 class Cutoffs(NamedTuple):
-    """How far a model looks: `bond` for pairs, `angle` for the two bonds of an angle (Å; 0: no angles)."""
+    """Cutoffs of a model: `bond` for pairs, `angle` for the two bonds of an angle (Å; 0: no angles)."""
 
     bond: float
     angle: float = 0.0
@@ -52,8 +52,7 @@ class CrystalGraph:
     (angle_from, angle_to) that start at the same atom; a model that needs no list of them gets none.
 
     A slab, a wire or a molecule repeats along some lattice vectors only, or along none: `periodic` says
-    which. Bonds never shift along the others, whose rows of `cell` tell the height of the box as it was
-    given, if any.
+    which. Bonds never shift along the others; their rows of `cell` hold the height of the given box, if any.
 
     Padding atoms have species 0 and belong to the last crystal; padding bonds are loops of zero length on
     a padding atom; padding angles lie between padding bonds; padding crystals have no atoms.
@@ -111,9 +110,9 @@ class CrystalGraph:
         `padded` the result has shapes that follow from those of this graph alone, for compiled programs:
         (atoms + 1) nodes, two edges for each bond, and (crystals + 1) graphs. All padding is in the first
         graph after the crystals, and the masks of jraph find it. Its edges are not loops of zero length as
-        jraph's are, where norms have no derivative, but √3 Å long, between images of a padding node.
+        jraph's are (norms have no derivative there), but √3 Å long, between images of a padding node.
 
-        Raises ValueError where an element is not among `elements`.
+        Raises ValueError if an element is not among `elements`.
         """
         if padded:
             return _padded_tuple(self, elements)
@@ -146,15 +145,15 @@ class CrystalGraph:
     ) -> CrystalGraph:
         """The crystals of a GraphsTuple with the fields of `to_jraph`, side by side, in NumPy.
 
-        `elements` are the atomic numbers that "species" count; without, species are atomic numbers. Nodes
+        `elements` are the atomic numbers that "species" index; without, species are atomic numbers. Nodes
         whose species or "numbers" are 0 are padding and left out; a padded graph that has neither goes
         through jraph.unpad_with_graphs first. Without "cell" nothing repeats; without "pbc" everything does.
 
         Of the two edges of a bond the first is kept. The bonds within the angle cutoff and the angles, which
         a GraphsTuple does not hold, follow from `cutoffs` (None: no angles). So the graph of a crystal comes
-        back as `from_atoms` made it. Bonds that the edges lack for a model's cutoff are not found anew.
+        back as `from_atoms` made it. Bonds within the cutoff that have no edge are not added.
 
-        Raises ValueError where an edge has no reverse, or shifts are not whole lattice vectors.
+        Raises ValueError if an edge has no reverse, or shifts are not whole lattice vectors.
         """
         nodes, shared = graph.nodes, graph.globals or {}
         species = np.asarray(nodes["species"], np.int32)
@@ -236,7 +235,7 @@ def _padded_tuple(graph: CrystalGraph, elements: Sequence[int] | None) -> jraph.
     home = jnp.where(real, graph.crystal[receivers], padding)
     one = jnp.eye(3, dtype=graph.positions.dtype)[None]
     cell = jnp.where((n_atoms > 0)[:, None, None], jnp.concatenate([graph.cell, one]), one)
-    # Where a function is singular, its slope meets a constant and not the positions of padding atoms.
+    # A singular slope then multiplies a constant, not the positions of padding atoms.
     positions = jnp.where(is_atom[:, None], graph.positions, 0)
     return jraph.GraphsTuple(
         nodes={
@@ -254,7 +253,7 @@ def _padded_tuple(graph: CrystalGraph, elements: Sequence[int] | None) -> jraph.
 
 
 def _first_of_each_pair(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Numbers of those edges whose reverse comes later. Raises ValueError where one has no reverse."""
+    """Numbers of the edges whose reverse comes later. Raises ValueError if one has no reverse."""
     whole = np.rint(shifts).astype(int)
     if (broken := np.flatnonzero(np.abs(shifts - whole).max(axis=1, initial=0) > 1e-3)).size:
         raise ValueError(
@@ -263,7 +262,7 @@ def _first_of_each_pair(i: np.ndarray, j: np.ndarray, shifts: np.ndarray) -> np.
         )
     there = np.column_stack([i, j, whole])
     back = np.column_stack([j, i, -whole])
-    # Of an edge and its reverse the greater, in the order of their numbers, is what both are known by.
+    # An edge and its reverse are both identified by the greater of the two, in lexicographic order.
     differ = there != back
     at = np.arange(len(i)), differ.argmax(axis=1)
     forward = there[at] > back[at]
@@ -296,7 +295,7 @@ def directions(cell: Float[Array, "*n 3 3"], periodic: Bool[Array, "*n 3"]) -> F
     """The projector onto the directions along which a crystal repeats: 1 for a crystal, 0 for a molecule."""
     xp = cell.__array_namespace__()  # NumPy outside of programs, JAX in them
     a, b, c = xp.moveaxis(xp.where(periodic[..., None], cell, 0.0), -2, 0)
-    # Rows that do not repeat are zero now, so that of two or three terms one is left.
+    # Rows that do not repeat are zero now, so that one of the two or three terms is left.
     normal, line = xp.cross(a, b) + xp.cross(b, c) + xp.cross(c, a), a + b + c
 
     def onto(v):
@@ -309,14 +308,14 @@ def directions(cell: Float[Array, "*n 3 3"], periodic: Bool[Array, "*n 3"]) -> F
 
 
 def has_stress(graph: CrystalGraph) -> bool:
-    """Whether the one crystal of a graph has a stress: it repeats somewhere, and its box has a volume."""
+    """True if the single crystal of a graph has a stress: it repeats somewhere and its box has a volume."""
     return bool(graph.periodic[0].any() and _extent(graph.cell[0]) > FLAT)
 
 
 def as_atoms(crystal: Atoms | Structure) -> Atoms:
-    """`crystal` as ase.Atoms, whether it is that already or a pymatgen Structure, isotopes by their masses.
+    """`crystal`, which may be a pymatgen Structure, as ase.Atoms; isotopes are kept by their masses.
 
-    Raises ValueError for a Structure whose sites are partly occupied.
+    Raises ValueError for a Structure with partly occupied sites.
     """
     from ase import Atoms
 
@@ -328,7 +327,7 @@ def as_atoms(crystal: Atoms | Structure) -> Atoms:
                 shares = {str(species): share for species, share in site.species.items()}
                 raise _partly_occupied(crystal.formula, f"site {k}", shares)
         atoms = crystal.to_ase_atoms(msonable=False)
-        # Deuterium and tritium are hydrogen of another mass in pymatgen, and in ASE hydrogen alone.
+        # pymatgen knows deuterium and tritium; ASE has only hydrogen, with another mass.
         masses = atoms.get_masses()
         isotopes = [
             k for k, site in enumerate(crystal) if site.specie.Z == 1 and site.specie.atomic_mass > 1.5
@@ -344,10 +343,9 @@ def as_atoms(crystal: Atoms | Structure) -> Atoms:
 
 
 def in_box(crystal: Atoms | Structure) -> Atoms:
-    """`crystal` as ase.Atoms whose cell has a basis: where it does not repeat, vectors perpendicular to the
-    others.
+    """`crystal` as ase.Atoms with three cell vectors; those that do not repeat are perpendicular to the rest.
 
-    The box keeps the volume that it was given; without one it gets a height of 10 Å beyond the atoms.
+    The box keeps a volume that it was given; without one it gets a height of 10 Å beyond the atoms.
     """
     atoms = as_atoms(crystal)
     if atoms.pbc.all():
@@ -362,13 +360,13 @@ def in_box(crystal: Atoms | Structure) -> Atoms:
 
 
 def reach(atoms: Atoms) -> float:
-    """A length (Å) that no two atoms of one cell are farther apart than."""
+    """An upper bound (Å) on the distance between two atoms of one cell."""
     return float(np.linalg.norm(np.ptp(atoms.positions, axis=0)))
 
 
 @contextmanager
 def numbered(k: int) -> Iterator[None]:
-    """Errors about one crystal of many then say which: the k-th, from 0 on."""
+    """Adds the number k (from 0) to errors about one of many crystals."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -376,7 +374,7 @@ def numbered(k: int) -> Iterator[None]:
 
 
 def check_crystal(atoms: Atoms) -> None:
-    """Raises ValueError, naming what is wrong and what to do, unless a potential can take `atoms`.
+    """Raises ValueError, with the fault and the remedy, unless a potential can take `atoms`.
 
     They may repeat along any of the three lattice vectors, or along none; no site may be partly occupied.
     """
@@ -418,7 +416,7 @@ def check_repeats(atoms: Atoms, quantity: str) -> None:
 
 
 def repeating(crystals: Iterable[Atoms | Structure], quantity: str) -> list[Atoms]:
-    """Many crystals as ase.Atoms. Errors are those of `as_atoms` and `check_repeats`, numbered."""
+    """Many crystals as ase.Atoms. Raises as `as_atoms` and `check_repeats`, with the crystal's number."""
     every = []
     for k, crystal in enumerate(crystals):
         with numbered(k):
@@ -428,10 +426,10 @@ def repeating(crystals: Iterable[Atoms | Structure], quantity: str) -> list[Atom
 
 
 def check_occupancy(atoms: Atoms) -> None:
-    """Raises ValueError, naming site and occupancies, where a file said that a site is partly occupied.
+    """Raises ValueError, naming site and occupancies, if a file said that a site is partly occupied.
 
-    ASE keeps what a CIF says in atoms.info["occupancy"], by kinds of sites, and what a few other formats say
-    as an array; the atoms themselves are those of full sites.
+    ASE keeps the occupancies of a CIF in atoms.info["occupancy"], by kinds of sites, and those of a few other
+    formats in an array; the atoms themselves look fully occupied.
     """
     by_kind, kinds = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
     for kind, shares in by_kind.items() if isinstance(by_kind, dict) else ():
@@ -472,12 +470,12 @@ def _extent(vectors: np.ndarray) -> float:
 
 
 def boxed(cell: Float[np.ndarray, "3 3"], periodic: np.ndarray, height: float = 1.0) -> np.ndarray:
-    """`cell` with rows of length `height` (Å), perpendicular to the others, where it does not repeat."""
+    """`cell`; rows that do not repeat get length `height` (Å), perpendicular to the others."""
     if periodic.all():
         return cell
     box = np.array(cell, float)
     rows = box[periodic]
-    # Those right singular vectors that belong to no row are perpendicular to all of them.
+    # The right singular vectors that belong to no row are perpendicular to all rows.
     beyond = np.linalg.svd(rows)[2][len(rows) :] if len(rows) else np.eye(3)
     box[~periodic] = height * beyond
     return box
@@ -505,9 +503,8 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     Cells may be of any shape and size: an atom can be bonded to several images of another and of itself.
     Where atoms.pbc is False along a lattice vector there are no images along it: slabs, wires, molecules.
 
-    Raises ValueError where `crystal` is none (no atoms, lattice vectors that span nothing, NaN positions,
-    sites that are partly occupied), or the potential has several functionals; warns where two atoms are
-    closer than 0.5 Å.
+    Raises ValueError if `crystal` is invalid (no atoms, lattice vectors that span nothing, NaN positions,
+    partly occupied sites), or the potential has several functionals; warns if atoms are closer than 0.5 Å.
     """
     if several := getattr(cutoffs, "functionals", ()):
         raise ValueError(
@@ -522,7 +519,7 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     check_crystal(atoms)
     if elements is not None:
         check_elements(atoms, elements)
-    # A half list holds each pair of atoms once, a pair of images of one atom included.
+    # A half list holds each pair of atoms once, including pairs of images of one atom.
     i, j, shifts, length = NeighborList(cutoff=cutoffs.bond, full_list=False, sorted=True).compute(
         points=atoms.positions,
         box=boxed(atoms.cell.array, atoms.pbc),
@@ -577,13 +574,13 @@ def _assembled(positions, species, cell, periodic, crystal, bonds, cutoffs, leng
 
 
 def angle_pairs(starts: np.ndarray, atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """All ordered pairs of different directed bonds that start at the same atom, given where each starts."""
+    """All ordered pairs of different directed bonds that start at the same atom; `starts` are their atoms."""
     by_start = np.argsort(starts, kind="stable")
     count = np.bincount(starts, minlength=atoms)
     offset = np.concatenate([[0], np.cumsum(count)[:-1]])
     partners = count[starts[by_start]]  # of each directed bond, itself included
     from_slot = np.repeat(np.arange(len(starts)), partners)
-    # The partners of a bond fill the consecutive slots of the atom that it starts at.
+    # The partners of a bond fill consecutive slots of the atom at which it starts.
     rank = np.arange(len(from_slot)) - np.repeat(np.cumsum(partners) - partners, partners)
     to_slot = offset[starts[by_start]].repeat(partners) + rank
     different = from_slot != to_slot

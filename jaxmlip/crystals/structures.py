@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-GUESSES = ("cannot be determined", "would be overwritten by")  # in pymatgen's warnings, of elements
+GUESSES = ("cannot be determined", "would be overwritten by")  # in pymatgen's warnings about elements
 
 
 def read_crystals(path: Path, limit: int | None = None, skip_bad: bool = False) -> list[Atoms]:
     """The structures in a file that ASE or pymatgen reads, at most `limit`.
 
-    Raises ValueError with the reasons of both, or where they had to guess the elements. A file that is cut
-    off is an error too, unless `skip_bad`: then the structures before the cut come, with a warning.
+    Raises ValueError with the reasons of both, or if they had to guess the elements. A truncated file is an
+    error too, unless `skip_bad`: then the structures before the cut are returned, with a warning.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -57,11 +57,11 @@ def _read_by_either(path: Path, limit: int | None, skip_bad: bool, found: list[A
     import ase.io
 
     try:
-        # An "@" in the name of a file is no index.
+        # An "@" in a file name is not an index.
         frames = ase.io.iread(path, index=":", do_not_split_by_at_sign=True)
         found.extend(itertools.islice(frames, limit))
         return found
-    except Exception as by_ase:  # readers of a hundred formats raise what they like
+    except Exception as by_ase:  # readers of a hundred formats raise any exception
         if found:
             reason = f"{path} cannot be read beyond its first {len(found)} structures ({_brief(by_ase)})"
             if skip_bad:
@@ -84,7 +84,7 @@ def _read_by_either(path: Path, limit: int | None, skip_bad: bool, found: list[A
 
 
 def _check_types(path: Path, atoms: Atoms) -> None:
-    """Raises ValueError where ASE took LAMMPS' numbers of types, or masses, for elements."""
+    """Raises ValueError if ASE mistook LAMMPS' type numbers, or masses, for elements."""
     types = atoms.arrays.get("type")
     if types is None:
         return
@@ -100,7 +100,7 @@ def _check_types(path: Path, atoms: Atoms) -> None:
 
 
 def read_crystal(path: Path) -> Atoms:
-    """The structure in a file of one. Raises ValueError where it has several."""
+    """The only structure in a file. Raises ValueError if it has several."""
     (atoms, *rest) = read_crystals(path)
     if rest:
         raise ValueError(f"{path} holds {1 + len(rest)} structures, needed one.")
@@ -108,7 +108,7 @@ def read_crystal(path: Path) -> Atoms:
 
 
 class Found(NamedTuple):
-    """A structure, its file, and its number there."""
+    """A structure, its file, and its number in the file."""
 
     path: Path
     index: int
@@ -121,10 +121,10 @@ class Found(NamedTuple):
 
 
 def read_all(paths: Sequence[Path], limit: int | None = None, skip_bad: bool = False) -> list[Found]:
-    """The structures in every file, of each at most `limit`.
+    """The structures in every file, at most `limit` from each.
 
-    Raises as `read_crystals` does, and ValueError without files. Where `skip_bad`, files and parts of files
-    that cannot be read are left out with a warning; it is an error where nothing is left.
+    Raises as `read_crystals` does, and ValueError without files. With `skip_bad`, files and parts of files
+    that cannot be read are left out with a warning; it is an error if nothing is left.
     """
     if not paths:
         raise ValueError(
@@ -144,10 +144,10 @@ def read_all(paths: Sequence[Path], limit: int | None = None, skip_bad: bool = F
 
 
 def checked(every: Sequence[Found], check: Callable[[Atoms], object], skip_bad: bool = False) -> list[Found]:
-    """Those structures that check(atoms) lets pass.
+    """The structures that pass check(atoms).
 
-    Its ValueError is raised with the name of the file; where `skip_bad`, it is a warning, and the structure
-    is left out.
+    Its ValueError is raised with the name of the file; with `skip_bad` it is a warning, and the structure is
+    left out.
     """
     good = []
     for found in every:
@@ -174,11 +174,10 @@ def _brief(error: object) -> str:
 
 
 def free_coordinates(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
-    """Which Cartesian coordinates the constraints of `atoms` leave free, (N, 3), and constraints of other
-    kinds.
+    """Cartesian coordinates that the constraints of `atoms` leave free, bool (N, 3), and other constraints.
 
     Constraints that hold coordinates are FixAtoms and FixCartesian, and FixScaled, FixedLine and FixedPlane
-    where they come to the same, as in a rectangular cell. The others are named by their classes.
+    where they amount to the same, as in a rectangular cell. The others are returned as their class names.
     """
     from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 
@@ -197,7 +196,7 @@ def free_coordinates(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
 
 
 def writable(out: Path, structures: int) -> str:
-    """The format of ASE that the name of a file means, once it is known to be one that can be written."""
+    """ASE's format for a file name, once it is known to be one that can be written."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:
@@ -218,7 +217,7 @@ def writable(out: Path, structures: int) -> str:
 
 
 def naming(path: Path, index: int, check: Callable[[Atoms], object], atoms: Atoms) -> None:
-    """Calls check(atoms); an error then names the file."""
+    """Calls check(atoms) and adds the name of the file to an error."""
     try:
         check(atoms)
     except ValueError as error:

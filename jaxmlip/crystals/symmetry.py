@@ -1,5 +1,5 @@
-"""What the space group of a crystal saves: wave vectors that are images of each other have one spectrum, and
-of second derivatives a few columns give the others."""
+"""Symmetry that saves work: equivalent wave vectors have the same spectrum, and a few columns of second
+derivatives give the others."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 TOLERANCE = 1e-5  # Å; atoms that far from a symmetric place still count as symmetric
-NEARLY = 1e-2  # Å; a symmetry that holds only within this was meant, and lost by rounding
-# Atoms differ in mass (u), or in magnetic moment (μ_B), where they differ by more than this.
+NEARLY = 1e-2  # Å; a symmetry that holds only within this was intended, but lost by rounding
+# Masses (u) and magnetic moments (μ_B) are different if they differ by more than this.
 SAME_MASS, SAME_MOMENT = 1e-5, 0.05
 
 
 class Operation(NamedTuple):
-    """x' = W x + w on fractional coordinates, and where it takes the n atoms of one cell.
+    """An operation x' = W x + w on fractional coordinates, and the images of the n atoms of one cell.
 
-    Atom i comes into the place of atom `atom[i]`, in the cell `cell[i]` away.
+    Atom i is taken to the site of atom `atom[i]`, in the cell `cell[i]` away.
     """
 
     rotation: np.ndarray  # W: (3, 3), whole numbers
@@ -38,13 +38,13 @@ class Operation(NamedTuple):
     cell: np.ndarray  # (n, 3), whole lattice vectors
 
     def moved(self, q: np.ndarray) -> np.ndarray:
-        """Where it takes wave vectors (q, 3): q·x keeps its value when q goes to q W⁻¹."""
+        """Images of wave vectors (q, 3): q·x keeps its value when q goes to q W⁻¹."""
         return q @ self.inverse
 
     def turned(self, q: np.ndarray, waves: np.ndarray) -> np.ndarray:
-        """Waves u_j e^{2πi q·R}, (q, 3n, columns), at wave vectors (q, 3), as it takes them.
+        """Images of waves u_j e^{2πi q·R}, (q, 3n, columns), at wave vectors (q, 3).
 
-        Where it takes atom i of cell 0 to atom i' of cell L_i, u_i becomes W u_i e^{-2πi q W⁻¹·L_i} at i'.
+        If atom i of cell 0 goes to atom i' of cell L_i, u_i becomes W u_i e^{-2πi q W⁻¹·L_i} at i'.
         """
         n = waves.shape[1] // 3
         phase = np.exp(-2j * np.pi * self.moved(q) @ self.cell.T)  # (q, n)
@@ -56,22 +56,22 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SpaceGroup:
-    """A space group: one operation of each rotation, and the translations that keep all rotations.
+    """A space group: one operation for each rotation, and the pure translations.
 
     Every operation is one of the former followed by one of the latter. A perfect supercell has thousands of
-    operations, and few of each kind.
+    operations, but few of either kind.
     """
 
     rotations: np.ndarray  # (rotations, 3, 3), each W once
     cartesian: np.ndarray  # (rotations, 3, 3)
     atom: np.ndarray  # (rotations, n), as `Operation` has it
     cell: np.ndarray  # (rotations, n, 3)
-    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, that by 0 among them
+    shifted_atom: np.ndarray  # (translations, n), of translations within one cell, including that by 0
     shifted_cell: np.ndarray  # (translations, n, 3)
 
     @property
     def order(self) -> int:
-        """The number of operations, translations by whole lattice vectors aside."""
+        """The number of operations, without translations by whole lattice vectors."""
         return len(self.rotations) * len(self.shifted_atom)
 
     @cached_property
@@ -81,12 +81,12 @@ class SpaceGroup:
 
     @cached_property
     def copies(self) -> np.ndarray:
-        """The first of the atoms that translations take into each other, for each atom: (n,)."""
+        """For each atom, the first of the atoms that are its images by translation: (n,)."""
         return self.shifted_atom.min(axis=0)
 
     @property
     def orbits(self) -> np.ndarray:
-        """The first of the atoms that are images of each other, for each atom: (n,)."""
+        """For each atom, the first of the atoms that are its images: (n,)."""
         return self.copies[self.atom].min(axis=0)
 
     def only(self, rotations: np.ndarray) -> SpaceGroup:
@@ -112,13 +112,13 @@ class SpaceGroup:
             yield self.operation(p, t)
 
     def between(self, i: int, j: int) -> Iterator[tuple[int, Operation]]:
-        """The operations that take atom i into the place of atom j, with the numbers of their rotations."""
+        """The operations that take atom i to the site of atom j, with the numbers of their rotations."""
         for p in np.flatnonzero(self.copies[self.atom[:, i]] == self.copies[j]):
             t = np.flatnonzero(self.shifted_atom[:, self.atom[p, i]] == j)[0]
             yield int(p), self.operation(p, t)
 
     def site(self, i: int) -> np.ndarray:
-        """The rotations of the operations that keep atom i in its place, on Cartesian columns: (k, 3, 3)."""
+        """The site symmetry of atom i: rotations on Cartesian columns, (k, 3, 3)."""
         return self.cartesian[self.copies[self.atom[:, i]] == self.copies[i]]
 
 
@@ -146,15 +146,15 @@ class Symmetry:
 
     @cached_property
     def group(self) -> SpaceGroup:
-        """The space group of elements and places, which energies and their derivatives have.
+        """The space group of elements and sites, which energies and their derivatives have.
 
-        No potential knows of masses or takes magnetic moments. Raises ValueError where spglib finds none.
+        Potentials ignore masses and magnetic moments. Raises ValueError if spglib finds none.
         """
         return self._group(self.atoms.numbers)
 
     @cached_property
     def group_of_masses(self) -> SpaceGroup:
-        """The space group that keeps masses too, which frequencies and the motion of atoms have."""
+        """The space group that also keeps masses, as frequencies and the motion of atoms require."""
         kind = kinds(self.atoms, masses=True)
         return self.group if np.array_equal(kind, self.atoms.numbers) else self._group(kind)
 
@@ -179,7 +179,7 @@ class Symmetry:
 
     @cached_property
     def primitive(self) -> Symmetry:
-        """That of the primitive cell, as `primitive_cell` has it; itself, where the crystal is that."""
+        """The symmetry of the primitive cell (see `primitive_cell`); itself if the crystal is primitive."""
         atoms = self.atoms
         kind = kinds(atoms, masses=True, moments=True)
         found = self.dataset(kind)
@@ -191,7 +191,7 @@ class Symmetry:
         lattice, *_ = spglib.standardize_cell(
             _spglib_cell(atoms, kind), to_primitive=True, no_idealize=True, symprec=self.tolerance
         )
-        # In whole numbers, so that rounding and what the tolerance allows stay out of the lattice vectors.
+        # Whole numbers keep rounding, and deviations within the tolerance, out of the lattice vectors.
         whole = _tall(atoms).cell.array
         ratio = np.rint(whole @ np.linalg.inv(lattice))
         if round(abs(np.linalg.det(ratio))) * len(kept) != len(atoms):
@@ -201,7 +201,7 @@ class Symmetry:
             repeats = np.linalg.norm(vectors - vectors @ directions(whole, atoms.pbc), axis=1) < 1e-6
             if repeats.sum() != atoms.pbc.sum():
                 return self
-            # Repeating vectors take the places of the old ones, in their order.
+            # Repeating vectors replace the old ones, in their order.
             cell = atoms.cell.array.copy()
             cell[atoms.pbc] = vectors[repeats]
             vectors = cell
@@ -210,12 +210,12 @@ class Symmetry:
 
     @property
     def copies(self) -> int:
-        """How many primitive cells the crystal is."""
+        """The number of primitive cells in the crystal."""
         return len(self.atoms) // len(self.primitive.atoms)
 
     @cached_property
     def hidden(self) -> str | None:
-        """The symmetry that holds within 0.01 Å but not within the tolerance, in words; None: no other."""
+        """A description of symmetry that holds within 0.01 Å but not within the tolerance; None: no more."""
         if self.tolerance >= NEARLY:
             return None
         close, loose = self.dataset(), self.dataset(tolerance=NEARLY)
@@ -229,31 +229,31 @@ class Symmetry:
 
 
 def space_group(atoms: Atoms, tolerance: float = TOLERANCE) -> SpaceGroup:
-    """The space group of a crystal of elements and places; see `Symmetry` for that of masses, and for more.
+    """The space group of elements and sites; see `Symmetry` for that of masses, and for more.
 
-    Raises ValueError where spglib finds none within `tolerance` (Å).
+    Raises ValueError if spglib finds none within `tolerance` (Å).
     """
     return Symmetry(atoms, tolerance).group
 
 
 def primitive_cell(crystal: Atoms | Structure, tolerance: float = TOLERANCE) -> Atoms:
-    """The primitive cell, not turned: of atoms that are copies of each other the first, where it is.
+    """The primitive cell, not rotated: the first of equivalent copies of an atom stays where it is.
 
-    It is that of elements, masses and magnetic moments, with the lattice vectors of a standard primitive
-    cell. A crystal that spglib finds no smaller cell of within `tolerance` (Å) is returned as it is. Along
-    vectors that do not repeat (pbc) nothing is reduced.
+    It keeps elements, masses and magnetic moments, and has the lattice vectors of a standard primitive cell.
+    A crystal without a smaller cell within `tolerance` (Å) is returned unchanged. Along vectors that do not
+    repeat (pbc) nothing is reduced.
     """
     return Symmetry(crystal, tolerance).primitive.atoms
 
 
 def _images(atoms: Atoms, W: np.ndarray, w: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Where operations take atoms: (operations, n) and (operations, n, 3) as in `Operation`.
+    """Images of atoms under operations: (operations, n) and (operations, n, 3) as in `Operation`.
 
-    The nearest atom of the element is looked up in a tree, so that nothing grows with operations times n².
+    The nearest atom of the element is looked up in a tree, so that the cost is not operations times n².
     """
     x = atoms.cell.scaled_positions(atoms.positions)
     home = np.floor(x)
-    # Copies beyond the faces of the cell, for images that lie as close to the other side of one.
+    # Copies beyond the faces of the cell, for images that lie close to the other side of a face.
     skin = (0.1 + 10 * tolerance) * np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0)
     around = np.array(list(product((-1, 0, 1), repeat=3)))
     inside = (x - home)[:, None] + around
@@ -274,7 +274,7 @@ def _images(atoms: Atoms, W: np.ndarray, w: np.ndarray, tolerance: float) -> tup
 
 
 def kinds(atoms: Atoms, *, masses: bool = False, moments: bool = False) -> np.ndarray:
-    """A whole number for each atom, (n,): equal where elements, and as asked masses and moments, are."""
+    """A whole number for each atom, (n,): equal for equal elements (and masses and moments, if asked)."""
     columns = [atoms.numbers]
     if masses:
         columns.append(_groups(atoms.get_masses(), SAME_MASS))
@@ -286,7 +286,7 @@ def kinds(atoms: Atoms, *, masses: bool = False, moments: bool = False) -> np.nd
 
 
 def _groups(values: np.ndarray, gap: float) -> np.ndarray:
-    """Numbers of the groups that values fall into where neighbours more than `gap` apart are set apart."""
+    """The group of each value; sorted neighbours more than `gap` apart are in different groups."""
     order = np.argsort(values, kind="stable")
     groups = np.empty(len(values), int)
     groups[order] = np.concatenate([[0], np.cumsum(np.diff(values[order]) > gap)])[: len(values)]
@@ -296,20 +296,20 @@ def _groups(values: np.ndarray, gap: float) -> np.ndarray:
 def symmetry_dataset(
     atoms: Atoms, tolerance: float, kind: np.ndarray | None = None
 ) -> spglib.SpglibDataset | None:
-    """What spglib finds within `tolerance` (Å): `.number`, `.international` and operations; None: nothing.
+    """spglib's result within `tolerance` (Å): `.number`, `.international`, operations; None: nothing found.
 
-    `kind` (n,), whole numbers, are what is equal where atoms are alike, by default the elements.
+    `kind` (n,), whole numbers, are equal for atoms that are alike; by default they are the elements.
     """
     try:
         return spglib.get_symmetry_dataset(_spglib_cell(atoms, kind), symprec=tolerance)
-    except Exception:  # where it finds none, spglib raises or returns None, as whoever imported it first set
+    except Exception:  # spglib raises or returns None, depending on a flag that another package may have set
         return None
 
 
 def _tall(atoms: Atoms) -> Atoms:
-    """A slab, a wire or a molecule in a box so high that nothing but its own symmetry is found.
+    """A slab, a wire or a molecule in a box so high that only its own symmetry is found.
 
-    In a box of twice the distance of two layers, a shift by half of the height would take one into the other.
+    In a box twice as high as the distance of two layers, a shift by half of it would swap the layers.
     """
     if atoms.pbc.all():
         return atoms
@@ -326,13 +326,13 @@ def _spglib_cell(atoms: Atoms, kind: np.ndarray | None):
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """The Γ-centred mesh q = (m1/n1, m2/n2, m3/n3), and the few of its points that stand for all."""
+    """The Γ-centred mesh q = (m1/n1, m2/n2, m3/n3), and its irreducible points."""
 
     shape: tuple[int, int, int]
     q_points: np.ndarray  # (irreducible, 3), components in (-1/2, 1/2]
-    weights: np.ndarray  # (irreducible,), how many points each stands for
-    representative: np.ndarray  # (points,) which irreducible one stands for each point
-    # (n,): the first of the atoms that change places where one point stands for another; None: none do
+    weights: np.ndarray  # (irreducible,), number of points that each represents
+    representative: np.ndarray  # (points,) the irreducible point that represents each point
+    # (n,): the first of the atoms that are exchanged between equivalent points; None: no atoms are
     orbits: np.ndarray | None = None
 
     @property
@@ -342,14 +342,14 @@ class Mesh:
 
 
 def reduced_mesh(mesh: tuple[int, int, int], group: SpaceGroup | None) -> Mesh:
-    """The mesh reduced by the group and by time reversal, D(-q) = D(q)*; by the latter alone without one.
+    """The mesh reduced by time reversal, D(-q) = D(q)*, and by the group if there is one.
 
-    Raises ValueError where `mesh` is not three positive whole numbers.
+    Raises ValueError if `mesh` is not three positive whole numbers.
     """
     shape = mesh_shape(mesh)
     m = np.moveaxis(np.indices(shape), 0, -1).reshape(-1, 3)
     group = None if group is None else keeping_mesh(shape, group)
-    # q·x keeps its value when q goes to q W⁻¹ where x goes to W x.
+    # q·x keeps its value when q goes to q W⁻¹ and x to W x.
     inverse = np.eye(3, dtype=int)[None] if group is None else group.inverse
     smallest = np.arange(len(m))
     for W in np.concatenate([inverse, -inverse]):
@@ -362,7 +362,7 @@ def reduced_mesh(mesh: tuple[int, int, int], group: SpaceGroup | None) -> Mesh:
 
 
 def keeping_mesh(shape: tuple[int, int, int], group: SpaceGroup) -> SpaceGroup:
-    """The operations that take a mesh to itself, which with unequal divisions are not all of a crystal's."""
+    """The operations that map a mesh onto itself; with unequal divisions, not all of the crystal's do."""
     n = np.array(shape)
     moved = group.inverse * n / n[:, None]  # of m in m / n
     return group.only(np.abs(moved - np.rint(moved)).max(axis=(1, 2)) < 1e-6)
@@ -371,7 +371,7 @@ def keeping_mesh(shape: tuple[int, int, int], group: SpaceGroup) -> SpaceGroup:
 def mesh_shape(mesh, periodic: np.ndarray | None = None) -> tuple[int, int, int]:
     """`mesh` as three whole numbers, 1 along vectors that are not `periodic` (3,).
 
-    Raises ValueError where it is something else.
+    Raises ValueError if it is something else.
     """
     shape = tuple(np.ravel(mesh).tolist())
     if len(shape) != 3 or any(k != int(k) or k < 1 for k in shape):
@@ -387,12 +387,12 @@ def mesh_shape(mesh, periodic: np.ndarray | None = None) -> tuple[int, int, int]
 
 
 def unfold(D: np.ndarray, mesh: Mesh, group: SpaceGroup | None) -> np.ndarray:
-    """D(q), with the phases of cells, at all points of a mesh from those at its irreducible ones."""
+    """D(q), with the phases of cells, at all points of a mesh, from its irreducible points."""
     n = D.shape[-1] // 3
     group = identity(n) if group is None else group
     full = np.full((len(mesh.representative), 3 * n, 3 * n), np.nan, complex)
     filled = np.zeros(len(full), bool)
-    # Translations leave wave vectors where they are.
+    # Translations do not change wave vectors.
     for operation in map(group.operation, range(len(group.rotations))):
         q = operation.moved(mesh.q_points)
         on_mesh = np.abs(q * mesh.shape - np.rint(q * mesh.shape)).max(axis=1) < 1e-6
@@ -419,11 +419,11 @@ class Pairs(NamedTuple):
 
 
 def needed_columns(q_points: np.ndarray, group: SpaceGroup) -> Pairs:
-    """Columns of D(q) from which those operations that keep q, or reverse it, give all others."""
+    """Columns of D(q) that give all others by the operations that keep or reverse q (its little group)."""
     wave, coordinate = [], []
     for k, q in enumerate(q_points):
         keeping = group.only(_keeping(q, group)[0])
-        # One atom of each orbit, and as many directions of it as those that keep the atom take to all others.
+        # One atom of each orbit, and the directions of it from which its site symmetry gives the others.
         for j in np.unique(keeping.orbits):
             needed = spanning(keeping.site(j))
             wave += [k] * len(needed)
@@ -432,7 +432,7 @@ def needed_columns(q_points: np.ndarray, group: SpaceGroup) -> Pairs:
 
 
 def spanning(turns: np.ndarray) -> list[int]:
-    """The numbers of a few axes whose images under a group of orthogonal matrices (k, d, d) span all d."""
+    """Numbers of a few axes whose images under a group of orthogonal matrices (k, d, d) span the space."""
     d = turns.shape[-1]
     span, found = np.zeros((d, 0)), []
     for axis in range(d):
@@ -461,7 +461,7 @@ def completed(columns: np.ndarray, pairs: Pairs, q_points: np.ndarray, group: Sp
         orbits = keeping.orbits
         for j in np.unique(orbits):
             known = atom == j
-            # Where y = D(q) x, that holds of the images of x and y too: all those in which atom j moves give
+            # If y = D(q) x, the same holds for the images of x and y: all images in which atom j moves give
             # its three columns by least squares, D = Σ y x† (Σ x x†)⁻¹.
             X, Y = [], []
             for p, operation in keeping.between(j, j):
@@ -477,14 +477,14 @@ def completed(columns: np.ndarray, pairs: Pairs, q_points: np.ndarray, group: Sp
 
 
 def _image(q: np.ndarray, operation: Operation, sign: int, waves: np.ndarray) -> np.ndarray:
-    """Waves (3n, columns) at q as an operation takes them that keeps q (sign 1) or reverses it (-1)."""
+    """Images of waves (3n, columns) at q under an operation that keeps q (sign 1) or reverses it (-1)."""
     there = operation.turned(q[None], waves[None])[0]
     # Time reversal: D(-q) = D(q)*.
     return there if sign == 1 else there.conj()
 
 
 def _turn(q: np.ndarray, operation: Operation, sign: int, j: int) -> np.ndarray:
-    """How `_image` turns and shifts in phase a wave in which atom j alone moves, unitary, (3, 3)."""
+    """The unitary (3, 3) by which `_image` rotates and phase-shifts a wave in which only atom j moves."""
     turn = operation.cartesian * np.exp(-2j * np.pi * operation.moved(q) @ operation.cell[j])
     return turn if sign == 1 else turn.conj()
 

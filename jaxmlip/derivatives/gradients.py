@@ -1,6 +1,6 @@
 """Forces, stress and Hessian-vector products of any energy function.
 
-An energy function takes a graph and returns the energy (eV) of each of its crystals. Nothing here knows a
+An energy function takes a graph and returns the energy (eV) of each crystal. Nothing here depends on a
 model.
 """
 
@@ -37,7 +37,7 @@ def energy_forces_stress(energy: EnergyFn, graph: CrystalGraph):
 def with_derivatives(
     energy: Callable[[CrystalGraph], tuple[Float[Array, " crystals"], Any]], graph: CrystalGraph
 ):
-    """As `energy_forces_stress`, for a function that returns something besides energies, returned last."""
+    """Like `energy_forces_stress`, for a function that also returns something else, which comes last."""
 
     def total(r, eps):
         e, other = energy(strain(graph.replace(positions=r), eps))
@@ -51,8 +51,8 @@ def with_derivatives(
 def stress(dE_deps: Float[Array, "crystals 3 3"], graph: CrystalGraph) -> Float[Array, "crystals 3 3"]:
     """σ = ∂E/∂ε / V (eV/Å³) along the directions in which each crystal repeats; zero along the others.
 
-    V is the volume of the box, so that a slab's stress is that of a film as high as the box was given. Zero
-    where the box has no volume.
+    V is the volume of the box, so that a slab's stress is that of a film as high as its box. It is zero if
+    the box has no volume.
     """
     volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
     along = directions(graph.cell, graph.periodic)

@@ -20,10 +20,10 @@ def hessian(
 ) -> np.ndarray:
     """The Hessian ∂²E/∂r∂r of a crystal, (3N, 3N) in eV/Å², rows and columns in the order x₀ y₀ z₀ x₁ ….
 
-    Atoms move together with all of their images. With `coordinates`, the numbers 3a + x of some, the block of
-    these alone, in their order; only its columns are computed. Constraints of the atoms are not asked:
-    `jaxmlip.crystals.structures.free_coordinates` tells which coordinates they leave. See `hessian_columns`
-    for the other arguments.
+    Atoms move together with all of their images. With `coordinates`, some numbers 3a + x, it is the block of
+    these, in their order; only its columns are computed. Constraints of the atoms are ignored:
+    `jaxmlip.crystals.structures.free_coordinates` gives the coordinates that they leave free. See
+    `hessian_columns` for the other arguments.
     """
     columns = np.arange(3 * len(crystal)) if coordinates is None else checked_columns(crystal, coordinates)
     rows = hessian_columns(potential, crystal, columns, block_size, memory_limit)
@@ -44,8 +44,8 @@ def hessian_columns(
     for more columns of the same crystal later. In float32 the result has about six digits; load the potential
     with dtype="float64" for phonons.
 
-    Raises MemoryLimitError where the limit cannot be met, naming the block size that can or what is
-    needed, before anything large is allocated.
+    Raises MemoryLimitError if the limit cannot be met, naming a block size that fits or the memory needed,
+    before anything large is allocated.
     """
     columns = checked_columns(crystal, columns)
     rows = np.empty((len(columns), 3 * len(crystal)), potential.dtype)
@@ -72,7 +72,7 @@ def plan_hessian(
 ) -> MemoryPlan:
     """The memory that `hessian` and `hessian_columns` will use for this crystal with these arguments.
 
-    It compiles the programs, which those calls then find compiled. Raises MemoryLimitError as they do.
+    It compiles the programs, which those calls then reuse. Raises MemoryLimitError as they do.
     """
     response = Response(potential, crystal, block_size=block_size, memory_limit=memory_limit)
     return response.plan(3 * len(crystal))

@@ -1,9 +1,9 @@
-"""Waves through energy functions of others: that they have the phases of their cells is proved, not believed.
+"""Proof that lattice waves through external energy functions have the phases of their cells.
 
 The models of this library make each fetch from another cell by `jaxmlip.crystals.fetch`. In an energy
-function over a jraph.GraphsTuple those fetches are found by tracing, and there may be other ways from cell to
-cell: a sum over all atoms that goes back to each, triplets that are listed within. So the response to a wave
-is compared with that of a supercell in which the wave fits, where every atom is there.
+function over a jraph.GraphsTuple those fetches are found by tracing, and there may be other paths from cell
+to cell: a sum over all atoms that is sent back to each, or triplets listed inside the function. So the
+response to a wave is compared with that of a supercell that the wave fits, in which every atom is explicit.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jaxmlip.crystals.symmetry import Pairs
 from jaxmlip.derivatives.gradients import hvp
 
 CELLS = 5  # of the supercell: with five, a wave and its opposite differ along each direction
-RATTLE = 0.02  # Å; no symmetry hides a term
-# Of potentials that were proved, the sizes of graphs (atoms, bonds) in which all fetches are known.
+RATTLE = 0.02  # Å; breaks symmetry, which could hide a term
+# For each proved potential, the sizes of graphs (atoms, bonds) in which all fetches are known.
 _PROVED: WeakKeyDictionary[Any, set[tuple[int, int]]] = WeakKeyDictionary()
 
 
@@ -32,9 +32,9 @@ def prove_waves(
 ) -> None:
     """Raises ValueError unless waves through the energy of `potential` have the phases of their cells.
 
-    It is proved once for each potential, on the first crystal asked about, and only where the model is an
-    energy function of others. `graph` is that of one crystal, without padding; `respond(graph, q_points,
-    pairs)` gives the responses to waves, (pairs, 3N).
+    The proof is made once for each potential, on the first crystal, and only if the model is an external
+    energy function. `graph` is that of one crystal, without padding; `respond(graph, q_points, pairs)` gives
+    the responses to waves, (pairs, 3N).
     """
     if potential.model.fetches_are_known or not graph.periodic.any():
         return
@@ -60,13 +60,13 @@ def prove_waves(
                 "another way than from senders to receivers, such as a mean over all atoms that each of them "
                 f"is told. {instead}"
             )
-        if scale == 0:  # atoms beyond each other's reach say nothing
+        if scale == 0:  # atoms that do not interact prove nothing
             return
     _PROVED[potential] = sizes | {size}
 
 
 def _both(potential, graph: CrystalGraph, respond) -> tuple[np.ndarray, np.ndarray]:
-    """Three columns of D(q), (3, 3N), by waves in one cell, and by displacements of a supercell's cells."""
+    """Three columns of D(q), (3, 3N), from waves in one cell, and from displacements in a supercell."""
     atoms, dtype = len(graph.species), np.dtype(potential.dtype)
     noise = RATTLE * np.random.default_rng(0).normal(size=(atoms, 3))
     moved = graph.replace(positions=graph.positions + noise)

@@ -1,11 +1,11 @@
-"""Second derivatives of the energy by positions and strain: the gradient is linearised once, and asked often.
+"""Second derivatives of the energy by positions and strain: the gradient is linearised once and used often.
 
-The gradient (∂E/∂r, ∂E/∂ε) is linearised where the crystal is. What that keeps is the largest thing in memory
-and the slowest to make, and everything of second order follows from it: Hessians, dynamical matrices, elastic
-constants. `jaxmlip.derivatives.tangents` says how many columns go through the linear map at once.
+The gradient (∂E/∂r, ∂E/∂ε) is linearised at the crystal's positions. The stored linear map takes the most
+memory and the most time, and everything of second order follows from it: Hessians, dynamical matrices,
+elastic constants. `jaxmlip.derivatives.tangents` explains how many columns go through it at once.
 
-A lattice wave displaces atom j of cell R by u_j e^{2πi q·R}. Everything that a network computes along the way
-then differs from cell to cell by the same phase, so the response of one cell is enough: in the linear map,
+A lattice wave displaces atom j of cell R by u_j e^{2πi q·R}. All intermediate values of a network then
+differ from cell to cell by the same phase, so the response of one cell is enough: in the linear map,
 each fetch from the cell R away multiplies by e^{2πi q·R}, and each transpose of a fetch by e^{-2πi q·R} (see
 `jaxmlip.crystals.fetch`). Real and imaginary parts are carried as two columns.
 """
@@ -34,12 +34,12 @@ from jaxmlip.derivatives.tangents import second_axis_vmap
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.progress import track
 
-# Columns at once: more than these gain no speed, and take memory. Bytes: what the linear map keeps, times
-# columns, since what is computed for a column is of that size.
+# Columns at once: more gain no speed, and take memory. Bytes: size of the linear map times columns, since
+# the computation of a column needs about that much.
 BLOCK_SIZE, BLOCK_BYTES = 8, 1.5e9
 # Real columns of waves at once: small cells need many to be worth a call.
 WAVE_COLUMNS, WAVE_BYTES = 96, 4e8
-# So few columns at Γ are computed one by one, gradient and all, where the linear map has more bytes.
+# Up to this number of columns at Γ are computed one by one, gradient included, if the map has more bytes.
 FEW, LARGE = 16, 1e9
 
 
@@ -47,11 +47,11 @@ Room = batching.BatchShape | Callable[[Sequence[CrystalGraph]], batching.BatchSh
 
 
 class Differentiable(Protocol):
-    """What second derivatives need of a potential."""
+    """The part of a potential that second derivatives need."""
 
     dtype: str
     arrays: Any
-    model: Any  # says whether all of its fetches from other cells are known; see `proof`
+    model: Any  # knows whether all of its fetches from other cells are known; see `proof`
 
     @property
     def energy_fn(self) -> Callable[[Any, CrystalGraph], Float[Array, " crystals"]]: ...
@@ -63,25 +63,25 @@ class Differentiable(Protocol):
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What columns of second derivatives will need, in bytes, as XLA reports it for the compiled programs."""
+    """Memory (bytes) that columns of second derivatives need, as XLA reports it for the compiled programs."""
 
-    process: int  # what the process holds already (0 on an accelerator, whose memory is its own)
-    fixed: int  # kept while columns are computed: everything that does not depend on the column
+    process: int  # already held by the process (0 on an accelerator, which has its own memory)
+    fixed: int  # kept while columns are computed: all that does not depend on the column
     per_column: int  # more for each column of a block
     block_size: int
 
     @property
     def total(self) -> int:
-        """The peak that a block of `block_size` columns leads to."""
+        """Peak memory with a block of `block_size` columns."""
         return self.process + self.fixed + self.block_size * self.per_column
 
     def fitting(self, limit: float) -> int:
-        """The largest block that stays within `limit` bytes; 0 where none does."""
+        """The largest block that stays within `limit` bytes; 0 if none does."""
         return max(0, int((limit - self.process - self.fixed) // self.per_column))
 
 
 class MemoryLimitError(MemoryError):
-    """Columns of second derivatives that cannot be computed within the memory that was allowed."""
+    """Columns of second derivatives that cannot be computed within the allowed memory."""
 
 
 class Gradient(NamedTuple):
@@ -93,16 +93,15 @@ class Gradient(NamedTuple):
 
 
 class Response:
-    """A crystal in a potential with its gradient linearised once; every second derivative is asked of it.
+    """A crystal in a potential, with its gradient linearised once: the source of all second derivatives.
 
-    `block_size` columns are computed at once (default: what gains speed, less for large crystals), or as many
-    of the default as stay within `memory_limit` bytes, counted for the whole process or, on an accelerator,
-    for its memory. Crystals that are padded to the same `shape`, which may be a function of graphs such as
-    `batching.close_shape_for`, share the compiled programs. By default it is one of few; with a limit of
-    memory nothing is padded. Nothing is computed before it is asked for; the linear
-    map is kept as long as the response is.
+    `block_size` columns are computed at once. The default is the fastest, less for large crystals, reduced to
+    stay within `memory_limit` bytes, counted for the whole process or, on an accelerator, for its memory.
+    Crystals that are padded to the same `shape`, which may be a function of graphs such as
+    `batching.close_shape_for`, share the compiled programs. By default it is one of a few; with a memory
+    limit nothing is padded. Everything is computed on demand; the linear map lives as long as the response.
 
-    Raises ValueError as `from_atoms` does, and where block size or limit are not above 0.
+    Raises ValueError as `from_atoms` does, and if block size or limit are not above 0.
     """
 
     def __init__(
@@ -130,7 +129,7 @@ class Response:
         graphs: Sequence[CrystalGraph],
         shape: batching.BatchShape | None = None,
     ) -> Response:
-        """Crystals that lie in one graph and know nothing of each other: a column may be one of each."""
+        """A response of independent crystals in one graph: a column may combine one column of each."""
         response = cls.__new__(cls)
         response._begin(potential, graphs, shape, None, None)
         return response
@@ -146,7 +145,7 @@ class Response:
 
     @cached_property
     def gradient(self) -> Gradient:
-        """The first derivatives of the energy, of the padded graph."""
+        """The first derivatives of the energy of the padded graph."""
         return jax.device_get(self._linear[0])
 
     @property
@@ -175,14 +174,14 @@ class Response:
 
     @cached_property
     def kept(self) -> int:
-        """Bytes that the linear map keeps, known before it is made."""
+        """Bytes that the linear map takes, known before it is made."""
         with self.potential.precision():
             kept = jax.eval_shape(partial(_linearise, self._arguments[0]), *self._arguments[1:])[1]
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Where memory is limited, what is freed is given back, at the price of asking for it again."""
+        """Returns freed memory to the system if memory is limited; to allocate it again takes time."""
         limited = self.memory_limit is not None
         with giving_memory_back() if limited else nullcontext(), self.potential.precision():
             yield
@@ -191,8 +190,8 @@ class Response:
         """Rows (k, 3N) of the Hessian in eV/Å², block by block from column `done` on, each with its start.
 
         Number 3a + x is that of atom a along x. `done` is a multiple of the block size; then the blocks are
-        the same whether or not some are left out. Raises MemoryLimitError where the limit cannot be met,
-        naming the block size that can or what is needed, before anything large is allocated.
+        the same whether or not some are left out. Raises MemoryLimitError if the limit cannot be met, naming
+        a block size that fits or the memory needed, before anything large is allocated.
         """
         if done >= len(numbers):
             return
@@ -205,14 +204,14 @@ class Response:
             yield start, found[: self.atoms, : len(part)].swapaxes(0, 1).reshape(len(part), -1)
 
     def plan(self, columns: int) -> MemoryPlan:
-        """The memory that so many `columns` of the Hessian will use. It compiles the programs, once.
+        """The memory that this number of `columns` of the Hessian will use. It compiles the programs, once.
 
-        Raises MemoryLimitError where a limit cannot be met.
+        Raises MemoryLimitError if a limit cannot be met.
         """
         return self._plan(_columns, columns)
 
     def plan_waves(self, columns: int) -> MemoryPlan:
-        """As `plan`, for so many real columns of `waves`, two for each pair."""
+        """Like `plan`, for the number of real columns of `waves`, two for each pair."""
         return self._plan(_waves_of, columns)
 
     def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +219,7 @@ class Response:
 
         Each row of `index` (k, m) numbers the coordinates of one column: 3a + x that of atom a along x, and
         3·atoms + 9c + 3i + j the strain ε_ij of crystal c, both counted in the padded graph. Numbers beyond
-        these are left out. In eV/Å², eV/Å and eV, in float64.
+        these are left out. Units are eV/Å², eV/Å and eV, in float64.
         """
         r, eps = _point(self.graph)
         rows = np.empty((len(index), *r.shape)), np.empty((len(index), *eps.shape))
@@ -247,8 +246,8 @@ class Response:
         return self._all_waves(q_points, pairs)
 
     def _prove(self, q_points: np.ndarray) -> None:
-        """Raises ValueError where a wave through the energy of the potential cannot be trusted."""
-        if (q_points == q_points.round()).all():  # no cell differs from another
+        """Raises ValueError if waves through the energy of the potential cannot be trusted."""
+        if (q_points == q_points.round()).all():  # all cells are in phase
             return
 
         def respond(graph, q_points, pairs):
@@ -263,7 +262,7 @@ class Response:
         )
 
     def wave_slopes(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
-        """`waves`, and their derivatives by the three components of q: complex (4, pairs, 3N)."""
+        """Responses as of `waves`, and their derivatives by the components of q: complex (4, pairs, 3N)."""
         self._prove(q_points)
         respond = partial(_waves_and_slopes, self._linear[1], *_point(self.graph))
         return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 4))
@@ -271,15 +270,15 @@ class Response:
     def strained_waves(
         self, q_points: np.ndarray, pairs: Pairs, eps: np.ndarray, along: np.ndarray
     ) -> np.ndarray:
-        """`waves`, and their derivative by s where the crystal is strained by 1 + s·`eps`: (2, pairs, 3N).
+        """Responses as of `waves`, and their derivative by s for a strain 1 + s·`eps`: (2, pairs, 3N).
 
-        Besides, the atoms move by s·`along` (N, 3), in Å.
+        The atoms also move by s·`along` (N, 3), in Å.
         """
         self._prove(q_points)
         moving = np.zeros_like(self.graph.positions)
         moving[: self.atoms] = along
         respond = partial(_strained_waves, *self._arguments, np.asarray(eps, self.potential.dtype), moving)
-        # Each column takes the second derivative's place twice, and all that it needs is made anew.
+        # Each column counts as two, and computes all that it needs again.
         return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 2))
 
     @property
@@ -288,13 +287,13 @@ class Response:
         return most if self.block_size is None else self.block_size
 
     def _few(self, pairs: Pairs) -> np.ndarray | None:
-        """As `waves` at Γ, where columns are real, one after the other; None where that saves no memory.
+        """Responses as of `waves` at Γ (real), one after the other; None if that saves no memory.
 
-        The gradient is computed anew for each, so that nothing of it need be kept.
+        The gradient is recomputed for each, so that the linear map is not stored.
         """
         if self.kept < LARGE:
             return None
-        # In a heap that is kept, the scratch memory of a column may not fit where that of the one before was.
+        # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit
             if limit is not None and _resident() + _scratch(_column.lower(*self._arguments, 0)) > limit:
@@ -323,20 +322,20 @@ class Response:
         return np.concatenate(found, axis=-2) if found else np.zeros((0, 3 * self.atoms), complex)
 
     def _block(self, program: Callable, columns: int) -> int:
-        """How many columns `program` takes at once, of so many."""
+        """The number of columns that `program` takes at once, out of `columns`."""
         if self.memory_limit is not None:
             return self._plan(program, columns).block_size
-        # A block that is half empty costs less than another program.
+        # A half-empty block costs less than another program.
         self._blocks[program] = max(self._wanted(program, columns), self._blocks.get(program, 0))
         return self._blocks[program]
 
     def _wanted(self, program: Callable, columns: int, size: float | None = None) -> int:
-        """As `_block` without a limit of memory; `size` bounds what is kept, times columns (bytes)."""
+        """Like `_block`, without a memory limit; `size` (bytes) bounds the stored map times columns."""
         if self.block_size is not None:
             return min(columns, self.block_size)
         most, default = (WAVE_COLUMNS, WAVE_BYTES) if program is _waves_of else (BLOCK_SIZE, BLOCK_BYTES)
         block = int(max(1, min(most, (size or default) / self.kept)))
-        # Few columns waste part of a block, or there would be a program for each number of them.
+        # Few columns leave part of a block empty, or each number of them would need its own program.
         while block // 4 >= max(columns, 1):
             block //= 4
         return block
@@ -348,7 +347,7 @@ class Response:
         return self._plans[program]
 
     def _planned(self, program: Callable, columns: int) -> MemoryPlan:
-        # A limit is there to be used: a block reads all that is kept once, however many columns it has.
+        # The limit is used in full: a block reads the stored map once, however many columns it has.
         limit, size = (np.inf, None) if self.memory_limit is None else (self.memory_limit, np.inf)
         block = self._wanted(program, columns, size)
         dtype, atoms = self.potential.dtype, self.atoms
@@ -364,7 +363,7 @@ class Response:
         tangent_map = jax.eval_shape(partial(_linearise, self._arguments[0]), *self._arguments[1:])[1]
         while True:
             per_block = _scratch(_lowered(program, tangent_map, self.graph, block))
-            # Measured last, since compiling takes memory too, which is not given back at once.
+            # Measured last, since compiling also takes memory that is not returned at once.
             plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
             if plan.total <= limit:
                 return plan
@@ -381,7 +380,7 @@ class Response:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process holds, where they are the memory that JAX computes in."""
+    """Bytes of memory that this process holds, if JAX computes in that memory."""
     if jax.default_backend() != "cpu":
         return 0
     try:
@@ -402,7 +401,7 @@ def _gb(size: float) -> str:
 
 
 def _lowered(program, tangent_map, graph: CrystalGraph, block: int):
-    """`program` for a block of so many columns, to ask what memory it takes."""
+    """`program` lowered for a block of `block` columns, to find the memory that it takes."""
     point = _point(graph)
     if program is _waves_of:
         pairs = max(1, block // 2)
@@ -411,8 +410,8 @@ def _lowered(program, tangent_map, graph: CrystalGraph, block: int):
 
 
 def _point(graph: CrystalGraph) -> tuple[Array, Array]:
-    """Where the gradient is linearised: positions, and no strain."""
-    return graph.positions, 0 * graph.cell  # of either kind of array, in its precision
+    """The point at which the gradient is linearised: positions, and no strain."""
+    return graph.positions, 0 * graph.cell  # NumPy or JAX, in its precision
 
 
 def _slope(energy, params, graph: CrystalGraph) -> Callable:
@@ -447,7 +446,7 @@ def _columns(tangent_map, r, eps, index) -> Float[Array, "atoms columns 3"]:
 
 @jax.jit
 def _strained_columns(tangent_map, r, eps, index):
-    """The sums of the columns with the numbers index (columns, k): of r (atoms, columns, 3), and of ε."""
+    """Sums of the columns numbered by index (columns, k): for r (atoms, columns, 3), and for ε."""
     columns = len(index)
     unit = jnp.zeros((r.size + eps.size, columns), r.dtype)
     unit = unit.at[index, jnp.arange(columns)[:, None]].set(1, mode="drop")
@@ -498,7 +497,7 @@ def _waves_and_slopes(tangent_map, r, eps, q, index):
 
 @partial(jax.jit, static_argnames="energy")
 def _strained_waves(energy, params, graph: CrystalGraph, eps, along, q, index):
-    """The response, and its derivative by s where strain is s·eps and atoms move by s·along besides."""
+    """The response, and its derivative by s where strain is s·eps and atoms also move by s·along."""
 
     def respond(s):
         moved = strain(graph, jnp.broadcast_to(s * eps, graph.cell.shape))

@@ -1,19 +1,19 @@
-"""Is a potential too soft, and how much of what looks so is regression? Numbers in, numbers out.
+"""Softening of potentials: slopes against DFT, and how much of them is regression to the mean.
 
 B. Deng et al., npj Comput. Mater. 11, 9 (2025), read the softening of a potential off the slope of its
 forces y against DFT forces x. With S_xx = Σx², S_xy = Σxy and S_yy = Σy² over all components that slope is
-s = S_xy / S_xx, and r² = S_xy² / (S_xx S_yy). What it says depends on where the scatter comes from:
+s = S_xy / S_xx, and r² = S_xy² / (S_xx S_yy). Its meaning depends on the source of the scatter:
 
-- y = b x + e with an error e that has nothing to do with x: s is b, whatever the scatter.
-- y is the mean of x over all that the model cannot tell apart. Then x = y + d, where d has nothing to do
-  with y, so S_xy = S_yy and s = S_yy / S_xx = r² < 1. Nothing is too soft here: no factor on y would bring it
-  closer to x, and the slope of x against y, S_xy / S_yy, is 1.
+- y = b x + e with an error e independent of x: s is b, whatever the scatter.
+- y is the mean of x over all that the model cannot distinguish. Then x = y + d with d independent of y,
+  so S_xy = S_yy and s = S_yy / S_xx = r² < 1. Nothing is too soft here: no factor on y would bring it closer
+  to x, and the slope of x against y, S_xy / S_yy, is 1.
 - both: y = b ξ + e and x = ξ + d with a common ξ. Then S_xx = S_ξξ + S_dd, S_xy = b S_ξξ and
   S_yy = b² S_ξξ + S_ee, so b is between s (no d) and S_yy / S_xy = s / r² (no e). The ratio S_ee / S_dd
   decides where: W. E. Deming, Statistical Adjustment of Data (1943).
 
-The three sums cannot tell these apart, so all answers are given, side by side. DFT forces have hardly an
-error of their own; d is what the model leaves out.
+The three sums cannot distinguish these cases, so all answers are given side by side. DFT forces have hardly
+any error of their own; d is what the model cannot resolve.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Complex, Float
 
-NEGLIGIBLE = 1e-4  # of the largest ω²: what is below is an acoustic mode at Γ, and its ratio 0/0
+NEGLIGIBLE = 1e-4  # of the largest ω²: below it is an acoustic mode at Γ, with a ratio of 0/0
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Model (y) against DFT (x): lines through the origin; the head of this module says what each means.
+    """Model (y) against DFT (x): slopes of lines through the origin, explained at the top of this module.
 
-    Where the correlation is positive, slope <= geometric_mean <= inverse, and slope <= deming <= inverse.
+    For a positive correlation, slope <= geometric_mean <= inverse, and slope <= deming <= inverse.
     """
 
     slope: float  # Σxy / Σxx, the softening scale of Deng et al.
@@ -49,7 +49,7 @@ class Slope:
 
     @property
     def r_squared(self) -> float:
-        """r², also the slope of a conditional mean that scatters as much."""
+        """r², also the slope of a conditional mean with the same scatter."""
         return self.correlation**2
 
     @property
@@ -61,8 +61,8 @@ class Slope:
     def shrinkage_share(self) -> float:
         """(1 - r²) / (1 - slope): the part of 1 - slope that a conditional mean of this r² would show.
 
-        About 0: the slope is no effect of scatter. 1 or more: shrinkage alone can explain it, and `inverse`
-        is 1 or more. An upper bound, for errors that are no shrinkage enter r² too. NaN where the slope is
+        About 0: the slope is not an effect of scatter. 1 or more: shrinkage alone can explain it, and
+        `inverse` is 1 or more. It is an upper bound, since other errors also lower r². NaN if the slope is
         not below 1.
         """
         return (1 - self.r_squared) / (1 - self.slope) if self.slope < 1 else float("nan")
@@ -80,8 +80,8 @@ def force_slope(
     SofteningBenchmark, which is how Deng et al. compute it. Intervals are percentiles over `resamples` draws
     of whole frames, since the components of a frame belong together. `error_ratio` is Deming's.
 
-    Raises ValueError, naming the frame, where shapes differ or a force is not a number, and where all DFT
-    forces are zero.
+    Raises ValueError, naming the frame, if shapes differ or a force is not a number, and if all DFT forces
+    are zero.
     """
     if len(model) != len(dft) or len(dft) == 0:
         raise ValueError(
@@ -104,13 +104,13 @@ def hessian_slope(
     """Force constants (eV/Å²) of a model against those of DFT, element by element.
 
     Both are a Hessian (3N, 3N) or force constants (n, N, 3, 3) between n atoms and all N of a supercell, in
-    the same order of atoms. `origins` (n) says which of the N each of the n is; default: the first n. Self
-    terms are the largest, and say nothing of their own: they are minus the sum of the others.
-    `self_terms=False` leaves them out; `sum_rule=True` computes them so on both sides; of the others, `pairs`
-    (n, N), True or False, says which count (default: all). Samples of the bootstrap are the n atoms; copies
-    of one atom make its interval narrower than it is.
+    the same order of atoms. `origins` (n) gives the place of each of the n among the N; default: the first n.
+    Self terms are the largest but not independent: they are minus the sum of the others. `self_terms=False`
+    leaves them out; `sum_rule=True` computes them from the others on both sides. `pairs` (n, N), bool,
+    selects the other terms that count (default: all). Samples of the bootstrap are the n atoms; copies of
+    one atom make the interval too narrow.
 
-    Raises ValueError where the shapes differ or are neither of the two, and where nothing is left.
+    Raises ValueError if the shapes differ or are neither of the two, and if nothing is left.
     """
     model, dft = (_pairs_of_atoms(x, name) for x, name in ((model, "model"), (dft, "DFT")))
     if model.shape != dft.shape:
@@ -145,7 +145,7 @@ def hessian_slope(
 
 @dataclass(frozen=True, eq=False)
 class ModeSlope:
-    """Curvatures along the vibrations that DFT finds; in the unit of the dynamical matrices, eV/(Å² u)."""
+    """Curvatures along the modes of DFT, in the unit of the dynamical matrices, eV/(Å² u)."""
 
     dft: Float[np.ndarray, "q modes"]  # e† D_dft e = ω², ascending for each wave vector
     model: Float[np.ndarray, "q modes"]  # e† D_model e along the same e
@@ -153,28 +153,28 @@ class ModeSlope:
 
     @property
     def ratios(self) -> Float[np.ndarray, "q modes"]:
-        """Model / DFT for each mode, the square of a frequency ratio; NaN where DFT has next to nothing.
+        """Model / DFT for each mode, the square of a frequency ratio; NaN where DFT is almost zero.
 
-        In a degenerate set only the sum over it has a meaning; single ratios depend on the choice of modes.
+        For degenerate modes only the ratio of sums has a meaning; single ratios depend on their choice.
         """
         counted = np.abs(self.dft) > NEGLIGIBLE * np.abs(self.dft).max()
         return np.where(counted, self.model / np.where(counted, self.dft, 1), np.nan)
 
     @property
     def mean(self) -> float:
-        """The mean ratio, each mode counted by its wave vector's weight alone."""
+        """The mean ratio, weighted only by the wave vectors' weights."""
         ratios = self.ratios
         weights = np.where(np.isnan(ratios), 0, self.weights[:, None])
         return float(np.nansum(weights * ratios) / weights.sum())
 
     def ratio_of(self, modes: np.ndarray) -> float:
-        """Σ model / Σ DFT over `modes` (q, modes), True or False: degenerate ones may stand in any order."""
+        """Σ model / Σ DFT over the mask `modes` (q, modes); degenerate modes may be in any order."""
         weights = self.weights[:, None] * modes
         return float((weights * self.model).sum() / (weights * self.dft).sum())
 
     @property
     def slope(self) -> float:
-        """The slope of model against DFT through the origin, which the stiffest modes decide."""
+        """The slope of model against DFT through the origin, dominated by the stiffest modes."""
         weights = self.weights[:, None]
         return float((weights * self.model * self.dft).sum() / (weights * self.dft**2).sum())
 
@@ -184,13 +184,13 @@ def mode_slope(
     dft: Complex[np.ndarray, "q modes modes"],
     weights: Float[np.ndarray, " q"] | None = None,
 ) -> ModeSlope:
-    """Dynamical matrices D(q) of a model along the eigenvectors of DFT: ω² of the same pattern, mode by mode.
+    """Dynamical matrices D(q) of a model along the eigenvectors of DFT: ω² of the same displacements.
 
-    Frequencies compare the n-th mode with the n-th, whatever the patterns. Both in one phase convention, with
-    the same masses and order of atoms; a single matrix counts as one wave vector. `weights` (default: equal)
-    are those of the wave vectors.
+    (Frequencies compare the n-th mode with the n-th, whatever the displacements.) Both need the same phase
+    convention, masses and order of atoms; a single matrix counts as one wave vector. `weights` (default:
+    equal) are those of the wave vectors.
 
-    Raises ValueError where shapes do not fit.
+    Raises ValueError if shapes do not fit.
     """
     model, dft = (np.asarray(D)[None] if np.ndim(D) == 2 else np.asarray(D) for D in (model, dft))
     if model.shape != dft.shape or dft.ndim != 3 or dft.shape[1] != dft.shape[2]:
@@ -204,7 +204,7 @@ def mode_slope(
 
 
 class FrequencyRatios(NamedTuple):
-    """Model over DFT."""
+    """Frequencies of the model divided by those of DFT."""
 
     maximum: float
     mean: float  # over wave vectors and branches; an imaginary frequency counts as 0
@@ -218,9 +218,9 @@ def frequency_ratios(
 ) -> FrequencyRatios:
     """Ratios of the highest, mean and root-mean-square frequency; imaginary frequencies as negative numbers.
 
-    `weights` (default: equal) are those of the wave vectors. Ratios do not fall below 0.
+    `weights` (default: equal) are those of the wave vectors. Ratios are never below 0.
 
-    Raises ValueError where shapes differ, or DFT has no real mode.
+    Raises ValueError if shapes differ, or DFT has no real mode.
     """
     model, dft = np.atleast_2d(model), np.atleast_2d(dft)
     if model.shape != dft.shape:
@@ -261,11 +261,11 @@ def _slope(model: list, dft: list, sample: str, error_ratio: float, resamples: i
     with np.errstate(divide="ignore", invalid="ignore"):
         difference = yy - error_ratio * xx
         deming = (difference + np.sqrt(difference**2 + 4 * error_ratio * xy**2)) / (2 * xy)
-        # How often each sample is drawn decides the sums of a draw.
+        # The sums of a draw follow from how often each sample is drawn.
         draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
         drawn = (draws @ sums).T
         low_high = [
-            # Where all of the model is zero, no draw has an inverse.
+            # If the model is zero everywhere, no draw has an inverse.
             np.full(2, np.nan)
             if len(sums) == 1 or np.isnan(ratio).all()
             else np.nanpercentile(ratio, (2.5, 97.5))

@@ -1,8 +1,8 @@
-"""Hessians larger than memory, or than patience: written as they are computed, resumed where they stood.
+"""Hessians larger than memory, or slow to compute: written block by block, and resumed when interrupted.
 
-Columns go block by block into an array file of NumPy, which is complete or not there: until the last column
-is written it is called NAME.npy.part. Beside it NAME.npy.json says whose Hessian it is and how far it got. A
-block counts as done once it is on the disk, so a process that is killed loses one block at most.
+Columns are written block by block into a NumPy file, which is called NAME.npy.part until the last column is
+written. Beside it, NAME.npy.json records the crystal and potential, and the progress. A block counts as done
+once it is on the disk, so a process that is killed loses one block at most.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Known(Differentiable, Protocol):
-    """A potential that can be told from others."""
+    """A potential with an identity."""
 
     name: str
     model: Any
@@ -39,7 +39,7 @@ class Known(Differentiable, Protocol):
 
 
 FORMAT = 1  # of the JSON file
-# What must be equal for two runs to write into one file.
+# These must be equal for two runs to write into one file.
 IDENTITY = {
     "structure": "cell, elements or positions",
     "parameters": "the network or its parameters",
@@ -56,18 +56,17 @@ def stream_hessian(
     block_size: int | None = None,
     memory_limit: float | None = None,
 ) -> np.ndarray:
-    """Columns of the Hessian (default: all), as `hessian_columns` has them, in the file `path` (.npy).
+    """Columns of the Hessian (default: all), as from `hessian_columns`, in the file `path` (.npy).
 
     Returns the array (len(columns), 3N) in eV/Å² as np.load(path, mmap_mode="r") gives it: on disk, not in
-    memory. Memory holds one block of columns beside what `hessian_columns` needs. A run that was interrupted
-    goes on where it stood when it is called again with the same crystal, potential and columns, with the
-    block size that it began with; the numbers are the same bit by bit on the same machine. A complete file
-    is returned as it is.
+    memory. Memory holds one block of columns beside what `hessian_columns` needs. An interrupted run resumes
+    when it is called again with the same crystal, potential and columns, with the block size that it began
+    with; the numbers are the same bit by bit on the same machine. A complete file is returned as it is.
 
-    Raises ValueError where `path` holds something else (another crystal, potential, precision or choice of
-    columns), RuntimeError where another process is writing it, OSError where the disk is full, before
-    anything is computed if the file system can tell, and MemoryLimitError as `hessian_columns` does.
-    Whatever was done stays valid.
+    Raises ValueError if `path` holds something else (another crystal, potential, precision or choice of
+    columns), RuntimeError if another process is writing it, OSError if the disk is full (before anything is
+    computed, if the file system can tell), and MemoryLimitError as `hessian_columns` does. Finished columns
+    stay valid.
     """
     path = _named(path)
     atoms = as_atoms(crystal)
@@ -86,7 +85,7 @@ def stream_hessian(
             "formula": atoms.get_chemical_formula(),
             "potential": potential.name,
             "versions": {name: version(name) for name in ("jax", "numpy")},
-            # These decide the order of sums, and so the last bits.
+            # These determine the order of sums, and so the last bits.
             "room": list(shape),
             "block_size": block_size,
         }
@@ -119,7 +118,7 @@ def stream_hessian(
 
 
 def columns_done(path: str | Path) -> int:
-    """How many columns `stream_hessian` has written for `path` so far."""
+    """The number of columns that `stream_hessian` has written for `path` so far."""
     record = _sidecar(_named(path))
     return json.loads(record.read_text())["done"] if record.is_file() else 0
 
@@ -191,7 +190,7 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
 
 @contextlib.contextmanager
 def _alone(part: Path) -> Iterator[BinaryIO]:
-    """The file, open for writing by this process and no other. The lock ends with the process."""
+    """The file, open for writing by this process alone. The lock ends with the process."""
     with _explained(part):
         handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
     with os.fdopen(handle, "r+b") as file:
@@ -209,7 +208,7 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
 
 
 def _reserve(file: BinaryIO, part: Path, record: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
-    """An array file of its full size, in which nothing is written but the header."""
+    """Makes an array file of full size, in which only the header is written."""
     size = int(np.prod(shape)) * dtype.itemsize
     header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
     try:
@@ -234,11 +233,11 @@ def _write(record: Path, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _explained(file: Path, size: str = "") -> Iterator[None]:
-    """Says what to do where a file cannot be written."""
+    """Adds a remedy to errors about files that cannot be written."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # it says already what to do
+        if error.errno is None:  # it already has a remedy
             raise
         why = os.strerror(error.errno)
         told = type(error)(

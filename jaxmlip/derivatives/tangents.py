@@ -26,15 +26,15 @@ class Columns(NamedTuple):
     wave: Wave | None = None
 
 
-# Phases for arrays (m, columns, *features) that were fetched from the cells (m, 3); the sign is +1 for a
+# Phases of arrays (m, columns, *features) that were fetched from the cells (m, 3); the sign is +1 for a
 # fetch and -1 for its transpose.
 Wave = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 
 def second_axis_vmap(f: Callable, *example: Any, wave: Wave | None = None) -> Callable:
-    """`f` on arrays that have one more axis, at position 1, like jax.vmap(f, in_axes=1, out_axes=1).
+    """`f` for arrays with one more axis, at position 1, like jax.vmap(f, in_axes=1, out_axes=1).
 
-    f takes and returns arrays of at least one axis, and is linear where a `wave` is given; `example` gives
+    f takes and returns arrays of at least one axis, and must be linear if a `wave` is given; `example` gives
     the shapes of its arguments.
     """
     closed = jax.make_jaxpr(f)(*example)
@@ -86,7 +86,7 @@ def _apply(equation, inputs, columns: Columns) -> list:
 
 
 def _fetches_within(params) -> str:
-    """The name of a step between cells in the functions among `params`, as of a loop; "" for none."""
+    """The name of a primitive between cells in the functions (of a loop, say) in `params`; "" for none."""
     for x in params:
         if isinstance(x, tuple | list) and (found := _fetches_within(x)):
             return found
@@ -99,7 +99,7 @@ def _fetches_within(params) -> str:
 
 
 def _spread(x, batched: bool, columns: Columns):
-    """x with the axis of columns, which is added where it is missing."""
+    """x with the axis of columns, which is added if it is missing."""
     if batched:
         return x
     x = jnp.expand_dims(x, min(1, jnp.ndim(x)))
@@ -201,7 +201,7 @@ def _dot_general(equation, inputs, columns):
         return bind(x, w, ((later(over_x), over_w), ((), ())))
     if batch_x != (0,) or batch_w != (0,):
         return None
-    if not w_batched:  # the columns come out as the first of the free axes, in their place
+    if not w_batched:  # the columns come out as the first free axis, which is their place
         return bind(x, w, ((later(over_x), over_w), ((0,), (0,))))
     if not x_batched:
         if x.ndim == 1 + len(over_x):  # no axis of x is left to come before the columns

@@ -1,1 +1,1 @@
-"""What forces and stresses do: calculator, relaxation, bands, elasticity."""
+"""Uses of forces and stresses: calculator, relaxation, bands, elasticity."""

@@ -19,12 +19,12 @@ class Calculator(ASECalculator):
 
     Properties: energy (also as free_energy), forces, stress, and, where the model has them, energies (of each
     atom) and magmoms with their sum magmom; eV, Å, μB, and ASE's Voigt order and sign of stress; in float64,
-    which ASE's files ask for, whatever the potential computes in. Slabs and wires have the stress of
-    `Prediction`, molecules none. As atoms move and neighbours come and go, nothing is compiled anew until
-    they exceed the spare room, which then grows by half.
+    as ASE's files require, whatever the potential computes in. Slabs and wires have the stress of
+    `Prediction`, molecules none. As atoms move and neighbours change, nothing is recompiled until they exceed
+    the spare padding, which then grows by half.
 
-    `potential` is a Potential, or what `jaxmlip.load` takes: a name or a path. Raises TypeError for anything
-    else.
+    `potential` is a Potential, or an argument of `jaxmlip.load`: a name or a path. Raises TypeError for
+    anything else.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -54,7 +54,7 @@ class Calculator(ASECalculator):
 
 
 def results(prediction: Prediction) -> dict[str, float | np.ndarray]:
-    """A prediction by the names and in the shapes of ASE, in float64: its databases read bytes as that."""
+    """A prediction with ASE's names and shapes, in float64, as which ASE's databases read bytes."""
     numbers = {name: np.asarray(value, np.float64) for name, value in prediction.items()}
     energy = float(numbers["energy"])
     found = {

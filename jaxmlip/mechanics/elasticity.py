@@ -1,7 +1,7 @@
 """Elastic constants by linear response: second derivatives of the energy by strain, without finite strains.
 
-A crystal answers a strain twice: its cell deforms, and its atoms move within the cell until no force is left.
-Both answers are second derivatives of E(r, ε), so both come from the linear map of
+A crystal responds to a strain twice: its cell deforms, and its atoms move within the cell until no force is
+left. Both responses are second derivatives of E(r, ε), so both come from the linear map of
 `jaxmlip.derivatives.response`, the change of the gradient (∂E/∂r, ∂E/∂ε) with positions and strain: M. Born
 and K. Huang, Dynamical Theory of Crystal Lattices (1954); X. Wu, D. Vanderbilt and D. R. Hamann, Phys. Rev.
 B 72, 035105 (2005), whose letters these are.
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  # xx yy zz yz xz xy
-LARGE_FORCE = 0.05  # eV/Å; above it, and above this stress, constants are those of no crystal at rest
+LARGE_FORCE = 0.05  # eV/Å; above it, or above this stress, constants are not those of a crystal at rest
 LARGE_STRESS = 0.5  # GPa
-SHEAR = np.sqrt([1, 1, 1, 2, 2, 2])  # makes Voigt's order an orthonormal basis of strains
+SHEAR = np.sqrt([1, 1, 1, 2, 2, 2])  # makes strains in Voigt's order orthonormal
 GAMMA = np.zeros((1, 3))
-MESSAGES = 2_000  # bonds and angles at once of `elastic_tensors`, times the columns of a block
+MESSAGES = 2_000  # bonds and angles at once in `elastic_tensors`, times the columns of a block
 
 
 class NotAtRestWarning(UserWarning):
-    """Forces or stresses remain in a crystal whose second derivatives are taken."""
+    """A warning of forces or stresses that remain in a crystal whose second derivatives are taken."""
 
 
 class Moduli(NamedTuple):
-    """The two elastic constants of a polycrystal without texture, in GPa."""
+    """The two elastic constants (GPa) of a polycrystal without texture."""
 
     bulk: float
     shear: float
@@ -73,15 +73,15 @@ class Elasticity:
     """The elastic constants of a crystal in Cartesian axes; matrices are in Voigt's order xx yy zz yz xz xy.
 
     `C` and `clamped` are (1/V) ∂²E/∂ε∂ε for a symmetric strain ε that takes r to r (1 + ε). Without stress
-    this is what everyone calls the elastic tensor. Under a stress there are several (D. C. Wallace,
+    this is the usual elastic tensor. Under a stress there are several (D. C. Wallace,
     Thermodynamics of Crystals, 1972): `stress_strain` gives ∂σ/∂ε, `christoffel` the velocities of waves.
     The moduli are those of `C`.
     """
 
     C: Float[np.ndarray, "6 6"]  # GPa; atoms follow the strain until no force changes
     clamped: Float[np.ndarray, "6 6"]  # GPa; atoms move with the cell alone
-    force_strain: Float[np.ndarray, "atoms 3 6"]  # Λ = -∂²E/∂r∂ε, eV/Å: the force that a strain brings
-    internal_strain: Float[np.ndarray, "atoms 3 6"]  # H⁺Λ, Å: how far it moves an atom, rigid shifts left out
+    force_strain: Float[np.ndarray, "atoms 3 6"]  # Λ = -∂²E/∂r∂ε, eV/Å: force per unit of strain
+    internal_strain: Float[np.ndarray, "atoms 3 6"]  # H⁺Λ, Å: the motion of atoms, without rigid shifts
     internal_modes: Float[np.ndarray, " modes"]  # eV/Å², ascending: H at Γ without the three rigid shifts
     stress: Float[np.ndarray, "3 3"]  # GPa, of the crystal as it is; positive in tension
     max_force: float  # eV/Å, the largest on an atom as it is
@@ -89,7 +89,7 @@ class Elasticity:
 
     @property
     def internal_modes_stable(self) -> bool:
-        """Whether atoms rest in a minimum of the energy. If not, `C` is the response at a saddle point."""
+        """True if atoms are at a minimum of the energy. If not, `C` is the response at a saddle point."""
         return bool((self.internal_modes > 0).all())
 
     @property
@@ -111,7 +111,7 @@ class Elasticity:
     def eigenvalues(self) -> Float[np.ndarray, " 6"]:
         """Kelvin's moduli, ascending, in GPa: the eigenvalues of the map from strain to stress.
 
-        Under a stress, those of the symmetric part of `stress_strain`.
+        Under a stress, they are those of the symmetric part of `stress_strain`.
         """
         # In an orthonormal basis eigenvalues are the same in all axes.
         B = self.stress_strain * SHEAR[:, None] * SHEAR
@@ -128,13 +128,13 @@ class Elasticity:
 
     @property
     def resists_everything(self) -> bool:
-        """Whether C has an inverse: no strain is free of stress."""
+        """True if C has an inverse: every strain causes a stress."""
         stiffness = np.abs(np.linalg.eigvalsh(self.C))
         return bool(stiffness.min() > 1e-12 * stiffness.max())
 
     @property
     def compliance(self) -> Float[np.ndarray, "6 6"]:
-        """C⁻¹ in 1/GPa, for shear strains 2ε_yz, 2ε_xz, 2ε_xy. Raises ValueError where C is singular."""
+        """C⁻¹ in 1/GPa, for shear strains 2ε_yz, 2ε_xz, 2ε_xy. Raises ValueError if C is singular."""
         if not self.resists_everything:
             raise ValueError(
                 "the elastic tensor is singular: some strain meets no resistance, so compliance and Reuss "
@@ -175,20 +175,20 @@ class Elasticity:
         ρ v² are the eigenvalues of Christoffel's matrix; an imaginary v is given as a negative number. The
         stress is accounted for (Wallace's propagation coefficients), residual forces are not.
 
-        Raises ValueError where `direction` is not a vector of three numbers that points somewhere.
+        Raises ValueError if `direction` is not a nonzero vector of three numbers.
         """
         n = np.asarray(direction, float)
         if n.shape != (3,) or not np.isfinite(n).all() or not n.any():
             raise ValueError(f"found direction={direction!r}, needed three numbers, not all 0.")
         n = n / np.linalg.norm(n)
-        # Waves turn the crystal as well as strain it, which costs nothing only without stress.
+        # Waves rotate the crystal as well as strain it, which costs no energy only without stress.
         lagrangian = self.tensor - _stress_terms(self.stress)
         matrix = np.einsum("ijkl,j,l->ik", lagrangian, n, n) + n @ self.stress @ n * np.eye(3)
         squares = np.linalg.eigvalsh(matrix) * 1e9 / self.density
         return np.sign(squares) * np.sqrt(np.abs(squares))
 
     def as_record(self) -> dict[str, Any]:
-        """Everything as lists and numbers for JSON, units in the names; None for what does not exist."""
+        """All results as lists and numbers for JSON, with units in the names; None for missing ones."""
         moduli = None
         if self.resists_everything:
             moduli = {
@@ -214,7 +214,7 @@ class Elasticity:
         }
 
     def in_words(self) -> list[str]:
-        """Moduli, stability, sound and what remains of forces, a line for each."""
+        """Lines of text: moduli, stability, sound and residual forces."""
         lines = []
         if self.resists_everything:
             m = self.hill
@@ -262,14 +262,13 @@ def elastic_tensor(
 
     C = C⁰ - Λᵀ H⁺ Λ / V (Wu, Vanderbilt and Hamann) with the clamped-ion C⁰ = ∂²E/∂ε∂ε / V, the
     coupling Λ = -∂²E/∂r∂ε and the Hessian H = ∂²E/∂r∂r at Γ, all of them exact derivatives. H⁺ is the
-    inverse for displacements other than the three rigid shifts. Nothing is moved: relax the crystal first.
-    Where forces or stresses remain that would change the constants, a warning says so and the result holds
-    them.
+    inverse for displacements other than the three rigid shifts. Nothing is moved: relax the crystal first. If
+    forces or stresses remain that would change the constants, it warns, and the result holds them.
 
     A mode of negative curvature is no error: the linear response is then that of a saddle point, and
     `internal_modes_stable` is False. Crystals that are padded to one `shape` share the compiled programs.
 
-    Raises ValueError as `from_atoms` does, and where a displacement besides the rigid shifts meets no
+    Raises ValueError as `from_atoms` does, and if a displacement other than the rigid shifts meets no
     resistance, so that the linear response does not exist.
     """
     atoms = as_atoms(crystal)
@@ -287,14 +286,14 @@ def elastic_tensors(
 ) -> list[Elasticity | ValueError]:
     """`elastic_tensor` of many crystals, in the same order, under a progress bar.
 
-    Small crystals lie side by side in one graph, where one derivative is a column of each: the first atom of
-    each moves along x, then along y, and so on. So a batch takes as many derivatives as that of its crystals
-    which needs most. Crystals without a linear response have the error that `elastic_tensor` raises in their
-    place. Nothing warns of forces and stresses that remain: see `Elasticity.max_force` and `stress`.
+    Small crystals lie side by side in one graph, where one derivative gives a column of each: the first atom
+    of each moves along x, then along y, and so on. So a batch takes as many derivatives as its most demanding
+    crystal. For a crystal without a linear response, the result is the error that `elastic_tensor` raises.
+    There are no warnings of residual forces and stresses: see `Elasticity.max_force` and `stress`.
 
-    With `symmetry`, operations of the space group that hold within so many Å give derivatives from a few
-    others, as exactly as they hold. `shapes` as `batches.side_by_side` has them: calls with the same share
-    the compiled programs. Raises ValueError, as `Potential.graphs` does, before anything is computed.
+    With `symmetry` (Å), operations of the space group that hold within it give most derivatives from a few,
+    as exactly as they hold. `shapes` are as in `batches.side_by_side`: calls with the same shapes share the
+    compiled programs. Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
     every = repeating(crystals, "elastic constants")
     graphs = potential.graphs(every)
@@ -324,10 +323,10 @@ def elastic_tensors(
 def internal_strain(
     potential: Potential, crystal: Atoms | Structure, shape: batching.BatchShape | None = None
 ) -> Float[np.ndarray, "atoms 3 6"]:
-    """H⁺Λ in Å: how atoms move beyond the motion of their cell, for each unit of ε_xx, … 2ε_yz, 2ε_xz, 2ε_xy.
+    """H⁺Λ in Å: motion of atoms relative to their cell, per unit of ε_xx, … 2ε_yz, 2ε_xz, 2ε_xy.
 
-    As far as keeps the derivatives of the energy by their fractional coordinates, so that atoms at rest stay
-    at rest; rigid shifts left out. Raises as `elastic_tensor`.
+    It is the shift that keeps ∂E/∂(fractional coordinates) constant, so that atoms at rest stay at rest,
+    without rigid shifts. Raises as `elastic_tensor`.
     """
     atoms = as_atoms(crystal)
     return _internal_strain(Response(potential, atoms, shape=shape), atoms)
@@ -336,7 +335,7 @@ def internal_strain(
 def internal_motion(
     response: Response, atoms: Atoms, eps: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "atoms 3"]:
-    """How far (Å) the atoms move on their way back to rest for each unit of the strain `eps`, to first order.
+    """Motion (Å) of the atoms back to rest per unit of the strain `eps`, to first order.
 
     It is `internal_strain` along `eps`, of the crystal whose `response` it is. Raises as `elastic_tensor`.
     """
@@ -362,7 +361,7 @@ class _Expansion(NamedTuple):
 
 
 class _Needed(NamedTuple):
-    """Derivatives by which displacements and strains give, by symmetry, all others of a crystal."""
+    """Displacements and strains whose derivatives give all others of a crystal by symmetry."""
 
     group: SpaceGroup
     displacements: Pairs
@@ -382,15 +381,15 @@ def _needed(atoms: Atoms, symmetry: float | None) -> _Needed:
 
 
 def _expansion(response: Response, atoms: Atoms) -> _Expansion:
-    """That of the one crystal of a response."""
+    """The expansion of the only crystal of a response."""
     return _expansions(response, [len(atoms)], [_needed(atoms, None)])[0]
 
 
 def _expansions(response: Response, numbers: Sequence[int], needed: Sequence[_Needed]) -> list[_Expansion]:
-    """The expansions of the crystals of a response, of so many atoms each."""
+    """The expansions of the crystals of a response, whose numbers of atoms are `numbers`."""
     size, crystals = response.graph.positions.size, len(response.graph.cell)
     starts = np.cumsum([0, *numbers[:-1]])
-    # Of each column, the coordinate of each crystal that is its own; none is beyond the last strain.
+    # The coordinate of each crystal in each column; a number beyond the last strain means none.
     columns = np.full(
         (BLOCK_SIZE * -(-max(n.count for n in needed) // BLOCK_SIZE), crystals), size + 9 * crystals
     )
@@ -414,14 +413,14 @@ def _expansions(response: Response, numbers: Sequence[int], needed: Sequence[_Ne
 def _completed_strains(forces, slopes, needed: _Needed) -> tuple[np.ndarray, np.ndarray]:
     """Λ (3n, 6) and ∂²E/∂ε∂ε (6, 6) from ∂²E/∂r∂ε (s, n, 3) and ∂²E/∂ε∂ε (s, 3, 3) of the strains needed.
 
-    Where a strain ε brings the forces f, the strain W ε Wᵀ brings the forces f turned by W.
+    If a strain ε causes the forces f, the strain W ε Wᵀ causes the forces f rotated by W.
     """
     group, turns = needed.group, _turned_strains(needed.group)
     n, s = forces.shape[1], len(needed.strains)
     scale = SHEAR[needed.strains]
     forces = (forces.reshape(s, 3 * n) * scale[:, None]).T
     slopes = (slopes[:, *np.transpose(VOIGT)] * SHEAR * scale[:, None]).T
-    # No translation changes a strain: the mean over all of them of what it brings stands for each.
+    # Translations do not change a strain, so its response is averaged over them.
     shifts = map(group.translation, range(len(group.shifted_atom)))
     forces = sum(shift.turned(GAMMA, forces[None])[0].real for shift in shifts) / len(group.shifted_atom)
     X = np.concatenate([turn[:, needed.strains] for turn in turns], axis=1)
@@ -461,9 +460,9 @@ def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:
 
 
 def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues of H for displacements that are no rigid shift, and H⁺Λ."""
+    """The eigenvalues of H for displacements other than rigid shifts, and H⁺Λ."""
     n = len(atoms)
-    # The rows after the first are orthonormal and add up to 0: what is left of n atoms without a rigid shift.
+    # The rows after the first are orthonormal and add up to 0: motions of n atoms without a rigid shift.
     relative = np.kron(np.linalg.svd(np.ones((1, n)))[2][1:], np.eye(3))
     modes, vectors = np.linalg.eigh(relative @ H @ relative.T)
     vectors = relative.T @ vectors
@@ -483,7 +482,7 @@ def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]
 def warn_of_residuals(
     atoms: Atoms, max_force: float, stress: Float[np.ndarray, "3 3"] | None, what: str
 ) -> None:
-    """Warns where forces (eV/Å) or stresses (GPa) remain, so that `what` is that of no crystal at rest."""
+    """Warns if forces (eV/Å) or stresses (GPa) remain, so that `what` is not that of a crystal at rest."""
     largest = 0.0 if stress is None else np.abs(stress).max()
     if max_force > LARGE_FORCE or largest > LARGE_STRESS:
         warnings.warn(
@@ -496,7 +495,7 @@ def warn_of_residuals(
 
 
 def _stress_terms(stress) -> np.ndarray:
-    """What a stress adds to (1/V) ∂²E/∂ε∂ε over the derivative by the Lagrangian strain η = ε + ε²/2.
+    """Terms of stress in (1/V) ∂²E/∂ε∂ε beyond the derivative by the Lagrangian strain η = ε + ε²/2.
 
     It is (1/V) ∂E/∂η : ∂²η/∂ε∂ε, that is the second derivative of tr(σ ε²) / 2.
     """
@@ -506,6 +505,6 @@ def _stress_terms(stress) -> np.ndarray:
 
 
 def _averages(C) -> tuple[float, float]:
-    """K and G of the isotropic tensor that is nearest to the one whose elements are C."""
+    """K and G of the isotropic tensor nearest to the tensor with elements C."""
     diagonal, off, shear = np.trace(C[:3, :3]), C[[0, 0, 1], [1, 2, 2]].sum(), np.trace(C[3:, 3:])
     return float((diagonal + 2 * off) / 9), float((diagonal - off + 3 * shear) / 15)

@@ -1,4 +1,4 @@
-"""Equations of state: the energy of a crystal against its volume, and the stiffness that follows."""
+"""Equations of state: the energy of a crystal against its volume, and its bulk modulus."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from jaxmlip.potential import Potential
 
-ROUNDS = 6  # searches for the minimum before a crystal is given up
-FARTHEST = 1.2  # a search moves by no larger factor in volume
+ROUNDS = 6  # searches for the minimum before giving up
+FARTHEST = 1.2  # largest factor in volume of one search
 
 
 class EquationOfState(NamedTuple):
@@ -42,15 +42,15 @@ class EquationOfState(NamedTuple):
 def birch_murnaghan(volumes: Float[np.ndarray, " n"], energies: Float[np.ndarray, " n"]) -> EquationOfState:
     """The equation of state nearest to `energies` (eV) at `volumes` (Å³), by linear least squares.
 
-    E is a cubic polynomial in V^(-2/3), so that no start is guessed. Raises ValueError for fewer than four
-    volumes, numbers that are not finite, and where the polynomial has no minimum.
+    E is a cubic polynomial in V^(-2/3), so that no initial guess is needed. Raises ValueError for fewer than
+    four volumes, numbers that are not finite, and if the polynomial has no minimum.
     """
     V, E = np.asarray(volumes, float), np.asarray(energies, float)
     if len(V) < 4 or len(V) != len(E) or not np.isfinite([V, E]).all() or V.min() <= 0:
         raise ValueError(f"found energies {E} at volumes {V}, needed four or more, finite.")
     middle = V.mean()
     x = (V / middle) ** (-2 / 3)
-    # Around 1, where the powers differ.
+    # Scaled to about 1, where the powers differ.
     cubic = np.polynomial.Polynomial.fit(x, E - E.mean(), 3).convert()
     slope, curvature = cubic.deriv(), cubic.deriv(2)
     minima = [r.real for r in slope.roots() if abs(r.imag) < 1e-12 and r.real > 0 and curvature(r.real) > 0]
@@ -73,10 +73,10 @@ def equations_of_state(
 ) -> list[EquationOfState | ValueError]:
     """The equation of state of each crystal, in the same order; its fractional coordinates are kept.
 
-    Fitted to `points` energies between 1 - `span` and 1 + `span` times the volume of the crystal. Where the
-    minimum lies beyond them, it is fitted again around it. Crystals for which none is found have a ValueError
-    in their place. All crystals are computed in batches, in the `shapes` where they are given (see
-    `batches.side_by_side`). Use a potential of dtype "float64": differences of energies are small.
+    It is fitted to `points` energies between 1 - `span` and 1 + `span` times the volume of the crystal. If
+    the minimum lies beyond them, it is fitted again around it. If none is found, the result is a ValueError.
+    All crystals are computed in batches, in the `shapes` if given (see `batches.side_by_side`). Use a
+    potential of dtype "float64": differences of energies are small.
 
     Raises ValueError as `elastic_tensors` does.
     """
@@ -113,7 +113,7 @@ def equations_of_state(
 
 
 def _downhill(V, E) -> float | None:
-    """A volume beyond that end of V where E is lower; None where E says nothing."""
+    """A volume beyond the end of V at which E is lower; None if E does not tell."""
     if not np.isfinite(E).all() or np.ptp(E) == 0:
         return None
     return V[0] / FARTHEST if E[0] < E[-1] else V[-1] * FARTHEST

@@ -1,4 +1,4 @@
-"""Nudged elastic bands: the way over the saddle between two minima, and how high it is.
+"""Nudged elastic bands: the path over the saddle between two minima, and its barrier.
 
 All images of all bands are computed side by side, in one call of the potential where they fit; the force on a
 band is that of ASE (`ase.mep.NEB`): improved tangents, G. Henkelman and H. Jónsson, J. Chem. Phys. 113, 9978
@@ -44,37 +44,37 @@ CLIMB_BELOW = 0.5  # eV/Å; the highest image climbs once the band is that smoot
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A way between two minima, both of them included."""
+    """A path between two minima, both included."""
 
     images: list[Atoms]  # with energy and forces as calculator results
     converged: bool
-    reason: str  # why it did not converge; empty where it did
+    reason: str  # why it did not converge; empty if it did
     steps: int
     max_force: float  # eV/Å, the largest on an atom of an image, springs and projection included
 
     @property
     def energies(self) -> np.ndarray:
-        """eV, (images,)."""
+        """Energies in eV, (images,)."""
         return np.array([image.get_potential_energy() for image in self.images])
 
     @property
     def path(self) -> np.ndarray:
-        """Å, (images,): how far along the band each image is, √Σ|Δr|² over atoms, added up."""
+        """Position of each image along the band in Å, (images,): √Σ|Δr|² over atoms, added up."""
         return path_length(self.images)
 
     @property
     def saddle(self) -> int:
-        """The highest image."""
+        """The number of the highest image."""
         return int(self.energies.argmax())
 
     @property
     def forward(self) -> float:
-        """eV, from the first image to the highest."""
+        """Barrier in eV from the first image to the highest."""
         return barriers(self.energies)[0]
 
     @property
     def reverse(self) -> float:
-        """eV, from the last image to the highest."""
+        """Barrier in eV from the last image to the highest."""
         return barriers(self.energies)[1]
 
     @property
@@ -95,7 +95,7 @@ def barriers(energies: Sequence[float]) -> tuple[float, float, float]:
 
 
 def path_length(images: Sequence[Atoms]) -> np.ndarray:
-    """Å, (images,): √Σ|Δr|² over atoms from image to image, nearest periodic images, added up."""
+    """Distances in Å, (images,): √Σ|Δr|² over atoms (nearest periodic images), added up."""
     moved = [
         np.linalg.norm(find_mic(b.positions - a.positions, a.cell, a.pbc)[0]) for a, b in pairwise(images)
     ]
@@ -103,12 +103,12 @@ def path_length(images: Sequence[Atoms]) -> np.ndarray:
 
 
 def in_order_of(crystal: Atoms | Structure, reference: Atoms | Structure) -> Atoms:
-    """`crystal` with its atoms in the order of those of `reference` that are nearest, of the same elements.
+    """`crystal` with its atoms in the order of the nearest atoms of the same element in `reference`.
 
-    The assignment with the least sum of squared distances, periodic images included: H. W. Kuhn, Nav. Res.
-    Logist. Q. 2, 83 (1955). For the ends of a path from files that list atoms as they please; of several
-    equivalent atoms that trade places it makes the shortest way, which may be another than was meant.
-    Raises ValueError where elements or cells differ.
+    The assignment has the least sum of squared distances, periodic images included: H. W. Kuhn, Nav. Res.
+    Logist. Q. 2, 83 (1955). It is for the ends of a path from files with different orders of atoms. If
+    equivalent atoms exchange places it gives the shortest path, which may not be the intended one. Raises
+    ValueError if elements or cells differ.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -122,9 +122,9 @@ def in_order_of(crystal: Atoms | Structure, reference: Atoms | Structure) -> Ato
 
 
 def vacancy_hop(crystal: Atoms | Structure, vacancy: int, atom: int) -> tuple[Atoms, Atoms]:
-    """The ends of a path: `crystal` without atom number `vacancy`, before and after `atom` took its place.
+    """The ends of a path: `crystal` without atom number `vacancy`, before and after `atom` takes its place.
 
-    Raises ValueError where the two are one, or of different elements.
+    Raises ValueError if the two are the same atom, or of different elements.
     """
     crystal = as_atoms(crystal)
     if vacancy == atom or crystal.numbers[vacancy] != crystal.numbers[atom]:
@@ -141,10 +141,10 @@ def vacancy_hop(crystal: Atoms | Structure, vacancy: int, atom: int) -> tuple[At
 def interpolated(
     start: Atoms | Structure, end: Atoms | Structure, images: int = 5, method: str = "idpp"
 ) -> list[Atoms]:
-    """`start`, as many `images` between, and `end`, each atom on its shortest way.
+    """`start`, then `images` images between, then `end`, with each atom on its shortest path.
 
     Methods: "linear", or "idpp", which keeps atoms from running into each other: S. Smidstrup et al.,
-    J. Chem. Phys. 140, 214106 (2014). Raises ValueError where atoms or cells do not belong together.
+    J. Chem. Phys. 140, 214106 (2014). Raises ValueError if atoms or cells do not match.
     """
     from ase.mep import NEB
 
@@ -160,7 +160,7 @@ def interpolated(
 
 
 def band(potential: Potential, *path: Atoms | Structure, **options) -> Band:
-    """The band between two crystals, or from the images of a first guess; see `bands`."""
+    """The band between two crystals, or from the images of an initial guess; see `bands`."""
     return bands(potential, [path], **options)[0]
 
 
@@ -179,14 +179,14 @@ def bands(
 ) -> list[Band]:
     """Nudged elastic bands, relaxed side by side in fixed cells until no force is above `fmax` (eV/Å).
 
-    A path is its two ends, with so many `images` put between them by `interpolated`; or three and more
-    crystals, the ends and a first guess of what is between them. With `relax_ends` the ends are moved to
-    their minima first. With `climb` the highest image ends on the saddle. Constraints of the atoms are
-    respected. Optimisers: "FIRE", or "LBFGS", which is faster and less sure.
+    A path is its two ends, between which `interpolated` puts `images` images; or three and more crystals, the
+    ends and an initial guess of the images. With `relax_ends` the ends are first relaxed to their minima.
+    With `climb` the highest image ends on the saddle. Constraints of the atoms are respected. Optimisers:
+    "FIRE", or "LBFGS", which is faster but less reliable.
 
-    Where an end does not come to rest, or a band does not converge in so many `steps`, it warns
-    (NotConvergedWarning) and the result says why. Raises ValueError where the crystals of a path do not
-    belong together, and as `Potential.graph` does.
+    If an end does not relax, or a band does not converge within `steps`, it warns (NotConvergedWarning) and
+    the result says why. Raises ValueError if the crystals of a path do not match, and as `Potential.graph`
+    does.
     """
     if optimiser not in METHODS:
         raise ValueError(f"found optimiser={optimiser!r}, needed one of {', '.join(METHODS)}.")
@@ -218,9 +218,9 @@ def approximate_bands(
 ) -> list[Band]:
     """Bands of the ApproxNEB method: `mobile` is the number of the atom that moves, for each path.
 
-    In every image that atom and the one farthest from it stay where the guess has them, and all others relax
-    in a fixed cell. An image that does not come to rest makes its band not converged. Other arguments and
-    errors are those of `bands`.
+    In every image that atom and the one farthest from it keep their guessed positions, and all others relax
+    in a fixed cell. A band with an image that does not relax has not converged. Other arguments and errors
+    are those of `bands`.
     """
     from ase.constraints import FixAtoms
 
@@ -247,12 +247,12 @@ def approximate_bands(
 
 
 class _Moving:
-    """A band on its way down."""
+    """A band during its relaxation."""
 
     def __init__(
         self,
         images: list[Atoms],
-        reason: str,  # why it cannot start, if so
+        reason: str,  # why it cannot start, if it cannot
         climb: bool,
         fmax: float,
         spring: float,
@@ -267,7 +267,7 @@ class _Moving:
         self.steps, self.max_force, self.converged = 0, float("nan"), False
 
     def ends(self) -> bool:
-        """Looks at the forces of the present state; True where that is the end."""
+        """Checks the forces of the present state; True if the band has ended."""
         self.force = self.neb.get_forces()
         self.max_force = float(np.linalg.norm(self.force, axis=1).max())
         if not np.isfinite(self.max_force):
@@ -325,7 +325,7 @@ def _compute(compute: InFlight, images: Sequence[Sequence[Atoms]]) -> None:
 def _guesses(
     potential: Potential, paths: Sequence[Path], images: int, method: str, relax_ends: bool, fmax: float
 ) -> tuple[list[list[Atoms]], list[str]]:
-    """The images of each path, the ends at rest, and why they are not."""
+    """The images of each path with relaxed ends, and the reasons why ends did not relax."""
     paths = [[as_atoms(crystal).copy() for crystal in path] for path in paths]
     for path in paths:
         if len(path) < 2:

@@ -1,4 +1,4 @@
-"""Ways downhill for one crystal, a step at a time: `relaxation` moves atoms and cell by them."""
+"""Optimisers for one crystal, a step at a time: `relaxation` moves atoms and cell by them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 
 class Method(Protocol):
-    """A way downhill, for one crystal."""
+    """An optimiser for one crystal."""
 
     def step(self, x: np.ndarray, force: np.ndarray) -> np.ndarray:
-        """Where to go from the coordinates x, given the force there; both are (n, 3)."""
+        """The next coordinates after x, given the force there; both are (n, 3)."""
 
 
 class LBFGS:
     """Limited-memory BFGS, Liu & Nocedal, Math. Program. 45, 503 (1989), without a line search.
 
     The inverse Hessian of the two loops starts as γ = sᵀy / yᵀy of the last step (Nocedal & Wright, Numerical
-    Optimization, 2nd ed., algorithm 7.4 and eq. 7.20), so the first steps need no guess but one. Where the
-    curvature along a step is not positive, what was learnt is forgotten.
+    Optimization, 2nd ed., algorithm 7.4 and eq. 7.20), so only the first step needs a guess. If the curvature
+    along a step is not positive, the history is cleared.
     """
 
     MEMORY = 30
@@ -55,7 +55,7 @@ class LBFGS:
 
 class FIRE:
     """FIRE, Bitzek et al., PRL 97, 170201 (2006), as FIRE 2.0, Guénolé et al., Comput. Mater. Sci. 175,
-    109584 (2020): half a step back where the way turns uphill, then semi-implicit Euler.
+    109584 (2020): half a step back when the path turns uphill, then semi-implicit Euler.
 
     The factors, the first α and the ratio of the shortest to the first time step are those of FIRE 2.0, N_min
     is that of 2006. All masses are 1, so that time has the unit Å / √eV.

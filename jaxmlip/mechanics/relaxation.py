@@ -1,9 +1,9 @@
 """Relaxation: crystals moved, with their cells, to where forces and stress vanish.
 
-Many are moved side by side: one call of the potential for all of them, and each with its own steps and its
-own end. Graphs are built anew in each step. That takes a few per cent of the time on a CPU, and is right for
-every model; a list of neighbours with a skin would hold bonds beyond the cutoff, and make each call dearer by
-more than it saves.
+Many are moved side by side: one call of the potential computes all of them, and each has its own steps and
+its own end. Graphs are rebuilt in each step. That takes a few per cent of the time on a CPU, and is right for
+every model; a neighbour list with a skin would hold bonds beyond the cutoff, and cost more in each call than
+it saves.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-SYMPREC = 0.01  # Å; how far atoms may be from the symmetry that spglib finds
-VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has been lost
+SYMPREC = 0.01  # Å; the largest deviation of atoms from the symmetry that spglib finds
+VOLUME_RATIO = 3.0  # larger or smaller by more than this, a crystal has fallen apart
 MAX_STEP = 0.1  # Å; the farthest that `relax_many` moves an atom in a step
 OF_ASE = ("BFGS", "BFGSLineSearch", "LBFGSLineSearch", "FIRE2", "GPMin")
 
 
 class NotConvergedWarning(UserWarning):
-    """A relaxation ended before forces and stress were small enough."""
+    """A warning that a relaxation ended before forces and stress were small enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +56,18 @@ class Relaxation:
     start: Atoms  # as it was given
     atoms: Atoms  # where it ended, with energy, forces, stress (and magmoms) as calculator results
     converged: bool
-    reason: str  # why it did not converge; empty where it did
+    reason: str  # why it did not converge; empty if it did
     steps: int
-    start_energy: float  # eV, of the start, made symmetric where the symmetry was to be fixed
+    start_energy: float  # eV, of the start, symmetrised if the symmetry is fixed
     energy: float  # eV
-    max_force: float  # eV/Å, the largest that the constraints leave to an atom
-    # GPa, the largest |σ_ij + p δ_ij| that they and the strains which were allowed leave; not judged where
-    # the cell was fixed
+    max_force: float  # eV/Å, the largest on an atom after constraints
+    # GPa, the largest |σ_ij + p δ_ij| after constraints and in allowed strains; no criterion if the cell is
+    # fixed
     max_stress: float
 
     @property
     def pressure(self) -> float:
-        """-tr σ / 3 of the end in GPa; NaN where it does not repeat in three directions."""
+        """-tr σ / 3 of the end in GPa; NaN if it does not repeat in three directions."""
         if not self.atoms.pbc.all():
             return float("nan")
         stress = self.atoms.get_stress(voigt=False, apply_constraint=False)
@@ -98,7 +98,7 @@ def space_group(atoms: Atoms, symprec: float = SYMPREC) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """Where a relaxation is to end, and what it may move; see `relax`."""
+    """The criteria and the allowed motions of a relaxation; see `relax`."""
 
     fmax: float
     smax: float
@@ -181,23 +181,23 @@ def relax(
     hydrostatic_strain: bool = False,
     mask: Sequence[bool] | None = None,
 ) -> Relaxation:
-    """`crystal` moved until the largest force is below `fmax` (eV/Å), a copy of it: the input stays as it is.
+    """A copy of `crystal`, moved until the largest force is below `fmax` (eV/Å).
 
     With `cell` its lattice vectors vary too, until each component of σ + p is below `smax` (GPa), where p is
-    the `pressure` (GPa). `fix_symmetry` first makes the crystal exactly as symmetric as it is within
-    `symprec` (Å), and then keeps its space group. Constraints of the atoms are respected. The defaults are
-    for phonons; in float32 forces carry a noise of about 3e-5 eV/Å.
+    the `pressure` (GPa). `fix_symmetry` first makes the symmetry that holds within `symprec` (Å) exact, and
+    then keeps the space group. Constraints of the atoms are respected. The defaults are for phonons; in
+    float32 forces have a noise of about 3e-5 eV/Å.
 
-    The strains of the cell can be restricted, in the words of ASE's filters: `constant_volume`;
+    The strains of the cell can be restricted, with the names of ASE's filters: `constant_volume`;
     `hydrostatic_strain`, which keeps the shape; or a `mask` of the strains xx yy zz yz xz xy that may vary,
-    in the Cartesian axes. A slab or a wire strains along the directions in which it repeats alone, and needs
-    a box with a height for that; a molecule has no cell to vary.
+    in the Cartesian axes. A slab or a wire strains only along the directions in which it repeats, and needs a
+    box with a height for that; a molecule has no cell to vary.
 
     Optimisers: "LBFGS" or "FIRE", which takes two to three times as many steps; and BFGS, BFGSLineSearch,
     LBFGSLineSearch, FIRE2 and GPMin of ASE, with its FrechetCellFilter.
 
-    Where it does not converge, in so many `steps` or because the crystal falls apart, it warns
-    (NotConvergedWarning) and the result says why. Raises ValueError as `Potential.graph` does.
+    If it does not converge within `steps`, or the crystal falls apart, it warns (NotConvergedWarning) and the
+    result says why. Raises ValueError as `Potential.graph` does.
     """
     goal = Goal(
         fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
@@ -214,10 +214,10 @@ def relax(
 
 
 def at_rest(potential: Potential, crystal: Atoms | Structure) -> Atoms:
-    """The crystal where forces and stress vanish, its space group kept: where phonons and elasticity start.
+    """The crystal relaxed to no forces and stress, its space group kept: the start of phonons and elasticity.
 
     Masses, tags, magnetic moments, constraints and info stay those of `crystal`. Constraints would leave
-    forces, so they are released on the way, with a warning. Raises RuntimeError where it does not get there.
+    forces, so they are released meanwhile, with a warning. Raises RuntimeError if it does not converge.
     """
     atoms = as_atoms(crystal).copy()
     constraints = atoms.constraints
@@ -260,13 +260,13 @@ def relax_many(
 ) -> list[Relaxation]:
     """`crystals` relaxed side by side, in the same order; see `relax` for what the arguments mean.
 
-    Each call of the potential computes all crystals of a batch. A crystal that has ended makes room for the
-    next, so that few programs are compiled, and one that falls apart disturbs no other. On a terminal a
-    progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE". Calls that are given the same
-    `shape` for a batch share its compiled program; it grows where crystals need more.
+    Each call of the potential computes all crystals of a batch. The next crystal takes the place of one that
+    has ended, so that few programs are compiled; one that falls apart does not disturb the others. On a
+    terminal a progress bar counts those that have ended. Optimisers: "LBFGS" and "FIRE". Calls with the same
+    `shape` of a batch share its compiled program; it grows if crystals need more.
 
-    The `converged` and `reason` of each result tell which crystals did not come to rest: nothing warns of
-    them. Raises ValueError, as `Potential.graphs` does, before anything is computed.
+    The `converged` and `reason` of each result tell which crystals did not converge; there is no warning.
+    Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
     goal = Goal(
         fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
@@ -302,7 +302,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
 
     descent = Descent(crystal, goal)
     atoms = moving = descent.atoms
-    potential.graph(atoms)  # what is wrong with the crystal itself is said here
+    potential.graph(atoms)  # raises if the crystal itself is wrong
     atoms.calc = calculator = Calculator(potential)
     if descent.varies:
         if not atoms.pbc.all() and (goal.constant_volume or goal.hydrostatic_strain):
@@ -311,7 +311,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
                 f"{atoms.pbc.tolist()}; needed one of {', '.join(METHODS)}, since ASE's filter strains every "
                 "direction."
             )
-        # With √N instead of ASE's N a strain is as stiff as a bond, however many atoms there are.
+        # With √N instead of ASE's N, a strain is as stiff as a bond for any number of atoms.
         scale, p = len(atoms) ** 0.5, goal.pressure / GPA_PER_EV_PER_A3
         moving = FrechetCellFilter(
             atoms,
@@ -324,7 +324,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
     run = getattr(ase.optimize, optimiser)(moving, logfile=None)
     with quiet():
         try:
-            # ASE's own criterion knows no stress; 0 is never reached.
+            # ASE's own criterion ignores stress; 0 is never reached.
             for _ in run.irun(fmax=0.0, steps=goal.steps):
                 descent.steps = run.nsteps
                 prediction = dict(calculator.results)
@@ -332,14 +332,16 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
                     prediction["stress"] = voigt_6_to_full_3x3_stress(prediction["stress"])
                 if descent.see(prediction):
                     break
-        except ValueError as error:  # no crystal is left, or a matrix of the optimiser has no eigenvalues
+        except (
+            ValueError
+        ) as error:  # the crystal is no longer valid, or a matrix of the optimiser has no eigenvalues
             descent.reason = f"it fell apart in step {run.nsteps + 1}: {error}"
     return descent.result()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """On the way atoms may come close to each other; where they end there, the result says so."""
+    """Silences warnings of close atoms during a relaxation; if they end close, the result says so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* Å apart; no potential was fitted")
         warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell may be ill behaved")
@@ -347,7 +349,7 @@ def quiet() -> Iterator[None]:
 
 
 class Descent:
-    """A crystal on its way to a minimum: where it is, how it started, and whether it has ended."""
+    """A crystal on its way to a minimum: its state, its start, and whether it has ended."""
 
     def __init__(self, crystal: Atoms | Structure, goal: Goal):
         from ase.constraints import FixSymmetry
@@ -361,13 +363,13 @@ class Descent:
         self.along = directions(self.atoms.cell.array, repeats)
         self._check_periodicity()
         if goal.fix_symmetry:
-            # Made before it is set: it moves the atoms onto the symmetry that it finds.
+            # Made before it is attached, since making it moves the atoms onto the symmetry that it finds.
             symmetry = FixSymmetry(self.atoms, goal.symprec)
             self.atoms.set_constraint([*self.atoms.constraints, symmetry])
         self.steps = 0
         self.converged, self.reason = False, ""
         self.start_energy = float("nan")
-        self.seen: Seen | None = None  # the last state that made sense
+        self.seen: Seen | None = None  # the last valid state
 
     def _check_periodicity(self) -> None:
         goal, atoms = self.goal, self.atoms
@@ -388,7 +390,7 @@ class Descent:
             )
 
     def see(self, prediction: Prediction) -> bool:
-        """Takes note of what the potential predicts for the present state; True where that is the end."""
+        """Records the prediction for the present state; True if the relaxation has ended."""
         seen = Seen.of(self.atoms, prediction, self.goal, self.along)
         if self.seen is None:
             self.seen, self.start_energy = seen, seen.energy
@@ -415,7 +417,7 @@ class Descent:
 
         seen = self.seen
         atoms = self.start.copy()
-        # What constraints allow has been done; set_cell and set_positions would ask them again.
+        # Constraints were applied already; set_cell and set_positions would apply them again.
         atoms.set_cell(seen.cell, apply_constraint=False)
         atoms.set_positions(seen.positions, apply_constraint=False)
         atoms.calc = SinglePointCalculator(atoms, **seen.properties)
@@ -434,13 +436,13 @@ class Descent:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A state of a crystal, and what the potential predicts for it."""
+    """A state of a crystal, and the potential's prediction for it."""
 
     positions: np.ndarray
     cell: np.ndarray
     properties: dict  # by ASE's names
-    forces: np.ndarray  # (atoms, 3), eV/Å, that the constraints leave
-    stress: np.ndarray  # (3, 3), eV/Å³: σ + p, that they leave
+    forces: np.ndarray  # (atoms, 3), eV/Å, after constraints
+    stress: np.ndarray  # (3, 3), eV/Å³: σ + p, after constraints
 
     @classmethod
     def of(cls, atoms: Atoms, prediction: Prediction, goal: Goal, along: np.ndarray) -> Seen:
@@ -488,11 +490,11 @@ def _collided(atoms: Atoms) -> bool:
 
 
 class BatchDescent(Descent):
-    """A crystal among those of a batch, in coordinates in which cell and atoms are alike.
+    """A crystal of a batch, in coordinates that treat cell and atoms alike.
 
-    They are those of ASE's FrechetCellFilter, rotations left out: with F = exp(U), U symmetric, the cell is
+    They are those of ASE's FrechetCellFilter without rotations: with F = exp(U), U symmetric, the cell is
     cell₀ F and the positions are x F; the coordinates are the N rows of x and the three of √N U, in Å. The
-    factor makes a strain as stiff as a bond is, for any N.
+    factor makes a strain as stiff as a bond for any N.
     """
 
     def __init__(self, crystal: Atoms | Structure, goal: Goal, method: Method):
@@ -503,21 +505,21 @@ class BatchDescent(Descent):
         self.coordinates = np.concatenate([self.atoms.positions, np.zeros((3, 3))])
 
     def move(self) -> None:
-        """Takes one step from the state that was seen last."""
+        """Takes one step from the last recorded state."""
         step = self.method.step(self.coordinates, self.force())
         longest = np.linalg.norm(step, axis=1).max()
         self.place(self.coordinates + step * (MAX_STEP / max(longest, MAX_STEP)))
         self.steps += 1
 
     def place(self, coordinates: np.ndarray) -> None:
-        """Puts atoms and cell where `coordinates` say."""
+        """Moves atoms and cell to `coordinates`."""
         self.coordinates = coordinates
         value, vector = self._logarithm()
         F = (vector * np.exp(value)) @ vector.T
         if self.varies:
             self.atoms.set_cell(self.cell @ F, scale_atoms=True)
         self.atoms.set_positions(self.coordinates[:-3] @ F)
-        if self.atoms.constraints:  # they may have moved them elsewhere
+        if self.atoms.constraints:  # which may have changed the positions
             self.coordinates[:-3] = np.linalg.solve(F, self.atoms.positions.T).T
 
     def force(self) -> np.ndarray:
@@ -527,7 +529,7 @@ class BatchDescent(Descent):
         on_cell = np.zeros((3, 3))
         if self.varies:
             # dE = V tr(σ F⁻¹ dF). In the eigenvectors of U, d exp(U)_kl = dU_kl (e^k - e^l) / (k - l), the
-            # formula of Daleckii and Krein, here written without cancellation.
+            # formula of Daleckii and Krein, written without cancellation.
             by_F = self.atoms.cell.volume * np.linalg.solve(F, self.seen.stress)
             half = (value[:, None] - value) / 2
             ratio = np.where(half == 0, 1.0, np.sinh(half) / np.where(half == 0, 1.0, half))
