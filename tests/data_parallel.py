@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 from ase.build import bulk
-from test_training_step import REFERENCES, labelled
+from labels import REFERENCES, labelled
 
 from jaxmlip.crystals import batching
 from jaxmlip.data.batch import collate, stack

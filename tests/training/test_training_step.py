@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from ase.build import bulk
+from labels import REFERENCES, labelled
 
 from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Example, collate, stack
@@ -28,27 +29,6 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 
 EVERY = LossConfig(energy=1.0, forces=2.0, stress=0.3, magmoms=0.5, hessian=0.7)
 FEW = LossConfig(energy=1.0, forces=2.0, stress=0.0, magmoms=0.5)
-REFERENCES = np.linspace(-3, -1, 120)
-
-
-def labelled(potential, crystals, seed=0) -> list[Example]:
-    """Crystals with all labels, made up."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for atoms in crystals:
-        n = len(atoms)
-        labels = Labels(
-            energy=REFERENCES[atoms.numbers].sum() + rng.normal(),
-            forces=rng.normal(size=(n, 3)),
-            stress=0.01 * rng.normal(size=(3, 3)),
-            magmoms=rng.normal(size=n) ** 2,
-            columns=np.array([0, 3 * n - 1]),
-            hessian=rng.normal(size=(2, n, 3)),
-            weight=rng.uniform(0.5, 2),
-            weights={"energy": 0.25 + n, "forces": 3.0 / n},
-        )
-        found.append(Example(potential.graph(atoms), labels.check(n, "made up")))
-    return found
 
 
 def batch_of(examples, dtype=np.float64, spare=0):

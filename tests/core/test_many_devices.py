@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from addresses import free_address
 from conftest import write_springs
-from test_data_parallel import free_address
 
 import jaxmlip.cli
 from jaxmlip.training.sweeps.sweep_file import EXAMPLE
 
-PAGE = Path(__file__).parents[1] / "docs" / "many_devices.md"
+PAGE = Path(__file__).parents[2] / "docs" / "many_devices.md"
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 CONFIG = """
 model:

@@ -17,7 +17,7 @@ from jaxmlip import hessian, hessian_columns
 from jaxmlip.derivatives.response import Response
 from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def counted(monkeypatch) -> list[int]:

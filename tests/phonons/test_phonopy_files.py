@@ -11,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from conftest import small_potential
+from phonopy_run import write_run
 
 phonopy = pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
 
@@ -123,26 +124,6 @@ def test_phonopy_load_reads_what_is_written(constants, tmp_path):
     np.testing.assert_allclose(again.constants.phi, from_phonopy(to_phonopy(constants)).phi, atol=1e-14)
     np.testing.assert_array_equal(again.nac.born, charges)
     np.testing.assert_array_equal(again.nac.dielectric, 3 * np.eye(3))
-
-
-def write_run(folder: Path, potential, cell: Atoms, supercell=(2, 1, 1), primitive="P", scale=1.0) -> None:
-    """phonopy_disp.yaml and FORCE_SETS as if the forces of `potential` times `scale` were DFT's."""
-    from phonopy.file_IO import write_FORCE_SETS
-    from phonopy.structure.atoms import PhonopyAtoms
-
-    unit = PhonopyAtoms(numbers=cell.numbers, cell=cell.cell.array, positions=cell.positions)
-    phonon = phonopy.Phonopy(unit, supercell_matrix=np.diag(supercell), primitive_matrix=primitive)
-    phonon.generate_displacements(distance=0.01)
-    folder.mkdir(parents=True, exist_ok=True)
-    phonon.save(folder / "phonopy_disp.yaml")
-
-    def forces(crystal) -> np.ndarray:
-        atoms = Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)
-        return potential.predict(atoms)["forces"]
-
-    rest = forces(phonon.supercell)
-    phonon.forces = [scale * (forces(s) - rest) for s in phonon.supercells_with_displacements]
-    write_FORCE_SETS(phonon.dataset, filename=folder / "FORCE_SETS")
 
 
 @pytest.fixture(scope="module")

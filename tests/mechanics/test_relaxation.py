@@ -14,9 +14,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.constraints import FixAtoms
 from ase.io import read, write
+from commands import complaint
+from commands import jaxmlip as command
 from conftest import public, small_potential
-from test_cli import complaint
-from test_cli import jaxmlip as command
 
 import jaxmlip.potential
 from jaxmlip.crystals import batches

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("hostile_files.py")
+SCRIPT = Path(__file__).parents[1] / "hostile_files.py"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and limits of memory")

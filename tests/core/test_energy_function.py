@@ -378,7 +378,7 @@ def test_a_streamed_hessian_is_that_in_memory_and_goes_on_with_the_same_function
 
 
 def test_the_morse_potential_of_the_readme_holds_copper_together():
-    text = (Path(__file__).parents[1] / "README.md").read_text().split("## An energy function of your own")[1]
+    text = (Path(__file__).parents[2] / "README.md").read_text().split("## An energy function of your own")[1]
     names = {"jaxmlip": jaxmlip, "phonons": jaxmlip.phonons, "bulk": bulk}
     exec(text.split("```python")[1].split("```")[0], names)
     assert names["relaxed"].converged

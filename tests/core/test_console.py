@@ -16,7 +16,7 @@ from jaxmlip.cli import main
 from jaxmlip.cli.tables import table_of
 from jaxmlip.system.console import PlainConsole, console, say
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = ["run[seed=1]", "o[/x]", "[red]x[bold].cif", "[link=http://x]y[/link]", ":smile:", "a [1]"]
 
 

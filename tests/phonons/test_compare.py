@@ -13,9 +13,9 @@ from PIL import Image
 
 pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
 
-from test_cli import jaxmlip
-from test_force_constants import rutile
-from test_phonopy_files import write_run
+from commands import jaxmlip
+from crystals import rutile
+from phonopy_run import write_run
 
 from jaxmlip.phonons.commensurate import mesh_frequencies
 from jaxmlip.phonons.phonopy_files import read_phonopy

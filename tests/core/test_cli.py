@@ -1,16 +1,13 @@
 """The command line as a newcomer meets it: results, and mistakes answered in words."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.io import write
+from commands import complaint, jaxmlip
 from conftest import small_potential
 
 from jaxmlip import hessian, plan_hessian
@@ -50,31 +47,6 @@ def folder(tmp_path_factory):
     salt.set_constraint(FixAtoms([0, 1]))
     write(here / "held.vasp", salt)
     return here
-
-
-def jaxmlip(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    run = "from jaxmlip.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", run, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "JAXMLIP_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def complaint(folder: Path, monkeypatch, capsys, *arguments: str) -> str:
-    """What a command that fails says on standard error; in this process, whose start takes no time."""
-    monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return said
 
 
 def test_predict_prints_what_the_potential_predicts_for_each_file(folder):

@@ -12,7 +12,7 @@ import pytest
 
 from jaxmlip.training.step_time import DEVICES, Device, Work, padding, step_time, summed_bytes
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 PLAIN = Device("plain", 1e12, 1e11, 4, 1e9, 1e8, 1e-6, 1e-5, 0.0)
 WORK = Work(flops=1e9, bytes=2e8, parameters=1_000_000, loading=1e-4)
 

@@ -9,7 +9,7 @@ from conftest import small_potential
 
 from experiments.datasets import MissingDataError, data_file, where_there
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # By module: the file that is looked for first, where it is published, and settings besides.
 DATA = {
     "softening.forces": ("mlearn", "materialsvirtuallab/mlearn", {}),

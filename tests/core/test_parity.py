@@ -26,7 +26,7 @@ EXACT = {"energy": 1e-8, "forces": 1e-7, "stress": 1e-8, "site_energies": 1e-8, 
 def golden(name: str) -> tuple[dict[str, Atoms], dict[str, dict[str, np.ndarray]]]:
     """The crystals, and what the original gives for each."""
     values: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as archive:
+    with np.load(Path(__file__).parents[1] / "golden" / f"{name}.npz") as archive:
         for key in archive.files:
             if "/" in key:
                 crystal, quantity = key.split("/")

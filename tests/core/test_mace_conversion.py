@@ -27,7 +27,7 @@ from weights_convert.conversion import convert_file
 from weights_convert.torch_zip import CheckpointError, Record
 
 # Made by `python -m weights_convert.golden tests/golden/mace mace`.
-GOLDEN = Path(__file__).parent / "golden" / "mace"
+GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
 VARIANTS = sorted(path.stem for path in GOLDEN.glob("*.npz"))  # of models, and of heads as model.head
 # Of both sides in float64, relative to the largest value.
 EXACT = {"energy": 1e-10, "site_energies": 1e-10, "forces": 1e-9, "stress": 1e-9, "hessian": 1e-8}

@@ -30,7 +30,7 @@ print(int(kept), usual, counted)
 
 def output(script: str, **environment: str) -> list[str]:
     """The words that a process of its own prints."""
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -1,7 +1,6 @@
 """The same global batch gives the same parameters, however many devices and processes share it."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +8,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from addresses import free_address
 from conftest import write_springs
 
 from jaxmlip.cli import main
 from jaxmlip.potential import Potential
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 
@@ -53,12 +53,6 @@ def check(expected, out: Path, devices: int) -> None:
 def test_eight_devices_end_where_one_does(alone, tmp_path):
     finish(start(tmp_path / "params.npz", 8))
     check(alone, tmp_path / "params.npz", 8)
-
-
-def free_address() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{s.getsockname()[1]}"
 
 
 def test_two_processes_end_where_one_does(alone, tmp_path):

@@ -22,7 +22,7 @@ from jaxmlip.training.run import prepare
 from jaxmlip.zoo.load import load_each
 from weights_convert.torch_zip import CheckpointError
 
-GOLDEN = Path(__file__).parent / "golden" / "mace"
+GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
 HEADS = ("pbe", "r2scan")
 
 

@@ -44,7 +44,7 @@ def test_a_contraction_is_the_sum_over_all_products_of_the_atomic_basis(L):
 
 @pytest.mark.parametrize(("L", "degree"), [*itertools.product((0, 1), (1, 2, 3))])
 def test_couplings_of_a_new_model_span_those_of_a_file(L, degree, tmp_path):
-    packed = Path(__file__).parent / "golden" / "mace" / "density.model.gz"
+    packed = Path(__file__).parents[1] / "golden" / "mace" / "density.model.gz"
     file = tmp_path / "density.model"
     file.write_bytes(gzip.decompress(packed.read_bytes()))
     name = f"products.0.symmetric_contractions.contractions.{L}.U_matrix_{degree}"

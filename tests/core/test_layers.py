@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OURS = ("jaxmlip", "weights_convert", "experiments", "benchmarks")
 # From the bottom to the top. Rooms of one floor do not import one another; a room is a folder of jaxmlip, one
 # of its files, or another package.

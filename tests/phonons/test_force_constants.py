@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, make_supercell
-from ase.spacegroup import crystal as spacegroup_crystal
+from crystals import rutile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -32,12 +32,6 @@ from jaxmlip.phonons.supercell import (
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 CUBIC = [[-1, 1, 1], [1, -1, 1], [1, 1, -1]]  # the cube of a face-centred cell
-
-
-def rutile() -> Atoms:
-    """Fourfold screw axes, mirror planes and a coordinate that symmetry leaves free."""
-    places = [(0, 0, 0), (0.306, 0.306, 0)]
-    return spacegroup_crystal("SiO", places, spacegroup=136, cellpar=[4.18, 4.18, 2.67, 90, 90, 90])
 
 
 def turned_salt() -> Atoms:

@@ -33,7 +33,7 @@ from jaxmlip.system.files import (
     writing_folder,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MOVED = {"jaxmlip/zoo/download.py: unpacked / file.write_bytes"}  # into a temporary folder
 
 

@@ -11,7 +11,7 @@ from conftest import small_potential
 
 pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
 
-from test_phonopy_files import write_run
+from phonopy_run import write_run
 
 from experiments.softening import force_constants as curvature_hessian
 from experiments.softening.force_constants import Settings, along, main, ranges, standing_wave
