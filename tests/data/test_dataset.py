@@ -190,7 +190,7 @@ def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path, monkeypatch
     one, two = (write(tmp_path / str(n), crystals, processes=n) for n in (1, 2))
     assert one.manifest["splits"] == two.manifest["splits"]
     code = (
-        "from tests.test_dataset import labelled, CUTOFFS; from jaxmlip.data import writing;"
+        "from test_dataset import labelled, CUTOFFS; from jaxmlip.data import writing;"
         "writing._make([labelled(0)], CUTOFFS); from jax._src import xla_bridge;"
         "assert not xla_bridge.backends_are_initialized()"
     )
@@ -336,7 +336,7 @@ def test_a_full_disk_says_what_is_needed_and_leaves_nothing(tmp_path):
     # In a process of its own: the limit on the size of files is for all of it.
     code = f"""
 import resource, signal
-from tests.test_dataset import labelled, write
+from test_dataset import labelled, write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 write({str(tmp_path / "d")!r}, [labelled(k, f"mp-{{k}}") for k in range(600)], processes=1)
