@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import ase.data
 import flax.linen as nn
@@ -65,6 +65,7 @@ class Prediction(TypedDict, total=False):
     magmoms: np.ndarray  # (atoms,), μB; only where the model has them
 
 
+@runtime_checkable
 class Model(Protocol):
     """What a potential asks of its model. Models are compared and hashed: equal ones share programs."""
 

@@ -7,7 +7,7 @@ share one shape that grows and shrinks with them (`InFlight`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ GROWTH = 0.5  # the same, once crystals did not fit
 SHRINK, PATIENCE = 4, 50
 
 
+@runtime_checkable
 class Predicts(Protocol):
     """The part of a potential that batches need."""
 

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from jaxmlip.system.arrays import Array
 
 fetch_p = Primitive("fetch")
 deposit_p = Primitive("deposit")

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 from vesin import NeighborList
 
 from jaxmlip.crystals.fetch import gather
+from jaxmlip.system.arrays import Array
 
 if TYPE_CHECKING:
     from ase import Atoms

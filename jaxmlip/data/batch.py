@@ -8,11 +8,12 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, directions, has_stress
 from jaxmlip.data.labels import Labels
+from jaxmlip.system.arrays import Array
 
 
 class Example(NamedTuple):

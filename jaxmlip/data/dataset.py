@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase import Atoms
@@ -44,6 +44,7 @@ class CorruptRecordError(DatasetError):
     """A record is damaged. The message names its file and number."""
 
 
+@runtime_checkable
 class Split(Protocol):
     """Part of a data set, such as that for training, with random access from any thread."""
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals.graph import FLAT, CrystalGraph, directions
+from jaxmlip.system.arrays import Array
 
 EnergyFn = Callable[[CrystalGraph], Float[Array, " crystals"]]  # eV per crystal
 

@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, has_stress
@@ -32,6 +32,7 @@ from jaxmlip.derivatives.gradients import strain, stress
 from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.derivatives.tangents import second_axis_vmap
 from jaxmlip.system.allocator import giving_memory_back
+from jaxmlip.system.arrays import Array
 from jaxmlip.system.progress import track
 
 # Columns at once: more gain no speed, and take memory. Bytes: size of the linear map times columns, since
@@ -46,6 +47,7 @@ FEW, LARGE = 16, 1e9
 Room = batching.BatchShape | Callable[[Sequence[CrystalGraph]], batching.BatchShape]
 
 
+@runtime_checkable
 class Differentiable(Protocol):
     """The part of a potential that second derivatives need."""
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 
 NEGLIGIBLE = 1e-4  # of the largest ω²: below it is an acoustic mode at Γ, with a ratio of 0/0
 
@@ -69,12 +69,14 @@ class Slope:
 
 
 def force_slope(
-    model: Sequence[Float[np.ndarray, "atoms 3"]],
-    dft: Sequence[Float[np.ndarray, "atoms 3"]],
+    model: Sequence[np.ndarray],
+    dft: Sequence[np.ndarray],
     error_ratio: float = 1.0,
     resamples: int = 2000,
 ) -> Slope:
     """The softening scale of one material from the forces (eV/Å) of a model and of DFT in the same frames.
+
+    Each frame has an array (atoms, 3) of forces.
 
     y = a x through the origin by least squares over all components of all frames, as in matcalc's
     SofteningBenchmark, which is how Deng et al. compute it. Intervals are percentiles over `resamples` draws
@@ -180,11 +182,11 @@ class ModeSlope:
 
 
 def mode_slope(
-    model: Complex[np.ndarray, "q modes modes"],
-    dft: Complex[np.ndarray, "q modes modes"],
-    weights: Float[np.ndarray, " q"] | None = None,
+    model: np.ndarray,
+    dft: np.ndarray,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> ModeSlope:
-    """Dynamical matrices D(q) of a model along the eigenvectors of DFT: ω² of the same displacements.
+    """Dynamical matrices D(q) (q, 3n, 3n) of a model along the eigenvectors of DFT: ω² of the same displacements.
 
     (Frequencies compare the n-th mode with the n-th, whatever the displacements.) Both need the same phase
     convention, masses and order of atoms; a single matrix counts as one wave vector. `weights` (default:
@@ -212,11 +214,13 @@ class FrequencyRatios(NamedTuple):
 
 
 def frequency_ratios(
-    model: Float[np.ndarray, "q branches"],
-    dft: Float[np.ndarray, "q branches"],
-    weights: Float[np.ndarray, " q"] | None = None,
+    model: np.ndarray,
+    dft: np.ndarray,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> FrequencyRatios:
-    """Ratios of the highest, mean and root-mean-square frequency; imaginary frequencies as negative numbers.
+    """Ratios of the highest, mean and root-mean-square frequency, of arrays (q, branches).
+
+    Imaginary frequencies are negative numbers.
 
     `weights` (default: equal) are those of the wave vectors. Ratios are never below 0.
 

@@ -169,7 +169,7 @@ class Elasticity:
         voigt, reuss = self.voigt, self.reuss
         return 5 * voigt.shear / reuss.shear + voigt.bulk / reuss.bulk - 6
 
-    def christoffel(self, direction: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
+    def christoffel(self, direction: Sequence[float] | np.ndarray) -> Float[np.ndarray, " 3"]:
         """Velocities (m/s, ascending) of the three long sound waves along a Cartesian `direction`.
 
         ρ v² are the eigenvalues of Christoffel's matrix; an imaginary v is given as a negative number. The

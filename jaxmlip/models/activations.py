@@ -6,7 +6,9 @@ one factor for each derivative remains, and a third of the memory that a lineari
 """
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jaxmlip.system.arrays import Array
 
 
 @jax.custom_jvp

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from scipy.optimize import brentq
 from scipy.special import spherical_jn
 
 from jaxmlip.models import safe
+from jaxmlip.system.arrays import Array
 
 
 def bessel(r: Float[Array, " n"], frequencies: Float[Array, " k"], cutoff: float) -> Float[Array, "n k"]:
@@ -31,7 +32,7 @@ def polynomial_envelope(r: Float[Array, " n"], cutoff: float, p: int) -> Float[A
     return jnp.where(x < 1, u, 0.0)
 
 
-def fourier(angle: Float[Array, " n"], frequencies: Float[Array, " k"]) -> Float[Array, "n 2k+1"]:
+def fourier(angle: Float[Array, " n"], frequencies: Float[Array, " k"]) -> Float[Array, "n 2*k+1"]:
     """(1/√2, sin ω_k θ …, cos ω_k θ …) / √π; the frequencies ω_k start as 1, 2, … and are trained."""
     phase = angle[:, None] * frequencies
     constant = jnp.full((len(angle), 1), 0.5**0.5, phase.dtype)
@@ -159,7 +160,7 @@ def smooth_mixing(count: int) -> np.ndarray:
     return np.stack(h, axis=1)
 
 
-def harmonics(u: Float[Array, "n 3"], degrees: int) -> Float[Array, "n degrees²"]:
+def harmonics(u: Float[Array, "n 3"], degrees: int) -> Float[Array, "n {degrees**2}"]:
     """Real spherical harmonics Y_lm of unit vectors for l below `degrees`, which is at most 3.
 
     They are scaled so that Σ_m Y_lm(u) Y_lm(w) = P_l(u·w). At u = 0 all but Y_00 vanish.

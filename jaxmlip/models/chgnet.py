@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import BondEnds, CrystalGraph, Cutoffs, bond_vectors
@@ -23,6 +23,7 @@ from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
 from jaxmlip.models.layers import MLP, CentredNorm, Linear
 from jaxmlip.models.network import Network
+from jaxmlip.system.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Gate(nn.Module):
     hidden: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n 2f"]) -> Float[Array, "n f"]:
+    def __call__(self, x: Float[Array, "n two_f"]) -> Float[Array, "n f"]:
         core, gate = jnp.split(silu(x) if self.hidden else x, 2, axis=-1)
         if self.hidden:
             core = Linear(core.shape[-1], centred=int(self.norm), name="core")(core)
@@ -141,7 +142,7 @@ class AngleInput(nn.Module):
     hidden: bool
 
     @nn.compact
-    def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds) -> Float[Array, "angles 2f"]:
+    def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds) -> Float[Array, "angles two_f"]:
         f = self.config.features
         # The sum has zero mean where each of its terms has.
         groups = 2 if self.config.norm and not self.hidden else 0

@@ -15,14 +15,15 @@ import cuequivariance_jax as cuex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.models import symmetric
 from jaxmlip.models.mace import Products, message_paths
+from jaxmlip.system.arrays import Array
 
 
 def messages(
-    harmonics: list[Float[Array, "bonds m"]],
+    harmonics: list[Float[Array, "bonds _"]],
     weights: Float[Array, "ends features"],
     sent: Float[Array, "ends components f"],
     l: int,

@@ -5,9 +5,11 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.models.activations import silu
+from jaxmlip.models.basis import Expansion
+from jaxmlip.system.arrays import Array
 
 
 class Linear(nn.Module):
@@ -22,7 +24,7 @@ class Linear(nn.Module):
     centred: int = 0  # number of groups of outputs that a layer norm follows; 0: none does
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
+    def __call__(self, x: Float[Array, "*n in"] | Expansion) -> Float[Array, "*n out"]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         y = x @ self._centre(kernel)
         if self.bias:

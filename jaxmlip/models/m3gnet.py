@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, bond_vectors
@@ -39,6 +39,7 @@ from jaxmlip.models.basis import (
 )
 from jaxmlip.models.layers import Linear
 from jaxmlip.models.network import Network
+from jaxmlip.system.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Gated(nn.Module):
     linear: bool = False  # no activation after the last layer of the core
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n 2h"]) -> Float[Array, "*n f"]:
+    def __call__(self, x: Float[Array, "*n two_h"]) -> Float[Array, "*n f"]:
         core, gate = jnp.split(x, 2, axis=-1)
         for k, width in enumerate(self.features, start=1):
             core = Linear(width, name=f"core_{k}")(silu(core))

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from ase.data import covalent_radii
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, bond_vectors
@@ -25,6 +25,7 @@ from jaxmlip.models import safe, symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope
 from jaxmlip.models.network import Network
+from jaxmlip.system.arrays import Array
 
 BLOCKS = ("agnostic", "residual", "density", "density-residual")
 BOHR, E2 = 0.529, 14.3996  # Å, and eV Å: e²/4πε₀; the digits that the published potentials were fitted with
@@ -99,7 +100,7 @@ class TensorLinear(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: list[Float[Array, "n m f"]]) -> list[Float[Array, "n m g"]]:
+    def __call__(self, x: list[Float[Array, "n _ _"]]) -> list[Float[Array, "n _ _"]]:
         """x[l] has m = 2l + 1 components; its numbers of channels may differ."""
         return [self._matrix(l, y) for l, y in enumerate(x)]
 
@@ -116,7 +117,7 @@ class ElementLinear(nn.Module):
     fan_in: int
 
     @nn.compact
-    def __call__(self, x: list[Float[Array, "n m f"]], element) -> list[Float[Array, "n m g"]]:
+    def __call__(self, x: list[Float[Array, "n _ _"]], element) -> list[Float[Array, "n _ _"]]:
         return [self._matrix(l, y, element) for l, y in enumerate(x)]
 
     def _matrix(self, l: int, y, element):
@@ -225,7 +226,7 @@ def message_paths(components: int, harmonics_l: int) -> list[tuple[int, int, int
 
 
 def messages(
-    harmonics: list[Float[Array, "bonds m"]],
+    harmonics: list[Float[Array, "bonds _"]],
     weights: Float[Array, "ends features"],
     sent: Float[Array, "ends components f"],
     l: int,

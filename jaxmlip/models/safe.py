@@ -5,7 +5,9 @@ but in its first, second and third derivatives: those occur in forces, Hessians 
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jaxmlip.system.arrays import Array
 
 
 def norm(r: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
@@ -15,8 +17,8 @@ def norm(r: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
     return jnp.where(r2 > 0, jnp.sqrt(jnp.where(r2 > 0, r2, 1.0)), 0.0)
 
 
-def divide(a: Float[Array, "*n"], b: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """a / b, and 0 with zero derivatives of every order where b = 0."""
+def divide(a: Float[Array, "*#n"], b: Float[Array, "*#n"]) -> Float[Array, "*#n"]:
+    """a / b, of shapes that broadcast, and 0 with zero derivatives of every order where b = 0."""
     return jnp.where(b != 0, a / jnp.where(b != 0, b, 1.0), 0.0)
 
 

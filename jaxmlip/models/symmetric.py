@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from jaxmlip.system.arrays import Array
 
 if TYPE_CHECKING:
     import e3nn_jax as e3nn
@@ -41,7 +43,7 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> Float[np.ndarray, "m1 m2 m3"]:
     return e3nn.clebsch_gordan(l1, l2, l3)
 
 
-def spherical_harmonics(u: Float[Array, "bonds 3"], l_max: int) -> list[Float[Array, "bonds m"]]:
+def spherical_harmonics(u: Float[Array, "bonds 3"], l_max: int) -> list[Float[Array, "bonds _"]]:
     """Y_l of unit vectors for each l ≤ l_max, normalised so that Σ_m Y_lm² = 2l + 1; zero vectors give 0."""
     import e3nn_jax as e3nn
 
@@ -78,7 +80,7 @@ def folded(tensor: Float[np.ndarray, "M *i paths"]) -> dict[tuple[int, ...], np.
 
 
 @functools.cache
-def terms(l_max: int, L: int, degree: int) -> Int[np.ndarray, "terms 1+degree"]:
+def terms(l_max: int, L: int, degree: int) -> Int[np.ndarray, "terms {1+degree}"]:
     """Which coefficients of such couplings can differ from zero, as rows (M, i₁, …, i_ν), sorted."""
     coefficients = folded(couplings(l_max, L, degree))
     rows = [key for key, row in coefficients.items() if np.abs(row).max(initial=0) > SMALLEST]
@@ -95,11 +97,11 @@ def initial_coupling(
 
 
 def contract(
-    coefficients: dict[int, Float[Array, "atoms terms channels"]],
+    coefficients: dict[int, Float[Array, "atoms _ channels"]],
     A: Float[Array, "atoms lm channels"],
     l_max: int,
     L: int,
-) -> Float[Array, "atoms 2L+1 channels"]:
+) -> Float[Array, "atoms {2*L+1} channels"]:
     """Σ over degrees ν and terms of a coefficient times A_{i₁} … A_{i_ν}: the components of B_L.
 
     `coefficients` has those of each degree, in the order of `terms`.

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.derivatives.gradients import strain, stress
+from jaxmlip.system.arrays import Array
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "GPa", "magmoms": "μB", "hessian": "eV/Å²"}
