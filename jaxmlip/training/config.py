@@ -358,7 +358,7 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     try:
         return _mapping(raw.decode(), str(path))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8 ({error}).") from None
+        raise ConfigError(f"{path} is not text in UTF-8 ({error}).") from None
 
 
 def from_mapping(found: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> TrainConfig:

@@ -21,7 +21,7 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     if any(given) and not all(given):
         raise ValueError(
             f"found coordinator={coordinator!r}, processes={processes} and process={process}, needed all "
-            "three, or none where SLURM, Open MPI or a TPU slice knows them."
+            "three, or none if SLURM, Open MPI or a TPU slice knows them."
         )
     jax.distributed.initialize(coordinator, processes, process)
 
