@@ -56,8 +56,8 @@ def prove_waves(
         if not error <= np.finfo(potential.dtype).eps ** 0.5 * scale:
             raise ValueError(
                 f"{refused}in a supercell of {CELLS} cells of this crystal of {size[0]} atoms its response "
-                f"differs by {error:.3g} of {scale:.3g} eV/Å². Something in it passes from cell to cell other "
-                "than from senders to receivers, such as a mean over all atoms that is given to each. "
+                f"differs by {error:.3g} of {scale:.3g} eV/Å². Something in it passes from cell to cell "
+                "other than from senders to receivers, such as a mean over all atoms that is given to each. "
                 f"{instead}"
             )
         if scale == 0:  # atoms that do not interact prove nothing

@@ -15,7 +15,7 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     """Joins the other processes of a run on several hosts; to be called before anything is computed.
 
     Without arguments the address and the numbers come from SLURM, Open MPI or a TPU slice; else `coordinator`
-    is host:port of process 0. Raises ValueError where only some of the three are given.
+    is host:port of process 0. Raises ValueError if only some of the three are given.
     """
     given = [x is not None for x in (coordinator, processes, process)]
     if any(given) and not all(given):
