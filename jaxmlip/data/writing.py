@@ -192,7 +192,7 @@ def write_dataset(
     energies.
 
     Nothing is left in `folder` unless all was written. Raises DatasetError if `folder` is not empty, if
-    there is no crystal, and where the disk is full; LabelError where a crystal cannot be used.
+    there is no crystal, and if the disk is full; LabelError if a crystal cannot be used.
     """
     folder = Path(folder)
     check_new(folder)
