@@ -23,10 +23,6 @@ os.environ.setdefault(
 # Experiments run from the checkout. At the end, so that an installed package is what is tested.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from jaxtyping import install_import_hook
-
-install_import_hook(["jaxmlip", "weights_convert", "experiments"], "typechecker.check")
-
 import ase.io
 import jax
 import numpy as np

@@ -1,6 +1,6 @@
-"""Shapes and dtypes that annotations declare are checked where functions are called, by jaxtyping and beartype.
+"""Shapes and dtypes that annotations declare are checked at each call, by jaxtyping and beartype.
 
-Other annotations are left alone: what is no array is told apart by the code itself, with errors in words.
+pyproject.toml names `check` to jaxtyping. Annotations of anything but arrays are left alone.
 """
 
 from collections.abc import Callable

@@ -186,7 +186,7 @@ def mode_slope(
     dft: np.ndarray,
     weights: Sequence[float] | np.ndarray | None = None,
 ) -> ModeSlope:
-    """Dynamical matrices D(q) (q, 3n, 3n) of a model along the eigenvectors of DFT: ω² of the same displacements.
+    """Dynamical matrices (q, 3n, 3n) of a model along DFT's eigenvectors: ω² of the same displacements.
 
     (Frequencies compare the n-th mode with the n-th, whatever the displacements.) Both need the same phase
     convention, masses and order of atoms; a single matrix counts as one wave vector. `weights` (default:
@@ -257,8 +257,8 @@ def _slope(model: list, dft: list, sample: str, error_ratio: float, resamples: i
     xx, xy, yy = sums.sum(axis=0)
     if xx == 0:
         raise ValueError(
-            f"all DFT values of {len(dft)} {sample}s are zero, needed some that are not: a slope is measured "
-            "away from where forces vanish by symmetry. Displace the atoms."
+            f"all DFT values of {len(dft)} {sample}s are zero, needed some that are not: forces vanish by "
+            "symmetry here, and give no slope. Displace the atoms."
         )
     y, x = (np.concatenate([np.ravel(part) for part in parts]).astype(float) for parts in (model, dft))
     slope = xy / xx
