@@ -338,27 +338,26 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.mechanics.relaxation import Goal, relax_many
+    from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many
     from jaxmlip.zoo.load import load
 
-    how = {
-        "fmax": fmax,
-        "smax": smax,
-        "cell": not fixed_cell,
-        "fix_symmetry": fix_symmetry,
-        "pressure": pressure,
-        "steps": steps,
-        "symprec": symprec,
-        "constant_volume": constant_volume,
-        "hydrostatic_strain": fixed_shape,
-        "mask": [strain in strains for strain in get_args(Strain)] if strains else None,
-    }
-    Goal(**how)  # a mistake is told at once
+    options = RelaxationOptions(  # a mistake is told at once
+        fmax=fmax,
+        smax=smax,
+        cell=not fixed_cell,
+        fix_symmetry=fix_symmetry,
+        pressure=pressure,
+        steps=steps,
+        symprec=symprec,
+        constant_volume=constant_volume,
+        hydrostatic_strain=fixed_shape,
+        mask=[strain in strains for strain in get_args(Strain)] if strains else None,
+    )
     crystals = read_all(files, limit, skip_bad)
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
     crystals = checked(crystals, potential.graph, skip_bad)
-    found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
+    found = relax_many(potential, [atoms for *_, atoms in crystals], **vars(options))
     names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
