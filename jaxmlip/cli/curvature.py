@@ -266,6 +266,7 @@ def elastic(
         out: file for everything that was computed
     """
     from jaxmlip.mechanics.elasticity import elastic_tensor
+    from jaxmlip.mechanics.elasticity_report import as_record, in_words
 
     if not json_:
         check_file(out)
@@ -280,7 +281,7 @@ def elastic(
         "relaxed_first": relax,
         "cell_A": atoms.cell.tolist(),
         "scaled_positions": atoms.get_scaled_positions().tolist(),
-        **found.as_record(),
+        **as_record(found),
     }
     if json_:
         print(json.dumps(record, indent=1))
@@ -292,7 +293,7 @@ def elastic(
         table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
     terminal = console(width=110)
     terminal.print(table)
-    for line in found.in_words():
+    for line in in_words(found):
         terminal.print(line)
     say(f"written to {out}")
 
