@@ -437,6 +437,12 @@ def test_a_setting_that_makes_no_sense_is_answered_in_words(morse, options, word
             way(morse, rattled(), **options)
 
 
+def test_an_option_that_does_not_exist_is_named(morse):
+    for way in (relax, lambda p, c, **o: relax_many(p, [c], **o)):
+        with pytest.raises(TypeError, match="tolerance"):
+            way(morse, rattled(), tolerance=1e-3)
+
+
 def test_a_crystal_that_is_none_is_refused_before_anything_is_computed(morse, monkeypatch):
     monkeypatch.setattr(Potential, "predict_graphs", None)
     nowhere = Atoms("Cu2", [[0, 0, 0], [0, 0, 2]], pbc=True)
