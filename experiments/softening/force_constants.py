@@ -258,7 +258,7 @@ def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterabl
         moved = atoms.copy()
         moved.positions += amplitude * u
         graphs.append(potential.graph(moved))
-    shape = batching.BatchShape(*np.max([batching.shape_for([g]) for g in graphs], axis=0).tolist())
+    shape = batching.BatchShape.covering(batching.shape_for([g]) for g in graphs)
 
     @jax.jit
     def both(arrays, graph, u):

@@ -266,6 +266,7 @@ def elastic(
         out: JSON file for all results
     """
     from jaxmlip.mechanics.elasticity import elastic_tensor
+    from jaxmlip.mechanics.elasticity_report import as_record, in_words
 
     if not json_:
         check_file(out)
@@ -280,7 +281,7 @@ def elastic(
         "relaxed_first": relax,
         "cell_A": atoms.cell.tolist(),
         "scaled_positions": atoms.get_scaled_positions().tolist(),
-        **found.as_record(),
+        **as_record(found),
     }
     if json_:
         print(json.dumps(record, indent=1))
@@ -292,7 +293,7 @@ def elastic(
         table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
     terminal = console(width=110)
     terminal.print(table)
-    for line in found.in_words():
+    for line in in_words(found):
         terminal.print(line)
     say(f"written to {out}")
 
@@ -338,27 +339,26 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.mechanics.relaxation import Goal, relax_many
+    from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many
     from jaxmlip.zoo.load import load
 
-    how = {
-        "fmax": fmax,
-        "smax": smax,
-        "cell": not fixed_cell,
-        "fix_symmetry": fix_symmetry,
-        "pressure": pressure,
-        "steps": steps,
-        "symprec": symprec,
-        "constant_volume": constant_volume,
-        "hydrostatic_strain": fixed_shape,
-        "mask": [strain in strains for strain in get_args(Strain)] if strains else None,
-    }
-    Goal(**how)  # a mistake is told at once
+    options = RelaxationOptions(  # a mistake is told at once
+        fmax=fmax,
+        smax=smax,
+        cell=not fixed_cell,
+        fix_symmetry=fix_symmetry,
+        pressure=pressure,
+        steps=steps,
+        symprec=symprec,
+        constant_volume=constant_volume,
+        hydrostatic_strain=fixed_shape,
+        mask=[strain in strains for strain in get_args(Strain)] if strains else None,
+    )
     crystals = read_all(files, limit, skip_bad)
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
     crystals = checked(crystals, potential.graph, skip_bad)
-    found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
+    found = relax_many(potential, [atoms for *_, atoms in crystals], **vars(options))
     names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}

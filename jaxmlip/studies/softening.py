@@ -171,21 +171,18 @@ def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> l
     def cost(c: batching.BatchShape) -> float:
         return 2 * (c.short + c.long) + 4 * c.angles
 
-    def joint(members: Sequence[batching.BatchShape]) -> batching.BatchShape:
-        return batching.BatchShape(*(max(column) for column in zip(*members, strict=True)))
-
     classes: list[list[int]] = []
     for k in sorted(range(len(needs)), key=lambda k: -cost(needs[k])):
         for members in classes:
             both = [needs[m] for m in (*members, k)]
-            if cost(joint(both)) <= waste * min(map(cost, both)):
+            if cost(batching.BatchShape.covering(both)) <= waste * min(map(cost, both)):
                 members.append(k)
                 break
         else:
             classes.append([k])
     shapes = [needs[0]] * len(needs) if needs else []
     for members in classes:
-        most = joint([needs[m] for m in members])
+        most = batching.BatchShape.covering(needs[m] for m in members)
         # A displaced atom may meet a few more neighbours.
         shape = batching.BatchShape(
             batching.round_up(most.atoms + 1),

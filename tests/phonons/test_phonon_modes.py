@@ -1,7 +1,9 @@
 """Phonon modes: symmetry, Fourier sums, slopes, densities of states, thermodynamics, the long-range part."""
 
+import gc
 import json
 import warnings
+import weakref
 from dataclasses import replace
 
 import jax
@@ -117,6 +119,17 @@ def test_a_fourier_sum_is_taken_where_it_is_cheaper_and_agrees_with_exact_matric
     squares = np.sign(found) * found**2 - np.sign(expected) * expected**2
     assert np.abs(squares / (2 * np.maximum(np.abs(expected), 0.1))).max() < 2e-4
     assert phonon_modes(any_potential, salt, Q).method == "exact at each wave vector"
+
+
+def test_what_was_computed_is_freed_with_the_lattice(any_potential, salt):
+    gc.disable()
+    try:
+        lattice = Lattice(any_potential, salt)
+        response = weakref.ref(lattice.response)
+        del lattice
+        assert response() is None
+    finally:
+        gc.enable()
 
 
 def test_acoustic_modes_at_gamma_are_still(any_potential, salt):
