@@ -28,9 +28,10 @@ from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 from jaxmlip.potential import Potential, Prediction
 from jaxmlip.studies.compare import compare
-from jaxmlip.studies.study import Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import legend, panels, styles, with_intervals
+from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig

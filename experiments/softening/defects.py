@@ -27,9 +27,10 @@ from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.mechanics.relaxation import relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import diagonal, panels, styles, with_intervals
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

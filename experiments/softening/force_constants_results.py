@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import panels, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,9 +23,10 @@ from experiments.softening import groups
 from experiments.softening.groups import AT_REST, GROUPS, WBM, Grouped
 from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.studies.softening_scale import LOOSE, Frame, evenly, forces_by_material, record, table
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import legend, panels, strip, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,9 +21,10 @@ import numpy as np
 from ase import Atoms
 
 from experiments.datasets import MissingDataError, data_file
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.datasets import lowest, read, where_there
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from ase import Atoms

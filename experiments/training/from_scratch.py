@@ -22,9 +22,10 @@ from experiments.training.networks import WIDTHS, small
 from experiments.training.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
-from jaxmlip.studies.study import Study, Table, run
+from jaxmlip.studies.study import Study, run
 from jaxmlip.system.console import say
 from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig, hyperparameters
 from jaxmlip.training.loop import Trained, Validated
 from jaxmlip.training.losses import LossConfig

@@ -24,10 +24,11 @@ from jaxmlip.data.readers import read_labelled
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.potential import Potential
 from jaxmlip.studies.compare import compare
-from jaxmlip.studies.study import Study, Table, load_models, run
+from jaxmlip.studies.study import Study, load_models, run
 from jaxmlip.system.arguments import Model
 from jaxmlip.system.console import say
 from jaxmlip.system.plots import COLOURS, legend, panels
+from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.loop import Trained
 from jaxmlip.training.losses import LossConfig

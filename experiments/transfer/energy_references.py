@@ -44,8 +44,9 @@ from experiments.transfer.energy_pairs import (
     read_pair,
     read_set,
 )
-from jaxmlip.studies.study import Estimate, Study, StudyError, Table, bootstrap, run
+from jaxmlip.studies.study import Study, StudyError, bootstrap, run
 from jaxmlip.system.plots import COLOURS, diagonal, panels, styles
+from jaxmlip.system.tables import Estimate, Table
 from jaxmlip.training.references import References, refit
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from experiments.transfer.settings import (
     TRAINABLE,
     Settings,
 )
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import COLOURS, legend, panels
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

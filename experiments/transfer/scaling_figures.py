@@ -18,8 +18,9 @@ from experiments.transfer.power_law import (
     interpolated,
     misread,
 )
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Estimate, Table
 
 SCRATCH, TRANSFER = METHODS = ("scratch", "transfer")
 ERRORS = {"energy": "meV/atom", "forces": "meV/Å"}  # means over all test crystals

@@ -213,7 +213,7 @@ class Elasticity:
             "density_kg_per_m3": self.density,
         }
 
-    def in_words(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Lines of text: moduli, stability, sound and residual forces."""
         lines = []
         if self.resists_everything:

@@ -20,10 +20,11 @@ import numpy as np
 from jaxmlip.derivatives.slopes import hessian_slope, mode_slope
 from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
-from jaxmlip.studies.study import Table, save
+from jaxmlip.studies.study import save
 from jaxmlip.system.console import console
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import COLOURS, grid, legend, parity
+from jaxmlip.system.tables import Table
 
 if TYPE_CHECKING:
     from ase import Atoms

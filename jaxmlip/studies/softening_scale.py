@@ -18,11 +18,12 @@ from ase import Atoms
 
 from jaxmlip.crystals.graph import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
-from jaxmlip.studies.study import Estimate, Table, save
+from jaxmlip.studies.study import save
 from jaxmlip.system.console import console, say
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import COLOURS, grid, legend
 from jaxmlip.system.progress import track
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

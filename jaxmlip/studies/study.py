@@ -15,10 +15,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from jaxmlip.system.arguments import DEFAULT_MODEL
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder, write_whole, writing, writing_folder
 from jaxmlip.system.progress import track
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,67 +40,6 @@ FREE = ("out", "model")  # settings that change no row: the key of a row names i
 
 class StudyError(ValueError):
     """An experiment cannot use a folder, or go on with the run in it."""
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table. Cells are text, whole numbers, numbers, `Estimate`s, or None where there is nothing."""
-
-    title: str
-    columns: tuple[str, ...]  # with units
-    rows: Sequence[Sequence[Any]]
-    digits: int = 3  # after the point
-    note: str = ""
-
-    @classmethod
-    def of(
-        cls, title: str, rows: Iterable[Mapping[str, Any]], digits: int = 3, note: str = ""
-    ) -> Table | None:
-        """A table of rows that name their columns, all alike; None where there is no row."""
-        rows = list(rows)
-        if not rows:
-            return None
-        columns = tuple(rows[0])
-        return cls(title, columns, [[row[name] for name in columns] for row in rows], digits, note)
-
-    def __rich__(self) -> Any:
-        """The table for a terminal: columns that begin with a number are flush right."""
-        import rich.box
-        from rich.table import Table as RichTable
-
-        table = RichTable(
-            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left",
-            box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-        )  # fmt: skip
-        rows = [[self.cell(x) for x in row] for row in self.rows]
-        for k, name in enumerate(self.columns):
-            text = any(row[k][:1].isalpha() for row in rows)
-            table.add_column(name, justify="left" if text else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        lines = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
-        lines += [f"| {' | '.join(self.cell(x) for x in row)} |" for row in self.rows]
-        return "\n".join([*lines, *(["", self.note] if self.note else [])])
-
-    def cell(self, x: Any) -> str:
-        """One cell as text."""
-        if isinstance(x, Estimate):
-            known = math.isfinite(x.low)
-            return self.cell(x.value) + (f" ({self.cell(x.low)} to {self.cell(x.high)})" if known else "")
-        if x is None or (isinstance(x, float | np.floating) and not math.isfinite(x)):
-            return "-"
-        return f"{x:.{self.digits}f}" if isinstance(x, float | np.floating) else str(x)
 
 
 def data_root(given: Path | None) -> Path | None:

@@ -274,7 +274,7 @@ def test_internal_modes_are_those_of_the_hessian_and_a_saddle_is_said(model, cry
     for lowest, stable in ((0.1, True), (-0.1, False)):
         there = replace(found, internal_modes=np.array([lowest, 1.0, 2.0]))
         assert there.internal_modes_stable == stable
-        assert ("saddle: 1 of 3" in "\n".join(there.in_words())) != stable
+        assert ("saddle: 1 of 3" in "\n".join(there.describe())) != stable
 
 
 def test_atoms_that_nothing_holds_are_named(model):

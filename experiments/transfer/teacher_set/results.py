@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.transfer.teacher_set.parts import Made
-from jaxmlip.studies.study import Table
 from jaxmlip.system.plots import COLOURS
+from jaxmlip.system.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
