@@ -19,11 +19,11 @@ from ase import Atoms
 from jaxmlip.crystals.graph import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
 from jaxmlip.studies.study import save
-from jaxmlip.system.console import console, say
+from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import COLOURS, grid, legend
 from jaxmlip.system.progress import track
-from jaxmlip.system.tables import Estimate, Table
+from jaxmlip.system.tables import Estimate, Table, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -216,15 +216,16 @@ def table(
     return Table.of(title, lines, note=about + note)
 
 
-def in_words(rows: Sequence[Row]) -> list[str]:
-    """All materials in one line, and one on those whose slope says little."""
-    slopes = np.array([row.slope.slope for row in rows])
-    inverses = np.array([row.slope.inverse for row in rows])
+def describe(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All materials in one line, and one on those whose slope says little; `records` as of `record`."""
+    below, still = (
+        sum(r[name] is not None and r[name] < 1 for r in records) for name in ("slope", "inverse")
+    )
     lines = [
-        f"{(slopes < 1).sum()} of {len(rows)} slopes below 1, median {np.median(slopes):.3f}; "
-        f"{(inverses < 1).sum()} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
+        f"{below} of {len(records)} slopes below 1, median {np.median([r['slope'] for r in records]):.3f}; "
+        f"{still} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
     ]
-    loose = [row.material for row in rows if row.slope.r_squared < LOOSE]
+    loose = [r["material"] for r in records if r["r_squared"] < LOOSE]
     if loose:
         lines.append(
             f"r² below {LOOSE}: {', '.join(loose)}. Their slopes say little: near equilibrium the model's "
@@ -283,7 +284,7 @@ def _panel(axes, row_of_model: Mapping[str, Row]) -> None:
     axes.grid(color="0.92", lw=0.6, zorder=0)
 
 
-def run(
+def main(
     models: Sequence[str],
     files: Sequence[Path],
     out: Path,
@@ -313,11 +314,11 @@ def run(
         model: [{"material": row.material, **record(row.slope)} for row in rows]
         for model, rows in rows_by_model.items()
     }
-    for model, rows in rows_by_model.items():
+    for model in records:
         lines = [({"material": x["material"], "frames": x["samples"]}, x) for x in records[model]]
-        console(width=140).print(table(f"{model}: slopes of its forces against DFT", lines))
-        for line in in_words(rows):
-            console(width=140).print(line)
+        show(table(f"{model}: slopes of its forces against DFT", lines))
+        for line in describe(records[model]):
+            say(line)
     save(
         out,
         "softening_scale",
