@@ -45,6 +45,7 @@ from jaxmlip.phonons.supercell import with_sum_rule
 from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import cache_folder, writing
+from jaxmlip.system.plots import legend
 from jaxmlip.system.tables import Table, show
 
 MESHES = (2, 3, 4, 5, 6, 7, 8, 10, 12)
@@ -245,8 +246,7 @@ def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: s
         axes.set(xlabel="time for the bands (s)", title=f"{name}, {model}")
         axes.title.set_fontsize(10)
     figure.axes[0].set_ylabel("largest error on the path (THz)")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    legend(figure, ncols=4, fontsize=9)
     with writing(path) as draft:
         figure.savefig(draft, dpi=150)
 

@@ -21,7 +21,7 @@ import numpy as np
 from ase import Atoms
 
 from experiments.datasets import MissingDataError, data_file
-from jaxmlip.studies.study import Study, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, check_known, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
 from jaxmlip.system.tables import Estimate, Table
@@ -59,8 +59,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    if unknown := [host for host in settings.hosts if host not in HOSTS]:
-        raise ValueError(f"found the host {unknown[0]!r}, needed some of {', '.join(HOSTS)}.")
+    check_known("host", settings.hosts, HOSTS)
     potentials = load_models(settings.model)
     study = Study("migration", settings, potentials)
     findings: list[str] = []
@@ -289,7 +288,7 @@ def silicon_table(potentials, settings: Settings, rows) -> Table | None:
                 "barrier of DFT / eV": kra(x["dft"]),
                 "of the model on DFT's images / eV": kra(x["single"]),
                 "of its own band / eV": kra(x["energies"]) if "energies" in x else None,
-                "force slope on DFT's way (95 %)": _estimate(x["slope"]),
+                "force slope on DFT's way (95 %)": Estimate.read(x["slope"]),
                 "force MAE / eV/Å": x["mae"],
                 "frames": x["frames"],
             }
@@ -339,10 +338,6 @@ def _pairs(name: str, rows) -> np.ndarray:
     """KRA of DFT and of the model, eV, (hops, 2)."""
     start = f"{name}: hop "
     return np.array([[kra(x["dft"]), kra(x["energies"])] for key, x in rows.items() if key.startswith(start)])
-
-
-def _estimate(x: dict) -> Estimate:
-    return Estimate(*(float("nan") if v is None else v for v in x.values()))
 
 
 def draw(potentials, settings: Settings, rows) -> Figure:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import ase.io
 import numpy as np
 from ase.data import chemical_symbols
-from matplotlib.figure import Figure
 
 from jaxmlip.crystals.graph import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
@@ -31,7 +30,7 @@ from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
-from jaxmlip.system.plots import COLOURS
+from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Table, show
 from jaxmlip.system.versions import versions
 
@@ -104,8 +103,7 @@ def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
 def draw(found: Phonons, path: Path) -> None:
     """Bands, and the density of states with the share of each element beside them."""
     bands, atoms = found.bands, found.mesh.primitive
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    figure, ((left, right),) = panels(1, 2, (4.5, 4.8), (0, 0), sharey=True, width_ratios=(3, 1))
     for segment in bands.segments:
         left.plot(
             bands.distance[segment.rows], bands.modes.frequencies[segment.rows], color=COLOURS[0], lw=1.1

@@ -152,10 +152,7 @@ def _forces_of(labels: Mapping[str, Any], atoms: int, forces: str, where: str) -
 
 
 def by_material(
-    frames: Sequence[Frame],
-    key: str | None = None,
-    most: int | None = None,
-    max_force: float | None = None,
+    frames: Sequence[Frame], key: str | None = None, most: int | None = None, max_force: float | None = None
 ) -> dict[str, list[Frame]]:
     """Frames by reduced formula and, if `key` is given, by the entry `key` of their info.
 
@@ -201,10 +198,8 @@ def table(
     """A line for each of `rows`, (labels, a `record`): slopes beside numbers that could explain them."""
     lines = []
     for of, s in rows:
-        slope, inverse = (
-            Estimate(s[name], *(np.nan if x is None else x for x in s[interval]))
-            for name, interval in (("slope", "interval"), ("inverse", "inverse_interval"))
-        )
+        slope = Estimate.of(s["slope"], s["interval"])
+        inverse = Estimate.of(s["inverse"], s["inverse_interval"])
         numbers = {"slope": slope, "r²": s["r_squared"], "inverse slope": inverse, "Deming": s["deming"]}
         numbers["shrinkage share"] = s["shrinkage_share"] if s["slope"] < 1 else None
         lines.append({**of, **numbers, "MAE / eV/Å": s["mae"], "cMAE / eV/Å": s["corrected_mae"]})

@@ -54,6 +54,12 @@ def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Poten
     return {potential.name: potential for potential in load_each(names or (DEFAULT_MODEL,), dtype)}
 
 
+def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError where one of the names `given` is none of `known`."""
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"found the {what} {unknown[0]!r}, needed some of {', '.join(known)}.")
+
+
 def bootstrap(
     values: Any, statistic: Callable[[np.ndarray], float] = np.mean, resamples: int = 2000, seed: int = 0
 ) -> Estimate:

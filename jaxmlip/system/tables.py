@@ -21,6 +21,17 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: float | None, interval: Sequence[float | None] | None) -> Estimate | None:
+        """The number of a row, where null is NaN; None where there is no number."""
+        low, high = (math.nan if x is None else x for x in interval or (None, None))
+        return None if value is None else cls(value, low, high)
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any] | None) -> Estimate | None:
+        """That of value, low and high, as rows keep it; None where there is none."""
+        return cls.of(found["value"], (found["low"], found["high"])) if found else None
+
 
 @dataclass(frozen=True)
 class Table:

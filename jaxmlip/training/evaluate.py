@@ -96,9 +96,8 @@ def table(title: str, rows: Mapping[str, Mapping[str, Error]]) -> Table:
     lines = []
     for key, found in rows.items():
         for name, e in found.items():
-            slope = None if e.slope is None else Estimate(e.slope, *(e.interval or (np.nan, np.nan)))
-            errors = (f"{e.mae:.4g}", f"{e.rmse:.4g}")
-            lines.append((key, name, e.crystals, *errors, slope, e.r_squared, UNITS[name]))
+            numbers = (f"{e.mae:.4g}", f"{e.rmse:.4g}", Estimate.of(e.slope, e.interval), e.r_squared)
+            lines.append((key, name, e.crystals, *numbers, UNITS[name]))
     return Table(title, ("", "property", "crystals", "MAE", "RMSE", "slope", "r²", "unit"), lines)
 
 
