@@ -67,8 +67,13 @@ def median(runs: list[Run]) -> Run:
 
 
 def command(model: str, rounds: int, terminal: PlainConsole) -> None:
-    """Prints a row for each crystal and way."""
+    """Prints a line for each crystal and way, and all of them as a table in the end."""
     rows = []
+
+    def row(name: str, way: str, run: Run, error: float) -> None:
+        terminal.print(f"{name}, {way}: {run.seconds:.1f} s, {run.cpu:.1f} CPU s, {error:.1e} THz")
+        rows.append((name, way, run.seconds, run.cpu, f"{error:.1e}"))
+
     potential = jaxmlip.load(model, "float64")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -84,8 +89,8 @@ def command(model: str, rounds: int, terminal: PlainConsole) -> None:
             q = np.array(record["bands"]["q_points"])
             exact = phonon_modes(potential, atoms, q, method="exact").frequencies
             error = np.abs(np.array(record["bands"]["frequencies"]) - exact).max()
-            rows.append((name, "jaxmlip phonons", run.seconds, run.cpu, f"{error:.1e}"))
             terminal.print(f"{name}: the first run took {first.seconds:.1f} s")
+            row(name, "jaxmlip phonons", run, error)
             np.save(folder / "q.npy", q)
             mesh = record["mesh"]["shape"]
             last = np.inf
@@ -99,8 +104,7 @@ def command(model: str, rounds: int, terminal: PlainConsole) -> None:
                 timed(theirs)
                 run = median([timed(theirs) for _ in range(rounds)])
                 off = np.abs(np.sort(np.load(folder / "theirs.npy"), axis=1) - exact).max()
-                way = f"phonopy, {' x '.join(map(str, repeats))}"
-                rows.append((name, way, run.seconds, run.cpu, f"{off:.1e}"))
+                row(name, f"phonopy, {' x '.join(map(str, repeats))}", run, off)
                 if off <= error or off > 0.9 * last:
                     break
                 last = off

@@ -11,6 +11,7 @@ import tyro
 
 from jaxmlip.cli import against_dft, curvature, data, models, sweeps, training
 from jaxmlip.system.console import say
+from jaxmlip.system.runtime import collect_rarely
 
 
 class Group(NamedTuple):
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable | Group] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; what goes wrong is said in a few lines on standard error, with exit code 1."""
+    collect_rarely()
     warnings.showwarning = lambda message, *_: say(f"warning: {message}", stderr=True, style="yellow")
     try:
         tyro.cli(

@@ -50,12 +50,12 @@ def scatter_add(
 
 
 def _take(x, index):
-    return jnp.asarray(x).at[index].get(mode="promise_in_bounds")
+    return jnp.asarray(x).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _add(y, index, size):
     zeros = jnp.zeros((size, *y.shape[1:]), y.dtype)
-    return zeros.at[index].add(y, mode="promise_in_bounds")
+    return zeros.at[index].add(y, mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _define(primitive: Primitive, plain, shape, transpose) -> None:

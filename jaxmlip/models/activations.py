@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 @jax.custom_jvp
 def silu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """x σ(x), with derivatives of every order."""
-    return x * jax.nn.sigmoid(x)
+    return x * jax.lax.logistic(x)
 
 
 @silu.defjvp
@@ -23,7 +23,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _silu_slope(x):
-    s = jax.nn.sigmoid(x)
+    s = jax.lax.logistic(x)
     return s * (1 + x * (1 - s))
 
 
@@ -34,14 +34,14 @@ def _(primals, tangents):
 
 
 def _silu_curvature(x):
-    s = jax.nn.sigmoid(x)
+    s = jax.lax.logistic(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
 @jax.custom_jvp
 def silu_gate(core: Float[Array, "*n"], gate: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """silu(core) σ(gate), the end of a gated MLP, with derivatives of every order."""
-    return silu(core) * jax.nn.sigmoid(gate)
+    return silu(core) * jax.lax.logistic(gate)
 
 
 @silu_gate.defjvp
@@ -52,14 +52,14 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _gate_slopes(core, gate):
-    s = jax.nn.sigmoid(gate)
+    s = jax.lax.logistic(gate)
     return _silu_slope(core) * s, silu(core) * (s * (1 - s))
 
 
 @_gate_slopes.defjvp
 def _(primals, tangents):
     (core, gate), (d_core, d_gate) = primals, tangents
-    s = jax.nn.sigmoid(gate)
+    s = jax.lax.logistic(gate)
     slope = s * (1 - s)
     mixed = _silu_slope(core) * slope
     return _gate_slopes(core, gate), (

@@ -72,7 +72,7 @@ class Gated(nn.Module):
         for k, width in enumerate(self.features, start=1):
             core = Linear(width, name=f"core_{k}")(silu(core))
             gate = Linear(width, name=f"gate_{k}")(silu(gate))
-        return core * jax.nn.sigmoid(gate) if self.linear else silu_gate(core, gate)
+        return core * jax.lax.logistic(gate) if self.linear else silu_gate(core, gate)
 
 
 class ThreeBody(nn.Module):
@@ -84,7 +84,7 @@ class ThreeBody(nn.Module):
     def __call__(self, graph: CrystalGraph, v, radial, Y, f_c) -> Float[Array, "short 2 f"]:
         c, short = self.config, graph.short
         i, j, far = graph.first[:short], graph.second[:short], graph.shifts[:short]
-        atom = jax.nn.sigmoid(Linear(c.radial * c.angular, name="atom")(v))  # σ(W_v v_k + b_v)
+        atom = jax.lax.logistic(Linear(c.radial * c.angular, name="atom")(v))  # σ(W_v v_k + b_v)
         end = jnp.stack([gather(atom, j, far), gather(atom, i)], axis=1)
         x = radial[:, None] * end  # of bond ik, for each l and n
         spread = jnp.asarray(_orders(c.angular, c.radial), x.dtype)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -190,11 +191,11 @@ def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path, monkeypatch
     one, two = (write(tmp_path / str(n), crystals, processes=n) for n in (1, 2))
     assert one.manifest["splits"] == two.manifest["splits"]
     code = (
-        "from tests.test_dataset import labelled, CUTOFFS; from jaxmlip.data import writing;"
+        "from test_dataset import labelled, CUTOFFS; from jaxmlip.data import writing;"
         "writing._make([labelled(0)], CUTOFFS); from jax._src import xla_bridge;"
         "assert not xla_bridge.backends_are_initialized()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
 def test_shards_are_cut_at_a_size_and_read_as_one(tmp_path, monkeypatch):
@@ -336,12 +337,14 @@ def test_a_full_disk_says_what_is_needed_and_leaves_nothing(tmp_path):
     # In a process of its own: the limit on the size of files is for all of it.
     code = f"""
 import resource, signal
-from tests.test_dataset import labelled, write
+from test_dataset import labelled, write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 write({str(tmp_path / "d")!r}, [labelled(k, f"mp-{{k}}") for k in range(600)], processes=1)
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
     assert "DatasetError" in ran.stderr
     assert "bytes are free" in ran.stderr
     assert list(tmp_path.iterdir()) == []
