@@ -154,12 +154,12 @@ def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]])
         names = ("slope", "inverse", "deming", "r_squared", "mae", "corrected_mae")
         x = {n: np.array([np.nan if r[n] is None else r[n] for r in rows]) for n in names}
         slope, inverse, deming, r_squared, mae, corrected = (bootstrap(x[n], np.median) for n in names)
-        soft = np.transpose([x["slope"], x["r_squared"]]) if slope.value < 1 else ()
+        soft = np.transpose([x["slope"], x["r_squared"]])
         line = {"model": model, "group": group, "materials": len(rows)}
         line |= {"frames": sum(row["samples"] for row in rows), "slope": slope}
         line |= {"share below 1": bootstrap(x["slope"] < 1), "inverse slope": inverse, "Deming": deming}
         line["r² (slope of pure shrinkage)"] = r_squared
-        line["explained by shrinkage at most"] = bootstrap(soft, explained)
+        line["explained by shrinkage at most"] = bootstrap(soft, explained) if slope.value < 1 else None
         line |= {"MAE / eV/Å": mae, "cMAE / eV/Å": corrected}
         line["1 - cMAE / MAE"] = bootstrap(np.transpose([x["mae"], x["corrected_mae"]]), reduction)
         lines.append(line)
