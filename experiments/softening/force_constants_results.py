@@ -37,7 +37,7 @@ SUMMED: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def tables(found: Mapping[str, Rows]) -> list[Table | None]:
+def tables(found: Mapping[str, Rows]) -> list[Table]:
     """All tables but that of silicon."""
     return [
         summary_table(found),
@@ -86,13 +86,13 @@ def by_run(
     cells: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     digits: int = 3,
     note: str = "",
-) -> Table | None:
+) -> Table:
     """A line for each run of each model; `cells` names and fills the columns behind these two."""
     lines = [{"model": m, "run": row["run"], **cells(row)} for m, rows in found.items() for row in rows]
     return Table.of(title, lines, digits, note)
 
 
-def slope_table(found: Mapping[str, Rows]) -> Table | None:
+def slope_table(found: Mapping[str, Rows]) -> Table:
     lines = []
     for model, rows in found.items():
         for row, m in ((row, m) for row in rows for m in MEASURES if row[m]):

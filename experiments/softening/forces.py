@@ -138,7 +138,7 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
     return {key: chosen for key, chosen in found.items() if chosen}
 
 
-def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table | None:
+def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
     """A model in a group: medians over materials with 95 % intervals."""
 
     def explained(x: np.ndarray) -> float:  # columns: slope, r²
@@ -174,7 +174,7 @@ def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]])
     return Table.of("Slope of model forces against DFT forces, medians over materials", lines, note=note)
 
 
-def published_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table | None:
+def published_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
     """The WBM states beside published results on them."""
     lines = []
     for (model, group), rows in groups.items():
@@ -190,7 +190,7 @@ def published_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]
     )
 
 
-def material_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+def material_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Each material but those of the WBM states: these are too many, and record.json has them."""
     shown = [row for row in rows if row["group"] != WBM]
     columns = {"model": "model", "group": "group", "material": "material"}

@@ -275,7 +275,7 @@ def kra(energies: Any) -> float:
     return barriers(energies)[2]
 
 
-def silicon_table(potentials, settings: Settings, rows) -> Table | None:
+def silicon_table(potentials, settings: Settings, rows) -> Table:
     found = {name: rows[key] for name in potentials if (key := f"{name}: Si vacancy") in rows}
     reasons = [
         f" The band of {name} did not converge: {x['reason']}." for name, x in found.items() if "reason" in x
@@ -300,7 +300,7 @@ def silicon_table(potentials, settings: Settings, rows) -> Table | None:
     )
 
 
-def host_table(potentials, settings: Settings, rows) -> Table | None:
+def host_table(potentials, settings: Settings, rows) -> Table:
     lines = []
     for host in settings.hosts:
         found = {name: rows.get(f"{name}: Mg in {host}") for name in potentials}
@@ -311,12 +311,10 @@ def host_table(potentials, settings: Settings, rows) -> Table | None:
     note = (
         "No DFT was done for these: they show how far models differ. Cells are neutral and as large as given."
     )
-    return (
-        Table("KRA barriers of Mg / eV", ("path", "atoms", *potentials), lines, note=note) if lines else None
-    )
+    return Table("KRA barriers of Mg / eV", ("path", "atoms", *potentials), lines, note=note)
 
 
-def hop_table(potentials, settings: Settings, rows) -> Table | None:
+def hop_table(potentials, settings: Settings, rows) -> Table:
     lines = []
     for name in potentials:
         pairs = _pairs(name, rows)
@@ -325,9 +323,8 @@ def hop_table(potentials, settings: Settings, rows) -> Table | None:
             error = bootstrap(pairs, lambda p: np.mean(np.abs(p[:, 1] - p[:, 0])))
             signed = bootstrap(pairs, lambda p: np.mean(p[:, 1] - p[:, 0]))
             lines.append([name, len(pairs), error, signed, low])
-    if not lines:
-        return None
-    lines += [[name, 477, error, None, share] for name, error, share in PUBLISHED]
+    if lines:
+        lines += [[name, 477, error, None, share] for name, error, share in PUBLISHED]
     columns = ("model", "hops", "MAE / eV", "mean error / eV", "below DFT / %")
     return Table(
         "KRA barriers of ApproxNEB hops against DFT", columns, lines, note="Published: 470 or 477 hops."

@@ -158,10 +158,10 @@ def of_cell(rows: Rows, cell: str) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["cell"] == cell]
 
 
-def tables(found: Mapping[str, Rows]) -> list[Table | None]:
+def tables(found: Mapping[str, Rows]) -> list[Table]:
     """Ratios of all materials by cell and measure, and of two of these by structure and by anions."""
 
-    def table(title: str, kinds: Sequence[tuple[str, str]], by: str = "", note: str = "") -> Table | None:
+    def table(title: str, kinds: Sequence[tuple[str, str]], by: str = "", note: str = "") -> Table:
         groups = []
         for model, rows in found.items():
             for part in sorted({row[by] for row in rows}) if by else ("",):
@@ -194,7 +194,7 @@ def on_example(potential: Potential, example: Any) -> dict[str, Any]:
     return {"potential": potential.name, **row.record()}
 
 
-def example_table(compared: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table | None:
+def example_table(compared: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
     return Table.of(
         "phonopy's examples: the same displacements and cells as DFT (PBE)",
         (

@@ -101,7 +101,7 @@ def report(
     if left:
         told = "; ".join(f"{name}: {why}" for name, why in left.items())
         findings.append(f"{len(left)} runs are not finished and in no fit ({told}).")
-    return [t for t in tables if t.rows], figures, [f for f in findings if f]
+    return tables, figures, [f for f in findings if f]
 
 
 def _of(rows: Sequence[Measured], network: str, method: str, size: int | None = None) -> list[Measured]:

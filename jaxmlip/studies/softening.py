@@ -228,9 +228,7 @@ def summary(rows: Rows) -> dict[str, Any]:
     return result
 
 
-def summary_table(
-    title: str, groups: Iterable[tuple[Mapping[str, Any], Rows, str]], note: str = ""
-) -> Table | None:
+def summary_table(title: str, groups: Iterable[tuple[Mapping[str, Any], Rows, str]], note: str = "") -> Table:
     """A line for each of `groups`, (labels, rows, measure), and for the published ratios of the models.
 
     The first of the labels is "model".

@@ -192,9 +192,7 @@ def record(slope: Slope) -> dict[str, Any]:
     return asdict(slope) | {name: getattr(slope, name) for name in derived}
 
 
-def table(
-    title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = ""
-) -> Table | None:
+def table(title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = "") -> Table:
     """A line for each of `rows`, (labels, a `record`): slopes beside numbers that could explain them."""
     lines = []
     for of, s in rows:

@@ -211,11 +211,11 @@ class Study:
 
     def write(
         self,
-        tables: Sequence[Table | None],
+        tables: Sequence[Table],
         figures: Mapping[str, tuple[str, Figure]],
         findings: Sequence[str] = (),
     ) -> None:
-        """Prints the tables and findings; writes the record, the tables and the figures.
+        """Prints the tables that have rows, and findings; writes the record, the tables and the figures.
 
         `figures`: by the name of their file, a caption and the figure. Materials of unknown elements are
         named, rows that failed counted. Raises RuntimeError, with the reasons, where nothing is left.
@@ -223,7 +223,7 @@ class Study:
         from jaxmlip.training.records import circumstances
 
         failed = {key: row["failed"] for key, row in self.rows.items() if "failed" in row}
-        tables, findings = [table for table in tables if table], [*findings, *self._left_out()]
+        tables, findings = [table for table in tables if table.rows], [*findings, *self._left_out()]
         if failed:
             some = "; ".join(f"{key}: {reason}" for key, reason in list(failed.items())[:3])
             findings.append(
@@ -249,7 +249,7 @@ class Study:
                 figure.savefig(draft / file, dpi=150)
             write_whole(draft / RECORD, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
         say(f"\nwritten to {self.folder}")
-        if not self.done() and not any(table.rows for table in tables):
+        if not self.done() and not tables:
             reasons = [f"{key}: {reason.rstrip('.')}." for key, reason in list(failed.items())[:5]]
             raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *reasons]))
 

@@ -44,13 +44,9 @@ class Table:
     note: str = ""
 
     @classmethod
-    def of(
-        cls, title: str, rows: Iterable[Mapping[str, Any]], digits: int = 3, note: str = ""
-    ) -> Table | None:
-        """A table of rows that name their columns, which may lack some; None where there is no row."""
+    def of(cls, title: str, rows: Iterable[Mapping[str, Any]], digits: int = 3, note: str = "") -> Table:
+        """A table of rows that name their columns, some of which they may lack."""
         rows = list(rows)
-        if not rows:
-            return None
         columns = tuple(dict.fromkeys(name for row in rows for name in row))
         return cls(title, columns, [[row.get(name) for name in columns] for row in rows], digits, note)
 
@@ -86,8 +82,7 @@ class Table:
         return f"{x:.{self.digits}f}" if isinstance(x, float | np.floating) else str(x)
 
 
-def show(*tables: Table | None) -> None:
+def show(*tables: Table) -> None:
     """Prints tables; in a file or a pipe they are as wide as they need to be."""
     for table in tables:
-        if table is not None:
-            console(width=200).print(table)
+        console(width=200).print(table)
