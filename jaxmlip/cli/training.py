@@ -228,6 +228,7 @@ def evaluate(
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
     """
+    from jaxmlip.training import evaluate as evaluation
     from jaxmlip.training.config import DataConfig
 
     its = DataConfig(
