@@ -87,7 +87,7 @@ def main(settings: Settings) -> None:
         figures["softening_phonons.png"] = (caption, histogram(drawn))
         caption = "The highest and the mean frequency in DFT's cell, model against DFT"
         at_dft = {model: of_cell(rows, CELLS[0]) for model, rows in drawn.items()}
-        figures["softening_phonons_by_frequency.png"] = (caption, draw(at_dft))
+        figures["softening_phonons_by_frequency.png"] = (caption, draw(at_dft, settings.displacement))
     study.write(shown, figures, findings(found))
 
 

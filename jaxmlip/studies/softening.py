@@ -229,24 +229,29 @@ def summary(rows: Rows) -> dict[str, Any]:
 
 
 def summary_table(title: str, groups: Iterable[tuple[Mapping[str, Any], Rows, str]], note: str = "") -> Table:
-    """A line for each of `groups`, (labels, rows, measure), and for the published ratios of the models.
+    """A line for each of `groups`, (labels, rows, measure); "model" is the first of the labels.
 
-    The first of the labels is "model".
+    Where there is but one more, the published ratios of the models follow: they are of all materials.
     """
     lines: list[dict[str, Any]] = []
     for labels, rows, measure in groups:
         highest, mean = (ratios(rows, measure, of) for of in ("maximum", "mean"))
         line: dict[str, Any] = {**labels, "materials": len(rows)}
         if len(rows):
-            line |= {"ω_max ratio": geometric_mean(highest), "median": bootstrap(highest, np.median)}
-            line |= {"share below 1": bootstrap(highest < 1), "ω_mean ratio": geometric_mean(mean)}
+            means = [
+                geometric_mean(x) if len(rows) > 1 else Estimate.of(float(x[0]), None)
+                for x in (highest, mean)
+            ]
+            line |= {"ω_max ratio": means[0], "median": bootstrap(highest, np.median)}
+            line |= {"share below 1": bootstrap(highest < 1), "ω_mean ratio": means[1]}
             line["its median"] = bootstrap(mean, np.median)
             line["imaginary"] = int((imaginary(rows, measure) & ~imaginary(rows, "dft")).sum())
             if "rms_difference" in rows[0][measure]:
                 rms = [row[measure]["rms_difference"] for row in rows]
                 line["rms difference / THz, median"] = bootstrap(rms, np.median)
         lines.append(line)
-    known = [model for model in dict.fromkeys(line["model"] for line in lines) if model in PUBLISHED]
+    alone = bool(lines) and list(lines[0])[2] == "materials"
+    known = [model for model in dict.fromkeys(x["model"] for x in lines) if alone and model in PUBLISHED]
     for model in known:
         median, below = PUBLISHED[model]
         line = {"model": model, list(lines[0])[1]: "published", "materials": "298; 229"}
@@ -286,15 +291,15 @@ def table(rows: Rows, model: str) -> Table:
     )
 
 
-def draw(rows_by_model: Mapping[str, Rows]) -> Figure:
-    """Parity figures of the highest and the mean frequency, from the Hessian and from displacements."""
+def draw(rows_by_model: Mapping[str, Rows], displacement: float = DISPLACEMENT) -> Figure:
+    """Parity figures of the highest and the mean frequency, from the Hessian and from displacements (Å)."""
     figure, lines = panels(2, 2, each=(4.5, 4.3), spare=(0, 0))
-    for line, (measure, label) in zip(lines, MEASURES.items(), strict=True):
+    sources = {"hessian": "Hessian", "displaced": f"forces at ±{displacement:g} Å"}
+    for line, (measure, source) in zip(lines, sources.items(), strict=True):
         for axes, (of, name) in zip(line, (("maximum", "highest"), ("mean", "mean")), strict=True):
             highest = _points(axes, rows_by_model, of, measure)
             parity(axes, f"{name} frequency", "THz", "model = DFT", highest)
-            by = {"hessian": "Hessian", "displaced": f"forces at {label}"}[measure]
-            axes.set_title(f"{by}; median ratios model / DFT", loc="left", fontsize=10)
+            axes.set_title(f"{source}; median ratios model / DFT", loc="left", fontsize=10)
     legend(figure, ncols=4)
     return figure
 
