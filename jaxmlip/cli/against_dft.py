@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tyro
+
 from jaxmlip.system.arguments import (
     DEFAULT_MODEL,
     DType,
-    Heads,
-    MemoryLimit,
     Models,
     Positional,
     SkipBad,
@@ -17,6 +17,8 @@ from jaxmlip.system.arguments import (
     in_bytes,
 )
 
+Heads = tyro.conf.UseAppendAction[tuple[str, ...]]
+
 
 def softening(
     model: Models = (),
@@ -24,14 +26,17 @@ def softening(
     data: Path | None = None,
     dtype: DType = "float64",
     out: Path = Path(),
-    memory_limit: MemoryLimit = None,
+    memory_limit: float | None = None,
 ) -> None:
     """Phonon frequencies of binary crystals against DFT: is the curvature of the model too soft?
 
     Args:
+        model: which potential; can be given several times; default: chgnet-0.3.0
+        head: which head, of a checkpoint that has several; given several times, one for each such file
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
         dtype: precision of the computation
         out: folder for softening.json and softening.png
+        memory_limit: in GB; the number of columns computed at once is chosen to stay below it
     """
     from jaxmlip.studies.softening import main
 
@@ -52,6 +57,8 @@ def compare(
     Args:
         folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
             FORCE_SETS, or such yaml files with forces in them
+        model: which potential; can be given several times; default: chgnet-0.3.0
+        head: which head, of a checkpoint that has several; given several times, one for each such file
         mesh: of wave vectors, Γ-centred
         dtype: precision of the computation; forces at small displacements are small
         out: folder for compare.json and compare.png
@@ -78,6 +85,8 @@ def softening_scale(
 
     Args:
         files: crystals with DFT forces, such as extxyz, also as .gz
+        model: which potential; can be given several times; default: chgnet-0.3.0
+        head: which head, of a checkpoint that has several; given several times, one for each such file
         forces: name of the per-atom array with the DFT forces
         group_by: an entry of the frames' info line that tells materials apart, besides the formula
         frames: at most so many of each material, evenly spread; default: all

@@ -19,7 +19,6 @@ from jaxmlip.system.arguments import (
     DType,
     Head,
     Limit,
-    MemoryLimit,
     Model,
     Positional,
     SkipBad,
@@ -47,7 +46,7 @@ def hessian(
     dtype: DType = "float64",
     head: Head = None,
     atoms: tuple[int, ...] = (),
-    memory_limit: MemoryLimit = None,
+    memory_limit: float | None = None,
     block_size: int | None = None,
     out: Path = Path("hessian.npz"),
 ) -> None:
@@ -58,8 +57,10 @@ def hessian(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
+        model: which potential
         dtype: precision of the computation
         atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file does not hold
+        memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
         out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
             it is computed and never as a whole in memory: started again, an interrupted run goes on
@@ -190,7 +191,7 @@ def phonons(
     animate: tuple[int, int] | None = None,
     keep_cell: tyro.conf.FlagCreatePairsOff[bool] = False,
     symprec: float = 1e-5,
-    memory_limit: MemoryLimit = None,
+    memory_limit: float | None = None,
     out: Path = Path(),
 ) -> None:
     """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
@@ -200,6 +201,7 @@ def phonons(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
+        model: which potential
         dtype: precision of the computation; in float32 the lowest frequencies are noise
         relax: relax the cell and the atoms first, the space group kept
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
@@ -211,6 +213,7 @@ def phonons(
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
         keep_cell: compute the cell as it is, not its primitive cell
         symprec: how far atoms may be from the symmetry that is used, in Å
+        memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
     from jaxmlip.phonons import report
@@ -253,6 +256,7 @@ def elastic(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
+        model: which potential
         dtype: precision of the computation; float32 leaves about three digits
         relax: relax the cell and the atoms first, the space group kept
         json_: print everything as JSON instead of a table, and write no file
@@ -312,6 +316,7 @@ def relax(
 
     Args:
         files: structures in any format that ASE or pymatgen reads
+        model: which potential
         dtype: precision of the computation; float64 for forces below 1e-4 eV/Å
         fmax: largest force to leave, in eV/Å
         smax: largest component of the stress to leave, in GPa

@@ -136,6 +136,7 @@ def convert(
         source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, whose cutoffs the graphs get; or give --cutoff
+        head: which head of it, of a checkpoint that has several
         cutoff: how long bonds are (Å), for a model that does not exist yet
         angle_cutoff: how long the two bonds of an angle are (Å); 0 for models without angles
         angle_list: whether the model reads a list of angles (CHGNet) or sums over them without (M3GNet)

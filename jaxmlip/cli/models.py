@@ -91,6 +91,7 @@ def predict(
 
     Args:
         files: structures in any format that ASE or pymatgen reads
+        model: which potential
         dtype: precision of the computation
         json_: print everything as JSON instead of a table
     """

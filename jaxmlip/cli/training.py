@@ -140,6 +140,8 @@ def finetune(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
+        model: which potential to begin with
+        head: which head of it, of a checkpoint that has several
         preset: for a few crystals of one material, or for many of another functional
         validation: crystals that tell which step is best; default: as the preset says
         test: crystals to tell the errors before and after of; default: as the preset says
@@ -218,6 +220,8 @@ def evaluate(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
+        model: which potential
+        head: which head of it, of a checkpoint that has several
         split: which part of a dataset
         format: of the files; default: told from their names and contents
         read: how to read them

@@ -16,18 +16,7 @@ Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
 Head = Annotated[str | None, tyro.conf.arg(help="which head, of a checkpoint that has several")]
-Models = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(help="which potential; can be given several times; default: chgnet-0.3.0"),
-]
-Heads = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]],
-    tyro.conf.arg(help="which head, of a checkpoint that has several; one for each such file"),
-]
-MemoryLimit = Annotated[
-    float | None,
-    tyro.conf.arg(help="in GB; the number of columns computed at once is chosen to stay below it"),
-]
+Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 DType = Literal["float32", "float64"]
 Limit = Annotated[int | None, tyro.conf.arg(help="read so many structures of each file; default: all")]
 SkipBad = Annotated[
