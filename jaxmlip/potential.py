@@ -52,7 +52,7 @@ LONGEST_LABEL = 200  # characters of the name of a model
 
 
 class Prediction(TypedDict, total=False):
-    """What `Potential.predict` returns, as NumPy arrays in the precision of the potential."""
+    """The result of `Potential.predict`, as NumPy arrays in the precision of the potential."""
 
     energy: float  # eV
     forces: np.ndarray  # (atoms, 3), eV/Å
@@ -62,19 +62,19 @@ class Prediction(TypedDict, total=False):
     stress: np.ndarray
     # (atoms,), eV; they add up to the energy. Not of an energy function, which gives energies of crystals.
     site_energies: np.ndarray
-    magmoms: np.ndarray  # (atoms,), μB; only where the model has them
+    magmoms: np.ndarray  # (atoms,), μB; only if the model has them
 
 
 class Model(Protocol):
-    """What a potential asks of its model. Models are compared and hashed: equal ones share programs."""
+    """The interface of a model to a potential. Models are compared and hashed: equal ones share programs."""
 
     config: Any  # a dataclass: what a file has to say of the model, besides its parameters
-    # Whether the model makes every fetch from another cell by `crystals.fetch`, as lattice waves need.
+    # True if the model makes every fetch from another cell by `crystals.fetch`, as lattice waves need.
     fetches_are_known: bool
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """How far the model looks (Å)."""
+        """The cutoffs of the model (Å)."""
         ...
 
     def identity(self, params: Any) -> str:
@@ -82,7 +82,7 @@ class Model(Protocol):
         ...
 
     def energies(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """eV of each crystal, reference energies included, and what the model tells of each atom."""
+        """eV of each crystal, reference energies included, and the quantities of each atom by name."""
         ...
 
 
@@ -166,7 +166,7 @@ class Potential:
         writes the parameters, not fn; `with_parameters` reads them into a potential of the same fn.
         Reference energies are zero at first.
 
-        Raises ValueError where `cutoff` or `elements` make no sense, or as `energy_function` does.
+        Raises ValueError if `cutoff` or `elements` make no sense, or as `energy_function` does.
         """
         numbers = tuple(_atomic_number(element) for element in elements)
         if not numbers or len(set(numbers)) != len(numbers):
@@ -180,12 +180,12 @@ class Potential:
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """How far the model looks (Å)."""
+        """The cutoffs of the model (Å)."""
         return self.model.cutoffs
 
     @property
     def functionals(self) -> tuple[str, ...]:
-        """Of a potential that `jaxmlip.training.functionals.join` made; no other names them."""
+        """The functionals of a potential that `jaxmlip.training.functionals.join` made; () for any other."""
         return tuple(map(str, self.manifest.get("functionals", ())))
 
     @property
@@ -271,7 +271,7 @@ class Potential:
         """Writes model.safetensors and manifest.json into `folder`, for `load`: both, or none of them.
 
         Of a potential `from_energy` the function is not written, so that `with_parameters` reads it instead.
-        Raises OSError where they cannot be written; what was there then stays.
+        Raises OSError if they cannot be written; existing files then stay.
         """
         flat = flax.traverse_util.flatten_dict(self.params, sep="/")
         tensors = {name: np.asarray(x, order="C") for name, x in flat.items()}
@@ -295,7 +295,7 @@ class Potential:
     def from_folder(cls, folder: str | Path, dtype: str = "float32") -> Potential:
         """The potential that `save` wrote into `folder`.
 
-        Raises ManifestError where a file is missing, damaged, of another layout, or does not fill the model,
+        Raises ManifestError if a file is missing, damaged, of another layout, or does not fill the model,
         or where its numbers are none that a model has; warns where a file is not as it was written.
         """
         potential, changed = read_folder(Path(folder))
@@ -306,7 +306,7 @@ class Potential:
     def with_parameters(self, folder: str | Path) -> Potential:
         """This potential with the parameters that `save` wrote into `folder` of one with the same model.
 
-        For potentials `from_energy`, whose function no file holds. Raises ManifestError where the model of
+        For potentials `from_energy`, whose function no file holds. Raises ManifestError if the model of
         the folder has another name, cutoff, elements or parameters, or a file is damaged; warns where a file
         is not as it was written.
         """
@@ -471,7 +471,7 @@ def _same_model(manifest: dict[str, Any], model: Model) -> Model:
 
 
 def _check_labels(manifest: dict[str, Any], model: Model) -> None:
-    """Raises ManifestError where the elements or functionals of `manifest` are none that `model` can have."""
+    """Raises ManifestError if the elements or functionals of `manifest` are none that `model` can have."""
     elements, species = manifest.get("elements"), set(atomic_numbers(model))
     if not isinstance(elements, list) or not all(type(z) is int for z in elements):
         raise ManifestError(f"manifest.json has elements={brief(elements)}, needed a list of atomic numbers.")
@@ -499,7 +499,7 @@ def _read_tensors(folder: Path) -> tuple[bytes, dict[str, np.ndarray]]:
 
 
 def _check_tensors(tensors: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ManifestError where `tensors` are not parameters of these `shapes`, each with sound numbers."""
+    """Raises ManifestError if `tensors` are not parameters of these `shapes`, each with sound numbers."""
     shapes = {**shapes, **({"scale": ()} if "scale" in tensors else {})}
     wrong = [f"{n}: missing" for n in shapes if n not in tensors]
     wrong += [f"{cut(n, 100)}: unknown" for n in tensors if n not in shapes]

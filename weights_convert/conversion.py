@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mac
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` looks like one that a trainer wrote, whole or not, rather than Potential.save."""
+    """True if `folder` looks like one that a trainer wrote, whole or not, rather than Potential.save."""
     return not (folder / "manifest.json").exists() and any((folder / name).is_file() for name in m3gnet.FILES)
 
 
@@ -35,9 +35,9 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     A folder is a checkpoint where its architecture is published as several files, as M3GNet is. `head` names
     the one to take of a model with several.
 
-    Nothing in the file is run. Raises CheckpointError where no architecture recognises it, where it has
-    options that are not supported or that no model has, where its tensors and the model disagree or hold no
-    weights, where it would cost more than a model does, and where it has several heads and `head` names none
+    Nothing in the file is run. Raises CheckpointError if no architecture recognises it, if it has
+    options that are not supported or that no model has, if its tensors and the model disagree or hold no
+    weights, if it would cost more than a model does, and if it has several heads and `head` names none
     of them.
     """
     source = Path(source)
@@ -114,7 +114,7 @@ def _recognise(checkpoint: Any) -> str:
 
 
 def _describe(checkpoint: Any) -> str:
-    """What lies at the top level of a file, in a few words."""
+    """The top level of a file, in a few words."""
     if not isinstance(checkpoint, Mapping):
         return brief(checkpoint)
     keys = [key if isinstance(key, str) else brief(key) for key in itertools.islice(checkpoint, 3)]

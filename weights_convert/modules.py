@@ -52,7 +52,7 @@ def at(module: Any, path: str) -> Any:
 
 
 def get(module: Any, path: str, default: Any) -> Any:
-    """As `at`, with a default where only the last name of `path` is missing."""
+    """Does the same as `at`, with a default if only the last name of `path` is missing."""
     *above, name = path.split(".")
     return contents(at(module, ".".join(above)) if above else module).get(name, default)
 
@@ -68,7 +68,7 @@ def number(module: Any, path: str) -> float:
 
 
 def tensor(module: Any, path: str) -> np.ndarray:
-    """The tensor at `path`. Raises CheckpointError where something else is there."""
+    """The tensor at `path`. Raises CheckpointError if something else is there."""
     found = at(module, path)
     if not isinstance(found, np.ndarray):
         raise CheckpointError(f"{path} is {brief(found)}, needed a tensor.")
@@ -123,7 +123,7 @@ def _name(name: Any) -> str:
 
 
 def class_of(value: Any) -> str:
-    """The full name of the class of `value`, or of `value` where it is itself a class or function."""
+    """The full name of the class of `value`, or of `value` if it is itself a class or function."""
     if not isinstance(value, type):
         value = type(value)
     return cut(printable(value.__qualname__ if issubclass(value, Record) else value.__name__), 120)

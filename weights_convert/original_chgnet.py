@@ -1,4 +1,4 @@
-"""What the original computes: the `chgnet` package on torch, in float64. Only the functions import them."""
+"""Results of the original, the `chgnet` package on torch, in float64. Only the functions import them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def hessian(model: Any, atoms: Atoms) -> np.ndarray:
 
 
 def predictions(checkpoint: Path, crystals: Mapping[str, Atoms]) -> dict[str, dict[str, np.ndarray]]:
-    """What `evaluate` gives for each of `crystals`."""
+    """The results of `evaluate` for each of `crystals`."""
     with float64():
         model = read(checkpoint)
         return {name: evaluate(model, atoms) for name, atoms in crystals.items()}

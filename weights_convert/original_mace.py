@@ -1,4 +1,4 @@
-"""What the original computes: mace-torch, in float64. Only the functions import it."""
+"""Results of the original, mace-torch, in float64. Only the functions import it."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def graph(model: Any, atoms: Atoms, head: str | None = None) -> Any:
 def predictions(
     checkpoint: Path, crystals: Mapping[str, Atoms], head: str | None = None
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What `evaluate` gives for each of `crystals`."""
+    """The results of `evaluate` for each of `crystals`."""
     with precision():
         model = read(checkpoint)
         return {name: evaluate(model, atoms, head) for name, atoms in crystals.items()}

@@ -1,4 +1,4 @@
-"""The published models: where each comes from, what it was fitted to, and how its files are recognised."""
+"""The published models: origin, functional, and how their files are recognised."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Source:
 
     @property
     def sha256(self) -> str | dict[str, str | None] | None:
-        """That of the only file, or of each of several."""
+        """The sha256 of the only file, or of each of several."""
         return dict(self.files) if len(self.files) > 1 else self.files[self.file]
 
 

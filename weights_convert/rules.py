@@ -81,7 +81,7 @@ def convert(
 
 
 def _weights(tensors: Mapping[str, np.ndarray], set_aside: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Those of `tensors` that are not set aside. Raises CheckpointError where they cannot be weights."""
+    """The `tensors` that are not set aside. Raises CheckpointError if they cannot be weights."""
     if len(tensors) > MOST_TENSORS or max(map(len, tensors), default=0) > LONGEST_NAME:
         raise CheckpointError(
             f"found {len(tensors):,} tensors, with names of up to {max(map(len, tensors)):,} characters; "
@@ -106,7 +106,7 @@ def _weights(tensors: Mapping[str, np.ndarray], set_aside: Mapping[str, str]) ->
 
 
 def _numbers(template: str, tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """The values of {k} for which `template` names a tensor; one empty value where it has no {k}."""
+    """The values of {k} for which `template` names a tensor; one empty value if it has no {k}."""
     if "{k}" not in template:
         return [""] if template in tensors else []
     before, after = template.split("{k}")

@@ -14,7 +14,7 @@ UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "magmoms":
 
 
 def check_original(potential: Potential) -> None:
-    """Raises ValueError where there is no original to compare with, ImportError where it is not installed."""
+    """Raises ValueError if there is no original to compare with, ImportError if it is not installed."""
     architecture = architecture_of(potential.model)
     if architecture not in golden.PACKAGES:
         raise ValueError(

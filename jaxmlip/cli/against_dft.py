@@ -32,7 +32,7 @@ def softening(
 
     Args:
         model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head, of a checkpoint that has several; given several times, one for each such file
+        head: which head of a checkpoint with several; give it once for each such checkpoint
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
         dtype: precision of the computation
         out: folder for softening.json and softening.png
@@ -58,9 +58,9 @@ def compare(
         folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
             FORCE_SETS, or such yaml files with forces in them
         model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head, of a checkpoint that has several; given several times, one for each such file
-        mesh: of wave vectors, Γ-centred
-        dtype: precision of the computation; forces at small displacements are small
+        head: which head of a checkpoint with several; give it once for each such checkpoint
+        mesh: Γ-centred mesh of wave vectors
+        dtype: precision of the computation; small displacements give small forces, so float64 is the default
         out: folder for compare.json and compare.png
     """
     from jaxmlip.studies.compare import main
@@ -86,10 +86,10 @@ def softening_scale(
     Args:
         files: crystals with DFT forces, such as extxyz, also as .gz
         model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head, of a checkpoint that has several; given several times, one for each such file
+        head: which head of a checkpoint with several; give it once for each such checkpoint
         forces: name of the per-atom array with the DFT forces
         group_by: an entry of the frames' info line that tells materials apart, besides the formula
-        frames: at most so many of each material, evenly spread; default: all
+        frames: maximum number of frames of each material, evenly spread; default: all
         max_force: leave out frames with a DFT force above this, in eV/Å
         dtype: precision of the computation
         out: folder for softening_scale.json and softening_scale.png

@@ -26,16 +26,16 @@ SHOWN = 4  # outliers of each kind in the table; JSON has all of them
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Naming):
-    """Where labelled crystals are, and how to read them."""
+    """Paths of labelled crystals, and options for reading them."""
 
     paths: Positional[list[str]]
     """files, folders or patterns (extended XYZ, ASE databases and trajectories, MPtrj, MatPES, MP-r2SCAN,
     WBM, mlearn, chgnet's parse_vasp_dir, vasprun.xml with the moments of OUTCAR, OUTCAR, phonopy)"""
     format: str | None = None
-    """the format of all of them; default: guessed of each"""
+    """the format of all files; default: guessed for each"""
     skip_bad: bool = False
-    """leave out crystals that cannot be used, and what is behind the break of a file, and say why, instead of
-    stopping at the first"""
+    """leave out crystals that cannot be used, and the rest of a file after a break, and say why; by default
+    the first one stops the command"""
 
     def read(self, **more) -> Iterable[LabelledCrystal]:
         """The crystals, as `read_labelled` gives them."""
@@ -57,12 +57,12 @@ def inspect(
     figure: Path | None = None,
     json_: AsJson = False,
 ) -> None:
-    """What files of labelled crystals, or a dataset that was made of them, hold; and which look wrong.
+    """Summarises files of labelled crystals, or a dataset made from them, and lists suspicious ones.
 
     Args:
         source: files, or folders that `jaxmlip data convert` wrote
-        every: read every so many-th crystal of each file
-        limit: read so many crystals in all
+        every: read one crystal in EVERY of each file
+        limit: maximum number of crystals to read in all
         figure: draw histograms into this file (.png, .pdf, .svg)
         json_: print everything as JSON instead of tables
     """
@@ -135,16 +135,16 @@ def convert(
     Args:
         source: labelled crystals
         out: the folder to write, new or empty
-        model: the model to train, whose cutoffs the graphs get; or give --cutoff
-        head: which head of it, of a checkpoint that has several
-        cutoff: how long bonds are (Å), for a model that does not exist yet
-        angle_cutoff: how long the two bonds of an angle are (Å); 0 for models without angles
-        angle_list: whether the model reads a list of angles (CHGNet) or sums over them without (M3GNet)
-        validation: the fraction that is kept for validation, by material
-        test: the fraction that is kept for tests, by material
-        seed: of the division
-        processes: that make graphs; default: one for each core
-        limit: read so many crystals in all
+        model: the model to train, which sets the cutoffs of the graphs; or give --cutoff
+        head: which head of a checkpoint with several
+        cutoff: longest bond (Å), for a model that does not exist yet
+        angle_cutoff: longest bond of an angle (Å); 0 for models without angles
+        angle_list: for models that read a list of angles (CHGNet); M3GNet sums over angles without a list
+        validation: fraction kept for validation, by material
+        test: fraction kept for tests, by material
+        seed: seed of the random division
+        processes: number of processes that make graphs; default: one for each core
+        limit: maximum number of crystals to read in all
     """
     from jaxmlip.crystals.graph import Cutoffs
     from jaxmlip.data.dataset import DatasetError
@@ -157,7 +157,7 @@ def convert(
             "those of one model, such as --model chgnet-0.3.0, or --cutoff 6 --angle-cutoff 3."
         )
     if head is not None and model is None:
-        raise ValueError(f"found --head {head} without --model, which it is of; leave it out.")
+        raise ValueError(f"found --head {head} without --model; name the model that has it, or leave it out.")
     at_least(0, angle_cutoff=angle_cutoff, validation=validation, test=test, seed=seed)
     at_least(1, processes=processes, limit=limit)
     above_zero(cutoff=cutoff)
@@ -188,7 +188,7 @@ def convert(
 
 
 def _splits(made: Dataset, title: str) -> Table:
-    """How much is in each split of a dataset."""
+    """Numbers of crystals, atoms and bytes in each split of a dataset."""
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
     rows = []
     for name, split in made.splits.items():

@@ -50,8 +50,8 @@ def convert(
     Args:
         source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
-        name: what to call the model; default: the name of the file
-        head: the one to take of a model with several
+        name: name of the model; default: the name of the file
+        head: which head of a model with several
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
@@ -86,8 +86,8 @@ def predict(
 ) -> None:
     """Energy, forces, stress and magnetic moments of every structure in FILES.
 
-    Slabs, wires and molecules are computed as what the file says they are; their stress is along the
-    directions in which they repeat, per volume of the box.
+    Slabs, wires and molecules repeat only in the directions that the file gives; their stress is along those
+    directions, per volume of the box.
 
     Args:
         files: structures in any format that ASE or pymatgen reads

@@ -1,4 +1,4 @@
-"""Commands that train potentials, and that tell how good they are."""
+"""Commands that train potentials and measure their errors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Changes = Annotated[Several, tyro.conf.arg(name="set")]
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read labelled crystals."""
+    """Options for reading labelled crystals."""
 
     option: Several = ()
     """KEY=VALUE for the reader, such as forces_key=dft_forces"""
     skip_bad: Flag = False
-    """leave out crystals that cannot be used and what is behind the break of a file, and say so"""
+    """leave out crystals that cannot be used, and the rest of a file after a break, and say so"""
     limit: int | None = None
-    """read so many crystals; of training, validation and test each"""
+    """maximum number of crystals to read for each of training, validation and test"""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -62,22 +62,22 @@ def train(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Trains a potential as the file CONFIG says, or goes on with the run that is in its folder.
+    """Trains a potential as the file CONFIG says, or continues the run in its folder.
 
-    A run that is done goes on where epochs or steps are more now and all else is as it was: the optimizer
-    from its state, the learning rate as the schedule of the longer run has it from there on.
+    A finished run continues if epochs or steps were raised and nothing else changed: the optimizer keeps its
+    state, and the learning rate follows the schedule of the longer run.
 
     Args:
         config: a YAML file; --example prints one with every key and what it means
         out: folder of the run; default: the name of CONFIG without .yaml
         changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
         dtype: precision of the computation; default: as CONFIG says
-        example: print a configuration with every key, and do nothing
-        skip_bad: leave out crystals that cannot be used and what is behind the break of a file: data.skip_bad
-        distributed: train together with other processes, which SLURM, Open MPI or a TPU slice knows
-        coordinator: where none of these does: HOST:PORT of the first process
-        processes: how many processes there are
-        process: which of them this one is, from 0 on
+        example: print a configuration with every key, and do nothing else
+        skip_bad: leave out crystals that cannot be used, and the rest of a file after a break (data.skip_bad)
+        distributed: train together with other processes, found by SLURM, Open MPI or a TPU slice
+        coordinator: HOST:PORT of the first process, if there is no such scheduler
+        processes: number of processes
+        process: number of this process, from 0 on
     """
     from jaxmlip.training.config import EXAMPLE, read_config, to_yaml
 
@@ -94,7 +94,7 @@ def train(
     if not distributed and coordinator is None and (processes, process) != (None, None):
         raise ValueError(
             f"found --processes {processes} and --process {process} alone, needed --coordinator HOST:PORT "
-            "with both of them, or --distributed alone where the scheduler knows them."
+            "with both of them, or --distributed alone if a scheduler knows them."
         )
     given = [] if dtype is None else [f"dtype={dtype}"]
     settings = read_config(config, _all(changes) + given + ["data.skip_bad=true"] * skip_bad)
@@ -141,23 +141,23 @@ def finetune(
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
         model: which potential to begin with
-        head: which head of it, of a checkpoint that has several
+        head: which head of a checkpoint with several
         preset: for a few crystals of one material, or for many of another functional
-        validation: crystals that tell which step is best; default: as the preset says
-        test: crystals to tell the errors before and after of; default: as the preset says
-        read: how to read them
+        validation: crystals that select the best step; default: as the preset says
+        test: crystals for the errors before and after training; default: as the preset says
+        read: options for reading them
         train: all, readout, scale (one factor), references, or a pattern for their names; default: all
-        freeze: what not to train, in the same words
+        freeze: parameters that are not trained, named in the same way
         references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
             the data; fixed from there on, unless --train references. Default: as the preset says
-        epochs: how often to go through the data; default: as the preset says; more prolong a finished run
-        batch_size: crystals of a batch; default: as the preset says
-        learning_rate: the largest; default: as the preset says
+        epochs: passes through the data; default: as the preset says; a larger number continues a finished run
+        batch_size: crystals in a batch; default: as the preset says
+        learning_rate: the largest learning rate; default: as the preset says
         replay: crystals like those that the potential knows, so that it does not forget
-        replay_crystals: how many of them are in each batch; default: as many as of the others
+        replay_crystals: number of them in each batch; default: as many as of the others
         dtype: precision of the computation
-        seed: of the order of the data
-        devices: how many to train on; default: all
+        seed: seed of the order of the data
+        devices: number of devices to train on; default: all
         wandb: log to Weights & Biases, too
         changes: KEY=VALUE for any other key of `jaxmlip train --example`
         out: folder of the run
@@ -221,13 +221,13 @@ def evaluate(
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
         model: which potential
-        head: which head of it, of a checkpoint that has several
+        head: which head of a checkpoint with several
         split: which part of a dataset
-        format: of the files; default: told from their names and contents
-        read: how to read them
-        functional: take the crystals of this functional alone; of a model with several, which one
-        refit_references: for data of another functional: shift energies by what fits best for each element
-        by: a second table with a row for each
+        format: format of the files; default: recognised by their names and contents
+        read: options for reading them
+        functional: take only crystals of this functional, with this functional of a model that has several
+        refit_references: for data of another functional: shift energies by a fitted amount for each element
+        by: print a second table with a row for each
         dtype: precision of the computation
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
@@ -258,7 +258,7 @@ def export(
         run: the folder of a run, or a checkpoint in one, such as RUN/checkpoints/00001000
         out: the folder to write model.safetensors and manifest.json to
         which: the best step by validation, or the last
-        raw: the parameters themselves, where the run keeps a moving average of them (optimizer.ema)
+        raw: the parameters themselves instead of their moving average, if the run keeps one (optimizer.ema)
         functional: which one, of a run with model.functionals; default: all, to train further
     """
     from jaxmlip.training.run import export as exported

@@ -332,9 +332,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
                     prediction["stress"] = voigt_6_to_full_3x3_stress(prediction["stress"])
                 if descent.see(prediction):
                     break
-        except (
-            ValueError
-        ) as error:  # the crystal is no longer valid, or a matrix of the optimiser has no eigenvalues
+        except ValueError as error:  # the crystal is invalid, or the optimiser's matrix has no eigenvalues
             descent.reason = f"it fell apart in step {run.nsteps + 1}: {error}"
     return descent.result()
 

@@ -21,7 +21,7 @@ from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, sum_over_crystals
 
 @dataclass(frozen=True)
 class FunctionConfig:
-    """What can be said of an energy function in a file: its name, and what it was made a potential with."""
+    """The record of an energy function in a file: its name, and the options of its potential."""
 
     function: str
     cutoff: float  # Å
@@ -35,10 +35,10 @@ class EnergyFunction:
     Those with the same function and the same settings are equal, so that they share compiled programs.
     """
 
-    fn: Callable[..., Any]  # fn(params, graph), or fn(graph) where it has no parameters
+    fn: Callable[..., Any]  # fn(params, graph), or fn(graph) if it has no parameters
     config: FunctionConfig
     tree: Any = None  # the PyTreeDef of fn's parameters; None: it has none
-    # Of each leaf its name, and its value where it is no floating-point number, which training leaves alone.
+    # The name of each leaf, and its value if it is not a floating-point number, which training leaves alone.
     leaves: tuple[tuple[str, Any], ...] = ()
 
     # Waves need to know which fetches leave their cell. Here that is found out, and has to be proved.
@@ -79,7 +79,7 @@ class EnergyFunction:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The energy of each crystal (eV), and nothing about its atoms; `params` as in `Network.energies`.
 
-        Raises ValueError where the function returns something else than an energy for each graph.
+        Raises ValueError if the function does not return an energy for each graph.
         """
         found, _ = self._apply(params, graph)
         crystals, dtype = len(graph.cell), graph.positions.dtype
@@ -119,7 +119,7 @@ def energy_function(
 ) -> tuple[EnergyFunction, dict[str, Any]]:
     """`fn` as a model, and its parameters as a nested dictionary of arrays, named by their paths.
 
-    Raises ValueError where two parameters have the same path, or the path of one leads through another.
+    Raises ValueError if two parameters have the same path, or the path of one leads through another.
     """
     name = ".".join(filter(None, (getattr(fn, "__module__", ""), getattr(fn, "__qualname__", ""))))
     config = FunctionConfig(name or type(fn).__qualname__, float(cutoff), tuple(map(int, elements)))
@@ -246,7 +246,7 @@ def _mark(equation, marks: list[str], edges: _Edges) -> str:
 
 
 def _is_of_rows(equation, edges: _Edges) -> bool:
-    """Whether a gather takes whole rows of nodes, or a scatter adds to them."""
+    """True if a gather takes whole rows of nodes, or a scatter adds to them."""
     x, index = equation.invars[0].aval, equation.invars[1].aval
     numbers, rest = equation.params["dimension_numbers"], tuple(range(1, x.ndim))
     if equation.primitive.name == "gather":

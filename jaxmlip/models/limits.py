@@ -1,4 +1,4 @@
-"""What a model may ask for: more than any published one does, and less than makes a machine work for minutes.
+"""Limits of hyperparameters: above those of any published model, and below those that take minutes to build.
 
 Tracing a network takes time for each block and each coupling, however small its parameters are, so that a
 file with a few wrong digits could go on for ever. Numbers without meaning, such as a cutoff that is NaN, are
@@ -44,7 +44,7 @@ MOST_COUPLINGS = 150_000  # entries of the largest coupling tensor of MACE, whos
 def check(config: Any, names: Mapping[str, str] | None = None, error: type[ValueError] = ValueError) -> None:
     """Raises `error`, naming each hyperparameter of `config` that no sensible model has, and what it needs.
 
-    `names` are those that a file has for them, where they differ.
+    `names` maps our names to those of a file, if they differ.
     """
     wrong = list(_wrong(config, names or {})) or list(_wrong_together(config))
     if wrong:
@@ -53,7 +53,7 @@ def check(config: Any, names: Mapping[str, str] | None = None, error: type[Value
 
 @contextlib.contextmanager
 def told(error: type[ValueError]) -> Iterator[None]:
-    """What a configuration says of options that do not fit each other, as it is made, becomes an `error`."""
+    """Turns the ValueError of a configuration whose options do not fit each other into an `error`."""
     try:
         yield
     except error:
@@ -63,7 +63,7 @@ def told(error: type[ValueError]) -> Iterator[None]:
 
 
 def fault_of(tensor: np.ndarray) -> str:
-    """What keeps the numbers of `tensor` from being weights; empty where nothing does."""
+    """The reason why the numbers of `tensor` cannot be weights; empty if they can."""
     if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
         return f"found {tensor.dtype}, needed floating-point numbers"
     if tensor.dtype == ml_dtypes.bfloat16:
@@ -83,7 +83,7 @@ def _wrong(config: Any, names: Mapping[str, str]) -> Iterator[str]:
 
 
 def _needed(config: Any, name: str, kind: str, found: Any) -> str:
-    """What the hyperparameter called `name` has to be; empty where it is so."""
+    """The requirement that the hyperparameter called `name` fails; empty if it is met."""
     if kind == "bool":
         return "" if isinstance(found, bool) else "true or false"
     if name == "blocks" and isinstance(config, MACEConfig):
@@ -106,7 +106,7 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
 
 
 def _wrong_together(config: Any) -> Iterator[str]:
-    """What single hyperparameters do not show."""
+    """Faults that single hyperparameters do not show."""
     if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", 0):
         yield f"angle_cutoff={config.angle_cutoff} (needed at most bond_cutoff={config.bond_cutoff})"
     if not isinstance(config, MACEConfig):

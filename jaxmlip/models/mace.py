@@ -109,7 +109,7 @@ class TensorLinear(nn.Module):
 
 
 class ElementLinear(nn.Module):
-    """As TensorLinear, with matrices of each element."""
+    """A TensorLinear with matrices of each element."""
 
     features: int
     species: int

@@ -1,4 +1,4 @@
-"""What the networks of this library have in common: energies of atoms, which add up to those of crystals."""
+"""The common part of the networks of this library: energies of atoms, which add up to those of crystals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lattice vibrations: dynamical matrices, force constants, and what follows from them."""
+"""Lattice vibrations: dynamical matrices, force constants, and quantities derived from them."""
 
 from jaxmlip.crystals.symmetry import primitive_cell as primitive_cell
 from jaxmlip.phonons.bloch import dynamical_matrix as dynamical_matrix

@@ -49,19 +49,18 @@ def dynamical_matrix(
     """D(q) at each of `q_points` (reciprocal lattice units): complex, (q, 3N, 3N), in eV/Å².
 
     `mass_weighted` divides by √(m_i m_j): eV/(Å² u), with the masses of the crystal. With `phase="cells"` a
-    wave has the phase e^{2πi q·R} of its cell, and D is periodic in q; with "atoms" that of the atom's
-    position, e^{2πi q·(R + x)}, as phonopy has it. Both have the same eigenvalues.
+    wave has the phase e^{2πi q·R} of its cell, and D is periodic in q; with "atoms" it has that of the atom's
+    position, e^{2πi q·(R + x)}, as in phonopy. Both have the same eigenvalues.
 
-    With `symmetry` only those columns are computed that the operations of the space group that keep q, and
-    time reversal, do not give; the others follow, as exactly as the crystal has that symmetry. It is that of
-    the elements, found within `symprec` (Å).
+    With `symmetry` only columns that are inequivalent under the little group of q (with time reversal) are
+    computed; the rest follow, as exactly as the crystal is symmetric. The symmetry is that of the elements,
+    found within `symprec` (Å).
 
     `block_size` real columns are computed at once, two for each coordinate and wave vector; see `Response`
     for it, `memory_limit` and `shape`. Use a potential of dtype "float64": in float32 the lowest frequencies
-    are noise. Any cell serves; D of a supercell has the wave vectors of the primitive cell folded into its
-    own.
+    are noise. Any cell can be used; in a supercell the branches are folded into its Brillouin zone.
 
-    Raises ValueError where `q_points` is not of shape (q, 3) and finite, or as `from_atoms` does, and
+    Raises ValueError if `q_points` is not of shape (q, 3) and finite, or as `from_atoms` does, and
     MemoryLimitError as `hessian_columns` does.
     """
     if phase not in get_args(Phase):
@@ -73,7 +72,7 @@ def dynamical_matrix(
 
 
 def matrices(response: Response, q_points: np.ndarray, group: SpaceGroup | None = None) -> np.ndarray:
-    """D(q), complex (q, 3N, 3N) in eV/Å² with the phases of cells, without the columns that `group` gives."""
+    """D(q), complex (q, 3N, 3N) in eV/Å² with the phases of cells; `group` saves columns."""
     if group is None:
         return _square(response.waves(q_points, _all_pairs(len(q_points), response.atoms)), response.atoms)
     pairs = needed_columns(q_points, group)
@@ -93,18 +92,18 @@ def slopes(response: Response, q_points: np.ndarray) -> tuple[np.ndarray, np.nda
 def strained(
     response: Response, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), where the crystal is strained by 1 + s·`eps`.
+    """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), for a crystal strained by 1 + s·`eps`.
 
-    Besides, the atoms move by s·`along` (N, 3), in Å. q keeps its reciprocal lattice units.
+    The atoms also move by s·`along` (N, 3), in Å. q is constant in reciprocal lattice units.
     """
     found = response.strained_waves(q_points, _all_pairs(len(q_points), response.atoms), eps, along)
     return tuple(_square(found, response.atoms))
 
 
 def along_lattice(crystal: Atoms | Structure, q_points: Any) -> tuple[Atoms, np.ndarray]:
-    """The crystal, in a box where it does not repeat, and its wave vectors (q, 3).
+    """The crystal, boxed along directions that do not repeat, and its wave vectors (q, 3).
 
-    Raises ValueError as `wave_vectors` does, and where a wave runs along a vector that does not repeat.
+    Raises ValueError as `wave_vectors` does, and if a wave runs along a vector that does not repeat.
     """
     atoms, q = in_box(crystal), wave_vectors(q_points)
     if np.abs(q[:, ~atoms.pbc]).max(initial=0) > 1e-9:
@@ -117,7 +116,7 @@ def along_lattice(crystal: Atoms | Structure, q_points: Any) -> tuple[Atoms, np.
 
 
 def wave_vectors(q_points: Any) -> np.ndarray:
-    """`q_points` as an array (q, 3). Raises ValueError where they are something else."""
+    """`q_points` as an array (q, 3). Raises ValueError if they are something else."""
     q = np.asarray(q_points, float)
     if q.ndim != 2 or q.shape[1] != 3:
         raise ValueError(
@@ -130,7 +129,7 @@ def wave_vectors(q_points: Any) -> np.ndarray:
 
 
 def asymmetry(D: np.ndarray) -> float:
-    """max |D - D†|: what rounding leaves of a symmetry that exact second derivatives have."""
+    """The largest |D - D†|, which only rounding makes nonzero."""
     return float(np.abs(D - np.conj(D.swapaxes(-1, -2))).max(initial=0))
 
 

@@ -1,9 +1,9 @@
 """Phonons from one supercell: exact at the wave vectors that fit it, interpolated between them.
 
 A wave that repeats with the supercell takes the same value on every periodic image of an atom. So at these
-commensurate wave vectors the Fourier sum over one supercell is exact, and nobody has to decide which image a
-force constant belongs to. Between them somebody has to: the nearest, which is right once the interactions
-fade within half of the supercell.
+commensurate wave vectors the Fourier sum over one supercell is exact, whichever image a force constant is
+given to. Between them it is given to the nearest image, which is right once the interactions fade within half
+of the supercell.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ase.geometry import minkowski_reduce
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
-SAME_DISTANCE = 1e-4  # Å; images this close to equally far share a force constant
+SAME_DISTANCE = 1e-4  # Å; images at distances this close share a force constant
 
 
 def dynamical_matrices(constants: ForceConstants) -> np.ndarray:
     """D(q)_{ia,jb} = Σ_R Φ(R; ia, jb) e^{2πi q·R} / √(m_i m_j) at each of `q_points`, (q, 3n, 3n), eV/(Å² u).
 
-    Hermitian: the difference that rounding leaves is averaged out.
+    They are Hermitian: rounding errors are averaged out.
     """
     if any(constants.twist):
         phase = np.exp(2j * np.pi * constants.q_points @ constants.cells.T)
@@ -43,8 +43,8 @@ def interpolated_dynamical_matrices(constants: ForceConstants, q_points: np.ndar
 def fourier(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
     """Σ_R Φ(R; ia, jb) e^{2πi q·R}, (q, n, 3, n, 3) in eV/Å², at any wave vectors (q, 3).
 
-    Each force constant is given to the nearest image of the pair of atoms, in equal parts where several are
-    equally near. Exact at the commensurate wave vectors.
+    Each force constant is given to the nearest image of the pair of atoms, in equal parts if several are
+    equally near. The sum is exact at the commensurate wave vectors.
     """
     return _sums(constants, q_points, lambda vectors: np.ones((1, len(vectors))))[0]
 
@@ -76,7 +76,7 @@ def _sums(constants: ForceConstants, q_points, factors: Callable[[np.ndarray], n
 
 def _images(constants: ForceConstants) -> np.ndarray:
     """Images of each of `cells`, among them those nearest to cell 0, (cells, images, 3) in whole vectors."""
-    # The supercell's vectors as they are written can be far from the shortest ones of their lattice.
+    # The given vectors of the supercell can be far from the shortest ones of their lattice.
     _, whole = minkowski_reduce(constants.supercell @ constants.primitive.cell.array)
     shortest = whole @ constants.supercell
     near = constants.cells - (constants.cells @ np.linalg.inv(shortest)).round().astype(int) @ shortest
@@ -94,18 +94,18 @@ def _weigh(sums, constants: ForceConstants) -> np.ndarray:
 def frequencies(constants: ForceConstants) -> np.ndarray:
     """Frequencies in THz at each of `q_points`, ascending, (q, 3n); imaginary ones are negative numbers.
 
-    The acoustic frequencies at Γ, the first wave vector, are what they are: `acoustic` says how far from 0.
+    The acoustic frequencies at Γ, the first wave vector, are not set to 0; see `acoustic`.
     """
     return _roots(dynamical_matrices(constants))
 
 
 def interpolated_frequencies(constants: ForceConstants, q_points: np.ndarray) -> np.ndarray:
-    """As `frequencies`, interpolated at any wave vectors (q, 3)."""
+    """Frequencies as of `frequencies`, interpolated at any wave vectors (q, 3)."""
     return _roots(interpolated_dynamical_matrices(constants, q_points))
 
 
 def mesh_frequencies(constants: ForceConstants, mesh: tuple[int, int, int]) -> np.ndarray:
-    """As `frequencies`, interpolated on the Γ-centred mesh (m1/mesh1, m2/mesh2, m3/mesh3) of wave vectors."""
+    """Frequencies interpolated on the Γ-centred mesh (m1/mesh1, m2/mesh2, m3/mesh3) of wave vectors."""
     q = np.moveaxis(np.indices(mesh), 0, -1).reshape(-1, 3) / mesh
     # D(-q) = D(q)* has the same frequencies, so half of the mesh is enough.
     index = np.arange(np.prod(mesh)).reshape(mesh)
@@ -120,14 +120,14 @@ def _roots(D) -> np.ndarray:
 
 
 class Acoustic(NamedTuple):
-    """How far force constants are from not resisting a shift of the whole crystal."""
+    """Deviations of force constants from translational invariance."""
 
     sum_rule: float  # max |Σ_{Rj} Φ(R; ia, jb)|, eV/Å²
     frequency: float  # the largest |frequency| of a uniform shift, THz
 
 
 def acoustic(constants: ForceConstants) -> Acoustic:
-    """The deviation from the acoustic sum rule, and the frequency at Γ that it gives uniform shifts."""
+    """The deviation from the acoustic sum rule, and the resulting frequency of uniform shifts at Γ."""
     residual = constants.phi.sum(axis=(0, 1, 2, 5))  # (n, 3, 3)
     # The normalised pattern of a shift is √(m_i / M), in which D(Γ) is Σ Φ / M.
     shift = residual.sum(axis=0) / constants.primitive.get_masses().sum()

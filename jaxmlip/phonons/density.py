@@ -11,8 +11,8 @@ from jaxmlip.phonons.bloch import position_phases
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.units import EV_PER_THZ, J_PER_MOL_PER_EV, KELVIN_PER_EV
 
-IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding
-STILL = 1e-2  # THz; slower modes take no part in thermodynamics, in which they would hold any entropy
+IMAGINARY = -0.1  # THz; a lower mode has no restoring force, which is not rounding
+STILL = 1e-2  # THz; slower modes are left out of thermodynamics, where their entropy would diverge
 TETRAHEDRA = np.array(
     [  # of a cube, about its diagonal from 0 to 7; corners numbered 4x + 2y + z
         [0, 1, 3, 7],
@@ -27,7 +27,7 @@ TETRAHEDRA = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Density:
-    """Numbers of modes per THz and cell, the cell of n atoms that was given; the total integrates to 3n."""
+    """Numbers of modes per THz and (given) cell of n atoms; the total integrates to 3n."""
 
     thz: np.ndarray  # (points,)
     total: np.ndarray  # (points,)
@@ -38,18 +38,18 @@ class Density:
 def density_of_states(modes: Modes, thz: np.ndarray | None = None, width: float | None = None) -> Density:
     """The density of states on a mesh, and the share of each atom.
 
-    Without a `width` by the linear tetrahedron method (Lehmann & Taut 1972; weights of corners as MacDonald,
-    Vosko & Coleridge, J. Phys. C 12, 2991 (1979)); with one, each mode is a Gaussian of that standard
-    deviation in THz. Raises ValueError where the modes are not those of a mesh, or the width is not above 0.
+    Without a `width` it uses the linear tetrahedron method (Lehmann & Taut 1972; weights of corners from
+    MacDonald, Vosko & Coleridge, J. Phys. C 12, 2991 (1979)); with one, each mode is a Gaussian of that
+    standard deviation in THz. Raises ValueError if the modes are not on a mesh, or the width is not above 0.
     """
     if width is not None and not 0 < width < np.inf:
         raise ValueError(f"found width={width}, needed a number above 0 (THz).")
     if modes.mesh is None:
-        raise ValueError("found modes that are not those of a mesh; make them with mesh_modes.")
+        raise ValueError("found modes that are not on a mesh; make them with mesh_modes.")
     f = modes.frequencies
     if thz is None:
         margin = 3 * (width or 0) + 0.02 * np.abs(f).max()
-        # The shifts at Γ are at 0 but for rounding; whatever else lies below 0 is part of the density.
+        # The shifts at Γ are at 0 except for rounding; other modes below 0 are part of the density.
         lowest = f.min() - margin if f[~shifts(modes)].min(initial=0) < 0 else 0.0
         thz = np.linspace(lowest, f.max() + margin, 401)
     thz = np.asarray(thz, float)
@@ -66,9 +66,9 @@ def density_of_states(modes: Modes, thz: np.ndarray | None = None, width: float 
 
 
 def _shares(modes: Modes) -> np.ndarray:
-    """How much each atom moves in each mode, (q, n, 3n), the mean over atoms that are images of each other.
+    """Share of each atom in each mode, (q, n, 3n), averaged over equivalent atoms.
 
-    The mean stands for the wave vectors that a representative stands for: there the images change places.
+    The mean accounts for the wave vectors that a representative stands for: there the images are exchanged.
     """
     q, size, _ = modes.eigenvectors.shape
     share = (np.abs(modes.eigenvectors) ** 2).reshape(q, size // 3, 3, size).sum(axis=2)
@@ -88,14 +88,14 @@ def _tetrahedra(thz, f, share, mesh: Mesh):
     e = f[corners].transpose(0, 2, 1).reshape(-1, 4)  # (tetrahedra x branches, 4)
     order = np.argsort(e, axis=1)
     e = np.take_along_axis(e, order, axis=1)
-    # A tetrahedron narrower than three steps of `thz` would fall between them: its corners are set apart.
-    # Where it has no width that makes a step between them, with which the sum over the steps is exact.
+    # A tetrahedron narrower than three steps of `thz` would fall between them: its corners are moved apart.
+    # If it has no width, they are then one step apart, with which the sum over the steps is exact.
     step = np.diff(thz).max(initial=1e-9)
     narrow = np.maximum(3 * step - (e[:, 3] - e[:, 0]), 1e-9)
     e = e + narrow[:, None] * np.linspace(-0.5, 0.5, 4)
     s = share[corners].transpose(0, 3, 1, 2).reshape(len(e), 4, -1)
     s = np.take_along_axis(s, order[:, :, None], axis=1)
-    # Their order is one of rounding, so each stands for all four.
+    # Their order depends on rounding, so each represents all four.
     s[narrow > 1e-9] = s[narrow > 1e-9].mean(axis=1, keepdims=True)
     total, projected = np.zeros(len(thz)), np.zeros((s.shape[2], len(thz)))
     for p, E in enumerate(thz):
@@ -151,18 +151,18 @@ def _corners(shape) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Thermodynamics:
-    """Of one mole of cells, the cell that was given to `mesh_modes`, primitive or not."""
+    """Thermodynamics of one mole of the cell that was given to `mesh_modes`, primitive or not."""
 
     temperature: np.ndarray  # K
     free_energy: np.ndarray  # kJ/mol, zero-point energy included
     entropy: np.ndarray  # J/K/mol
     heat_capacity: np.ndarray  # J/K/mol, at constant volume
-    left_out: float  # share of the modes, the three shifts at Γ aside, that are at 0.01 THz or below: no part
-    imaginary: float  # share of the modes that are below -0.1 THz, among them
+    left_out: float  # share of modes at 0.01 THz or below, without the three shifts at Γ: not included
+    imaginary: float  # share of modes below -0.1 THz, which are among them
 
 
 def shifts(modes: Modes) -> np.ndarray:
-    """Which modes are the three shifts of the whole crystal, which are at Γ alone: bool, (q, 3n)."""
+    """True for the three uniform shifts of the crystal, which are only at Γ: bool, (q, 3n)."""
     q, atoms = modes.q_points, modes.primitive
     found = np.zeros(modes.frequencies.shape, bool)
     root = np.sqrt(atoms.get_masses())
@@ -177,8 +177,8 @@ def shifts(modes: Modes) -> np.ndarray:
 def thermodynamics(modes: Modes, temperature: np.ndarray) -> Thermodynamics:
     """Helmholtz free energy, entropy and heat capacity of harmonic modes on a mesh, per mole of its cells.
 
-    Modes at 0.01 THz or below take no part: `left_out` of the result is their share, in which the three
-    shifts of the crystal do not count.
+    Modes at 0.01 THz or below are left out: `left_out` of the result is their share, without the three shifts
+    of the crystal.
     """
     T = np.atleast_1d(np.asarray(temperature, float))
     if (T < 0).any():

@@ -1,9 +1,9 @@
-"""Phonons of one crystal in one potential: what was computed for one question is kept for the next.
+"""Phonons of one crystal in one potential: results are kept for later use.
 
-D(q) is exact where it is computed by itself. Where many wave vectors are wanted, a sum of force constants
-from a mesh of exact ones costs less. How fine that mesh must be is read off along each lattice vector first:
-D on a line of wave vectors holds the forces between planes of atoms, and how they fall off. Then the sum is
-compared with exact frequencies elsewhere, and refined until it is as good as was asked for.
+D(q) is exact when it is computed directly. For many wave vectors, a Fourier sum of force constants from a
+mesh of exact ones costs less. The mesh needed is estimated first along each lattice vector: D on a line of
+wave vectors holds the forces between planes of atoms, and their decay. Then the sum is compared with exact
+frequencies elsewhere, and refined until it is within the tolerance.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 Method = Literal["auto", "exact", "fourier"]
-TOLERANCE = 1e-3  # THz: how far a sum of force constants may be from the frequencies that it stands for
-WIDEST = 120.0  # Å: no mesh is finer than fits a supercell as wide as that
-GROWTH = 1.2  # from one mesh to the next, where the lines do not say how
-PROBES = 2  # wave vectors at which a sum is tried, and as many more of the lowest frequencies
-SAME_FREQUENCY = 1e-3  # THz; modes this close span one space
+TOLERANCE = 1e-3  # THz: largest error of frequencies from a sum of force constants
+WIDEST = 120.0  # Å: the finest mesh fits a supercell this wide
+GROWTH = 1.2  # from one mesh to the next, if the lines do not tell
+PROBES = 2  # wave vectors at which a sum is tested, and as many more with the lowest frequencies
+SAME_FREQUENCY = 1e-3  # THz; modes this close are degenerate
 
 
 class Sum(NamedTuple):
@@ -58,7 +58,7 @@ class Sum(NamedTuple):
 
     constants: ForceConstants
     off: float
-    tried: int  # at how many wave vectors
+    tried: int  # number of wave vectors
 
     @property
     def method(self) -> str:
@@ -67,16 +67,16 @@ class Sum(NamedTuple):
 
 
 class Lattice:
-    """Phonons of a crystal: matrices, modes, bands, velocities, and what is kept of one for the others.
+    """Phonons of a crystal: matrices, modes, bands and velocities, which share intermediate results.
 
-    `nac` adds the long-range part of polar crystals (see `long_range`). `method` is "exact", each D(q) by
-    itself; or "fourier", as a sum from a mesh that is refined until it repeats exact frequencies within
-    `tolerance` THz (those below 0.1 THz: their squares as well as that); or "auto", whichever is cheaper. The
-    space group, found within `symprec` (Å), saves work in each; without `symmetry` it is left alone.
-    `memory_limit` and `shape` go to `Response`. Warns where the crystal is several primitive cells, carries
-    magnetic moments, or nearly has more symmetry, and with the first modes where it is not at rest.
+    `nac` adds the long-range part of polar crystals (see `long_range`). `method` is "exact", each D(q)
+    computed directly; or "fourier", a sum from a mesh that is refined until it repeats exact frequencies
+    within `tolerance` THz (below 0.1 THz, see `lines.apart`); or "auto", whichever is cheaper. The space
+    group, found within `symprec` (Å), saves work in each; without `symmetry` it is not used. `memory_limit`
+    and `shape` go to `Response`. Warns if the crystal is several primitive cells, carries magnetic moments,
+    or nearly has more symmetry, and with the first modes if it is not at rest.
 
-    Raises as `Response` does, and ValueError where `nac` belongs to another cell.
+    Raises as `Response` does, and ValueError if `nac` belongs to another cell.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Lattice:
         self.atoms = self.symmetry.atoms
         self.symmetric, self.method, self.tolerance = symmetry, method, tolerance
         if shape is None and memory_limit is None:
-            shape = batching.close_shape_for  # there is much to do in it
+            shape = batching.close_shape_for  # it is used for much work
         self.response = Response(potential, self.atoms, memory_limit=memory_limit, shape=shape)
         self.nac = None if nac is None else nac.check(self.atoms)
-        self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| of those that were computed
+        self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| computed so far
         self._kept: dict[tuple, np.ndarray] = {}
         self._constants: dict[tuple, ForceConstants] = {}
         self._lines = Lines(self.atoms, self.group)
         self._sum: Sum | None = None
-        self._aim = self.tolerance  # of the lines
-        self._told = False  # that the crystal is not at rest
+        self._aim = self.tolerance  # tolerance for the lines
+        self._told = False  # whether it has warned that the crystal is not at rest
         self._warn()
 
     @cached_property
@@ -120,7 +120,7 @@ class Lattice:
         return self.symmetry.group if self.symmetric else identity(len(self.atoms))
 
     def exact(self, q_points: np.ndarray) -> np.ndarray:
-        """D(q), complex (q, 3n, 3n) in eV/Å² with the phases of cells, each by itself."""
+        """D(q), complex (q, 3n, 3n) in eV/Å² with the phases of cells, each computed directly."""
         D = bloch.matrices(self.response, q_points, self.group if self.symmetric else None)
         self.asymmetry = max(self.asymmetry, bloch.asymmetry(D))
         return D
@@ -128,7 +128,7 @@ class Lattice:
     def constants(self, mesh: tuple[int, int, int]) -> ForceConstants:
         """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
 
-        The same as `force_constants` without the supercell, and with symmetry from few wave vectors.
+        They equal `force_constants`, without the supercell, and with symmetry need few wave vectors.
         """
         mesh = mesh_shape(mesh, self.atoms.pbc)
         if mesh not in self._constants:
@@ -140,7 +140,7 @@ class Lattice:
         return self._constants[mesh]
 
     def matrices(self, q_points: np.ndarray) -> tuple[np.ndarray, str]:
-        """D(q) as `exact` has it, as well as the tolerance says, and how it was found, in words."""
+        """D(q) as of `exact`, within the tolerance, and a description of how it was found."""
         while self._pays(q_points):
             D = fourier(self._sum.constants, q_points).reshape(len(q_points), 3 * len(self.atoms), -1)
             self._sum = self._tried(D, q_points)
@@ -153,7 +153,7 @@ class Lattice:
     ) -> Modes:
         """The modes at wave vectors (q, 3), in reciprocal lattice units.
 
-        At q = 0 the long-range part has its limit along the rows of `directions` (q, 3).
+        At q = 0 the long-range part is its limit along the rows of `directions` (q, 3).
         """
         q_points = bloch.along_lattice(self.atoms, q_points)[1]
         D, method = self.matrices(q_points)
@@ -180,9 +180,9 @@ class Lattice:
         )
 
     def mesh(self, mesh: tuple[int, int, int]) -> Modes:
-        """The modes on a Γ-centred mesh; with symmetry those of one of each star of wave vectors, weighted.
+        """The modes on a Γ-centred mesh; with symmetry, at one weighted wave vector of each star.
 
-        Stars are those of the operations that keep the masses too.
+        Stars are those of the operations that also keep the masses.
         """
         mesh = mesh_shape(mesh, self.atoms.pbc)
         # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well, and its
@@ -213,7 +213,7 @@ class Lattice:
         generic = np.array([0.61, 0.33, 0.72])
         vectors = _split(thz, vectors, np.einsum("x,qxij->qij", generic, slopes))
         along = np.einsum("qim,qxij,qjm->qmx", vectors.conj(), slopes, vectors).real
-        # Of signed frequencies, whose squares have the sign that ω² has.
+        # Signed frequencies: their signed squares are ω².
         return thz, _divide(along, 2 * np.abs(thz)[:, :, None])
 
     def grueneisen(
@@ -239,12 +239,12 @@ class Lattice:
 
     @property
     def max_force(self) -> float:
-        """eV/Å: the largest force on an atom, which is 0 in a crystal at rest."""
+        """The largest force on an atom in eV/Å, which is 0 in a crystal at rest."""
         return float(np.linalg.norm(self.response.forces, axis=1).max())
 
     @property
     def stress(self) -> np.ndarray | None:
-        """(3, 3) GPa, positive in tension; None for a molecule."""
+        """Stress (3, 3) in GPa, positive in tension; None for a molecule."""
         stress = self.response.stress
         return None if stress is None else np.asarray(stress, float) * GPA_PER_EV_PER_A3
 
@@ -261,7 +261,7 @@ class Lattice:
         return _thz(np.linalg.eigvalsh(self._weighed(D)))
 
     def _remembered(self, q_points: np.ndarray) -> np.ndarray:
-        """As `exact`, of which none is computed twice."""
+        """D(q) as of `exact`, cached so that none is computed twice."""
         keys = [tuple(np.rint(q * 1e9).astype(int).tolist()) for q in q_points]
         new = {key: k for k, key in enumerate(keys) if key not in self._kept}
         if new:
@@ -269,11 +269,11 @@ class Lattice:
         return np.array([self._kept[key] for key in keys])
 
     def _cost(self, q_points: np.ndarray) -> int:
-        """Columns to compute for D at these wave vectors."""
+        """The number of columns to compute for D at these wave vectors."""
         return len(needed_columns(q_points, self.group).wave)
 
     def _pays(self, q_points: np.ndarray) -> bool:
-        """Whether a sum is better than D at each of `q_points`; then there is one, tried or not."""
+        """True if a sum is cheaper than D at each of `q_points`; then there is one, tested or not."""
         if self.method == "exact":
             return False
         if self._sum is not None and self._sum.off < self.tolerance:
@@ -281,14 +281,14 @@ class Lattice:
         mesh = self._next_mesh(q_points)
         if mesh is None:
             return False
-        # The first wave vectors at which it will be tried join the mesh in one go.
+        # The first wave vectors at which it will be tested are computed together with the mesh.
         reduced = reduced_mesh(mesh, self.group if self.symmetric else None)
         self._remembered(np.concatenate([reduced.q_points, q_points[_evenly(q_points, mesh)]]))
         self._sum = Sum(self.constants(mesh), 0.0, 0)
         return True
 
     def _next_mesh(self, q_points: np.ndarray) -> tuple[int, int, int] | None:
-        """The mesh to take for a sum; None where that costs more than D at each of `q_points`."""
+        """The mesh to take for a sum; None if that costs more than D at each of `q_points`."""
         lines = self._lines
         direct = self._cost(q_points) if self.method == "auto" else np.inf
         if not lines.known:
@@ -300,7 +300,8 @@ class Lattice:
         if self._sum is None:
             mesh = lines.mesh(self._aim)
         else:
-            # The lines promised too much: as much more is asked of them, and of any mesh a step at least.
+            # The lines were too optimistic: their tolerance is tightened, and the mesh grows by a step at
+            # least.
             self._aim *= self.tolerance / self._sum.off / 2
             last = np.array(self._sum.constants.repeats)
             step = np.where(self.atoms.pbc, np.maximum(last + 1, np.rint(GROWTH * last)), 1).astype(int)
@@ -312,7 +313,7 @@ class Lattice:
         return mesh if (np.array(mesh) <= wide_mesh(self.atoms, WIDEST)).all() else None
 
     def _tried(self, D: np.ndarray, q_points: np.ndarray) -> Sum:
-        """The sum, whose matrices at `q_points` are D, with what was found where it was tried there."""
+        """The sum, whose matrices at `q_points` are D, with its error after a test there."""
         mesh = self._sum.constants.repeats
         softest = _softest(self._frequencies(D), q_points, mesh)
         probes = np.union1d(_evenly(q_points, mesh), softest)
@@ -321,7 +322,7 @@ class Lattice:
         return Sum(self._sum.constants, max(self._sum.off, off), self._sum.tried + len(probes))
 
     def _warn(self) -> None:
-        """Warns where something about the crystal is not what it seems."""
+        """Warns of properties of the crystal that may be unintended."""
         name = self.atoms.get_chemical_formula()
         if np.abs(self.atoms.get_initial_magnetic_moments()).max(initial=0) > 0:
             warnings.warn(
@@ -361,7 +362,7 @@ def _thz(squares: np.ndarray) -> np.ndarray:
 
 
 def _off_mesh(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
-    """The numbers of those wave vectors that are not on the mesh."""
+    """The numbers of the wave vectors that are not on the mesh."""
     m = q_points * mesh
     return np.flatnonzero(np.abs(m - np.rint(m)).max(axis=1, initial=0) > 1e-6)
 
@@ -374,13 +375,13 @@ def _evenly(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
 
 
 def _softest(frequencies: np.ndarray, q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
-    """Wave vectors off the mesh with the lowest frequencies, where an error of D makes a large one of ω."""
+    """Wave vectors off the mesh with the lowest frequencies, at which ω is most sensitive to D."""
     off = _off_mesh(q_points, mesh)
     return off[np.argsort(np.abs(frequencies[off]).min(axis=1))[:PROBES]]
 
 
 def _split(thz, vectors, slope) -> np.ndarray:
-    """Eigenvectors that diagonalise `slope` within each space of equal frequencies."""
+    """Eigenvectors that diagonalise `slope` within each degenerate space."""
     vectors = vectors.copy()
     for q, row in enumerate(thz):
         for some in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row) > SAME_FREQUENCY) + 1):
@@ -407,7 +408,7 @@ def phonon_modes(
 ) -> Modes:
     """The modes at any wave vectors (q, 3), in reciprocal lattice units.
 
-    At q = 0 the long-range part has its limit along the rows of `directions` (q, 3). `options` are those of
+    At q = 0 the long-range part is its limit along the rows of `directions` (q, 3). `options` are those of
     `Lattice`: nac, method, tolerance, symmetry, symprec, memory_limit, shape. Raises and warns as that does,
     and raises ValueError as `bloch.dynamical_matrix` does.
     """
@@ -417,9 +418,9 @@ def phonon_modes(
 def mesh_modes(
     potential: Potential, crystal: Atoms | Structure, mesh: tuple[int, int, int], **options: Any
 ) -> Modes:
-    """The modes on a Γ-centred mesh; with symmetry those of one of each star of wave vectors, weighted.
+    """The modes on a Γ-centred mesh; with symmetry, at one weighted wave vector of each star.
 
-    Stars are those of the operations that keep the masses too. `options` are those of `Lattice`.
+    Stars are those of the operations that also keep the masses. `options` are those of `Lattice`.
     """
     return Lattice(potential, crystal, **options).mesh(mesh)
 
@@ -429,7 +430,7 @@ def mesh_force_constants(
 ) -> ForceConstants:
     """Force constants of the crystal repeated `mesh` times, from D(q) at the wave vectors that fit it.
 
-    The same as `force_constants` without the supercell, and with symmetry from few wave vectors. `options`
+    They equal `force_constants`, without the supercell, and with symmetry need few wave vectors. `options`
     are those of `Lattice`.
     """
     return Lattice(potential, crystal, **options).constants(mesh)
@@ -445,8 +446,8 @@ def band_modes(
     """The modes along a path between special points, such as "GXWKGL,UX".
 
     The names are ASE's for the crystal's Bravais lattice (Setyawan & Curtarolo 2010); without a path, ASE's
-    own is taken. About `points` wave vectors are spread over it evenly; both ends of each segment are
-    among them. `options` are those of `Lattice`. Raises ValueError where a name is unknown.
+    own is taken. About `points` wave vectors are spread evenly over it, including both ends of each segment.
+    `options` are those of `Lattice`. Raises ValueError if a name is unknown.
     """
     return Lattice(potential, crystal, **options).bands(path, points)
 
@@ -456,9 +457,9 @@ def group_velocities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies (q, 3n) in THz and group velocities ∂ω/∂k, (q, 3n, 3) in Å THz, 100 m/s each.
 
-    By differentiating D(q), exactly: v = e†(∂D/∂q)e / 2ω. Modes of one frequency are chosen so that they
-    split along a generic direction. Zero where the frequency is zero. `nac` adds the long-range part of
-    polar crystals, but at q = 0, where it has no limit.
+    D(q) is differentiated exactly: v = e†(∂D/∂q)e / 2ω. Degenerate modes are chosen so that they split along
+    a generic direction. The velocity is zero where the frequency is zero. `nac` adds the long-range part of
+    polar crystals, except at q = 0, where it has no limit.
     """
     return Lattice(potential, crystal, nac=nac).velocities(q_points)
 
@@ -474,9 +475,9 @@ def grueneisen(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies (q, 3n) in THz and mode Grüneisen parameters γ = -∂ln ω/∂ln V, (q, 3n).
 
-    By differentiating D(q) with respect to strain, exactly, without steps of volume. `strain` is the
-    direction (3, 3) in which to strain, and γ is then -∂ln ω/∂s; without it, all lengths change alike. With
-    `relaxed` the atoms of the cell follow to first order. Zero where the frequency is zero. `nac` adds the
-    long-range part of polar crystals, but at q = 0; its charges and dielectric tensor keep their values.
+    D(q) is differentiated exactly with respect to strain, without steps of volume. `strain` is the direction
+    (3, 3) of strain, and γ is then -∂ln ω/∂s; without it, the strain is uniform. With `relaxed` the atoms of
+    the cell follow to first order. γ is zero where the frequency is zero. `nac` adds the long-range part of
+    polar crystals, except at q = 0; its charges and dielectric tensor keep their values.
     """
     return Lattice(potential, crystal, nac=nac).grueneisen(q_points, strain, relaxed)

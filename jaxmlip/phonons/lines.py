@@ -1,7 +1,7 @@
-"""How fine a mesh of wave vectors must be, read off along each lattice vector.
+"""The fineness needed of a mesh of wave vectors, estimated along each lattice vector.
 
 D on the line q = (t, 0, 0) holds the forces between planes of atoms. Their sums from fewer points of the line
-tell how far the sums from a mesh of as many points would be off, for a tenth of the work of one mesh.
+give the errors of sums from a mesh of as many points, for a tenth of the work of one mesh.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from ase import Atoms
 
 from jaxmlip.crystals.symmetry import SpaceGroup
 
-LINE = 44.0  # Å: how wide the supercell is that fits the lines
+LINE = 44.0  # Å: width of the supercell that fits the lines
 SOFT = 0.1  # THz
 
 
 class Lines:
-    """Lines of wave vectors along the reciprocal lattice vectors, and what D tells there.
+    """Lines of wave vectors along the reciprocal lattice vectors, and D on them.
 
-    Lattice vectors that symmetry takes into each other have one line; those that an operation mixes get
-    meshes of as many points, or the operation would not keep the mesh.
+    Equivalent lattice vectors have one line; those that an operation mixes get equal divisions, or the
+    operation would not keep the mesh.
     """
 
     def __init__(self, atoms: Atoms, group: SpaceGroup):
         self.numbers = wide_mesh(atoms, LINE)
-        images = np.abs(group.inverse)  # of q: the rows say where each reciprocal lattice vector goes
+        images = np.abs(group.inverse)  # of q: rows are the images of each reciprocal lattice vector
         alone = images.sum(axis=2) == 1
         self._same = [
             min(i for i in range(3) if np.any(alone[:, i] & (images[:, i, j] == 1))) for j in range(3)
@@ -44,7 +44,7 @@ class Lines:
 
     @property
     def known(self) -> bool:
-        """Whether `read` was called."""
+        """True once `read` was called."""
         return bool(self._errors)
 
     def read(self, matrices: list[np.ndarray], frequencies: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -53,13 +53,13 @@ class Lines:
             self._errors[axis] = _errors(D, self.numbers[axis], frequencies)
 
     def mesh(self, tolerance: float) -> tuple[int, int, int]:
-        """The mesh whose sums are within `tolerance` (THz), as far as the lines tell and reach."""
+        """The mesh whose sums are within `tolerance` (THz), estimated from the lines and limited by them."""
         found = np.array([int(np.argmax(self._errors[axis] < tolerance)) + 1 for axis in self._same])
         return tuple(int(found[tied].max()) for tied in self._tied)
 
 
 def _errors(D: np.ndarray, points: int, frequencies: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """By how much (THz) sums from 1, 2, … of the line's `points` are off; 0 for all of them."""
+    """Errors (THz) of sums from 1, 2, … of the line's `points`; 0 for all of them."""
     full = np.concatenate([D, D[1 : (points + 1) // 2][::-1].conj()])  # D(-q) = D(q)*
     planes = np.fft.fft(full, axis=0, norm="forward")
     between = (np.arange(points) + 0.5) / points
@@ -68,7 +68,7 @@ def _errors(D: np.ndarray, points: int, frequencies: Callable[[np.ndarray], np.n
     for n in range(1, points):
         fewer = np.fft.fft(_summed(planes, np.arange(n) / n), axis=0, norm="forward")
         found[n - 1] = apart(frequencies(_summed(fewer, between)), exact)
-    # What more points make worse is chance.
+    # An error that grows with more points was small by chance before.
     return np.maximum.accumulate(found[::-1])[::-1]
 
 
@@ -78,14 +78,14 @@ def _summed(planes: np.ndarray, t: np.ndarray) -> np.ndarray:
     R = np.arange(n)
     R = np.where(n < 2 * R, R - n, R)
     phase = np.exp(2j * np.pi * np.outer(t, R))
-    phase[:, n == 2 * R] = phase[:, n == 2 * R].real  # as far to either side
+    phase[:, n == 2 * R] = phase[:, n == 2 * R].real  # equally far on either side
     return np.tensordot(phase, planes, 1)
 
 
 def apart(found: np.ndarray, exact: np.ndarray) -> float:
-    """The largest deviation in THz; of modes below 0.1 THz that of the square, as if they were at 0.1 THz.
+    """Largest error in THz. Below 0.1 THz the error of ω² counts, scaled as if ω were 0.1 THz.
 
-    Where ω² passes through zero, no sum is so fine that its root could be compared.
+    Near zero the root is too sensitive to be compared.
     """
     squares = np.sign(found) * found**2 - np.sign(exact) * exact**2
     return float(np.abs(squares / (2 * np.maximum(np.abs(exact), SOFT))).max(initial=0))

@@ -2,8 +2,8 @@
 
     D(q) e = ω² e,  D mass-weighted; the displacement of atom j in cell R is e_j e^{2πi q·(R + x_j)} / √m_j
 
-with eigenvectors in the phases of positions, as phonopy has them. Frequencies are in THz; an imaginary one
-is a negative number.
+Eigenvectors have the phases of positions, as in phonopy. Frequencies are in THz; an imaginary one is a
+negative number.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from jaxmlip.phonons.nac import NAC
 class Modes:
     """Frequencies and eigenvectors at some wave vectors, and how they were found."""
 
-    primitive: Atoms  # the cell, of n atoms, that the wave vectors belong to: the one that was given
+    primitive: Atoms  # the given cell, of n atoms, to which the wave vectors belong
     q_points: np.ndarray  # (q, 3), reciprocal lattice units
     weights: np.ndarray  # (q,), adding up to 1
     frequencies: np.ndarray  # (q, 3n) THz, ascending
     eigenvectors: np.ndarray  # (q, 3n, 3n), the modes in columns; phases of positions
-    max_force: float  # eV/Å: how far from rest the atoms are
+    max_force: float  # eV/Å, on an atom; 0 at rest
     asymmetry: float  # eV/Å²: the largest |D - D†|
     method: str  # how D(q) was found
-    nac: NAC | None = None  # of the long-range part that was added, once
-    mesh: Mesh | None = None  # where the wave vectors are those of a mesh
-    # (3, 3) GPa, positive in tension: how far from rest the cell is; None for a molecule, which has no cell
+    nac: NAC | None = None  # of the long-range part, if added
+    mesh: Mesh | None = None  # if the wave vectors are those of a mesh
+    # (3, 3) GPa, positive in tension, 0 at rest; None for a molecule, which has no cell
     stress: np.ndarray | None = None
 
 
@@ -64,7 +64,7 @@ class BandPath(NamedTuple):
 
 
 def band_path(atoms: Atoms, path: str | None = None, points: int = 101) -> BandPath:
-    """The wave vectors of `band_modes`, which says what `path` and `points` are, and raises the same."""
+    """The wave vectors of `band_modes`; see there for `path`, `points` and errors."""
     if points < 1:
         raise ValueError(f"found points={points}, needed at least 1.")
     if not atoms.pbc.any():

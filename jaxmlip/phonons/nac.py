@@ -2,12 +2,12 @@
 
 In a polar crystal a wave of long wavelength carries an electric field, which splits longitudinal from
 transverse optical modes however small q is. A potential that sees some Å around each atom gives a D(q) that
-is smooth there. Added is the interaction of dipoles Z u in a medium of dielectric tensor ε,
+is smooth there. We add the interaction of dipoles Z u in a medium of dielectric tensor ε,
 
     C(q)_{ia,jb} = 4π e²/V Σ_G (K Z_i)_a (K Z_j)_b / (K·ε·K) e^{-K·ε·K / 4Λ²} e^{-iK·(x_j - x_i)},  K = G + q,
 
-less its own interpolation from a mesh of wave vectors: what a smooth D(q) holds already. At the points of the
-mesh nothing changes but the limit q -> 0, so the mesh says up to which wavelength the potential is trusted.
+minus its own interpolation from a mesh of wave vectors, which a smooth D(q) already contains. On the mesh
+only the limit q -> 0 changes, so the mesh sets the wavelength up to which the potential is trusted.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from jaxmlip.phonons.commensurate import fourier, fourier_slopes
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import COULOMB
 
-DECAY = 1e-10  # of the terms of the sum that are left out
-NOISE = 0.1  # e; charges, or a dielectric tensor, that are less symmetric are of another crystal
+DECAY = 1e-10  # size of the terms of the sum that are left out
+NOISE = 0.1  # e; charges, or a dielectric tensor, with a larger asymmetry belong to another crystal
 
 
 @dataclass(frozen=True, eq=False)
 class NAC:
-    """What the long-range part of a crystal's dynamical matrices needs: of DFT or experiment."""
+    """Data for the long-range part of a crystal's dynamical matrices, from DFT or experiment."""
 
     born: np.ndarray  # (n, 3, 3): Z[i, x, a] = dP_x/du_a V, in e
     dielectric: np.ndarray  # (3, 3), electronic, relative
@@ -41,7 +41,7 @@ class NAC:
     )
 
     def check(self, atoms: Atoms) -> NAC:
-        """Itself, with a mesh. Raises ValueError where it belongs to another cell."""
+        """Returns itself, with a mesh. Raises ValueError if it belongs to another cell."""
         check_repeats(atoms, "dipole corrections")
         charges, dielectric = np.asarray(self.born, float), np.asarray(self.dielectric, float)
         if charges.shape != (len(atoms), 3, 3) or dielectric.shape != (3, 3):
@@ -55,11 +55,12 @@ class NAC:
             raise ValueError("Born charges must be finite, and the dielectric tensor positive definite.")
         lengths = np.linalg.norm(atoms.cell.array, axis=1)
         mesh = self.mesh or tuple(np.ceil(12.0 / lengths - 1e-9).astype(int).tolist())
-        # The sum over all charges vanishes in a crystal; what DFT leaves of it would bend acoustic branches.
+        # The sum over all charges vanishes in a crystal; the residue from DFT would distort acoustic
+        # branches.
         return NAC(charges - charges.mean(axis=0), dielectric, mesh)
 
     def asymmetry(self, group: SpaceGroup) -> float:
-        """How far operations take charges (e) from those of images, or the dielectric tensor from itself."""
+        """Largest deviation of charges (e) or dielectric tensor from symmetry under the operations."""
         born = np.asarray(self.born)
         apart = [np.abs(born - born[group.copies]).max()]
         for W, atom in zip(group.cartesian, group.atom, strict=True):
@@ -71,10 +72,10 @@ class NAC:
 def long_range(
     nac: NAC, atoms: Atoms, q_points: np.ndarray, directions: np.ndarray | None = None
 ) -> np.ndarray:
-    """What to add to D(q), (q, 3N, 3N) in eV/Å², with the phases of cells.
+    """The long-range part of D(q), (q, 3N, 3N) in eV/Å², with the phases of cells.
 
-    At q = 0 the limit along its row of `directions` (q, 3) is taken, in reciprocal lattice units, or, without
-    them, none.
+    At q = 0 it is the limit along the row of `directions` (q, 3), in reciprocal lattice units; without them
+    no limit is taken.
     """
     p = nac.check(atoms)
     sums = DipoleSums(p, atoms)
@@ -97,10 +98,10 @@ def long_range_slopes(nac: NAC, atoms: Atoms, q_points: np.ndarray) -> np.ndarra
 def long_range_strained(
     nac: NAC, atoms: Atoms, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray
 ) -> np.ndarray:
-    """The derivative of `long_range` by s, (q, 3N, 3N), where the crystal is strained by 1 + s·`eps`.
+    """The derivative of `long_range` by s, (q, 3N, 3N), for a crystal strained by 1 + s·`eps`.
 
-    Besides, the atoms move by s·`along` (N, 3), in Å. Charges and dielectric tensor stay what they are, and
-    so do images of atoms that were equally near.
+    The atoms also move by s·`along` (N, 3), in Å. Charges and dielectric tensor are constant, and so is the
+    choice of equally near images.
     """
     p = nac.check(atoms)
     sums = DipoleSums(p, atoms)
@@ -126,11 +127,11 @@ def _square(D: np.ndarray) -> np.ndarray:
 
 
 class Change(NamedTuple):
-    """How the terms of the sum change, to first order."""
+    """First-order changes of the terms of the sum."""
 
     wave: Callable[[np.ndarray], np.ndarray]  # of K (k, 3), the change of K
     phase: Callable[[np.ndarray], np.ndarray]  # of K, the change of K·x_i, (k, n) or alike
-    volume: float = 0.0  # d ln V; Λ goes with the inverse length of the cell
+    volume: float = 0.0  # d ln V; Λ scales with the inverse length of the cell
 
 
 class DipoleSums:

@@ -1,4 +1,4 @@
-"""To phonopy and back: force constants as phonopy reads them, and phonopy's runs as a reference.
+"""Exchange with phonopy: force constants in its formats, and its runs as a reference.
 
 phonopy (https://phonopy.github.io/phonopy) is an extra of this package: pip install 'jaxmlip[phonopy]'.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from phonopy.structure.atoms import PhonopyAtoms
     from pymatgen.core import Structure
 
-# In the order in which they are looked for: what holds most comes first.
+# In the order of search: files that hold most come first.
 YAML_FILES = (
     *("phonopy_params.yaml", "phonopy_params.yaml.xz", "phonopy_disp.yaml", "phonopy.yaml"),
     "phono3py_disp.yaml",
@@ -37,11 +37,11 @@ SAME_PLACE = 1e-3  # Å
 
 @dataclass(frozen=True, eq=False)
 class PhonopyRun:
-    """What phonopy knows of a crystal: force constants, and what they come from."""
+    """A run of phonopy: force constants of a crystal, and the data that they come from."""
 
     source: Path
     phonon: Phonopy  # cells, displacements and forces as phonopy keeps them
-    constants: ForceConstants  # as phonopy makes them from the forces, with its default symmetrisation
+    constants: ForceConstants  # made by phonopy from the forces, with its default symmetrisation
     nac: NAC | None
 
     @property
@@ -68,7 +68,7 @@ class PhonopyRun:
     def forces(self) -> np.ndarray:
         """Forces on the atoms of each of `displaced`, (supercells, atoms, 3) in eV/Å.
 
-        Raises ValueError where there are none, because the force constants were read from a file.
+        Raises ValueError if there are none, because the force constants were read from a file.
         """
         dataset = self.phonon.dataset
         if not _has_forces(dataset):
@@ -81,7 +81,7 @@ class PhonopyRun:
         )
 
     def with_forces(self, forces: Sequence[np.ndarray]) -> ForceConstants:
-        """Force constants that phonopy makes, with the same settings, of other forces on `displaced`."""
+        """Force constants that phonopy makes from other forces on `displaced`, with the same settings."""
         dataset = self.phonon.dataset
         if "first_atoms" in dataset:
             moved = [{**d, "forces": f} for d, f in zip(dataset["first_atoms"], forces, strict=True)]
@@ -100,7 +100,7 @@ def to_phonopy(constants: ForceConstants, nac: NAC | None = None) -> Phonopy:
 
     Its unit cell and primitive cell are `constants.primitive`, atoms in the same order.
 
-    Raises ImportError where phonopy is not installed.
+    Raises ImportError if phonopy is not installed.
     """
     _import_phonopy()
     cell = _as_phonopy(constants.primitive)
@@ -119,7 +119,7 @@ def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None
 
     There, `phonopy-load phonopy_params.yaml` reads both.
 
-    Raises ImportError where phonopy is not installed.
+    Raises ImportError if phonopy is not installed.
     """
     phonon = to_phonopy(constants, nac)
     from phonopy.file_IO import write_FORCE_CONSTANTS
@@ -135,11 +135,11 @@ def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None
 def read_born(file: str | Path, crystal: Atoms | Structure, symprec: float = SYMPREC) -> NAC:
     """The charges and the dielectric tensor in a BORN file of phonopy, for all atoms of `crystal`.
 
-    The file has the charge of one of each set of atoms that the space group, found within `symprec` (Å),
-    takes into each other. So it is the same for a primitive cell and for another cell of that crystal, as
-    long as atoms come in the same order and the axes are the same.
+    The file has the charge of one of each set of atoms that are equivalent under the space group, found
+    within `symprec` (Å). So it is the same for a primitive cell and for another cell of that crystal, as long
+    as the order of atoms and the axes are the same.
 
-    Raises ValueError where it is of another crystal, and ImportError where phonopy is not installed.
+    Raises ValueError if it is of another crystal, and ImportError if phonopy is not installed.
     """
     _import_phonopy()
     if not Path(file).is_file():
@@ -153,7 +153,7 @@ def read_born(file: str | Path, crystal: Atoms | Structure, symprec: float = SYM
 def from_phonopy(phonon: Phonopy) -> ForceConstants:
     """The force constants (eV/Å²) of a phonopy.Phonopy object, for its primitive cell.
 
-    Raises ValueError where it has none.
+    Raises ValueError if it has none.
     """
     if phonon.force_constants is None:
         raise ValueError(
@@ -175,17 +175,17 @@ def from_phonopy(phonon: Phonopy) -> ForceConstants:
 
 
 def read_phonopy(path: str | Path, supercell: Any = None) -> PhonopyRun:
-    """A phonopy run: a folder, or one of its yaml files, with what lies beside it.
+    """A phonopy run: a folder, or one of its yaml files, with the files beside it.
 
     Cells come from phonopy_params.yaml, phonopy_disp.yaml, phonopy.yaml or phono3py_disp.yaml, or else from
-    POSCAR-unitcell or POSCAR, which `supercell` (three numbers, or phonopy's supercell_matrix) says how to
-    repeat. Forces come from the yaml file, FORCE_SETS, vasprun.xml* in the order of their names, or, with
-    phono3py_disp.yaml, FORCES_FC3, of which those supercells are taken in which a single atom is displaced.
-    Where there are none, force constants come from the yaml file, FORCE_CONSTANTS or force_constants.hdf5.
+    POSCAR-unitcell or POSCAR, repeated by `supercell` (three numbers, or phonopy's supercell_matrix). Forces
+    come from the yaml file, FORCE_SETS, vasprun.xml* in the order of their names, or, with
+    phono3py_disp.yaml, FORCES_FC3, of which the supercells with a single displaced atom are taken. If there
+    are none, force constants come from the yaml file, FORCE_CONSTANTS or force_constants.hdf5.
     Born charges and the dielectric tensor come from BORN or the yaml file, if they are there.
 
-    Raises ImportError where phonopy is not installed, FileNotFoundError naming what is missing, and
-    ValueError where files cannot be read, do not belong together, or are not in eV and Å.
+    Raises ImportError if phonopy is not installed, FileNotFoundError naming the missing file, and ValueError
+    if files cannot be read, do not belong together, or are not in eV and Å.
     """
     _import_phonopy()
     path = Path(path)
@@ -227,7 +227,7 @@ def _phonon(unitcell, supercell_matrix, primitive_matrix, calculator=None) -> Ph
 
 
 def _read_cells(file: Path, supercell) -> tuple[Phonopy, Any]:
-    """The cells, and what else the yaml file holds (None for a POSCAR)."""
+    """The cells, and the rest of the yaml file (None for a POSCAR)."""
     if not file.name.endswith((".yaml", ".yml", ".yaml.xz")):
         from phonopy.interface.vasp import read_vasp
 
@@ -240,8 +240,8 @@ def _read_cells(file: Path, supercell) -> tuple[Phonopy, Any]:
         raise ValueError("it holds no unit cell")
     if held.calculator not in CALCULATORS:
         raise ValueError(
-            f"its numbers are in the units of {held.calculator}, needed eV and Å, as those of "
-            f"{', '.join(sorted(filter(None, CALCULATORS)))} are. phonopy-calc-convert converts"
+            f"its numbers are in the units of {held.calculator}, needed eV and Å, as used by "
+            f"{', '.join(sorted(filter(None, CALCULATORS)))}. phonopy-calc-convert converts them"
         )
     matrix = np.eye(3, dtype=int) if held.supercell_matrix is None else held.supercell_matrix
     primitive = "auto" if held.primitive_matrix is None else held.primitive_matrix
@@ -249,7 +249,7 @@ def _read_cells(file: Path, supercell) -> tuple[Phonopy, Any]:
 
 
 def _read_data(phonon: Phonopy, held: Any, folder: Path, cell_file: Path) -> None:
-    """Gives `phonon` displacements and forces, or force constants, from where they are found first."""
+    """Gives `phonon` displacements and forces, or force constants, from the first file that has them."""
     from phonopy.file_IO import parse_FORCE_CONSTANTS, parse_FORCE_SETS, read_force_constants_hdf5
 
     size = f"{len(phonon.supercell)} atoms, as the supercell of {cell_file.name} has"
@@ -334,7 +334,7 @@ def _read_vasp(dataset, files: list[Path], atoms: int, size: str):
 
 
 def _read_forces_fc3(file: Path, forces: Path, atoms: int, size: str):
-    """Those of phono3py's supercells in which one atom is displaced, as a data set of phonopy."""
+    """A data set of phonopy, from phono3py's supercells in which one atom is displaced."""
     import yaml
 
     pairs = (yaml.safe_load(file.read_text()) or {}).get("displacement_pairs")
@@ -360,7 +360,7 @@ def _read_forces_fc3(file: Path, forces: Path, atoms: int, size: str):
 
 
 def _produce(phonon: Phonopy) -> None:
-    """Force constants as phonopy-load makes them: symmetrised, and fitted where all atoms are displaced."""
+    """Makes force constants as phonopy-load does: symmetrised, and fitted if all atoms are displaced."""
     if "first_atoms" in phonon.dataset:
         phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
         phonon.symmetrize_force_constants(show_drift=False)
@@ -392,12 +392,12 @@ def _checked_born(found, primitive):
 
 
 def _told(file: Path, f, *args, **kwargs):
-    """f(*args, **kwargs); what goes wrong is a ValueError that names the file."""
+    """f(*args, **kwargs); any exception becomes a ValueError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return f(*args, **kwargs)
-    except Exception as error:  # readers of text raise what they stumble over
+    except Exception as error:  # readers of text raise any exception
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise ValueError(f"{file} cannot be used: {kind}{str(error).rstrip('.')}.") from None
 
@@ -422,7 +422,7 @@ def _as_atoms(cell: PhonopyAtoms) -> Atoms:
 
 
 def _pairs(phonon: Phonopy, constants: ForceConstants) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each pair that phonopy numbers by (primitive atom i, supercell atom s): R of s, its i and j."""
+    """R, i and j of each pair that phonopy numbers by (primitive atom i, supercell atom s)."""
     atoms = constants.primitive
     to_cells = np.linalg.inv(atoms.cell.array)
     apart = (phonon.supercell.positions[:, None] - atoms.positions) @ to_cells  # (supercell atoms, n, 3)

@@ -1,7 +1,7 @@
 """Force constants of a crystal that repeats with a supercell, from second derivatives or from forces.
 
-All cells are alike, so the columns of one primitive cell hold the whole Hessian of a supercell. Where the
-crystal has symmetry, columns of inequivalent atoms hold it, and of these often one direction in three.
+All cells are alike, so the columns of one primitive cell give the whole Hessian of a supercell. With
+symmetry, columns of inequivalent atoms are enough, and of these often one direction in three.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Supercell = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 # The directions of the columns that are computed must span space well: this is the smallest eigenvalue of
-# the mean of v vᵀ over their images v, which is 1/3 where symmetry makes all directions alike.
+# the mean of v vᵀ over their images v, which is 1/3 if symmetry makes all directions equivalent.
 SPANS = 0.05
 
 
@@ -42,10 +42,10 @@ class ForceConstants:
 
     primitive: Atoms  # n atoms; its masses (u) are the ones that vibrate
     phi: np.ndarray  # (repeats 1, 2, 3, n, 3, n, 3), eV/Å²
-    # Where the supercell is more than the primitive cell repeated along each of its vectors: the elements
+    # If the supercell is not just the primitive cell repeated along each of its vectors: the elements
     # 12, 13 and 23 of `supercell`. Every lattice of supercells can be written with these six numbers.
     twist: tuple[int, int, int] = (0, 0, 0)
-    # What was imposed on the force constants, and the largest change of one of them (eV/Å²).
+    # The conditions imposed on the force constants, each with the largest change of an element (eV/Å²).
     imposed: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -82,7 +82,7 @@ class ForceConstants:
 
     @property
     def distances(self) -> np.ndarray:
-        """How far the nearest images of those pairs of atoms are apart: (n, N), Å."""
+        """Distances between the nearest images of those pairs of atoms: (n, N), Å."""
         from ase.geometry import get_distances
 
         cell, r = self.primitive.cell.array, self.primitive.positions
@@ -90,7 +90,7 @@ class ForceConstants:
         return get_distances(r, everywhere, cell=self.supercell @ cell, pbc=self.primitive.pbc)[1]
 
     def number(self, R: np.ndarray) -> np.ndarray:
-        """The place in `cells` of the cell that R (…, 3), whole numbers, is an image of."""
+        """The index in `cells` of the cell of which R (…, 3), whole numbers, is an image."""
         return _number(R, self.supercell)
 
 
@@ -108,20 +108,19 @@ def force_constants(
 ) -> ForceConstants:
     """Force constants between the atoms of one primitive cell and those of a supercell of it.
 
-    `supercell` is how often the cell is repeated along each of its lattice vectors, or a matrix (3, 3) of
-    whole numbers whose rows are the supercell's lattice vectors in units of the cell's, as in ASE (phonopy's
-    supercell_matrix is its transpose). The 3n columns of the supercell's Hessian that belong to one cell hold
-    all of it. With `symmetry` only those that the space group does not give from others are computed: the
-    same numbers, up to how well (`symprec`, Å) the crystal has the symmetry that spglib finds. Operations
-    that do not leave the lattice of supercells as it is are not used.
+    `supercell` is the number of repeats along each lattice vector, or a matrix (3, 3) of whole numbers whose
+    rows are the supercell's lattice vectors in units of the cell's, as in ASE (phonopy's supercell_matrix is
+    its transpose). The 3n columns of the supercell's Hessian that belong to one cell give all of it. With
+    `symmetry` only columns that are inequivalent under the space group are computed: the result is identical
+    within the accuracy of the symmetry that spglib finds (`symprec`, Å). Operations that do not keep the
+    lattice of supercells are not used.
 
-    `sum_rule` and `space_group` impose what `with_sum_rule` and `with_space_group` do; `imposed` of the
-    result says what that changed. Use a potential of dtype "float64": in float32 the lowest frequencies are
-    noise. Atoms stay where they are, relaxed or not. `memory_limit` (bytes) goes to `hessian_columns`.
-    Supercells that are padded to the same `shape` share a compiled program; it must hold an atom and a short
-    bond more than they need.
+    `sum_rule` and `space_group` apply `with_sum_rule` and `with_space_group`; `imposed` of the result holds
+    the largest changes. Use a potential of dtype "float64": in float32 the lowest frequencies are noise.
+    Atoms are not relaxed. `memory_limit` (bytes) goes to `hessian_columns`. Supercells that are padded to the
+    same `shape` share a compiled program; it must hold one more atom and one more short bond than they need.
 
-    Raises ValueError where `supercell` is neither of the two, or as `from_atoms` does, and MemoryLimitError
+    Raises ValueError if `supercell` is neither of the two, or as `from_atoms` does, and MemoryLimitError
     as `hessian_columns` does.
     """
     primitive, matrix, repeated = _repeated(atoms, supercell)
@@ -145,11 +144,12 @@ def displaced_force_constants(
     symprec: float = SYMPREC,
     shape: batching.BatchShape | None = None,
 ) -> ForceConstants:
-    """As `force_constants`, from the forces at ±`displacement` (Å) of each coordinate of one cell.
+    """Force constants from the forces at ±`displacement` (Å) of each coordinate of one cell.
 
-    What finite displacements measure is the curvature of the energy averaged over the displacement: the
-    Hessian where the energy is smooth on that scale, something else where it is not. With `symmetry` those
-    coordinates alone are displaced that the space group needs, as DFT's are.
+    Finite displacements measure the curvature of the energy averaged over the displacement: this is the
+    Hessian if the energy is smooth on that scale, and something else if not. With `symmetry` only the
+    coordinates that the space group needs are displaced, as in DFT. Other arguments are those of
+    `force_constants`.
     """
     primitive, matrix, repeated = _repeated(atoms, supercell)
 
@@ -171,10 +171,10 @@ def displaced_force_constants(
 def with_sum_rule(constants: ForceConstants) -> ForceConstants:
     """The nearest force constants that obey Σ_{Rj} Φ(R; ia, jb) = 0 and Φ(R; ia, jb) = Φ(-R; jb, ia).
 
-    Nearest in the sum of squares of all elements, as matdyn.x of Quantum ESPRESSO projects them (asr =
+    Nearest in the sum of squares of all elements, as in the projection of Quantum ESPRESSO's matdyn.x (asr =
     "crystal"). On a supercell both conditions together are a projection in closed form: the matrix of all its
     atoms is symmetrised, and uniform shifts are projected out of it on both sides. Of all wave vectors that
-    fit the supercell that touches only Γ, where F = Σ_R Φ(R) becomes P F P. Crystal symmetry is kept.
+    fit the supercell only Γ changes, where F = Σ_R Φ(R) becomes P F P. Crystal symmetry is kept.
     `imposed["sum_rule"]` of the result is the largest change (eV/Å²).
     """
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
@@ -189,12 +189,12 @@ def with_sum_rule(constants: ForceConstants) -> ForceConstants:
 def with_space_group(constants: ForceConstants, symprec: float = SYMPREC) -> ForceConstants:
     """The nearest force constants with the symmetry of the crystal, their mean over its space group.
 
-    spglib finds the symmetry, to `symprec` (Å); operations that do not leave the lattice of supercells as it
-    is are left out. `imposed["space_group"]` of the result is the largest change of an element (eV/Å²).
+    spglib finds the symmetry within `symprec` (Å); operations that do not keep the lattice of supercells are
+    left out. `imposed["space_group"]` of the result is the largest change of an element (eV/Å²).
     """
     group = _group(constants.primitive, constants.supercell, symprec)
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
-    # The mean over all operations is that over one of each rotation of the mean over translations.
+    # The mean over all operations: first over translations, then over one operation of each rotation.
     for operations in (
         [group.translation(t) for t in range(len(group.shifted_atom))],
         [group.operation(p) for p in range(len(group.rotations))],
@@ -210,14 +210,14 @@ def with_space_group(constants: ForceConstants, symprec: float = SYMPREC) -> For
 
 
 def repeat_distance(cell: np.ndarray, repeats: Sequence[int]) -> float:
-    """How far (Å) an atom is from its nearest image in the supercell of `cell` (rows, Å)."""
+    """The distance (Å) of an atom from its nearest image in the supercell of `cell` (rows, Å)."""
     supercell = np.array(repeats)[:, None] * cell
     steps = np.array([s for s in itertools.product((-2, -1, 0, 1, 2), repeat=3) if any(s)])
     return float(np.linalg.norm(steps @ supercell, axis=1).min())
 
 
 def repeats_within(cell: np.ndarray, cells: int) -> tuple[int, int, int]:
-    """Of the supercells of at most `cells` cells the one whose images are farthest apart."""
+    """The supercell of at most `cells` cells whose images are farthest apart."""
     highest = max(cells, 1)
     candidates = (
         n for n in itertools.product(range(1, min(highest, 16) + 1), repeat=3) if np.prod(n) <= highest
@@ -257,7 +257,7 @@ def triangular(supercell: np.ndarray) -> np.ndarray:
 
 
 def _cells(operation: Operation, i: int, supercell: np.ndarray) -> np.ndarray:
-    """(cells, n): the cell to which atom j of each cell comes, counted from that of atom i of cell 0."""
+    """The cell (cells, n) of the image of atom j of each cell, relative to the image of atom i of cell 0."""
     R = np.moveaxis(np.indices(supercell.diagonal()), 0, -1).reshape(-1, 1, 3)
     return _number(R @ operation.rotation.T + operation.cell - operation.cell[i], supercell)
 
@@ -294,7 +294,7 @@ def _by_columns(
     symmetry: bool,
     symprec: float,
 ) -> ForceConstants:
-    """From the columns of the supercell's Hessian that belong to cell 0, or those that symmetry needs."""
+    """Force constants from the columns of the supercell's Hessian of cell 0, or those that symmetry needs."""
     n = len(primitive)
     chosen = dict.fromkeys(range(n), (0, 1, 2))
     if symmetry:
@@ -321,18 +321,18 @@ def _imposed(constants, phi, what) -> ForceConstants:
 
 
 def _turned(block, operation) -> np.ndarray:
-    """Pairs of Cartesian indices (cells, 3, n, 3), turned."""
+    """Pairs of Cartesian indices (cells, 3, n, 3), rotated."""
     return np.einsum("xa,yb,cajb->cxjy", operation.cartesian, operation.cartesian, block)
 
 
 def _group(primitive: Atoms, supercell: np.ndarray, symprec: float) -> SpaceGroup:
-    """The space group of the crystal, as far as it maps the lattice of supercells to itself."""
+    """The operations of the crystal's space group that map the lattice of supercells to itself."""
     group = find_space_group(primitive, symprec)
     return group.only(np.array([not _number(supercell @ W.T, supercell).any() for W in group.rotations]))
 
 
 def _chosen_columns(group: SpaceGroup) -> dict[int, tuple[int, ...]]:
-    """Inequivalent atoms, and of each the directions that the symmetry of its site spreads over space."""
+    """Inequivalent atoms, each with directions whose images under its site symmetry span space."""
     chosen = {}
     for atom in np.unique(group.orbits):
         turns = group.site(atom)
@@ -351,7 +351,7 @@ def _completed(rows, chosen, group: SpaceGroup, supercell) -> np.ndarray:
     phi = np.empty((cells, n, 3, n, 3))
     parts = np.split(rows, np.cumsum([len(d) for d in chosen.values()])[:-1])
     for (i, directions), known in zip(chosen.items(), parts, strict=True):
-        # A displacement u of atom i and its response turn together. So the unknown block solves
+        # A displacement u of atom i and its response rotate together. So the unknown block solves
         # block (T u) = T response for every operation T of the site and every direction that was computed.
         products, spread = np.zeros((cells, n, 3, 3)), np.zeros((3, 3))
         for _, o in group.between(i, i):

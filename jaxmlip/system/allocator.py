@@ -23,7 +23,7 @@ USUAL_MAPS = 65536  # the default of M_MMAP_MAX
 
 @cache
 def keep_freed_memory() -> bool:
-    """Makes this process keep freed memory for its next use; True where that could be done.
+    """Makes this process keep freed memory for its next use; True if that could be done.
 
     It works with glibc, and best before JAX has started its threads. JAXMLIP_MALLOC=system leaves the
     allocator alone.
@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
     settings = {
         M_ARENA_MAX: 1,  # arenas of other threads cannot grow beyond 64 MB
         M_MMAP_MAX: 0,  # large blocks come from the heap, which is kept, not from maps, which are not
-        M_MMAP_THRESHOLD: 2**20,  # where maps are allowed again, see below
+        M_MMAP_THRESHOLD: 2**20,  # above which maps are allowed again, see below
         M_TRIM_THRESHOLD: NEVER,
         M_TOP_PAD: 64 * 2**20,
     }
@@ -42,7 +42,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_memory_back() -> None:
-    """Hands what was freed and kept to the kernel.
+    """Gives memory that was freed but kept back to the kernel.
 
     For the time between pieces of work of different sizes: in a heap that is kept they leave holes of many
     sizes, which add up to several times what any of them needs.
@@ -69,7 +69,7 @@ def giving_memory_back() -> Iterator[None]:
 
 
 def _mallopt():
-    """The function of that name in the C library, where there is one and it may be used."""
+    """The function of that name in the C library, if there is one and it may be used."""
     if not sys.platform.startswith("linux") or os.environ.get("JAXMLIP_MALLOC") == "system":
         return None
     return getattr(ctypes.CDLL(None), "mallopt", None)

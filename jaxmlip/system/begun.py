@@ -1,4 +1,4 @@
-"""Whether what lies in a folder is what is asked for now: the record of what was begun against a new one."""
+"""Comparison of the settings recorded in a folder, with which work was begun, with those given now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands between a file and this library: one kind of error for a kind of file, in one line each.
+"""The border between files and this library: one kind of error for each kind of file, each in one line.
 
 Whoever wrote a file chose the names and values in it. What messages show of them is cut, and control
 characters are written as escapes, so that no file fills a screen or steers a terminal.
@@ -35,7 +35,7 @@ class CheckpointError(RefusedError):
 
 @contextlib.contextmanager
 def guard(place: str | Path, kind: type[RefusedError], remedy: str) -> Iterator[None]:
-    """Whatever the file at `place` provokes within becomes a `kind` that names it.
+    """Turns any error that the file at `place` causes within the block into a `kind` that names the file.
 
     Unforeseen errors are the cause of the new one. Those that only this library can make pass, as do those of
     the file system that name a file.

@@ -26,7 +26,7 @@ class PlaceError(OSError):
 
 
 def cache_folder() -> Path:
-    """Where this library keeps what it can make again: JAXMLIP_CACHE, or the user's cache folder."""
+    """The folder for files that can be made again: JAXMLIP_CACHE, or the user's cache folder."""
     own = os.environ.get("JAXMLIP_CACHE")
     return Path(own).expanduser() if own else Path(platformdirs.user_cache_dir("jaxmlip"))
 
@@ -41,7 +41,7 @@ def write_whole(path: str | Path, text: str) -> None:
 def writing(path: str | Path) -> Iterator[Path]:
     """A file to write, of the same name as `path`, which takes its place at the end of the block.
 
-    Raises PlaceError as `check_file` does, and OSError, with what to do, where writing fails.
+    Raises PlaceError as `check_file` does, and OSError, with what to do, if writing fails.
     """
     target = _checked_file(path)
     with _explained(path), _beside(target) as draft:
@@ -55,8 +55,8 @@ def writing(path: str | Path) -> Iterator[Path]:
 def writing_folder(path: str | Path, last: str | None = None) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of `path` at the end of the block.
 
-    Where `path` exists, its files of the same names are replaced one by one, `last` the last of them, and
-    others stay. Raises PlaceError as `check_folder` does, and OSError, with what to do, where writing fails.
+    If `path` exists, its files of the same names are replaced one by one, `last` the last of them, and
+    others stay. Raises PlaceError as `check_folder` does, and OSError, with what to do, if writing fails.
     """
     target = _checked_folder(path)
     place = _there(target)
@@ -82,17 +82,17 @@ def sha256(path: str | Path) -> str:
 
 
 def check_file(path: str | Path) -> None:
-    """Raises PlaceError where no file can be written at `path`: something else is there, or it may not be."""
+    """Raises PlaceError if no file can be written at `path`: something else is there, or it is forbidden."""
     _try(_checked_file(path).parent, path)
 
 
 def check_folder(path: str | Path) -> None:
-    """Raises PlaceError where no files can be written into a folder `path`, which need not be there yet."""
+    """Raises PlaceError if no files can be written into a folder `path`, which need not exist yet."""
     _try(_there(_checked_folder(path)), path)
 
 
 def is_remain(path: Path) -> bool:
-    """Whether this is what a process that was killed left, or one that lives is writing."""
+    """True for a draft: left by a process that was killed, or being written by one that is running."""
     return path.name.startswith(".") and REMAIN in path.name
 
 
@@ -119,7 +119,7 @@ def _checked_folder(path: str | Path) -> Path:
 
 
 def _there(target: Path) -> Path:
-    """What is there of a path: itself, or the nearest folder above it."""
+    """The path itself if it exists, or the nearest existing folder above it."""
     return next(place for place in (target, *target.parents) if place.exists())
 
 
@@ -153,7 +153,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock of a folder; False where another process has it, or where there is none to have."""
+    """Holds the lock of a folder; False if another process has it, or if it cannot be locked."""
     try:
         import fcntl
     except ImportError:
@@ -177,7 +177,7 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _explained(path: str | Path) -> Iterator[None]:
-    """Says what to do where writing fails; what fails in reading something meanwhile is left as it is."""
+    """Says what to do if writing fails; errors of reading meanwhile are left as they are."""
     try:
         yield
     except OSError as error:

@@ -25,13 +25,13 @@ class InUseError(RuntimeError):
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Keeps other processes out of `folder`, which is made where it is not there.
+    """Keeps other processes out of `folder`, which is made if it does not exist.
 
     It is flock(2) on the file `lock`: the kernel lets go of it when its process ends in whatever way, so
     there are no stale locks. It holds between hosts where their file system carries such locks (NFS from
     version 4 on, Lustre mounted with `flock`). Where there are no locks at all a warning says so.
 
-    Raises InUseError where another process has it, and PlaceError where no folder can be.
+    Raises InUseError if another process has it, and PlaceError if the folder cannot be made.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -53,7 +53,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def in_use(folder: str | Path) -> str | None:
-    """Which process has locked `folder`, or None."""
+    """The process that has locked `folder`, or None."""
     try:
         number = os.open(Path(folder) / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def in_use(folder: str | Path) -> str | None:
 
 
 def _taken(number: int, folder: str | Path) -> bool:
-    """Whether this process has the lock now."""
+    """True while this process has the lock."""
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -76,7 +76,7 @@ def parity(axes: Axes, what: str, unit: str, label: str | None = None, top: floa
 def strip(
     axes: Axes, x: float, width: float, values: Sequence[float], view: tuple[float, float], **style: Any
 ) -> None:
-    """Values around `x` with their median, and a violin where there are several.
+    """Values around `x` with their median, and a violin if there are several.
 
     What is outside `view` is marked at its border.
     """

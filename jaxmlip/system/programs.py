@@ -16,25 +16,27 @@ import jax.monitoring
 
 from jaxmlip.system.console import say
 
-SHARE = 0.25  # of the pieces that the kernel allows: one program more may take a thousand
+# Of the pieces that the kernel allows. Energy and Hessian of one MACE in five shapes, which most libraries of
+# small crystals need, map 16,700; one program more may take a thousand.
+SHARE = 0.27
 
 
 class Programs:
     """Counts the pieces of memory that a process maps, and drops its compiled programs when they are many."""
 
     def __init__(self, limit: int | None = None):
-        """`limit` is the number of pieces that are allowed; None where nothing limits them."""
+        """`limit` is the number of pieces that are allowed; None if there is no limit."""
         self.limit = limit
         self.allowed = SHARE * limit if limit else float("inf")
         self.compiled = True  # something, since they were counted last
         self.dropped = False
 
     def note(self, event: str, duration: float, **_) -> None:
-        """Hears of what JAX does."""
+        """Receives events of JAX."""
         self.compiled |= event.endswith("backend_compile_duration")
 
     def make_room(self) -> None:
-        """Drops all compiled programs where too many pieces are mapped. Not to be called while JAX traces.
+        """Drops all compiled programs if too many pieces are mapped. Not to be called while JAX traces.
 
         Programs that are still needed are compiled anew, or read from the compilation cache. It counts only
         after a compilation, since counting takes milliseconds.
@@ -66,7 +68,7 @@ def programs() -> Programs:
 
 
 def mapped() -> int:
-    """The number of pieces of memory that this process maps; 0 where the system does not tell."""
+    """The number of pieces of memory that this process maps; 0 if the system does not tell."""
     try:
         return Path("/proc/self/maps").read_bytes().count(b"\n")
     except OSError:  # only Linux has it
@@ -74,7 +76,7 @@ def mapped() -> int:
 
 
 def most_mapped() -> int | None:
-    """The number of pieces that the kernel allows; None where it does not tell."""
+    """The number of pieces that the kernel allows; None if it does not tell."""
     try:
         return int(Path("/proc/sys/vm/max_map_count").read_text())
     except (OSError, ValueError):

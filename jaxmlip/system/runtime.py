@@ -56,7 +56,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _cores() -> int:
-    """How many cores this process may run on."""
+    """The number of cores that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux has it

@@ -16,7 +16,7 @@ from weights_convert.published import MODELS, Source
 
 
 def models_folder() -> Path:
-    """Where converted models are kept, a folder for each name."""
+    """The folder of converted models, which has a folder for each name."""
     return cache_folder() / "models"
 
 
@@ -28,7 +28,7 @@ def cached() -> list[str]:
 def load_known(name: str) -> Potential:
     """The potential of a name of `MODELS`: converted before, or found, converted and kept now.
 
-    Raises FetchError where its file cannot be had, CheckpointError where it cannot be converted.
+    Raises FetchError if its file cannot be obtained, CheckpointError if it cannot be converted.
     """
     kept = models_folder() / name
     if kept.exists():

@@ -33,8 +33,8 @@ def load(
     cuequivariance-jax, for its GPUs.
 
     Raises ValueError for an unknown name, for a head of anything but a file and for products of anything but
-    a MACE, ImportError where these are not installed, FileNotFoundError for a path that leads nowhere,
-    FetchError where a file cannot be had or is not the published one, ManifestError for a
+    a MACE, ImportError if these are not installed, FileNotFoundError for a path that leads nowhere,
+    FetchError if a file cannot be obtained or is not the published one, ManifestError for a
     folder and weights_convert.torch_zip.CheckpointError for a file that cannot be read.
     """
     set_up_process()
@@ -46,7 +46,7 @@ def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str
     """The potential of each of `models`, with names that tell them apart, computing in `dtype`.
 
     `heads` are of those that are checkpoint files, one for each in their order; a single one is for all of
-    them. Raises ValueError where there are not as many, and for one model twice, and as `load` does.
+    them. Raises ValueError if there are not as many, or if a model is given twice, and as `load` does.
     """
     files = [m not in MODELS and Path(m).expanduser().is_file() for m in models]
     each = list(heads) * sum(files) if len(heads) == 1 else list(heads)
