@@ -38,10 +38,10 @@ def softening(
         out: folder for softening.json and softening.png
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
     """
-    from jaxmlip.studies.softening import run
+    from jaxmlip.studies.softening import main
 
     above_zero(memory_limit=memory_limit)
-    run(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
+    main(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
 
 
 def compare(
@@ -63,10 +63,10 @@ def compare(
         dtype: precision of the computation; small displacements give small forces, so float64 is the default
         out: folder for compare.json and compare.png
     """
-    from jaxmlip.studies.compare import run
+    from jaxmlip.studies.compare import main
 
     at_least(1, mesh=mesh)
-    run(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
+    main(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
 
 
 def softening_scale(
@@ -94,8 +94,8 @@ def softening_scale(
         dtype: precision of the computation
         out: folder for softening_scale.json and softening_scale.png
     """
-    from jaxmlip.studies.softening_scale import run
+    from jaxmlip.studies.softening_scale import main
 
     at_least(1, frames=frames)
     above_zero(max_force=max_force)
-    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head, skip_bad)
+    main(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head, skip_bad)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import tyro
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
 from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.arguments import (
@@ -29,13 +28,13 @@ from jaxmlip.system.arguments import (
 )
 from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import check_file, check_folder, write_whole, writing
+from jaxmlip.system.tables import Table, show
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from rich.table import Table
 
     from jaxmlip.mechanics.relaxation import Relaxation
     from jaxmlip.potential import Potential
@@ -102,11 +101,9 @@ def hessian(
             frequencies=thz,
             modes=modes.reshape(len(thz), -1, 3),
         )
-    table = table_of(f"frequencies at q = 0, {potential.name}", ("mode", "THz"))
     shown = range(len(thz)) if len(thz) <= 24 else [*range(12), *range(len(thz) - 12, len(thz))]
-    for k in shown:
-        table.add_row(str(k + 1), f"{thz[k]:.3f}")
-    terminal.print(table)
+    rows = [(k + 1, thz[k]) for k in shown]
+    show(Table(f"frequencies at q = 0, {potential.name}", ("mode", "THz"), rows))
     say(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
 
 
@@ -229,7 +226,7 @@ def phonons(
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     potential, atoms = _of_one(file, model, dtype, head)
     atoms = _start(potential, atoms, relax)
-    report.run(
+    report.main(
         potential,
         atoms,
         out,
@@ -266,7 +263,7 @@ def elastic(
         out: JSON file for all results
     """
     from jaxmlip.mechanics.elasticity import elastic_tensor
-    from jaxmlip.mechanics.elasticity_report import as_record, in_words
+    from jaxmlip.mechanics.elasticity_report import as_record, describe
 
     if not json_:
         check_file(out)
@@ -288,13 +285,10 @@ def elastic(
         return
     write_whole(out, json.dumps(record, indent=1) + "\n")
     voigt = ("xx", "yy", "zz", "yz", "xz", "xy")
-    table = table_of(f"{record['formula']}: C / GPa, {potential.name}", ("", *voigt))
-    for name, row in zip(voigt, found.C, strict=True):
-        table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
-    terminal = console(width=110)
-    terminal.print(table)
-    for line in in_words(found):
-        terminal.print(line)
+    rows = [(name, *(np.round(row, 1) + 0.0)) for name, row in zip(voigt, found.C, strict=True)]  # no -0.0
+    show(Table(f"{record['formula']}: C / GPa, {potential.name}", ("", *voigt), rows, 1))
+    for line in describe(found):
+        say(line)
     say(f"written to {out}")
 
 
@@ -364,7 +358,7 @@ def relax(
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
     with writing(out) as draft:
         ase.io.write(draft, [r.atoms for r in found], format=kind)
-    print_table(_relaxed(f"{potential.name}, {dtype}", names, found))
+    show(_relaxed(f"{potential.name}, {dtype}", names, found))
     say(f"written to {out}")
     failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
     if failed:
@@ -376,20 +370,14 @@ def relax(
 
 def _relaxed(title: str, names: Sequence[str], found: Sequence[Relaxation]) -> Table:
     """A row for each crystal, before and after relaxation."""
-    numbers = ("steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
-    words = ("file", "formula", "space group")
-    table = table_of(title, (*words[:2], *numbers, words[2]), left=words)
+    columns = ("file", "formula", "steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
+    columns += ("space group",)
+    rows = []
     for name, r in zip(names, found, strict=True):
-        groups = list(dict.fromkeys([r.start_space_group, r.space_group]))
-        table.add_row(
-            name,
-            r.atoms.get_chemical_formula(),
-            f"{r.steps}" if r.converged else f"{r.steps}, not converged",
-            f"{r.start_energy / len(r.atoms):.4f}",
-            f"{r.energy / len(r.atoms):.4f}",
-            f"{r.max_force:.1e}",
-            "-" if np.isnan(r.pressure) else f"{r.pressure:.3f}",
-            "-" if np.isnan(r.volume_change) else f"{100 * r.volume_change:+.2f}",
-            " → ".join(groups),
-        )
-    return table
+        groups = " → ".join(dict.fromkeys([r.start_space_group, r.space_group]))
+        steps = f"{r.steps}" if r.converged else f"{r.steps}, not converged"
+        energies = (f"{e / len(r.atoms):.4f}" for e in (r.start_energy, r.energy))
+        volume = None if np.isnan(r.volume_change) else f"{100 * r.volume_change:+.2f}"
+        numbers = (steps, *energies, f"{r.max_force:.1e}", float(r.pressure), volume)
+        rows.append((name, r.atoms.get_chemical_formula(), *numbers, groups))
+    return Table(title, columns, rows)

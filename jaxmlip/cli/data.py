@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.data.readers.common import Naming
 from jaxmlip.system.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing
+from jaxmlip.system.tables import Table, show
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from jaxmlip.data.dataset import Dataset
     from jaxmlip.data.labels import LabelledCrystal
 
@@ -98,19 +96,19 @@ def inspect(
     known = ", ".join(f"{name} {count}" for name, count in found.properties.items())
     say(f"labels: {known or 'none'}")
     say(f"functional: {counted(found.functionals)}")
-    table = table_of("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), left=("", "unit"))
-    for name, spread in found.spreads.items():
-        numbers = (f"{x:.4g}" for x in spread[1:])
-        table.add_row(name, inspection.QUANTITIES[name], str(spread.count), *numbers)
-    print_table(table)
-    if found.outliers:
-        table = table_of("outliers", ("kind", "count", "worst", "value", "in"), left=("kind", "worst", "in"))
-        for kind, unit in inspection.KINDS.items():
-            these = [outlier for outlier in found.outliers if outlier.kind == kind]
-            for k, outlier in enumerate(these[:SHOWN]):
-                first = (kind, str(len(these))) if k == 0 else ("", "")
-                table.add_row(*first, outlier.crystal, f"{outlier.value:.4g}", unit)
-        print_table(table)
+    ranges = [
+        (name, inspection.QUANTITIES[name], spread.count, *(f"{x:.4g}" for x in spread[1:]))
+        for name, spread in found.spreads.items()
+    ]
+    outliers = []
+    for kind, unit in inspection.KINDS.items():
+        these = [outlier for outlier in found.outliers if outlier.kind == kind]
+        for k, outlier in enumerate(these[:SHOWN]):
+            first = (kind, len(these)) if k == 0 else ("", "")
+            outliers.append((*first, outlier.crystal, f"{outlier.value:.4g}", unit))
+    show(Table("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), ranges))
+    if outliers:
+        show(Table("outliers", ("kind", "count", "worst", "value", "in"), outliers))
     for line in found.units:
         say(f"units? {line}")
     for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
@@ -181,7 +179,7 @@ def convert(
         skip_bad=source.skip_bad,
         sources=source.paths,
     )
-    print_table(_splits(made, str(out)))
+    show(_splits(made, str(out)))
     if potential:
         try:
             made.check(potential)
@@ -192,15 +190,9 @@ def convert(
 def _splits(made: Dataset, title: str) -> Table:
     """Numbers of crystals, atoms and bytes in each split of a dataset."""
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
-    table = table_of(title, columns, left=("split",))
+    rows = []
     for name, split in made.splits.items():
         size = sum(shard["bytes"] for shard in split.shards)
-        table.add_row(
-            name,
-            f"{len(split):,}",
-            f"{split.sizes[:, 0].sum():,}",
-            *(f"{n:,}" for n in split.counts.values()),
-            f"{size / 1e6:.1f}",
-            f"{size / len(split):,.0f}",
-        )
-    return table
+        counts = (f"{n:,}" for n in (len(split), split.sizes[:, 0].sum(), *split.counts.values()))
+        rows.append((name, *counts, f"{size / 1e6:.1f}", f"{size / len(split):,.0f}"))
+    return Table(title, columns, rows)

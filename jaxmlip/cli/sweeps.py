@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.system.arguments import Flag, Positional, Several, at_least
 from jaxmlip.system.console import say
+from jaxmlip.system.tables import Table, show
 
 if TYPE_CHECKING:
     from jaxmlip.training.sweeps.sweep import Run
@@ -80,10 +80,8 @@ def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
     rows, left, more = write_table(runs, out), unfinished(runs, out), others(runs, out)
     errors = list(dict.fromkeys(key for row in rows for key in row if "_mae / " in key))[:SHOWN]
     columns = [*varied(runs), *errors]
-    table = table_of(f"{len(rows)} of {len(runs)} runs are finished", ("run", *columns), left=("run",))
-    for row in rows:
-        table.add_row(row["name"], *(_cell(row.get(column)) for column in columns))
-    print_table(table)
+    cells = [(row["name"], *(_cell(row.get(column)) for column in columns)) for row in rows]
+    show(Table(f"{len(rows)} of {len(runs)} runs are finished", ("run", *columns), cells))
     for name, where in left.items():
         say(f"not in the table: {name}: {where}")
     if more:
@@ -104,20 +102,12 @@ def _foretell(runs: Sequence[Run], out: Path) -> None:
 
     found = forecast(runs, out)
     columns = ("structures", "steps", "done", "GFLOP a step", "TFLOP", "ms a step", "minutes left")
-    table = table_of(f"{len(runs)} runs; none was started", ("run", "id", *columns), ("run", "id"))
+    rows = []
     for its in found:
-        table.add_row(
-            its.run.name,
-            its.run.id.rpartition("-")[2],
-            str(its.structures),
-            str(its.steps),
-            str(its.done),
-            f"{its.cost.flops / 1e9:.4g}",
-            f"{its.flops / 1e12:.4g}",
-            f"{1e3 * its.cost.seconds:.4g}",
-            f"{its.seconds / 60:.3g}",
-        )
-    print_table(table)
+        numbers = (its.cost.flops / 1e9, its.flops / 1e12, 1e3 * its.cost.seconds)
+        counts = (its.run.name, its.run.id.rpartition("-")[2], its.structures, its.steps, its.done)
+        rows.append((*counts, *(f"{x:.4g}" for x in numbers), f"{its.seconds / 60:.3g}"))
+    show(Table(f"{len(runs)} runs; none was started", ("run", "id", *columns), rows))
     costs = {its.cost: None for its in found}
     operations, hours = sum(its.flops for its in found) / 1e12, sum(its.seconds for its in found) / 3600
     say(

@@ -19,8 +19,9 @@ from jaxmlip.system.arguments import (
     Several,
     at_least,
 )
-from jaxmlip.system.console import console, say
+from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
+from jaxmlip.system.tables import show
 
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
 
@@ -193,7 +194,7 @@ def _run(config: Any, out: Path) -> None:
     result = run_training(config, out)
     if not result.before:  # the first process tells
         return
-    console(width=120).print(summary(result))
+    show(summary(result))
     if several := result.potential.functionals:
         how = f"`jaxmlip export {out} FOLDER --functional {several[0]}` makes a potential of one functional"
     else:
@@ -231,8 +232,8 @@ def evaluate(
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
     """
+    from jaxmlip.training import evaluate as evaluation
     from jaxmlip.training.config import DataConfig
-    from jaxmlip.training.evaluate import run
 
     its = DataConfig(
         train=tuple(_all(data)),
@@ -241,7 +242,7 @@ def evaluate(
         skip_bad=read.skip_bad,
         functional=functional,
     )
-    run(model, head, its, split, refit_references, by, dtype, json_, out)
+    evaluation.main(model, head, its, split, refit_references, by, dtype, json_, out)
 
 
 def export(

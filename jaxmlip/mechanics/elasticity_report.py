@@ -36,7 +36,7 @@ def as_record(found: Elasticity) -> dict[str, Any]:
     }
 
 
-def in_words(found: Elasticity) -> list[str]:
+def describe(found: Elasticity) -> list[str]:
     """Lines of text: moduli, stability, sound and residual forces."""
     lines = []
     if found.resists_everything:

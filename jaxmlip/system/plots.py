@@ -104,6 +104,13 @@ def with_intervals(axes: Axes, x: Sequence[float], estimates: Sequence[Any], **s
     axes.errorbar(x, value, bars, **({"capsize": 3} | style))
 
 
+def element_ticks(axes: Axes, at: Sequence[float], numbers: Sequence[int]) -> None:
+    """Names elements, given by atomic numbers, below the places `at`; every second one is a line lower."""
+    from ase.data import chemical_symbols
+
+    axes.set_xticks(at, ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(numbers)], fontsize=6)
+
+
 def legend(figure: Figure, where: str = "lower", **options: Any) -> None:
     """One legend for all panels, below them or, with "upper", above; each name once."""
     handles: dict[str, Any] = {}
