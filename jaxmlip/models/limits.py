@@ -1,8 +1,8 @@
-"""What a model may ask for: more than any published one does, and less than makes a machine work for minutes.
+"""Limits of hyperparameters: above those of any published model, below what takes a machine minutes.
 
-Tracing a network takes time for each block and each coupling, however small its parameters are, so that a
-file with a few wrong digits could go on for ever. Numbers without meaning, such as a cutoff that is NaN, are
-caught here too.
+Tracing a network takes time for each block and each coupling, however small its parameters are. A file with a
+few wrong digits could keep it busy for ever. Meaningless numbers, such as a cutoff that is NaN, are caught
+here too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from jaxmlip.models.mace import BLOCKS, MACEConfig
 from jaxmlip.system.borders import brief, listed
 
 LONGEST_TUPLE = 32  # of blocks, of layers
-SPECIES = 16 * ELEMENTS  # elements of several functionals
+SPECIES = 16 * ELEMENTS  # elements times functionals
 
-# Hyperparameters of all architectures by name, with the least and the most; those of a tuple are its items'.
+# Hyperparameters of all architectures by name, with the least and the most; for a tuple, of each item.
 WHOLE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("features", "hidden", "channels", "readout", "radial_widths"), (1, 4096)),
     **dict.fromkeys(("radial", "angular"), (1, 1024)),
@@ -36,15 +36,15 @@ WHOLE: dict[str, tuple[int, int]] = {
 }
 LENGTHS = {"bond_cutoff", "angle_cutoff", "cutoff"}
 LONGEST_LENGTH = 20.0  # Å
-POSITIVE = {"average_neighbours": 1e6, "activation_scale": 100.0}  # and the most
+POSITIVE = {"average_neighbours": 1e6, "activation_scale": 100.0}  # with the most
 LARGEST = float(np.finfo(np.float32).max)  # of weights: potentials compute in float32 by default
 MOST_COUPLINGS = 150_000  # entries of the largest coupling tensor of MACE, whose symmetric part is sought
 
 
 def check(config: Any, names: Mapping[str, str] | None = None, error: type[ValueError] = ValueError) -> None:
-    """Raises `error`, naming each hyperparameter of `config` that no sensible model has, and what it needs.
+    """Raises `error`, naming each hyperparameter of `config` that is out of its limits, and those limits.
 
-    `names` are those that a file has for them, where they differ.
+    `names` are the names in a file, for hyperparameters that have another name there.
     """
     wrong = list(_wrong(config, names or {})) or list(_wrong_together(config))
     if wrong:
@@ -53,7 +53,7 @@ def check(config: Any, names: Mapping[str, str] | None = None, error: type[Value
 
 @contextlib.contextmanager
 def told(error: type[ValueError]) -> Iterator[None]:
-    """What a configuration says of options that do not fit each other, as it is made, becomes an `error`."""
+    """Turns the complaint of a configuration about options that do not fit each other into an `error`."""
     try:
         yield
     except error:
@@ -63,7 +63,7 @@ def told(error: type[ValueError]) -> Iterator[None]:
 
 
 def fault_of(tensor: np.ndarray) -> str:
-    """What keeps the numbers of `tensor` from being weights; empty where nothing does."""
+    """The reason why the numbers of `tensor` cannot be weights; empty if they can."""
     if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
         return f"found {tensor.dtype}, needed floating-point numbers"
     if tensor.dtype == ml_dtypes.bfloat16:
@@ -83,7 +83,7 @@ def _wrong(config: Any, names: Mapping[str, str]) -> Iterator[str]:
 
 
 def _needed(config: Any, name: str, kind: str, found: Any) -> str:
-    """What the hyperparameter called `name` has to be; empty where it is so."""
+    """The requirement that the hyperparameter called `name` fails; empty if it is met."""
     if kind == "bool":
         return "" if isinstance(found, bool) else "true or false"
     if name == "blocks" and isinstance(config, MACEConfig):
@@ -106,7 +106,7 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
 
 
 def _wrong_together(config: Any) -> Iterator[str]:
-    """What single hyperparameters do not show."""
+    """Faults of several hyperparameters together, each of them valid alone."""
     if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", 0):
         yield f"angle_cutoff={config.angle_cutoff} (needed at most bond_cutoff={config.bond_cutoff})"
     if not isinstance(config, MACEConfig):
