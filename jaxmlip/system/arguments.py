@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def at_least(least: int, **options: float | tuple[float, ...] | None) -> None:
-    """Raises ValueError where an option that is given, or a part of it, is no number from `least` on."""
+    """Raises ValueError if an option that is given, or a part of it, is not a number of at least `least`."""
     _check(options, lambda x: x >= least, f"a number from {least} on")
 
 
 def above_zero(**options: float | tuple[float, ...] | None) -> None:
-    """Raises ValueError where an option that is given, or a part of it, is no number above 0."""
+    """Raises ValueError if an option that is given, or a part of it, is not a number above 0."""
     _check(options, lambda x: x > 0, "a number above 0")
 
 
@@ -45,5 +45,5 @@ def _check(options: dict[str, Any], right: Callable[[float], bool], needed: str)
 
 
 def in_bytes(memory_limit: float | None) -> float | None:
-    """A limit given in GB."""
+    """Converts a limit from GB to bytes."""
     return None if memory_limit is None else memory_limit * 1e9
