@@ -1,4 +1,4 @@
-"""Derivatives and minima of a potential: `jaxmlip hessian`, `phonons`, `elastic`, `relax`."""
+"""Commands for derivatives and minima: `jaxmlip hessian`, `phonons`, `elastic`, `relax`."""
 
 from __future__ import annotations
 
@@ -51,20 +51,21 @@ def hessian(
     block_size: int | None = None,
     out: Path = Path("hessian.npz"),
 ) -> None:
-    """The Hessian of the structure in FILE (eV/Å²) and its vibrations with all cells in step (q = 0).
+    """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
 
-    Atoms, or directions of them, that the file holds in place (selective dynamics) are left out, as ASE and
-    VASP do: the result is the block of those that are free, or of ATOMS.
+    Atoms, or directions of them, that the file fixes (selective dynamics) are left out, as in ASE and VASP:
+    the result is the block of the free ones, or of ATOMS.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation
-        atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file does not hold
+        atoms: indices of the atoms that vibrate, from 0 on; default: all that the file does not fix
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns computed at once; default: 8 or what the limit allows
-        out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
-            it is computed and never as a whole in memory: started again, an interrupted run goes on
+        out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, which is
+            written while it is computed and never held whole in memory; started again, an interrupted run
+            continues
     """
     import jaxmlip
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
@@ -89,7 +90,7 @@ def hessian(
     h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
     masses = np.repeat(crystal.get_masses(), 3)[coordinates]
     squares, vectors = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
-    # The sign tells stable modes from imaginary ones.
+    # The sign distinguishes stable modes from imaginary ones.
     thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
     modes = np.zeros((len(thz), 3 * len(crystal)))
     modes[:, coordinates] = vectors.T
@@ -111,7 +112,7 @@ def hessian(
 
 
 def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) -> np.ndarray:
-    """The numbers 3a + x of the coordinates that are to vibrate; says where they are not all."""
+    """The numbers 3a + x of the coordinates that vibrate; prints a note if some do not."""
     free, others = free_coordinates(crystal)
     if others:
         warnings.warn(f"constraints of the kinds {', '.join(others)} are not used.", stacklevel=2)
@@ -153,13 +154,13 @@ def _listed(coordinates: np.ndarray) -> str:
 
 
 def _of_one(file: Path, model: str, dtype: str, head: str | None) -> tuple[Potential, Atoms]:
-    """A potential, and the one structure in a file, which it takes."""
+    """The potential and the single structure in a file; the potential accepts the structure."""
     atoms = read_crystal(file)
     return _that_takes(atoms, file, model, dtype, head), atoms
 
 
 def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | None) -> Potential:
-    """A potential that takes the structure of a file."""
+    """The potential, after a check that it accepts the structure of a file."""
     from jaxmlip.zoo.load import load
 
     potential = load(model, dtype, head=head)
@@ -168,7 +169,7 @@ def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | No
 
 
 def _start(potential: Potential, atoms: Atoms, relax: bool) -> Atoms:
-    """The crystal whose derivatives are wanted: at rest where asked for, else as it is."""
+    """The crystal to differentiate at: relaxed if asked for, else as it is."""
     from jaxmlip.mechanics.relaxation import at_rest
 
     if relax:
@@ -199,19 +200,19 @@ def phonons(
 ) -> None:
     """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
 
-    They are those of its primitive cell, to which a larger cell is reduced, masses and magnetic moments
-    respected.
+    A larger cell is reduced to its primitive cell first, which respects masses and magnetic moments. The
+    results are those of the primitive cell.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; in float32 the lowest frequencies are noise
-        relax: relax the cell and the atoms first, the space group kept
+        relax: relax the cell and the atoms first, keeping the space group
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
-        points: wave vectors on the path, about
-        mesh: wave vectors of the density of states along each reciprocal lattice vector
-        tolerance: how far frequencies may be from exact ones, in THz; what was reached is printed
-        width: of a Gaussian for each mode (THz); default: linear tetrahedra
+        points: approximate number of wave vectors on the path
+        mesh: number of wave vectors of the density of states along each reciprocal lattice vector
+        tolerance: largest error of frequencies, in THz; the error that was reached is printed
+        width: width of a Gaussian for each mode (THz); default: linear tetrahedra
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
         keep_cell: compute the cell as it is, not its primitive cell
@@ -255,15 +256,15 @@ def elastic(
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
 ) -> None:
-    """The elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
+    """Elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
-        dtype: precision of the computation; float32 leaves about three digits
-        relax: relax the cell and the atoms first, the space group kept
+        model: the potential
+        dtype: precision of the computation; float32 gives about three digits
+        relax: relax the cell and the atoms first, keeping the space group
         json_: print everything as JSON instead of a table, and write no file
-        out: file for everything that was computed
+        out: file for all results
     """
     from jaxmlip.mechanics.elasticity import elastic_tensor
 
@@ -316,25 +317,26 @@ def relax(
     skip_bad: SkipBad = False,
     out: Path = Path("relaxed.extxyz"),
 ) -> None:
-    """Relaxes every structure in FILES, several of them side by side, and writes them to one file.
+    """Relaxes every structure in FILES, several at a time, and writes them to one file.
 
-    Where some do not converge they are written as far as they came, marked, and the exit code is 1.
+    Structures that do not converge are written as they are after the last step, and marked; the exit code is
+    then 1.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; float64 for forces below 1e-4 eV/Å
-        fmax: largest force to leave, in eV/Å
-        smax: largest component of the stress to leave, in GPa
-        fixed_cell: move atoms alone
+        fmax: largest force that may remain, in eV/Å
+        smax: largest stress component that may remain, in GPa
+        fixed_cell: move only the atoms
         constant_volume: let the shape of the cell vary, not its volume
         fixed_shape: let the volume of the cell vary, not its shape
-        strains: let the cell vary by these alone, in the Cartesian axes of the file
+        strains: let the cell vary only by these strains, in the Cartesian axes of the file
         fix_symmetry: keep the space group
         symprec: how far atoms may be from that symmetry (Å)
-        pressure: in GPa
-        steps: at most so many for each structure
-        out: file for all of them (.extxyz, .traj), or for one alone (.cif, POSCAR and what else ASE writes)
+        pressure: external pressure in GPa
+        steps: the most steps for each structure
+        out: file for all structures (.extxyz, .traj), or for a single one (.cif, POSCAR and others of ASE)
     """
     import ase.io
 
@@ -353,7 +355,7 @@ def relax(
         "hydrostatic_strain": fixed_shape,
         "mask": [strain in strains for strain in get_args(Strain)] if strains else None,
     }
-    Goal(**how)  # a mistake is told at once
+    Goal(**how)  # mistakes are reported at once
     crystals = read_all(files, limit, skip_bad)
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
@@ -375,7 +377,7 @@ def relax(
 
 
 def _relaxed(title: str, names: Sequence[str], found: Sequence[Relaxation]) -> Table:
-    """A row for each crystal: how it was and what it became."""
+    """A table with a row for each crystal: before and after the relaxation."""
     numbers = ("steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
     words = ("file", "formula", "space group")
     table = table_of(title, (*words[:2], *numbers, words[2]), left=words)

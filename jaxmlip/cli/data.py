@@ -1,4 +1,4 @@
-"""Files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
+"""Commands for files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ SHOWN = 4  # outliers of each kind in the table; JSON has all of them
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Naming):
-    """Where labelled crystals are, and how to read them."""
+    """Files of labelled crystals, and options for reading them."""
 
     paths: Positional[list[str]]
     """files, folders or patterns (extended XYZ, ASE databases and trajectories, MPtrj, MatPES, MP-r2SCAN,
     WBM, mlearn, chgnet's parse_vasp_dir, vasprun.xml with the moments of OUTCAR, OUTCAR, phonopy)"""
     format: str | None = None
-    """the format of all of them; default: guessed of each"""
+    """format of all of them; default: guessed for each file"""
     skip_bad: bool = False
-    """leave out crystals that cannot be used, and what is behind the break of a file, and say why, instead of
+    """leave out unusable crystals, and the rest of a file after a damaged part, and say why, instead of
     stopping at the first"""
 
     def read(self, **more) -> Iterable[LabelledCrystal]:
-        """The crystals, as `read_labelled` gives them."""
+        """Reads the crystals with `read_labelled`."""
         from jaxmlip.data.readers import read_labelled
 
         if not self.paths:
@@ -59,12 +59,12 @@ def inspect(
     figure: Path | None = None,
     json_: AsJson = False,
 ) -> None:
-    """What files of labelled crystals, or a dataset that was made of them, hold; and which look wrong.
+    """Summary of files of labelled crystals, or of a converted dataset, with the crystals that look wrong.
 
     Args:
         source: files, or folders that `jaxmlip data convert` wrote
-        every: read every so many-th crystal of each file
-        limit: read so many crystals in all
+        every: read every n-th crystal of each file
+        limit: number of crystals to read in all
         figure: draw histograms into this file (.png, .pdf, .svg)
         json_: print everything as JSON instead of tables
     """
@@ -132,21 +132,21 @@ def convert(
     processes: int | None = None,
     limit: int | None = None,
 ) -> None:
-    """Writes the labelled crystals of PATHS with their graphs as a data set to train on.
+    """Writes the labelled crystals of PATHS with their graphs as a dataset for training.
 
     Args:
         source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, whose cutoffs the graphs get; or give --cutoff
-        head: which head of it, of a checkpoint that has several
-        cutoff: how long bonds are (Å), for a model that does not exist yet
-        angle_cutoff: how long the two bonds of an angle are (Å); 0 for models without angles
-        angle_list: whether the model reads a list of angles (CHGNet) or sums over them without (M3GNet)
-        validation: the fraction that is kept for validation, by material
-        test: the fraction that is kept for tests, by material
-        seed: of the division
-        processes: that make graphs; default: one for each core
-        limit: read so many crystals in all
+        head: the head to use of a checkpoint with several
+        cutoff: the longest bonds (Å), for a model that does not exist yet
+        angle_cutoff: the longest bonds of an angle (Å); 0 for models without angles
+        angle_list: the model reads a list of angles (CHGNet) instead of summing over them without (M3GNet)
+        validation: fraction that is kept for validation, by material
+        test: fraction that is kept for tests, by material
+        seed: seed of the split
+        processes: number of processes that make graphs; default: one for each core
+        limit: number of crystals to read in all
     """
     from jaxmlip.crystals.graph import Cutoffs
     from jaxmlip.data.dataset import DatasetError
@@ -172,7 +172,7 @@ def convert(
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
         out,
-        # The writer checks, and knows what to leave out and where energies of isolated atoms go.
+        # The writer validates them, decides what to leave out, and places energies of isolated atoms.
         source.read(checked=False, limit=limit, isolated="too"),
         cutoffs,
         fractions=(1 - validation - test, validation, test),
@@ -190,7 +190,7 @@ def convert(
 
 
 def _splits(made: Dataset, title: str) -> Table:
-    """How much is in each split of a dataset."""
+    """A table of the sizes of each split of a dataset."""
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
     table = table_of(title, columns, left=("split",))
     for name, split in made.splits.items():

@@ -1,4 +1,4 @@
-"""Models and what they predict: `jaxmlip models`, `convert`, `predict`."""
+"""Commands for models and their predictions: `jaxmlip models`, `convert`, `predict`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxmlip.system.files import check_folder
 
 
 def models() -> None:
-    """Lists the known public models, where they come from, and which are cached."""
+    """Lists the known public models, with their sources and whether they are cached."""
     from jaxmlip.zoo.cache import cached
     from weights_convert.published import MODELS
 
@@ -52,13 +52,13 @@ def convert(
     head: str | None = None,
     verify: Flag = False,
 ) -> None:
-    """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
+    """Converts a torch checkpoint to a model folder, without torch and without running any code in it.
 
     Args:
         source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
-        name: what to call the model; default: the name of the file
-        head: the one to take of a model with several
+        name: name of the model; default: the name of the file
+        head: the head to use of a model with several
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
@@ -91,14 +91,14 @@ def predict(
     skip_bad: SkipBad = False,
     json_: AsJson = False,
 ) -> None:
-    """Energy, forces, stress and magnetic moments of every structure in FILES.
+    """Predicts energy, forces, stress and magnetic moments of every structure in FILES.
 
-    Slabs, wires and molecules are computed as what the file says they are; their stress is along the
-    directions in which they repeat, per volume of the box.
+    Slabs, wires and molecules are computed with the periodic directions of the file; their stress is along
+    the directions in which they repeat, per volume of the box.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation
         json_: print everything as JSON instead of a table
     """

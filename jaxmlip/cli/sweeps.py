@@ -1,4 +1,4 @@
-"""`jaxmlip sweep`: many runs of training in one folder."""
+"""The command `jaxmlip sweep`: many training runs in one folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmlip.system.console import say
 if TYPE_CHECKING:
     from jaxmlip.training.sweeps.sweep import Run
 
-SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all
+SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all of them
 
 
 def sweep(
@@ -26,22 +26,23 @@ def sweep(
     collect: Flag = False,
     example: Flag = False,
 ) -> None:
-    """Does the runs of a file that are not done yet, and writes a table of all that are.
+    """Does the runs of a file that are not finished yet, and writes a table of all finished ones.
 
-    The same command goes on after any interruption; several at a time on one folder share the work. The
-    folder has for each run its configuration (ID.yaml), its folder (ID/) and what its process said (ID.log).
+    After any interruption the same command continues; several at a time on one folder share the work. The
+    folder has for each run its configuration (ID.yaml), its folder (ID/) and the output of its process
+    (ID.log).
 
     Args:
         config: a YAML file with base and vary or runs; --example prints one
         out: folder of the sweep; default: the name of CONFIG without .yaml
-        processes: runs at a time on this machine, which share its cores; default: 1
-        slurm: KEY=VALUE for jobs of SLURM, one for each run, in the words of submitit's AutoExecutor, such as
+        processes: number of runs at a time on this machine, which share its cores; default: 1
+        slurm: KEY=VALUE for SLURM jobs, one for each run, as submitit's AutoExecutor names them, such as
             slurm_partition=gpu timeout_min=600 gpus_per_node=4; nodes=2 tasks_per_node=4 gives each run eight
             processes
-        dry_run: print the runs, their floating-point operations and the time that they would take here, from
-            a few steps that are taken and thrown away; write nothing
-        collect: write and print the table of what is there, and start nothing
-        example: print a file of a sweep, and do nothing
+        dry_run: print the runs, their floating-point operations and the time that they would take here,
+            measured with a few steps that are thrown away; write nothing
+        collect: write and print the table of the results so far, and start nothing
+        example: print an example file of a sweep, and do nothing
     """
     from jaxmlip.training.config import ConfigError, reader_options
     from jaxmlip.training.sweeps.sweep import run_all
@@ -74,7 +75,7 @@ def sweep(
 
 
 def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
-    """Writes and prints what is there; the runs that are not finished."""
+    """Writes and prints the results so far; returns the runs that are not finished."""
     from jaxmlip.training.sweeps.sweep import others, unfinished, varied, write_table
 
     rows, left, more = write_table(runs, out), unfinished(runs, out), others(runs, out)

@@ -1,4 +1,4 @@
-"""Commands that train potentials, and that tell how good they are."""
+"""Commands that train potentials and measure their errors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Changes = Annotated[Several, tyro.conf.arg(name="set")]
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read labelled crystals."""
+    """Options for reading labelled crystals."""
 
     option: Several = ()
     """KEY=VALUE for the reader, such as forces_key=dft_forces"""
     skip_bad: Flag = False
-    """leave out crystals that cannot be used and what is behind the break of a file, and say so"""
+    """leave out unusable crystals and the rest of a file after a damaged part, and say so"""
     limit: int | None = None
-    """read so many crystals; of training, validation and test each"""
+    """number of crystals to read, for each of training, validation and test"""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of the reader by name."""
+        """The arguments of the reader by name."""
         from jaxmlip.training.config import reader_options
 
         at_least(1, limit=self.limit)
@@ -61,22 +61,22 @@ def train(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Trains a potential as the file CONFIG says, or goes on with the run that is in its folder.
+    """Trains a potential as the file CONFIG says, or continues the run that is in its folder.
 
-    A run that is done goes on where epochs or steps are more now and all else is as it was: the optimizer
-    from its state, the learning rate as the schedule of the longer run has it from there on.
+    A finished run continues if epochs or steps are larger now and all else is unchanged: the optimizer goes
+    on from its state, and the learning rate follows the schedule of the longer run from there on.
 
     Args:
-        config: a YAML file; --example prints one with every key and what it means
+        config: a YAML file; --example prints one with every key and its meaning
         out: folder of the run; default: the name of CONFIG without .yaml
         changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
         dtype: precision of the computation; default: as CONFIG says
         example: print a configuration with every key, and do nothing
-        skip_bad: leave out crystals that cannot be used and what is behind the break of a file: data.skip_bad
-        distributed: train together with other processes, which SLURM, Open MPI or a TPU slice knows
-        coordinator: where none of these does: HOST:PORT of the first process
-        processes: how many processes there are
-        process: which of them this one is, from 0 on
+        skip_bad: leave out unusable crystals and the rest of a file after a damaged part: data.skip_bad
+        distributed: train together with other processes, which SLURM, Open MPI or a TPU slice describes
+        coordinator: without any of these: HOST:PORT of the first process
+        processes: number of processes
+        process: index of this process, from 0 on
     """
     from jaxmlip.training.config import EXAMPLE, read_config, to_yaml
 
@@ -98,7 +98,7 @@ def train(
     given = [] if dtype is None else [f"dtype={dtype}"]
     settings = read_config(config, _all(changes) + given + ["data.skip_bad=true"] * skip_bad)
     if out is None:
-        # The configuration in the folder of a run is that of the run.
+        # A config.yaml in the folder of a run belongs to that run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
     if distributed or coordinator is not None:
         from jaxmlip.training.parallel import connect
@@ -132,32 +132,33 @@ def finetune(
 ) -> None:
     """Trains a public potential further on your own labelled crystals.
 
-    Preset few: Adam, 1e-3 falling to 1e-5 in 100 epochs; squared errors of energy, forces and stress weighted
-    0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; from 5 crystals on a tenth is for validation. Preset
-    transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments, reference energies
-    refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
+    Preset few: Adam, learning rate 1e-3 falling to 1e-5 in 100 epochs; squared errors of energy, forces and
+    stress weighted 0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; with 5 crystals or more, a tenth is for
+    validation. Preset transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments,
+    reference energies refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: which potential to begin with
-        head: which head of it, of a checkpoint that has several
-        preset: for a few crystals of one material, or for many of another functional
-        validation: crystals that tell which step is best; default: as the preset says
-        test: crystals to tell the errors before and after of; default: as the preset says
-        read: how to read them
-        train: all, readout, scale (one factor), references, or a pattern for their names; default: all
-        freeze: what not to train, in the same words
+        model: the potential to start from
+        head: the head to use of a checkpoint with several
+        preset: few, for a few crystals of one material; transfer, for many of another functional
+        validation: crystals that decide which step is best; default: as the preset says
+        test: crystals for the errors before and after training; default: as the preset says
+        read: options for reading the data
+        train: parameters to train: all, readout, scale (one factor), references, or a pattern for their
+            names; default: all
+        freeze: parameters not to train, in the same words
         references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
-            the data; fixed from there on, unless --train references. Default: as the preset says
-        epochs: how often to go through the data; default: as the preset says; more prolong a finished run
-        batch_size: crystals of a batch; default: as the preset says
-        learning_rate: the largest; default: as the preset says
-        replay: crystals like those that the potential knows, so that it does not forget
-        replay_crystals: how many of them are in each batch; default: as many as of the others
+            the data; fixed from then on, unless --train references. Default: as the preset says
+        epochs: number of passes through the data; default: as the preset says; more extend a finished run
+        batch_size: number of crystals in a batch; default: as the preset says
+        learning_rate: the highest learning rate; default: as the preset says
+        replay: crystals like those that the potential was trained on, so that it does not forget them
+        replay_crystals: number of them in each batch; default: as many as of the others
         dtype: precision of the computation
-        seed: of the order of the data
-        devices: how many to train on; default: all
-        wandb: log to Weights & Biases, too
+        seed: seed of the order of the data
+        devices: number of devices to train on; default: all
+        wandb: also log to Weights & Biases
         changes: KEY=VALUE for any other key of `jaxmlip train --example`
         out: folder of the run
     """
@@ -191,7 +192,7 @@ def _run(config: Any, out: Path) -> None:
     from jaxmlip.training.run import run_training, summary
 
     result = run_training(config, out)
-    if not result.before:  # the first process tells
+    if not result.before:  # the first process reports
         return
     console(width=120).print(summary(result))
     if several := result.potential.functionals:
@@ -219,14 +220,14 @@ def evaluate(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: which potential
-        head: which head of it, of a checkpoint that has several
-        split: which part of a dataset
-        format: of the files; default: told from their names and contents
-        read: how to read them
-        functional: take the crystals of this functional alone; of a model with several, which one
-        refit_references: for data of another functional: shift energies by what fits best for each element
-        by: a second table with a row for each
+        model: the potential
+        head: the head to use of a checkpoint with several
+        split: the part of a dataset to use
+        format: format of the files; default: recognised from their names and contents
+        read: options for reading the data
+        functional: use only crystals of this functional; also selects it in a model with several
+        refit_references: for data of another functional: shift energies by the best fit for each element
+        by: add a second table with a row for each of these
         dtype: precision of the computation
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
@@ -251,14 +252,14 @@ def export(
     raw: Flag = False,
     functional: str | None = None,
 ) -> None:
-    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may still be going on.
+    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may be unfinished.
 
     Args:
         run: the folder of a run, or a checkpoint in one, such as RUN/checkpoints/00001000
         out: the folder to write model.safetensors and manifest.json to
         which: the best step by validation, or the last
-        raw: the parameters themselves, where the run keeps a moving average of them (optimizer.ema)
-        functional: which one, of a run with model.functionals; default: all, to train further
+        raw: the parameters themselves, if the run keeps a moving average of them (optimizer.ema)
+        functional: the functional to write, of a run with model.functionals; default: all, to train further
     """
     from jaxmlip.training.run import export as exported
 
