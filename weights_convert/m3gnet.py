@@ -43,7 +43,7 @@ COUNTS = {
     "max_n": 64,
     "max_l": 3,
     "nblocks": 32,
-}  # and the most that is believed
+}  # with the largest accepted value
 LENGTHS = ("cutoff", "threebody_cutoff")
 NAMES = {
     "features": "dim_node_embedding",
@@ -53,18 +53,18 @@ NAMES = {
     "blocks": "nblocks",
     "bond_cutoff": "cutoff",
     "angle_cutoff": "threebody_cutoff",
-}  # our names of what is read
-# Without effect where the energy is a sum over atoms and there is no state.
+}  # our names of the options that are read
+# No effect if the energy is a sum over atoms and there is no state.
 IRRELEVANT = {
     *("readout_type", "niters_set2set", "nlayers_set2set", "field"),
     *("dim_state_embedding", "dim_state_feats", "ntypes_state"),
-    "dropout",  # acts in training alone
+    "dropout",  # acts only in training
 }
 VERSION = 2  # of the class M3GNet in the files
-# Where matgl 3 has that class. matgl 4 has it where it was before, but its Potential has one option more.
+# The place of that class in matgl 3. matgl 4 has it in the old place, but its Potential has one more option.
 LATER_MODULES = ("matgl.models._m3gnet_dgl", "matgl.models._m3gnet_pyg")
 LATER_OPTION = "compile_model"
-LARGEST_JSON = 10_000_000  # bytes; the published ones have some thousands
+LARGEST_JSON = 10_000_000  # bytes; the published files have some thousands
 
 EMBEDDING = "model.embedding.layer_node_embedding.weight"
 REFERENCES = "element_refs.property_offset"
@@ -73,9 +73,9 @@ BUFFERS = ("model.bond_expansion.rbf.cutoff", "model.basis_expansion.sbf.cutoff"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The files of a folder that matgl saved, by name. Nothing in them is run.
+    """The files of a folder that matgl saved, by name. No code in them is run.
 
-    Raises CheckpointError where one is missing or cannot be read.
+    Raises CheckpointError if one is missing or cannot be read.
     """
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
@@ -94,18 +94,18 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def recognises(checkpoint: Any) -> bool:
-    """Whether `checkpoint` is a folder that matgl saved, by the names of its files."""
+    """True if `checkpoint` is a folder that matgl saved, judged by the names of its files."""
     return isinstance(checkpoint, Mapping) and set(checkpoint) == set(FILES)
 
 
 def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
-    """The network's tensors by name, with a row for each atomic number where the file has elements."""
+    """The network's tensors by name, with rows for atomic numbers instead of the elements of the file."""
     numbers, state = elements(checkpoint), dict(_state(checkpoint))
     width = _options(checkpoint)[1]["dim_node_embedding"]
     for name, first, shape in ((EMBEDDING, 1, (len(numbers), width)), (REFERENCES, 0, (len(numbers),))):
         rows = state.get(name)
         if rows is None:
-            continue  # told with what else is missing
+            continue  # reported with everything else that is missing
         if rows.shape != shape:
             raise CheckpointError(
                 f"{name}: found shape {brief(rows.shape)}, needed {shape}, {len(numbers)} rows as "
@@ -127,12 +127,12 @@ def _state(checkpoint: Any) -> Mapping[str, np.ndarray]:
 
 
 def config(checkpoint: Any) -> M3GNetConfig:
-    """The architecture of the checkpoint. Raises CheckpointError, naming the option, where it is unknown."""
+    """The architecture of the checkpoint. Raises CheckpointError, naming the option, if one is unknown."""
     around, args = _options(checkpoint)
     wrong = [
         f"{key}={brief(found)} (needed {value!r})"
         for key, value in SUPPORTED.items()
-        # Of these, is_intensive alone means something else where it is left out.
+        # Of these, only is_intensive has another meaning if it is left out.
         if type(found := args.get(key, value if key != "is_intensive" else None)) is not type(value)
         or found != value
     ]
@@ -187,7 +187,7 @@ def elements(checkpoint: Any) -> tuple[int, ...]:
 
 
 def rules(config: M3GNetConfig) -> list[Rule]:
-    """Which tensors become which parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
+    """The tensors that become each parameter. torch keeps matrices as (out, in), Flax as (in, out)."""
     three_body, conv = "model.three_body_interactions.{k}", "model.graph_layers.{k}.conv"
     readout = "model.final_layer.gated"
     return [
@@ -213,7 +213,7 @@ def rules(config: M3GNetConfig) -> list[Rule]:
 
 
 def set_aside(config: M3GNetConfig) -> dict[str, str]:
-    """Patterns of tensors that are not used, with the reason."""
+    """Patterns of tensors that are not used, each with the reason."""
     return {
         "|".join(map(re.escape, BUFFERS)): "the cutoff, which is among the hyperparameters",
         "data_mean": "zero",
@@ -222,7 +222,7 @@ def set_aside(config: M3GNetConfig) -> dict[str, str]:
 
 
 def _options(checkpoint: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The arguments of matgl's Potential, and of its M3GNet. Raises CheckpointError for what is neither."""
+    """The arguments of matgl's Potential, and of its M3GNet. Raises CheckpointError for anything else."""
     model = checkpoint["model.json"]
     around = model.get("kwargs") if isinstance(model, Mapping) else None
     inner = around.get("model") if isinstance(around, Mapping) else None
@@ -244,7 +244,7 @@ def _options(checkpoint: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 
 def _of_matgl(outer: Any, inner: Any) -> str:
-    """What a folder of another class of matgl is, and what to do with it."""
+    """Says what a folder of another matgl class is, and what to do with it."""
     names = [kind for kind in (outer, inner) if isinstance(kind, str) and kind != "Potential"]
     if names == ["M3GNet"]:
         return (
@@ -264,7 +264,7 @@ def _of_matgl(outer: Any, inner: Any) -> str:
 
 
 def _other_numbers(state: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
-    """Tensors that are set aside because of their value, where it is another."""
+    """Tensors that are set aside because they have a known value, but have another one here."""
     wrong = [
         f"{name}={_shown(state[name])} (needed cutoff={args['cutoff']})"
         for name in BUFFERS
@@ -290,7 +290,7 @@ def _message(source: str, target: str) -> list[Rule]:
 
 
 def _later_layers(source: str, target: str, count: int) -> list[Rule]:
-    # The original counts activations too.
+    # The original also counts activations.
     return [
         _linear(f"{source}.{side}.{2 * n}", f"{target}/{name}_{n}")
         for n in range(1, count + 1)
@@ -299,7 +299,7 @@ def _later_layers(source: str, target: str, count: int) -> list[Rule]:
 
 
 def _sides(template: str) -> tuple[str, ...]:
-    """Weights of core and gate, then their biases."""
+    """Names of the weights of core and gate, then of their biases."""
     return tuple(f"{template.replace('{side}', s)}.{kind}" for kind in ("weight", "bias") for s in SIDES)
 
 
@@ -312,7 +312,7 @@ def _linear(source: str, target: str) -> Rule:
 
 
 def _split_message(core, gate, core_bias, gate_bias):
-    """W of [v_i, v_j, e_ij], core and gate, as products over atoms and over bonds."""
+    """Splits W of [v_i, v_j, e_ij], core and gate, into products over atoms and over bonds."""
     (core_i, core_j, core_e), (gate_i, gate_j, gate_e) = (np.split(w.T, 3) for w in (core, gate))
     atoms = np.concatenate([core_i, gate_i, core_j, gate_j], axis=1)
     return atoms, np.concatenate([core_e, gate_e], axis=1), np.concatenate([core_bias, gate_bias])

@@ -1,4 +1,4 @@
-"""Honest files that hold these potentials in a form that is not read: what each is, and what to do."""
+"""Harmless files that hold these potentials in an unsupported form: names each form, and says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from weights_convert.modules import class_of
 from weights_convert.torch_zip import Record
 
-# A tensor that each of these networks has, by the name of which a state dict without a layout is told.
+# A tensor that each of these networks has; its name identifies a state dict without a layout.
 SIGNS = {
     "composition_model.fc.weight": "CHGNet",
     "node_embedding.linear.weight": "MACE",
@@ -24,7 +24,7 @@ ADVICE = {
 
 
 def remedy(checkpoint: Any) -> str:
-    """What `checkpoint` is and what to do with it; empty where it is none of the known forms."""
+    """Says what `checkpoint` is and what to do with it; empty if it is none of the known forms."""
     if isinstance(checkpoint, Record):
         return _of_module(checkpoint)
     if not isinstance(checkpoint, Mapping):
@@ -54,7 +54,7 @@ def remedy(checkpoint: Any) -> str:
 
 
 def _of_module(module: Record) -> str:
-    """As `remedy`, for a whole module as torch.save pickles it."""
+    """Like `remedy`, for a whole module pickled by torch.save."""
     package, *_, name = class_of(module).split(".")
     if package == "chgnet":
         return (
