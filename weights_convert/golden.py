@@ -102,7 +102,7 @@ def small_structures() -> dict[str, Atoms]:
 
 
 def structures_of(elements: Sequence[int]) -> dict[str, Atoms]:
-    """Those crystals above that consist only of `elements`, and one of the first four elements."""
+    """The crystals above that consist only of `elements`, and one made of the first four elements."""
     from ase import Atoms
 
     cell = [[3.9, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]]

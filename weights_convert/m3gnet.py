@@ -264,7 +264,7 @@ def _of_matgl(outer: Any, inner: Any) -> str:
 
 
 def _other_numbers(state: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
-    """Tensors that are set aside because they have a known value, but have another one here."""
+    """Faults of tensors that are set aside because of their known value: those with another value."""
     wrong = [
         f"{name}={_shown(state[name])} (needed cutoff={args['cutoff']})"
         for name in BUFFERS

@@ -289,7 +289,7 @@ class _Unpickler(pickle._Unpickler):
         steps = tuple(step * storage.itemsize for step in stride)
         return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
 
-    # Hashing a tuple that holds another twice, which does the same, takes for ever: keys are checked first.
+    # Hashing nested tuples, each of which holds the next one twice, takes for ever: keys are checked first.
 
     def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])

@@ -32,7 +32,7 @@ class FunctionConfig:
 class EnergyFunction:
     """An energy function over a jraph.GraphsTuple. Make one with `energy_function`.
 
-    Two with the same function and the same settings are equal, so that they share compiled programs.
+    Instances with the same function and the same settings are equal, so that they share compiled programs.
     """
 
     fn: Callable[..., Any]  # fn(params, graph), or fn(graph) if it has no parameters
