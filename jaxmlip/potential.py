@@ -66,15 +66,15 @@ class Prediction(TypedDict, total=False):
 
 
 class Model(Protocol):
-    """The interface of a potential's model. Models are compared and hashed: equal ones share programs."""
+    """The interface of a model to a potential. Models are compared and hashed: equal ones share programs."""
 
-    config: Any  # a dataclass: all that a file stores of the model besides its parameters
-    # True if the model fetches from other cells only by `crystals.fetch`, as lattice waves need.
+    config: Any  # a dataclass: what a file has to say of the model, besides its parameters
+    # True if the model makes every fetch from another cell by `crystals.fetch`, as lattice waves need.
     fetches_are_known: bool
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """The cutoff radii of the model (Å)."""
+        """The cutoffs of the model (Å)."""
         ...
 
     def identity(self, params: Any) -> str:
@@ -82,7 +82,7 @@ class Model(Protocol):
         ...
 
     def energies(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Energies of crystals (eV), reference energies included, and the model's quantities of each atom."""
+        """eV of each crystal, reference energies included, and the quantities of each atom by name."""
         ...
 
 
@@ -180,12 +180,12 @@ class Potential:
 
     @property
     def cutoffs(self) -> Cutoffs:
-        """The cutoff radii of the model (Å)."""
+        """The cutoffs of the model (Å)."""
         return self.model.cutoffs
 
     @property
     def functionals(self) -> tuple[str, ...]:
-        """Functionals of a potential that `jaxmlip.training.functionals.join` made; empty for all others."""
+        """The functionals of a potential that `jaxmlip.training.functionals.join` made; () for any other."""
         return tuple(map(str, self.manifest.get("functionals", ())))
 
     @property
@@ -270,8 +270,8 @@ class Potential:
     def save(self, folder: str | Path) -> None:
         """Writes model.safetensors and manifest.json into `folder`, for `load`: both or neither.
 
-        The function of a potential `from_energy` is not written; read such a folder with `with_parameters`.
-        Raises OSError if they cannot be written; the previous files then stay.
+        Of a potential `from_energy` the function is not written, so that `with_parameters` reads it instead.
+        Raises OSError if they cannot be written; existing files then stay.
         """
         flat = flax.traverse_util.flatten_dict(self.params, sep="/")
         tensors = {name: np.asarray(x, order="C") for name, x in flat.items()}
@@ -295,8 +295,8 @@ class Potential:
     def from_folder(cls, folder: str | Path, dtype: str = "float32") -> Potential:
         """The potential that `save` wrote into `folder`.
 
-        Raises ManifestError if a file is missing, damaged, of another layout, or does not fill the model, or
-        if its numbers are none that a model has; warns if a file has changed since it was written.
+        Raises ManifestError if a file is missing, damaged, of another layout, or does not fill the model,
+        or where its numbers are none that a model has; warns where a file is not as it was written.
         """
         potential, changed = read_folder(Path(folder))
         if changed:
@@ -306,9 +306,9 @@ class Potential:
     def with_parameters(self, folder: str | Path) -> Potential:
         """This potential with the parameters that `save` wrote into `folder` from one with the same model.
 
-        For potentials `from_energy`, whose function no file holds. Raises ManifestError if the model of the
-        folder has another name, cutoff, elements or parameters, or a file is damaged; warns if a file has
-        changed since it was written.
+        For potentials `from_energy`, whose function no file holds. Raises ManifestError if the model of
+        the folder has another name, cutoff, elements or parameters, or a file is damaged; warns where a file
+        is not as it was written.
         """
         saved, changed = read_folder(Path(folder), self)
         if changed:
@@ -472,7 +472,7 @@ def _same_model(manifest: dict[str, Any], model: Model) -> Model:
 
 
 def _check_labels(manifest: dict[str, Any], model: Model) -> None:
-    """Raises ManifestError if `model` cannot have the elements or functionals of `manifest`."""
+    """Raises ManifestError if the elements or functionals of `manifest` are none that `model` can have."""
     elements, species = manifest.get("elements"), set(atomic_numbers(model))
     if not isinstance(elements, list) or not all(type(z) is int for z in elements):
         raise ManifestError(f"manifest.json has elements={brief(elements)}, needed a list of atomic numbers.")
@@ -500,7 +500,7 @@ def _read_tensors(folder: Path) -> tuple[bytes, dict[str, np.ndarray]]:
 
 
 def _check_tensors(tensors: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ManifestError if `tensors` are not parameters of these `shapes`, each with valid numbers."""
+    """Raises ManifestError if `tensors` are not parameters of these `shapes`, each with sound numbers."""
     shapes = {**shapes, **({"scale": ()} if "scale" in tensors else {})}
     wrong = [f"{n}: missing" for n in shapes if n not in tensors]
     wrong += [f"{cut(n, 100)}: unknown" for n in tensors if n not in shapes]

@@ -22,7 +22,7 @@ NO_ENERGY = 1e-6  # eV; a fitted reference energy below this is a zero with roun
 
 
 def recognises(checkpoint: Any) -> bool:
-    """True if `checkpoint` has the layout of the chgnet package's files."""
+    """True if `checkpoint` is laid out as the chgnet package lays out its files."""
     model = checkpoint.get("model") if isinstance(checkpoint, Mapping) else None
     return isinstance(model, Mapping) and {"state_dict", "model_args"} <= set(model)
 
@@ -74,7 +74,7 @@ READ = {*NEEDED, "mlp_out_bias"}
 
 
 def config(checkpoint: Any) -> CHGNetConfig:
-    """The architecture of the checkpoint. Raises CheckpointError, naming the option, if one is unknown."""
+    """The architecture of the checkpoint. Raises CheckpointError, naming the option, if it is unknown."""
     args, state = checkpoint["model"]["model_args"], tensors(checkpoint)
     if not isinstance(args, Mapping) or not set(args) >= NEEDED:
         missing = sorted(NEEDED - set(args)) if isinstance(args, Mapping) else []
@@ -156,7 +156,7 @@ def elements(checkpoint: Any) -> tuple[int, ...]:
 
 
 def _mean_square_gradients(checkpoint: Any, name: str) -> np.ndarray | None:
-    """The mean square gradients that Adam kept for the tensor `name`; None if the file has no such record."""
+    """The state of Adam for the tensor `name`; None if the file has no such record."""
     state = tensors(checkpoint)
     optimizer = checkpoint.get("optimizer")
     kept = optimizer.get("state") if isinstance(optimizer, Mapping) else None
@@ -167,7 +167,7 @@ def _mean_square_gradients(checkpoint: Any, name: str) -> np.ndarray | None:
 
 
 def rules(config: CHGNetConfig) -> list[Rule]:
-    """The tensors that become each parameter. torch keeps matrices as (out, in), Flax as (in, out)."""
+    """The rules by which tensors become parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
     return [
         Rule((EMBEDDING,), ("network/elements",)),
         Rule(("composition_model.fc.weight",), ("reference_energies",), _by_atomic_number),

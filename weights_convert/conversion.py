@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mac
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """True if `folder` looks like one that a trainer wrote, complete or not, rather than Potential.save."""
+    """True if `folder` looks like one that a trainer wrote, whole or not, rather than Potential.save."""
     return not (folder / "manifest.json").exists() and any((folder / name).is_file() for name in m3gnet.FILES)
 
 
@@ -35,10 +35,10 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     A folder is a checkpoint if its architecture is published as several files, as M3GNet is. `head` selects
     the head of a model with several.
 
-    No code in the file is run. Raises CheckpointError if no architecture recognises it, if it has options
-    that are not supported or that no model has, if its tensors do not match the model or are not valid
-    weights, if it would cost more than a model does, and if it has several heads and `head` names none of
-    them.
+    Nothing in the file is run. Raises CheckpointError if no architecture recognises it, if it has
+    options that are not supported or that no model has, if its tensors and the model disagree or hold no
+    weights, if it would cost more than a model does, and if it has several heads and `head` names none
+    of them.
     """
     source = Path(source)
     if source.exists() and not source.is_file() and not source.is_dir():
@@ -114,7 +114,7 @@ def _recognise(checkpoint: Any) -> str:
 
 
 def _describe(checkpoint: Any) -> str:
-    """A short description of the top level of a file."""
+    """The top level of a file, in a few words."""
     if not isinstance(checkpoint, Mapping):
         return brief(checkpoint)
     keys = [key if isinstance(key, str) else brief(key) for key in itertools.islice(checkpoint, 3)]

@@ -94,7 +94,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def recognises(checkpoint: Any) -> bool:
-    """True if `checkpoint` is a folder that matgl saved, judged by the names of its files."""
+    """True if `checkpoint` is a folder that matgl saved, by the names of its files."""
     return isinstance(checkpoint, Mapping) and set(checkpoint) == set(FILES)
 
 
@@ -127,12 +127,12 @@ def _state(checkpoint: Any) -> Mapping[str, np.ndarray]:
 
 
 def config(checkpoint: Any) -> M3GNetConfig:
-    """The architecture of the checkpoint. Raises CheckpointError, naming the option, if one is unknown."""
+    """The architecture of the checkpoint. Raises CheckpointError, naming the option, if it is unknown."""
     around, args = _options(checkpoint)
     wrong = [
         f"{key}={brief(found)} (needed {value!r})"
         for key, value in SUPPORTED.items()
-        # Of these, only is_intensive has another meaning if it is left out.
+        # Of these, only is_intensive means something else if it is left out.
         if type(found := args.get(key, value if key != "is_intensive" else None)) is not type(value)
         or found != value
     ]
@@ -187,7 +187,7 @@ def elements(checkpoint: Any) -> tuple[int, ...]:
 
 
 def rules(config: M3GNetConfig) -> list[Rule]:
-    """The tensors that become each parameter. torch keeps matrices as (out, in), Flax as (in, out)."""
+    """The rules by which tensors become parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
     three_body, conv = "model.three_body_interactions.{k}", "model.graph_layers.{k}.conv"
     readout = "model.final_layer.gated"
     return [
@@ -244,7 +244,7 @@ def _options(checkpoint: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 
 def _of_matgl(outer: Any, inner: Any) -> str:
-    """Says what a folder of another matgl class is, and what to do with it."""
+    """A description of a folder of another class of matgl, with a remedy."""
     names = [kind for kind in (outer, inner) if isinstance(kind, str) and kind != "Potential"]
     if names == ["M3GNet"]:
         return (
@@ -264,7 +264,7 @@ def _of_matgl(outer: Any, inner: Any) -> str:
 
 
 def _other_numbers(state: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
-    """Faults of tensors that are set aside because of their known value: those with another value."""
+    """Tensors that are set aside because of their value, but have another value."""
     wrong = [
         f"{name}={_shown(state[name])} (needed cutoff={args['cutoff']})"
         for name in BUFFERS

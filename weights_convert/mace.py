@@ -65,7 +65,7 @@ NAMES = {
     "average_neighbours": "avg_num_neighbors",
     "radial_widths": "radial_MLP",
     "activation_scale": "the constant of the activations",
-}  # our names of the attributes that are read, if they differ
+}  # our names of what is read, if they differ
 
 
 def recognises(checkpoint: Any) -> bool:
@@ -103,7 +103,7 @@ def tensors(checkpoint: Any, head: str) -> dict[str, np.ndarray]:
 
 
 def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int) -> np.ndarray:
-    """The part of the tensor called `name` that belongs to the head at `place` of `count`."""
+    """The part of the tensor called `name` for the head at `place` of `count`."""
     if name.startswith("readouts.") and count == 1:
         return array
     match name.split("."):
@@ -123,7 +123,7 @@ def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int
 
 
 def config(checkpoint: Any) -> MACEConfig:
-    """The architecture of the model. Raises CheckpointError, naming the option, if one is unknown."""
+    """The architecture of the model. Raises CheckpointError, naming the option, if it is unknown."""
     if remedy := _made_for_others(checkpoint):
         raise CheckpointError(remedy)
     _raise("this MACE has options that are not supported", _unsupported(checkpoint))
@@ -418,7 +418,7 @@ def _coupling(layer: int, L: int, nu: int) -> str:
 
 
 def rules(config: MACEConfig) -> list[Rule]:
-    """The tensors that become each parameter; e3nn keeps those of a layer in one row, l after l."""
+    """The rules by which tensors become parameters; e3nn keeps those of a layer in one row, l after l."""
     c, f, numbers = config, config.channels, len(config.elements)
     made = [
         Rule(("node_embedding.linear.weight",), ("network/embedding",), partial(_reshaped, (numbers, f))),
@@ -525,7 +525,7 @@ def _parts(shapes: Sequence[tuple[int, ...]], weight: np.ndarray) -> tuple[np.nd
 
 
 def _by_element(shapes: Sequence[tuple[int, int, int]], weight: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Like _parts, with (channel, element, channel) turned into (element, channel, channel)."""
+    """Parts as of _parts, from (channel, element, channel) to (element, channel, channel)."""
     return tuple(part.transpose(1, 0, 2) for part in _parts(shapes, weight))
 
 

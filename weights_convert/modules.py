@@ -52,7 +52,7 @@ def at(module: Any, path: str) -> Any:
 
 
 def get(module: Any, path: str, default: Any) -> Any:
-    """Like `at`, with a default if only the last name of `path` is missing."""
+    """Does the same as `at`, with a default if only the last name of `path` is missing."""
     *above, name = path.split(".")
     return contents(at(module, ".".join(above)) if above else module).get(name, default)
 

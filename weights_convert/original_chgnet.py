@@ -1,4 +1,4 @@
-"""Results of the original `chgnet` package on torch, in float64. Only the functions import the two."""
+"""Results of the original, the `chgnet` package on torch, in float64. Only the functions import them."""
 
 from __future__ import annotations
 

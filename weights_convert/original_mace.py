@@ -1,4 +1,4 @@
-"""Results of the original mace-torch, in float64. Only the functions import it."""
+"""Results of the original, mace-torch, in float64. Only the functions import it."""
 
 from __future__ import annotations
 

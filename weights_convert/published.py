@@ -1,4 +1,4 @@
-"""The published models: the source of each, the data that it was fitted to, and the marks of its files."""
+"""The published models: origin, functional, and how their files are recognised."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ADVICE = {
 
 
 def remedy(checkpoint: Any) -> str:
-    """Says what `checkpoint` is and what to do with it; empty if it is none of the known forms."""
+    """A description of `checkpoint` with a remedy; empty if it has none of the known forms."""
     if isinstance(checkpoint, Record):
         return _of_module(checkpoint)
     if not isinstance(checkpoint, Mapping):
@@ -54,7 +54,7 @@ def remedy(checkpoint: Any) -> str:
 
 
 def _of_module(module: Record) -> str:
-    """Like `remedy`, for a whole module pickled by torch.save."""
+    """Does the same as `remedy` for a whole module as torch.save pickles it."""
     package, *_, name = class_of(module).split(".")
     if package == "chgnet":
         return (

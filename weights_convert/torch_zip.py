@@ -93,7 +93,7 @@ REPEATS = 80e6  # bytes that tensors may have beyond those of their storages; ex
 
 
 class Record:
-    """Stands for an object of a class that is not built here; holds its origin and its arguments."""
+    """Stands for an object of a class that is not built here, with its origin and its arguments."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -126,19 +126,19 @@ class Record:
 
 
 def read(path: str | Path) -> Any:
-    """Contents of the checkpoint at `path`: tensors as NumPy arrays, other objects as records.
+    """The contents of the checkpoint at `path`: tensors as NumPy arrays, other objects as records.
 
-    Raises CheckpointError if the file is not a zip checkpoint, is truncated, names something outside the
+    Raises CheckpointError if the file is no zip checkpoint, is truncated, names something outside the
     packages that write checkpoints, or would cost more memory and time than a file of weights does.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise CheckpointError("this is no file, needed one that torch.save wrote.", path)
+        raise CheckpointError("this is not a file, needed one that torch.save wrote.", path)
     with path.open("rb") as file, guard(path, CheckpointError, "Fetch it again from its source."):
         begin = file.read(len(OLD_FORMAT))
         if begin == OLD_FORMAT:
             raise CheckpointError(
-                "this is in the format of torch before 1.6; needed that of later ones, a zip archive. Save "
+                "this is in the format of torch before 1.6; needed the later format, a zip archive. Save "
                 "it again with a newer torch: torch.save(torch.load(FILE), FILE)."
             )
         try:
@@ -370,7 +370,7 @@ def _is_count(number: Any) -> bool:
 
 
 def _check_keys(keys: Iterable[Any]) -> None:
-    """Raises UnpicklingError if hashing or comparing one of `keys` could take long."""
+    """Raises UnpicklingError if hashing one of `keys`, or comparing it, could be much work."""
     for key in keys:
         if type(key) is str:
             continue
@@ -387,7 +387,7 @@ def _check_keys(keys: Iterable[Any]) -> None:
 
 
 def _check_call(function: Any, args: Any) -> None:
-    """Like `_check_keys`, for the pairs of which an OrderedDict is made."""
+    """Does the same as `_check_keys` for the pairs that an OrderedDict is made of."""
     if function is OrderedDict and args:
         _check_keys(pair[0] for pair in args[0])
 

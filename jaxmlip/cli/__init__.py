@@ -42,7 +42,7 @@ COMMANDS: dict[str, Callable | Group] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command. Errors are printed in a few lines on standard error, with exit code 1."""
+    """Runs one command; errors are reported in a few lines on standard error, with exit code 1."""
     collect_rarely()
     warnings.showwarning = lambda message, *_: say(f"warning: {message}", stderr=True, style="yellow")
     try:

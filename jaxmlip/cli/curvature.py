@@ -53,19 +53,18 @@ def hessian(
 ) -> None:
     """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
 
-    Atoms, or directions of them, that the file fixes (selective dynamics) are left out, as in ASE and VASP:
-    the result is the block of the free ones, or of ATOMS.
+    Atoms that the file holds in place, or directions of them (selective dynamics), are left out, as in ASE
+    and VASP: the result is the block of the free ones, or of ATOMS.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
         model: the potential
         dtype: precision of the computation
-        atoms: indices of the atoms that vibrate, from 0 on; default: all that the file does not fix
+        atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file leaves free
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
-        block_size: number of columns computed at once; default: 8 or what the limit allows
-        out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, which is
-            written while it is computed and never held whole in memory; started again, an interrupted run
-            continues
+        block_size: number of columns computed at once; default: 8, or fewer if the limit requires it
+        out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
+            it is computed and never held in memory; an interrupted run goes on when it is started again
     """
     import jaxmlip
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
@@ -112,7 +111,7 @@ def hessian(
 
 
 def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) -> np.ndarray:
-    """The numbers 3a + x of the coordinates that vibrate; prints a note if some do not."""
+    """The numbers 3a + x of the coordinates that vibrate; prints a line if some do not."""
     free, others = free_coordinates(crystal)
     if others:
         warnings.warn(f"constraints of the kinds {', '.join(others)} are not used.", stacklevel=2)
@@ -154,13 +153,13 @@ def _listed(coordinates: np.ndarray) -> str:
 
 
 def _of_one(file: Path, model: str, dtype: str, head: str | None) -> tuple[Potential, Atoms]:
-    """The potential and the single structure in a file; the potential accepts the structure."""
+    """A potential, and the one structure in a file, checked against it."""
     atoms = read_crystal(file)
     return _that_takes(atoms, file, model, dtype, head), atoms
 
 
 def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | None) -> Potential:
-    """The potential, after a check that it accepts the structure of a file."""
+    """The potential; raises ValueError, naming the file, if it cannot take the structure."""
     from jaxmlip.zoo.load import load
 
     potential = load(model, dtype, head=head)
@@ -169,7 +168,7 @@ def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | No
 
 
 def _start(potential: Potential, atoms: Atoms, relax: bool) -> Atoms:
-    """The crystal to differentiate at: relaxed if asked for, else as it is."""
+    """The crystal to differentiate: relaxed if `relax`, else as given."""
     from jaxmlip.mechanics.relaxation import at_rest
 
     if relax:
@@ -200,19 +199,19 @@ def phonons(
 ) -> None:
     """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
 
-    A larger cell is reduced to its primitive cell first, which respects masses and magnetic moments. The
-    results are those of the primitive cell.
+    A larger cell is first reduced to its primitive cell. Atoms of different masses or magnetic moments count
+    as different there.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
         model: the potential
         dtype: precision of the computation; in float32 the lowest frequencies are noise
-        relax: relax the cell and the atoms first, keeping the space group
+        relax: relax the cell and the atoms first, and keep the space group
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
         points: approximate number of wave vectors on the path
-        mesh: number of wave vectors of the density of states along each reciprocal lattice vector
-        tolerance: largest error of frequencies, in THz; the error that was reached is printed
-        width: width of a Gaussian for each mode (THz); default: linear tetrahedra
+        mesh: wave vectors of the density of states along each reciprocal lattice vector
+        tolerance: largest error of frequencies, in THz; the error found is printed
+        width: standard deviation of a Gaussian for each mode (THz); default: linear tetrahedra
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
         keep_cell: compute the cell as it is, not its primitive cell
@@ -260,11 +259,11 @@ def elastic(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: the potential
-        dtype: precision of the computation; float32 gives about three digits
-        relax: relax the cell and the atoms first, keeping the space group
+        model: which potential
+        dtype: precision of the computation; float32 leaves about three digits
+        relax: relax the cell and the atoms first, and keep the space group
         json_: print everything as JSON instead of a table, and write no file
-        out: file for all results
+        out: JSON file for all results
     """
     from jaxmlip.mechanics.elasticity import elastic_tensor
 
@@ -319,24 +318,23 @@ def relax(
 ) -> None:
     """Relaxes every structure in FILES, several at a time, and writes them to one file.
 
-    Structures that do not converge are written as they are after the last step, and marked; the exit code is
-    then 1.
+    Structures that do not converge are written too, as last reached and marked; the exit code is then 1.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
         model: the potential
         dtype: precision of the computation; float64 for forces below 1e-4 eV/Å
-        fmax: largest force that may remain, in eV/Å
-        smax: largest stress component that may remain, in GPa
+        fmax: stop when the largest force is below this, in eV/Å
+        smax: and the largest component of the stress below this, in GPa
         fixed_cell: move only the atoms
         constant_volume: let the shape of the cell vary, not its volume
         fixed_shape: let the volume of the cell vary, not its shape
-        strains: let the cell vary only by these strains, in the Cartesian axes of the file
+        strains: let the cell vary by these strains only, in the Cartesian axes of the file
         fix_symmetry: keep the space group
-        symprec: how far atoms may be from that symmetry (Å)
-        pressure: external pressure in GPa
-        steps: the most steps for each structure
-        out: file for all structures (.extxyz, .traj), or for a single one (.cif, POSCAR and others of ASE)
+        symprec: tolerance for that symmetry (Å)
+        pressure: external pressure, in GPa
+        steps: maximum number of steps for each structure
+        out: file for all structures (.extxyz, .traj), or for one alone (.cif, POSCAR, others of ASE)
     """
     import ase.io
 
@@ -377,7 +375,7 @@ def relax(
 
 
 def _relaxed(title: str, names: Sequence[str], found: Sequence[Relaxation]) -> Table:
-    """A table with a row for each crystal: before and after the relaxation."""
+    """A row for each crystal, before and after relaxation."""
     numbers = ("steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
     words = ("file", "formula", "space group")
     table = table_of(title, (*words[:2], *numbers, words[2]), left=words)

@@ -28,16 +28,16 @@ SHOWN = 4  # outliers of each kind in the table; JSON has all of them
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Naming):
-    """Files of labelled crystals, and options for reading them."""
+    """Paths of labelled crystals, and options for reading them."""
 
     paths: Positional[list[str]]
     """files, folders or patterns (extended XYZ, ASE databases and trajectories, MPtrj, MatPES, MP-r2SCAN,
     WBM, mlearn, chgnet's parse_vasp_dir, vasprun.xml with the moments of OUTCAR, OUTCAR, phonopy)"""
     format: str | None = None
-    """format of all of them; default: guessed for each file"""
+    """the format of all files; default: guessed for each"""
     skip_bad: bool = False
-    """leave out unusable crystals, and the rest of a file after a damaged part, and say why, instead of
-    stopping at the first"""
+    """leave out crystals that cannot be used, and the rest of a file after a break, and say why; by default
+    the first one stops the command"""
 
     def read(self, **more) -> Iterable[LabelledCrystal]:
         """Reads the crystals with `read_labelled`."""
@@ -59,12 +59,12 @@ def inspect(
     figure: Path | None = None,
     json_: AsJson = False,
 ) -> None:
-    """Summary of files of labelled crystals, or of a converted dataset, with the crystals that look wrong.
+    """Summarises files of labelled crystals, or a dataset made from them, and lists suspicious ones.
 
     Args:
         source: files, or folders that `jaxmlip data convert` wrote
-        every: read every n-th crystal of each file
-        limit: number of crystals to read in all
+        every: read one crystal in EVERY of each file
+        limit: maximum number of crystals to read in all
         figure: draw histograms into this file (.png, .pdf, .svg)
         json_: print everything as JSON instead of tables
     """
@@ -137,16 +137,16 @@ def convert(
     Args:
         source: labelled crystals
         out: the folder to write, new or empty
-        model: the model to train, whose cutoffs the graphs get; or give --cutoff
-        head: the head to use of a checkpoint with several
-        cutoff: the longest bonds (Å), for a model that does not exist yet
-        angle_cutoff: the longest bonds of an angle (Å); 0 for models without angles
-        angle_list: the model reads a list of angles (CHGNet) instead of summing over them without (M3GNet)
-        validation: fraction that is kept for validation, by material
-        test: fraction that is kept for tests, by material
-        seed: seed of the split
+        model: the model to train, which sets the cutoffs of the graphs; or give --cutoff
+        head: which head of a checkpoint with several
+        cutoff: longest bond (Å), for a model that does not exist yet
+        angle_cutoff: longest bond of an angle (Å); 0 for models without angles
+        angle_list: for models that read a list of angles (CHGNet); M3GNet sums over angles without a list
+        validation: fraction kept for validation, by material
+        test: fraction kept for tests, by material
+        seed: seed of the random division
         processes: number of processes that make graphs; default: one for each core
-        limit: number of crystals to read in all
+        limit: maximum number of crystals to read in all
     """
     from jaxmlip.crystals.graph import Cutoffs
     from jaxmlip.data.dataset import DatasetError
@@ -159,7 +159,7 @@ def convert(
             "those of one model, such as --model chgnet-0.3.0, or --cutoff 6 --angle-cutoff 3."
         )
     if head is not None and model is None:
-        raise ValueError(f"found --head {head} without --model, which it is of; leave it out.")
+        raise ValueError(f"found --head {head} without --model; name the model that has it, or leave it out.")
     at_least(0, angle_cutoff=angle_cutoff, validation=validation, test=test, seed=seed)
     at_least(1, processes=processes, limit=limit)
     above_zero(cutoff=cutoff)
@@ -190,7 +190,7 @@ def convert(
 
 
 def _splits(made: Dataset, title: str) -> Table:
-    """A table of the sizes of each split of a dataset."""
+    """Numbers of crystals, atoms and bytes in each split of a dataset."""
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
     table = table_of(title, columns, left=("split",))
     for name, split in made.splits.items():

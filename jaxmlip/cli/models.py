@@ -58,7 +58,7 @@ def convert(
         source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: name of the model; default: the name of the file
-        head: the head to use of a model with several
+        head: which head of a model with several
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
@@ -93,8 +93,8 @@ def predict(
 ) -> None:
     """Predicts energy, forces, stress and magnetic moments of every structure in FILES.
 
-    Slabs, wires and molecules are computed with the periodic directions of the file; their stress is along
-    the directions in which they repeat, per volume of the box.
+    Slabs, wires and molecules repeat only in the directions that the file gives; their stress is along those
+    directions, per volume of the box.
 
     Args:
         files: structures in any format that ASE or pymatgen reads

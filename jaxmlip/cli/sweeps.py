@@ -26,11 +26,10 @@ def sweep(
     collect: Flag = False,
     example: Flag = False,
 ) -> None:
-    """Does the runs of a file that are not finished yet, and writes a table of all finished ones.
+    """Starts the runs of a file that are not finished, and writes a table of those that are.
 
-    After any interruption the same command continues; several at a time on one folder share the work. The
-    folder has for each run its configuration (ID.yaml), its folder (ID/) and the output of its process
-    (ID.log).
+    The same command goes on after any interruption; several at a time on one folder share the work. For each
+    run the folder has a configuration (ID.yaml), a folder (ID/) and the output of its process (ID.log).
 
     Args:
         config: a YAML file with base and vary or runs; --example prints one
@@ -40,9 +39,9 @@ def sweep(
             slurm_partition=gpu timeout_min=600 gpus_per_node=4; nodes=2 tasks_per_node=4 gives each run eight
             processes
         dry_run: print the runs, their floating-point operations and the time that they would take here,
-            measured with a few steps that are thrown away; write nothing
-        collect: write and print the table of the results so far, and start nothing
-        example: print an example file of a sweep, and do nothing
+            measured by a few trial steps; write nothing
+        collect: write and print the table of finished runs, and start nothing
+        example: print an example of such a file, and do nothing else
     """
     from jaxmlip.training.config import ConfigError, reader_options
     from jaxmlip.training.sweeps.sweep import run_all
@@ -69,7 +68,7 @@ def sweep(
         say(f"{len(runs)} runs in {out}", stderr=True)
         run_all(runs, out, 1 if processes is None else processes, reader_options(given) if given else None)
     if not out.is_dir():
-        raise ConfigError(f"{out} is no folder; needed that of a sweep, by --out.")
+        raise ConfigError(f"{out} is not a folder; needed the folder of a sweep. Name it with --out.")
     if _report(runs, out) and not collect:
         sys.exit(1)
 
@@ -105,9 +104,7 @@ def _foretell(runs: Sequence[Run], out: Path) -> None:
 
     found = forecast(runs, out)
     columns = ("structures", "steps", "done", "GFLOP a step", "TFLOP", "ms a step", "minutes left")
-    table = table_of(
-        f"{len(runs)} runs, of which nothing was done now", ("run", "id", *columns), ("run", "id")
-    )
+    table = table_of(f"{len(runs)} runs; none was started", ("run", "id", *columns), ("run", "id"))
     for its in found:
         table.add_row(
             its.run.name,
@@ -124,7 +121,7 @@ def _foretell(runs: Sequence[Run], out: Path) -> None:
     costs = {its.cost: None for its in found}
     operations, hours = sum(its.flops for its in found) / 1e12, sum(its.seconds for its in found) / 3600
     say(
-        f"in all {operations:.4g} TFLOP; {hours:.3g} hours of training are left where the runs go one after "
+        f"in all {operations:.4g} TFLOP; {hours:.3g} hours of training are left if the runs go one after "
         f"another on these {found[0].cost.devices} device(s). Reading, compilation (here "
         f"{sum(c.compilation for c in costs):.0f} s for {len(costs)} program(s)), validation and tests come "
         f"on top. Times are the median of {STEPS} steps of each program with room for the largest batch; "

@@ -32,9 +32,9 @@ class Reading:
     option: Several = ()
     """KEY=VALUE for the reader, such as forces_key=dft_forces"""
     skip_bad: Flag = False
-    """leave out unusable crystals and the rest of a file after a damaged part, and say so"""
+    """leave out crystals that cannot be used, and the rest of a file after a break, and say so"""
     limit: int | None = None
-    """number of crystals to read, for each of training, validation and test"""
+    """maximum number of crystals to read for each of training, validation and test"""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,22 +61,22 @@ def train(
     processes: int | None = None,
     process: int | None = None,
 ) -> None:
-    """Trains a potential as the file CONFIG says, or continues the run that is in its folder.
+    """Trains a potential as the file CONFIG says, or continues the run in its folder.
 
-    A finished run continues if epochs or steps are larger now and all else is unchanged: the optimizer goes
-    on from its state, and the learning rate follows the schedule of the longer run from there on.
+    A finished run continues if epochs or steps were raised and nothing else changed: the optimizer keeps its
+    state, and the learning rate follows the schedule of the longer run.
 
     Args:
         config: a YAML file; --example prints one with every key and its meaning
         out: folder of the run; default: the name of CONFIG without .yaml
         changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
         dtype: precision of the computation; default: as CONFIG says
-        example: print a configuration with every key, and do nothing
-        skip_bad: leave out unusable crystals and the rest of a file after a damaged part: data.skip_bad
-        distributed: train together with other processes, which SLURM, Open MPI or a TPU slice describes
-        coordinator: without any of these: HOST:PORT of the first process
+        example: print a configuration with every key, and do nothing else
+        skip_bad: leave out crystals that cannot be used, and the rest of a file after a break (data.skip_bad)
+        distributed: train together with other processes, found by SLURM, Open MPI or a TPU slice
+        coordinator: HOST:PORT of the first process, if there is no such scheduler
         processes: number of processes
-        process: index of this process, from 0 on
+        process: number of this process, from 0 on
     """
     from jaxmlip.training.config import EXAMPLE, read_config, to_yaml
 
@@ -93,7 +93,7 @@ def train(
     if not distributed and coordinator is None and (processes, process) != (None, None):
         raise ValueError(
             f"found --processes {processes} and --process {process} alone, needed --coordinator HOST:PORT "
-            "with both of them, or --distributed alone where the scheduler knows them."
+            "with both of them, or --distributed alone if a scheduler knows them."
         )
     given = [] if dtype is None else [f"dtype={dtype}"]
     settings = read_config(config, _all(changes) + given + ["data.skip_bad=true"] * skip_bad)
@@ -139,26 +139,25 @@ def finetune(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: the potential to start from
-        head: the head to use of a checkpoint with several
-        preset: few, for a few crystals of one material; transfer, for many of another functional
-        validation: crystals that decide which step is best; default: as the preset says
+        model: which potential to begin with
+        head: which head of a checkpoint with several
+        preset: for a few crystals of one material, or for many of another functional
+        validation: crystals that select the best step; default: as the preset says
         test: crystals for the errors before and after training; default: as the preset says
-        read: options for reading the data
-        train: parameters to train: all, readout, scale (one factor), references, or a pattern for their
-            names; default: all
-        freeze: parameters not to train, in the same words
+        read: options for reading them
+        train: all, readout, scale (one factor), references, or a pattern for their names; default: all
+        freeze: parameters that are not trained, named in the same way
         references: energies of the elements: keep the model's, refit them, or take those of isolated atoms in
-            the data; fixed from then on, unless --train references. Default: as the preset says
-        epochs: number of passes through the data; default: as the preset says; more extend a finished run
-        batch_size: number of crystals in a batch; default: as the preset says
-        learning_rate: the highest learning rate; default: as the preset says
-        replay: crystals like those that the potential was trained on, so that it does not forget them
+            the data; fixed from there on, unless --train references. Default: as the preset says
+        epochs: passes through the data; default: as the preset says; a larger number continues a finished run
+        batch_size: crystals in a batch; default: as the preset says
+        learning_rate: the largest learning rate; default: as the preset says
+        replay: crystals like those that the potential knows, so that it does not forget
         replay_crystals: number of them in each batch; default: as many as of the others
         dtype: precision of the computation
         seed: seed of the order of the data
         devices: number of devices to train on; default: all
-        wandb: also log to Weights & Biases
+        wandb: log to Weights & Biases, too
         changes: KEY=VALUE for any other key of `jaxmlip train --example`
         out: folder of the run
     """
@@ -220,14 +219,14 @@ def evaluate(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: the potential
-        head: the head to use of a checkpoint with several
-        split: the part of a dataset to use
-        format: format of the files; default: recognised from their names and contents
-        read: options for reading the data
-        functional: use only crystals of this functional; also selects it in a model with several
-        refit_references: for data of another functional: shift energies by the best fit for each element
-        by: add a second table with a row for each of these
+        model: which potential
+        head: which head of a checkpoint with several
+        split: which part of a dataset
+        format: format of the files; default: recognised by their names and contents
+        read: options for reading them
+        functional: take only crystals of this functional, with this functional of a model that has several
+        refit_references: for data of another functional: shift energies by a fitted amount for each element
+        by: print a second table with a row for each
         dtype: precision of the computation
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
@@ -258,8 +257,8 @@ def export(
         run: the folder of a run, or a checkpoint in one, such as RUN/checkpoints/00001000
         out: the folder to write model.safetensors and manifest.json to
         which: the best step by validation, or the last
-        raw: the parameters themselves, if the run keeps a moving average of them (optimizer.ema)
-        functional: the functional to write, of a run with model.functionals; default: all, to train further
+        raw: the parameters themselves instead of their moving average, if the run keeps one (optimizer.ema)
+        functional: which one, of a run with model.functionals; default: all, to train further
     """
     from jaxmlip.training.run import export as exported
 

@@ -394,7 +394,7 @@ def check_crystal(atoms: Atoms) -> None:
         raise ValueError(
             f"the cell of {name} has pbc={atoms.pbc.tolist()} and a {what} of {extent:.3g} "
             f"Å{' ²³'[repeats - 1]}, needed lattice vectors that {span} where it repeats. Set atoms.cell to "
-            "the crystal's lattice vectors, as rows, or atoms.pbc to False where it does not repeat."
+            "the crystal's lattice vectors, as rows, or atoms.pbc to False along those that do not repeat."
         )
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if len(bad):
@@ -411,7 +411,7 @@ def check_repeats(atoms: Atoms, quantity: str) -> None:
     if not atoms.pbc.all():
         raise ValueError(
             f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}, but {quantity} are those of a "
-            "crystal that repeats in three directions. Where the cell is meant so, set atoms.pbc = True."
+            "crystal that repeats in three directions. If this cell is one, set atoms.pbc = True."
         )
 
 

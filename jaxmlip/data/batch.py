@@ -75,7 +75,7 @@ def collate(
     remainder fits float32. For each crystal with a Hessian, `rngs` (one for all, or one for each) picks one
     of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe).
 
-    Raises ValueError where they do not fit.
+    Raises ValueError if they do not fit.
     """
     graph = batching.pack([e.graph for e in examples], shape, dtype)
     reference_energies = np.asarray(reference_energies, np.float64)

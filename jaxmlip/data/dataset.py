@@ -80,7 +80,7 @@ class MemorySplit:
     ) -> MemorySplit:
         """The graphs of `crystals` with their labels.
 
-        Raises LabelError where a label or a crystal cannot be used, naming it. With `skip_bad` such crystals
+        Raises LabelError if a label or a crystal cannot be used, naming it. With `skip_bad` such crystals
         are left out with a warning; DatasetError if none is left.
         """
         found, bad = [], []
@@ -156,7 +156,7 @@ class Selection:
 
 
 class Concatenated:
-    """Several splits one after the other, as `Split`. Raises DatasetError where their cutoffs differ."""
+    """Several splits one after the other, as `Split`. Raises DatasetError if their cutoffs differ."""
 
     def __init__(self, splits: Sequence[Split]):
         self.splits, self.cutoffs = list(splits), splits[0].cutoffs
@@ -188,7 +188,7 @@ class Concatenated:
 class ByFunctional:
     """A split for a potential of the functionals `names`: species encode the functional of a crystal.
 
-    Raises DatasetError where a crystal is of none of them.
+    Raises DatasetError if a crystal is of none of them.
     """
 
     def __init__(self, split: Split, names: Sequence[str]):
@@ -376,7 +376,7 @@ def _corrupt(where: tuple[Path, int], what: str) -> CorruptRecordError:
 class Dataset:
     """A folder that `write_dataset` made: `manifest` says what is in it, `splits` are its parts by name.
 
-    Raises DatasetError where a file is missing, cut short or of another layout.
+    Raises DatasetError if a file is missing, cut short or of another layout.
     """
 
     def __init__(self, folder: str | Path):
@@ -424,7 +424,7 @@ class Dataset:
     def isolated_atoms(self) -> list[LabelledCrystal]:
         """The isolated atoms that were among the crystals, with their energies, which are reference energies.
 
-        Raises DatasetError where the manifest does not describe them.
+        Raises DatasetError if the manifest does not describe them.
         """
         try:
             return [

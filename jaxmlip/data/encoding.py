@@ -49,7 +49,7 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
 
 
 def decode(record: bytes, cutoffs: Cutoffs) -> Example:
-    """The crystal that `encode` was given. Raises ValueError where the bytes are no crystal."""
+    """The crystal that `encode` was given. Raises ValueError if the bytes are no crystal."""
     try:
         t = safetensors.numpy.load(record)
         atoms = len(t["species"])
@@ -106,7 +106,7 @@ class Title(NamedTuple):
 
 
 def title(record: bytes) -> Title:
-    """The title that `encode` was given. Raises ValueError where the bytes have none."""
+    """The title that `encode` was given. Raises ValueError if the bytes have none."""
     try:
         header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])["__metadata__"]
         return Title(*map(str, json.loads(header["crystal"])))

@@ -170,7 +170,7 @@ def fingerprint(atoms: Atoms, resolution: float) -> int:
 
 
 def check_figure(path: Path) -> None:
-    """Raises ValueError where `path` does not name an image, and PlaceError where no file can be written."""
+    """Raises ValueError if `path` does not name an image, and PlaceError if no file can be written."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()

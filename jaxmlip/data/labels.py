@@ -59,7 +59,7 @@ class Labels:
         return tuple(p for p in PROPERTIES if getattr(self, p) is not None)
 
     def check(self, atoms: int, of: str) -> Labels:
-        """These labels, as float64. Raises LabelError where one is not finite or not of its shape."""
+        """These labels, as float64. Raises LabelError if one is not finite or not of its shape."""
         shapes = {
             "energy": (),
             "forces": (atoms, 3),

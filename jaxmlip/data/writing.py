@@ -191,8 +191,8 @@ def write_dataset(
     that cannot be used. `sources` are recorded. Isolated atoms are no crystals; the manifest has their
     energies.
 
-    Nothing is left in `folder` unless all was written. Raises DatasetError where `folder` is not empty, where
-    there is no crystal, and where the disk is full; LabelError where a crystal cannot be used.
+    Nothing is left in `folder` unless all was written. Raises DatasetError if `folder` is not empty, if
+    there is no crystal, and if the disk is full; LabelError if a crystal cannot be used.
     """
     folder = Path(folder)
     check_new(folder)

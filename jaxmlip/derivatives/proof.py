@@ -55,10 +55,10 @@ def prove_waves(
         error, scale = np.abs(found - wanted).max(), np.abs(wanted).max()
         if not error <= np.finfo(potential.dtype).eps ** 0.5 * scale:
             raise ValueError(
-                f"{refused}in a supercell of {CELLS} cells of this crystal of {size[0]} atoms it responds "
-                f"otherwise, by {error:.3g} of {scale:.3g} eV/Å². Something in it goes from cell to cell by "
-                "another way than from senders to receivers, such as a mean over all atoms that each of them "
-                f"is told. {instead}"
+                f"{refused}in a supercell of {CELLS} cells of this crystal of {size[0]} atoms its response "
+                f"differs by {error:.3g} of {scale:.3g} eV/Å². Something in it passes from cell to cell "
+                "other than from senders to receivers, such as a mean over all atoms that is given to each. "
+                f"{instead}"
             )
         if scale == 0:  # atoms that do not interact prove nothing
             return

@@ -253,8 +253,8 @@ def _slope(model: list, dft: list, sample: str, error_ratio: float, resamples: i
     xx, xy, yy = sums.sum(axis=0)
     if xx == 0:
         raise ValueError(
-            f"all DFT values of {len(dft)} {sample}s are zero, needed some that are not: a slope is measured "
-            "away from where forces vanish by symmetry. Displace the atoms."
+            f"all DFT values of {len(dft)} {sample}s are zero, needed some that are not: forces vanish by "
+            "symmetry here, and give no slope. Displace the atoms."
         )
     y, x = (np.concatenate([np.ravel(part) for part in parts]).astype(float) for parts in (model, dft))
     slope = xy / xx

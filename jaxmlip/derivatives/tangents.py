@@ -78,8 +78,8 @@ def _apply(equation, inputs, columns: Columns) -> list:
     if outs is None:
         if columns.wave is not None and (hidden := _fetches_within(params.values())):
             raise NotImplementedError(
-                f"a wave meets the operation {primitive.name!r} with {hidden!r} inside, and there is no rule "
-                "for how it goes through; needed a function without it."
+                f"a wave meets the operation {primitive.name!r} with {hidden!r} inside, and has no rule to "
+                "pass through it; needed a function without it."
             )
         outs = _by_vmap(equation, inputs)
     return [(out, True) for out in (outs if primitive.multiple_results else [outs])]

@@ -138,8 +138,8 @@ class Elasticity:
         if not self.resists_everything:
             raise ValueError(
                 "the elastic tensor is singular: some strain meets no resistance, so compliance and Reuss "
-                "moduli do not exist. Check that the atoms are within the cutoff of each other; where the "
-                "crystal is meant, use `C` and `voigt`."
+                "moduli do not exist. Check that the atoms are within the cutoff of each other; if the "
+                "crystal is intended, use `C` and `voigt`."
             )
         return np.linalg.inv(self.C)
 
@@ -472,7 +472,7 @@ def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]
         names = [f"{k} ({atoms.symbols[k]})" for k in np.flatnonzero(moved > 0.1)]
         raise ValueError(
             f"{free.sum()} displacements of {atoms.get_chemical_formula()} besides the three rigid shifts "
-            "meet no resistance, so that it is open where atoms go under strain. They move the atoms "
+            "meet no resistance, so strain does not determine where atoms go. They move the atoms "
             f"{', '.join(names[:8])}{' …' * (len(names) > 8)}. Check that these are bonded to the others; "
             "molecules that are far apart have no elastic constants."
         )

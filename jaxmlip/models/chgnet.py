@@ -98,9 +98,9 @@ class AtomConv(nn.Module):
 class BondConv(nn.Module):
     """e_ij ← e_ij + L_e[ Σ_k ẽ_ij ẽ_ik φ_e(e_ij ‖ e_ik ‖ a_jik ‖ v_i) ] for an atom i bonded to j and k
 
-    Only short bonds make angles. The others still take part in L_e if it has a bias. The published code
-    omits that bias for a crystal without any angle, unless another crystal in its batch has one. Here a
-    crystal's energy depends on itself alone, and is smooth where its first angle appears.
+    Only short bonds make angles. The others still take part in L_e if it has a bias: the published
+    code leaves that bias out for a crystal that has no angle at all, unless it shares a batch with one
+    that has; here a crystal's energy depends on itself alone, and is smooth where its first angle appears.
     """
 
     config: CHGNetConfig

@@ -27,7 +27,7 @@ def messages(
     sent: Float[Array, "ends components f"],
     l: int,
 ) -> Float[Array, "ends paths m f"]:
-    """Same as `mace.messages`."""
+    """Messages as of `mace.messages`."""
     f = sent.shape[2]
     signs = np.concatenate([np.full(2 * k + 1, (-1.0) ** k) for k in range(len(harmonics))])
     there = jnp.concatenate(harmonics, axis=1)
@@ -43,7 +43,7 @@ def contract(
     l_max: int,
     L: int,
 ) -> Float[Array, "atoms 2L+1 channels"]:
-    """Same as `symmetric.contract`."""
+    """Contractions as of `symmetric.contract`."""
     n, _, channels = A.shape
     polynomial = contraction_polynomial(l_max, L, tuple(coefficients), channels)
     found = _evaluated(polynomial, [x.reshape(n, -1) for x in (*coefficients.values(), A)])

@@ -21,7 +21,7 @@ from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, sum_over_crystals
 
 @dataclass(frozen=True)
 class FunctionConfig:
-    """The description of an energy function in a file: its name, and the arguments of `from_energy`."""
+    """The record of an energy function in a file: its name, and the options of its potential."""
 
     function: str
     cutoff: float  # Å
@@ -38,7 +38,7 @@ class EnergyFunction:
     fn: Callable[..., Any]  # fn(params, graph), or fn(graph) if it has no parameters
     config: FunctionConfig
     tree: Any = None  # the PyTreeDef of fn's parameters; None: it has none
-    # The name of each leaf, and the value of those that are not floating-point: training leaves them alone.
+    # The name of each leaf, and its value if it is not a floating-point number, which training leaves alone.
     leaves: tuple[tuple[str, Any], ...] = ()
 
     # Waves need to know which fetches leave their cell. For these functions that is inferred, and a proof has
@@ -80,7 +80,7 @@ class EnergyFunction:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The energy of each crystal (eV), and nothing about its atoms; `params` as in `Network.energies`.
 
-        Raises ValueError if the function returns anything but an energy for each graph.
+        Raises ValueError if the function does not return an energy for each graph.
         """
         found, _ = self._apply(params, graph)
         crystals, dtype = len(graph.cell), graph.positions.dtype

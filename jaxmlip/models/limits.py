@@ -1,4 +1,4 @@
-"""Limits of hyperparameters: above those of any published model, below what takes a machine minutes.
+"""Limits of hyperparameters: above those of any published model, and below those that take minutes to build.
 
 Tracing a network takes time for each block and each coupling, however small its parameters are. A file with a
 few wrong digits could keep it busy for ever. Meaningless numbers, such as a cutoff that is NaN, are caught
@@ -44,7 +44,7 @@ MOST_COUPLINGS = 150_000  # entries of the largest coupling tensor of MACE, whos
 def check(config: Any, names: Mapping[str, str] | None = None, error: type[ValueError] = ValueError) -> None:
     """Raises `error`, naming each hyperparameter of `config` that is out of its limits, and those limits.
 
-    `names` are the names in a file, for hyperparameters that have another name there.
+    `names` maps our names to those of a file, if they differ.
     """
     wrong = list(_wrong(config, names or {})) or list(_wrong_together(config))
     if wrong:
@@ -53,7 +53,7 @@ def check(config: Any, names: Mapping[str, str] | None = None, error: type[Value
 
 @contextlib.contextmanager
 def told(error: type[ValueError]) -> Iterator[None]:
-    """Turns the complaint of a configuration about options that do not fit each other into an `error`."""
+    """Turns the ValueError of a configuration whose options do not fit each other into an `error`."""
     try:
         yield
     except error:
@@ -106,7 +106,7 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
 
 
 def _wrong_together(config: Any) -> Iterator[str]:
-    """Faults of several hyperparameters together, each of them valid alone."""
+    """Faults that single hyperparameters do not show."""
     if getattr(config, "angle_cutoff", 0) > getattr(config, "bond_cutoff", 0):
         yield f"angle_cutoff={config.angle_cutoff} (needed at most bond_cutoff={config.bond_cutoff})"
     if not isinstance(config, MACEConfig):

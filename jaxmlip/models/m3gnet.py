@@ -77,7 +77,7 @@ class Gated(nn.Module):
 
 
 class ThreeBody(nn.Module):
-    """The update of bonds by the angles that they make: eqs. (2) and (3)."""
+    """Updates bonds by the angles that they make: eqs. (2) and (3)."""
 
     config: M3GNetConfig
 

@@ -109,7 +109,7 @@ class TensorLinear(nn.Module):
 
 
 class ElementLinear(nn.Module):
-    """Like TensorLinear, with separate matrices for each element."""
+    """A TensorLinear with matrices of each element."""
 
     features: int
     species: int

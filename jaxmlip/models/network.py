@@ -1,4 +1,4 @@
-"""The base of this library's networks: energies of atoms, which add up to those of crystals."""
+"""The common part of the networks of this library: energies of atoms, which add up to those of crystals."""
 
 from __future__ import annotations
 

@@ -21,5 +21,5 @@ def divide(a: Float[Array, "*n"], b: Float[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def unit(r: Float[Array, "*n 3"], length: Float[Array, "*n"]) -> Float[Array, "*n 3"]:
-    """r / |r| for a `length` that `norm` gave, and 0 where it is 0."""
+    """r / |r| for a `length` that `norm` gave, and 0 for length 0."""
     return divide(r, length[..., None])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SMALLEST = 1e-9  # coefficient of an orthonormal basis; smaller ones are rounding errors
 
-# e3nn_jax is imported inside functions: the import takes most of a second, which other models do not need.
+# e3nn_jax is imported inside functions: it takes most of a second, which users of other models save.
 
 
 def natural(l_max: int) -> e3nn.Irreps:
@@ -79,7 +79,7 @@ def folded(tensor: Float[np.ndarray, "M *i paths"]) -> dict[tuple[int, ...], np.
 
 @functools.cache
 def terms(l_max: int, L: int, degree: int) -> Int[np.ndarray, "terms 1+degree"]:
-    """The coefficients of such couplings that can differ from zero, as rows (M, i₁, …, i_ν), sorted."""
+    """The coefficients of such couplings that can differ from zero, as sorted rows (M, i₁, …, i_ν)."""
     coefficients = folded(couplings(l_max, L, degree))
     rows = [key for key, row in coefficients.items() if np.abs(row).max(initial=0) > SMALLEST]
     return np.array(rows, int).reshape(len(rows), 1 + degree)

@@ -45,7 +45,7 @@ def density_of_states(modes: Modes, thz: np.ndarray | None = None, width: float 
     if width is not None and not 0 < width < np.inf:
         raise ValueError(f"found width={width}, needed a number above 0 (THz).")
     if modes.mesh is None:
-        raise ValueError("found modes that are not those of a mesh; make them with mesh_modes.")
+        raise ValueError("found modes that are not on a mesh; make them with mesh_modes.")
     f = modes.frequencies
     if thz is None:
         margin = 3 * (width or 0) + 0.02 * np.abs(f).max()

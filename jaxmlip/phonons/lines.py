@@ -20,8 +20,8 @@ SOFT = 0.1  # THz
 class Lines:
     """Lines of wave vectors along the reciprocal lattice vectors, and D on them.
 
-    Equivalent lattice vectors have one line; those that an operation mixes get
-    equal divisions, or the operation would not keep the mesh.
+    Equivalent lattice vectors have one line; those that an operation mixes get equal divisions, or the
+    operation would not keep the mesh.
     """
 
     def __init__(self, atoms: Atoms, group: SpaceGroup):

@@ -2,8 +2,8 @@
 
     D(q) e = ω² e,  D mass-weighted; the displacement of atom j in cell R is e_j e^{2πi q·(R + x_j)} / √m_j
 
-Eigenvectors have the phases of positions, as in phonopy. Frequencies are in THz; an imaginary one
-is a negative number.
+Eigenvectors have the phases of positions, as in phonopy. Frequencies are in THz; an imaginary one is a
+negative number.
 """
 
 from __future__ import annotations

@@ -240,8 +240,8 @@ def _read_cells(file: Path, supercell) -> tuple[Phonopy, Any]:
         raise ValueError("it holds no unit cell")
     if held.calculator not in CALCULATORS:
         raise ValueError(
-            f"its numbers are in the units of {held.calculator}, needed eV and Å, as those of "
-            f"{', '.join(sorted(filter(None, CALCULATORS)))} are. phonopy-calc-convert converts"
+            f"its numbers are in the units of {held.calculator}, needed eV and Å, as used by "
+            f"{', '.join(sorted(filter(None, CALCULATORS)))}. phonopy-calc-convert converts them"
         )
     matrix = np.eye(3, dtype=int) if held.supercell_matrix is None else held.supercell_matrix
     primitive = "auto" if held.primitive_matrix is None else held.primitive_matrix

@@ -23,7 +23,7 @@ USUAL_MAPS = 65536  # the default of M_MMAP_MAX
 
 @cache
 def keep_freed_memory() -> bool:
-    """Makes this process keep freed memory for its next use. Returns True if that was possible.
+    """Makes this process keep freed memory for its next use; True if that could be done.
 
     It needs glibc, and works best before JAX has started its threads. JAXMLIP_MALLOC=system leaves the
     allocator alone.
@@ -33,8 +33,8 @@ def keep_freed_memory() -> bool:
         return False
     settings = {
         M_ARENA_MAX: 1,  # arenas of other threads cannot grow beyond 64 MB
-        M_MMAP_MAX: 0,  # large blocks come from the heap, which is kept; maps are not kept
-        M_MMAP_THRESHOLD: 2**20,  # for when maps are allowed again, see below
+        M_MMAP_MAX: 0,  # large blocks come from the heap, which is kept, not from maps, which are not
+        M_MMAP_THRESHOLD: 2**20,  # above which maps are allowed again, see below
         M_TRIM_THRESHOLD: NEVER,
         M_TOP_PAD: 64 * 2**20,
     }
@@ -42,7 +42,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_memory_back() -> None:
-    """Returns freed memory that was kept to the kernel.
+    """Gives memory that was freed but kept back to the kernel.
 
     Call it between computations of different sizes: in a kept heap they leave holes of many sizes, which add
     up to several times the memory that any of them needs.
@@ -69,7 +69,7 @@ def giving_memory_back() -> Iterator[None]:
 
 
 def _mallopt():
-    """The function mallopt of the C library, or None if it is missing or must not be used."""
+    """The function of that name in the C library, if there is one and it may be used."""
     if not sys.platform.startswith("linux") or os.environ.get("JAXMLIP_MALLOC") == "system":
         return None
     return getattr(ctypes.CDLL(None), "mallopt", None)

@@ -15,19 +15,23 @@ Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b -
 Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
-Head = Annotated[str | None, tyro.conf.arg(help="which head, of a checkpoint that has several")]
+Head = Annotated[str | None, tyro.conf.arg(help="which head of a checkpoint with several")]
 Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 DType = Literal["float32", "float64"]
-Limit = Annotated[int | None, tyro.conf.arg(help="read so many structures of each file; default: all")]
+Limit = Annotated[
+    int | None, tyro.conf.arg(help="maximum number of structures to read from each file; default: all")
+]
 SkipBad = Annotated[
     Flag,
-    tyro.conf.arg(help="leave out what cannot be used, and say why, instead of stopping at the first"),
+    tyro.conf.arg(
+        help="leave out structures that cannot be used, and say why; by default the first is an error"
+    ),
 ]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 def at_least(least: int, **options: float | tuple[float, ...] | None) -> None:
-    """Raises ValueError if an option that is given, or a part of it, is not a number of at least `least`."""
+    """Raises ValueError if an option that is given, or a part of it, is not a number from `least` on."""
     _check(options, lambda x: x >= least, f"a number from {least} on")
 
 
@@ -45,5 +49,5 @@ def _check(options: dict[str, Any], right: Callable[[float], bool], needed: str)
 
 
 def in_bytes(memory_limit: float | None) -> float | None:
-    """Converts a limit from GB to bytes."""
+    """A limit in bytes, from one in GB."""
     return None if memory_limit is None else memory_limit * 1e9

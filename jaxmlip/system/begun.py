@@ -1,4 +1,4 @@
-"""Compares the record of what was begun in a folder with that of what is asked for now."""
+"""Comparison of the settings recorded in a folder, with which work was begun, with those given now."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class CheckpointError(RefusedError):
 
 @contextlib.contextmanager
 def guard(place: str | Path, kind: type[RefusedError], remedy: str) -> Iterator[None]:
-    """Turns any error that the file at `place` causes in the block into a `kind` that names the file.
+    """Turns any error that the file at `place` causes within the block into a `kind` that names the file.
 
     Unexpected errors become the cause of the new one. Errors that only a bug of this library can raise pass
     through, and so do errors of the file system that name a file.

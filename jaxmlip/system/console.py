@@ -1,4 +1,4 @@
-"""Printing: text stays text, whatever a file is called or holds.
+"""Printing: text is never read as markup, whatever a file is called or holds.
 
 Names of files, runs, heads and crystals may have brackets, which rich would take for markup and drop, and
 characters that control a terminal. Here brackets stay and control characters are shown as escapes, in lines
@@ -27,7 +27,7 @@ class PlainConsole(Console):
 
 
 def console(width: int | None = None, stderr: bool = False, quiet: bool = False) -> PlainConsole:
-    """A console for standard output or standard error, `width` columns wide if that is no terminal."""
+    """A console for standard output or standard error, `width` columns wide if that is not a terminal."""
     made = PlainConsole(stderr=stderr, quiet=quiet)
     if width is None or made.is_terminal:
         return made

@@ -55,7 +55,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 def writing_folder(path: str | Path, last: str | None = None) -> Iterator[Path]:
     """An empty folder to write to; at the end of the block it replaces `path`.
 
-    If `path` exists, its files of the same names are replaced one by one, `last` as the last of them, and
+    If `path` exists, its files of the same names are replaced one by one, `last` the last of them, and
     others stay. Raises PlaceError as `check_folder` does, and OSError, with what to do, if writing fails.
     """
     target = _checked_folder(path)
@@ -92,7 +92,7 @@ def check_folder(path: str | Path) -> None:
 
 
 def is_remain(path: Path) -> bool:
-    """True for the unfinished files of a process, whether it was killed or is still writing."""
+    """True for a draft: left by a process that was killed, or being written by one that is running."""
     return path.name.startswith(".") and REMAIN in path.name
 
 
@@ -119,7 +119,7 @@ def _checked_folder(path: str | Path) -> Path:
 
 
 def _there(target: Path) -> Path:
-    """The part of a path that exists: the path itself, or the nearest folder above it."""
+    """The path itself if it exists, or the nearest existing folder above it."""
     return next(place for place in (target, *target.parents) if place.exists())
 
 
@@ -153,7 +153,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock of a folder; False if another process has it, or if there are no locks."""
+    """Holds the lock of a folder; False if another process has it, or if it cannot be locked."""
     try:
         import fcntl
     except ImportError:
@@ -177,7 +177,7 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _explained(path: str | Path) -> Iterator[None]:
-    """Says what to do if writing fails; errors of reading in the block stay as they are."""
+    """Says what to do if writing fails; errors of reading meanwhile are left as they are."""
     try:
         yield
     except OSError as error:

@@ -53,7 +53,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def in_use(folder: str | Path) -> str | None:
-    """Names the process that has locked `folder`, or None."""
+    """The process that has locked `folder`, or None."""
     try:
         number = os.open(Path(folder) / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def in_use(folder: str | Path) -> str | None:
 
 
 def _taken(number: int, folder: str | Path) -> bool:
-    """Tries to take the lock. True if this process has it now."""
+    """True while this process has the lock."""
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

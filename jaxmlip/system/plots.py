@@ -77,7 +77,7 @@ def parity(axes: Axes, what: str, unit: str, label: str | None = None, top: floa
 def strip(
     axes: Axes, x: float, width: float, values: Sequence[float], view: tuple[float, float], **style: Any
 ) -> None:
-    """Draws values around `x` with their median, and a violin if there are several.
+    """Values around `x` with their median, and a violin if there are several.
 
     Values outside `view` are marked at its border.
     """

@@ -25,18 +25,18 @@ class Programs:
     """Counts the pieces of memory that a process maps, and drops compiled programs when there are many."""
 
     def __init__(self, limit: int | None = None):
-        """`limit` is the number of pieces that are allowed; None for no limit."""
+        """`limit` is the number of pieces that are allowed; None if there is no limit."""
         self.limit = limit
         self.allowed = SHARE * limit if limit else float("inf")
         self.compiled = True  # True if anything was compiled since the last count
         self.dropped = False
 
     def note(self, event: str, duration: float, **_) -> None:
-        """Listener for JAX's events: notes that something was compiled."""
+        """Receives events of JAX."""
         self.compiled |= event.endswith("backend_compile_duration")
 
     def make_room(self) -> None:
-        """Drops all compiled programs if too many pieces are mapped. Do not call it while JAX traces.
+        """Drops all compiled programs if too many pieces are mapped. Not to be called while JAX traces.
 
         Programs that are still needed are compiled again, or read from the compilation cache. Pieces are
         counted only after a compilation, because counting takes milliseconds.

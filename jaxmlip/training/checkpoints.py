@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
     def restore(self, like: Any) -> Any:
         """The saved state as a tree like `like`: its structure, shapes, types, and places of its arrays.
 
-        Raises CheckpointError where the two do not have the same arrays.
+        Raises CheckpointError if the two do not have the same arrays.
         """
         named, tree = jax.tree.flatten_with_path(like)
         wanted = {_name(path): leaf for path, leaf in named}
@@ -142,9 +142,9 @@ class Checkpoints:
         self._pending = step, self._thread.submit(self._finish, step, draft, text)
 
     def finished(self, wait: bool = False) -> int | None:
-        """The step whose save was completed since the last call; None where there is none, or not yet.
+        """The step whose save was completed since the last call; None if there is none, or not yet.
 
-        Raises CheckpointError where it failed; older checkpoints are intact.
+        Raises CheckpointError if it failed; older checkpoints are intact.
         """
         if self._pending is None or not (wait or self._pending[1].done()):
             return None
@@ -157,9 +157,9 @@ class Checkpoints:
         return step
 
     def latest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint; None where there is no checkpoint.
+        """The newest undamaged checkpoint; None if there is no checkpoint.
 
-        Damaged ones are set aside under another name, with a warning. Raises DamagedCheckpointError where all
+        Damaged ones are set aside under another name, with a warning. Raises DamagedCheckpointError if all
         checkpoints are damaged.
         """
         steps, damaged = self.steps, []
@@ -184,7 +184,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int) -> Checkpoint:
-        """The checkpoint of `step`. Raises DamagedCheckpointError where it is damaged or missing."""
+        """The checkpoint of `step`. Raises DamagedCheckpointError if it is damaged or missing."""
         import orbax.checkpoint as ocp
 
         path = self.path(step)
@@ -200,7 +200,7 @@ class Checkpoints:
         return Checkpoint(step, {unquote(n): np.asarray(x) for n, x in arrays.items()}, record)
 
     def close(self) -> None:
-        """Waits for what is being saved. Raises CheckpointError where it failed."""
+        """Waits for what is being saved. Raises CheckpointError if it failed."""
         try:
             self.finished(wait=True)
         finally:

@@ -68,7 +68,7 @@ class ModelConfig:
     name: str | None = None  # what to call the trained potential; default: the name of the run's folder
 
     def check(self) -> None:
-        """Raises ConfigError where the values do not fit together."""
+        """Raises ConfigError if the values do not fit together."""
         if (self.start is None) == (self.architecture is None):
             raise ConfigError(
                 f"found model.start: {self.start} and model.architecture: {self.architecture}, needed one of "
@@ -137,7 +137,7 @@ class ReplayConfig:
     crystals: int = 0  # of it in each batch, besides batch_size others
 
     def check(self) -> None:
-        """Raises ConfigError where one of the two is missing, or the files are."""
+        """Raises ConfigError if one of the two is missing, or the files are."""
         if bool(self.data) != bool(self.crystals):
             raise ConfigError(
                 f"found replay.data: {list(self.data)} and replay.crystals: {self.crystals}, needed both or "
@@ -233,7 +233,7 @@ class TrainConfig:
             )
 
     def check_steps(self, steps: int) -> None:
-        """Raises ConfigError where the optimizer makes no sense in a run of `steps` batches."""
+        """Raises ConfigError if the optimizer makes no sense in a run of `steps` batches."""
         try:
             self.optimizer.updates(steps)
         except ValueError as error:
@@ -334,7 +334,7 @@ def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple
 def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
     """The configuration in a YAML file; `changes`, such as "optimizer.clip=10", replace its values.
 
-    Raises ConfigError where it is not YAML, has unknown keys or a value of a wrong type.
+    Raises ConfigError if it is not YAML, has unknown keys or a value of a wrong type.
     """
     found = _changed(read_mapping(path, "`jaxmlip train --example`"), changes)
     try:
@@ -346,7 +346,7 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     """The keys and values in a YAML file; `example`: the command that prints such a file.
 
-    Raises ConfigError where it is not YAML, or holds something else.
+    Raises ConfigError if it is not YAML, or holds something else.
     """
     path = Path(path)
     try:
@@ -358,7 +358,7 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     try:
         return _mapping(raw.decode(), str(path))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8 ({error}).") from None
+        raise ConfigError(f"{path} is not text in UTF-8 ({error}).") from None
 
 
 def from_mapping(found: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> TrainConfig:

@@ -59,7 +59,7 @@ def join(potential: Potential, functionals: Sequence[str]) -> Potential:
 def select(potential: Potential, functional: str) -> Potential:
     """An ordinary potential of one functional, taken from a joined one.
 
-    Raises ValueError where it has no such functional.
+    Raises ValueError if it has no such functional.
     """
     names, functional = potential.functionals, functional_name(functional)
     if functional not in names:

@@ -68,7 +68,7 @@ class OptimizerConfig:
     def updates(self, steps: int) -> int:
         """The number of updates of the parameters in a run of `steps` batches.
 
-        Raises ValueError where there would be none, or the warm-up would not end.
+        Raises ValueError if there would be none, or the warm-up would not end.
         """
         updates = steps // self.accumulate
         if updates < 1:
@@ -88,7 +88,7 @@ class OptimizerConfig:
 def trained(config: OptimizerConfig, names: Iterable[str]) -> list[str]:
     """The names of the parameters that are trained.
 
-    Raises ValueError where a pattern matches none, with the near names, or where nothing is left.
+    Raises ValueError if a pattern matches none, with the near names, or if nothing is left.
     """
     names = [n for n in names if not n.startswith("constants/")]
     chosen = {n for pattern in config.train for n in _matching(pattern, names)}

@@ -15,13 +15,13 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     """Joins the other processes of a run on several hosts; to be called before anything is computed.
 
     Without arguments the address and the numbers come from SLURM, Open MPI or a TPU slice; else `coordinator`
-    is host:port of process 0. Raises ValueError where only some of the three are given.
+    is host:port of process 0. Raises ValueError if only some of the three are given.
     """
     given = [x is not None for x in (coordinator, processes, process)]
     if any(given) and not all(given):
         raise ValueError(
             f"found coordinator={coordinator!r}, processes={processes} and process={process}, needed all "
-            "three, or none where SLURM, Open MPI or a TPU slice knows them."
+            "three, or none if SLURM, Open MPI or a TPU slice knows them."
         )
     jax.distributed.initialize(coordinator, processes, process)
 

@@ -38,7 +38,7 @@ class RunFolderError(ValueError):
 
 
 def check_folder(folder: str | Path, config: TrainConfig) -> None:
-    """Raises RunFolderError where `folder` holds something else, or a run with another configuration.
+    """Raises RunFolderError if `folder` holds something else, or a run with another configuration.
 
     A run that took all of its steps may have more `epochs` or `steps` now.
     """

@@ -86,7 +86,7 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     checkpoints/, and at the end model/ (for `jaxmlip.load`), results.json, learning_curve.png and parity.png;
     results.json of a shorter run becomes results-STEPS.json.
 
-    Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError where
+    Raises ConfigError, RunFolderError and DatasetError before anything heavy starts, and InUseError if
     another process trains in `folder`; `fit` lists errors that may come later.
     """
 
@@ -273,7 +273,7 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
     """Reference energies with which `potential` comes closest to the energies of `split`.
 
     The network's own energy is left out where its parameters are `random`. At most 50,000 crystals are used.
-    Raises ValueError where no crystal has an energy.
+    Raises ValueError if no crystal has an energy.
     """
     part = at_most(split, REFERENCED)
     before = np.asarray(potential.params["reference_energies"], np.float64)
@@ -285,7 +285,7 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
 
 
 def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
-    """Raises ConfigError where the loss has no property with labels that the network predicts; warns where
+    """Raises ConfigError if the loss has no property with labels that the network predicts; warns if
     only some properties lack them."""
     asked = config.loss.properties
     if "magmoms" in asked and train.counts.get("magmoms") and not _gives_magmoms(potential, train):
@@ -374,8 +374,8 @@ def export(
     """The potential of a checkpoint: the "best" or "last" in the folder of a run, or a checkpoint's folder.
 
     `average`: the moving average of the parameters, where the run kept one. `functional`: which one of a run
-    with model.functionals; default: all, for training to go on with. Raises FileNotFoundError where there is
-    none, CheckpointError where it is damaged, and ValueError where there is no such functional.
+    with model.functionals; default: all, for training to go on with. Raises FileNotFoundError if there is
+    none, CheckpointError if it is damaged, and ValueError if there is no such functional.
     """
     source = Path(source)
     step = int(source.name) if source.name.isdigit() and source.parent.name == "checkpoints" else None

@@ -28,7 +28,7 @@ STATE = (
 def read_splits(data: DataConfig, potential: Potential) -> dict[str, Split]:
     """The splits "train", and "validation" and "test" if any, with graphs for `potential`.
 
-    Raises ConfigError where a part of the data has no crystal, or has other functionals, DatasetError where
+    Raises ConfigError if a part of the data has no crystal, or has other functionals, DatasetError if
     they are not for this potential, and as the readers do.
     """
     return with_graphs(read(data, potential.functionals), potential, data.skip_bad)
@@ -161,7 +161,7 @@ def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[Labelle
 def isolated_atoms(data: DataConfig) -> list[LabelledCrystal]:
     """The isolated atoms with energies among the files to train on, or of datasets made from such files.
 
-    Raises ConfigError where files have none.
+    Raises ConfigError if files have none.
     """
     from jaxmlip.data.dataset import Dataset
 
@@ -180,7 +180,7 @@ def divide(
     """`crystals` in random parts "train", "validation" and "test"; empty parts are left out.
 
     Each part has `fractions` of the crystals, rounded, or a little more where those of one material stay
-    together (by="material"). Raises ConfigError where nothing would be left to train on.
+    together (by="material"). Raises ConfigError if nothing would be left to train on.
     """
     names = [c.material if by == "material" else str(k) for k, c in enumerate(crystals)]
     groups: dict[str, list[int]] = {}
@@ -204,7 +204,7 @@ def divide(
 def with_graphs(splits: Mapping[str, Any], potential: Potential, skip_bad: bool = False) -> dict[str, Split]:
     """The splits of `read`, with crystals made into graphs; `skip_bad` as MemorySplit.from_crystals.
 
-    Raises DatasetError where they are not for `potential`.
+    Raises DatasetError if they are not for `potential`.
     """
     found = {}
     for name, split in splits.items():
@@ -218,7 +218,7 @@ def with_graphs(splits: Mapping[str, Any], potential: Potential, skip_bad: bool 
 def read_one(data: DataConfig, split: str, potential: Potential) -> Split:
     """All crystals of files, or those of one split of a dataset ("all": of all), with graphs for `potential`.
 
-    Raises ConfigError where there are none, DatasetError where they are not for this potential.
+    Raises ConfigError if there are none, DatasetError if they are not for this potential.
     """
     limit = data.options.get("limit")
     if is_dataset(data.train):

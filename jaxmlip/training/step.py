@@ -48,7 +48,7 @@ class TrainState:
 def init_state(potential: Potential, config: OptimizerConfig, steps: int, mesh: Mesh) -> TrainState:
     """The state before the first of `steps` batches.
 
-    Raises ValueError where the patterns of `config` match no parameter, as `trained` does.
+    Raises ValueError if the patterns of `config` match no parameter, as `trained` does.
     """
     flat = flat_params(potential)
     with _precision(potential):

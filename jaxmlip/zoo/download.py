@@ -54,7 +54,7 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
         return {}
     folder, source = Path(setting).expanduser(), MODELS[name]
     if not folder.is_dir():
-        tried.append(f"the folder JAXMLIP_WEIGHTS: {folder} is no folder")
+        tried.append(f"the folder JAXMLIP_WEIGHTS: {folder} is not a folder")
         return {}
     if len(source.files) > 1:
         places = [folder, *sorted(folder.rglob(source.origin.folder))]
@@ -79,7 +79,7 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
 
 
 def _fetch(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
-    """The files of the model and of others that came with it, from their published place, by model."""
+    """The model and the others in the same download, fetched from where it was published, by model."""
     if isinstance(MODELS[name].origin, Wheel):
         return _from_index(name, scratch, tried)
     return _from_address(name, scratch, tried)
@@ -182,7 +182,7 @@ def _check(name: str, place: Path) -> None:
 def _how_to_get(name: str, tried: list[str]) -> str:
     source = MODELS[name]
     begin = (
-        f"{name} is not in the cache ({cache_folder()}), and it cannot be had elsewhere. Tried:\n  "
+        f"{name} is not in the cache ({cache_folder()}), and could not be obtained. Tried:\n  "
         + "\n  ".join(tried)
     )
     if isinstance(source.origin, Wheel):
@@ -204,7 +204,7 @@ def _how_to_get(name: str, tried: list[str]) -> str:
 
 
 def _complaint(output: str) -> str:
-    """The last line of a tool's output, without addresses: they can hold passwords."""
+    """The last line of the output of a tool, without addresses: they can hold passwords."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")] or lines or ["it says nothing"]
     text = re.sub(r"\S+://\S+", "…", errors[-1])

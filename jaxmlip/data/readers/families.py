@@ -46,7 +46,7 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
     Where a prefixed energy or prefixed forces are there, all labels are of that prefix. A name that `keys`
     give always counts. Labels that are passed over, and unread entries that look like labels, are noted.
 
-    Raises LabelError where stress and virial of one source contradict each other.
+    Raises LabelError if stress and virial of one source contradict each other.
     """
     asked = {p: name for p in NAMES if (name := keys.asked(p)) is not None}
     families = {prefix: dict(_family(record, prefix, atoms)) for prefix in FAMILIES}
@@ -134,7 +134,7 @@ def stress_of(label: Label, atoms: Atoms) -> np.ndarray:
 
 
 def _check_agree(families, chosen: Label, stress: np.ndarray, atoms: Atoms) -> None:
-    """Raises LabelError where another stress or virial from the source of `chosen` differs."""
+    """Raises LabelError if another stress or virial from the source of `chosen` differs."""
     for other in _beside(chosen, "stress", families):
         apart = np.abs(stress_of(other, atoms) - stress).max()
         if not apart <= APART[0] * np.abs(stress).max() + APART[1]:

@@ -46,7 +46,7 @@ def read_chgnet(path: Path, keys: Keys) -> Iterator[Frame]:
     """Lists under structure, uncorrected_total_energy, energy_per_atom, force, stress and magmom, as chgnet's
     parse_vasp_dir saves them. The file is read as a whole.
 
-    The energy is `uncorrected_total_energy`, or `energy_per_atom` times N. Raises ValueError where the lists
+    The energy is `uncorrected_total_energy`, or `energy_per_atom` times N. Raises ValueError if the lists
     are not of one length; an empty one, or null, is no label.
     """
     with open_bytes(path) as file:

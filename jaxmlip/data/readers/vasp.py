@@ -63,7 +63,7 @@ def read_outcar(path: Path, keys: Keys) -> Iterator[Frame]:
 
 def outcar_of(vasprun: Path) -> Path | None:
     """The OUTCAR of the run whose vasprun.xml this is, compressed or not: OUTCAR.relax1.gz beside
-    vasprun.xml.relax1; None where there is none."""
+    vasprun.xml.relax1; None if there is none."""
     if "vasprun.xml" not in vasprun.name:
         return None
     name = vasprun.name.replace("vasprun.xml", "OUTCAR").removesuffix(vasprun.suffix * _packed(vasprun))

@@ -47,7 +47,7 @@ class Run:
         """The name, and a hash of what is computed: configuration and contents of files, not their places.
 
         Keys that have their default value do not count, so that ids stay when keys are added to
-        configurations. Raises FileNotFoundError where data are missing.
+        configurations. Raises FileNotFoundError if data are missing.
         """
         readable = re.sub(r"[^A-Za-z0-9.=+-]+", "-", self.name).strip("-.")[:80]
         return f"{readable}-{self.digest}" if readable else self.digest
