@@ -31,8 +31,8 @@ def softening(
     """Phonon frequencies of binary crystals compared with DFT: is the model's curvature too small?
 
     Args:
-        model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head of a checkpoint with several; give it once for each such checkpoint
+        model: the potential; can be given several times; default: chgnet-0.3.0
+        head: the head to use of a checkpoint with several; give it once for each such checkpoint
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
         dtype: precision of the computation
         out: folder for softening.json and softening.png
@@ -57,8 +57,8 @@ def compare(
     Args:
         folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
             FORCE_SETS, or such yaml files with forces in them
-        model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head of a checkpoint with several; give it once for each such checkpoint
+        model: the potential; can be given several times; default: chgnet-0.3.0
+        head: the head to use of a checkpoint with several; give it once for each such checkpoint
         mesh: Γ-centred mesh of wave vectors
         dtype: precision of the computation; small displacements give small forces, so float64 is the default
         out: folder for compare.json and compare.png
@@ -85,8 +85,8 @@ def softening_scale(
 
     Args:
         files: crystals with DFT forces, such as extxyz, also as .gz
-        model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head of a checkpoint with several; give it once for each such checkpoint
+        model: the potential; can be given several times; default: chgnet-0.3.0
+        head: the head to use of a checkpoint with several; give it once for each such checkpoint
         forces: name of the per-atom array with the DFT forces
         group_by: an entry of the frames' info line that tells materials apart, besides the formula
         frames: maximum number of frames of each material, evenly spread; default: all

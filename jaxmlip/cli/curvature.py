@@ -215,7 +215,7 @@ def phonons(
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
         keep_cell: compute the cell as it is, not its primitive cell
-        symprec: how far atoms may be from the symmetry that is used, in Å
+        symprec: tolerance for the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
@@ -259,7 +259,7 @@ def elastic(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; float32 leaves about three digits
         relax: relax the cell and the atoms first, and keep the space group
         json_: print everything as JSON instead of a table, and write no file

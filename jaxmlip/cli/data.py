@@ -138,7 +138,7 @@ def convert(
         source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, which sets the cutoffs of the graphs; or give --cutoff
-        head: which head of a checkpoint with several
+        head: the head to use of a checkpoint with several
         cutoff: longest bond (Å), for a model that does not exist yet
         angle_cutoff: longest bond of an angle (Å); 0 for models without angles
         angle_list: for models that read a list of angles (CHGNet); M3GNet sums over angles without a list

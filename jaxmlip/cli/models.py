@@ -58,7 +58,7 @@ def convert(
         source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: name of the model; default: the name of the file
-        head: which head of a model with several
+        head: the head to use of a model with several
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file

@@ -139,8 +139,8 @@ def finetune(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: which potential to begin with
-        head: which head of a checkpoint with several
+        model: the potential to start from
+        head: the head to use of a checkpoint with several
         preset: for a few crystals of one material, or for many of another functional
         validation: crystals that select the best step; default: as the preset says
         test: crystals for the errors before and after training; default: as the preset says
@@ -219,9 +219,9 @@ def evaluate(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: which potential
-        head: which head of a checkpoint with several
-        split: which part of a dataset
+        model: the potential
+        head: the head to use of a checkpoint with several
+        split: the part of a dataset to use
         format: format of the files; default: recognised by their names and contents
         read: options for reading them
         functional: take only crystals of this functional, with this functional of a model that has several
@@ -258,7 +258,7 @@ def export(
         out: the folder to write model.safetensors and manifest.json to
         which: the best step by validation, or the last
         raw: the parameters themselves instead of their moving average, if the run keeps one (optimizer.ema)
-        functional: which one, of a run with model.functionals; default: all, to train further
+        functional: the functional to write, of a run with model.functionals; default: all, to train further
     """
     from jaxmlip.training.run import export as exported
 
