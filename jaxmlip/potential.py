@@ -156,9 +156,9 @@ class Potential:
         `params`, a pytree whose floating-point arrays training may change, it is fn(params, graph).
         `graph` has the fields of `CrystalGraph.to_jraph(elements, padded=True)`: nodes "positions",
         "species" (the index of Z in `elements`) and "numbers" (Z), edges "shifts", globals "cell" and "pbc".
-        Its edges are those shorter than `cutoff` (Å), each in both directions. fn must compute
-        distances from positions, shifts and cell: forces, stress and Hessians are its derivatives. The last
-        graphs are padding, by jraph's masks; their energies do not count, but must not be NaN.
+        Its edges are those shorter than `cutoff` (Å), each in both directions. fn must compute distances
+        from positions, shifts and cell: forces, stress and Hessians are its derivatives. The last graphs are
+        padding, by jraph's masks; their energies do not count, but must not be NaN.
         `elements` are atomic numbers or symbols.
 
         All functions that accept a potential accept this one. It has no site energies or magnetic moments.
