@@ -1,4 +1,4 @@
-"""Derivatives and minima of a potential: `jaxmlip hessian`, `phonons`, `elastic`, `relax`."""
+"""Commands for derivatives and minima: `jaxmlip hessian`, `phonons`, `elastic`, `relax`."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def hessian(
     block_size: int | None = None,
     out: Path = Path("hessian.npz"),
 ) -> None:
-    """The Hessian of the structure in FILE (eV/Å²) and its vibrations with all cells in step (q = 0).
+    """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
 
     Atoms that the file holds in place, or directions of them (selective dynamics), are left out, as in ASE
     and VASP: the result is the block of the free ones, or of ATOMS.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation
         atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file leaves free
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
@@ -88,7 +88,7 @@ def hessian(
     h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
     masses = np.repeat(crystal.get_masses(), 3)[coordinates]
     squares, vectors = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
-    # The sign tells stable modes from imaginary ones.
+    # The sign distinguishes stable modes from imaginary ones.
     thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
     modes = np.zeros((len(thz), 3 * len(crystal)))
     modes[:, coordinates] = vectors.T
@@ -201,7 +201,7 @@ def phonons(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; in float32 the lowest frequencies are noise
         relax: relax the cell and the atoms first, and keep the space group
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
@@ -212,7 +212,7 @@ def phonons(
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
         keep_cell: compute the cell as it is, not its primitive cell
-        symprec: how far atoms may be from the symmetry that is used, in Å
+        symprec: tolerance for the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
@@ -252,11 +252,11 @@ def elastic(
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
 ) -> None:
-    """The elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
+    """Elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; float32 leaves about three digits
         relax: relax the cell and the atoms first, and keep the space group
         json_: print everything as JSON instead of a table, and write no file
@@ -311,13 +311,13 @@ def relax(
     skip_bad: SkipBad = False,
     out: Path = Path("relaxed.extxyz"),
 ) -> None:
-    """Relaxes every structure in FILES, several of them side by side, and writes them to one file.
+    """Relaxes every structure in FILES, several at a time, and writes them to one file.
 
     Structures that do not converge are written too, as last reached and marked; the exit code is then 1.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; float64 for forces below 1e-4 eV/Å
         fmax: stop when the largest force is below this, in eV/Å
         smax: and the largest component of the stress below this, in GPa
@@ -336,7 +336,7 @@ def relax(
     from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many
     from jaxmlip.zoo.load import load
 
-    options = RelaxationOptions(  # a mistake is told at once
+    options = RelaxationOptions(  # mistakes are reported at once
         fmax=fmax,
         smax=smax,
         cell=not fixed_cell,

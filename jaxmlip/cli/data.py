@@ -1,4 +1,4 @@
-"""Files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
+"""Commands for files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source(Naming):
     the first one stops the command"""
 
     def read(self, **more) -> Iterable[LabelledCrystal]:
-        """The crystals, as `read_labelled` gives them."""
+        """Reads the crystals with `read_labelled`."""
         from jaxmlip.data.readers import read_labelled
 
         if not self.paths:
@@ -130,13 +130,13 @@ def convert(
     processes: int | None = None,
     limit: int | None = None,
 ) -> None:
-    """Writes the labelled crystals of PATHS with their graphs as a data set to train on.
+    """Writes the labelled crystals of PATHS with their graphs as a dataset for training.
 
     Args:
         source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, which sets the cutoffs of the graphs; or give --cutoff
-        head: which head of a checkpoint with several
+        head: the head to use of a checkpoint with several
         cutoff: longest bond (Å), for a model that does not exist yet
         angle_cutoff: longest bond of an angle (Å); 0 for models without angles
         angle_list: for models that read a list of angles (CHGNet); M3GNet sums over angles without a list
@@ -170,7 +170,7 @@ def convert(
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
         out,
-        # The writer checks, and knows what to leave out and where energies of isolated atoms go.
+        # The writer validates them, decides what to leave out, and places energies of isolated atoms.
         source.read(checked=False, limit=limit, isolated="too"),
         cutoffs,
         fractions=(1 - validation - test, validation, test),

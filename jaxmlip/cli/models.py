@@ -1,4 +1,4 @@
-"""Models and what they predict: `jaxmlip models`, `convert`, `predict`."""
+"""Commands for models and their predictions: `jaxmlip models`, `convert`, `predict`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxmlip.system.tables import Table, show
 
 
 def models() -> None:
-    """Lists the known public models, where they come from, and which are cached."""
+    """Lists the known public models, with their sources and whether they are cached."""
     from jaxmlip.zoo.cache import cached
     from weights_convert.published import MODELS
 
@@ -45,13 +45,13 @@ def convert(
     head: str | None = None,
     verify: Flag = False,
 ) -> None:
-    """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
+    """Converts a torch checkpoint to a model folder, without torch and without running any code in it.
 
     Args:
         source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: name of the model; default: the name of the file
-        head: which head of a model with several
+        head: the head to use of a model with several
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
@@ -84,14 +84,14 @@ def predict(
     skip_bad: SkipBad = False,
     json_: AsJson = False,
 ) -> None:
-    """Energy, forces, stress and magnetic moments of every structure in FILES.
+    """Predicts energy, forces, stress and magnetic moments of every structure in FILES.
 
     Slabs, wires and molecules repeat only in the directions that the file gives; their stress is along those
     directions, per volume of the box.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation
         json_: print everything as JSON instead of a table
     """

@@ -1,4 +1,4 @@
-"""`jaxmlip sweep`: many runs of training in one folder."""
+"""The command `jaxmlip sweep`: many training runs in one folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmlip.system.tables import Table, show
 if TYPE_CHECKING:
     from jaxmlip.training.sweeps.sweep import Run
 
-SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all
+SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all of them
 
 
 def sweep(
@@ -34,8 +34,8 @@ def sweep(
     Args:
         config: a YAML file with base and vary or runs; --example prints one
         out: folder of the sweep; default: the name of CONFIG without .yaml
-        processes: runs at a time on this machine, which share its cores; default: 1
-        slurm: KEY=VALUE for jobs of SLURM, one for each run, in the words of submitit's AutoExecutor, such as
+        processes: number of runs at a time on this machine, which share its cores; default: 1
+        slurm: KEY=VALUE for SLURM jobs, one for each run, as submitit's AutoExecutor names them, such as
             slurm_partition=gpu timeout_min=600 gpus_per_node=4; nodes=2 tasks_per_node=4 gives each run eight
             processes
         dry_run: print the runs, their floating-point operations and the time that they would take here,
@@ -74,7 +74,7 @@ def sweep(
 
 
 def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
-    """Writes and prints what is there; the runs that are not finished."""
+    """Writes and prints the results so far; returns the runs that are not finished."""
     from jaxmlip.training.sweeps.sweep import others, unfinished, varied, write_table
 
     rows, left, more = write_table(runs, out), unfinished(runs, out), others(runs, out)
