@@ -23,12 +23,12 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.spacegroup import crystal
-from rich.table import Table
 
 import jaxmlip
 from jaxmlip.phonons.lattice import phonon_modes
 from jaxmlip.phonons.lines import wide_mesh
 from jaxmlip.system.console import PlainConsole
+from jaxmlip.system.tables import Table, show
 
 REACHES = (12.0, 16.0, 20.0, 24.0, 28.0, 32.0)  # Å, of phonopy's supercells
 MOST_ATOMS = 2500
@@ -69,13 +69,11 @@ def median(runs: list[Run]) -> Run:
 
 def command(model: str, rounds: int, terminal: PlainConsole) -> None:
     """Prints a line for each crystal and way, and all of them as a table in the end."""
-    table = Table(title=f"phonons of a file, {model}, float64", title_justify="left")
-    for column in ("crystal", "way", "s", "CPU s", "largest error / THz"):
-        table.add_column(column, justify="right")
+    rows = []
 
     def row(name: str, way: str, run: Run, error: float) -> None:
         terminal.print(f"{name}, {way}: {run.seconds:.1f} s, {run.cpu:.1f} CPU s, {error:.1e} THz")
-        table.add_row(name, way, f"{run.seconds:.1f}", f"{run.cpu:.1f}", f"{error:.1e}")
+        rows.append((name, way, run.seconds, run.cpu, f"{error:.1e}"))
 
     potential = jaxmlip.load(model, "float64")
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,14 +99,8 @@ def command(model: str, rounds: int, terminal: PlainConsole) -> None:
                 repeats = wide_mesh(atoms, reach)
                 if np.prod(repeats) * len(atoms) > MOST_ATOMS:
                     break
-                theirs = [
-                    sys.executable,
-                    str(PHONOPY),
-                    str(file),
-                    model,
-                    json.dumps(repeats),
-                    json.dumps(mesh),
-                ]
+                theirs = [sys.executable, str(PHONOPY), str(file), model]
+                theirs += [json.dumps(repeats), json.dumps(mesh)]
                 theirs += [str(folder / "q.npy"), str(folder / "theirs.npy")]
                 timed(theirs)
                 run = median([timed(theirs) for _ in range(rounds)])
@@ -117,5 +109,6 @@ def command(model: str, rounds: int, terminal: PlainConsole) -> None:
                 if off <= error or off > 0.9 * last or run.seconds > PATIENCE * own.seconds:
                     break
                 last = off
-    terminal.print(table)
+    columns = ("crystal", "way", "s", "CPU s", "largest error / THz")
+    show(Table(f"phonons of a file, {model}, float64", columns, rows, 1))
     terminal.print(f"{os.cpu_count()} cores; medians of {rounds}")

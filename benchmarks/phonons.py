@@ -31,7 +31,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.spacegroup import crystal
 from matplotlib.figure import Figure
-from rich.table import Table
 
 import jaxmlip
 from benchmarks.phonon_command import command
@@ -44,8 +43,10 @@ from jaxmlip.phonons.commensurate import interpolated_frequencies
 from jaxmlip.phonons.lattice import mesh_force_constants, phonon_modes
 from jaxmlip.phonons.supercell import with_sum_rule
 from jaxmlip.system.allocator import give_memory_back
-from jaxmlip.system.console import PlainConsole, console
+from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import cache_folder, writing
+from jaxmlip.system.plots import legend
+from jaxmlip.system.tables import Table, show
 
 MESHES = (2, 3, 4, 5, 6, 7, 8, 10, 12)
 HALF = "float32 mesh"  # how the label of a mesh in that precision begins
@@ -245,8 +246,7 @@ def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: s
         axes.set(xlabel="time for the bands (s)", title=f"{name}, {model}")
         axes.title.set_fontsize(10)
     figure.axes[0].set_ylabel("largest error on the path (THz)")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    legend(figure, ncols=4, fontsize=9)
     with writing(path) as draft:
         figure.savefig(draft, dpi=150)
 
@@ -254,16 +254,7 @@ def draw(panels: dict[str, tuple[list[Point], list[Point]]], model: str, peer: s
 def scaling(model: str) -> None:
     """Time for each wave vector and memory, from one block of columns, against the number of atoms."""
     potential = jaxmlip.load(model, "float64")
-    table = Table(title=f"D(q), {model}, float64", title_justify="left")
-    for column in (
-        "atoms",
-        "ms per real column",
-        "s per wave vector",
-        "kept / MB",
-        "columns at once",
-        "block / MB",
-    ):
-        table.add_column(column, justify="right")
+    rows = []
     for cells in (None, (1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2), (3, 3, 3)):
         atoms = bulk("NaCl", "rocksalt", 5.64) if cells is None else salt(*cells)
         response = Response(potential, atoms)
@@ -271,23 +262,23 @@ def scaling(model: str) -> None:
         pairs = max(1, plan.block_size // 2)
         block = Pairs(np.zeros(pairs, int), np.arange(pairs) % (3 * len(atoms)))
         took = median(partial(response.waves, np.full((1, 3), 0.1), block), 3)
-        table.add_row(
-            str(len(atoms)),
-            f"{1e3 * took / (2 * pairs):.2f}",
-            f"{took / pairs * 3 * len(atoms):.3g}",
-            f"{response.kept / 1e6:.0f}",
-            str(2 * pairs),
-            f"{2 * pairs * plan.per_column / 1e6:.0f}",
-        )
-    terminal = console()
-    terminal.print(table)
+        megabytes = [f"{x / 1e6:.0f}" for x in (response.kept, 2 * pairs * plan.per_column)]
+        times = (f"{1e3 * took / (2 * pairs):.2f}", f"{took / pairs * 3 * len(atoms):.3g}")
+        rows.append((len(atoms), *times, megabytes[0], 2 * pairs, megabytes[1]))
+    columns = (
+        "atoms",
+        "ms per real column",
+        "s per wave vector",
+        "kept / MB",
+        "columns at once",
+        "block / MB",
+    )
+    show(Table(f"D(q), {model}, float64", (*columns, "block / MB"), rows))
     atoms, rng = bulk("NaCl", "rocksalt", 5.64), np.random.default_rng(0)
     counts = (8, 80, 800)
     times = [median(partial(dynamical_matrix, potential, atoms, rng.random((n, 3))), 3) for n in counts]
-    terminal.print(
-        "2 atoms, time for "
-        + ", ".join(f"{n} wave vectors {t:.2f} s" for n, t in zip(counts, times, strict=True))
-    )
+    told = ", ".join(f"{n} wave vectors {t:.2f} s" for n, t in zip(counts, times, strict=True))
+    say(f"2 atoms, time for {told}")
 
 
 def compared(

@@ -20,7 +20,7 @@ from ase import Atoms
 
 import jaxmlip
 from jaxmlip.mechanics.relaxation import NotConvergedWarning, Relaxation, relax, relax_many
-from jaxmlip.studies.softening import builtin_materials
+from jaxmlip.studies.phonondb import builtin_materials
 from jaxmlip.system.console import say
 
 

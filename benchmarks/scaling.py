@@ -30,6 +30,7 @@ from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing_folder
+from jaxmlip.system.tables import Table
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.parallel import make_mesh
@@ -127,12 +128,12 @@ def markdown(name: str, work: Work, split: Split, rows: list, settings: Settings
     )
     head = ["devices", f"padding at {settings.batch}", *(f"{d.name} ms" for d in DEVICES)]
     head += [f"padding at {settings.each} each", *(f"{d.name} structures/s" for d in DEVICES)]
-    lines = ["", about, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for n, w, times, w_own, rates in rows:
         cells = [str(n), f"{w:.0%}", *(f"{1e3 * t.total:,.4g}{SIGNS[bound(t)]}" for t in times)]
         cells += [f"{w_own:.0%}", *(f"{float(f'{rate:.2g}'):,.0f}" for rate in rates)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        lines.append(cells)
+    return Table(name, tuple(head), lines, note=about).markdown() + "\n"
 
 
 SIGNS = {"work": "", "input": " (input)", "summing": " (summing)"}
@@ -144,12 +145,10 @@ def bound(time: StepTime) -> str:
 
 
 def figure(settings: Settings, curves: dict):
-    from matplotlib.figure import Figure
+    from jaxmlip.system.plots import COLOURS, panels
 
-    from jaxmlip.system.plots import COLOURS
-
-    result = Figure(figsize=(9, 3.4), layout="constrained")
-    for ax, model in zip(result.subplots(1, 3, sharey=True), MODELS, strict=True):
+    result, (line,) = panels(1, 3, (3.0, 3.4), (0, 0), sharey=True)
+    for ax, model in zip(line, MODELS, strict=True):
         rows = curves[model]
         n = np.array(COUNTS)
         for k, (colour, marker, device) in enumerate(zip(COLOURS, "os^", DEVICES, strict=False)):

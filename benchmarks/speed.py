@@ -28,11 +28,11 @@ import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
-from rich.table import Table
 
 import jaxmlip
-from jaxmlip.system.console import console
+from jaxmlip.system.console import say
 from jaxmlip.system.files import cache_folder
+from jaxmlip.system.tables import Table, show
 from weights_convert.published import MODELS
 
 ROWS = 6  # of the peer's Hessian; all of them cost the same
@@ -172,18 +172,13 @@ def main(settings: Settings) -> None:
     model = settings.model or opponent.model
     if model.endswith(".model"):
         model = str(cache_folder() / model)
-    table = Table(title=f"{model}, median of {settings.rounds} rounds", title_justify="left")
-    for column in ("task", "atoms", "ours / ms", f"{settings.peer} / ms", "ratio", "lowest", "highest"):
-        table.add_column(column, justify="right")
+    rows = []
 
     def row(task: str, atoms: Atoms, result) -> None:
         ours, theirs, *ratios = result
-        table.add_row(
-            task, str(len(atoms)), f"{1e3 * ours:.1f}", f"{1e3 * theirs:.1f}", *(f"{r:.1f}" for r in ratios)
-        )
-        terminal.print(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
+        rows.append((task, len(atoms), 1e3 * ours, 1e3 * theirs, *ratios))
+        say(f"{task}, {len(atoms)} atoms: {ratios[0]:.1f} times as fast")
 
-    terminal = console()
     peer = peer_of(settings, model, "float32")  # first, because it may make the file
     potential = jaxmlip.load(model)
     for n in settings.repeats:
@@ -214,9 +209,10 @@ def main(settings: Settings) -> None:
         )
         row(f"Hessian {dtype}", atoms, result)
         peer.close()
-    terminal.print(table)
-    terminal.print(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}, torch {peer.versions['torch']}")
-    terminal.print(f"The peer's Hessian is extrapolated from {ROWS} of its {3 * len(atoms)} rows.")
+    columns = ("task", "atoms", "ours / ms", f"{settings.peer} / ms", "ratio", "lowest", "highest")
+    show(Table(f"{model}, median of {settings.rounds} rounds", columns, rows, 1))
+    say(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}, torch {peer.versions['torch']}")
+    say(f"The peer's Hessian is extrapolated from {ROWS} of its {3 * len(atoms)} rows.")
 
 
 if __name__ == "__main__":

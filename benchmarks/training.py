@@ -26,7 +26,6 @@ import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
-from rich.table import Table
 
 import jaxmlip
 from benchmarks.speed import Peer, compare, plain
@@ -35,6 +34,7 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
 from jaxmlip.system.console import console
+from jaxmlip.system.tables import Table, show
 from jaxmlip.training.losses import LossConfig, means
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.parallel import make_mesh
@@ -156,9 +156,7 @@ def theirs(peer: Peer, crystals: list[LabelledCrystal], steps: int):
 
 def main(settings: Settings) -> None:
     terminal = console()
-    table = Table(title=f"structures/s in training, batches of {BATCH}", title_justify="left")
-    for column in ("crystals", "atoms", "ours", "chgnet", "ratio", "lowest", "highest", "waiting"):
-        table.add_column(column, justify="left" if column == "crystals" else "right")
+    rows = []
     makers: dict[str, Callable[[], list[Atoms]]] = {"salt": salt, "small": small, "mixed": mixed}
     for name in settings.rows:
         potential = jaxmlip.load("chgnet-0.3.0")
@@ -181,15 +179,10 @@ def main(settings: Settings) -> None:
             f"{name}: {BATCH / took:.1f} structures/s here, {BATCH / peers:.1f} there, ratio {ratios[0]:.1f}"
         )
         sizes = [len(atoms) for atoms in bare]
-        table.add_row(
-            name,
-            f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{min(sizes)}",
-            f"{BATCH / took:.1f}",
-            f"{BATCH / peers:.1f}",
-            *(f"{r:.1f}" for r in ratios),
-            f"{ours.waiting():.2%}",
-        )
-    terminal.print(table)
+        atoms = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else min(sizes)
+        rows.append((name, atoms, BATCH / took, BATCH / peers, *ratios, f"{ours.waiting():.2%}"))
+    columns = ("crystals", "atoms", "ours", "chgnet", "ratio", "lowest", "highest", "waiting")
+    show(Table(f"structures/s in training, batches of {BATCH}", columns, rows, 1))
     terminal.print(
         f"median of {settings.rounds} rounds of {settings.steps} steps; {os.cpu_count()} cores, jaxmlip "
         f"{jaxmlip.__version__}, torch {peer.versions['torch']}"

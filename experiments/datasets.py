@@ -184,6 +184,11 @@ def read_binaries(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def drawn(frames: Sequence[LabelledCrystal], rng: np.random.Generator, most: int) -> list[LabelledCrystal]:
+    """At most so many of the frames, in random order."""
+    return [frames[k] for k in rng.permutation(len(frames))[:most]]
+
+
 def chemistry(atoms: Atoms) -> str:
     symbols = set(atoms.get_chemical_symbols())
     return next((name for name, of in CLASSES.items() if symbols & set(of.split())), METALS)

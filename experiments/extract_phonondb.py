@@ -2,23 +2,21 @@
 
     python -m experiments.extract_phonondb --data FOLDER
 
-reads the files of phononDB-PBE in FOLDER (default: the environment variable JAXMLIP_DATA) and writes
-jaxmlip/studies/phonondb_pbe.json: a spread over three structure types, light and heavy, ionic and covalent,
-with some seconds of work for each. Highest and mean frequency are computed from those on the whole mesh, and
-compared with a summary of them where the folder holds one.
+reads phononDB-PBE in FOLDER/phonondb_PBE_103 and writes jaxmlip/studies/phonondb_pbe.json: a spread over
+three structure types, light and heavy, ionic and covalent, with some seconds of work for each. Highest and
+mean frequency are computed from those on the whole mesh.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jaxmlip.studies.softening import SOURCE, Material, read_phonondb
+from experiments.datasets import data_file
+from jaxmlip.studies.phonondb import SOURCE, Material, read_phonondb
+from jaxmlip.studies.study import run
 from jaxmlip.system.console import say
 from jaxmlip.system.files import write_whole
 
@@ -30,6 +28,14 @@ CHOSEN = {
 }
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Which cells and DFT frequencies does `jaxmlip softening` carry along?"""
+
+    data: Path | None = None  # folder with phonondb_PBE_103/; default: JAXMLIP_DATA
+    out: Path = TARGET
+
+
 def choose(materials: Sequence[Material]) -> list[Material]:
     """The chosen ones among `materials`, in the order of CHOSEN."""
     by_name = {(m.structure, m.formula): m for m in materials}
@@ -38,7 +44,7 @@ def choose(materials: Sequence[Material]) -> list[Material]:
         f"{formula} ({structure})" for structure, formula in wanted if (structure, formula) not in by_name
     ]
     if missing:
-        raise SystemExit(f"the data hold no {', '.join(missing)}; needed all of CHOSEN.")
+        raise ValueError(f"the data hold no {', '.join(missing)}; needed all of CHOSEN.")
     return [by_name[key] for key in wanted]
 
 
@@ -65,33 +71,12 @@ def record(materials: Sequence[Material]) -> dict:
     }
 
 
-def largest_disagreement(materials: Sequence[Material], summary: Path) -> float:
-    """Largest difference (THz) of highest and mean frequencies between `materials` and another table."""
-    with summary.open(newline="") as file:
-        theirs = {row["mp_id"]: row for row in csv.DictReader(file)}
-    return max(
-        abs(ours - float(theirs[m.id][column]))
-        for m in materials
-        for ours, column in ((m.dft.maximum, "max_freq_THz"), (m.dft.mean, "mean_freq_THz"))
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=os.environ.get("JAXMLIP_DATA"))
-    parser.add_argument("--out", type=Path, default=TARGET)
-    settings = parser.parse_args()
-    if settings.data is None:
-        parser.error("found neither --data nor JAXMLIP_DATA; needed the folder of the files of phononDB-PBE.")
-    materials = read_phonondb(settings.data)
+def main(settings: Settings) -> None:
+    materials = read_phonondb(data_file(settings.data, "phonondb_PBE_103"))
     lines = json.dumps(record(choose(materials)), indent=1, ensure_ascii=False)
     write_whole(settings.out, lines + "\n")
     say(f"{len(materials)} materials read, {settings.out} written")
-    for summary in sorted(Path(settings.data).glob("**/phonondb_PBE_103/summary_DERIVED*.csv")):
-        say(f"{largest_disagreement(materials, summary):.1e} THz at most from {summary.name}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Settings)

@@ -22,9 +22,10 @@ from typing import Any
 
 import tyro
 
-from jaxmlip.studies.study import RECORD, Estimate, StudyError, Table, run
+from jaxmlip.studies.study import RECORD, StudyError, run
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing_folder
+from jaxmlip.system.tables import Estimate, Table
 
 ORDER = (
     "softening_forces",

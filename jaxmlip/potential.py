@@ -1,4 +1,4 @@
-"""A potential: a network, its parameters, reference energies, and where they come from."""
+"""A potential: a network, its parameters, reference energies, and their origin."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
-FORMAT = 1  # of the folder that `save` writes; another number is another layout
+FORMAT = 1  # layout of the folder that `save` writes; another layout gets another number
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
     "chgnet": (CHGNet, CHGNetConfig),
     "m3gnet": (M3GNet, M3GNetConfig),
     "mace": (MACE, MACEConfig),
 }
-FUNCTION = "function"  # an energy function of others
-LARGEST_MANIFEST = 10_000_000  # bytes; that of a published model has some thousands
+FUNCTION = "function"  # an energy function that the user wrote
+LARGEST_MANIFEST = 10_000_000  # bytes; the manifest of a published model has some thousands
 LONGEST_LABEL = 200  # characters of the name of a model
 
 
@@ -56,11 +56,11 @@ class Prediction(TypedDict, total=False):
 
     energy: float  # eV
     forces: np.ndarray  # (atoms, 3), eV/Å
-    # (3, 3), eV/Å³, positive in tension as in ASE. Of a slab or a wire: along the directions in which it
-    # repeats, per volume of the box as given, zero along the others; none for a molecule or a box without
-    # height.
+    # (3, 3), eV/Å³, positive in tension as in ASE. For a slab or a wire: along the directions in which it
+    # repeats, per volume of the box as given, zero along the others. Molecules and boxes without height have
+    # none.
     stress: np.ndarray
-    # (atoms,), eV; they add up to the energy. Not of an energy function, which gives energies of crystals.
+    # (atoms,), eV; they add up to the energy. An energy function has none: it gives energies of crystals.
     site_energies: np.ndarray
     magmoms: np.ndarray  # (atoms,), μB; only if the model has them
 
@@ -79,7 +79,7 @@ class Model(Protocol):
         ...
 
     def identity(self, params: Any) -> str:
-        """A text that tells the model from others, for files that go on with what was begun."""
+        """A text that identifies the model, for files that continue an interrupted computation."""
         ...
 
     def energies(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -91,7 +91,7 @@ class Model(Protocol):
 class Energy:
     """`energy(params, graph)` -> eV per crystal, for one model.
 
-    Equal models compare equal, so that potentials that differ in their parameters alone share compiled
+    Energies of equal models compare equal, so potentials that differ only in their parameters share compiled
     programs.
     """
 
@@ -101,7 +101,7 @@ class Energy:
         return self.with_sites(params, graph)[0]
 
     def with_sites(self, params: Any, graph: CrystalGraph) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The energies, and the quantities of each atom that the model gives, such as site_energies (eV)."""
+        """The energies, and the model's quantities of each atom, such as site_energies (eV)."""
         return self.model.energies(params, graph)
 
 
@@ -112,27 +112,27 @@ def _predict(energy: Energy, params: Any, graph: CrystalGraph):
 
 
 class ManifestError(RefusedError):
-    """A model folder that cannot be used: what was found, what was needed, what to do."""
+    """A model folder cannot be used. The message says what was found, what was needed and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
 class Potential:
-    """A potential energy surface E(positions, species, cell), with everything that is needed to use it.
+    """A potential energy surface E(positions, species, cell), with everything needed to use it.
 
-    Make one with `jaxmlip.load`, or of your own energy function with `from_energy`. `predict` gives energies,
-    forces, stresses and magnetic moments; `jaxmlip.hessian` and its relatives take it as it is; `energy` is
-    the bare function of a graph.
+    Make one with `jaxmlip.load`, or from your own energy function with `from_energy`. `predict` gives
+    energies, forces, stresses and magnetic moments; `jaxmlip.hessian` and related functions accept it
+    directly; `energy` is the bare function of a graph.
     """
 
     name: str
     model: Model
-    # {"network": …, "reference_energies": by atomic number, "constants": what training leaves alone, if any,
-    # "scale": a number that multiplies what the network gives, if it is not 1},
+    # {"network": …, "reference_energies": by atomic number, "constants": numbers that training does not
+    # change, if any, "scale": a factor of the network's output, if it is not 1},
     # in NumPy and the precision in which they were published.
     params: Any
     elements: tuple[
         int, ...
-    ]  # atomic numbers that the potential was fitted to; species, of several functionals
+    ]  # atomic numbers that the potential was fitted to; species, if it has several functionals
     manifest: dict[str, Any]
     dtype: str = "float32"
 
@@ -153,18 +153,18 @@ class Potential:
     ) -> Potential:
         """The potential of an energy function over a jraph.GraphsTuple, written in JAX.
 
-        fn(graph), or fn(params, graph) where `params` is given, a pytree whose floating-point arrays training
-        may change, returns the energy (eV) of each graph, (graphs,), in the precision of the positions.
+        fn(graph) returns the energy (eV) of each graph, (graphs,), in the precision of the positions. With
+        `params`, a pytree whose floating-point arrays training may change, it is fn(params, graph).
         `graph` has the fields of `CrystalGraph.to_jraph(elements, padded=True)`: nodes "positions",
-        "species" (the place of Z in `elements`) and "numbers" (Z), edges "shifts", globals "cell" and "pbc".
-        Its edges are those shorter than `cutoff` (Å), each in both directions. Distances must be computed
-        of positions, shifts and cell within fn: forces, stress and Hessians are its derivatives. The last
-        graphs are padding, by jraph's masks; their energies do not count, but may not be NaN.
+        "species" (the index of Z in `elements`) and "numbers" (Z), edges "shifts", globals "cell" and "pbc".
+        Its edges are those shorter than `cutoff` (Å), each in both directions. fn must compute distances
+        from positions, shifts and cell: forces, stress and Hessians are its derivatives. The last graphs are
+        padding, by jraph's masks; their energies do not count, but must not be NaN.
         `elements` are atomic numbers or symbols.
 
-        Everything that takes a potential takes this one. It has no site energies or magnetic moments, and
-        before dynamical matrices are computed it is proved that fn keeps to the cells of a wave. `save`
-        writes the parameters, not fn; `with_parameters` reads them into a potential of the same fn.
+        All functions that accept a potential accept this one. It has no site energies or magnetic moments.
+        Before dynamical matrices are computed, a check proves that fn treats the cells of a wave correctly.
+        `save` writes the parameters, not fn; `with_parameters` reads them into a potential of the same fn.
         Reference energies are zero at first.
 
         Raises ValueError if `cutoff` or `elements` make no sense, or as `energy_function` does.
@@ -195,14 +195,14 @@ class Potential:
         return Energy(self.model)
 
     def energy(self, graph: CrystalGraph) -> jax.Array:
-        """eV of each crystal of `graph`. In float64 call it within `precision()`."""
+        """The energy (eV) of each crystal of `graph`. In float64 call it within `precision()`."""
         return self.energy_fn(self.arrays, graph)
 
     @contextlib.contextmanager
     def precision(self) -> Iterator[None]:
-        """The scope in which JAX computes as this potential's dtype asks, also on accelerators.
+        """A scope in which JAX computes in this potential's dtype, also on accelerators.
 
-        On entering it, compiled programs are dropped where a process can hold no more of them.
+        On entry, compiled programs are dropped if the process can hold no more of them.
         """
         programs().make_room()
         with self._as_dtype():
@@ -216,7 +216,7 @@ class Potential:
     @cached_property
     def arrays(self) -> Any:
         """The parameters on the device, in the precision of the potential."""
-        # Kept beyond the call, so never as a tracer of a function that asks first.
+        # The result is cached, so it must not be a tracer of the function that asks first.
         with self._as_dtype(), jax.ensure_compile_time_eval():
             return jax.tree.map(lambda x: jnp.asarray(x, self.dtype), self.params)
 
@@ -234,7 +234,7 @@ class Potential:
         return from_atoms(crystal, self)
 
     def graphs(self, crystals: Iterable[Atoms | Structure]) -> list[CrystalGraph]:
-        """The graphs of many crystals. Raises as `graph` does, with the number of the crystal, from 0 on."""
+        """The graphs of many crystals. Raises as `graph` does, with the index of the crystal, from 0 on."""
         found = []
         for k, crystal in enumerate(track(crystals, "neighbours")):
             with numbered(k):
@@ -244,7 +244,7 @@ class Potential:
     def predict(self, crystals: Atoms | Structure | Iterable[Atoms | Structure]):
         """Energy, forces, stress, site energies and magnetic moments, as a `Prediction` (a dictionary).
 
-        For a list of crystals, or another iterable of them, a list in the same order: they are computed in
+        For a list or another iterable of crystals it returns a list in the same order. They are computed in
         batches, with a progress bar on a terminal. Raises ValueError, as `graphs` does, before anything is
         computed.
         """
@@ -269,7 +269,7 @@ class Potential:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Writes model.safetensors and manifest.json into `folder`, for `load`: both, or none of them.
+        """Writes model.safetensors and manifest.json into `folder`, for `load`: both or neither.
 
         Of a potential `from_energy` the function is not written, so that `with_parameters` reads it instead.
         Raises OSError if they cannot be written; existing files then stay.
@@ -305,7 +305,7 @@ class Potential:
         return replace(potential, dtype=dtype)
 
     def with_parameters(self, folder: str | Path) -> Potential:
-        """This potential with the parameters that `save` wrote into `folder` of one with the same model.
+        """This potential with the parameters that `save` wrote into `folder` from one with the same model.
 
         For potentials `from_energy`, whose function no file holds. Raises ManifestError if the model of
         the folder has another name, cutoff, elements or parameters, or a file is damaged; warns where a file
@@ -318,9 +318,10 @@ class Potential:
 
 
 def read_folder(folder: Path, like: Potential | None = None) -> tuple[Potential, str]:
-    """The potential that `Potential.save` wrote into `folder`, and which of its files was changed, if any.
+    """The potential that `Potential.save` wrote into `folder`, and a sentence on a changed file, or "".
 
-    With `like` it has its model. Raises ManifestError as `Potential.from_folder` and `with_parameters` do.
+    With `like` it has the model of that potential. Raises ManifestError as `Potential.from_folder` and
+    `with_parameters` do.
     """
     with guard(folder, ManifestError, "Convert the source again."):
         manifest = _read_manifest(folder)
@@ -337,7 +338,7 @@ def read_folder(folder: Path, like: Potential | None = None) -> tuple[Potential,
 
 
 def _changed(folder: Path, manifest: dict[str, Any], raw: bytes) -> str:
-    """A sentence that says which file is not as it was written; "" for none."""
+    """A sentence that names the file that has changed since it was written; "" for none."""
     # Manifests of earlier versions have no checksum.
     if manifest.get("checksum", _checksum(manifest)) != _checksum(manifest):
         return f"{folder / 'manifest.json'} was changed since it was written (checksum)."
@@ -347,7 +348,7 @@ def _changed(folder: Path, manifest: dict[str, Any], raw: bytes) -> str:
 
 
 def architecture_of(model: Model) -> str:
-    """The name of an architecture of this library, or "function"."""
+    """The name of the model's architecture in this library, or "function"."""
     return next((name for name, (kind, _) in ARCHITECTURES.items() if isinstance(model, kind)), FUNCTION)
 
 
@@ -364,7 +365,7 @@ def _atomic_number(element: int | str) -> int:
 @lru_cache(maxsize=64)
 def parameter_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """The name and shape of every parameter of a potential with this network."""
-    # The key is made within, so that no device is needed.
+    # The key is made inside, so no device is needed.
     tree = jax.eval_shape(lambda: _initial(model, jax.random.key(0)))
     return MappingProxyType(_shapes(tree))
 
@@ -374,9 +375,9 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: str = "random") -> Potential:
-    """A potential of the architecture of `config` with random parameters: to train, or to test laws with.
+    """A potential of the architecture of `config` with random parameters: for training and for tests.
 
-    Raises ValueError for hyperparameters with which it could not be loaded again.
+    Raises ValueError for hyperparameters that would keep it from being loaded again.
     """
     limits.check(config)
     model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
@@ -392,8 +393,8 @@ def atomic_numbers(model: nn.Module) -> tuple[int, ...]:
 
 
 def _initial(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """The parameters of a potential, as the network initialises them, with reference energies of zero."""
-    # Padding alone: parameters do not depend on the sizes of a graph.
+    """Initial parameters of a potential: the network's own, and reference energies of zero."""
+    # A graph of padding is enough: parameters do not depend on the sizes of a graph.
     graph = batching.pack([], batching.BatchShape(1, 1, 1, 1, 1), np.float32)
     variables = model.init(key, graph)
     made = {"network": variables["params"]}
@@ -408,7 +409,7 @@ def _is_structure(crystal: Any) -> bool:
 
 
 def _checksum(manifest: dict[str, Any]) -> str:
-    """The sha256 of what `manifest` says, but for a checksum in it, whatever its layout."""
+    """The sha256 of the contents of `manifest` without its checksum, independent of its layout."""
     said = json.loads(json.dumps({key: value for key, value in manifest.items() if key != "checksum"}))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -463,7 +464,7 @@ def _make_model(manifest: dict[str, Any]) -> nn.Module:
 
 
 def _same_model(manifest: dict[str, Any], model: Model) -> Model:
-    """`model`. Raises ManifestError unless it is the one that `manifest` describes."""
+    """Returns `model`. Raises ManifestError unless `manifest` describes it."""
     needed = json.loads(json.dumps([architecture_of(model), asdict(model.config)]))
     found = [manifest.get("architecture"), manifest.get("hyperparameters")]
     if found != needed:

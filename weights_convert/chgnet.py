@@ -1,4 +1,4 @@
-"""CHGNet checkpoints: those inside the `chgnet` package, and those that its trainer writes."""
+"""CHGNet checkpoints: those in the `chgnet` package, and those that its trainer writes."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ SUPPORTED: dict[str, Any] = {
     "learnable_rbf": True,
     "skip_connection": False,
 }
-# Arguments that change no number of a prediction, or are read below.
+# Arguments that do not affect predictions, or are read below.
 IRRELEVANT = {
     *("read_out", "mlp_dropout", "conv_dropout", "graph_converter_algorithm", "version", "final_mlp"),
     *("cutofff_coeff", "composition_model", "converter_verbose", "num_heads"),
 }
 WIDTHS = ("atom_fea_dim", "bond_fea_dim", "angle_fea_dim", "atom_conv_hidden_dim", "bond_conv_hidden_dim")
 NORMS = ("gMLP_norm", "readout_norm")
-# Our name of each of the others that are read.
+# Our names of the other arguments that are read.
 NAMES = {
     "radial": "num_radial",
     "angular": "num_angular",
@@ -113,7 +113,7 @@ def config(checkpoint: Any) -> CHGNetConfig:
         **found | {name: float(found[name]) for name in lengths if type(found[name]) is int},
         features=widths[0],
         norm=norms[0] is not None,
-        # The files of 0.2.0 have the biases and do not mention them.
+        # The files of 0.2.0 have the biases without mentioning them.
         output_bias="atom_conv_layers.0.mlp_out.layers.1.bias" in state,
     )
 
@@ -123,23 +123,24 @@ def _equal(found: Any, value: Any) -> bool:
 
 
 def _width(found: Any) -> Any:
-    """The number in a list of one, or `found`."""
+    """The single item of a list of one, or `found` itself."""
     return _number(found[0] if isinstance(found, list | tuple) and len(found) == 1 else found)
 
 
 def _number(found: Any) -> Any:
-    """Whole numbers as int; other values as they are."""
+    """Returns whole numbers as int, other values unchanged."""
     if isinstance(found, np.generic):
         found = found.item()
     return int(found) if isinstance(found, float) and found.is_integer() else found
 
 
 def elements(checkpoint: Any) -> tuple[int, ...]:
-    """The atomic numbers that occurred in the data that the checkpoint was fitted to.
+    """The atomic numbers that occurred in the data to which the checkpoint was fitted.
 
-    Two traces tell of an absent element. The fit of the reference energies leaves it at zero; and the mean
-    square gradient that Adam keeps of its embedding, saved beside the weights, is zero to the last bit. The
-    published models lack Po, At, Rn, Fr and Ra, and the r2SCAN one also Yb, which PBE data once taught it.
+    Two traces show that an element was absent. The fit of the reference energies leaves it at zero. And the
+    mean square gradient that Adam keeps for its embedding, saved beside the weights, is exactly zero. The
+    published models lack Po, At, Rn, Fr and Ra; the r2SCAN one also lacks Yb, which it once learnt from PBE
+    data.
     """
     state = tensors(checkpoint)
     fitted = np.abs(np.ravel(state["composition_model.fc.weight"])) > NO_ENERGY
@@ -148,7 +149,7 @@ def elements(checkpoint: Any) -> tuple[int, ...]:
     squares = _mean_square_gradients(checkpoint, EMBEDDING)
     if squares is not None:
         seen = squares.any(axis=1)
-        # A model tuned on a few elements still knows the others from before: the trace says nothing of them.
+        # A model fine-tuned on a few elements still knows the others: the trace does not show them.
         if 2 * np.sum(fitted & seen) > np.sum(fitted):
             fitted &= seen
     return tuple(int(z) for z in np.flatnonzero(fitted) + 1)
@@ -159,7 +160,7 @@ def _mean_square_gradients(checkpoint: Any, name: str) -> np.ndarray | None:
     state = tensors(checkpoint)
     optimizer = checkpoint.get("optimizer")
     kept = optimizer.get("state") if isinstance(optimizer, Mapping) else None
-    # torch numbers parameters in the order of the state dict, which has nothing but parameters here.
+    # torch numbers parameters in the order of the state dict, which holds only parameters here.
     entry = kept.get(list(state).index(name)) if isinstance(kept, Mapping) else None
     squares = entry.get("exp_avg_sq") if isinstance(entry, Mapping) else None
     return squares if isinstance(squares, np.ndarray) and squares.shape == state[name].shape else None
@@ -204,7 +205,7 @@ def rules(config: CHGNetConfig) -> list[Rule]:
 
 
 def set_aside(config: CHGNetConfig) -> dict[str, str]:
-    """Patterns of tensors that are not used, with the reason."""
+    """Patterns of tensors that are not used, each with the reason."""
     last = rf"angle_layers\.{config.blocks - 2}\..*"
     return {last: "the angles after the last bond convolution are read by nothing"}
 
@@ -242,14 +243,14 @@ def _norm(source: str, target: str) -> Rule:
 
 
 def _split_atom_conv(core, gate, core_bias, gate_bias):
-    """W of [v_i, e_ij, v_j], core and gate, as products over atoms and over bonds."""
+    """Splits W of [v_i, e_ij, v_j], core and gate, into products over atoms and over bonds."""
     (core_i, core_e, core_j), (gate_i, gate_e, gate_j) = (np.split(w.T, 3) for w in (core, gate))
     atoms = np.concatenate([core_i, gate_i, core_j, gate_j], axis=1)
     return atoms, np.concatenate([core_e, gate_e], axis=1), np.concatenate([core_bias, gate_bias])
 
 
 def _split_angles(core, gate, core_bias, gate_bias):
-    """W of [e_ij, e_ik, a_jik, v_i], core and gate, as products over bonds, angles and atoms."""
+    """Splits W of [e_ij, e_ik, a_jik, v_i], core and gate, into products over bonds, angles and atoms."""
     (core_j, core_k, core_a, core_v), (gate_j, gate_k, gate_a, gate_v) = (
         np.split(w.T, 4) for w in (core, gate)
     )
@@ -262,5 +263,5 @@ def _split_angles(core, gate, core_bias, gate_bias):
 
 
 def _by_atomic_number(weight):
-    """(1, elements) from hydrogen on, as an array indexed by Z; Z = 0 is padding."""
+    """Turns (1, elements) from hydrogen on into an array indexed by Z; Z = 0 is padding."""
     return np.concatenate([np.zeros(1, weight.dtype), weight[0]])

@@ -1,4 +1,4 @@
-"""From a checkpoint to a potential: recognise the architecture, apply its table, keep the record."""
+"""Converts a checkpoint to a potential: recognises the architecture, applies its table, keeps a record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
 from jaxmlip.system.versions import own_version
 from weights_convert import chgnet, m3gnet, mace, published, relatives, rules, torch_zip
 
-# Each module has CONVENTION, NAMES of hyperparameters in its files where they differ from ours, and the
-# functions recognises, tensors, config and elements of a checkpoint, and rules and set_aside of a
-# configuration. Its name is that of the architecture in jaxmlip.potential. Of models that can have several
-# heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
+# Each module has CONVENTION, NAMES (hyperparameters that its files call differently), the functions
+# recognises, tensors, config and elements of a checkpoint, and the functions rules and set_aside of a
+# configuration. The module has the name of the architecture in jaxmlip.potential. If its models can have
+# several heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
 ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mace": mace}
 
 
@@ -32,8 +32,8 @@ def is_checkpoint(folder: Path) -> bool:
 def convert_file(source: Path, name: str | None = None, head: str | None = None) -> potential.Potential:
     """The potential that the checkpoint `source` holds, called `name` (default: as published, or the file).
 
-    A folder is a checkpoint where its architecture is published as several files, as M3GNet is. `head` names
-    the one to take of a model with several.
+    A folder is a checkpoint if its architecture is published as several files, as M3GNet is. `head` selects
+    the head of a model with several.
 
     Nothing in the file is run. Raises CheckpointError if no architecture recognises it, if it has
     options that are not supported or that no model has, if its tensors and the model disagree or hold no
@@ -99,7 +99,7 @@ def _head(kind: ModuleType, checkpoint: Any, head: str | None) -> str | None:
 
 
 def _floating(tensor: np.ndarray) -> np.ndarray:
-    """In the precision of the source; float32 where that is none to compute in."""
+    """The tensor in the precision of its source, or in float32 if that precision is not for computing."""
     return tensor if tensor.dtype in (np.float32, np.float64) else np.asarray(tensor, np.float32)
 
 

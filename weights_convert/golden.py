@@ -1,11 +1,11 @@
-"""Records what the original packages compute in float64, for the tests of parity.
+"""Records the results of the original packages in float64, for the parity tests.
 
-    python -m weights_convert.golden tests/golden              # where chgnet 0.4.2 is installed
-    python -m weights_convert.golden tests/golden/mace mace    # where mace-torch 0.3.16 is installed
+    python -m weights_convert.golden tests/golden              # needs chgnet 0.4.2
+    python -m weights_convert.golden tests/golden/mace mace    # needs mace-torch 0.3.16
 
-writes one .npz for each model with keys structure/quantity (the structure's positions, cell and numbers
-among them; all are periodic in three directions), and `versions`; for mace also the models, which are small
-and have random weights. It needs neither JAX nor jaxmlip.
+These write one .npz for each model with keys structure/quantity (including the structure's positions, cell
+and numbers; all are periodic in three directions), and `versions`; for mace also the models, which are small
+and have random weights. Neither JAX nor jaxmlip is needed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ WITH_HESSIAN = ("MgO_strained", "CO2_box")
 
 
 def structures() -> dict[str, Atoms]:
-    """Small crystals that between them have every kind of neighbourhood; all of them have angles."""
+    """Small crystals that together have every kind of neighbourhood; all of them have angles."""
     from ase import Atoms
     from ase.build import bulk, molecule
     from ase.spacegroup import crystal
 
     salt = bulk("NaCl", "rocksalt", a=5.69, cubic=True)
     salt.rattle(0.05, seed=1)
-    salt.positions[3] += salt.cell[0] - 2 * salt.cell[2]  # the same crystal, an atom named in another cell
+    salt.positions[3] += salt.cell[0] - 2 * salt.cell[2]  # the same crystal, one atom given in another cell
 
     strained = bulk("MgO", "rocksalt", a=4.19)
     strained.set_cell(
@@ -92,7 +92,7 @@ def small_structures() -> dict[str, Atoms]:
         pbc=True,
     )
     layered.rattle(0.05, seed=2)
-    layered.positions[3] += layered.cell[0] - 2 * layered.cell[2]  # the same atom, named in another cell
+    layered.positions[3] += layered.cell[0] - 2 * layered.cell[2]  # the same atom, given in another cell
     return {
         "CoO_strained": salt,
         "LiCoO2_rattled": layered,
@@ -102,7 +102,7 @@ def small_structures() -> dict[str, Atoms]:
 
 
 def structures_of(elements: Sequence[int]) -> dict[str, Atoms]:
-    """Those crystals above that are made of `elements` alone, and one of the first four of them."""
+    """The crystals above that consist only of `elements`, and one made of the first four elements."""
     from ase import Atoms
 
     cell = [[3.9, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]]
@@ -118,7 +118,7 @@ def record(
     versions: dict[str, str],
     target: Path,
 ) -> None:
-    """Writes what evaluate(name, atoms) gives for `crystals` to the file `target`."""
+    """Writes the results of evaluate(name, atoms) for `crystals` to the file `target`."""
     arrays = {"versions": np.array(json.dumps(versions))}
     for name, atoms in crystals.items():
         found = evaluate(name, atoms)
@@ -129,7 +129,7 @@ def record(
 
 
 def record_chgnet(out: Path) -> None:
-    """The published models."""
+    """Records the published models."""
     import chgnet
 
     for model_name, folder in FOLDERS.items():
@@ -147,7 +147,7 @@ def record_chgnet(out: Path) -> None:
 
 
 def record_mace(out: Path) -> None:
-    """Random models of every kind, saved compressed, as their tensors of couplings are mostly zeros."""
+    """Records random models of every kind, compressed, because their coupling tensors are mostly zeros."""
     out.mkdir(parents=True, exist_ok=True)
     for seed, (variant, options) in enumerate(original_mace.VARIANTS.items()):
         model = original_mace.random_model(seed=seed, **options)
@@ -155,7 +155,7 @@ def record_mace(out: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{variant}.model"
             original_mace.save(model, path)
-            # Without a time in it, the same model gives the same file.
+            # The file holds no time, so the same model gives the same file.
             (out / f"{variant}.model.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
             with original_mace.precision():
                 model = original_mace.read(path)

@@ -43,7 +43,7 @@ COUNTS = {
     "max_n": 64,
     "max_l": 3,
     "nblocks": 32,
-}  # and the most that is believed
+}  # with the largest accepted value
 LENGTHS = ("cutoff", "threebody_cutoff")
 NAMES = {
     "features": "dim_node_embedding",
@@ -53,18 +53,18 @@ NAMES = {
     "blocks": "nblocks",
     "bond_cutoff": "cutoff",
     "angle_cutoff": "threebody_cutoff",
-}  # our names of what is read
-# Without effect where the energy is a sum over atoms and there is no state.
+}  # our names of the options that are read
+# No effect if the energy is a sum over atoms and there is no state.
 IRRELEVANT = {
     *("readout_type", "niters_set2set", "nlayers_set2set", "field"),
     *("dim_state_embedding", "dim_state_feats", "ntypes_state"),
-    "dropout",  # acts in training alone
+    "dropout",  # acts only in training
 }
 VERSION = 2  # of the class M3GNet in the files
-# Where matgl 3 has that class. matgl 4 has it where it was before, but its Potential has one option more.
+# The place of that class in matgl 3. matgl 4 has it in the old place, but its Potential has one more option.
 LATER_MODULES = ("matgl.models._m3gnet_dgl", "matgl.models._m3gnet_pyg")
 LATER_OPTION = "compile_model"
-LARGEST_JSON = 10_000_000  # bytes; the published ones have some thousands
+LARGEST_JSON = 10_000_000  # bytes; the published files have some thousands
 
 EMBEDDING = "model.embedding.layer_node_embedding.weight"
 REFERENCES = "element_refs.property_offset"
@@ -73,7 +73,7 @@ BUFFERS = ("model.bond_expansion.rbf.cutoff", "model.basis_expansion.sbf.cutoff"
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The files of a folder that matgl saved, by name. Nothing in them is run.
+    """The files of a folder that matgl saved, by name. No code in them is run.
 
     Raises CheckpointError if one is missing or cannot be read.
     """
@@ -99,13 +99,13 @@ def recognises(checkpoint: Any) -> bool:
 
 
 def tensors(checkpoint: Any) -> dict[str, np.ndarray]:
-    """The network's tensors by name, with a row for each atomic number where the file has elements."""
+    """The network's tensors by name, with rows for atomic numbers instead of the elements of the file."""
     numbers, state = elements(checkpoint), dict(_state(checkpoint))
     width = _options(checkpoint)[1]["dim_node_embedding"]
     for name, first, shape in ((EMBEDDING, 1, (len(numbers), width)), (REFERENCES, 0, (len(numbers),))):
         rows = state.get(name)
         if rows is None:
-            continue  # told with what else is missing
+            continue  # reported with everything else that is missing
         if rows.shape != shape:
             raise CheckpointError(
                 f"{name}: found shape {brief(rows.shape)}, needed {shape}, {len(numbers)} rows as "
@@ -213,7 +213,7 @@ def rules(config: M3GNetConfig) -> list[Rule]:
 
 
 def set_aside(config: M3GNetConfig) -> dict[str, str]:
-    """Patterns of tensors that are not used, with the reason."""
+    """Patterns of tensors that are not used, each with the reason."""
     return {
         "|".join(map(re.escape, BUFFERS)): "the cutoff, which is among the hyperparameters",
         "data_mean": "zero",
@@ -222,7 +222,7 @@ def set_aside(config: M3GNetConfig) -> dict[str, str]:
 
 
 def _options(checkpoint: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The arguments of matgl's Potential, and of its M3GNet. Raises CheckpointError for what is neither."""
+    """The arguments of matgl's Potential, and of its M3GNet. Raises CheckpointError for anything else."""
     model = checkpoint["model.json"]
     around = model.get("kwargs") if isinstance(model, Mapping) else None
     inner = around.get("model") if isinstance(around, Mapping) else None
@@ -290,7 +290,7 @@ def _message(source: str, target: str) -> list[Rule]:
 
 
 def _later_layers(source: str, target: str, count: int) -> list[Rule]:
-    # The original counts activations too.
+    # The original also counts activations.
     return [
         _linear(f"{source}.{side}.{2 * n}", f"{target}/{name}_{n}")
         for n in range(1, count + 1)
@@ -299,7 +299,7 @@ def _later_layers(source: str, target: str, count: int) -> list[Rule]:
 
 
 def _sides(template: str) -> tuple[str, ...]:
-    """Weights of core and gate, then their biases."""
+    """Names of the weights of core and gate, then of their biases."""
     return tuple(f"{template.replace('{side}', s)}.{kind}" for kind in ("weight", "bias") for s in SIDES)
 
 
@@ -312,7 +312,7 @@ def _linear(source: str, target: str) -> Rule:
 
 
 def _split_message(core, gate, core_bias, gate_bias):
-    """W of [v_i, v_j, e_ij], core and gate, as products over atoms and over bonds."""
+    """Splits W of [v_i, v_j, e_ij], core and gate, into products over atoms and over bonds."""
     (core_i, core_j, core_e), (gate_i, gate_j, gate_e) = (np.split(w.T, 3) for w in (core, gate))
     atoms = np.concatenate([core_i, gate_i, core_j, gate_j], axis=1)
     return atoms, np.concatenate([core_e, gate_e], axis=1), np.concatenate([core_bias, gate_bias])

@@ -1,4 +1,4 @@
-"""MACE `.model` files: whole modules of mace-torch, as torch.save pickles them."""
+"""MACE `.model` files: whole modules of mace-torch, pickled by torch.save."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CONVENTION = (
 )
 LAYOUT = "a whole module of mace-torch, its .model"
 
-MODELS = {"mace.modules.models.MACE": False, "mace.modules.models.ScaleShiftMACE": True}  # whether it scales
+MODELS = {"mace.modules.models.MACE": False, "mace.modules.models.ScaleShiftMACE": True}  # True: it scales
 BLOCKS = {
     "mace.modules.blocks.RealAgnosticInteractionBlock": "agnostic",
     "mace.modules.blocks.RealAgnosticResidualInteractionBlock": "residual",
     "mace.modules.blocks.RealAgnosticDensityInteractionBlock": "density",
     "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": "density-residual",
 }
-# What is made of a model for other programs and libraries, by the beginning of the names of its classes.
+# Forms of a model made for other programs and libraries, by the beginning of the names of their classes.
 LAMMPS = ("mace.calculators.lammps", "lammps.")
 ACCELERATED = {
     "cuequivariance": "mace_cueq_to_e3nn FILE --output_model NEW",
@@ -45,10 +45,10 @@ CUTOFF = "mace.modules.radial.PolynomialCutoff"
 AGNESI = "mace.modules.radial.AgnesiTransform"
 SILU = "torch.nn.functional.silu"
 MOST_HEADS = 100
-RESIDUE = 1e-5  # of sums of float32 numbers of order one that should vanish
+RESIDUE = 1e-5  # bound of sums of float32 numbers of order one that should vanish
 
-# Attributes of the model that fix the architecture, with the only value supported here, which is also what a
-# file means that was saved before the attribute existed.
+# Attributes of the model that fix the architecture, with the only value supported here. A file that was saved
+# before the attribute existed means that value, too.
 SUPPORTED: dict[str, Any] = {
     "use_so3": False,
     "use_agnostic_product": False,
@@ -74,7 +74,7 @@ def recognises(checkpoint: Any) -> bool:
 
 
 def heads(checkpoint: Any) -> tuple[str, ...]:
-    """The names of the heads, which share all but reference energies, readouts, scales and shifts."""
+    """The names of the heads, which share all except reference energies, readouts, scales and shifts."""
     found = get(checkpoint, "heads", None) or ["Default"]
     names = list(found) if isinstance(found, list | tuple) and len(found) <= MOST_HEADS else []
     if not names or not all(isinstance(name, str) and len(name) <= 100 for name in names):
@@ -85,9 +85,9 @@ def heads(checkpoint: Any) -> tuple[str, ...]:
 
 
 def tensors(checkpoint: Any, head: str) -> dict[str, np.ndarray]:
-    """The tensors of the model with one `head`, by their paths; a model without scale and shift gets 1 and 0.
+    """The tensors of the model with one `head`, by path; a model without scale and shift gets 1 and 0.
 
-    Tensors without elements, which e3nn registers for biases that a layer lacks, are left out.
+    Empty tensors, which e3nn registers for biases that a layer lacks, are left out.
     """
     found = {name: array for name, array in registered(checkpoint).items() if array.size}
     if not MODELS.get(class_of(checkpoint), True):
@@ -113,11 +113,11 @@ def _of_head(name: str, array: np.ndarray, place: int, count: int, channels: int
             return np.reshape(array, (count, -1))[place]
         case ["readouts", _, "linear", "weight"]:
             return np.reshape(array, (-1, count))[:, place]
-        # The last readout masks its hidden features, but for a block that belongs to the head.
+        # The last readout masks its hidden features, except for a block that belongs to the head.
         case ["readouts", _, "linear_1", "weight"]:
             return np.reshape(array, (channels, count, -1))[:, place]
         case ["readouts", _, "linear_2", "weight"]:
-            # e3nn divides by the root of the number of hidden features, of all heads; one head has its own.
+            # e3nn divides by √(hidden features of all heads); for one head only its own features count.
             return np.reshape(array, (count, -1, count))[place, :, place] / np.sqrt(count)
     return array
 
@@ -133,7 +133,7 @@ def config(checkpoint: Any) -> MACEConfig:
 
 
 def _made_for_others(model: Any) -> str:
-    """What a model is that another program or library was to use, and where its original is; else empty."""
+    """Says what a model made for another program or library is, and where its original is; else empty."""
     if class_of(model).startswith(LAMMPS):
         return (
             f"this is an export for LAMMPS ({class_of(model)}). Take the .model file that it was made from, "
@@ -178,7 +178,7 @@ def _channels(checkpoint: Any) -> int:
 
 
 def _unsupported(model: Any) -> list[tuple[str, Any, Any]]:
-    """What of the model's classes, or else of its options, is none of those known here."""
+    """The classes of the model that are not supported; if there are none, its unsupported options."""
     kind = class_of(model)
     if kind not in MODELS:
         return [("the model", kind, " or ".join(MODELS))]
@@ -186,7 +186,7 @@ def _unsupported(model: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _classes(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Paths, the classes of the modules there, and the classes that are supported."""
+    """Paths, the classes of the modules there, and the supported classes."""
     for path, needed in (("bessel_fn", BESSEL), ("cutoff_fn", CUTOFF)):
         yield f"radial_embedding.{path}", class_of(at(model, f"radial_embedding.{path}")), needed
     transform = _class_at(model, "radial_embedding.distance_transform")
@@ -209,7 +209,7 @@ def _class_at(model: Any, path: str) -> str | None:
 
 
 def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Paths, what is found there, and what is supported."""
+    """Paths, the options found there, and the supported ones."""
     for name, needed in SUPPORTED.items():
         yield name, get(model, name, needed), needed
     yield "spherical_harmonics.normalize", at(model, "spherical_harmonics.normalize"), True
@@ -231,7 +231,7 @@ def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _acceleration(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Libraries that compute the same faster keep the weights in orders of their own."""
+    """Options of libraries that compute the same faster, with the weights in an order of their own."""
     for name in ("cueq_config", "oeq_config"):
         found = get(model, f"{path}.{name}", None)
         yield f"{path}.{name}.enabled", found is not None and get(found, "enabled", True), False
@@ -239,7 +239,7 @@ def _acceleration(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _network(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-    """A FullyConnectedNet: SiLU but after the last layer, and e3nn's usual variances."""
+    """Requires a FullyConnectedNet with SiLU except after the last layer, and e3nn's usual variances."""
     layers = _layers(model, path)
     for layer in layers:
         yield f"{layer}.act", _function(model, f"{layer}.act"), "None" if layer == layers[-1] else SILU
@@ -259,7 +259,7 @@ def _layers(model: Any, path: str) -> list[str]:
 
 
 def _config(model: Any) -> MACEConfig:
-    """The sizes; `_layout` compares all else with them."""
+    """The sizes of the model; `_layout` compares everything else with them."""
     blocks, products, readouts = (children(model, name) for name in ("interactions", "products", "readouts"))
     networks = [_layers(model, f"{block}.conv_tp_weights") for block in blocks]
     acts = [f"{layer}.act" for layers in networks for layer in layers[:-1]]
@@ -299,13 +299,13 @@ def _config(model: Any) -> MACEConfig:
         cutoff_on_basis=bool(get(model, "radial_embedding.apply_cutoff", True)),
         activation_scale=scales[0],
     )
-    limits.check(found, NAMES, CheckpointError)  # before what follows, which takes long where they are large
+    limits.check(found, NAMES, CheckpointError)  # checked first: the rest takes long for large values
     sources = [_coupling(_using(found, L, nu)[0], L, nu) for L, nu in found.couplings()]
     return replace(found, paths=tuple(tensor(model, path).shape[-1] for path in sources))
 
 
 def _layout(model: Any, c: MACEConfig) -> Iterator[tuple[str, Any, Any]]:
-    """Paths, what is found there, and what the rules below take for granted."""
+    """Paths, the layout found there, and the layout that the rules below assume."""
     numbers, f = len(c.elements), c.channels
     ordered = sorted({z for z in c.elements if 1 <= z <= 118})
     yield "atomic_numbers", sorted(c.elements), ordered
@@ -366,7 +366,7 @@ def _irreps(model: Any, path: str, needed: str) -> Iterator[tuple[str, Any, Any]
 
 
 def _linear(model: Any, path: str, inputs: str, outputs: str) -> Iterator[tuple[str, Any, Any]]:
-    """A Linear of e3nn without bias that mixes all inputs of an irrep, in their order, into all outputs."""
+    """Requires e3nn's Linear without bias that mixes all inputs of an irrep, in order, into all outputs."""
     ins = irreps(at(model, f"{path}.irreps_in"), f"{path}.irreps_in")
     outs = irreps(at(model, f"{path}.irreps_out"), f"{path}.irreps_out")
     yield f"{path}.irreps_in", _spell(_merged(ins)), inputs
@@ -388,12 +388,12 @@ def _instructions(model: Any, path: str) -> list[tuple]:
 
 
 def _spell(triples: Sequence[tuple[int, int, int]]) -> str:
-    """Irreps as e3nn writes them."""
+    """Irreps in e3nn's notation."""
     return "+".join(f"{n}x{l}{'e' if p == 1 else 'o'}" for n, l, p in triples)
 
 
 def _merged(triples: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Irreps with equal neighbours added up."""
+    """Irreps with equal neighbours merged."""
     merged: list[tuple[int, int, int]] = []
     for n, *irrep in triples:
         if merged and [*merged[-1][1:]] == irrep:
@@ -409,7 +409,7 @@ def _skipped(c: MACEConfig, layer: int) -> range:
 
 
 def _using(c: MACEConfig, L: int, nu: int) -> list[int]:
-    """The layers with the coupling (L, ν)."""
+    """The layers that use the coupling (L, ν)."""
     return [t for t in range(len(c.blocks)) if c.out_l(t) >= L and c.correlation[t] >= nu]
 
 
@@ -470,7 +470,7 @@ def rules(config: MACEConfig) -> list[Rule]:
 
 
 def _constants(c: MACEConfig) -> list[Rule]:
-    """Numbers that a file keeps and that training leaves alone."""
+    """Rules for constants of a file that training leaves alone."""
     basis, transform, zbl = (
         "radial_embedding.bessel_fn",
         "radial_embedding.distance_transform",
@@ -501,7 +501,7 @@ def _constants(c: MACEConfig) -> list[Rule]:
 
 
 def set_aside(config: MACEConfig) -> dict[str, str]:
-    """Patterns of tensors that are not used, with the reason."""
+    """Patterns of tensors that are not used, each with the reason."""
     return {
         r"atomic_numbers|num_interactions|(radial_embedding\.(bessel|cutoff)_fn\.)?r_max"
         r"|(radial_embedding\.cutoff_fn|pair_repulsion_fn)\.p": "read as hyperparameters",
@@ -516,7 +516,7 @@ def _flat(source: str, target: str, shapes: Sequence[tuple[int, int]]) -> Rule:
 
 
 def _parts(shapes: Sequence[tuple[int, ...]], weight: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The matrices of all l that lie one after the other in a flat tensor."""
+    """The matrices of all l, which are stored one after the other in a flat tensor."""
     sizes = [math.prod(shape) for shape in shapes]
     if weight.shape != (sum(sizes),):
         raise ValueError(f"found shape {weight.shape}, needed ({sum(sizes)},)")
@@ -555,9 +555,9 @@ def _same(first: np.ndarray, *others: np.ndarray) -> np.ndarray:
 
 
 def _folded(l_max: int, L: int, nu: int, *tensors: np.ndarray) -> np.ndarray:
-    """U_{M, i₁ … i_ν} of all layers, summed over the orders of the i, at the terms that symmetry allows.
+    """U_{M, i₁ … i_ν} of all layers, summed over permutations of the i, for the terms that symmetry allows.
 
-    In float64 whatever the file has, as sums of float32 are no float32.
+    The result is float64 whatever the file has, because sums of float32 numbers do not fit float32.
     """
     U = _same(*tensors).astype(np.float64)
     U = U if L else U[None]

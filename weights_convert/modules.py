@@ -1,6 +1,6 @@
-"""Walks torch modules as they lie in a pickled file: records whose states hold tensors and further modules.
+"""Walks torch modules in a pickled file: records whose states hold tensors and further modules.
 
-Code that a file carries (bytes of TorchScript, graphs of torch.fx) is never looked at.
+Code in a file (bytes of TorchScript, graphs of torch.fx) is never read.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from jaxmlip.system.borders import CheckpointError, brief, cut, listed, printable
 from weights_convert.torch_zip import Record
 
-# So many attributes of a module, modules above it, and modules in all; published ones have some dozens.
+# The most attributes of a module, modules above it, and modules in all; published models have some dozens.
 MOST_ATTRIBUTES, MOST_LEVELS, MOST_MODULES = 1_000, 30, 20_000
-LONGEST_IRREPS = 500  # in characters or in parts; what is cut off cannot be what a model needs
-PARTS = ("_parameters", "_buffers", "_modules")  # where a torch module keeps what is registered
+LONGEST_IRREPS = 500  # in characters or in parts; the rest is cut off, as no model needs it
+PARTS = ("_parameters", "_buffers", "_modules")  # a torch module keeps its registered members there
 
 
 def contents(module: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def contents(module: Any) -> dict[str, Any]:
 def at(module: Any, path: str) -> Any:
     """The tensor, module or attribute at the dotted `path` within `module`.
 
-    Raises CheckpointError, with what is there instead, where the path leads nowhere.
+    Raises CheckpointError, which says what is there instead, if the path leads nowhere.
     """
     here, names = module, path.split(".")
     for k, name in enumerate(names):
@@ -58,7 +58,7 @@ def get(module: Any, path: str, default: Any) -> Any:
 
 
 def number(module: Any, path: str) -> float:
-    """The number at `path`: a tensor of one element or a plain number. Raises CheckpointError for another."""
+    """The number at `path`: a tensor of one element or a plain number. Raises CheckpointError otherwise."""
     found = at(module, path)
     if isinstance(found, np.ndarray | np.generic) and found.size == 1 and found.dtype.kind in "biuf":
         return found.item()
@@ -76,7 +76,7 @@ def tensor(module: Any, path: str) -> np.ndarray:
 
 
 def children(module: Any, path: str) -> list[str]:
-    """The paths of what the ModuleList at `path` holds, in its order."""
+    """The paths of the modules in the ModuleList at `path`, in its order."""
     found = at(module, path)
     if class_of(found).split(".")[-1] != "ModuleList":
         raise CheckpointError(f"{path} is {brief(found)}, needed a list of modules.")

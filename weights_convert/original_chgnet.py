@@ -15,23 +15,23 @@ import numpy as np
 if TYPE_CHECKING:
     from ase import Atoms
 
-GPA = 160.21766208  # GPa in 1 eV/Å³, as the package has it
+GPA = 160.21766208  # GPa in 1 eV/Å³, the value of the package
 PACKAGES = ("torch", "chgnet")
 
 
 def missing() -> list[str]:
-    """Those of the packages that the functions below need and that are not installed."""
+    """The packages that the functions below need and that are not installed."""
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide the numbers."""
+    """The versions of the packages that affect the numbers."""
     return {name: metadata.version(name) for name in (*PACKAGES, "numpy", "ase", "pymatgen")}
 
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """The scope in which chgnet builds its graphs and networks in float64; it has no argument for that."""
+    """A scope in which chgnet builds graphs and networks in float64; it has no argument for that."""
     import chgnet.graph.converter
     import chgnet.graph.crystalgraph
     import chgnet.model.model
@@ -53,24 +53,24 @@ def float64() -> Iterator[None]:
 def read(checkpoint: Path) -> Any:
     """The package's network with the weights of `checkpoint`, within `float64()`.
 
-    torch.load runs what the file asks for: read it with weights_convert.torch_zip before, which refuses files
-    that ask for anything unusual.
+    torch.load runs code that the file asks for. So read it with weights_convert.torch_zip first, which
+    refuses files that ask for anything unusual.
     """
     import torch
     from chgnet.model.model import CHGNet
 
     saved = torch.load(checkpoint, map_location="cpu", weights_only=False)["model"]
-    # The files of 0.2.0 have these biases and do not mention them.
+    # The files of 0.2.0 have these biases without mentioning them.
     bias = "atom_conv_layers.0.mlp_out.layers.1.bias" in saved["state_dict"]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its number of parameters
+    with contextlib.redirect_stdout(io.StringIO()):  # chgnet prints its number of parameters
         model = CHGNet(**{**saved["model_args"], "mlp_out_bias": bias})
     model.load_state_dict(saved["state_dict"])
     return model.double().eval()
 
 
 def evaluate(model: Any, atoms: Atoms) -> dict[str, np.ndarray]:
-    """Energy (eV), forces (eV/Å), stress (eV/Å³), site_energies (eV), magmoms (μB) and, before the last
-    convolution, atom_features."""
+    """Energy (eV), forces (eV/Å), stress (eV/Å³), site_energies (eV), magmoms (μB) and
+    atom_features before the last convolution."""
     graph = _graph(model, atoms)
     # Not model.forward, which forms element fractions in float32 for the reference energies.
     found = model._compute(
@@ -95,7 +95,7 @@ def evaluate(model: Any, atoms: Atoms) -> dict[str, np.ndarray]:
 
 
 def hessian(model: Any, atoms: Atoms) -> np.ndarray:
-    """∂²E/∂r∂r (eV/Å²) as a (3N, 3N) matrix, each row a derivative of the forces by torch."""
+    """∂²E/∂r∂r (eV/Å²) as a (3N, 3N) matrix, each row a derivative of the forces, computed by torch."""
     import torch
 
     batch = _batch(model, _graph(model, atoms))

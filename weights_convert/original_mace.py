@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "mace")
 
-# Small models that differ from each other, and between them have every block and option that is converted.
+# Small models that all differ, and together have every block and option that is converted.
 COMMON: dict[str, Any] = {
     "atomic_numbers": [3, 8, 27],
     "r_max": 4.5,
@@ -87,24 +87,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def missing() -> list[str]:
-    """Those of the packages that the functions below need and that are not installed."""
+    """The packages that the functions below need and that are not installed."""
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide the numbers."""
+    """The versions of the packages that affect the numbers."""
     return {name: metadata.version(name) for name in ("torch", "mace-torch", "e3nn", "numpy", "ase")}
 
 
 @contextlib.contextmanager
 def precision(dtype: str = "float64") -> Iterator[None]:
-    """The scope in which networks and graphs are built in float32 or float64, through torch's default."""
+    """A scope in which networks and graphs are built in float32 or float64, through torch's default."""
     import torch
 
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        # It tells of accelerators that it lacks, and of functions that torch will remove.
+        # mace warns of missing accelerators, and of functions that torch will remove.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -117,10 +117,10 @@ def random_model(
 ) -> Any:
     """A model whose weights, reference energies, scales and shifts are random numbers of order one.
 
-    `blocks` are the interactions of the first and of the other layers; `options` go to the model's class.
+    `blocks` are the interactions of the first layer and of the others; `options` go to the model's class.
     """
     with precision(dtype):
-        import mace  # noqa: F401  before e3nn, to let it read its constants with newer versions of torch
+        import mace  # noqa: F401  before e3nn, so that it can read its constants with newer versions of torch
         import torch
         from e3nn import o3
         from mace.modules import blocks as interactions
@@ -173,8 +173,8 @@ def save(model: Any, path: Path) -> None:
 def read(checkpoint: Path) -> Any:
     """The model in `checkpoint`, in float64, within `precision()`.
 
-    torch.load runs what the file asks for: read it with weights_convert.torch_zip before, which refuses files
-    that ask for anything unusual.
+    torch.load runs code that the file asks for. So read it with weights_convert.torch_zip first, which
+    refuses files that ask for anything unusual.
     """
     import mace  # noqa: F401
     import torch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on the public index of Python whose wheels hold weights. Nothing in it is run."""
+    """A package on Python's public index (PyPI) whose wheels hold weights. No code in it is run."""
 
     project: str
     version: str
@@ -21,7 +21,7 @@ class Wheel:
 
     @property
     def pattern(self) -> str:
-        """The names of its wheels; they differ by platform, and the weights in them do not."""
+        """A pattern for the names of its wheels, which differ by platform; the weights in them do not."""
         return f"{self.project}-{self.version}-*.whl"
 
     def __str__(self) -> str:
@@ -30,13 +30,13 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Address:
-    """A place on the web below which published files lie under their names."""
+    """A web address below which published files are found by name."""
 
     url: str
 
     @property
     def folder(self) -> str:
-        """Its last part, the name of the folder that several files are published in."""
+        """The last part of the address: the name of the folder in which several files are published."""
         return self.url.rsplit("/", 1)[-1]
 
     def of(self, file: str) -> str:
@@ -49,10 +49,10 @@ class Address:
 
 @dataclass(frozen=True)
 class Source:
-    """Published weights, known by their content: a file, or a folder of several files."""
+    """Published weights, identified by their content: a file, or a folder of several files."""
 
     architecture: str
-    files: Mapping[str, str | None]  # published name -> sha256; None: not known, anything is accepted
+    files: Mapping[str, str | None]  # published name -> sha256; None: unknown, any content is accepted
     origin: Wheel | Address
     licence: str
     functional: str
@@ -71,7 +71,7 @@ class Source:
 
 
 def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
-    """The sha256 of a file, or of those of the `files` that are in a folder."""
+    """The sha256 of a file, or of each of `files` that exists in a folder."""
     from jaxmlip.system.files import sha256  # late, because jaxmlip imports this module
 
     if place.is_dir():
@@ -146,7 +146,7 @@ MODELS: dict[str, Source] = {
         "r2SCAN",
         "fitted to MatPES",
     ),
-    # As mace-torch 0.3.16 has the addresses; their contents are not known here.
+    # The addresses are from mace-torch 0.3.16; the contents are not known here.
     "mace-mp-0a-small": _mace(
         "2023-12-10-mace-128-L0_energy_epoch-249.model", "mace_mp_0", "invariant messages; fitted to MPtrj"
     ),

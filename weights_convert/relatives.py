@@ -1,4 +1,4 @@
-"""Honest files that hold these potentials in a form that is not read: what each is, and what to do."""
+"""Harmless files that hold these potentials in an unsupported form: names each form, and says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from weights_convert.modules import class_of
 from weights_convert.torch_zip import Record
 
-# A tensor that each of these networks has, by the name of which a state dict without a layout is told.
+# A tensor that each of these networks has; its name identifies a state dict without a layout.
 SIGNS = {
     "composition_model.fc.weight": "CHGNet",
     "node_embedding.linear.weight": "MACE",

@@ -1,4 +1,4 @@
-"""A converter is a table and a strict clerk: each tensor is used once or set aside, no parameter is left."""
+"""Conversion by a strict table: each tensor is used once or set aside, and each parameter is filled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxmlip.system.borders import CheckpointError, listed
 
 MOST_TENSORS = 5_000  # the largest networks of the known architectures have some hundreds
 LONGEST_NAME = 300
-SHARED = 80e6  # bytes that tensors under several names may have more than once
+SHARED = 80e6  # bytes that tensors under several names may repeat
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Rule:
     """Tensors of a checkpoint that become parameters of ours.
 
     Names are templates in which {k} stands for a number, the same in all of them. `make` takes one array for
-    each source and returns one for the target, or a tuple where there are several.
+    each source and returns one for the target, or a tuple if there are several targets.
     """
 
     sources: tuple[str, ...]
@@ -38,8 +38,8 @@ def convert(
     """The parameters that `rules` make of `tensors`, of the given `shapes` and with all of their names.
 
     `set_aside` maps patterns of tensor names to the reason for leaving them out. Raises CheckpointError
-    with every disagreement: a tensor that no rule or several rules use, a parameter that is not filled or
-    filled twice, a shape that differs, numbers that are no weights.
+    that lists every fault: a tensor that no rule or several rules use, a parameter that is not filled or
+    filled twice, a shape that differs, numbers that cannot be weights.
     """
     tensors = _weights(tensors, set_aside)
     uses: dict[str, int] = dict.fromkeys(tensors, 0)
@@ -76,7 +76,7 @@ def convert(
             f"the checkpoint and the model disagree in {len(wrong)} places; needed each tensor used once and "
             f"each parameter filled: {listed(wrong)}"
         )
-    # Not np.ascontiguousarray, which gives single numbers an axis.
+    # Not np.ascontiguousarray, because it gives single numbers an axis.
     return {name: np.asarray(made[name], order="C") for name in sorted(made)}
 
 

@@ -1,13 +1,13 @@
 """Reads torch checkpoints (the zip format of torch >= 1.6) without torch, and without running their contents.
 
-A checkpoint is a zip archive of raw storages and a pickle that says how they make up tensors. A pickle is a
-program: it names functions and calls them. The unpickler here knows a short list of harmless constructors and
+A checkpoint is a zip archive of raw storages and a pickle that says how they form tensors. A pickle is a
+program: it names functions and calls them. The unpickler here knows a short list of harmless constructors. It
 replaces every other class or function of the packages that write checkpoints by an inert record of its name
-and arguments. Names from anywhere else, such as os.system or builtins.eval, are refused. Nor can the file
-change the constructors or hand a state to a NumPy type (pickle's BUILD), because NumPy trusts such states.
+and arguments. Names from anywhere else, such as os.system or builtins.eval, are refused. The file cannot
+change the constructors, nor pass a state to a NumPy type (pickle's BUILD), because NumPy trusts such states.
 
-What a file can cost is bounded too: the opcodes of its pickle, the classes that it names, the bytes of its
-storages and of its tensors, the size of what it uses as keys. Honest files stay far below every bound.
+The cost of a file is bounded, too: the opcodes of its pickle, the classes that it names, the bytes of its
+storages and tensors, the size of its keys. Files of real models stay far below every bound.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ STORAGES = {
     "BoolStorage": np.bool_,
 }
 
-# Packages whose classes occur in checkpoints of these potentials, and in those of their relatives, which are
-# told apart by them. Their names become records; they are never imported.
+# Packages whose classes occur in checkpoints of these potentials and of related ones, which they help to
+# distinguish. The names become records; the packages are never imported.
 RECORDED = {
     *("torch", "numpy", "collections", "chgnet", "pymatgen", "matgl", "dgl", "mace", "e3nn"),
     *("cuequivariance", "cuequivariance_torch", "openequivariance", "torch_geometric", "lightning"),
     *("pytorch_lightning", "torchmetrics", "torch_ema", "ase", "scipy", "opt_einsum_fx", "lammps"),
 }
-# Of the standard library and the built-in names, those that do nothing when a file of weights calls them.
+# Names of the standard library and the built-ins that do no harm when a file of weights calls them.
 HARMLESS = {
     *("argparse.Namespace", "types.SimpleNamespace", "functools.partial", "uuid.UUID", "decimal.Decimal"),
     *("fractions.Fraction", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath"),
@@ -76,15 +76,15 @@ HARMLESS = {
 }
 OF_PYTHON = {*sys.stdlib_module_names, "__builtin__", "commands", "copy_reg", "exceptions"}  # or of Python 2
 
-# What runs things, and can be reached through a package as well: torch.serialization.os.system.
+# Names that run code; they can also be reached through a package: torch.serialization.os.system.
 RUNNERS = {
     *("os", "posix", "nt", "sys", "subprocess", "builtins", "__builtins__", "importlib", "shutil", "socket"),
     *("ctypes", "pty", "runpy", "pickle", "eval", "exec", "__import__", "__globals__", "__subclasses__"),
 }
 
-OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch < 1.6 begin
+OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the beginning of files of torch < 1.6
 
-# A file may cost so much. The largest of the published ones have 20,000 opcodes, and 30 classes.
+# Upper bounds of a file's cost. The largest published files have 20,000 opcodes, and 30 classes.
 MOST_OPCODES = 1_000_000
 MOST_CLASSES = 2_000
 MOST_PARTS_OF_A_KEY = 16
@@ -99,7 +99,7 @@ class Record:
     kwargs: dict[str, Any]
     state: Any
 
-    # Not __init__, which pickle passes by for objects that it makes through their class alone (NEWOBJ).
+    # Not __init__: pickle skips it for objects that it makes through their class alone (NEWOBJ).
     def __new__(cls, *args: Any, **kwargs: Any) -> Record:
         made = super().__new__(cls)
         made.args, made.kwargs, made.state = args, kwargs, None
@@ -177,7 +177,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> Any:
     program = archive.read(pickles[0])
     if not program.endswith(pickle.STOP):
         raise pickle.UnpicklingError("its pickle is cut off")
-    # An opcode takes a byte or more; long pickles hold compiled code, as few long strings.
+    # An opcode takes at least a byte; long pickles hold compiled code, in a few long strings.
     if len(program) > MOST_OPCODES and sum(1 for _ in pickletools.genops(program)) > MOST_OPCODES:
         raise CheckpointError(
             f"its pickle has more than {MOST_OPCODES:,} opcodes; a file of weights alone has some thousands."
@@ -196,13 +196,13 @@ class _StorageType:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler: its steps can be watched, and its memo holds what the file put there alone."""
+    """Python's own unpickler: its steps can be watched, and only the file can put objects in its memo."""
 
     def __init__(self, program: bytes, archive: zipfile.ZipFile, root: str, size: int):
         super().__init__(io.BytesIO(program), encoding="utf-8")
         self.archive, self.root = archive, root
-        self.unread = size  # bytes that storages may have: entries of an archive can share their bytes
-        self.unmade = size + REPEATS  # bytes that tensors may have
+        self.unread = size  # bytes that storages may still take: entries of an archive can share their bytes
+        self.unmade = size + REPEATS  # bytes that tensors may still take
         self.storages: dict[str, np.ndarray] = {}
         self.records: dict[str, type] = {}
         self.own = {
@@ -238,7 +238,7 @@ class _Unpickler(pickle._Unpickler):
         kind = owner if isinstance(owner, type) else type(owner)
         if not issubclass(kind, Record) or not isinstance(name, str):
             raise CheckpointError(_accusation(f"getattr({brief(owner)}, {brief(name)})"))
-        if kind.__qualname__ == "torch._C._VariableFunctionsClass":  # where torch keeps torch.tanh
+        if kind.__qualname__ == "torch._C._VariableFunctionsClass":  # torch keeps torch.tanh there
             return self._record("torch", name)
         return self._record(kind.__module__, f"{kind.__name__}.{name}")
 
@@ -289,7 +289,7 @@ class _Unpickler(pickle._Unpickler):
         steps = tuple(step * storage.itemsize for step in stride)
         return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
 
-    # A tuple that holds another twice, and that one again, is hashed for ever: keys are looked at first.
+    # Hashing nested tuples, each of which holds the next one twice, takes for ever: keys are checked first.
 
     def load_setitem(self) -> None:
         _check_keys(self.stack[-2:-1])
@@ -323,7 +323,7 @@ class _Unpickler(pickle._Unpickler):
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("it holds bytes of pickle protocol 5, which torch.save does not write")
 
-    dispatch = {  # noqa: RUF012 (as pickle has it)
+    dispatch = {  # noqa: RUF012 (same as in pickle)
         **pickle._Unpickler.dispatch,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
@@ -338,7 +338,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _stranger(module: str, name: str) -> str:
-    """Why a class or function that has no record is refused; an accusation where it would run something."""
+    """The reason to refuse a class or function without a record; an accusation if it would run something."""
     full = cut(f"{module}.{name}", 120)
     if module.split(".")[0] in OF_PYTHON:
         return _accusation(full)
@@ -361,7 +361,7 @@ def _accusation(what: str) -> str:
 
 
 def _strides_in_a_row(size: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a tensor whose elements lie one after the other."""
+    """The strides of a contiguous tensor."""
     return tuple(itertools.accumulate(size[:0:-1], operator.mul, initial=1))[::-1] if size else ()
 
 
@@ -402,7 +402,7 @@ def _set_of(kind: type) -> Callable[..., Any]:
 
 
 class _PlainType:
-    """A NumPy type of numbers. The state that a file gives it may tell its byte order, and nothing else."""
+    """A NumPy type of numbers. The state that a file gives it may only set its byte order."""
 
     def __init__(self, name: Any, *_: Any):
         if not isinstance(name, str) or len(name) > 20:
@@ -426,14 +426,14 @@ def _numpy_scalar(kind: Any, raw: Any) -> Any:
 
 
 def _codecs_encode(text: Any, encoding: Any = "latin1") -> bytes:
-    # How old pickle protocols write bytes.
+    # Old pickle protocols write bytes like this.
     if not isinstance(text, str):
         raise pickle.UnpicklingError(f"bytes are made of {brief(text)}, not of text")
     return text.encode("latin1")
 
 
 def _bytearray(data: Any = b"", *encoding: Any) -> bytearray:
-    if not isinstance(data, bytes | str):  # a number would ask for that much memory
+    if not isinstance(data, bytes | str):  # a number would allocate that much memory
         raise pickle.UnpicklingError(f"a bytearray is made of {type(data).__name__}, not of bytes")
     return bytearray(data, *encoding)
 
@@ -443,7 +443,7 @@ def _device(*name: Any) -> str:
 
 
 class _Constructor:
-    """One of the calls that a file may ask for. The file cannot change it."""
+    """A call that a file may ask for. The file cannot change it."""
 
     __slots__ = ("call",)
 
@@ -458,10 +458,10 @@ class _Constructor:
 
 
 ALLOWED: dict[str, Any] = {
-    # Built-in types cannot be changed, and OrderedDict is also made as an object of its class.
+    # Built-in types cannot be changed, and OrderedDict is also made through its class.
     "collections.OrderedDict": OrderedDict,
     "builtins.set": _Constructor(_set_of(set)),
-    "__builtin__.set": _Constructor(_set_of(set)),  # as pickle protocol 2 writes it
+    "__builtin__.set": _Constructor(_set_of(set)),  # name in pickle protocol 2
     "builtins.frozenset": _Constructor(_set_of(frozenset)),
     "__builtin__.frozenset": _Constructor(_set_of(frozenset)),
     "builtins.slice": slice,

@@ -1,4 +1,4 @@
-"""Compares a converted model with its original, where the package of that is installed."""
+"""Compares a converted model with its original, if the package of the original is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxmlip.potential import Potential, architecture_of
 from weights_convert import golden
 
-TOLERANCE = 1e-6  # of all quantities, in float64
+TOLERANCE = 1e-6  # for all quantities, in float64
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³", "magmoms": "μB"}
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.datasets import by_kind, data_file, lowest, read, where_there
+from experiments.datasets import by_kind, data_file, drawn, lowest, read, where_there
 from experiments.training.tuning import shape_for, tune
 from jaxmlip.crystals import batching
 from jaxmlip.data.labels import LabelledCrystal
@@ -28,9 +28,10 @@ from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
 from jaxmlip.potential import Potential, Prediction
 from jaxmlip.studies.compare import compare
-from jaxmlip.studies.study import Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, check_known, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import legend, panels, styles, with_intervals
+from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
@@ -69,9 +70,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    unknown = set(settings.methods) - set(METHODS)
-    if unknown:
-        raise ValueError(f"found the method {unknown.pop()!r}, needed some of {', '.join(METHODS)}.")
+    check_known("method", settings.methods, METHODS)
     material = Material.read(settings.data, settings.element)
     if len(material.crystal) < 2 * max(settings.sizes):
         raise ValueError(
@@ -138,16 +137,13 @@ class Material:
             f"{others[file]}, another element": read(there[file]) for file in others if file in there
         }
         families = {
-            name: frames if name == "surfaces" else _some(frames, rng) for name, frames in families.items()
+            name: frames if name == "surfaces" else drawn(frames, rng, SOME)
+            for name, frames in families.items()
+            if frames
         }
-        families = {name: frames for name, frames in families.items() if frames}
         bulk, run = lowest(strained) if strained else None, there.get(phonopy)
         constants = [c for c in read_labelled(run, "phonopy") if c.labels.columns is not None] if run else []
         return cls(crystal, bulk, families, read_phonopy(run) if run else None, constants)
-
-
-def _some(frames: list[LabelledCrystal], rng: np.random.Generator) -> list[LabelledCrystal]:
-    return [frames[k] for k in rng.permutation(len(frames))[:SOME]]
 
 
 def sizes_of(settings: Settings, method: str, material: Material) -> tuple[int, ...]:
@@ -189,10 +185,7 @@ def cured(
             potential,
             given[out:],
             TrainConfig(
-                loss=LOSS,
-                optimizer=OptimizerConfig(train=(TRAINED[method],)),
-                monitor="forces_mae",
-                keep=1,
+                loss=LOSS, optimizer=OptimizerConfig(train=(TRAINED[method],)), monitor="forces_mae", keep=1
             ),
             folder,
             epochs=max(1, min(settings.epochs, settings.frames_seen // (size - out))),
@@ -242,10 +235,7 @@ def in_families(potential: Potential, material: Material, held_out: list[Labelle
 
 
 def of_surfaces(
-    frames: list[LabelledCrystal],
-    predicted: list[Prediction],
-    bulk: LabelledCrystal,
-    of_bulk: Prediction,
+    frames: list[LabelledCrystal], predicted: list[Prediction], bulk: LabelledCrystal, of_bulk: Prediction
 ) -> dict[str, float]:
     """(E - N e_bulk) / 2A of slabs whose long axis is the third, all at DFT's positions."""
     areas = np.array([np.linalg.norm(np.cross(*f.atoms.cell.array[:2])) for f in frames])

@@ -27,9 +27,10 @@ from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.mechanics.relaxation import relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import diagonal, panels, styles, with_intervals
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -256,7 +257,7 @@ def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, An
         row = {}
         for side, cells, within in (("vacancy", "vacancy cells", ""), ("bulk", "bulk", " in bulk")):
             found = r[side]["slope"] or {}
-            row |= {f"rms force{within} / eV/Å": r[side]["force"], cells: _interval(found)}
+            row |= {f"rms force{within} / eV/Å": r[side]["force"], cells: Estimate.read(found)}
             row |= {f"r²{within}": found.get("r2")}
         slopes.append(of | row)
     alone = [[r[name] for name in ("model", "element", "defect", "atoms", "energy")] for r in formed]
@@ -310,12 +311,6 @@ def _steepness(xy: np.ndarray) -> float:
     return covariance / xx if xx > 0 else np.nan
 
 
-def _interval(found: Mapping[str, Any]) -> Estimate | None:
-    if not found:
-        return None
-    return Estimate(*(np.nan if found[k] is None else found[k] for k in ("value", "low", "high")))
-
-
 CAPTION = (
     "Above: energy of vacancy cells above the bulk crystal, a model against DFT. Below: slopes of forces in "
     "vacancy cells and in bulk frames of like force, with 95 % intervals."
@@ -334,7 +329,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
             for side, shift, face in (("vacancy", -0.12, style["color"]), ("bulk", 0.12, "none")):
                 if r[side]["slope"]:
                     at = list(looks).index(r["element"]) + shift
-                    with_intervals(below, [at], [_interval(r[side]["slope"])], ms=6, mfc=face, **style)
+                    with_intervals(below, [at], [Estimate.read(r[side]["slope"])], ms=6, mfc=face, **style)
         diagonal(above, "y = x", top)
         above.set(title=model, xlabel="E - N e_bulk of DFT / eV")
         below.axhline(1, color="0.3", lw=0.8)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.datasets import CLASSES, MAGNETIC, METALS, WITH_U
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

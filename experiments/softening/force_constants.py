@@ -32,7 +32,7 @@ from experiments.softening.force_constants_results import (
     silicon_table,
     tables,
 )
-from jaxmlip.studies.study import Study, load_models, run
+from jaxmlip.studies.study import Study, check_known, load_models, run
 from jaxmlip.system.arguments import Models
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     references = {r.name: r for r in RUNS}
-    if unknown := sorted(set(settings.runs) - set(references)):
-        raise ValueError(f"found the runs {', '.join(unknown)}, needed some of {', '.join(references)}.")
+    check_known("run", settings.runs, references)
     runs = {name: references[name].read(settings.data) for name in settings.runs}
     frames = silicon(settings)
     potentials = load_models(settings.model, "float64")
@@ -258,7 +257,7 @@ def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterabl
         moved = atoms.copy()
         moved.positions += amplitude * u
         graphs.append(potential.graph(moved))
-    shape = batching.BatchShape(*np.max([batching.shape_for([g]) for g in graphs], axis=0).tolist())
+    shape = batching.BatchShape.covering(batching.shape_for([g]) for g in graphs)
 
     @jax.jit
     def both(arrays, graph, u):

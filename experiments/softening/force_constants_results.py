@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import panels, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,11 +42,22 @@ def tables(found: Mapping[str, Rows]) -> list[Table]:
     return [
         summary_table(found),
         slope_table(found),
-        root_table(found),
-        range_table(found),
-        third_table(found),
-        amplitude_table(found),
-    ]
+        by_run("Is the root of the slope the ratio of frequencies?", found, root_cells),
+        by_run(
+            "Slope of force constants by range (Hessian)", found, range_cells, digits=2,
+            note=f"First neighbours: up to {SHELL} times the nearest distance of an atom.",
+        ),
+        by_run(
+            "Which modes are too soft? √(Σ model / Σ DFT) of the curvature along DFT's modes, by frequency",
+            found, third_cells,
+            note="Negative where the model is unstable along these modes: minus the root of the size.",
+        ),
+        by_run(
+            "Mean curvature along DFT's stiffest mode, model / DFT's harmonic one, by amplitude",
+            found, amplitude_cells,
+            note="Amplitude: of the atom that moves farthest. Mean curvature: restoring force over it.",
+        ),
+    ]  # fmt: skip
 
 
 def summary_table(found: Mapping[str, Rows]) -> Table:
@@ -68,25 +80,27 @@ def summary_table(found: Mapping[str, Rows]) -> Table:
     )
 
 
-def slope_table(found: Mapping[str, Rows]) -> Table | None:
+def by_run(
+    title: str,
+    found: Mapping[str, Rows],
+    cells: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    digits: int = 3,
+    note: str = "",
+) -> Table:
+    """A line for each run of each model; `cells` names and fills the columns behind these two."""
+    lines = [{"model": m, "run": row["run"], **cells(row)} for m, rows in found.items() for row in rows]
+    return Table.of(title, lines, digits, note)
+
+
+def slope_table(found: Mapping[str, Rows]) -> Table:
     lines = []
     for model, rows in found.items():
         for row, m in ((row, m) for row in rows for m in MEASURES if row[m]):
             others, modes = row[m]["without_self"], row[m]["modes"]
-            lines.append(
-                {
-                    "model": model,
-                    "run": f"{row['run']}, {row['functional']}",
-                    "model's from": MEASURES[m],
-                    "slope": row[m]["all"]["slope"],
-                    "slope without self terms": others["slope"],
-                    "inverse": others["inverse"],
-                    "r²": others["r2"],
-                    "shrinkage": others["shrinkage"],
-                    "mode slope": modes["slope"],
-                    "mean mode ratio": modes["mean"],
-                }
-            )
+            line = {"model": model, "run": f"{row['run']}, {row['functional']}", "model's from": MEASURES[m]}
+            line |= {"slope": row[m]["all"]["slope"], "slope without self terms": others["slope"]}
+            line |= {"inverse": others["inverse"], "r²": others["r2"], "shrinkage": others["shrinkage"]}
+            lines.append(line | {"mode slope": modes["slope"], "mean mode ratio": modes["mean"]})
     note = (
         "Slope: Σxy/Σxx over all elements, x DFT; inverse, r², shrinkage (1 - r²)/(1 - slope) without self "
         "terms. Mode slope: the model's quadratic form in DFT's eigenvectors against ω², at the wave vectors "
@@ -95,64 +109,32 @@ def slope_table(found: Mapping[str, Rows]) -> Table | None:
     return Table.of("Force constants, model against DFT", lines, note=note)
 
 
-def root_table(found: Mapping[str, Rows]) -> Table:
+def root_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     """Roots of slopes beside ratios of frequencies."""
-    lines = []
-    for model, rows in found.items():
-        for row in rows:
-            h, d = row["hessian"], row["displaced"]
-            cells = [root(h["modes"]["slope"]), h["ratios"]["maximum"], h["ratios"]["rms"]]
-            cells += [root(d["modes"]["slope"]), d["ratios"]["maximum"]] if d else [None, None]
-            cells.append(root(row["forces"]["slope"]) if d else None)
-            lines.append([model, row["run"], *cells])
-    columns = ("model", "run", "√mode slope, Hessian", "ω_max ratio", "ω_rms ratio")
-    columns += ("√mode slope, DFT's displacements", "ω_max ratio", "√force slope")
-    return Table("Is the root of the slope the ratio of frequencies?", columns, lines)
+    h, d = row["hessian"], row["displaced"]
+    cells = {"√mode slope, Hessian": root(h["modes"]["slope"]), "ω_max ratio": h["ratios"]["maximum"]}
+    cells |= {"ω_rms ratio": h["ratios"]["rms"]}
+    cells["√mode slope, DFT's displacements"] = root(d["modes"]["slope"]) if d else None
+    cells["their ω_max ratio"] = d["ratios"]["maximum"] if d else None
+    return cells | {"√force slope": root(row["forces"]["slope"]) if d else None}
 
 
-def range_table(found: Mapping[str, Rows]) -> Table:
-    lines = []
-    for model, rows in found.items():
-        for row in rows:
-            parts = [row["hessian"]["ranges"][name] for name in RANGES]
-            lines.append([model, row["run"], *(x for p in parts for x in (p["slope"], p["r2"]))])
-    return Table(
-        "Slope of force constants by range (Hessian)",
-        ("model", "run", *(x for name in RANGES for x in (name, "r²"))),
-        lines,
-        digits=2,
-        note=f"First neighbours: up to {SHELL} times the nearest distance of an atom.",
-    )
+def range_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    shown = [(name, label, of) for name in RANGES for label, of in ((name, "slope"), (f"{name}: r²", "r2"))]
+    return {label: row["hessian"]["ranges"][name][of] for name, label, of in shown}
 
 
-def third_table(found: Mapping[str, Rows]) -> Table:
-    parts = [(m, third) for m in MEASURES for third in THIRDS]
-    lines = [
-        [model, row["run"], *(root(row[m]["thirds"][third]) if row[m] else None for m, third in parts)]
-        for model, rows in found.items()
-        for row in rows
-    ]
-    return Table(
-        "Which modes are too soft? √(Σ model / Σ DFT) of the curvature along DFT's modes, by frequency",
-        ("model", "run", *(f"{third}, {MEASURES[m]}" for m, third in parts)),
-        lines,
-        note="Negative where the model is unstable along these modes: minus the root of the size.",
-    )
+def third_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{third}, {label}": root(row[m]["thirds"][third]) if row[m] else None
+        for m, label in MEASURES.items()
+        for third in THIRDS
+    }
 
 
-def amplitude_table(found: Mapping[str, Rows]) -> Table:
-    shown = (0, 2, 4, 6, 10)
-    lines = [
-        [model, row["run"], row["stiffest"]["THz"], *(row["stiffest"]["mean"][k] for k in shown)]
-        for model, rows in found.items()
-        for row in rows
-    ]
-    return Table(
-        "Mean curvature along DFT's stiffest mode, model / DFT's harmonic one, by amplitude",
-        ("model", "run", "ω_max of DFT / THz", *(f"{AMPLITUDES[k]:.1f} Å" for k in shown)),
-        lines,
-        note="Amplitude: of the atom that moves farthest. Mean curvature: restoring force over amplitude.",
-    )
+def amplitude_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    mean = {f"{AMPLITUDES[k]:.1f} Å": row["stiffest"]["mean"][k] for k in (0, 2, 4, 6, 10)}
+    return {"ω_max of DFT / THz": row["stiffest"]["THz"], **mean}
 
 
 def silicon_table(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> Table:
@@ -175,8 +157,7 @@ def silicon_table(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> T
 
 
 def slope_cells(row: Mapping[str, Any]) -> list[Any]:
-    low, high = (np.nan if x is None else x for x in row["interval"])
-    return [Estimate(row["slope"], low, high), row["inverse"], row["r2"], row["shrinkage"]]
+    return [Estimate.of(row["slope"], row["interval"]), row["inverse"], row["r2"], row["shrinkage"]]
 
 
 def findings(found: Mapping[str, Rows], elsewhere: Mapping[str, Rows]) -> list[str]:

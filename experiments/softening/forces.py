@@ -12,7 +12,7 @@ of the missing slope.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,11 @@ from experiments.datasets import MissingDataError, where_there
 from experiments.softening import groups
 from experiments.softening.groups import AT_REST, GROUPS, WBM, Grouped
 from jaxmlip.derivatives.slopes import force_slope
-from jaxmlip.studies.softening_scale import LOOSE, Frame, evenly, forces_by_material, record, table
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.softening_scale import Frame, describe, evenly, forces_by_material, record, table
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import legend, panels, strip, styles
+from jaxmlip.system.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,12 +60,12 @@ class Settings:
 
 def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
-    found, findings = read_all(settings)
-    taken = {key: evenly(frames, settings.frames) for key, frames in found.frames.items()}
+    data, findings = read_all(settings)
+    taken = {key: evenly(frames, settings.frames) for key, frames in data.frames.items()}
     study = Study("softening_forces", settings, potentials)
     for label in potentials:
-        measure(study, label, taken, found.broken)
-    of_run = [key_of(label, *key) for label in potentials for key in (*taken, *found.broken)]
+        measure(study, label, taken, data.broken)
+    of_run = [key_of(label, *key) for label in potentials for key in (*taken, *data.broken)]
     models, order = list(potentials), list(GROUPS)
     rows = sorted(
         study.done(of_run).values(),
@@ -73,10 +74,11 @@ def main(settings: Settings) -> None:
     if not rows:
         study.write([], {}, [*findings, "No slope was measured."])
         return
-    summary = summarise(rows)
-    tables = [summary_table(summary), published_table(rows), material_table(rows)]
+    found = grouped(rows)
+    tables = [summary_table(found), published_table(found), material_table(rows)]
+    told = [f"{m}, {group}: {describe(x)[0]}." for (m, group), x in found.items() if group in (OFF, WBM)]
     figures = {"softening_forces.png": (caption(rows), draw(rows))}
-    study.write(tables, figures, [*in_words(summary), *findings])
+    study.write(tables, figures, [*told, *findings])
 
 
 def read_all(settings: Settings) -> tuple[Grouped, list[str]]:
@@ -126,48 +128,18 @@ def measure(
         study.keep(name, of | record(slope))
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A model in one group: medians over materials with 95 % intervals, of draws of materials."""
-
-    model: str
-    group: str
-    materials: int
-    frames: int
-    slope: Estimate
-    below: Estimate  # share of slopes below 1
-    inverse: Estimate
-    inverse_below: float
-    deming: Estimate
-    r_squared: Estimate  # the slope of a model that only shrinks
-    shrinkage: Estimate | None  # share of 1 - slope that shrinkage explains at most; None: not soft
-    mae: Estimate
-    corrected_mae: Estimate
-    reduction: Estimate  # share of the MAE that dividing by the slope takes away
-
-
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
-    found = []
+def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Rows by model and group, with all groups off equilibrium as another one."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
-        of_model = [row for row in rows if row["model"] == model]
         for group in [*GROUPS, OFF]:
-            chosen = [
-                r for r in of_model if r["group"] == group or (group == OFF and r["group"] not in APART)
-            ]
-            if chosen:
-                found.append(_summary(model, group, chosen))
-    return found
+            alike = (group,) if group != OFF else [name for name in GROUPS if name not in APART]
+            found[model, group] = [r for r in rows if r["model"] == model and r["group"] in alike]
+    return {key: chosen for key, chosen in found.items() if chosen}
 
 
-def _summary(model: str, group: str, rows: Sequence[Mapping[str, Any]]) -> Summary:
-    def values(*names: str) -> np.ndarray:
-        return np.array([[np.nan if r[n] is None else r[n] for n in names] for r in rows])
-
-    def median(name: str) -> Estimate:
-        return bootstrap(values(name)[:, 0], np.median)
-
-    def below(x: np.ndarray) -> float:
-        return float(np.mean(x < 1))
+def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
+    """A model in a group: medians over materials with 95 % intervals."""
 
     def explained(x: np.ndarray) -> float:  # columns: slope, r²
         slope, r_squared = np.median(x, axis=0)
@@ -177,30 +149,21 @@ def _summary(model: str, group: str, rows: Sequence[Mapping[str, Any]]) -> Summa
         mae, corrected = np.median(x, axis=0)
         return 1 - corrected / mae if mae else np.nan
 
-    slope = median("slope")
-    return Summary(
-        model,
-        group,
-        len(rows),
-        sum(row["samples"] for row in rows),
-        slope,
-        bootstrap(values("slope")[:, 0], below),
-        median("inverse"),
-        below(values("inverse")[:, 0]),
-        median("deming"),
-        median("r_squared"),
-        bootstrap(values("slope", "r_squared"), explained) if slope.value < 1 else None,
-        median("mae"),
-        median("corrected_mae"),
-        bootstrap(values("mae", "corrected_mae"), reduction),
-    )
-
-
-def summary_table(summary: Sequence[Summary]) -> Table:
-    columns = ("model", "group", "materials", "frames", "slope", "share below 1", "inverse slope")
-    columns += ("Deming", "r² (slope of pure shrinkage)")
-    columns += ("explained by shrinkage at most", "MAE / eV/Å", "cMAE / eV/Å", "1 - cMAE / MAE")
-    shown = {s.group for s in summary}
+    lines = []
+    for (model, group), rows in groups.items():
+        names = ("slope", "inverse", "deming", "r_squared", "mae", "corrected_mae")
+        x = {n: np.array([np.nan if r[n] is None else r[n] for r in rows]) for n in names}
+        slope, inverse, deming, r_squared, mae, corrected = (bootstrap(x[n], np.median) for n in names)
+        soft = np.transpose([x["slope"], x["r_squared"]])
+        line = {"model": model, "group": group, "materials": len(rows)}
+        line |= {"frames": sum(row["samples"] for row in rows), "slope": slope}
+        line |= {"share below 1": bootstrap(x["slope"] < 1), "inverse slope": inverse, "Deming": deming}
+        line["r² (slope of pure shrinkage)"] = r_squared
+        line["explained by shrinkage at most"] = bootstrap(soft, explained) if slope.value < 1 else None
+        line |= {"MAE / eV/Å": mae, "cMAE / eV/Å": corrected}
+        line["1 - cMAE / MAE"] = bootstrap(np.transpose([x["mae"], x["corrected_mae"]]), reduction)
+        lines.append(line)
+    shown = {group for _, group in groups}
     note = (
         "slope: Σxy / Σxx, x DFT, y model. inverse: Σyy / Σxy, 1 for a model that errs by giving means. "
         "Deming: as if both sides had equal errors. cMAE: of model / slope. Intervals: 95 %, draws of "
@@ -208,22 +171,17 @@ def summary_table(summary: Sequence[Summary]) -> Table:
     )
     if OFF in shown:
         note += f" {OFF}: all but {', '.join(APART)}."
-    lines = [[getattr(s, f.name) for f in fields(s) if f.name != "inverse_below"] for s in summary]
-    return Table(
-        "Slope of model forces against DFT forces, medians over materials", columns, lines, note=note
-    )
+    return Table.of("Slope of model forces against DFT forces, medians over materials", lines, note=note)
 
 
-def published_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+def published_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
     """The WBM states beside published results on them."""
     lines = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        of = np.array([row["slope"] for row in rows if row["model"] == model and row["group"] == WBM])
-        if len(of):
-            below, mean = PUBLISHED.get(model, (None, None))
-            share = bootstrap(of, lambda x: float(np.mean(x < 1)))
-            line = {"model": model, "materials": len(of), "share below 1": share, "published": below}
-            lines.append(line | {"mean slope": bootstrap(of), "published mean": mean})
+    for (model, group), rows in groups.items():
+        if group == WBM:
+            of, (below, mean) = np.array([row["slope"] for row in rows]), PUBLISHED.get(model, (None, None))
+            line = {"model": model, "materials": len(of), "share below 1": bootstrap(of < 1)}
+            lines.append(line | {"published": below, "mean slope": bootstrap(of), "published mean": mean})
     return Table.of(
         "WBM high-energy states beside published values",
         lines,
@@ -232,43 +190,13 @@ def published_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     )
 
 
-def material_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+def material_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Each material but those of the WBM states: these are too many, and record.json has them."""
     shown = [row for row in rows if row["group"] != WBM]
     columns = {"model": "model", "group": "group", "material": "material"}
     columns |= {"frames": "samples", "rms force / eV/Å": "rms_force"}
     lines = [({column: row[name] for column, name in columns.items()}, row) for row in shown]
     return table("Each material", lines, f". {WBM}: in record.json." if len(shown) < len(rows) else "")
-
-
-def in_words(summary: Sequence[Summary]) -> list[str]:
-    """The results of the controls, a line for each model."""
-    lines = []
-    for model in dict.fromkeys(s.model for s in summary):
-        of = [s for s in summary if s.model == model and s.group != OFF]
-        told = [s for s in of if s.r_squared.value >= LOOSE]
-        soft = [s for s in told if s.shrinkage is not None]
-        words = [
-            f"{s.group}: {s.below.value:.0%} of {s.materials} slopes are below 1, median "
-            f"{s.slope.value:.3f}; {s.inverse_below:.0%} stay below 1 when all scatter is taken for "
-            "shrinkage (inverse slope)"
-            for s in summary
-            if s.model == model and s.group in (OFF, WBM)
-        ]
-        if soft:
-            parts = [f"{s.group} {s.slope.value:.2f}: {min(s.shrinkage.value, 1):.0%}" for s in soft]
-            words.append(
-                "median slopes, and how much of what is missing to 1 shrinkage explains at most: "
-                + ", ".join(parts)
-            )
-        stiff = [f"{s.group} {s.slope.value:.2f}" for s in told if s.shrinkage is None]
-        if stiff:
-            words.append(f"not soft: {', '.join(stiff)}")
-        loose = [s.group for s in of if s.r_squared.value < LOOSE]
-        if loose:
-            words.append(f"r² below {LOOSE}, so that slopes say little: {', '.join(loose)}")
-        lines.append(f"{model}: {'. '.join(w[0].upper() + w[1:] for w in words)}.")
-    return lines
 
 
 def caption(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,9 +21,10 @@ import numpy as np
 from ase import Atoms
 
 from experiments.datasets import MissingDataError, data_file
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, check_known, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,8 +59,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    if unknown := [host for host in settings.hosts if host not in HOSTS]:
-        raise ValueError(f"found the host {unknown[0]!r}, needed some of {', '.join(HOSTS)}.")
+    check_known("host", settings.hosts, HOSTS)
     potentials = load_models(settings.model)
     study = Study("migration", settings, potentials)
     findings: list[str] = []
@@ -275,7 +275,7 @@ def kra(energies: Any) -> float:
     return barriers(energies)[2]
 
 
-def silicon_table(potentials, settings: Settings, rows) -> Table | None:
+def silicon_table(potentials, settings: Settings, rows) -> Table:
     found = {name: rows[key] for name in potentials if (key := f"{name}: Si vacancy") in rows}
     reasons = [
         f" The band of {name} did not converge: {x['reason']}." for name, x in found.items() if "reason" in x
@@ -288,7 +288,7 @@ def silicon_table(potentials, settings: Settings, rows) -> Table | None:
                 "barrier of DFT / eV": kra(x["dft"]),
                 "of the model on DFT's images / eV": kra(x["single"]),
                 "of its own band / eV": kra(x["energies"]) if "energies" in x else None,
-                "force slope on DFT's way (95 %)": _estimate(x["slope"]),
+                "force slope on DFT's way (95 %)": Estimate.read(x["slope"]),
                 "force MAE / eV/Å": x["mae"],
                 "frames": x["frames"],
             }
@@ -300,7 +300,7 @@ def silicon_table(potentials, settings: Settings, rows) -> Table | None:
     )
 
 
-def host_table(potentials, settings: Settings, rows) -> Table | None:
+def host_table(potentials, settings: Settings, rows) -> Table:
     lines = []
     for host in settings.hosts:
         found = {name: rows.get(f"{name}: Mg in {host}") for name in potentials}
@@ -311,12 +311,10 @@ def host_table(potentials, settings: Settings, rows) -> Table | None:
     note = (
         "No DFT was done for these: they show how far models differ. Cells are neutral and as large as given."
     )
-    return (
-        Table("KRA barriers of Mg / eV", ("path", "atoms", *potentials), lines, note=note) if lines else None
-    )
+    return Table("KRA barriers of Mg / eV", ("path", "atoms", *potentials), lines, note=note)
 
 
-def hop_table(potentials, settings: Settings, rows) -> Table | None:
+def hop_table(potentials, settings: Settings, rows) -> Table:
     lines = []
     for name in potentials:
         pairs = _pairs(name, rows)
@@ -325,9 +323,8 @@ def hop_table(potentials, settings: Settings, rows) -> Table | None:
             error = bootstrap(pairs, lambda p: np.mean(np.abs(p[:, 1] - p[:, 0])))
             signed = bootstrap(pairs, lambda p: np.mean(p[:, 1] - p[:, 0]))
             lines.append([name, len(pairs), error, signed, low])
-    if not lines:
-        return None
-    lines += [[name, 477, error, None, share] for name, error, share in PUBLISHED]
+    if lines:
+        lines += [[name, 477, error, None, share] for name, error, share in PUBLISHED]
     columns = ("model", "hops", "MAE / eV", "mean error / eV", "below DFT / %")
     return Table(
         "KRA barriers of ApproxNEB hops against DFT", columns, lines, note="Published: 470 or 477 hops."
@@ -338,10 +335,6 @@ def _pairs(name: str, rows) -> np.ndarray:
     """KRA of DFT and of the model, eV, (hops, 2)."""
     start = f"{name}: hop "
     return np.array([[kra(x["dft"]), kra(x["energies"])] for key, x in rows.items() if key.startswith(start)])
-
-
-def _estimate(x: dict) -> Estimate:
-    return Estimate(*(float("nan") if v is None else v for v in x.values()))
 
 
 def draw(potentials, settings: Settings, rows) -> Figure:

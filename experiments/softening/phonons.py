@@ -22,15 +22,22 @@ from ase import Atoms
 
 from experiments.datasets import PHONOPY, RUNS, data_file
 from jaxmlip.mechanics.relaxation import relax_many
-from jaxmlip.phonons.commensurate import interpolated_frequencies
-from jaxmlip.studies.phonondb import Spectrum, read_phonondb
-from jaxmlip.studies.softening import MARKERS, PUBLISHED, Job, imaginary, jobs_of, ratios, supercell_of
-from jaxmlip.studies.study import Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.phonondb import read_phonondb
+from jaxmlip.studies.softening import (
+    PUBLISHED,
+    draw,
+    jobs_of,
+    ratios,
+    spectra_of,
+    summary_table,
+    supercell_of,
+)
+from jaxmlip.studies.study import Study, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from jaxmlip.phonons.modes import Modes
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 FOLDER = "phonondb_PBE_103"
 CELLS = ("DFT's cell", "relaxed")
-MEASURES = {"hessian": "Hessian", "displaced": "displaced"}
+NAMES = {"hessian": "Hessian", "displaced": "displaced"}
 LIKE_PUBLISHED = ("relaxed", "displaced")
 
 
@@ -67,20 +74,21 @@ def main(settings: Settings) -> None:
     for name in study.potentials:
         known = study.known(name, {f"{m.formula} ({m.id})": m for m in materials}, lambda m: m.atoms.numbers)
         found[name] = phonons(study, settings, name, list(known.values()))
-    tables = [ratio_table(found), group_table(found, "structure"), group_table(found, "anions")]
+    shown = tables(found)
     if examples:
         of = study.ask(
             "phonopy's examples", examples, lambda it: it.supercell.numbers, on_example, "{} | example | {}"
         )
-        tables.append(example_table(of))
+        shown.append(example_table(of))
     drawn = {model: rows for model, rows in found.items() if rows}
     figures = {}
     if drawn:
         caption = "Ratios of the highest frequency, model / DFT; as published: displacements, relaxed cell"
         figures["softening_phonons.png"] = (caption, histogram(drawn))
-        caption = "The same ratio against DFT's highest frequency, from the Hessian in DFT's cell"
-        figures["softening_phonons_by_frequency.png"] = (caption, scatter(drawn))
-    study.write(tables, figures, findings(found))
+        caption = "The highest and the mean frequency in DFT's cell, model against DFT"
+        at_dft = {model: of_cell(rows, CELLS[0]) for model, rows in drawn.items()}
+        figures["softening_phonons_by_frequency.png"] = (caption, draw(at_dft, settings.displacement))
+    study.write(shown, figures, findings(found))
 
 
 def phonons(
@@ -101,17 +109,16 @@ def phonons(
 
     def measure(key: str) -> dict[str, Any]:
         material, cell, atoms = crystals[key]
-        return {
-            "model": name,
-            "id": material.id,
-            "formula": material.formula,
-            "structure": material.structure,
-            "anions": material.anions,
-            "cell": cell,
-            "volume_ratio": atoms.cell.volume / material.atoms.cell.volume,
-            "dft": vars(material.dft),
-            **spectra_of(potential, material, jobs[key], settings),
-        }
+        if not material.dft.maximum > 0:
+            raise ValueError(f"{material.id} ({material.formula}): found no real mode of DFT, needed some.")
+        accuracy = (settings.displacement, settings.tolerance)
+        row, modes, displaced = spectra_of(potential, material, jobs[key], *accuracy)
+        same, weights = representatives(modes, material), material.modes.weights
+        for measure, thz in zip(NAMES, (modes.frequencies, displaced), strict=True):
+            square = ((thz[same] - material.modes.thz) ** 2).mean(axis=1)
+            row[measure]["rms_difference"] = float(np.sqrt(np.average(square, weights=weights)))
+        volume = atoms.cell.volume / material.atoms.cell.volume
+        return {"model": name, "anions": material.anions, "cell": cell, "volume_ratio": volume, **row}
 
     return list(study.each(f"phonons of {name}", list(crystals), measure).values())
 
@@ -134,23 +141,6 @@ def relaxed(
     }
 
 
-def spectra_of(
-    potential: Potential, material: Material, job: Job, settings: Settings
-) -> dict[str, dict[str, Any]]:
-    """By measure, the highest, mean and lowest frequency, and the rms difference of modes to DFT's (THz)."""
-    if not material.dft.maximum > 0:
-        raise ValueError(
-            f"{material.id} ({material.formula}): DFT has no real mode, needed some to compare with."
-        )
-    modes = job.modes(potential, material.mesh, tolerance=settings.tolerance)
-    constants = job.constants(potential, settings.displacement)
-    thz = {
-        "hessian": modes.frequencies[representatives(modes, material)],
-        "displaced": interpolated_frequencies(constants, material.modes.q_points),
-    }
-    return {name: summed_up(x, material) for name, x in thz.items()} | {"method": modes.method}
-
-
 def representatives(modes: Modes, material: Material) -> np.ndarray:
     """The wave vector of `modes` equivalent to each of DFT's. Raises ValueError where stars differ."""
     shape, dft = np.array(material.mesh), material.modes
@@ -164,68 +154,28 @@ def representatives(modes: Modes, material: Material) -> np.ndarray:
     return found
 
 
-def summed_up(thz: np.ndarray, material: Material) -> dict[str, Any]:
-    weights = material.modes.weights
-    square = ((thz - material.modes.thz) ** 2).mean(axis=1)
-    rms = float(np.sqrt(np.average(square, weights=weights)))
-    return vars(Spectrum.of(thz, weights)) | {"rms_difference": rms}
-
-
 def of_cell(rows: Rows, cell: str) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["cell"] == cell]
 
 
-def unstable(rows: Rows, measure: str) -> int:
-    """The number of rows with an imaginary mode where DFT has none."""
-    return int((imaginary(rows, measure) & ~imaginary(rows, "dft")).sum())
+def tables(found: Mapping[str, Rows]) -> list[Table]:
+    """Ratios of all materials by cell and measure, and of two of these by structure and by anions."""
 
+    def table(title: str, kinds: Sequence[tuple[str, str]], by: str = "", note: str = "") -> Table:
+        groups = []
+        for model, rows in found.items():
+            for part in sorted({row[by] for row in rows}) if by else ("",):
+                some = [row for row in rows if not by or row[by] == part]
+                labels = {"model": model} | ({by: part} if by else {})
+                for cell, measure in kinds:
+                    label = labels | {"cell, measure": f"{cell}, {NAMES[measure]}"}
+                    groups.append((label, of_cell(some, cell), measure))
+        return summary_table(title, groups, note)
 
-def below_1(values: np.ndarray) -> float:
-    return float(np.mean(values < 1))
-
-
-def ratio_table(found: Mapping[str, Rows]) -> Table:
-    """All materials, by model, cell and measure."""
-    lines = []
-    for model, rows in found.items():
-        for cell in CELLS:
-            some = of_cell(rows, cell)
-            for measure, label in MEASURES.items():
-                highest = ratios(some, measure)
-                medians = [bootstrap(highest, np.median), bootstrap(highest, below_1)]
-                medians.append(bootstrap(ratios(some, measure, "mean"), np.median))
-                medians.append(bootstrap([row[measure]["rms_difference"] for row in some], np.median))
-                lines.append([model, f"{cell}, {label}", len(some), *medians, unstable(some, measure)])
-        if model in PUBLISHED:
-            lines.append([model, "published", "298; 229", *PUBLISHED[model], None, None, None])
-    columns = ("model", "cell, measure", "materials", "ω_max ratio, median", "share below 1")
-    columns += ("ω_mean ratio, median", "rms difference / THz, median", "imaginary modes")
-    note = (
-        "Published: displacements about the relaxed cell, as 'relaxed, displaced', of other materials "
-        "against PBEsol (PhononDB); the median of 298 from janosh/ffonons, the share of 229 from Deng et al. "
-        "2025. Here DFT is PBE (phononDB-PBE). Imaginary: materials with a mode below -0.1 THz, of which DFT "
-        "has none. 95 % intervals by bootstrap over materials."
-    )
-    return Table("Frequencies, model / DFT", columns, lines, note=note)
-
-
-def group_table(found: Mapping[str, Rows], by: str) -> Table:
-    """Ratios of the highest frequency by kind of material."""
-    lines = []
-    for model, rows in found.items():
-        for kind in sorted({row[by] for row in rows}):
-            some = [row for row in rows if row[by] == kind]
-            line: list[Any] = [model, kind, len(of_cell(some, CELLS[0]))]
-            for cell, measure in ((CELLS[0], "hessian"), LIKE_PUBLISHED):
-                values = ratios(of_cell(some, cell), measure)
-                line += [bootstrap(values, np.median), bootstrap(values, below_1).value]
-            lines.append(line)
-    columns = [f"{cell}, {MEASURES[m]}" for cell, m in ((CELLS[0], "hessian"), LIKE_PUBLISHED)]
-    return Table(
-        f"ω_max ratio by {by}",
-        ("model", by, "materials", *(x for c in columns for x in (f"{c}: median", "share below 1"))),
-        lines,
-    )
+    kinds = [(cell, measure) for cell in CELLS for measure in NAMES]
+    every = table("Frequencies, model / DFT", kinds, note="Here DFT is PBE (phononDB-PBE).")
+    shown = ((CELLS[0], "hessian"), LIKE_PUBLISHED)
+    return [every, *(table(f"The same by {by}", shown, by) for by in ("structure", "anions"))]
 
 
 def read_examples(settings: Settings) -> dict[str, Any]:
@@ -244,7 +194,7 @@ def on_example(potential: Potential, example: Any) -> dict[str, Any]:
     return {"potential": potential.name, **row.record()}
 
 
-def example_table(compared: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table | None:
+def example_table(compared: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
     return Table.of(
         "phonopy's examples: the same displacements and cells as DFT (PBE)",
         (
@@ -293,7 +243,7 @@ def histogram(found: Mapping[str, Rows]) -> Figure:
         ):
             values = ratios(of_cell(rows, cell), measure)
             median = np.median(values) if len(values) else np.nan
-            label = f"{cell}, {MEASURES[measure]}: median {median:.2f}"
+            label = f"{cell}, {NAMES[measure]}: median {median:.2f}"
             axes.hist(np.clip(values, 0, edges[-1]), edges, color=colour, label=label, **style)
             axes.axvline(median, color=colour, lw=1.6, ls=style.get("ls", "-"))
         if model in PUBLISHED:
@@ -307,34 +257,6 @@ def histogram(found: Mapping[str, Rows]) -> Figure:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
     axes.set_xlabel("highest frequency, model / DFT")
     return figure
-
-
-def scatter(found: Mapping[str, Rows]) -> Figure:
-    """The ratio against DFT's highest frequency, a panel for each model, a marker for each structure."""
-    figure, lines = panels(len(found), each=(6.4, 2.9), spare=(0, 0.4), sharex=True, sharey=True)
-    classes = sorted({row["anions"] for rows in found.values() for row in rows})
-    for (axes,), (model, rows) in zip(lines, found.items(), strict=True):
-        some = of_cell(rows, CELLS[0])
-        for kind, marker in MARKERS.items():
-            for colour, anions in zip(COLOURS, classes, strict=False):
-                group = [row for row in some if row["structure"] == kind and row["anions"] == anions]
-                x, y = [row["dft"]["maximum"] for row in group], ratios(group, "hessian")
-                axes.plot(x, y, marker, color=colour, ms=5, alpha=0.8)
-        axes.axhline(1, color="0.5", lw=0.9)
-        axes.set_ylabel("ω_max, model / DFT")
-        axes.set_title(model, loc="left", fontsize=10)
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel("highest frequency, DFT (THz)")
-    legend(lines[0, 0], MARKERS, dict(zip(classes, COLOURS, strict=False)))
-    return figure
-
-
-def legend(axes: Axes, markers: Mapping[str, str], colours: Mapping[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], ls="", marker=m, color="0.4", label=kind) for kind, m in markers.items()]
-    handles += [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in colours.items()]
-    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower right")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.datasets import lowest, read, where_there
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -280,7 +281,7 @@ def _of_way(row: dict, way: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(np.array(row[way][name]) for name in ("x", "dft", "model"))
 
 
-def alloy_table(potentials, alloys, rows) -> Table | None:
+def alloy_table(potentials, alloys, rows) -> Table:
     lines = []
     for name in potentials:
         known = {alloy: rows[key] for alloy in alloys if (key := f"{name}: {alloy}") in rows}
@@ -300,7 +301,7 @@ def alloy_table(potentials, alloys, rows) -> Table | None:
         "model in that frame or relaxed. Slopes through the origin, model against DFT. Energies of what the "
         "model relaxed are compared with those of what DFT relaxed."
     )
-    return Table("Alloys, energies of mixing", columns, lines, digits=2, note=note) if lines else None
+    return Table("Alloys, energies of mixing", columns, lines, digits=2, note=note)
 
 
 def oxide_points(name: str, compositions, rows) -> dict[float, np.ndarray]:
@@ -309,18 +310,16 @@ def oxide_points(name: str, compositions, rows) -> dict[float, np.ndarray]:
     return {x: np.array(rows[key]["energies"]) for x, key in keys.items() if key in rows}
 
 
-def oxide_table(potentials, compositions, rows) -> Table | None:
+def oxide_table(potentials, compositions, rows) -> Table:
     lines = []
     for name in potentials:
         for x, energies in oxide_points(name, compositions, rows).items():
             unfinished = rows[f"{name}: Ca fraction {x:g}"]["not relaxed"]
             numbers = [len(energies), unfinished, bootstrap(energies), energies.min(), energies.max()]
             lines.append([name, f"{x:g}", f"{2 * x:g}", *numbers])
-    if not lines:
-        return None
-    lines += [
-        [f"{name}, published", "0.5 or 0.25", "", None, None, e, None, None] for name, e in PUBLISHED.items()
-    ]
+    if lines:
+        published = ("0.5 or 0.25", "", None, None)
+        lines += [[f"{name}, published", *published, e, None, None] for name, e in PUBLISHED.items()]
     columns = ("model", "Ca of cations", "x", "orderings", "not relaxed")
     columns += ("mean / eV/f.u. (95 %)", "lowest", "highest")
     note = (

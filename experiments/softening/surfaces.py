@@ -25,9 +25,10 @@ from experiments.softening.bulk import Bulk, read_present, undeformed
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.mechanics.relaxation import Relaxation, relax_many
 from jaxmlip.potential import Potential
-from jaxmlip.studies.study import Estimate, Study, Table, bootstrap, load_models, run
+from jaxmlip.studies.study import Study, bootstrap, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import diagonal, panels, styles
+from jaxmlip.system.tables import Estimate, Table
 from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 
 if TYPE_CHECKING:

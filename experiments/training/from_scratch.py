@@ -22,9 +22,10 @@ from experiments.training.networks import WIDTHS, small
 from experiments.training.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
-from jaxmlip.studies.study import Study, Table, run
+from jaxmlip.studies.study import Study, check_known, run
 from jaxmlip.system.console import say
 from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig, hyperparameters
 from jaxmlip.training.loop import Trained, Validated
 from jaxmlip.training.losses import LossConfig
@@ -51,9 +52,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    unknown = set(settings.models) - set(WIDTHS)
-    if unknown:
-        raise ValueError(f"found the model {unknown.pop()!r}, needed some of {', '.join(WIDTHS)}.")
+    check_known("model", settings.models, WIDTHS)
     frames = read(data_file(settings.data, "maml_MoNbTaW/Mo_AIMD.extxyz.gz"))
     order = np.random.default_rng(settings.seed).permutation(len(frames))
     held = max(1, len(frames) // 10)

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.datasets import against_dft, data_file, read
+from experiments.datasets import against_dft, data_file, drawn, read
 from experiments.training.tuning import tune
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.readers import read_labelled
 from jaxmlip.phonons.phonopy_files import read_phonopy
 from jaxmlip.potential import Potential
 from jaxmlip.studies.compare import compare
-from jaxmlip.studies.study import Study, Table, load_models, run
+from jaxmlip.studies.study import Study, load_models, run
 from jaxmlip.system.arguments import Model
 from jaxmlip.system.console import say
 from jaxmlip.system.plots import COLOURS, legend, panels
+from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.loop import Trained
 from jaxmlip.training.losses import LossConfig
@@ -79,11 +80,11 @@ def main(settings: Settings) -> None:
     rng = np.random.default_rng(settings.seed)
     replayed, held_out = [], {}
     for name in REPLAYED:
-        frames = _some(read(data_file(settings.data, name)), rng, 100)
+        frames = drawn(read(data_file(settings.data, name)), rng, 100)
         replayed += frames[20:]
         held_out[f"{Path(name).name.split('.')[0]}, held out"] = frames[:20]
     for name in ELSEWHERE:
-        frames = _some(read(data_file(settings.data, name)), rng, 20)
+        frames = drawn(read(data_file(settings.data, name)), rng, 20)
         held_out[f"{Path(name).name.split('.')[0]}, not replayed"] = frames
     potentials = load_models([settings.model])
     (start,) = potentials.values()
@@ -180,10 +181,6 @@ def figure(rows: dict[str, dict[str, Any]]) -> Figure:
     axes[0].axhline(1, color="k", lw=0.8)
     legend(result, "upper", ncols=len(rows))
     return result
-
-
-def _some(frames: list[LabelledCrystal], rng: np.random.Generator, count: int) -> list[LabelledCrystal]:
-    return [frames[k] for k in rng.permutation(len(frames))[:count]]
 
 
 if __name__ == "__main__":

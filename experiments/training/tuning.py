@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from jaxmlip.crystals import batching
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal
@@ -58,5 +56,4 @@ def shape_for(
 ) -> batching.BatchShape:
     """A shape that fits any `batch_size` of these frames."""
     largest = MemorySplit.from_crystals(frames, potential.cutoffs).sizes.max(axis=0)
-    spare = np.array([1, 1, 0, 0])
-    return batching.BatchShape(*map(int, largest * batch_size + spare), batch_size)
+    return batching.BatchShape.holding(largest * batch_size, batch_size)

@@ -44,8 +44,9 @@ from experiments.transfer.energy_pairs import (
     read_pair,
     read_set,
 )
-from jaxmlip.studies.study import Estimate, Study, StudyError, Table, bootstrap, run
-from jaxmlip.system.plots import COLOURS, diagonal, panels, styles
+from jaxmlip.studies.study import Study, StudyError, bootstrap, run
+from jaxmlip.system.plots import COLOURS, diagonal, element_ticks, panels, styles
+from jaxmlip.system.tables import Estimate, Table
 from jaxmlip.training.references import References, refit
 
 if TYPE_CHECKING:
@@ -202,13 +203,6 @@ def pearson(sums: np.ndarray) -> float:
     return float((n * xy - x * y) / np.sqrt(spread)) if spread > 0 else float("nan")
 
 
-def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
-    """An Estimate as rows keep it."""
-    if found is None:
-        return None
-    return Estimate(*(float("nan") if found[k] is None else found[k] for k in Estimate._fields))
-
-
 ByKey = Mapping[str, tuple[Pairs, Part]]
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -220,15 +214,15 @@ def correlation_table(by_key: ByKey, rows: Rows) -> Table:
     for key, row in rows.items():
         pairs, part = by_key[key]
         start = [f"{pairs.name}, {part.name}"]
-        numbers = [row["number"], row["groups"], row["unknowns"], estimate(row["raw"])]
-        force = estimate(row.get("forces")), row.get("force_difference")
-        energies = estimate(row["after"]), row["difference"], row["difference_after"]
+        numbers = [row["number"], row["groups"], row["unknowns"], Estimate.read(row["raw"])]
+        force = Estimate.read(row.get("forces")), row.get("force_difference")
+        energies = Estimate.read(row["after"]), row["difference"], row["difference_after"]
         lines.append([*start, *numbers, *energies, *force, "yes" if row["determined"] else "no"])
         if "elsewhere" in row:
             its = row["elsewhere"]
             words = f"{start[0]}: {pairs.where} subtracted"
-            middle = [its["number"], its["groups"], 0, None, estimate(its["rho"]), None, its["difference"]]
-            lines.append([words, *middle, None, None, None])
+            middle = [its["number"], its["groups"], 0, None, Estimate.read(its["rho"]), None]
+            lines.append([words, *middle, its["difference"], None, None, None])
     columns = ("structures", "number", "materials", "unknowns", "ρ raw", "ρ after")
     columns += ("rms difference raw / eV/atom", "after", "ρ of forces", "rms difference / eV/Å", "determined")
     note = (
@@ -315,7 +309,7 @@ def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
             style = {"ms": 3, "alpha": 0.5, "mew": 0, "color": COLOURS[k]}
             ax.plot(*xy.T, marker, ls="", rasterized=True, **style)
             diagonal(ax)
-            value = "-" if its is None else f"{estimate(its).value:.4f}"
+            value = "-" if its is None else f"{Estimate.read(its).value:.4f}"
             ax.set_title(f"{pairs.name.split(':')[0]}, {part.name}\nρ = {value}", fontsize="small")
             first, second = pairs.functionals
             ax.set_xlabel(f"{first}: {quantity} / eV/atom", fontsize="x-small")
@@ -325,15 +319,12 @@ def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
 
 
 def draw_shifts(found: Mapping[str, Mapping[int, float]]) -> Figure:
-    from ase.data import chemical_symbols
-
     figure, ((ax,),) = panels(each=(9.0, 3.6), spare=(0, 0))
     for name, style in styles(found).items():
         shift = found[name]
         ax.plot(list(shift), list(shift.values()), ls="", ms=4, mfc="none", label=name, **style)
     elements = sorted({z for of in found.values() for z in of})
-    labels = ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(elements)]
-    ax.set_xticks(elements, labels, fontsize=6)
+    element_ticks(ax, elements, elements)
     ax.set(ylabel="shift of the reference energy / eV", xlabel="element")
     ax.axhline(0, color="k", lw=0.7)
     ax.legend(frameon=False, fontsize="small")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from jaxmlip.crystals import batches
 from jaxmlip.data.dataset import Split
@@ -50,14 +50,14 @@ def errors(
     return {name: sums.tolist() for name, sums in found.items()}
 
 
-def mean(sums: Float[np.ndarray, "*seeds materials 2"]) -> float:
-    """The mean over all numbers: sums of absolute errors beside the count of numbers in each."""
+def mean(sums: ArrayLike) -> float:
+    """The mean over all numbers of `sums` (…, materials, 2): sums of absolute errors beside the count of numbers in each."""
     total = np.asarray(sums).reshape(-1, 2).sum(axis=0)
     return float(total[0] / total[1]) if total[1] else math.nan
 
 
-def median(sums: Float[np.ndarray, "materials 2"]) -> float:
-    """The median over materials of the mean error of each; those without a number are left out."""
+def median(sums: ArrayLike) -> float:
+    """The median over materials (materials, 2) of the mean error of each; those without a number are left out."""
     sums = np.asarray(sums)
     known = sums[sums[:, 1] > 0]
     return float(np.median(known[:, 0] / known[:, 1])) if len(known) else math.nan

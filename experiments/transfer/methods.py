@@ -45,13 +45,7 @@ import numpy as np
 
 from experiments.training.networks import WIDTHS, small
 from experiments.transfer.material_errors import errors, mean, predictions
-from experiments.transfer.results import (
-    SOURCE,
-    Results,
-    figures,
-    findings,
-    tables,
-)
+from experiments.transfer.results import SOURCE, Results, figures, findings, tables
 from experiments.transfer.settings import (
     DIFFERENCE,
     FIDELITIES,
@@ -69,7 +63,7 @@ from jaxmlip.data.dataset import Dataset, DatasetError, MemorySplit, ShardSplit
 from jaxmlip.data.encoding import Title
 from jaxmlip.data.labels import Labels
 from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of
-from jaxmlip.studies.study import Study, run
+from jaxmlip.studies.study import Study, check_known, run
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig, hyperparameters, reader_options
 from jaxmlip.training.functionals import select
 from jaxmlip.training.losses import LossConfig
@@ -85,9 +79,7 @@ IDEAL = "/ideal"
 def main(settings: Settings) -> None:
     from jaxmlip.zoo.load import load
 
-    unknown = [method for method in settings.methods if method not in METHODS]
-    if unknown:
-        raise ValueError(f"found the method {unknown[0]!r}, needed some of {', '.join(METHODS)}.")
+    check_known("method", settings.methods, METHODS)
     for name in ("crystals", "epochs", "source_epochs", "seeds", "batch_size"):
         if (number := getattr(settings, name)) is not None and number < 1:
             raise ValueError(f"found {name}={number}, needed 1 or more.")

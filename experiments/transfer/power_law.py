@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.studies.study import Estimate
+from jaxmlip.system.tables import Estimate
 
 LEAST = 4  # points of a fit with an interval: with one residual degree of freedom it would not cover
 FLAT = 1e-3  # slopes that differ by less are the same

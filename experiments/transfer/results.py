@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.transfer.material_errors import mean, median
-from experiments.transfer.settings import (
-    FROZEN,
-    METHODS,
-    REFIT,
-    SCRATCH,
-    TRAINABLE,
-    Settings,
-)
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from experiments.transfer.settings import FROZEN, METHODS, REFIT, SCRATCH, TRAINABLE, Settings
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import COLOURS, legend, panels
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,10 +53,7 @@ def interval(
 
     value, draws = (
         (of * sum(sign * errors_of(w, x) for sign, x in zip((1, -1), arrays, strict=False))).sum(axis=1)
-        for w, of in (
-            (np.ones((1, materials)), np.full((1, seeds), 1 / seeds)),
-            (of_materials, of_seeds),
-        )
+        for w, of in ((np.ones((1, materials)), np.full((1, seeds), 1 / seeds)), (of_materials, of_seeds))
     )
     if materials < 2:
         return Estimate(float(value[0]), math.nan, math.nan)
@@ -112,14 +103,15 @@ class Results:
 def tables(results: Results) -> list[Table]:
     settings, crystals = results.settings, results.source["crystals"]
     used = crystals["train"] if settings.crystals is None else settings.crystals
-    columns = [label for label, _ in results.columns.values()]
-    after = [[METHODS[m], *(results.error(m, name) for name in results.columns)] for m in results.rows]
+    columns = ("method", *(label for label, _ in results.columns.values()))
+
+    def of(number: Callable[[str, str], Any]) -> list[list[Any]]:
+        return [[METHODS[m], *(number(m, name) for name in results.columns)] for m in results.rows]
+
     published = [
         [METHODS[m], *(x for name, x in zip(COLUMNS, numbers, strict=True) if name in results.columns)]
         for m, numbers in PUBLISHED.items()
     ]
-    medians = [[METHODS[m], *(results.of_median(m, name) for name in results.columns)] for m in results.rows]
-    begun = [[METHODS[m], *(results.before(m, name) for name in results.columns)] for m in results.rows]
     title = f"{settings.source_functional} to {settings.target}: {used} crystals, {settings.epochs} epochs"
     note = (
         f"Mean absolute errors over {crystals['test']} test crystals of {crystals['test materials']} "
@@ -138,10 +130,10 @@ def tables(results: Results) -> list[Table]:
         "formation energies after relaxation. Other data, for the order of the methods alone."
     )
     return [
-        Table(title, ("method", *columns), after, 2, note),
-        Table("The same, of the median material", ("method", *columns), medians, 2, of_medians),
-        Table("The same as means, before training", ("method", *columns), begun, 2),
-        Table("Published, on other data", ("method", *columns), published, 2, of_paper),
+        Table(title, columns, of(results.error), 2, note),
+        Table("The same, of the median material", columns, of(results.of_median), 2, of_medians),
+        Table("The same as means, before training", columns, of(results.before), 2),
+        Table("Published, on other data", columns, published, 2, of_paper),
         work_table(results),
     ]
 

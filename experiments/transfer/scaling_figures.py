@@ -18,8 +18,9 @@ from experiments.transfer.power_law import (
     interpolated,
     misread,
 )
-from jaxmlip.studies.study import Estimate, Table, bootstrap
+from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Estimate, Table
 
 SCRATCH, TRANSFER = METHODS = ("scratch", "transfer")
 ERRORS = {"energy": "meV/atom", "forces": "meV/Å"}  # means over all test crystals
@@ -100,7 +101,7 @@ def report(
     if left:
         told = "; ".join(f"{name}: {why}" for name, why in left.items())
         findings.append(f"{len(left)} runs are not finished and in no fit ({told}).")
-    return [t for t in tables if t.rows], figures, [f for f in findings if f]
+    return tables, figures, [f for f in findings if f]
 
 
 def _of(rows: Sequence[Measured], network: str, method: str, size: int | None = None) -> list[Measured]:
@@ -164,7 +165,7 @@ def laws_table(laws: Mapping[tuple[str, str, str], PowerLaw], above: int) -> Tab
 
 def crossings_table(laws: Mapping[tuple[str, str, str], PowerLaw], names: Sequence[str]) -> Table:
     found = [
-        [name, error, in_words(crossing(laws[name, error, SCRATCH], laws[name, error, TRANSFER]))]
+        [name, error, describe(crossing(laws[name, error, SCRATCH], laws[name, error, TRANSFER]))]
         for name in names
         for error in UNITS
         if (name, error, SCRATCH) in laws and (name, error, TRANSFER) in laws
@@ -174,10 +175,7 @@ def crossings_table(laws: Mapping[tuple[str, str, str], PowerLaw], names: Sequen
 
 
 def worth_table(
-    rows: Sequence[Measured],
-    laws: Mapping[tuple[str, str, str], PowerLaw],
-    names: Sequence[str],
-    above: int,
+    rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], names: Sequence[str], above: int
 ) -> Table:
     found = []
     for name in names:
@@ -198,11 +196,7 @@ def worth_table(
 
 
 def worth(
-    rows: Sequence[Measured],
-    laws: Mapping[tuple[str, str, str], PowerLaw],
-    name: str,
-    error: str,
-    size: int,
+    rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], name: str, error: str, size: int
 ) -> tuple[str | None, str | None]:
     """Crystals with which scratch reaches the error of transfer with `size`: measured, and by power laws."""
     sizes, scratch = means(rows, name, SCRATCH, error)
@@ -212,7 +206,7 @@ def worth(
         x = interpolated(sizes, scratch, reached)
         measured = f"> {sizes[-1]:,}" if math.isinf(x) else f"{'≤ ' * (x <= sizes[0])}{_count(x)}"
     both = [laws.get((name, error, method)) for method in (TRANSFER, SCRATCH)]
-    return measured, None if None in both else in_words(equivalent(*both, size))
+    return measured, None if None in both else describe(equivalent(*both, size))
 
 
 def sentence(
@@ -290,7 +284,7 @@ def published_table() -> Table:
             line = PUBLISHED[error, method]
             cells = [line.slope, line.law.slope, line.r_squared, line.law.r_squared]
             found.append([f"{error} / {unit}", method, *cells, None, None])
-        x = in_words(crossing(*(PUBLISHED[error, method].law for method in METHODS)))
+        x = describe(crossing(*(PUBLISHED[error, method].law for method in METHODS)))
         found.append([error, "crossing", *4 * [None], f"{PUBLISHED_CROSSINGS[error]:,}", x])
     columns = ("error", "method", "slope, printed", "of the points", "R², printed", "of the points")
     columns += ("crystals, printed", "of the lines")
@@ -301,7 +295,7 @@ def published_table() -> Table:
     return Table("The published scaling law, from its points", columns, found, 3, note)
 
 
-def in_words(x: Estimate) -> str:
+def describe(x: Estimate) -> str:
     """A number of crystals, with the interval where there is one."""
     if math.isinf(x.value):
         return "none" if math.isnan(x.low) or math.isinf(x.low) else f"none (from {_count(x.low)} on)"

@@ -15,9 +15,9 @@ from jaxmlip.system.runtime import collect_rarely
 
 
 class Group(NamedTuple):
-    """Commands of two words, such as `jaxmlip data inspect`, by their second."""
+    """Commands of two words, such as `jaxmlip data inspect`, by the second word."""
 
-    about: str  # what `jaxmlip --help` says of them together
+    about: str  # the description of the group in `jaxmlip --help`
     commands: dict[str, Callable]
 
 
@@ -60,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _one_of(commands: dict[str, Callable | Group]) -> Any:
-    """The type that tyro reads as a choice of these; making an instance of it runs one."""
-    found = [Annotated[None, tyro.conf.Suppress]]  # never offered; makes a choice of a single command, too
+    """The type that tyro reads as a choice of these commands; making an instance of it runs one."""
+    found = [Annotated[None, tyro.conf.Suppress]]  # never offered; with it a single command is a choice, too
     for name, run in commands.items():
         about = None
         if isinstance(run, Group):
             about, run = run.about, _one_of(run.commands)
         found.append(Annotated[Any, tyro.conf.subcommand(name, description=about, constructor=run)])
-    return Union[tuple(found)]  # noqa: UP007 (the number of commands is known here alone)
+    return Union[tuple(found)]  # noqa: UP007 (the number of commands is known only here)

@@ -1,4 +1,4 @@
-"""Potentials against DFT: `jaxmlip softening`, `compare`, `softening-scale`."""
+"""Comparison of potentials with DFT: `jaxmlip softening`, `compare`, `softening-scale`."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def softening(
     out: Path = Path(),
     memory_limit: float | None = None,
 ) -> None:
-    """Phonon frequencies of binary crystals against DFT: is the curvature of the model too soft?
+    """Phonon frequencies of binary crystals compared with DFT: is the model's curvature too small?
 
     Args:
-        model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head of a checkpoint with several; give it once for each such checkpoint
+        model: the potential; can be given several times; default: chgnet-0.3.0
+        head: the head to use of a checkpoint with several; give it once for each such checkpoint
         data: the folder phonondb_PBE_103, to run all of its 103 materials instead of the built-in list
         dtype: precision of the computation
         out: folder for softening.json and softening.png
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
     """
-    from jaxmlip.studies.softening import run
+    from jaxmlip.studies.softening import main
 
     above_zero(memory_limit=memory_limit)
-    run(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
+    main(model or (DEFAULT_MODEL,), data, out, in_bytes(memory_limit), dtype=dtype, heads=head)
 
 
 def compare(
@@ -52,21 +52,21 @@ def compare(
     dtype: DType = "float64",
     out: Path = Path(),
 ) -> None:
-    """Phonons of a potential against the DFT of phonopy runs: same displacements, same settings.
+    """Phonons of a potential compared with the DFT of phonopy runs: same displacements, same settings.
 
     Args:
         folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
             FORCE_SETS, or such yaml files with forces in them
-        model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head of a checkpoint with several; give it once for each such checkpoint
+        model: the potential; can be given several times; default: chgnet-0.3.0
+        head: the head to use of a checkpoint with several; give it once for each such checkpoint
         mesh: Γ-centred mesh of wave vectors
         dtype: precision of the computation; small displacements give small forces, so float64 is the default
         out: folder for compare.json and compare.png
     """
-    from jaxmlip.studies.compare import run
+    from jaxmlip.studies.compare import main
 
     at_least(1, mesh=mesh)
-    run(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
+    main(folders, model or (DEFAULT_MODEL,), mesh, out, dtype, head)
 
 
 def softening_scale(
@@ -81,12 +81,12 @@ def softening_scale(
     dtype: DType = "float32",
     out: Path = Path(),
 ) -> None:
-    """Slopes of a model's forces against the DFT forces in FILES, material by material: are they too weak?
+    """Slopes of a model's forces against DFT forces, for each material in FILES: are they too weak?
 
     Args:
         files: crystals with DFT forces, such as extxyz, also as .gz
-        model: which potential; can be given several times; default: chgnet-0.3.0
-        head: which head of a checkpoint with several; give it once for each such checkpoint
+        model: the potential; can be given several times; default: chgnet-0.3.0
+        head: the head to use of a checkpoint with several; give it once for each such checkpoint
         forces: name of the per-atom array with the DFT forces
         group_by: an entry of the frames' info line that tells materials apart, besides the formula
         frames: maximum number of frames of each material, evenly spread; default: all
@@ -94,8 +94,8 @@ def softening_scale(
         dtype: precision of the computation
         out: folder for softening_scale.json and softening_scale.png
     """
-    from jaxmlip.studies.softening_scale import run
+    from jaxmlip.studies.softening_scale import main
 
     at_least(1, frames=frames)
     above_zero(max_force=max_force)
-    run(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head, skip_bad)
+    main(model or (DEFAULT_MODEL,), files, out, forces, group_by, frames, max_force, dtype, head, skip_bad)

@@ -1,4 +1,4 @@
-"""Derivatives and minima of a potential: `jaxmlip hessian`, `phonons`, `elastic`, `relax`."""
+"""Commands for derivatives and minima: `jaxmlip hessian`, `phonons`, `elastic`, `relax`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import tyro
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
 from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.arguments import (
@@ -29,13 +28,13 @@ from jaxmlip.system.arguments import (
 )
 from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import check_file, check_folder, write_whole, writing
+from jaxmlip.system.tables import Table, show
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from rich.table import Table
 
     from jaxmlip.mechanics.relaxation import Relaxation
     from jaxmlip.potential import Potential
@@ -51,14 +50,14 @@ def hessian(
     block_size: int | None = None,
     out: Path = Path("hessian.npz"),
 ) -> None:
-    """The Hessian of the structure in FILE (eV/Å²) and its vibrations with all cells in step (q = 0).
+    """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
 
     Atoms that the file holds in place, or directions of them (selective dynamics), are left out, as in ASE
     and VASP: the result is the block of the free ones, or of ATOMS.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation
         atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file leaves free
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
@@ -89,7 +88,7 @@ def hessian(
     h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
     masses = np.repeat(crystal.get_masses(), 3)[coordinates]
     squares, vectors = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
-    # The sign tells stable modes from imaginary ones.
+    # The sign distinguishes stable modes from imaginary ones.
     thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
     modes = np.zeros((len(thz), 3 * len(crystal)))
     modes[:, coordinates] = vectors.T
@@ -102,11 +101,9 @@ def hessian(
             frequencies=thz,
             modes=modes.reshape(len(thz), -1, 3),
         )
-    table = table_of(f"frequencies at q = 0, {potential.name}", ("mode", "THz"))
     shown = range(len(thz)) if len(thz) <= 24 else [*range(12), *range(len(thz) - 12, len(thz))]
-    for k in shown:
-        table.add_row(str(k + 1), f"{thz[k]:.3f}")
-    terminal.print(table)
+    rows = [(k + 1, thz[k]) for k in shown]
+    show(Table(f"frequencies at q = 0, {potential.name}", ("mode", "THz"), rows))
     say(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
 
 
@@ -204,7 +201,7 @@ def phonons(
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; in float32 the lowest frequencies are noise
         relax: relax the cell and the atoms first, and keep the space group
         path: special points of the bands, such as GXK,GL; default: ASE's path for the lattice
@@ -215,7 +212,7 @@ def phonons(
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
         keep_cell: compute the cell as it is, not its primitive cell
-        symprec: how far atoms may be from the symmetry that is used, in Å
+        symprec: tolerance for the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
@@ -229,7 +226,7 @@ def phonons(
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     potential, atoms = _of_one(file, model, dtype, head)
     atoms = _start(potential, atoms, relax)
-    report.run(
+    report.main(
         potential,
         atoms,
         out,
@@ -255,17 +252,18 @@ def elastic(
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
 ) -> None:
-    """The elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
+    """Elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; float32 leaves about three digits
         relax: relax the cell and the atoms first, and keep the space group
         json_: print everything as JSON instead of a table, and write no file
         out: JSON file for all results
     """
     from jaxmlip.mechanics.elasticity import elastic_tensor
+    from jaxmlip.mechanics.elasticity_report import as_record, describe
 
     if not json_:
         check_file(out)
@@ -280,20 +278,17 @@ def elastic(
         "relaxed_first": relax,
         "cell_A": atoms.cell.tolist(),
         "scaled_positions": atoms.get_scaled_positions().tolist(),
-        **found.as_record(),
+        **as_record(found),
     }
     if json_:
         print(json.dumps(record, indent=1))
         return
     write_whole(out, json.dumps(record, indent=1) + "\n")
     voigt = ("xx", "yy", "zz", "yz", "xz", "xy")
-    table = table_of(f"{record['formula']}: C / GPa, {potential.name}", ("", *voigt))
-    for name, row in zip(voigt, found.C, strict=True):
-        table.add_row(name, *(f"{round(c, 1) + 0.0:.1f}" for c in row))  # no -0.0
-    terminal = console(width=110)
-    terminal.print(table)
-    for line in found.in_words():
-        terminal.print(line)
+    rows = [(name, *(np.round(row, 1) + 0.0)) for name, row in zip(voigt, found.C, strict=True)]  # no -0.0
+    show(Table(f"{record['formula']}: C / GPa, {potential.name}", ("", *voigt), rows, 1))
+    for line in describe(found):
+        say(line)
     say(f"written to {out}")
 
 
@@ -316,13 +311,13 @@ def relax(
     skip_bad: SkipBad = False,
     out: Path = Path("relaxed.extxyz"),
 ) -> None:
-    """Relaxes every structure in FILES, several of them side by side, and writes them to one file.
+    """Relaxes every structure in FILES, several at a time, and writes them to one file.
 
     Structures that do not converge are written too, as last reached and marked; the exit code is then 1.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation; float64 for forces below 1e-4 eV/Å
         fmax: stop when the largest force is below this, in eV/Å
         smax: and the largest component of the stress below this, in GPa
@@ -338,33 +333,32 @@ def relax(
     """
     import ase.io
 
-    from jaxmlip.mechanics.relaxation import Goal, relax_many
+    from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many
     from jaxmlip.zoo.load import load
 
-    how = {
-        "fmax": fmax,
-        "smax": smax,
-        "cell": not fixed_cell,
-        "fix_symmetry": fix_symmetry,
-        "pressure": pressure,
-        "steps": steps,
-        "symprec": symprec,
-        "constant_volume": constant_volume,
-        "hydrostatic_strain": fixed_shape,
-        "mask": [strain in strains for strain in get_args(Strain)] if strains else None,
-    }
-    Goal(**how)  # a mistake is told at once
+    options = RelaxationOptions(  # mistakes are reported at once
+        fmax=fmax,
+        smax=smax,
+        cell=not fixed_cell,
+        fix_symmetry=fix_symmetry,
+        pressure=pressure,
+        steps=steps,
+        symprec=symprec,
+        constant_volume=constant_volume,
+        hydrostatic_strain=fixed_shape,
+        mask=[strain in strains for strain in get_args(Strain)] if strains else None,
+    )
     crystals = read_all(files, limit, skip_bad)
     kind = writable(out, len(crystals))
     potential = load(model, dtype, head=head)
     crystals = checked(crystals, potential.graph, skip_bad)
-    found = relax_many(potential, [atoms for *_, atoms in crystals], **how)
+    found = relax_many(potential, [atoms for *_, atoms in crystals], **vars(options))
     names = [crystal.name for crystal in crystals]
     for name, r in zip(names, found, strict=True):
         r.atoms.info |= {"file": name, "model": potential.name, "converged": r.converged, "steps": r.steps}
     with writing(out) as draft:
         ase.io.write(draft, [r.atoms for r in found], format=kind)
-    print_table(_relaxed(f"{potential.name}, {dtype}", names, found))
+    show(_relaxed(f"{potential.name}, {dtype}", names, found))
     say(f"written to {out}")
     failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
     if failed:
@@ -376,20 +370,14 @@ def relax(
 
 def _relaxed(title: str, names: Sequence[str], found: Sequence[Relaxation]) -> Table:
     """A row for each crystal, before and after relaxation."""
-    numbers = ("steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
-    words = ("file", "formula", "space group")
-    table = table_of(title, (*words[:2], *numbers, words[2]), left=words)
+    columns = ("file", "formula", "steps", "eV/atom before", "after", "max |F| / eV/Å", "p / GPa", "ΔV / %")
+    columns += ("space group",)
+    rows = []
     for name, r in zip(names, found, strict=True):
-        groups = list(dict.fromkeys([r.start_space_group, r.space_group]))
-        table.add_row(
-            name,
-            r.atoms.get_chemical_formula(),
-            f"{r.steps}" if r.converged else f"{r.steps}, not converged",
-            f"{r.start_energy / len(r.atoms):.4f}",
-            f"{r.energy / len(r.atoms):.4f}",
-            f"{r.max_force:.1e}",
-            "-" if np.isnan(r.pressure) else f"{r.pressure:.3f}",
-            "-" if np.isnan(r.volume_change) else f"{100 * r.volume_change:+.2f}",
-            " → ".join(groups),
-        )
-    return table
+        groups = " → ".join(dict.fromkeys([r.start_space_group, r.space_group]))
+        steps = f"{r.steps}" if r.converged else f"{r.steps}, not converged"
+        energies = (f"{e / len(r.atoms):.4f}" for e in (r.start_energy, r.energy))
+        volume = None if np.isnan(r.volume_change) else f"{100 * r.volume_change:+.2f}"
+        numbers = (steps, *energies, f"{r.max_force:.1e}", float(r.pressure), volume)
+        rows.append((name, r.atoms.get_chemical_formula(), *numbers, groups))
+    return Table(title, columns, rows)

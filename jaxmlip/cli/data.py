@@ -1,4 +1,4 @@
-"""Files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
+"""Commands for files of labelled crystals: `jaxmlip data inspect` and `jaxmlip data convert`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.data.readers.common import Naming
 from jaxmlip.system.arguments import AsJson, Head, Model, Positional, above_zero, at_least
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing
+from jaxmlip.system.tables import Table, show
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from jaxmlip.data.dataset import Dataset
     from jaxmlip.data.labels import LabelledCrystal
 
@@ -40,7 +38,7 @@ class Source(Naming):
     the first one stops the command"""
 
     def read(self, **more) -> Iterable[LabelledCrystal]:
-        """The crystals, as `read_labelled` gives them."""
+        """Reads the crystals with `read_labelled`."""
         from jaxmlip.data.readers import read_labelled
 
         if not self.paths:
@@ -98,19 +96,19 @@ def inspect(
     known = ", ".join(f"{name} {count}" for name, count in found.properties.items())
     say(f"labels: {known or 'none'}")
     say(f"functional: {counted(found.functionals)}")
-    table = table_of("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), left=("", "unit"))
-    for name, spread in found.spreads.items():
-        numbers = (f"{x:.4g}" for x in spread[1:])
-        table.add_row(name, inspection.QUANTITIES[name], str(spread.count), *numbers)
-    print_table(table)
-    if found.outliers:
-        table = table_of("outliers", ("kind", "count", "worst", "value", "in"), left=("kind", "worst", "in"))
-        for kind, unit in inspection.KINDS.items():
-            these = [outlier for outlier in found.outliers if outlier.kind == kind]
-            for k, outlier in enumerate(these[:SHOWN]):
-                first = (kind, str(len(these))) if k == 0 else ("", "")
-                table.add_row(*first, outlier.crystal, f"{outlier.value:.4g}", unit)
-        print_table(table)
+    ranges = [
+        (name, inspection.QUANTITIES[name], spread.count, *(f"{x:.4g}" for x in spread[1:]))
+        for name, spread in found.spreads.items()
+    ]
+    outliers = []
+    for kind, unit in inspection.KINDS.items():
+        these = [outlier for outlier in found.outliers if outlier.kind == kind]
+        for k, outlier in enumerate(these[:SHOWN]):
+            first = (kind, len(these)) if k == 0 else ("", "")
+            outliers.append((*first, outlier.crystal, f"{outlier.value:.4g}", unit))
+    show(Table("ranges", ("", "unit", "crystals", "min", "median", "99 %", "max"), ranges))
+    if outliers:
+        show(Table("outliers", ("kind", "count", "worst", "value", "in"), outliers))
     for line in found.units:
         say(f"units? {line}")
     for kind, pairs in (("exact", found.exact_duplicates), ("near", found.near_duplicates)):
@@ -132,13 +130,13 @@ def convert(
     processes: int | None = None,
     limit: int | None = None,
 ) -> None:
-    """Writes the labelled crystals of PATHS with their graphs as a data set to train on.
+    """Writes the labelled crystals of PATHS with their graphs as a dataset for training.
 
     Args:
         source: labelled crystals
         out: the folder to write, new or empty
         model: the model to train, which sets the cutoffs of the graphs; or give --cutoff
-        head: which head of a checkpoint with several
+        head: the head to use of a checkpoint with several
         cutoff: longest bond (Å), for a model that does not exist yet
         angle_cutoff: longest bond of an angle (Å); 0 for models without angles
         angle_list: for models that read a list of angles (CHGNet); M3GNet sums over angles without a list
@@ -172,7 +170,7 @@ def convert(
     cutoffs = potential.cutoffs if potential else Cutoffs(cutoff, angle_cutoff, angle_list)
     made = write_dataset(
         out,
-        # The writer checks, and knows what to leave out and where energies of isolated atoms go.
+        # The writer validates them, decides what to leave out, and places energies of isolated atoms.
         source.read(checked=False, limit=limit, isolated="too"),
         cutoffs,
         fractions=(1 - validation - test, validation, test),
@@ -181,7 +179,7 @@ def convert(
         skip_bad=source.skip_bad,
         sources=source.paths,
     )
-    print_table(_splits(made, str(out)))
+    show(_splits(made, str(out)))
     if potential:
         try:
             made.check(potential)
@@ -192,15 +190,9 @@ def convert(
 def _splits(made: Dataset, title: str) -> Table:
     """Numbers of crystals, atoms and bytes in each split of a dataset."""
     columns = ("split", "crystals", "atoms", *next(iter(made.splits.values())).counts, "MB", "bytes/crystal")
-    table = table_of(title, columns, left=("split",))
+    rows = []
     for name, split in made.splits.items():
         size = sum(shard["bytes"] for shard in split.shards)
-        table.add_row(
-            name,
-            f"{len(split):,}",
-            f"{split.sizes[:, 0].sum():,}",
-            *(f"{n:,}" for n in split.counts.values()),
-            f"{size / 1e6:.1f}",
-            f"{size / len(split):,.0f}",
-        )
-    return table
+        counts = (f"{n:,}" for n in (len(split), split.sizes[:, 0].sum(), *split.counts.values()))
+        rows.append((name, *counts, f"{size / 1e6:.1f}", f"{size / len(split):,.0f}"))
+    return Table(title, columns, rows)

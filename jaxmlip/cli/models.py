@@ -1,4 +1,4 @@
-"""Models and what they predict: `jaxmlip models`, `convert`, `predict`."""
+"""Commands for models and their predictions: `jaxmlip models`, `convert`, `predict`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.crystals.structures import checked, read_all
 from jaxmlip.potential import Potential
 from jaxmlip.system.arguments import (
@@ -23,26 +22,20 @@ from jaxmlip.system.arguments import (
 )
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
+from jaxmlip.system.tables import Table, show
 
 
 def models() -> None:
-    """Lists the known public models, where they come from, and which are cached."""
+    """Lists the known public models, with their sources and whether they are cached."""
     from jaxmlip.zoo.cache import cached
     from weights_convert.published import MODELS
 
-    columns = ("name", "architecture", "functional", "source", "licence", "cached")
-    table = table_of("public models", columns, left=columns)
     here = set(cached())
-    for name, model in MODELS.items():
-        table.add_row(
-            name,
-            model.architecture,
-            model.functional,
-            str(model.origin),
-            model.licence,
-            "yes" if name in here else "no",
-        )
-    print_table(table)
+    rows = [
+        (name, m.architecture, m.functional, m.origin, m.licence, "yes" if name in here else "no")
+        for name, m in MODELS.items()
+    ]
+    show(Table("public models", ("name", "architecture", "functional", "source", "licence", "cached"), rows))
 
 
 def convert(
@@ -52,13 +45,13 @@ def convert(
     head: str | None = None,
     verify: Flag = False,
 ) -> None:
-    """Converts a torch checkpoint to a model folder, without torch and without running anything in it.
+    """Converts a torch checkpoint to a model folder, without torch and without running any code in it.
 
     Args:
         source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: name of the model; default: the name of the file
-        head: which head of a model with several
+        head: the head to use of a model with several
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
@@ -91,14 +84,14 @@ def predict(
     skip_bad: SkipBad = False,
     json_: AsJson = False,
 ) -> None:
-    """Energy, forces, stress and magnetic moments of every structure in FILES.
+    """Predicts energy, forces, stress and magnetic moments of every structure in FILES.
 
     Slabs, wires and molecules repeat only in the directions that the file gives; their stress is along those
     directions, per volume of the box.
 
     Args:
         files: structures in any format that ASE or pymatgen reads
-        model: which potential
+        model: the potential
         dtype: precision of the computation
         json_: print everything as JSON instead of a table
     """
@@ -122,28 +115,19 @@ def predict(
         ]
         print(json.dumps(rows, indent=1))
         return
-    table = table_of(
-        f"{potential.name}, {dtype}",
-        ("file", "formula", "atoms", "energy / eV", "eV/atom", "max |F| / eV/Å", "p / GPa", "Σ|m| / μB"),
-        left=("file", "formula"),
-    )
+    columns = ("file", "formula", "atoms", "energy / eV", "eV/atom", "max |F| / eV/Å", "p / GPa", "Σ|m| / μB")
+    rows = []
     for crystal, prediction in zip(crystals, found, strict=True):
         atoms = crystal.atoms
-        moments = f"{np.abs(prediction['magmoms']).sum():.2f}" if "magmoms" in prediction else "-"
-        pressure = "-"
-        if atoms.pbc.all():
-            pressure = f"{-np.trace(prediction['stress']) / 3 * GPA_PER_EV_PER_A3:.3f}"
-        table.add_row(
-            crystal.name,
-            atoms.get_chemical_formula(),
-            str(len(atoms)),
-            f"{prediction['energy']:.4f}",
-            f"{prediction['energy'] / len(atoms):.4f}",
-            f"{np.linalg.norm(prediction['forces'], axis=1).max():.4f}",
-            pressure,
-            moments,
+        energies = [prediction["energy"], prediction["energy"] / len(atoms)]
+        pressure = (
+            f"{-np.trace(prediction['stress']) / 3 * GPA_PER_EV_PER_A3:.3f}" if atoms.pbc.all() else None
         )
-    print_table(table)
+        moments = f"{np.abs(prediction['magmoms']).sum():.2f}" if "magmoms" in prediction else None
+        force = np.linalg.norm(prediction["forces"], axis=1).max()
+        formula = atoms.get_chemical_formula()
+        rows.append((crystal.name, formula, len(atoms), *energies, force, pressure, moments))
+    show(Table(f"{potential.name}, {dtype}", columns, rows, 4))
     if open_ := sum(not atoms.pbc.all() for *_, atoms in crystals):
         say(
             f"{open_} of {len(crystals)} do not repeat in three directions (pbc) and have no pressure; "

@@ -1,4 +1,4 @@
-"""`jaxmlip sweep`: many runs of training in one folder."""
+"""The command `jaxmlip sweep`: many training runs in one folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmlip.cli.tables import print_table, table_of
 from jaxmlip.system.arguments import Flag, Positional, Several, at_least
 from jaxmlip.system.console import say
+from jaxmlip.system.tables import Table, show
 
 if TYPE_CHECKING:
     from jaxmlip.training.sweeps.sweep import Run
 
-SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all
+SHOWN = 5  # columns of errors in the table on a terminal; sweep.csv has all of them
 
 
 def sweep(
@@ -34,8 +34,8 @@ def sweep(
     Args:
         config: a YAML file with base and vary or runs; --example prints one
         out: folder of the sweep; default: the name of CONFIG without .yaml
-        processes: runs at a time on this machine, which share its cores; default: 1
-        slurm: KEY=VALUE for jobs of SLURM, one for each run, in the words of submitit's AutoExecutor, such as
+        processes: number of runs at a time on this machine, which share its cores; default: 1
+        slurm: KEY=VALUE for SLURM jobs, one for each run, as submitit's AutoExecutor names them, such as
             slurm_partition=gpu timeout_min=600 gpus_per_node=4; nodes=2 tasks_per_node=4 gives each run eight
             processes
         dry_run: print the runs, their floating-point operations and the time that they would take here,
@@ -74,16 +74,14 @@ def sweep(
 
 
 def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
-    """Writes and prints what is there; the runs that are not finished."""
+    """Writes and prints the results so far; returns the runs that are not finished."""
     from jaxmlip.training.sweeps.sweep import others, unfinished, varied, write_table
 
     rows, left, more = write_table(runs, out), unfinished(runs, out), others(runs, out)
     errors = list(dict.fromkeys(key for row in rows for key in row if "_mae / " in key))[:SHOWN]
     columns = [*varied(runs), *errors]
-    table = table_of(f"{len(rows)} of {len(runs)} runs are finished", ("run", *columns), left=("run",))
-    for row in rows:
-        table.add_row(row["name"], *(_cell(row.get(column)) for column in columns))
-    print_table(table)
+    cells = [(row["name"], *(_cell(row.get(column)) for column in columns)) for row in rows]
+    show(Table(f"{len(rows)} of {len(runs)} runs are finished", ("run", *columns), cells))
     for name, where in left.items():
         say(f"not in the table: {name}: {where}")
     if more:
@@ -104,20 +102,12 @@ def _foretell(runs: Sequence[Run], out: Path) -> None:
 
     found = forecast(runs, out)
     columns = ("structures", "steps", "done", "GFLOP a step", "TFLOP", "ms a step", "minutes left")
-    table = table_of(f"{len(runs)} runs; none was started", ("run", "id", *columns), ("run", "id"))
+    rows = []
     for its in found:
-        table.add_row(
-            its.run.name,
-            its.run.id.rpartition("-")[2],
-            str(its.structures),
-            str(its.steps),
-            str(its.done),
-            f"{its.cost.flops / 1e9:.4g}",
-            f"{its.flops / 1e12:.4g}",
-            f"{1e3 * its.cost.seconds:.4g}",
-            f"{its.seconds / 60:.3g}",
-        )
-    print_table(table)
+        numbers = (its.cost.flops / 1e9, its.flops / 1e12, 1e3 * its.cost.seconds)
+        counts = (its.run.name, its.run.id.rpartition("-")[2], its.structures, its.steps, its.done)
+        rows.append((*counts, *(f"{x:.4g}" for x in numbers), f"{its.seconds / 60:.3g}"))
+    show(Table(f"{len(runs)} runs; none was started", ("run", "id", *columns), rows))
     costs = {its.cost: None for its in found}
     operations, hours = sum(its.flops for its in found) / 1e12, sum(its.seconds for its in found) / 3600
     say(

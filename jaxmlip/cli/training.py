@@ -19,8 +19,9 @@ from jaxmlip.system.arguments import (
     Several,
     at_least,
 )
-from jaxmlip.system.console import console, say
+from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
+from jaxmlip.system.tables import show
 
 Changes = Annotated[Several, tyro.conf.arg(name="set")]
 
@@ -38,7 +39,7 @@ class Reading:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Arguments of the reader by name."""
+        """The arguments of the reader by name."""
         from jaxmlip.training.config import reader_options
 
         at_least(1, limit=self.limit)
@@ -67,7 +68,7 @@ def train(
     state, and the learning rate follows the schedule of the longer run.
 
     Args:
-        config: a YAML file; --example prints one with every key and what it means
+        config: a YAML file; --example prints one with every key and its meaning
         out: folder of the run; default: the name of CONFIG without .yaml
         changes: KEY=VALUE replaces a value of CONFIG, such as optimizer.clip=10
         dtype: precision of the computation; default: as CONFIG says
@@ -98,7 +99,7 @@ def train(
     given = [] if dtype is None else [f"dtype={dtype}"]
     settings = read_config(config, _all(changes) + given + ["data.skip_bad=true"] * skip_bad)
     if out is None:
-        # The configuration in the folder of a run is that of the run.
+        # A config.yaml in the folder of a run belongs to that run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
     if distributed or coordinator is not None:
         from jaxmlip.training.parallel import connect
@@ -132,15 +133,15 @@ def finetune(
 ) -> None:
     """Trains a public potential further on your own labelled crystals.
 
-    Preset few: Adam, 1e-3 falling to 1e-5 in 100 epochs; squared errors of energy, forces and stress weighted
-    0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; from 5 crystals on a tenth is for validation. Preset
-    transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments, reference energies
-    refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
+    Preset few: Adam, learning rate 1e-3 falling to 1e-5 in 100 epochs; squared errors of energy, forces and
+    stress weighted 0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; with 5 crystals or more, a tenth is for
+    validation. Preset transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments,
+    reference energies refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: which potential to begin with
-        head: which head of a checkpoint with several
+        model: the potential to start from
+        head: the head to use of a checkpoint with several
         preset: for a few crystals of one material, or for many of another functional
         validation: crystals that select the best step; default: as the preset says
         test: crystals for the errors before and after training; default: as the preset says
@@ -191,9 +192,9 @@ def _run(config: Any, out: Path) -> None:
     from jaxmlip.training.run import run_training, summary
 
     result = run_training(config, out)
-    if not result.before:  # the first process tells
+    if not result.before:  # the first process reports
         return
-    console(width=120).print(summary(result))
+    show(summary(result))
     if several := result.potential.functionals:
         how = f"`jaxmlip export {out} FOLDER --functional {several[0]}` makes a potential of one functional"
     else:
@@ -219,9 +220,9 @@ def evaluate(
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
-        model: which potential
-        head: which head of a checkpoint with several
-        split: which part of a dataset
+        model: the potential
+        head: the head to use of a checkpoint with several
+        split: the part of a dataset to use
         format: format of the files; default: recognised by their names and contents
         read: options for reading them
         functional: take only crystals of this functional, with this functional of a model that has several
@@ -231,8 +232,8 @@ def evaluate(
         json_: print everything as JSON instead of tables
         out: folder for evaluation.json and parity.png; default: neither is written
     """
+    from jaxmlip.training import evaluate as evaluation
     from jaxmlip.training.config import DataConfig
-    from jaxmlip.training.evaluate import run
 
     its = DataConfig(
         train=tuple(_all(data)),
@@ -241,7 +242,7 @@ def evaluate(
         skip_bad=read.skip_bad,
         functional=functional,
     )
-    run(model, head, its, split, refit_references, by, dtype, json_, out)
+    evaluation.main(model, head, its, split, refit_references, by, dtype, json_, out)
 
 
 def export(
@@ -251,14 +252,14 @@ def export(
     raw: Flag = False,
     functional: str | None = None,
 ) -> None:
-    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may still be going on.
+    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may be unfinished.
 
     Args:
         run: the folder of a run, or a checkpoint in one, such as RUN/checkpoints/00001000
         out: the folder to write model.safetensors and manifest.json to
         which: the best step by validation, or the last
         raw: the parameters themselves instead of their moving average, if the run keeps one (optimizer.ema)
-        functional: which one, of a run with model.functionals; default: all, to train further
+        functional: the functional to write, of a run with model.functionals; default: all, to train further
     """
     from jaxmlip.training.run import export as exported
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxmlip.crystals.batching import BatchShape, any_number, exact_shape, padded_shape
+from jaxmlip.crystals.batching import BatchShape, any_number, exact_shape, padded_shape, sizes_of
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.system.progress import track
 
@@ -67,12 +67,6 @@ def each_predicted(
         yield from zip(batch, potential.predict_graphs([graphs[k] for k in batch], shape), strict=True)
 
 
-def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
-    """Atoms, short bonds, long bonds and angles of each graph."""
-    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
-    return np.array(sizes, int).reshape(-1, 4)
-
-
 def shapes_for(
     sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, spare: float = 0.0
 ) -> list[BatchShape]:
@@ -84,9 +78,7 @@ def shapes_for(
     sizes = _as_sizes(sizes)
     if not len(sizes):
         return []
-    whole, largest = (
-        _holding(n, crystals) for n, crystals in ((sizes.sum(0), len(sizes)), (sizes.max(0), 1))
-    )
+    whole, largest = BatchShape.holding(sizes.sum(0), len(sizes)), BatchShape.holding(sizes.max(0), 1)
     found: list[BatchShape] = []
     while not (found and found[-1].fits(largest)):
         share = min(1.0, messages * 4 ** len(found) / max(1, whole.messages))
@@ -112,7 +104,7 @@ def side_by_side(
         held = _fit(sizes[left], shape)
         waiting, left = left[held], left[~held]
         while len(waiting):
-            batch = _filling(sizes[waiting[:AHEAD]], np.subtract(shape, exact_shape([])))
+            batch = _filling(sizes[waiting[:AHEAD]], shape.free)
             found.append((waiting[batch].tolist(), shape))
             waiting = np.delete(waiting, batch)
     return found
@@ -142,16 +134,16 @@ class InFlight:
             return
         most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
         share = min(1.0, most / exact_shape(graphs).messages)
-        largest = [max(column) for column in zip(*(exact_shape([g]) for g in graphs), strict=True)]
-        mixed = [int(share * n) for n in exact_shape(graphs)]
-        self.shape = any_number(padded_shape(BatchShape(*map(max, largest, mixed)), SPARE))
+        mixed = BatchShape(*(int(share * n) for n in exact_shape(graphs)))
+        largest = BatchShape.covering([mixed, *(exact_shape([g]) for g in graphs)])
+        self.shape = any_number(padded_shape(largest, SPARE))
 
     def admits(self, active: Sequence[CrystalGraph], waiting: Sequence[CrystalGraph]) -> list[bool]:
         """True for each of `waiting` that fits beside `active`; the first fits if none is active."""
         free, found = np.array(self.shape) / (1 + SPARE) - exact_shape(active), []
         nobody = not active
         for graph in waiting:
-            size = np.subtract(exact_shape([graph]), exact_shape([]))
+            size = exact_shape([graph]).free
             found.append(nobody or bool(np.all(size <= free)))
             if found[-1]:
                 nobody = False
@@ -174,7 +166,7 @@ class InFlight:
         if self.shape is None or self.wasted == PATIENCE:
             self._change(padded_shape(needed, SPARE))
         elif not self.shape.fits(needed):
-            self._change(BatchShape(*map(max, padded_shape(needed, GROWTH), self.shape)))
+            self._change(BatchShape.covering([padded_shape(needed, GROWTH), self.shape]))
         self.wasted = self.wasted + 1 if SHRINK * needed.messages < self.shape.messages else 0
         return self.shape
 
@@ -186,13 +178,8 @@ def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:
     return crystals.reshape(-1, 4) if isinstance(crystals, np.ndarray) else sizes_of(crystals)
 
 
-def _holding(size: Int[np.ndarray, " 4"], crystals: int) -> BatchShape:
-    """The shape that crystals with these numbers of atoms, bonds and angles fill exactly."""
-    return BatchShape(*np.add(exact_shape([]), (*size, crystals)).tolist())
-
-
 def _fit(sizes: Int[np.ndarray, "n 4"], shape: BatchShape) -> np.ndarray:
-    return np.all(sizes <= np.subtract(shape, exact_shape([]))[:4], axis=1)
+    return np.all(sizes <= shape.free[:4], axis=1)
 
 
 def _filling(sizes: Int[np.ndarray, "n 4"], free: Int[np.ndarray, " 5"]) -> list[int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from jaxmlip.crystals.graph import CrystalGraph
 
@@ -24,19 +25,38 @@ class BatchShape(NamedTuple):
         """Directed bonds and angles: the work of a model is proportional to their number."""
         return 2 * (self.short + self.long) + self.angles
 
+    @classmethod
+    def holding(cls, sizes: Sequence[int] | np.ndarray, crystals: int) -> BatchShape:
+        """The shape that crystals with these atoms, short bonds, long bonds and angles fill exactly.
+
+        One atom and one short bond are left for padding.
+        """
+        atoms, short, long, angles = map(int, sizes)
+        return cls(atoms + 1, short + 1, long, angles, crystals)
+
+    @classmethod
+    def covering(cls, shapes: Iterable[BatchShape]) -> BatchShape:
+        """The smallest shape that holds whatever one of `shapes` holds."""
+        return cls(*map(int, np.max(list(shapes), axis=0)))
+
+    @property
+    def free(self) -> np.ndarray:
+        """Numbers of atoms, short bonds, long bonds, angles and crystals that it holds, (5,)."""
+        return np.subtract(self, (1, 1, 0, 0, 0))
+
     def fits(self, need: BatchShape) -> bool:
         return all(have >= n for have, n in zip(self, need, strict=True))
 
 
 def exact_shape(graphs: Sequence[CrystalGraph]) -> BatchShape:
     """The shape that `graphs` fill exactly: one atom and one short bond are left for padding."""
-    return BatchShape(
-        atoms=sum(len(g.species) for g in graphs) + 1,
-        short=sum(g.short for g in graphs) + 1,
-        long=sum(len(g.first) - g.short for g in graphs),
-        angles=sum(len(g.angle_from) for g in graphs),
-        crystals=len(graphs),
-    )
+    return BatchShape.holding(sizes_of(graphs).sum(axis=0), len(graphs))
+
+
+def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
+    """Atoms, short bonds, long bonds and angles of each graph."""
+    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
+    return np.array(sizes, int).reshape(-1, 4)
 
 
 def round_up(n: int) -> int:

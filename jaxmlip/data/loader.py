@@ -118,22 +118,19 @@ class Plan:
                 loads[rows, to, 4] += number >= 0
             most = np.maximum(most, loads.max(axis=(0, 1)))
             total += loads[..., :4].sum(axis=(0, 1))
-        atoms, short, long, angles, crystals = (int(m) for m in most)
-        needed = BatchShape(atoms + 1, short + 1, long, angles, crystals)
+        needed = BatchShape.holding(most[:4], int(most[4]))
         if self.shape is None:
             self.shape = needed
         elif not self.shape.fits(needed):
             raise ValueError(self._too_small(needed))
         shards = self.steps * self.shards
-        held = np.array(self.shape[:4]) - (1, 1, 0, 0)
         self.waste = {
             kind: float(1 - t / (shards * h)) if h else 0.0
-            for kind, t, h in zip(KINDS, total, held, strict=True)
+            for kind, t, h in zip(KINDS, total, self.shape.free[:4], strict=True)
         }
 
     def _too_small(self, needed: BatchShape) -> str:
-        held = np.array(self.shape[:4]) - (1, 1, 0, 0)
-        excess = (self._sizes - held).max(axis=1)
+        excess = (self._sizes - self.shape.free[:4]).max(axis=1)
         worst = int(excess.argmax())
         if excess[worst] > 0:
             own = len(self.sizes)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -186,61 +186,6 @@ class Elasticity:
         matrix = np.einsum("ijkl,j,l->ik", lagrangian, n, n) + n @ self.stress @ n * np.eye(3)
         squares = np.linalg.eigvalsh(matrix) * 1e9 / self.density
         return np.sign(squares) * np.sqrt(np.abs(squares))
-
-    def as_record(self) -> dict[str, Any]:
-        """All results as lists and numbers for JSON, with units in the names; None for missing ones."""
-        moduli = None
-        if self.resists_everything:
-            moduli = {
-                name: {"bulk": m.bulk, "shear": m.shear, "young": m.young, "poisson": m.poisson}
-                for name, m in (("voigt", self.voigt), ("reuss", self.reuss), ("hill", self.hill))
-            }
-        return {
-            "voigt_order": "xx yy zz yz xz xy",
-            "C_GPa": self.C.tolist(),
-            "clamped_GPa": self.clamped.tolist(),
-            "stress_strain_GPa": self.stress_strain.tolist(),
-            "compliance_per_GPa": self.compliance.tolist() if self.resists_everything else None,
-            "moduli_GPa": moduli,
-            "universal_anisotropy": self.anisotropy if self.resists_everything else None,
-            "eigenvalues_GPa": self.eigenvalues.tolist(),
-            "stable": self.stable,
-            "internal_modes_eV_per_A2": self.internal_modes.tolist(),
-            "internal_modes_stable": self.internal_modes_stable,
-            "force_strain_eV_per_A": self.force_strain.tolist(),
-            "internal_strain_A": self.internal_strain.tolist(),
-            "residual": {"stress_GPa": self.stress.tolist(), "max_force_eV_per_A": self.max_force},
-            "density_kg_per_m3": self.density,
-        }
-
-    def in_words(self) -> list[str]:
-        """Lines of text: moduli, stability, sound and residual forces."""
-        lines = []
-        if self.resists_everything:
-            m = self.hill
-            lines.append(
-                f"K {self.voigt.bulk:.1f} {m.bulk:.1f} {self.reuss.bulk:.1f}, "
-                f"G {self.voigt.shear:.1f} {m.shear:.1f} {self.reuss.shear:.1f} GPa (Voigt, Hill, Reuss); "
-                f"Young {m.young:.1f} GPa, Poisson {m.poisson:.3f} (Hill); anisotropy {self.anisotropy:.3f}"
-            )
-        lowest = self.eigenvalues[0]
-        lines.append(
-            f"stable: every strain costs energy, Kelvin's moduli are {lowest:.1f} GPa or more"
-            if self.stable
-            else f"UNSTABLE: a strain lowers the energy, Kelvin's lowest modulus is {lowest:.1f} GPa"
-        )
-        if not self.internal_modes_stable:
-            lines.append(
-                f"The atoms sit on a saddle: {(self.internal_modes < 0).sum()} of {len(self.internal_modes)} "
-                "internal modes have negative curvature (lowest "
-                f"{self.internal_modes[0]:.3g} eV/Å²); C is the response there"
-            )
-        for name, direction in (("x", (1, 0, 0)), ("y", (0, 1, 0)), ("z", (0, 0, 1))):
-            v = ", ".join(f"{v:.0f}" for v in self.christoffel(direction))
-            lines.append(f"sound along {name}: {v} m/s")
-        stress = np.abs(self.stress).max()
-        lines.append(f"what remains: forces up to {self.max_force:.2g} eV/Å, stresses up to {stress:.2g} GPa")
-        return lines
 
 
 def to_voigt(tensor: Float[np.ndarray, "3 3 3 3"]) -> Float[np.ndarray, "6 6"]:

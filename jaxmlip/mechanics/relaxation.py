@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -97,19 +97,23 @@ def space_group(atoms: Atoms, symprec: float = SYMPREC) -> str:
 
 
 @dataclass(frozen=True)
-class Goal:
-    """The criteria and the allowed motions of a relaxation; see `relax`."""
+class RelaxationOptions:
+    """The criteria, the allowed motions and the optimiser of a relaxation; see `relax`.
 
-    fmax: float
-    smax: float
-    cell: bool
-    fix_symmetry: bool
-    pressure: float
-    steps: int
-    symprec: float = SYMPREC
+    Raises ValueError for options that contradict each other or are out of range.
+    """
+
+    fmax: float = 1e-3  # eV/Å
+    smax: float = 0.01  # GPa
+    cell: bool = True
+    optimiser: str = "LBFGS"
+    fix_symmetry: bool = False
+    pressure: float = 0.0  # GPa
+    steps: int = 500
+    symprec: float = SYMPREC  # Å
     constant_volume: bool = False
     hydrostatic_strain: bool = False
-    mask: Sequence[bool] | None = None
+    mask: Sequence[bool] | None = None  # of the strains xx yy zz yz xz xy
 
     def __post_init__(self):
         for name, unit in (("fmax", "eV/Å"), ("smax", "GPa"), ("symprec", "Å")):
@@ -165,23 +169,10 @@ class Goal:
         return strain
 
 
-def relax(
-    potential: Potential,
-    crystal: Atoms | Structure,
-    *,
-    fmax: float = 1e-3,
-    smax: float = 0.01,
-    cell: bool = True,
-    optimiser: str = "LBFGS",
-    fix_symmetry: bool = False,
-    pressure: float = 0.0,
-    steps: int = 500,
-    symprec: float = SYMPREC,
-    constant_volume: bool = False,
-    hydrostatic_strain: bool = False,
-    mask: Sequence[bool] | None = None,
-) -> Relaxation:
+def relax(potential: Potential, crystal: Atoms | Structure, **options: Any) -> Relaxation:
     """A copy of `crystal`, moved until the largest force is below `fmax` (eV/Å).
+
+    `options` are the fields of `RelaxationOptions`, which has their defaults.
 
     With `cell` its lattice vectors vary too, until each component of σ + p is below `smax` (GPa), where p is
     the `pressure` (GPa). `fix_symmetry` first makes the symmetry that holds within `symprec` (Å) exact, and
@@ -199,13 +190,11 @@ def relax(
     If it does not converge within `steps`, or the crystal falls apart, it warns (NotConvergedWarning) and the
     result says why. Raises ValueError as `Potential.graph` does.
     """
-    goal = Goal(
-        fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
-    )
-    if optimiser in OF_ASE:
-        result = _relax_by_ase(potential, crystal, goal, optimiser)
+    goal = RelaxationOptions(**options)
+    if goal.optimiser in OF_ASE:
+        result = _relax_by_ase(potential, crystal, goal)
     else:
-        descent = BatchDescent(crystal, goal, _method(optimiser, (*METHODS, *OF_ASE))())
+        descent = BatchDescent(crystal, goal, _method(goal.optimiser, (*METHODS, *OF_ASE))())
         (result,) = _relax_side_by_side(potential, [(descent, potential.graph(descent.atoms))])
     if not result.converged:
         name = result.start.get_chemical_formula()
@@ -245,20 +234,10 @@ def relax_many(
     potential: Potential,
     crystals: Iterable[Atoms | Structure],
     *,
-    fmax: float = 1e-3,
-    smax: float = 0.01,
-    cell: bool = True,
-    optimiser: str = "LBFGS",
-    fix_symmetry: bool = False,
-    pressure: float = 0.0,
-    steps: int = 500,
-    symprec: float = SYMPREC,
-    constant_volume: bool = False,
-    hydrostatic_strain: bool = False,
-    mask: Sequence[bool] | None = None,
     shape: batching.BatchShape | None = None,
+    **options: Any,
 ) -> list[Relaxation]:
-    """`crystals` relaxed side by side, in the same order; see `relax` for what the arguments mean.
+    """`crystals` relaxed side by side, in the same order; see `relax` for what the `options` mean.
 
     Each call of the potential computes all crystals of a batch. The next crystal takes the place of one that
     has ended, so that few programs are compiled; one that falls apart does not disturb the others. On a
@@ -268,10 +247,8 @@ def relax_many(
     The `converged` and `reason` of each result tell which crystals did not converge; there is no warning.
     Raises ValueError, as `Potential.graphs` does, before anything is computed.
     """
-    goal = Goal(
-        fmax, smax, cell, fix_symmetry, pressure, steps, symprec, constant_volume, hydrostatic_strain, mask
-    )
-    method, waiting = _method(optimiser, METHODS), []
+    goal = RelaxationOptions(**options)
+    method, waiting = _method(goal.optimiser, METHODS), []
     for k, crystal in enumerate(track(crystals, "neighbours")):
         with numbered(k):
             descent = BatchDescent(crystal, goal, method())
@@ -296,7 +273,7 @@ def _relax_side_by_side(
     return [descent.result() for descent, _ in waiting]
 
 
-def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> Relaxation:
+def _relax_by_ase(potential: Potential, crystal, goal: RelaxationOptions) -> Relaxation:
     import ase.optimize
     from ase.filters import FrechetCellFilter
 
@@ -307,7 +284,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
     if descent.varies:
         if not atoms.pbc.all() and (goal.constant_volume or goal.hydrostatic_strain):
             raise ValueError(
-                f"found optimiser={optimiser!r} with constant_volume or hydrostatic_strain for pbc="
+                f"found optimiser={goal.optimiser!r} with constant_volume or hydrostatic_strain for pbc="
                 f"{atoms.pbc.tolist()}; needed one of {', '.join(METHODS)}, since ASE's filter strains every "
                 "direction."
             )
@@ -321,7 +298,7 @@ def _relax_by_ase(potential: Potential, crystal, goal: Goal, optimiser: str) -> 
             constant_volume=goal.constant_volume,
             scalar_pressure=p,
         )
-    run = getattr(ase.optimize, optimiser)(moving, logfile=None)
+    run = getattr(ase.optimize, goal.optimiser)(moving, logfile=None)
     with quiet():
         try:
             # ASE's own criterion ignores stress; 0 is never reached.
@@ -349,7 +326,7 @@ def quiet() -> Iterator[None]:
 class Descent:
     """A crystal on its way to a minimum: its state, its start, and whether it has ended."""
 
-    def __init__(self, crystal: Atoms | Structure, goal: Goal):
+    def __init__(self, crystal: Atoms | Structure, goal: RelaxationOptions):
         from ase.constraints import FixSymmetry
 
         self.goal = goal
@@ -443,7 +420,7 @@ class Seen:
     stress: np.ndarray  # (3, 3), eV/Å³: σ + p, after constraints
 
     @classmethod
-    def of(cls, atoms: Atoms, prediction: Prediction, goal: Goal, along: np.ndarray) -> Seen:
+    def of(cls, atoms: Atoms, prediction: Prediction, goal: RelaxationOptions, along: np.ndarray) -> Seen:
         names = ("energy", "forces", "stress", "magmoms")
         properties = {name: prediction[name] for name in names if name in prediction}
         forces, left = np.array(prediction["forces"], float), np.zeros(6)
@@ -495,7 +472,7 @@ class BatchDescent(Descent):
     factor makes a strain as stiff as a bond for any N.
     """
 
-    def __init__(self, crystal: Atoms | Structure, goal: Goal, method: Method):
+    def __init__(self, crystal: Atoms | Structure, goal: RelaxationOptions, method: Method):
         super().__init__(crystal, goal)
         self.method = method
         self.cell = self.atoms.cell.array.copy()

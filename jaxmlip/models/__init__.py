@@ -1,1 +1,1 @@
-"""The networks: pure functions from a graph to quantities of its atoms, read beside their papers."""
+"""The networks: pure functions from a graph to quantities of its atoms, to be read beside their papers."""

@@ -1,8 +1,8 @@
 """Activations with their derivatives written out.
 
-Hessians meet each activation in the forward pass, in the backward pass and in the tangents of both. Left to
-itself, differentiation of x / (1 + exp(-x)) leaves a chain of factors at each of these places; written out,
-one factor for each derivative remains, and a third of the memory that a linearised gradient keeps.
+A Hessian contains each activation in the forward pass, in the backward pass and in the tangents of both.
+Automatic differentiation of x / (1 + exp(-x)) leaves a chain of factors at each of these places. Written out,
+only one factor for each derivative remains, and a linearised gradient keeps a third of the memory.
 """
 
 import jax

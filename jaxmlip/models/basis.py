@@ -44,11 +44,11 @@ Basis = Callable[[Array, Array], Array]  # (numbers (n,), frequencies (k,)) -> (
 
 @flax.struct.dataclass
 class Expansion:
-    """Features basis(x, ω) W + c of one number x for each row, such as a distance, not yet multiplied out.
+    """Features basis(x, ω) W + c of one number x (such as a distance) for each row, not multiplied out yet.
 
-    What follows is a product with a matrix K. Written basis(x, ω) (W K) + c K it is a function of x alone,
-    and its tangent is its derivative, computed once, times that of x: no matrix product for each column of
-    a Hessian.
+    A product with a matrix K follows. Written as basis(x, ω) (W K) + c K it is a function of x alone, and its
+    tangent is its derivative, computed once, times the tangent of x. A column of a Hessian then needs no
+    matrix product.
     """
 
     basis: Basis = flax.struct.field(pytree_node=False)
@@ -78,8 +78,8 @@ def _expand(basis: Basis, x, frequencies, kernel):
 def along(f: Callable[..., Float[Array, "n m"]], order: int, x: Float[Array, " n"], *params):
     """∂ⁿ/∂xⁿ f(x, *params) for n = `order`, where row i of f depends on x[i] alone.
 
-    Its derivative by x is the next order, computed once: linearised, f costs one product for each row and
-    column, whatever network it is. Derivatives by `params` are taken in the ordinary way.
+    The derivative with respect to x is the next order, computed once: linearised, f costs one product for
+    each row and column, whatever network it is. Derivatives with respect to `params` are taken as usual.
     """
     return _nth(f, order)(x, *params)
 
@@ -113,7 +113,7 @@ def _slope(f, x, *params):
 def spherical_bessel(
     r: Float[Array, " n"], roots: Float[Array, " k"], cutoff: float, degrees: int
 ) -> Float[Array, "n k"]:
-    """j_l(z r/c) for l from 0 to `degrees` - 1, where each l has an equal share of the `roots` z in turn."""
+    """j_l(z r/c) for l from 0 to `degrees` - 1. The `roots` z are split equally among the l, in order."""
     x = r[:, None] / cutoff * roots
     bonded = x > 0
     x = jnp.where(bonded, x, 1.0)
@@ -131,23 +131,23 @@ def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
     """The first `count` positive roots of j_l for each l below `degrees`: (degrees, count)."""
     roots = [np.pi * np.arange(1, count + degrees)]
     for degree in range(1, degrees):
-        # They lie between those of the degree below.
+        # They lie between the roots of the degree below.
         pairs = itertools.pairwise(roots[-1])
         roots.append(np.array([brentq(partial(spherical_jn, degree), *pair, xtol=1e-15) for pair in pairs]))
     return np.array([its[:count] for its in roots])
 
 
 def spherical_bessel_norms(roots: np.ndarray, cutoff: float) -> np.ndarray:
-    """√(2/c³) / |j_{l+1}(z)|, for `roots` (degrees, count): j_l(z r/c) times it is normalised within c."""
+    """√(2/c³) / |j_{l+1}(z)|, for `roots` (degrees, count): factors that normalise j_l(z r/c) in [0, c]."""
     above = [spherical_jn(degree + 1, z) for degree, z in enumerate(roots)]
     return (2 / cutoff**3) ** 0.5 / np.abs(above)
 
 
 def smooth_mixing(count: int) -> np.ndarray:
-    """The matrix (count + 1, count) that makes the functions h_m of `bessel` with the frequencies π, 2π, …
+    """The matrix (count + 1, count) that mixes `bessel` with frequencies π, 2π, … into the functions h_m.
 
-    h_m are orthonormal within the cutoff, where their first two derivatives vanish too: Kocer, Mason &
-    Erturk, arXiv:1907.02384, whose f, e, d and recursion for h these are.
+    The h_m are orthonormal within the cutoff and vanish there with their first two derivatives: Kocer, Mason
+    & Erturk, arXiv:1907.02384, from whom f, e, d and the recursion for h are taken.
     """
     h: list[np.ndarray] = []
     d = 1.0

@@ -2,8 +2,8 @@
 
 The letters are the paper's: v for atoms, e for bonds, a for angles, φ for the gated MLPs and L for linear
 layers. A gated MLP of concatenated features, φ(v_i ‖ v_j ‖ e_ij), starts with a product W [v_i, v_j, e_ij]
-over edges. It is computed as W₁v_i + W₂v_j + W₃e_ij: products over atoms and bonds, fetched afterwards.
-The core and the gate of φ share their input, hence one product for both.
+over edges. It is computed as W₁v_i + W₂v_j + W₃e_ij: products over atoms and bonds, gathered to edges
+afterwards. The core and the gate of φ share their input, so one product serves both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxmlip.system.arrays import Array
 
 @dataclass(frozen=True)
 class CHGNetConfig:
-    """The choices in which the published generations differ; the defaults are those of 0.3.0."""
+    """Options in which the published versions differ; the defaults are those of 0.3.0."""
 
     features: int = 64  # width of atom, bond and angle features
     radial: int = 31  # number of radial basis functions
@@ -48,7 +48,7 @@ class CHGNetConfig:
 
 
 class Bonds(NamedTuple):
-    """Features e of the short bonds, which angles update, and of the long ones, which keep theirs."""
+    """Features e of the short bonds, which angles update, and of the long ones, which stay as they are."""
 
     short: Expansion | Float[Array, "short f"]
     long: Expansion
@@ -109,7 +109,7 @@ class BondConv(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds, weight):
         c, f = self.config, self.config.features
-        weight_ij, weight_ik = weight  # of the ends, and of the second end of each angle
+        weight_ij, weight_ik = weight  # at the ends, and at the second end of each angle
         x = AngleInput(c, hidden=True, name="inputs")(graph, v, e.short, a, ends)
         message = Gate(c.norm, hidden=True, name="phi")(x) * weight_ik
         total = weight_ij * scatter_add(message, graph.angle_from, len(weight_ij))
@@ -134,8 +134,7 @@ class AngleUpdate(nn.Module):
 class AngleInput(nn.Module):
     """The first linear layer of φ_e and φ_a, W [e_ij, e_ik, a_jik, v_i] + b.
 
-    What an angle needs of a bond and of the atom i is put together at the ends of bonds, of which there
-    are fewer than angles.
+    The terms of a bond and of the atom i are added at the ends of bonds: there are fewer ends than angles.
     """
 
     config: CHGNetConfig
@@ -144,7 +143,7 @@ class AngleInput(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds) -> Float[Array, "angles two_f"]:
         f = self.config.features
-        # The sum has zero mean where each of its terms has.
+        # The sum has zero mean if each of its terms has.
         groups = 2 if self.config.norm and not self.hidden else 0
         bonds = Linear(4 * f, bias=False, centred=2 * groups, name="bonds")(e)
         of_ij, of_ik = jnp.split(gather(bonds, ends.bond, ends.image), 2, axis=-1)
@@ -155,7 +154,7 @@ class AngleInput(nn.Module):
 
 
 class CHGNet(Network):
-    """From a graph to the energy (eV, without reference energies) and magnetic moment (μB) of each atom."""
+    """Maps a graph to the energy (eV, without reference energies) and magnetic moment (μB) of each atom."""
 
     config: CHGNetConfig
 
@@ -210,7 +209,7 @@ class CHGNet(Network):
     def _angle(self, graph: CrystalGraph, direction, ends: BondEnds) -> Float[Array, " angles"]:
         u = gather(direction, ends.bond, ends.image) * ends.sign[:, None]
         u_ij, u_ik = gather(u, graph.angle_from), gather(u, graph.angle_to)
-        # The published network keeps the cosine this far from ±1, where arccos has no derivative.
+        # The published network keeps the cosine this far from ±1, because arccos has no derivative there.
         return jnp.arccos(jnp.sum(u_ij * u_ik, axis=-1) * (1 - 1e-6))
 
 
@@ -220,12 +219,12 @@ def smooth_bessel(r, frequencies, cutoff: float, p: int):
 
 
 def multiplied_out(features: Expansion | Array) -> Array:
-    """Features to which something is added, as an array."""
+    """Features as an array, as a sum needs them."""
     return features.array() if isinstance(features, Expansion) else features
 
 
 class _Kernel(nn.Module):
-    """A matrix by itself, under the name that a linear layer would give it."""
+    """A single matrix, under the name that a linear layer would give it."""
 
     shape: tuple[int, int]
 

@@ -1,9 +1,9 @@
-"""MACE's two products as NVIDIA's kernels, for its GPUs: `jaxmlip.load(..., products="cuequivariance")`.
+"""MACE's two products as kernels for NVIDIA GPUs: `jaxmlip.load(..., products="cuequivariance")`.
 
 Eqs. (8) and (10) of Batatia et al. 2022 are polynomials with few terms of many channels each, in which
-channels do not mix. XLA makes each factor or each product an array in memory; cuequivariance's "uniform_1d"
-kernel goes through all terms of a channel in registers, and so do its derivatives of any order. On other
-devices the same polynomials are computed by plain JAX, more slowly than `mace` does, which is for tests.
+channels do not mix. XLA makes each factor or each product an array in memory. cuequivariance's "uniform_1d"
+kernel computes all terms of a channel in registers, and so do its derivatives of any order. On other devices
+plain JAX computes the same polynomials, more slowly than `mace` does: that is for tests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PRODUCTS = Products(messages, contract)
 @functools.cache
 def message_polynomial(components: int, harmonics_l: int, l: int, f: int) -> cue.SegmentedPolynomial:
     """Σ √(2l + 1) C_l₁l₂l R Y_l₂ h_l₁ of the radial weights, harmonics and features of an end of a bond."""
-    # Weights, features and messages have a channel for each u; harmonics are the same for all.
+    # Weights, features and messages have a channel for each u; harmonics are the same for all u.
     product = cue.SegmentedTensorProduct.from_subscripts("u,,u,u")
     paths = [(l1, l2) for l1, l2, l3 in message_paths(components, harmonics_l) if l3 == l]
     product.add_segments(0, len(paths) * [(f,)])

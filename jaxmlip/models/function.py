@@ -1,4 +1,4 @@
-"""Energy functions of others: any JAX function of a jraph.GraphsTuple as a model of this library."""
+"""Energy functions of the user: any JAX function of a jraph.GraphsTuple as a model of this library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FunctionConfig:
 class EnergyFunction:
     """An energy function over a jraph.GraphsTuple. Make one with `energy_function`.
 
-    Those with the same function and the same settings are equal, so that they share compiled programs.
+    Instances with the same function and the same settings are equal, so that they share compiled programs.
     """
 
     fn: Callable[..., Any]  # fn(params, graph), or fn(graph) if it has no parameters
@@ -41,7 +41,8 @@ class EnergyFunction:
     # The name of each leaf, and its value if it is not a floating-point number, which training leaves alone.
     leaves: tuple[tuple[str, Any], ...] = ()
 
-    # Waves need to know which fetches leave their cell. Here that is found out, and has to be proved.
+    # Waves need to know which fetches leave their cell. For these functions that is inferred, and a proof has
+    # to confirm it.
     fetches_are_known: ClassVar[bool] = False
 
     def __eq__(self, other: object) -> bool:
@@ -53,14 +54,14 @@ class EnergyFunction:
         )
 
     def __hash__(self) -> int:
-        return hash((id(self.fn), self.config))  # functions such as modules of Equinox have no hash
+        return hash((id(self.fn), self.config))  # some functions, such as modules of Equinox, have no hash
 
     @property
     def cutoffs(self) -> Cutoffs:
         return Cutoffs(self.config.cutoff)
 
     def identity(self, params: Mapping[str, Any]) -> str:
-        """A text that tells this function from others: its name, and its program on a small graph."""
+        """A text that identifies this function: its name, and its program on a small graph."""
         graph = batching.pack([], batching.BatchShape(2, 2, 1, 0, 1), np.float32)
         params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
         closed = jax.make_jaxpr(lambda *args: self._apply(*args)[0])(params, graph)
@@ -95,7 +96,7 @@ class EnergyFunction:
         return energies + sum_over_crystals(reference, graph), {}
 
     def unknown_fetch(self, params: Mapping[str, Any], graph: CrystalGraph) -> str:
-        """The operation on the senders of `graph` that no wave can be sent through; "" for none."""
+        """The operation on the senders of `graph` that lattice waves cannot pass; "" for none."""
         unknown = []
         jax.eval_shape(lambda *args: unknown.append(self._apply(*args)[1]), params, graph)
         return unknown[0]
@@ -146,12 +147,12 @@ def energy_function(
 def with_known_fetches(
     fn: Callable[[Any, jraph.GraphsTuple], Any], network: Any, graph: jraph.GraphsTuple
 ) -> tuple[Any, str]:
-    """fn(network, graph), in which what is fetched from senders, or added to them, is so by `crystals.fetch`.
+    """fn(network, graph), with `crystals.fetch` in place of its fetches from senders and additions to them.
 
-    Everything of an edge is kept in the cell of its receiver; so its sender is fetched from the cell that
-    its shift tells. The function is traced, and x[senders] and x.at[senders].add(y), however they are
-    written, are found in what it does. Where the senders meet another operation, the function is applied as
-    it is, and the name of the operation is returned besides ("" otherwise).
+    All quantities of an edge belong to the cell of its receiver, so the sender is fetched from the cell that
+    the edge's shift gives. The function is traced, and x[senders] and x.at[senders].add(y) are found in its
+    operations, however they are written. If another operation uses the senders, the function is applied as
+    it is. Also returns the name of that operation, or "".
     """
     leaves, tree = jax.tree.flatten((network, graph))
     closed, shape = jax.make_jaxpr(lambda *leaves: fn(*tree.unflatten(leaves)), return_shape=True)(*leaves)
@@ -168,7 +169,7 @@ def with_known_fetches(
 
 
 class _UnknownFetchError(Exception):
-    """An operation on senders that is not understood."""
+    """An operation uses senders in a way that is not understood."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class _Edges:
     debug_info: Any  # of the traced function, for errors
 
 
-# Marks of values that the senders lead to: they themselves, in the shape (edges,) or (edges, 1); whether they
-# are negative, which they never are; and what would be in their place if they were.
+# Marks of values derived from the senders: the senders themselves, in the shape (edges,) or (edges, 1); the
+# test for negative senders, which is always false; and the values that would replace negative ones.
 SENDERS, NEGATIVE, REPLACED = "senders", "negative", "replaced"
 COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne"}
 SAME = {"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "copy", "stop_gradient"}
@@ -202,7 +203,7 @@ def _evaluate(jaxpr, consts, args, edges: _Edges) -> list[tuple[Any, str]]:
 
 
 def _bind(equation, inputs, edges: _Edges, mark: str = "") -> list[tuple[Any, str]]:
-    # By JAX itself, which knows what each operation wants: a function of this one operation.
+    # JAX evaluates it, as it knows what each operation needs: a function of this one operation.
     args = {
         atom: x for atom, (x, _) in zip(equation.invars, inputs, strict=True) if isinstance(atom, core.Var)
     }
@@ -212,7 +213,7 @@ def _bind(equation, inputs, edges: _Edges, mark: str = "") -> list[tuple[Any, st
 
 
 def _of_marked(equation, inputs, edges: _Edges) -> list[tuple[Any, str]]:
-    """The outputs of an operation on something that is marked."""
+    """The outputs of an operation with marked inputs."""
     name, params, marks = equation.primitive.name, equation.params, [mark for _, mark in inputs]
     if name in ("jit", "pjit", "closed_call"):
         inner = params["jaxpr"]
@@ -224,13 +225,13 @@ def _of_marked(equation, inputs, edges: _Edges) -> list[tuple[Any, str]]:
     if name == "scatter-add" and marks == ["", SENDERS, ""] and _is_of_rows(equation, edges):
         x, y = inputs[0][0], inputs[2][0]
         return [(x + fetch.scatter_add(y, edges.senders, edges.nodes, edges.shifts), "")]
-    if set(marks) <= {"", NEGATIVE}:  # a statement about each edge, as any other
+    if set(marks) <= {"", NEGATIVE}:  # a property of each edge, like any other
         return _bind(equation, inputs, edges)
     return _bind(equation, inputs, edges, _mark(equation, marks, edges))
 
 
 def _mark(equation, marks: list[str], edges: _Edges) -> str:
-    """The mark of what an operation makes of marked values, one by one. Raises _UnknownFetchError."""
+    """The mark of the result of an elementwise operation on marked values. Raises _UnknownFetchError."""
     name, out = equation.primitive.name, equation.outvars[0].aval
     zero = isinstance(equation.invars[-1], core.Literal) and np.all(equation.invars[-1].val == 0)
     if name in COMPARISONS and REPLACED not in marks:
@@ -258,7 +259,7 @@ def _is_of_rows(equation, edges: _Edges) -> bool:
 
 
 def _checkpoint(params, inputs, edges: _Edges) -> list[tuple[Any, str]]:
-    """A part that is computed anew on the way back stays one."""
+    """Keeps a checkpointed part (recomputed in the backward pass) checkpointed."""
     marks = [mark for _, mark in inputs]
 
     def inner(*args):

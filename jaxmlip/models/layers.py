@@ -13,10 +13,10 @@ from jaxmlip.system.arrays import Array
 
 
 class Linear(nn.Module):
-    """x W + b, in the precision of x. `centred` takes the mean over the outputs of each group away first.
+    """x W + b, in the precision of x. `centred` subtracts the mean over the outputs of each group.
 
-    A layer norm that follows needs outputs of zero mean. Taking the mean out of W and b, a few thousand
-    numbers, gives the same as taking it out of every row of the product.
+    A layer norm that follows needs outputs of zero mean. Subtracting the mean from W and b, a few thousand
+    numbers, gives the same result as subtracting it from every row of the product.
     """
 
     features: int
@@ -39,7 +39,7 @@ class Linear(nn.Module):
 
 
 class CentredNorm(nn.Module):
-    """Layer norm (Ba et al. 2016) of rows whose mean is zero already."""
+    """Layer norm (Ba et al. 2016) of rows whose mean is already zero."""
 
     epsilon: float = 1e-5
 
@@ -54,8 +54,8 @@ class CentredNorm(nn.Module):
 def normalise(x: Float[Array, "n f"], epsilon: float) -> tuple[Float[Array, "n f"], Float[Array, "n 1"]]:
     """ŷ = x r and r = 1/√(mean of x² over a row + ε), with derivatives of every order.
 
-    The derivative is written in ŷ and r, dŷ = r (dx - ŷ ⟨ŷ dx⟩) and dr = -r² ⟨ŷ dx⟩, which needs half of the
-    factors that differentiating the formula above leaves.
+    The derivative is written in ŷ and r: dŷ = r (dx - ŷ ⟨ŷ dx⟩) and dr = -r² ⟨ŷ dx⟩. That needs half as many
+    factors as differentiating the formula above.
     """
     r = jax.lax.rsqrt(row_mean(x, x) + epsilon)
     return x * r, r
@@ -69,7 +69,7 @@ def _(epsilon, primals, tangents):
 
 
 def row_mean(x: Float[Array, "n f"], y: Float[Array, "n f"]) -> Float[Array, "n 1"]:
-    """⟨x y⟩ of every row, as products, which XLA on a CPU makes four times as fast as a sum over a row."""
+    """⟨x y⟩ of every row, as products: XLA on a CPU computes them four times as fast as a sum over a row."""
     return jnp.einsum("nf,nf->n", x, y)[:, None] / x.shape[-1]
 
 

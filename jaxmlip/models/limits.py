@@ -1,8 +1,8 @@
 """Limits of hyperparameters: above those of any published model, and below those that take minutes to build.
 
-Tracing a network takes time for each block and each coupling, however small its parameters are, so that a
-file with a few wrong digits could go on for ever. Numbers without meaning, such as a cutoff that is NaN, are
-caught here too.
+Tracing a network takes time for each block and each coupling, however small its parameters are. A file with a
+few wrong digits could keep it busy for ever. Meaningless numbers, such as a cutoff that is NaN, are caught
+here too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from jaxmlip.models.mace import BLOCKS, MACEConfig
 from jaxmlip.system.borders import brief, listed
 
 LONGEST_TUPLE = 32  # of blocks, of layers
-SPECIES = 16 * ELEMENTS  # elements of several functionals
+SPECIES = 16 * ELEMENTS  # elements times functionals
 
-# Hyperparameters of all architectures by name, with the least and the most; those of a tuple are its items'.
+# Hyperparameters of all architectures by name, with the least and the most; for a tuple, of each item.
 WHOLE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("features", "hidden", "channels", "readout", "radial_widths"), (1, 4096)),
     **dict.fromkeys(("radial", "angular"), (1, 1024)),
@@ -36,13 +36,13 @@ WHOLE: dict[str, tuple[int, int]] = {
 }
 LENGTHS = {"bond_cutoff", "angle_cutoff", "cutoff"}
 LONGEST_LENGTH = 20.0  # Å
-POSITIVE = {"average_neighbours": 1e6, "activation_scale": 100.0}  # and the most
+POSITIVE = {"average_neighbours": 1e6, "activation_scale": 100.0}  # with the most
 LARGEST = float(np.finfo(np.float32).max)  # of weights: potentials compute in float32 by default
 MOST_COUPLINGS = 150_000  # entries of the largest coupling tensor of MACE, whose symmetric part is sought
 
 
 def check(config: Any, names: Mapping[str, str] | None = None, error: type[ValueError] = ValueError) -> None:
-    """Raises `error`, naming each hyperparameter of `config` that no sensible model has, and what it needs.
+    """Raises `error`, naming each hyperparameter of `config` that is out of its limits, and those limits.
 
     `names` maps our names to those of a file, if they differ.
     """

@@ -3,13 +3,14 @@
 The letters and the numbers of equations are the paper's: v for atoms, e for bonds, θ_jik for the angle at
 atom i between its bonds to j and k, f_c for the envelope, ⊕ for features side by side.
 
-Features of bonds have a direction. Arrays of them have the shape (bonds, 2, features), the two being
-first -> second and second -> first; both live at the bond's first atom. Messages run along that direction,
-from i to j, as in the code that the published weights were fitted with; the paper's (5) sums those of each i.
+Features of bonds have a direction. Their arrays have the shape (bonds, 2, features); the two are
+first -> second and second -> first, and both are kept at the bond's first atom. Messages run along that
+direction, from i to j, as in the code that the published weights were fitted with; the paper's (5) sums the
+messages of each i.
 
 The sum over k in (2) is not taken for each pair of bonds. By the addition theorem P_l(cos θ_jik) is a sum of
-products of spherical harmonics of the two bonds, so one sum over the bonds of atom i serves all of them, and
-each takes out what it gave itself.
+products of spherical harmonics of the two bonds. So one sum over the bonds of atom i serves all of them, and
+each bond subtracts its own contribution.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from jaxmlip.system.arrays import Array
 
 @dataclass(frozen=True)
 class M3GNetConfig:
-    """The choices in which the published models differ; the defaults are those of MatPES 2025.1."""
+    """Options in which the published models differ; the defaults are those of MatPES 2025.1."""
 
     features: int = 64  # width of atom and bond features
     hidden: int = 128  # width of the hidden layers of the gated MLPs
@@ -62,7 +63,7 @@ class M3GNetConfig:
 
 
 class Gated(nn.Module):
-    """The rest of a gated MLP after its first linear layer, whose core and gate x holds side by side."""
+    """The rest of a gated MLP after its first linear layer; x holds its core and gate side by side."""
 
     features: tuple[int, ...]  # of the layers that follow
     linear: bool = False  # no activation after the last layer of the core
@@ -116,7 +117,7 @@ class Message(nn.Module):
 
 
 class M3GNet(Network):
-    """From a graph to the energy of each atom (eV, without reference energies)."""
+    """Maps a graph to the energy of each atom (eV, without reference energies)."""
 
     config: M3GNetConfig
 
@@ -168,6 +169,6 @@ class M3GNet(Network):
 
 
 def _orders(degrees: int, count: int) -> np.ndarray:
-    """The matrix that repeats the numbers of l and n for each m."""
+    """The matrix that repeats the values for l and n for each m."""
     per_m = np.repeat(np.eye(degrees), 2 * np.arange(degrees) + 1, axis=1)
     return np.kron(per_m, np.eye(count))

@@ -1,8 +1,8 @@
 """MACE: Batatia, Kovács, Simm, Ortner & Csányi, NeurIPS 2022 (arXiv:2206.07697), with its equation numbers.
 
-Features h and A of an atom are spherical tensors, a list by l of arrays (atoms, 2l + 1, channels) in the real
-harmonics of e3nn, with parity (-1)^l throughout. Weights are kept as e3nn's layers keep them, with entries of
-order one, and divided by √(fan-in) where they are used.
+Features h and A of an atom are spherical tensors: a list by l of arrays (atoms, 2l + 1, channels) in the real
+harmonics of e3nn, all with parity (-1)^l. Weights are stored as in e3nn's layers, with entries of order one,
+and divided by √(fan-in) when they are used.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ZBL_DECAYS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark 1985, 
 
 @dataclass(frozen=True)
 class MACEConfig:
-    """The choices in which published models differ; the defaults are those of mace-mp-0b3-medium."""
+    """Options in which published models differ; the defaults are those of mace-mp-0b3-medium."""
 
-    elements: tuple[int, ...]  # species, in the order of the weights: atomic numbers, of each functional
+    elements: tuple[int, ...]  # species, in the order of the weights: atomic numbers, for each functional
     channels: int = 128
     hidden_l: int = 1  # highest l of the features between layers ("max_L")
     harmonics_l: int = 3  # highest l of the spherical harmonics and of A ("max_ell")
@@ -46,14 +46,14 @@ class MACEConfig:
     radial: int = 10  # number of Bessel functions
     envelope: int = 5  # exponent p of the cutoff polynomial
     radial_widths: tuple[int, ...] = (64, 64, 64)  # hidden widths of the radial network
-    average_neighbours: float = 1.0  # divides the sum of messages where no density does
+    average_neighbours: float = 1.0  # divides the sum of messages in blocks without density
     readout: int = 16  # hidden width of the last readout
-    agnesi: bool = True  # distances are transformed before the Bessel functions see them
+    agnesi: bool = True  # distances are transformed before the Bessel functions are applied
     repulsion: bool = True  # the ZBL pair repulsion is added
-    cutoff_on_basis: bool = True  # False: the cutoff polynomial multiplies what the radial network gives
-    activation_scale: float = 1.6791767923989418  # c with ⟨(c SiLU(x))²⟩ = 1 for normal x, as e3nn has it
-    # Numbers of couplings to (L, ν) = (0, 1), (0, 2), …, (1, 1), …; none: those of a basis. Published files
-    # have more, which depend on each other.
+    cutoff_on_basis: bool = True  # False: the cutoff polynomial multiplies the output of the radial network
+    activation_scale: float = 1.6791767923989418  # c with ⟨(c SiLU(x))²⟩ = 1 for normal x, as in e3nn
+    # Numbers of couplings to (L, ν) = (0, 1), (0, 2), …, (1, 1), …; empty: as many as a basis has. Published
+    # files have more, which are linearly dependent.
     paths: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -70,11 +70,11 @@ class MACEConfig:
 
     @property
     def fan_in(self) -> int:
-        """The number of elements: a functional more changes no weight of the others."""
+        """The number of elements. Functionals do not count, so one more changes no weight of the others."""
         return len({atomic_number(z) for z in self.elements})
 
     def out_l(self, layer: int) -> int:
-        """Highest l of the features after a layer; the last one gives scalars alone."""
+        """Highest l of the features after a layer; the last layer gives only scalars."""
         return 0 if layer == len(self.blocks) - 1 else self.hidden_l
 
     def couplings(self) -> list[tuple[int, int]]:
@@ -88,14 +88,14 @@ class MACEConfig:
 
 
 class Products(NamedTuple):
-    """The two products that take most of the time: `messages` and `symmetric.contract`, or other versions."""
+    """The two products that take most of the time: `messages` and `symmetric.contract`, or replacements."""
 
     messages: Callable[..., Array]
     contract: Callable[..., Array]
 
 
 class TensorLinear(nn.Module):
-    """Mixes channels: a matrix for each l, the same for all m, divided by √(fan-in)."""
+    """Linear layer that mixes channels: a matrix for each l, the same for all m, divided by √(fan-in)."""
 
     features: int
 
@@ -231,7 +231,7 @@ def messages(
     sent: Float[Array, "ends components f"],
     l: int,
 ) -> Float[Array, "ends paths m f"]:
-    """R C_l₁l₂l₃ Y_l₂ h of eq. (8) for each path to l₃ = l, of all first atoms, then of all second ones.
+    """R C_l₁l₂l₃ Y_l₂ h of eq. (8) for each path to l₃ = l, for all first atoms, then for all second ones.
 
     `weights` are R for each path and channel, `sent` the features h of the neighbour.
     """
@@ -242,7 +242,7 @@ def messages(
 def end_couplings(harmonics, components: int, l: int) -> Float[Array, "ends paths m components"]:
     """C_l₁l₂l₃ Y_l₂ of eq. (8) for each path to l₃ = l, as first atoms see it, then as second ones.
 
-    It takes the features of a neighbour, with so many components (l₁, m₁), to the components of its message.
+    It maps the features of a neighbour, with `components` (l₁, m₁), to the components of its message.
     """
     there = []
     for l1, l2, l3 in message_paths(components, len(harmonics) - 1):
@@ -283,7 +283,7 @@ class Product(nn.Module):
 
 
 class MACE(Network):
-    """From a graph to the energy (eV, without reference energies) of each atom."""
+    """Maps a graph to the energy (eV, without reference energies) of each atom."""
 
     config: MACEConfig
     products: Products = Products(messages, symmetric.contract)
@@ -318,14 +318,14 @@ class MACE(Network):
             scalars = h[0][:, 0]
             if 0 < t == len(c.blocks) - 1:
                 energy = energy + Readout(c, name=f"readout_{t}")(scalars)
-            else:  # eq. (13): linear but for the last layer
+            else:  # eq. (13): linear except in the last layer
                 kernel = self.param(f"readout_{t}", nn.initializers.normal(1.0), (c.channels, 1))
                 energy = energy + scalars @ kernel[:, 0] / c.channels**0.5
         energy = energy * constants["scale"] + constants["shift"]
         return {"site_energies": jnp.where(graph.is_atom, energy, 0.0)}
 
     def _constants(self):
-        """The numbers that a published file fixes and training does not change."""
+        """Constants that a published file sets and training does not change."""
         c, kept = self.config, {}
 
         def keep(name, value):
@@ -346,7 +346,7 @@ class MACE(Network):
         return kept
 
     def _repulsion(self, graph: CrystalGraph, r, constants):
-        """The Ziegler-Biersack-Littmark energy of each atom, half of each of its bonds'."""
+        """The Ziegler-Biersack-Littmark energy of each atom: half the energies of its bonds."""
         exponent, prefactor = constants["zbl_length"]
         radii = constants["covalent_radii"][graph.numbers]
         charges = jnp.maximum(graph.numbers, 1).astype(r.dtype)
@@ -380,7 +380,7 @@ class Couplings(nn.Module):
 
 
 class Readout(nn.Module):
-    """Eq. (13): the last layer's, a network with one hidden layer."""
+    """The readout of the last layer, eq. (13): a network with one hidden layer."""
 
     config: MACEConfig
 
@@ -394,7 +394,7 @@ class Readout(nn.Module):
 
 
 def _places(elements: tuple[int, ...]) -> np.ndarray:
-    """The place of each species among `elements`; 0 for padding."""
+    """The index of each species in `elements`; 0 for padding."""
     places = np.zeros(max(ELEMENTS, *elements) + 1, np.int32)
     places[list(elements)] = np.arange(len(elements))
     return places

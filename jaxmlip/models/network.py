@@ -15,12 +15,12 @@ from jaxmlip.crystals.graph import CrystalGraph, sum_over_crystals
 class Network(nn.Module):
     """A network from a graph to a dictionary of quantities of each atom, among them site_energies (eV)."""
 
-    # Every fetch from another cell is made by `crystals.fetch`, which lattice waves need.
+    # Every fetch from another cell is made by `crystals.fetch`, as lattice waves need.
     fetches_are_known: ClassVar[bool] = True
 
     @nn.nowrap
     def identity(self, params: Mapping[str, Any]) -> str:
-        """A text that tells this network from others, whatever their parameters."""
+        """A text that identifies this network; parameters do not enter."""
         return repr(self.config)
 
     @nn.nowrap

@@ -1,7 +1,7 @@
-"""Functions whose derivatives of every order stay finite where padding lies.
+"""Functions whose derivatives of every order stay finite at padding.
 
-A padding bond has zero length, so every quantity built on a bond must survive r = 0, not only in value
-but in its first, second and third derivatives: those occur in forces, Hessians and losses on Hessians.
+A padding bond has zero length. So every quantity of a bond must be finite at r = 0, with its first, second
+and third derivatives: those occur in forces, Hessians and losses on Hessians.
 """
 
 import jax.numpy as jnp

@@ -5,8 +5,8 @@ tensors B_LM = Σ_η w_η Σ U^η_{M, i₁ … i_ν} A_{i₁} … A_{i_ν}; i ru
 so only the part of U that is symmetric in its indices acts: a polynomial in A with one coefficient for each
 sorted product A_{i₁} … A_{i_ν}, i₁ ≤ … ≤ i_ν, most of which vanish by symmetry. For l ≤ 3 and ν = 3, of 4096
 products 77 stay for L = 0 and about 93 for each component of L = 1. The polynomial's coefficients depend on
-the element and channel, and not on positions: they are made once, and then a product costs a few
-hundred multiplications instead of a product with U.
+the element and channel, not on positions: they are computed once, and then a product costs a few hundred
+multiplications instead of a product with U.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxmlip.system.arrays import Array
 if TYPE_CHECKING:
     import e3nn_jax as e3nn
 
-SMALLEST = 1e-9  # of the coefficients of an orthonormal basis; below are rounding errors
+SMALLEST = 1e-9  # coefficient of an orthonormal basis; smaller ones are rounding errors
 
 # e3nn_jax is imported inside functions: it takes most of a second, which users of other models save.
 
@@ -55,7 +55,7 @@ def spherical_harmonics(u: Float[Array, "bonds 3"], l_max: int) -> list[Float[Ar
 def couplings(l_max: int, L: int, degree: int) -> np.ndarray:
     """A basis of all symmetric couplings of `degree` copies of `natural(l_max)` to one irrep L.
 
-    Of shape (2L + 1, (l_max + 1)², …, (l_max + 1)², paths).
+    Its shape is (2L + 1, (l_max + 1)², …, (l_max + 1)², paths).
     """
     import e3nn_jax as e3nn
 
@@ -90,7 +90,7 @@ def terms(l_max: int, L: int, degree: int) -> Int[np.ndarray, "terms {1+degree}"
 def initial_coupling(
     l_max: int, L: int, degree: int, paths: int | None = None
 ) -> Float[np.ndarray, "terms paths"]:
-    """The coefficients of `couplings` in the order of `terms`; `paths` beyond a basis couple to nothing."""
+    """The coefficients of `couplings` in the order of `terms`; `paths` beyond those of the basis are zero."""
     coefficients = folded(couplings(l_max, L, degree))
     made = np.array([coefficients[tuple(row)] for row in terms(l_max, L, degree)])
     return made if paths is None else np.pad(made, [(0, 0), (0, paths)])[:, :paths]
@@ -102,9 +102,9 @@ def contract(
     l_max: int,
     L: int,
 ) -> Float[Array, "atoms {2*L+1} channels"]:
-    """Σ over degrees ν and terms of a coefficient times A_{i₁} … A_{i_ν}: the components of B_L.
+    """Sums coefficient times A_{i₁} … A_{i_ν} over degrees ν and terms: the components of B_L.
 
-    `coefficients` has those of each degree, in the order of `terms`.
+    `coefficients` has an array for each degree, in the order of `terms`.
     """
     total = 0.0
     for degree, c in coefficients.items():

@@ -1,17 +1,16 @@
 """Phonons of one crystal in one potential: results are kept for later use.
 
 D(q) is exact when it is computed directly. For many wave vectors, a Fourier sum of force constants from a
-mesh of exact ones costs less. The mesh needed is estimated first along each lattice vector: D on a line of
-wave vectors holds the forces between planes of atoms, and their decay. Then the sum is compared with exact
-frequencies elsewhere, and refined until it is within the tolerance.
+mesh of exact ones costs less; see `sums`.
 """
 
 from __future__ import annotations
 
 import warnings
+import weakref
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from ase import Atoms
@@ -25,7 +24,6 @@ from jaxmlip.crystals.symmetry import (
     identity,
     keeping_mesh,
     mesh_shape,
-    needed_columns,
     reduced_mesh,
     unfold,
 )
@@ -33,10 +31,9 @@ from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.derivatives.response import Response, Room
 from jaxmlip.mechanics.elasticity import internal_motion, warn_of_residuals
 from jaxmlip.phonons import bloch
-from jaxmlip.phonons.commensurate import fourier
-from jaxmlip.phonons.lines import Lines, apart, wide_mesh
 from jaxmlip.phonons.modes import Bands, Modes, band_path
 from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
+from jaxmlip.phonons.sums import Sums
 from jaxmlip.phonons.supercell import ForceConstants
 from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U
 
@@ -47,23 +44,7 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "exact", "fourier"]
 TOLERANCE = 1e-3  # THz: largest error of frequencies from a sum of force constants
-WIDEST = 120.0  # Å: the finest mesh fits a supercell this wide
-GROWTH = 1.2  # from one mesh to the next, if the lines do not tell
-PROBES = 2  # wave vectors at which a sum is tested, and as many more with the lowest frequencies
 SAME_FREQUENCY = 1e-3  # THz; modes this close are degenerate
-
-
-class Sum(NamedTuple):
-    """Force constants from a mesh, and the largest error (THz) of their sums at other wave vectors."""
-
-    constants: ForceConstants
-    off: float
-    tried: int  # number of wave vectors
-
-    @property
-    def method(self) -> str:
-        points = " x ".join(map(str, self.constants.repeats))
-        return f"Fourier sum from {points} wave vectors, off by {self.off:.0e} THz at {self.tried} others"
 
 
 class Lattice:
@@ -108,9 +89,16 @@ class Lattice:
         self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| computed so far
         self._kept: dict[tuple, np.ndarray] = {}
         self._constants: dict[tuple, ForceConstants] = {}
-        self._lines = Lines(self.atoms, self.group)
-        self._sum: Sum | None = None
-        self._aim = self.tolerance  # tolerance for the lines
+        own = weakref.proxy(self)  # no reference circle: results are freed with this object
+        self._sums = Sums(
+            self.atoms,
+            self.group if symmetry else None,
+            tolerance,
+            always=method == "fourier",
+            exact=lambda q_points: own._remembered(q_points),
+            constants=lambda mesh: own.constants(mesh),
+            frequencies=lambda D: own._frequencies(D),
+        )
         self._told = False  # whether it has warned that the crystal is not at rest
         self._warn()
 
@@ -141,12 +129,8 @@ class Lattice:
 
     def matrices(self, q_points: np.ndarray) -> tuple[np.ndarray, str]:
         """D(q) as of `exact`, within the tolerance, and a description of how it was found."""
-        while self._pays(q_points):
-            D = fourier(self._sum.constants, q_points).reshape(len(q_points), 3 * len(self.atoms), -1)
-            self._sum = self._tried(D, q_points)
-            if self._sum.off < self.tolerance:
-                return D, self._sum.method
-        return self.exact(q_points), "exact at each wave vector"
+        found = None if self.method == "exact" else self._sums.matrices(q_points)
+        return found or (self.exact(q_points), "exact at each wave vector")
 
     def modes(
         self, q_points: np.ndarray, weights: np.ndarray | None = None, directions: np.ndarray | None = None
@@ -268,59 +252,6 @@ class Lattice:
             self._kept |= zip(new, self.exact(q_points[list(new.values())]), strict=True)
         return np.array([self._kept[key] for key in keys])
 
-    def _cost(self, q_points: np.ndarray) -> int:
-        """The number of columns to compute for D at these wave vectors."""
-        return len(needed_columns(q_points, self.group).wave)
-
-    def _pays(self, q_points: np.ndarray) -> bool:
-        """True if a sum is cheaper than D at each of `q_points`; then there is one, tested or not."""
-        if self.method == "exact":
-            return False
-        if self._sum is not None and self._sum.off < self.tolerance:
-            return True
-        mesh = self._next_mesh(q_points)
-        if mesh is None:
-            return False
-        # The first wave vectors at which it will be tested are computed together with the mesh.
-        reduced = reduced_mesh(mesh, self.group if self.symmetric else None)
-        self._remembered(np.concatenate([reduced.q_points, q_points[_evenly(q_points, mesh)]]))
-        self._sum = Sum(self.constants(mesh), 0.0, 0)
-        return True
-
-    def _next_mesh(self, q_points: np.ndarray) -> tuple[int, int, int] | None:
-        """The mesh to take for a sum; None if that costs more than D at each of `q_points`."""
-        lines = self._lines
-        direct = self._cost(q_points) if self.method == "auto" else np.inf
-        if not lines.known:
-            together = np.concatenate(lines.q_points)
-            if direct <= self._cost(together):
-                return None
-            ends = np.cumsum([len(q) for q in lines.q_points])[:-1]
-            lines.read(np.split(self._remembered(together), ends), self._frequencies)
-        if self._sum is None:
-            mesh = lines.mesh(self._aim)
-        else:
-            # The lines were too optimistic: their tolerance is tightened, and the mesh grows by a step at
-            # least.
-            self._aim *= self.tolerance / self._sum.off / 2
-            last = np.array(self._sum.constants.repeats)
-            step = np.where(self.atoms.pbc, np.maximum(last + 1, np.rint(GROWTH * last)), 1).astype(int)
-            wanted = np.maximum(last, lines.mesh(self._aim))
-            mesh = tuple((wanted if (wanted > last).any() else step).tolist())
-        probes = 2 * PROBES * 3 * len(self.atoms)
-        if direct <= self._cost(reduced_mesh(mesh, self.group).q_points) + probes:
-            return None
-        return mesh if (np.array(mesh) <= wide_mesh(self.atoms, WIDEST)).all() else None
-
-    def _tried(self, D: np.ndarray, q_points: np.ndarray) -> Sum:
-        """The sum, whose matrices at `q_points` are D, with its error after a test there."""
-        mesh = self._sum.constants.repeats
-        softest = _softest(self._frequencies(D), q_points, mesh)
-        probes = np.union1d(_evenly(q_points, mesh), softest)
-        exact = self._frequencies(self._remembered(q_points[probes]))
-        off = apart(self._frequencies(D[probes]), exact)
-        return Sum(self._sum.constants, max(self._sum.off, off), self._sum.tried + len(probes))
-
     def _warn(self) -> None:
         """Warns of properties of the crystal that may be unintended."""
         name = self.atoms.get_chemical_formula()
@@ -359,25 +290,6 @@ def _hermitian(D: np.ndarray) -> np.ndarray:
 
 def _thz(squares: np.ndarray) -> np.ndarray:
     return np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
-
-
-def _off_mesh(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
-    """The numbers of the wave vectors that are not on the mesh."""
-    m = q_points * mesh
-    return np.flatnonzero(np.abs(m - np.rint(m)).max(axis=1, initial=0) > 1e-6)
-
-
-def _evenly(q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
-    """Some wave vectors off the mesh, spread evenly over `q_points`."""
-    off = _off_mesh(q_points, mesh)
-    places = np.linspace(0, max(0, len(off) - 1), PROBES + 2).astype(int)[1:-1]
-    return off[np.unique(places)] if len(off) else off
-
-
-def _softest(frequencies: np.ndarray, q_points: np.ndarray, mesh: tuple[int, int, int]) -> np.ndarray:
-    """Wave vectors off the mesh with the lowest frequencies, at which ω is most sensitive to D."""
-    off = _off_mesh(q_points, mesh)
-    return off[np.argsort(np.abs(frequencies[off]).min(axis=1))[:PROBES]]
 
 
 def _split(thz, vectors, slope) -> np.ndarray:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 import ase.io
 import numpy as np
 from ase.data import chemical_symbols
-from matplotlib.figure import Figure
-from rich.table import Table
 
 from jaxmlip.crystals.graph import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
@@ -32,7 +30,8 @@ from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
-from jaxmlip.system.plots import COLOURS
+from jaxmlip.system.plots import COLOURS, panels
+from jaxmlip.system.tables import Table, show
 from jaxmlip.system.versions import versions
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
 def draw(found: Phonons, path: Path) -> None:
     """Bands, and the density of states with the share of each element beside them."""
     bands, atoms = found.bands, found.mesh.primitive
-    figure = Figure(figsize=(9, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    figure, ((left, right),) = panels(1, 2, (4.5, 4.8), (0, 0), sharey=True, width_ratios=(3, 1))
     for segment in bands.segments:
         left.plot(
             bands.distance[segment.rows], bands.modes.frequencies[segment.rows], color=COLOURS[0], lw=1.1
@@ -227,14 +225,9 @@ def _nac_record(p: NAC) -> dict[str, Any]:
 def table(found: Phonons) -> Table:
     """The main numbers for a terminal."""
     modes, t = found.mesh, found.thermodynamics
-    result = Table(
-        title=f"phonons of {modes.primitive.get_chemical_formula('metal')}, {found.potential}",
-        title_justify="left",
-        show_header=False,
-    )
     room = int(np.abs(t.temperature - 300).argmin())
     every = np.concatenate([modes.frequencies.ravel(), found.bands.modes.frequencies.ravel()])
-    for name, value in (
+    rows = (
         ("highest frequency", f"{every.max():.3f} THz"),
         ("mean frequency", f"{modes.weights @ np.maximum(modes.frequencies, 0).mean(axis=1):.3f} THz"),
         ("lowest frequency", f"{round(every.min(), 3) + 0.0:.3f} THz"),
@@ -248,20 +241,16 @@ def table(found: Phonons) -> Table:
         ("bands", found.bands.modes.method),
         ("mesh", f"{' x '.join(map(str, modes.mesh.shape))}, {modes.method}"),
         ("density of states", found.density.method),
-    ):
-        result.add_row(name, value)
-    return result
+    )
+    title = f"phonons of {modes.primitive.get_chemical_formula('metal')}, {found.potential}"
+    return Table(title, ("quantity", "value"), rows)
 
 
 def _at(t: Thermodynamics, k: int) -> str:
     return f"{t.free_energy[k]:.3f} kJ/mol, {t.entropy[k]:.3f} and {t.heat_capacity[k]:.3f} J/K/mol"
 
 
-def save_json(found: Phonons, path: Path) -> None:
-    write_whole(path, json.dumps(as_record(found), ensure_ascii=False) + "\n")
-
-
-def run(
+def main(
     potential: Potential,
     crystal: Atoms,
     out: Path,
@@ -290,11 +279,11 @@ def run(
         potential, symmetry, nac=nac, tolerance=tolerance, symprec=symprec, memory_limit=memory_limit
     )
     found = phonons(lattice, **settings)
-    terminal.print(table(found))
+    show(table(found))
     constants = lattice.constants(wide_mesh(lattice.atoms, WIDE))
     with writing_folder(out) as draft:
         draw(found, draft / "phonons.png")
-        save_json(found, draft / "phonons.json")
+        write_whole(draft / "phonons.json", json.dumps(as_record(found), ensure_ascii=False) + "\n")
         written = ["phonons.json", "phonons.png"]
         try:
             write_phonopy(constants, draft, nac)

@@ -20,10 +20,10 @@ import numpy as np
 from jaxmlip.derivatives.slopes import hessian_slope, mode_slope
 from jaxmlip.phonons.commensurate import dynamical_matrices, mesh_frequencies
 from jaxmlip.phonons.phonopy_files import PhonopyRun, read_phonopy
-from jaxmlip.studies.study import Table, save
-from jaxmlip.system.console import console
+from jaxmlip.studies.study import save
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import COLOURS, grid, legend, parity
+from jaxmlip.system.tables import Table, show
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -215,7 +215,7 @@ def smeared_density(thz: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarr
     return (edges[:-1] + edges[1:]) / 2, density
 
 
-def run(
+def main(
     folders: Sequence[Path],
     models: Sequence[str],
     mesh: tuple[int, int, int] = MESH,
@@ -236,7 +236,7 @@ def run(
     rows_by_model = {}
     for potential in potentials:
         rows_by_model[potential.name] = compare(potential, runs, mesh)
-        console(width=120).print(table(rows_by_model[potential.name], potential.name))
+        show(table(rows_by_model[potential.name], potential.name))
     save(
         out,
         "compare",

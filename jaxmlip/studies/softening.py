@@ -14,7 +14,7 @@ number alone would say so.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,11 +29,11 @@ from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.supercell import displaced_force_constants, repeat_distance, repeats_within
 from jaxmlip.studies.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
-from jaxmlip.studies.study import Table, save
-from jaxmlip.system.console import console
+from jaxmlip.studies.study import bootstrap, save
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import legend, panels, parity, styles
 from jaxmlip.system.progress import track
+from jaxmlip.system.tables import Estimate, Table, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,35 +121,40 @@ def softening(
     jobs = list(zip(materials, jobs_of(potential, crystals, repeats), strict=True))
     rows = []
     for material, job in track(jobs, f"phonons of {potential.name}"):
-        modes = job.modes(potential, material.mesh, tolerance=TOLERANCE, memory_limit=memory_limit)
-        displaced = interpolated_frequencies(job.constants(potential, DISPLACEMENT), modes.q_points)
-        row = {
-            "id": material.id,
-            "formula": material.formula,
-            "structure": material.structure,
+        row, modes, _ = spectra_of(potential, material, job, DISPLACEMENT, TOLERANCE, memory_limit)
+        row |= {
             "repeats": job.repeats,
             "atoms": int(np.prod(job.repeats)) * len(material.atoms),
             "repeat_distance": repeat_distance(material.atoms.cell.array, job.repeats),  # Å
-            "dft": asdict(material.dft),
-            "hessian": asdict(Spectrum.of(modes.frequencies, modes.weights)),
-            "displaced": asdict(Spectrum.of(displaced, modes.weights)),
+            "max_force_eV_per_A": modes.max_force,
+            "q_points": modes.q_points.round(6),
+            "weights": modes.mesh.weights,
+            "frequencies": modes.frequencies.round(5),
         }
-        both = {
-            measure: {of: float(ratios([row], measure, of)[0]) for of in ("maximum", "mean")}
-            for measure in MEASURES
-        }
-        rows.append(
-            row
-            | {
-                "ratios": both,
-                "method": modes.method,
-                "max_force_eV_per_A": modes.max_force,
-                "q_points": modes.q_points.round(6),
-                "weights": modes.mesh.weights,
-                "frequencies": modes.frequencies.round(5),
-            }
-        )
+        both = {m: {of: float(ratios([row], m, of)[0]) for of in ("maximum", "mean")} for m in MEASURES}
+        rows.append(row | {"ratios": both})
     return rows
+
+
+def spectra_of(
+    potential: Potential,
+    material: Material,
+    job: Job,
+    displacement: float,
+    tolerance: float,
+    memory_limit: float | None = None,
+) -> tuple[dict[str, Any], Modes, np.ndarray]:
+    """A row with the `Spectrum` of DFT and of each of MEASURES; the Hessian's modes; the displaced THz.
+
+    Both are at the wave vectors of the material's mesh that the symmetry of the job's cell leaves.
+    """
+    modes = job.modes(potential, material.mesh, tolerance=tolerance, memory_limit=memory_limit)
+    displaced = interpolated_frequencies(job.constants(potential, displacement), modes.q_points)
+    row = {"id": material.id, "formula": material.formula, "structure": material.structure}
+    row |= {"dft": asdict(material.dft), "method": modes.method}
+    for measure, thz in zip(MEASURES, (modes.frequencies, displaced), strict=True):
+        row[measure] = asdict(Spectrum.of(thz, modes.weights))
+    return row, modes, displaced
 
 
 def ratios(rows: Rows, measure: str, of: str = "maximum") -> np.ndarray:
@@ -162,6 +167,14 @@ def imaginary(rows: Rows, measure: str) -> np.ndarray:
     return np.array([row[measure]["lowest"] < IMAGINARY for row in rows], bool)
 
 
+def geometric_mean(values: np.ndarray, resamples: int = 10_000) -> Estimate:
+    """The geometric mean with its 95 % interval over materials; 0 where one of the values is."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(values)
+    drawn = np.random.default_rng(0).choice(logs, (resamples, len(logs))).mean(axis=1)
+    return Estimate(float(np.exp(logs.mean())), *np.percentile(np.exp(drawn), (2.5, 97.5)).tolist())
+
+
 def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> list[batching.BatchShape]:
     """A shape for each need, few different ones among them, so that few programs are compiled.
 
@@ -171,21 +184,18 @@ def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> l
     def cost(c: batching.BatchShape) -> float:
         return 2 * (c.short + c.long) + 4 * c.angles
 
-    def joint(members: Sequence[batching.BatchShape]) -> batching.BatchShape:
-        return batching.BatchShape(*(max(column) for column in zip(*members, strict=True)))
-
     classes: list[list[int]] = []
     for k in sorted(range(len(needs)), key=lambda k: -cost(needs[k])):
         for members in classes:
             both = [needs[m] for m in (*members, k)]
-            if cost(joint(both)) <= waste * min(map(cost, both)):
+            if cost(batching.BatchShape.covering(both)) <= waste * min(map(cost, both)):
                 members.append(k)
                 break
         else:
             classes.append([k])
     shapes = [needs[0]] * len(needs) if needs else []
     for members in classes:
-        most = joint([needs[m] for m in members])
+        most = batching.BatchShape.covering(needs[m] for m in members)
         # A displaced atom may meet a few more neighbours.
         shape = batching.BatchShape(
             batching.round_up(most.atoms + 1),
@@ -198,7 +208,7 @@ def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> l
     return shapes
 
 
-def summary(rows: Rows, resamples: int = 10_000) -> dict[str, Any]:
+def summary(rows: Rows) -> dict[str, Any]:
     """Ratios of the maximum and of the mean frequency over all rows, by measure.
 
     Each: the geometric mean with its 95 % interval (bootstrap over materials), the median, and how many are
@@ -209,16 +219,51 @@ def summary(rows: Rows, resamples: int = 10_000) -> dict[str, Any]:
         result[measure] = {"with_imaginary_modes": int(imaginary(rows, measure).sum())}
         for of in ("maximum", "mean"):
             values = ratios(rows, measure, of)
-            with np.errstate(divide="ignore"):
-                logs = np.log(values)  # -inf where no mode is real: then the geometric mean is 0
-            drawn = np.random.default_rng(0).choice(logs, (resamples, len(logs))).mean(axis=1)
-            result[measure][of] = {
-                "geometric_mean": float(np.exp(logs.mean())),
-                "interval": np.percentile(np.exp(drawn), (2.5, 97.5)).tolist(),
-                "median": float(np.median(values)),
-                "below_1": int((values < 1).sum()),
-            }
+            mean, *interval = geometric_mean(values)
+            shown = {"geometric_mean": mean, "interval": interval, "median": float(np.median(values))}
+            result[measure][of] = shown | {"below_1": int((values < 1).sum())}
     return result
+
+
+def summary_table(title: str, groups: Iterable[tuple[Mapping[str, Any], Rows, str]], note: str = "") -> Table:
+    """A line for each of `groups`, (labels, rows, measure); "model" is the first of the labels.
+
+    Where there is but one more, the published ratios of the models follow: they are of all materials.
+    """
+    lines: list[dict[str, Any]] = []
+    for labels, rows, measure in groups:
+        highest, mean = (ratios(rows, measure, of) for of in ("maximum", "mean"))
+        line: dict[str, Any] = {**labels, "materials": len(rows)}
+        if len(rows):
+            means = [
+                geometric_mean(x) if len(rows) > 1 else Estimate.of(float(x[0]), None)
+                for x in (highest, mean)
+            ]
+            line |= {"ω_max ratio": means[0], "median": bootstrap(highest, np.median)}
+            line |= {"share below 1": bootstrap(highest < 1), "ω_mean ratio": means[1]}
+            line["its median"] = bootstrap(mean, np.median)
+            line["imaginary"] = int((imaginary(rows, measure) & ~imaginary(rows, "dft")).sum())
+            if "rms_difference" in rows[0][measure]:
+                rms = [row[measure]["rms_difference"] for row in rows]
+                line["rms difference / THz, median"] = bootstrap(rms, np.median)
+        lines.append(line)
+    alone = bool(lines) and list(lines[0])[2] == "materials"
+    known = [model for model in dict.fromkeys(x["model"] for x in lines) if alone and model in PUBLISHED]
+    for model in known:
+        median, below = PUBLISHED[model]
+        line = {"model": model, list(lines[0])[1]: "published", "materials": "298; 229"}
+        lines.append(line | {"median": median, "share below 1": below})
+    about = (
+        "Ratios of the highest and of the mean frequency, model / DFT: geometric means and medians, with\n"
+        f"95 % intervals by bootstrap over materials. imaginary: those with a mode below {IMAGINARY} THz,\n"
+        "where DFT has none."
+    )
+    if known:
+        about += (
+            " Published: displacements about the relaxed cell of other crystals (PhononDB,\n"
+            "PBEsol), the median of 298 from janosh/ffonons, the share of 229 from Deng et al. 2025."
+        )
+    return Table.of(title, lines, note=f"{about} {note}".strip())
 
 
 def table(rows: Rows, model: str) -> Table:
@@ -243,43 +288,15 @@ def table(rows: Rows, model: str) -> Table:
     )
 
 
-def in_words(result: dict[str, Any]) -> list[str]:
-    """The result of `summary`, a line for each measure."""
-    lines = []
-    for measure, label in MEASURES.items():
-        highest, mean = result[measure]["maximum"], result[measure]["mean"]
-        low, high = highest["interval"]
-        lines.append(
-            f"{label}: ω_max ratio {highest['geometric_mean']:.3f} (geometric mean, 95 % interval {low:.3f} "
-            f"to {high:.3f}), median {highest['median']:.3f}, {highest['below_1']} of {result['materials']} "
-            f"below 1; "
-            f"mean frequency {mean['geometric_mean']:.3f}, median {mean['median']:.3f}; "
-            f"{result[measure]['with_imaginary_modes']} with imaginary modes"
-        )
-    return lines
-
-
-def published_in_words(model: str, rows: Rows) -> list[str]:
-    """The published ratios beside ours, if there are any for this potential."""
-    if model not in PUBLISHED:
-        return []
-    ours, published = ratios(rows, "displaced"), PUBLISHED[model]
-    return [
-        f"published, displacements of other crystals (PhononDB, PBEsol, relaxed): median ω_max ratio "
-        f"{published.median:.3f} of 298, {100 * published.below_1:.1f} % of 229 below 1; here, "
-        f"±{DISPLACEMENT} Å: {np.median(ours):.3f}, {100 * (ours < 1).mean():.1f} % of {len(ours)}"
-    ]
-
-
-def draw(rows_by_model: Mapping[str, Rows]) -> Figure:
-    """Parity figures of the highest and the mean frequency, from the Hessian and from displacements."""
+def draw(rows_by_model: Mapping[str, Rows], displacement: float = DISPLACEMENT) -> Figure:
+    """Parity figures of the highest and the mean frequency, from the Hessian and from displacements (Å)."""
     figure, lines = panels(2, 2, each=(4.5, 4.3), spare=(0, 0))
-    for line, (measure, label) in zip(lines, MEASURES.items(), strict=True):
+    sources = {"hessian": "Hessian", "displaced": f"forces at ±{displacement:g} Å"}
+    for line, (measure, source) in zip(lines, sources.items(), strict=True):
         for axes, (of, name) in zip(line, (("maximum", "highest"), ("mean", "mean")), strict=True):
             highest = _points(axes, rows_by_model, of, measure)
             parity(axes, f"{name} frequency", "THz", "model = DFT", highest)
-            by = {"hessian": "Hessian", "displaced": f"forces at {label}"}[measure]
-            axes.set_title(f"{by}; median ratios model / DFT", loc="left", fontsize=10)
+            axes.set_title(f"{source}; median ratios model / DFT", loc="left", fontsize=10)
     legend(figure, ncols=4)
     return figure
 
@@ -302,7 +319,7 @@ def _points(axes, rows_by_model: Mapping[str, Rows], of: str, measure: str) -> f
     return highest
 
 
-def run(
+def main(
     models: Sequence[str],
     data: Path | None,
     out: Path,
@@ -325,9 +342,10 @@ def run(
     for potential in potentials:
         rows = softening(potential, materials, supercell, memory_limit)
         rows_by_model[potential.name] = rows
-        console(width=110).print(table(rows, potential.name))
-        for line in in_words(summary(rows)) + published_in_words(potential.name, rows):
-            console(width=110).print(line)
+        show(table(rows, potential.name))
+    pairs = [(model, measure) for model in rows_by_model for measure in MEASURES]
+    groups = [({"model": m, "curvature": MEASURES[of]}, rows_by_model[m], of) for m, of in pairs]
+    show(summary_table("All materials", groups))
     save(
         out,
         "softening",

@@ -18,11 +18,12 @@ from ase import Atoms
 
 from jaxmlip.crystals.graph import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
-from jaxmlip.studies.study import Estimate, Table, save
-from jaxmlip.system.console import console, say
+from jaxmlip.studies.study import save
+from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import COLOURS, grid, legend
 from jaxmlip.system.progress import track
+from jaxmlip.system.tables import Estimate, Table, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,10 +152,7 @@ def _forces_of(labels: Mapping[str, Any], atoms: int, forces: str, where: str) -
 
 
 def by_material(
-    frames: Sequence[Frame],
-    key: str | None = None,
-    most: int | None = None,
-    max_force: float | None = None,
+    frames: Sequence[Frame], key: str | None = None, most: int | None = None, max_force: float | None = None
 ) -> dict[str, list[Frame]]:
     """Frames by reduced formula and, if `key` is given, by the entry `key` of their info.
 
@@ -194,16 +192,12 @@ def record(slope: Slope) -> dict[str, Any]:
     return asdict(slope) | {name: getattr(slope, name) for name in derived}
 
 
-def table(
-    title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = ""
-) -> Table | None:
+def table(title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = "") -> Table:
     """A line for each of `rows`, (labels, a `record`): slopes beside numbers that could explain them."""
     lines = []
     for of, s in rows:
-        slope, inverse = (
-            Estimate(s[name], *(np.nan if x is None else x for x in s[interval]))
-            for name, interval in (("slope", "interval"), ("inverse", "inverse_interval"))
-        )
+        slope = Estimate.of(s["slope"], s["interval"])
+        inverse = Estimate.of(s["inverse"], s["inverse_interval"])
         numbers = {"slope": slope, "r²": s["r_squared"], "inverse slope": inverse, "Deming": s["deming"]}
         numbers["shrinkage share"] = s["shrinkage_share"] if s["slope"] < 1 else None
         lines.append({**of, **numbers, "MAE / eV/Å": s["mae"], "cMAE / eV/Å": s["corrected_mae"]})
@@ -215,15 +209,16 @@ def table(
     return Table.of(title, lines, note=about + note)
 
 
-def in_words(rows: Sequence[Row]) -> list[str]:
-    """All materials in one line, and one on those whose slope says little."""
-    slopes = np.array([row.slope.slope for row in rows])
-    inverses = np.array([row.slope.inverse for row in rows])
+def describe(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All materials in one line, and one on those whose slope says little; `records` as of `record`."""
+    below, still = (
+        sum(r[name] is not None and r[name] < 1 for r in records) for name in ("slope", "inverse")
+    )
     lines = [
-        f"{(slopes < 1).sum()} of {len(rows)} slopes below 1, median {np.median(slopes):.3f}; "
-        f"{(inverses < 1).sum()} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
+        f"{below} of {len(records)} slopes below 1, median {np.median([r['slope'] for r in records]):.3f}; "
+        f"{still} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
     ]
-    loose = [row.material for row in rows if row.slope.r_squared < LOOSE]
+    loose = [r["material"] for r in records if r["r_squared"] < LOOSE]
     if loose:
         lines.append(
             f"r² below {LOOSE}: {', '.join(loose)}. Their slopes say little: near equilibrium the model's "
@@ -282,7 +277,7 @@ def _panel(axes, row_of_model: Mapping[str, Row]) -> None:
     axes.grid(color="0.92", lw=0.6, zorder=0)
 
 
-def run(
+def main(
     models: Sequence[str],
     files: Sequence[Path],
     out: Path,
@@ -312,11 +307,11 @@ def run(
         model: [{"material": row.material, **record(row.slope)} for row in rows]
         for model, rows in rows_by_model.items()
     }
-    for model, rows in rows_by_model.items():
+    for model in records:
         lines = [({"material": x["material"], "frames": x["samples"]}, x) for x in records[model]]
-        console(width=140).print(table(f"{model}: slopes of its forces against DFT", lines))
-        for line in in_words(rows):
-            console(width=140).print(line)
+        show(table(f"{model}: slopes of its forces against DFT", lines))
+        for line in describe(records[model]):
+            say(line)
     save(
         out,
         "softening_scale",

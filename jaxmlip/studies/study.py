@@ -15,10 +15,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from jaxmlip.system.arguments import DEFAULT_MODEL
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder, write_whole, writing, writing_folder
 from jaxmlip.system.progress import track
+from jaxmlip.system.tables import Estimate, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,67 +42,6 @@ class StudyError(ValueError):
     """An experiment cannot use a folder, or go on with the run in it."""
 
 
-class Estimate(NamedTuple):
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table. Cells are text, whole numbers, numbers, `Estimate`s, or None where there is nothing."""
-
-    title: str
-    columns: tuple[str, ...]  # with units
-    rows: Sequence[Sequence[Any]]
-    digits: int = 3  # after the point
-    note: str = ""
-
-    @classmethod
-    def of(
-        cls, title: str, rows: Iterable[Mapping[str, Any]], digits: int = 3, note: str = ""
-    ) -> Table | None:
-        """A table of rows that name their columns, all alike; None where there is no row."""
-        rows = list(rows)
-        if not rows:
-            return None
-        columns = tuple(rows[0])
-        return cls(title, columns, [[row[name] for name in columns] for row in rows], digits, note)
-
-    def __rich__(self) -> Any:
-        """The table for a terminal: columns that begin with a number are flush right."""
-        import rich.box
-        from rich.table import Table as RichTable
-
-        table = RichTable(
-            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left",
-            box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-        )  # fmt: skip
-        rows = [[self.cell(x) for x in row] for row in self.rows]
-        for k, name in enumerate(self.columns):
-            text = any(row[k][:1].isalpha() for row in rows)
-            table.add_column(name, justify="left" if text else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        lines = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
-        lines += [f"| {' | '.join(self.cell(x) for x in row)} |" for row in self.rows]
-        return "\n".join([*lines, *(["", self.note] if self.note else [])])
-
-    def cell(self, x: Any) -> str:
-        """One cell as text."""
-        if isinstance(x, Estimate):
-            known = math.isfinite(x.low)
-            return self.cell(x.value) + (f" ({self.cell(x.low)} to {self.cell(x.high)})" if known else "")
-        if x is None or (isinstance(x, float | np.floating) and not math.isfinite(x)):
-            return "-"
-        return f"{x:.{self.digits}f}" if isinstance(x, float | np.floating) else str(x)
-
-
 def data_root(given: Path | None) -> Path | None:
     """The folder of the data sets: `given`, or what JAXMLIP_DATA names; None where there is neither."""
     return given or (Path(os.environ["JAXMLIP_DATA"]) if "JAXMLIP_DATA" in os.environ else None)
@@ -112,6 +52,12 @@ def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Poten
     from jaxmlip.zoo.load import load_each
 
     return {potential.name: potential for potential in load_each(names or (DEFAULT_MODEL,), dtype)}
+
+
+def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError where one of the names `given` is none of `known`."""
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"found the {what} {unknown[0]!r}, needed some of {', '.join(known)}.")
 
 
 def bootstrap(
@@ -265,11 +211,11 @@ class Study:
 
     def write(
         self,
-        tables: Sequence[Table | None],
+        tables: Sequence[Table],
         figures: Mapping[str, tuple[str, Figure]],
         findings: Sequence[str] = (),
     ) -> None:
-        """Prints the tables and findings; writes the record, the tables and the figures.
+        """Prints the tables that have rows, and findings; writes the record, the tables and the figures.
 
         `figures`: by the name of their file, a caption and the figure. Materials of unknown elements are
         named, rows that failed counted. Raises RuntimeError, with the reasons, where nothing is left.
@@ -277,7 +223,7 @@ class Study:
         from jaxmlip.training.records import circumstances
 
         failed = {key: row["failed"] for key, row in self.rows.items() if "failed" in row}
-        tables, findings = [table for table in tables if table], [*findings, *self._left_out()]
+        tables, findings = [table for table in tables if table.rows], [*findings, *self._left_out()]
         if failed:
             some = "; ".join(f"{key}: {reason}" for key, reason in list(failed.items())[:3])
             findings.append(
@@ -303,7 +249,7 @@ class Study:
                 figure.savefig(draft / file, dpi=150)
             write_whole(draft / RECORD, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
         say(f"\nwritten to {self.folder}")
-        if not self.done() and not any(table.rows for table in tables):
+        if not self.done() and not tables:
             reasons = [f"{key}: {reason.rstrip('.')}." for key, reason in list(failed.items())[:5]]
             raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *reasons]))
 

@@ -1,9 +1,9 @@
-"""Keeping freed memory, so that a CPU does not spend half its time on page faults.
+"""Keeps freed memory, so that a CPU does not spend half its time on page faults.
 
 XLA asks for the scratch memory of a computation at its start and frees it at its end: 200 MB for energy and
-forces of 216 atoms. By default glibc hands blocks of that size back to the kernel, and the next call faults
-every page in again, zeroed by the kernel: half of its time. Told to keep what was freed, however much that
-is, the process pays once. (The largest threshold that mallopt takes is 2 GB; a step of training frees more.)
+forces of 216 atoms. By default glibc returns blocks of that size to the kernel, and the next call faults
+every page in again, zeroed by the kernel: half of its time. If glibc keeps all freed memory, however much,
+the process pays only once. (The largest threshold that mallopt takes is 2 GB; a training step frees more.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USUAL_MAPS = 65536  # the default of M_MMAP_MAX
 def keep_freed_memory() -> bool:
     """Makes this process keep freed memory for its next use; True if that could be done.
 
-    It works with glibc, and best before JAX has started its threads. JAXMLIP_MALLOC=system leaves the
+    It needs glibc, and works best before JAX has started its threads. JAXMLIP_MALLOC=system leaves the
     allocator alone.
     """
     mallopt = _mallopt()
@@ -44,8 +44,8 @@ def keep_freed_memory() -> bool:
 def give_memory_back() -> None:
     """Gives memory that was freed but kept back to the kernel.
 
-    For the time between pieces of work of different sizes: in a heap that is kept they leave holes of many
-    sizes, which add up to several times what any of them needs.
+    Call it between computations of different sizes: in a kept heap they leave holes of many sizes, which add
+    up to several times the memory that any of them needs.
     """
     if keep_freed_memory():
         ctypes.CDLL(None).malloc_trim(0)
@@ -53,9 +53,9 @@ def give_memory_back() -> None:
 
 @contextmanager
 def giving_memory_back() -> Iterator[None]:
-    """The scope of work that counts its memory: what was kept, and large blocks when freed, are given back.
+    """A scope for work with a memory limit: kept memory, and large blocks when freed, go to the kernel.
 
-    A kept heap of gigabytes falls to pieces, and then holds more than was ever in use at once.
+    A kept heap of gigabytes becomes fragmented, and then holds more than was ever in use at once.
     """
     if not keep_freed_memory():
         yield

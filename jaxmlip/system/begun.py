@@ -9,9 +9,9 @@ from typing import Any
 def changes(
     begun: Mapping[str, Any], now: Mapping[str, Any], free: Container[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """The values in which two records differ, begun and now, by the path of their keys, as optimizer.clip.
+    """The values in which two records differ, (begun, now), by the path of keys, such as optimizer.clip.
 
-    A key that one of them lacks is as one with None. Those in `free` may differ.
+    A missing key counts as None. Keys in `free` may differ.
     """
     was, its = _by_path(begun), _by_path(now)
     keys = sorted(was.keys() | its.keys())
@@ -19,7 +19,7 @@ def changes(
 
 
 def described(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """A line for each of `changes`."""
+    """One line of text for each of `changes`."""
     return "\n  ".join(f"{key}: begun with {was!r}, found {now!r}" for key, (was, now) in changed.items())
 
 

@@ -1,7 +1,7 @@
 """The border between files and this library: one kind of error for each kind of file, each in one line.
 
-Whoever wrote a file chose the names and values in it. What messages show of them is cut, and control
-characters are written as escapes, so that no file fills a screen or steers a terminal.
+Names and values in a file may be anything. Messages show them cut, with control characters as escapes, so
+that no file fills a screen or controls a terminal.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-LONGEST = 320  # characters of a message, beside the name of the file
+LONGEST = 320  # characters of a message, without the name of the file
 ROOM = 200  # characters of a list within a message
 
-# Mistakes of this library, which no file can provoke.
+# Errors that only bugs of this library cause, never a file.
 OURS = (NameError, ImportError)
 
 
 class RefusedError(ValueError):
-    """A file that is refused: what was found, what was needed, what to do, in one line after its `place`."""
+    """A file is refused. One line names its `place`, then what was found, what was needed, what to do."""
 
     def __init__(self, message: str, place: str | Path | None = None):
         self.text = one_line(message)
@@ -30,15 +30,15 @@ class RefusedError(ValueError):
 
 
 class CheckpointError(RefusedError):
-    """A file that is not the checkpoint that was expected: what was found, what was needed, what to do."""
+    """A file is not the expected checkpoint. The message says what was found, needed, and to be done."""
 
 
 @contextlib.contextmanager
 def guard(place: str | Path, kind: type[RefusedError], remedy: str) -> Iterator[None]:
     """Turns any error that the file at `place` causes within the block into a `kind` that names the file.
 
-    Unforeseen errors are the cause of the new one. Those that only this library can make pass, as do those of
-    the file system that name a file.
+    Unexpected errors become the cause of the new one. Errors that only a bug of this library can raise pass
+    through, and so do errors of the file system that name a file.
     """
     try:
         yield
@@ -67,12 +67,12 @@ def cut(text: str, most: int) -> str:
 
 def one_line(text: str, most: int = LONGEST) -> str:
     """`text` in one line of printable characters, cut after `most`."""
-    lines = text[: 4 * most].splitlines()  # escapes and spaces only make it longer or shorter
+    lines = text[: 4 * most].splitlines()  # with a margin: stripped spaces shorten it
     return cut(printable(" ".join(line.strip(" ") for line in lines)), most)
 
 
 def brief(value: Any, level: int = 2) -> str:
-    """`value` in a few words or as Python writes it. However large and nested it is, this is little work."""
+    """`value` in a few words or as Python writes it: little work, however large and nested `value` is."""
     if isinstance(value, str):
         return printable(repr(cut(value, 60)))
     if isinstance(value, bytes | bytearray):
@@ -105,13 +105,13 @@ def _brief_items(value: Any, level: int) -> str:
 
 
 def in_lines(items: Sequence[str], count: int | None = None, most: int = 10) -> str:
-    """The first of `items`, a line each, and how many more of all `count` there are; default: of `items`."""
+    """The first of `items`, a line each, and how many of all `count` (default: of `items`) follow."""
     more = (len(items) if count is None else count) - most
     return "".join(f"\n  {item}" for item in items[:most]) + (f"\n  and {more} more" if more > 0 else "")
 
 
 def listed(items: Iterable[str], separator: str = "; ") -> str:
-    """The first of `items`, and how many more there are."""
+    """The first of `items`, and the number of the others."""
     items = list(items)
     shown, length = 0, 0
     for item in items[:10]:

@@ -1,8 +1,8 @@
 """Printing: text is never read as markup, whatever a file is called or holds.
 
 Names of files, runs, heads and crystals may have brackets, which rich would take for markup and drop, and
-characters that steer a terminal. Here brackets stay and control characters are shown as escapes, in lines and
-in tables (cells, heads and titles) alike. Nothing else of this project makes a console.
+characters that control a terminal. Here brackets stay and control characters are shown as escapes, in lines
+and in tables (cells, heads and titles). No other part of this project makes a console.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxmlip.system.borders import printable
 
 
 class PlainConsole(Console):
-    """A console that reads no markup and lets no text steer the terminal."""
+    """A console that reads no markup and lets no text control the terminal."""
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, highlight=False, emoji=False, **options)
@@ -35,5 +35,5 @@ def console(width: int | None = None, stderr: bool = False, quiet: bool = False)
 
 
 def say(line: str, stderr: bool = False, style: str | None = None) -> None:
-    """Prints a line, which only the terminal itself may break."""
+    """Prints a line without breaking it; only the terminal may do that."""
     console(stderr=stderr).print(line, style=style, soft_wrap=True)

@@ -1,8 +1,8 @@
 """Files and folders that are written as a whole or not at all; the cache folder; sha256.
 
 New contents are written beside their place, in a hidden folder of the same file system, and moved there when
-they are whole; until then, and where anything goes wrong, what was there stays. What a process that was
-killed left beside a file goes away when that file is written again.
+they are complete; until then, and if anything goes wrong, the old contents stay. What a killed process left
+beside a file is removed when that file is written again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import platformdirs
 
-REMAIN = "-new-"  # in the names of hidden folders for what is not whole yet
+REMAIN = "-new-"  # in the names of hidden folders for incomplete files
 
 
 class PlaceError(OSError):
-    """A place that cannot be written to: what was found there, and what to do."""
+    """A place cannot be written to. The message says what was found there and what to do."""
 
 
 def cache_folder() -> Path:
@@ -32,14 +32,14 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: str | Path, text: str) -> None:
-    """Writes a text file (UTF-8) that is the old or the new one at every moment; raises as `writing` does."""
+    """Writes a text file (UTF-8) atomically: old or new at every moment. Raises as `writing` does."""
     with writing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """A file to write, of the same name as `path`, which takes its place at the end of the block.
+    """A file to write, with the name of `path`; at the end of the block it replaces `path`.
 
     Raises PlaceError as `check_file` does, and OSError, with what to do, if writing fails.
     """
@@ -53,7 +53,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing_folder(path: str | Path, last: str | None = None) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `path` at the end of the block.
+    """An empty folder to write to; at the end of the block it replaces `path`.
 
     If `path` exists, its files of the same names are replaced one by one, `last` the last of them, and
     others stay. Raises PlaceError as `check_folder` does, and OSError, with what to do, if writing fails.
@@ -97,7 +97,7 @@ def is_remain(path: Path) -> bool:
 
 
 def _checked_file(path: str | Path) -> Path:
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = Path(os.path.realpath(path))  # a link stays a link
     if target.is_dir():
         raise PlaceError(f"{path} is a folder, needed the name of a file to write.")
     if target.exists() and not target.is_file():
@@ -124,16 +124,16 @@ def _there(target: Path) -> Path:
 
 
 def _try(folder: Path, path: str | Path) -> None:
-    """Makes a folder in `folder` and removes it, for nothing else tells of all reasons why that may fail."""
+    """Makes a folder in `folder` and removes it: no other check covers all reasons for failure."""
     with _explained(path):
         os.rmdir(tempfile.mkdtemp(prefix=f".{REMAIN}", dir=folder))
 
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A path of the name of `target`, in a folder of our own beside it that goes away in the end.
+    """A path with the name of `target`, in a folder of our own beside it that is removed in the end.
 
-    The folder is locked, so that those of processes that live are told from what was left by a kill.
+    The folder is locked: that distinguishes folders of running processes from those that a kill left.
     """
     prefix = f".{target.name[:40]}{REMAIN}"
     for left in target.parent.glob(f"{glob.escape(prefix)}*"):
@@ -144,7 +144,7 @@ def _beside(target: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         try:
             with _locked(folder, wait=True):
-                if folder.exists():  # else another process took it for a remain before it was locked
+                if folder.exists():  # else another process removed it as left over before it was locked
                     yield folder / target.name
                     return
         finally:

@@ -16,20 +16,20 @@ from pathlib import Path
 from jaxmlip.system.files import check_folder
 
 LOCK = "lock"  # in the folder of a run
-WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
+WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 class InUseError(RuntimeError):
-    """Another process works in this folder: which one, and since when."""
+    """Another process works in this folder. The message says which one, and since when."""
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Keeps other processes out of `folder`, which is made if it does not exist.
 
-    It is flock(2) on the file `lock`: the kernel lets go of it when its process ends in whatever way, so
-    there are no stale locks. It holds between hosts where their file system carries such locks (NFS from
-    version 4 on, Lustre mounted with `flock`). Where there are no locks at all a warning says so.
+    It uses flock(2) on the file `lock`: the kernel releases it when its process ends in any way, so there are
+    no stale locks. It holds between hosts if their file system supports such locks (NFS from version 4 on,
+    Lustre mounted with `flock`). If there are no locks at all, a warning says so.
 
     Raises InUseError if another process has it, and PlaceError if the folder cannot be made.
     """
@@ -38,7 +38,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        # Whoever asks by `in_use` holds the lock for a moment.
+        # A process that calls `in_use` holds the lock for a moment.
         if not any(_taken(number, folder) or time.sleep(0.1) for _ in range(5)):
             raise InUseError(
                 f"{folder} is in use by {_owner(number)}. Wait for that process or end it, or give another "

@@ -1,6 +1,7 @@
 """Figures: panels, parity, points with intervals, one legend for all panels, colours.
 
-Figures are made by the object interface, which needs no display and leaves a caller's pyplot alone.
+Figures are made with matplotlib's object interface, which needs no display and leaves the caller's pyplot
+alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito (2008)
 MARKERS = "osD^vP*Xp"
-VIOLIN = 5  # values from which a violin says more than its points
+VIOLIN = 5  # least number of values for a violin; fewer are shown as points alone
 
 
 def panels(
@@ -55,9 +56,9 @@ def styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def diagonal(axes: Axes, label: str | None = None, top: float | None = None) -> None:
-    """The line on which both sides are equal.
+    """Draws the line on which both sides are equal.
 
-    With `top` both axes go from 0 to a little beyond it, else they stay scaled to what else is drawn.
+    With `top` both axes go from 0 to a little beyond it; otherwise they are scaled to the other data.
     """
     look = {"color": "0.4", "lw": 0.9, "zorder": 1, "label": label}
     axes.axline((0, 0), slope=1, transform=axes.transData, **look)
@@ -66,7 +67,7 @@ def diagonal(axes: Axes, label: str | None = None, top: float | None = None) -> 
 
 
 def parity(axes: Axes, what: str, unit: str, label: str | None = None, top: float | None = None) -> None:
-    """Names the axes of a quantity, DFT's and the model's, with `diagonal` between them."""
+    """Labels the axes of a quantity as DFT's and the model's, and draws `diagonal`."""
     diagonal(axes, label, top)
     axes.set(xlabel=f"{what}, DFT ({unit})", ylabel=f"{what}, model ({unit})")
     axes.grid(color="0.92", lw=0.6)
@@ -78,14 +79,14 @@ def strip(
 ) -> None:
     """Values around `x` with their median, and a violin if there are several.
 
-    What is outside `view` is marked at its border.
+    Values outside `view` are marked at its border.
     """
     values = np.asarray(values, float)
     inside, colour = np.clip(values, *view), style["color"]
     if np.ptp(inside) > 0 and len(values) >= VIOLIN:
         (body,) = axes.violinplot([inside], [x], widths=0.9 * width, showextrema=False)["bodies"]
         body.set(facecolor=colour, edgecolor="none", alpha=0.25)
-    # Spread sideways in the order of their size, so that near ones do not hide each other.
+    # Points are spread sideways in the order of their values, so that close ones do not hide each other.
     ranks = np.argsort(np.argsort(values))
     sideways = x + 0.5 * width * ((ranks * 0.618) % 1 - 0.5) * (len(values) > 1)
     kept = inside == values
@@ -98,14 +99,21 @@ def strip(
 
 
 def with_intervals(axes: Axes, x: Sequence[float], estimates: Sequence[Any], **style: Any) -> None:
-    """Points with 95 % intervals: `estimates` have value, low and high, of which the last two may be NaN."""
+    """Points with 95 % intervals: `estimates` have value, low and high; low and high may be NaN."""
     value, low, high = np.array(estimates, float).reshape(-1, 3).T
     bars = np.nan_to_num([value - low, high - value])
     axes.errorbar(x, value, bars, **({"capsize": 3} | style))
 
 
+def element_ticks(axes: Axes, at: Sequence[float], numbers: Sequence[int]) -> None:
+    """Names elements, given by atomic numbers, below the places `at`; every second one is a line lower."""
+    from ase.data import chemical_symbols
+
+    axes.set_xticks(at, ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(numbers)], fontsize=6)
+
+
 def legend(figure: Figure, where: str = "lower", **options: Any) -> None:
-    """One legend for all panels, below them or, with "upper", above; each name once."""
+    """Draws one legend for all panels, below them or, with "upper", above; each name once."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         for drawn, name in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,8 +1,8 @@
-"""Compiled programs, of which a process can hold only so many.
+"""Compiled programs: a process can hold only a limited number of them.
 
-XLA maps each kernel of a program into memory by itself, three pieces for each: 2,000 to 3,000 for the energy
-and the Hessian of crystals of one shape. Linux allows a process 65,530 pieces; beyond them LLVM ends it
-without a traceback.
+XLA maps each kernel of a program into memory separately, in three pieces: 2,000 to 3,000 pieces for the
+energy and the Hessian of crystals of one shape. Linux allows a process 65,530 pieces; beyond that LLVM ends
+the process without a traceback.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import jax.monitoring
 
 from jaxmlip.system.console import say
 
-# Of the pieces that the kernel allows. Energy and Hessian of one MACE in five shapes, which most libraries of
-# small crystals need, map 16,700; one program more may take a thousand.
+# Fraction of the pieces that the kernel allows. Energy and Hessian of one MACE in five shapes, which most
+# libraries of small crystals need, map 16,700; one program more may take a thousand.
 SHARE = 0.27
 
 
 class Programs:
-    """Counts the pieces of memory that a process maps, and drops its compiled programs when they are many."""
+    """Counts the pieces of memory that a process maps, and drops compiled programs when there are many."""
 
     def __init__(self, limit: int | None = None):
         """`limit` is the number of pieces that are allowed; None if there is no limit."""
         self.limit = limit
         self.allowed = SHARE * limit if limit else float("inf")
-        self.compiled = True  # something, since they were counted last
+        self.compiled = True  # True if anything was compiled since the last count
         self.dropped = False
 
     def note(self, event: str, duration: float, **_) -> None:
@@ -38,8 +38,8 @@ class Programs:
     def make_room(self) -> None:
         """Drops all compiled programs if too many pieces are mapped. Not to be called while JAX traces.
 
-        Programs that are still needed are compiled anew, or read from the compilation cache. It counts only
-        after a compilation, since counting takes milliseconds.
+        Programs that are still needed are compiled again, or read from the compilation cache. Pieces are
+        counted only after a compilation, because counting takes milliseconds.
         """
         if not self.compiled or self.limit is None:
             return
@@ -48,7 +48,7 @@ class Programs:
             return
         jax.clear_caches()
         gc.collect()
-        # What others map does not go away by this, and is no reason to drop programs each time.
+        # Pieces that other code maps remain, and are no reason to drop programs each time.
         self.allowed = max(SHARE * self.limit, 2 * mapped())
         if not self.dropped:
             self.dropped = True
@@ -61,7 +61,7 @@ class Programs:
 
 @cache
 def programs() -> Programs:
-    """Those of this process."""
+    """The programs of this process."""
     found = Programs(most_mapped())
     jax.monitoring.register_event_duration_secs_listener(found.note)
     return found

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
-_shown = False  # one bar at a time: work within work that has a bar shows none
+_shown = False  # one bar at a time: nested work shows none
 
 
 def track(items: Iterable[T], what: str) -> Iterable[T]:
-    """`items`, with a bar on a terminal while they are worked through; nothing elsewhere."""
+    """Yields `items`, with a progress bar if standard error is a terminal."""
     from jaxmlip.system.console import console
 
     terminal = console(stderr=True)

@@ -1,4 +1,4 @@
-"""Settings of the whole process: freed memory and compiled programs are kept, garbage is sought rarely."""
+"""Settings of the process: freed memory and compiled programs are kept, garbage is collected rarely."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ import jax
 from jaxmlip.system.allocator import keep_freed_memory
 from jaxmlip.system.files import cache_folder
 
-ONLY_FATAL = 3  # of absl's levels of messages
+ONLY_FATAL = 3  # a level of absl's messages
 RARELY = (100_000, 50, 50)  # thresholds of Python's garbage collector
 
 
 def set_up_process() -> None:
-    """Has this process keep freed memory and compiled programs, as `load` does; a second call does nothing.
+    """Makes this process keep freed memory and compiled programs, as `load` does; a second call does nothing.
 
-    JAXMLIP_MALLOC=system leaves memory alone, a compilation cache of the user's own is kept.
+    JAXMLIP_MALLOC=system leaves memory alone. A compilation cache that the user has set stays.
     """
     keep_freed_memory()
     _keep_compiled_programs()
 
 
 def collect_rarely() -> None:
-    """Makes Python look for circular garbage a hundred times less often; for programs of our own.
+    """Makes Python look for circular garbage a hundred times less often; only for our own programs.
 
-    JAX traces a network as hundreds of thousands of small objects that live long. To search them again and
+    JAX traces a network as hundreds of thousands of small, long-lived objects. Searching them again and
     again, as Python does by default, takes a fifth of the time of `jaxmlip phonons` on a small crystal.
     """
     gc.set_threshold(*RARELY)
 
 
 def _keep_compiled_programs() -> None:
-    """Has JAX keep compiled programs in the cache folder, unless the user chose a place for them."""
+    """Makes JAX keep compiled programs in the cache folder, unless the user chose a place for them."""
     if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    # XLA splits a program for the cores that it may use, and does not tell such programs apart in its cache.
+    # XLA splits a program for the available cores, but its cache does not distinguish such programs.
     programs = cache_folder() / "xla" / f"{_cores()}-cores"
     try:
         programs.mkdir(parents=True, exist_ok=True)
-    except OSError:  # nothing is lost but time
+    except OSError:  # only time is lost
         return
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # On a CPU with AVX-512, XLA takes the hints prefer-no-gather and prefer-no-scatter in programs that it
-    # kept for instructions that the CPU lacks (jax-ml/jax#38445), and warns of a crash at each, wrongly. It
-    # cannot be told to leave out this message alone. What fails still raises; JAX_LOGGING_LEVEL shows all.
+    # On a CPU with AVX-512, XLA takes the hints prefer-no-gather and prefer-no-scatter in cached programs for
+    # instructions that the CPU lacks (jax-ml/jax#38445), and wrongly warns of a crash at each. This message
+    # cannot be switched off alone. Failures still raise; JAX_LOGGING_LEVEL shows all messages.
     if "JAX_LOGGING_LEVEL" not in os.environ:
-        with contextlib.suppress(ImportError, AttributeError):  # another jaxlib: the messages stay
+        with contextlib.suppress(ImportError, AttributeError):  # in another jaxlib the messages stay
             from jaxlib import utils
 
             utils.absl_set_min_log_level(ONLY_FATAL)

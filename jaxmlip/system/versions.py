@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of those of `packages` that are installed, by name."""
+    """The versions, by name, of the installed ones among `packages`."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -16,5 +16,5 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def own_version() -> str:
-    """The version of this library, for the record of a file that it writes."""
+    """The version of this library, for the records in files that it writes."""
     return versions("jaxmlip").get("jaxmlip", "run from a checkout")

@@ -12,16 +12,16 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from jaxtyping import Float
-from rich.table import Table
 
 from jaxmlip.crystals import batches, batching
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.potential import Potential
-from jaxmlip.system.console import console, say
+from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
 from jaxmlip.system.progress import track
+from jaxmlip.system.tables import Estimate, Table, show
 from jaxmlip.training.config import ConfigError, DataConfig, check_paths
 from jaxmlip.training.errors import (
     Comparison,
@@ -93,29 +93,15 @@ def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) 
 
 def table(title: str, rows: Mapping[str, Mapping[str, Error]]) -> Table:
     """Errors for a terminal, a row for each key and property."""
-    result = Table(title=title, title_justify="left")
-    result.add_column("")
-    result.add_column("property")
-    for name in ("crystals", "MAE", "RMSE", "slope", "interval", "r²"):
-        result.add_column(name, justify="right")
-    result.add_column("unit")
+    lines = []
     for key, found in rows.items():
         for name, e in found.items():
-            result.add_row(
-                key,
-                name,
-                str(e.crystals),
-                f"{e.mae:.4g}",
-                f"{e.rmse:.4g}",
-                "-" if e.slope is None else f"{e.slope:.3f}",
-                "-" if e.interval is None else f"{e.interval[0]:.3f} to {e.interval[1]:.3f}",
-                "-" if e.r_squared is None else f"{e.r_squared:.3f}",
-                UNITS[name],
-            )
-    return result
+            numbers = (f"{e.mae:.4g}", f"{e.rmse:.4g}", Estimate.of(e.slope, e.interval), e.r_squared)
+            lines.append((key, name, e.crystals, *numbers, UNITS[name]))
+    return Table(title, ("", "property", "crystals", "MAE", "RMSE", "slope", "r²", "unit"), lines)
 
 
-def run(
+def main(
     model: str,
     head: str | None,
     data: DataConfig,
@@ -171,12 +157,11 @@ def run(
     if as_json:
         print(json.dumps(record, indent=1))  # in ASCII: no control characters reach a terminal
         return
-    terminal = console(width=120)
-    terminal.print(table(f"{potential.name}: {len(crystals)} crystals", {"all": everything}))
+    show(table(f"{potential.name}: {len(crystals)} crystals", {"all": everything}))
     if len(groups.get(by, ())) > 1:
-        terminal.print(table(f"by {by}", groups[by]))
+        show(table(f"by {by}", groups[by]))
     if references is not None:
-        terminal.print(str(references))
+        say(str(references))
     for line in suspicions:
         say(f"units? {line}")
     if out is not None:

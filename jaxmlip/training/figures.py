@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from jaxmlip.system.plots import COLOURS
+from jaxmlip.system.plots import COLOURS, grid, legend, panels
 from jaxmlip.training.errors import Comparison, errors
 from jaxmlip.training.losses import UNITS
 
@@ -24,10 +23,8 @@ def learning_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     names = [f"{p}_mae" for p in UNITS]
     shown = ["loss", *(n for n in names if any(line.get(n) is not None for line in lines))]
     wide = 2 if len(shown) in (2, 4) else min(len(shown), 3)
-    high = -(-len(shown) // wide)
-    figure = Figure(figsize=(4.0 * wide, 3.0 * high + 0.5), layout="constrained")
-    panels = figure.subplots(high, wide, squeeze=False).ravel()
-    for axes, name in zip(panels, shown, strict=False):
+    figure, drawn = grid(len(shown), wide, each=(4.0, 3.0), spare=(0, 0.5))
+    for axes, name in zip(drawn, shown, strict=True):
         values = []
         for kind, colour in (("train", COLOURS[0]), ("validation", COLOURS[1])):
             points = [
@@ -50,22 +47,19 @@ def learning_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.grid(color="0.92", lw=0.6, which="both", zorder=0)
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    legend(figure)
     figure.savefig(path, dpi=150)
 
 
 def parity(rows: Mapping[str, Comparison], path: Path) -> None:
     """Model against DFT: a row of panels for each entry, such as before and after training."""
     properties = [p for p in UNITS if any(p in compared for compared in rows.values())]
-    figure = Figure(figsize=(max(3.3 * len(properties), 4), 3.3 * len(rows) + 0.2), layout="constrained")
-    panels = figure.subplots(len(rows), len(properties), squeeze=False)
+    spare = (max(4 - 3.3 * len(properties), 0), 0.2)
+    figure, lines = panels(len(rows), len(properties), (3.3, 3.3), spare)
     for n, (title, compared) in enumerate(rows.items()):
         found = errors(compared)
         for k, name in enumerate(properties):
-            axes = panels[n, k]
+            axes = lines[n, k]
             if name not in compared:
                 axes.set_axis_off()
                 continue

@@ -611,11 +611,9 @@ def _groups(sizes: np.ndarray, each: int, shards: int) -> list[list[int]]:
 
 
 def _shape(sizes: np.ndarray, groups: list[list[int]]) -> batching.BatchShape:
-    """The shape that holds each group; see `batching.exact_shape`."""
-    atoms, short, long, angles = np.max([np.asarray(sizes)[g].sum(axis=0) for g in groups], axis=0)
-    return batching.BatchShape(
-        int(atoms) + 1, int(short) + 1, int(long), int(angles), max(1, *(len(g) for g in groups))
-    )
+    """The shape that holds each group."""
+    most = np.max([np.asarray(sizes)[g].sum(axis=0) for g in groups], axis=0)
+    return batching.BatchShape.holding(most, max(1, *map(len, groups)))
 
 
 def _described(split: Split) -> str:

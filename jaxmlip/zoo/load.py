@@ -26,15 +26,14 @@ def load(
     """The potential called `name_or_path`, computing in float32 or float64.
 
     A name of `MODELS` is looked for among the models converted before, then in the folder that the
-    environment variable JAXMLIP_WEIGHTS names, then fetched from where it was published; what is found is
-    converted once. Else it is the path of a folder that Potential.save wrote, or of a checkpoint (a file, or
-    a folder for an architecture that is published as one), which is converted in memory. `head` names the
-    one to take of a checkpoint with several. With `products` a MACE takes NVIDIA's kernels of
-    cuequivariance-jax, for its GPUs.
+    environment variable JAXMLIP_WEIGHTS names, then fetched from its published place; it is converted once.
+    Any other text is the path of a folder that Potential.save wrote, or of a checkpoint (a file, or a folder
+    for an architecture that is published as one), which is converted in memory. `head` selects the head of a
+    checkpoint with several. With `products` a MACE uses the kernels of cuequivariance-jax for NVIDIA GPUs.
 
-    Raises ValueError for an unknown name, for a head of anything but a file and for products of anything but
-    a MACE, ImportError if these are not installed, FileNotFoundError for a path that leads nowhere,
-    FetchError if a file cannot be obtained or is not the published one, ManifestError for a
+    Raises ValueError for an unknown name, for `head` with anything but a checkpoint file and for `products`
+    with anything but a MACE; ImportError if those kernels are not installed; FileNotFoundError if the path
+    does not exist; FetchError if a file cannot be obtained or is not the published one; ManifestError for a
     folder and weights_convert.torch_zip.CheckpointError for a file that cannot be read.
     """
     set_up_process()
@@ -43,10 +42,10 @@ def load(
 
 
 def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str] = ()) -> list[Potential]:
-    """The potential of each of `models`, with names that tell them apart, computing in `dtype`.
+    """The potential of each of `models`, with distinct names, computing in `dtype`.
 
-    `heads` are of those that are checkpoint files, one for each in their order; a single one is for all of
-    them. Raises ValueError if there are not as many, or if a model is given twice, and as `load` does.
+    `heads` belong to the models that are checkpoint files, one for each in their order; a single one is for
+    all of them. Raises ValueError if their number differs, if a model is given twice, and as `load` does.
     """
     files = [m not in MODELS and Path(m).expanduser().is_file() for m in models]
     each = list(heads) * sum(files) if len(heads) == 1 else list(heads)

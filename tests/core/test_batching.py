@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import jaxmlip.potential
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.batching import round_up
+from jaxmlip.crystals.batching import BatchShape, round_up
 
 
 @given(st.integers(1, 10**7))
@@ -136,3 +136,13 @@ def test_nothing_of_float64_outlives_a_prediction(any_potential, crystal):
     any_potential.predict(crystal)
     assert not jax.config.jax_enable_x64
     assert jax.numpy.ones(1).dtype == np.float32
+
+
+def test_a_shape_holds_what_it_was_made_for_and_covers_each_of_several():
+    small, flat = BatchShape.holding([3, 10, 20, 30], 2), BatchShape.holding([9, 1, 2, 3], 1)
+    assert small.free.tolist() == [3, 10, 20, 30, 2]
+    both = BatchShape.covering([small, flat])
+    assert both.fits(small)
+    assert both.fits(flat)
+    assert both.free.tolist() == [9, 10, 20, 30, 2]
+    assert all(type(n) is int for n in both)

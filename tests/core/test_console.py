@@ -10,11 +10,11 @@ import pytest
 from ase.build import bulk
 from ase.data import chemical_symbols
 from ase.io import write
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from jaxmlip.cli import main
-from jaxmlip.cli.tables import table_of
 from jaxmlip.system.console import PlainConsole, console, say
+from jaxmlip.system.tables import Table
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["run[seed=1]", "o[/x]", "[red]x[bold].cif", "[link=http://x]y[/link]", ":smile:", "a [1]"]
@@ -29,9 +29,7 @@ def shown(*what, **options) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_brackets_stay_in_lines_and_in_every_part_of_a_table(name):
     assert name in shown(f"written to {name}")
-    table = table_of(f"title {name}", (f"head {name}",))
-    table.caption = f"caption {name}"
-    table.add_row(f"cell {name}")
+    table = Table(f"title {name}", (f"head {name}",), [[f"cell {name}, a wide one"]], note=f"caption {name}")
     text = shown(table)
     for part in ("title", "head", "caption", "cell"):
         assert f"{part} {name}" in text
@@ -41,7 +39,7 @@ def test_brackets_stay_in_lines_and_in_every_part_of_a_table(name):
 def test_control_characters_are_shown_and_steer_nothing(terminal):
     evil = "a\x1b[31mred\x07\x9b2J\r\x7f\u202eb\udcff"
     told = r"a\x1b[31mred\x07\x9b2J\r\x7f\u202eb\udcff"
-    table = Table(evil, title=evil, caption=evil, title_style="", caption_style="", header_style="")
+    table = RichTable(evil, title=evil, caption=evil, title_style="", caption_style="", header_style="")
     table.add_row(evil)
     for what in (evil, table):
         text = shown(what, force_terminal=terminal, color_system=None)

@@ -26,11 +26,11 @@ from jaxmlip.derivatives.slopes import (
 )
 from jaxmlip.studies.softening_scale import (
     Frame,
-    Row,
     by_material,
+    describe,
     draw,
-    in_words,
     read_frames,
+    record,
     softening_scale,
 )
 
@@ -389,14 +389,14 @@ def test_a_frame_that_the_potential_cannot_take_is_named(any_potential):
 def test_a_slope_that_says_little_is_pointed_out():
     """A model that rests elsewhere than DFT has forces where DFT has none."""
     x, offset = 0.05 * normal(0, 300), normal(1, 300)
-    rows = [
-        Row(name, force_slope(frames(y), frames(x)), y, x)
+    records = [
+        {"material": name, **record(force_slope(frames(y), frames(x)))}
         for name, y in (("right", 0.9 * x), ("off", 0.9 * x + offset))
     ]
-    first, second = in_words(rows)
+    first, second = describe(records)
     assert "of 2 slopes below 1" in first
     assert "r² below 0.5: off. " in second
-    assert len(in_words(rows[:1])) == 1
+    assert len(describe(records[:1])) == 1
 
 
 def test_every_model_and_material_is_in_the_figure(folder, tmp_path):

@@ -26,6 +26,7 @@ from jaxmlip.mechanics.elasticity import (
     to_voigt,
     warn_of_residuals,
 )
+from jaxmlip.mechanics.elasticity_report import as_record, describe
 from jaxmlip.phonons import dynamical_matrix
 from jaxmlip.units import ATOMIC_MASS, ELEMENTARY_CHARGE, GPA_PER_EV_PER_A3
 
@@ -274,7 +275,7 @@ def test_internal_modes_are_those_of_the_hessian_and_a_saddle_is_said(model, cry
     for lowest, stable in ((0.1, True), (-0.1, False)):
         there = replace(found, internal_modes=np.array([lowest, 1.0, 2.0]))
         assert there.internal_modes_stable == stable
-        assert ("saddle: 1 of 3" in "\n".join(there.in_words())) != stable
+        assert ("saddle: 1 of 3" in "\n".join(describe(there))) != stable
 
 
 def test_atoms_that_nothing_holds_are_named(model):
@@ -351,10 +352,10 @@ def test_bounds_of_the_moduli_are_ordered_for_every_stable_crystal(seed, spread)
     assert found.anisotropy >= -1e-9
 
 
-def test_what_does_not_exist_is_said_in_words(model):
+def test_what_does_not_exist_is_said_describe(model):
     lone = model.elastic(Atoms("He", cell=[9, 9, 9], pbc=True))
     assert not lone.stable
-    assert lone.as_record()["compliance_per_GPa"] is lone.as_record()["moduli_GPa"] is None
+    assert as_record(lone)["compliance_per_GPa"] is as_record(lone)["moduli_GPa"] is None
     with pytest.raises(ValueError, match=r"singular.*within the cutoff"):
         lone.hill  # noqa: B018
     with pytest.raises(ValueError, match="three numbers, not all 0"):

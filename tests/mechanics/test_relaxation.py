@@ -24,8 +24,8 @@ from jaxmlip.crystals.graph import Cutoffs, bond_vectors
 from jaxmlip.mechanics.optimisers import LBFGS
 from jaxmlip.mechanics.relaxation import (
     BatchDescent,
-    Goal,
     NotConvergedWarning,
+    RelaxationOptions,
     Seen,
     at_rest,
     relax,
@@ -173,7 +173,7 @@ def test_under_pressure_the_stress_is_minus_the_pressure(morse, way):
 
 
 def test_force_is_minus_the_derivative_of_the_enthalpy_by_the_coordinates(morse):
-    goal = Goal(1e-3, 0.01, cell=True, fix_symmetry=False, pressure=20.0, steps=1)
+    goal = RelaxationOptions(pressure=20.0, steps=1)
     atoms = rattled(cubic=False, repeat=(2, 1, 1))
     descent = BatchDescent(atoms, goal, LBFGS())
     rng = np.random.default_rng(1)
@@ -435,6 +435,12 @@ def test_a_setting_that_makes_no_sense_is_answered_in_words(morse, options, word
     for way in (relax, lambda p, c, **o: relax_many(p, [c], **o)):
         with pytest.raises(ValueError, match=words):
             way(morse, rattled(), **options)
+
+
+def test_an_option_that_does_not_exist_is_named(morse):
+    for way in (relax, lambda p, c, **o: relax_many(p, [c], **o)):
+        with pytest.raises(TypeError, match="tolerance"):
+            way(morse, rattled(), tolerance=1e-3)
 
 
 def test_a_crystal_that_is_none_is_refused_before_anything_is_computed(morse, monkeypatch):

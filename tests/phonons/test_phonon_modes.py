@@ -1,7 +1,9 @@
 """Phonon modes: symmetry, Fourier sums, slopes, densities of states, thermodynamics, the long-range part."""
 
+import gc
 import json
 import warnings
+import weakref
 from dataclasses import replace
 
 import jax
@@ -28,7 +30,7 @@ from jaxmlip.phonons.lattice import (
 )
 from jaxmlip.phonons.modes import animation
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
-from jaxmlip.phonons.report import as_record, draw, phonons, run, table
+from jaxmlip.phonons.report import as_record, draw, main, phonons, table
 from jaxmlip.phonons.supercell import force_constants
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
@@ -117,6 +119,17 @@ def test_a_fourier_sum_is_taken_where_it_is_cheaper_and_agrees_with_exact_matric
     squares = np.sign(found) * found**2 - np.sign(expected) * expected**2
     assert np.abs(squares / (2 * np.maximum(np.abs(expected), 0.1))).max() < 2e-4
     assert phonon_modes(any_potential, salt, Q).method == "exact at each wave vector"
+
+
+def test_what_was_computed_is_freed_with_the_lattice(any_potential, salt):
+    gc.disable()
+    try:
+        lattice = Lattice(any_potential, salt)
+        response = weakref.ref(lattice.response)
+        del lattice
+        assert response() is None
+    finally:
+        gc.enable()
 
 
 def test_acoustic_modes_at_gamma_are_still(any_potential, salt):
@@ -438,7 +451,7 @@ def test_the_report_is_json_and_a_figure(any_potential, salt, nac, tmp_path):
     assert record["long_range"]["mesh"] == [3, 3, 3]
     assert np.shape(record["bands"]["frequencies"])[1] == 6
     assert np.sum(record["mesh"]["weights"]) == 27
-    assert table(found).row_count == 13
+    assert len(table(found).rows) == 13
     draw(found, tmp_path / "phonons.png")
     assert (tmp_path / "phonons.png").stat().st_size > 10_000
 
@@ -462,7 +475,7 @@ def test_what_the_command_computed_it_computes_once(any_potential, tmp_path, mon
     monkeypatch.setattr(type(any_potential), "graph", lambda *args: graphs.append(1) or graph_of(*args))
     monkeypatch.setattr(response, "_linearise", Counted(linearise, maps))
     monkeypatch.setattr(bloch, "matrices", matrices_of)
-    run(any_potential, crystal, tmp_path, points=40, mesh=(9, 9, 6), tolerance=0.1)
+    main(any_potential, crystal, tmp_path, points=40, mesh=(9, 9, 6), tolerance=0.1)
     record = json.loads((tmp_path / "phonons.json").read_text())
     assert record["bands"]["method"].startswith("Fourier sum")
     assert len(asked) == len(set(asked)) == 2  # within the tolerance, and whether there is more nearly so
@@ -495,7 +508,7 @@ def test_a_conventional_cell_is_reduced_with_a_line_that_says_so(any_potential, 
     ):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            run(any_potential, crystal, tmp_path / name, keep_cell=keep, **small)
+            main(any_potential, crystal, tmp_path / name, keep_cell=keep, **small)
         told = capsys.readouterr().out
         assert ("is 4 primitive cells" in told) == ("--keep-cell" in told) == (name == "reduced")
         words = [str(w.message) for w in said]
@@ -522,7 +535,7 @@ def test_charges_of_a_born_file_serve_the_given_and_the_primitive_cell(any_poten
     cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
     small = {"points": 6, "mesh": (1, 1, 1), "born": tmp_path / "BORN"}
     for keep, atoms in ((False, 2), (True, 8)):
-        run(any_potential, cubic, tmp_path / "out", path="GX", keep_cell=keep, **small)
+        main(any_potential, cubic, tmp_path / "out", path="GX", keep_cell=keep, **small)
         record = json.loads((tmp_path / "out" / "phonons.json").read_text())
         charges = np.array(record["long_range"]["born"])[:, 0, 0]
         np.testing.assert_allclose(charges, np.tile([1, -1], atoms // 2))

@@ -33,7 +33,8 @@ from jaxmlip.studies.phonondb import (
     primitive_cell,
     read_phonondb,
 )
-from jaxmlip.studies.softening import draw, run, shared_shapes, softening, summary, table
+from jaxmlip.studies.softening import draw, shared_shapes, softening, summary, table
+from jaxmlip.studies.softening import main as command
 
 MESH = (2, 2, 2)
 SCALE = 0.8  # of the potential's frequencies against those that are called DFT's
@@ -238,7 +239,7 @@ def test_a_memory_limit_that_cannot_be_met_is_said():
 def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, phonondb, capsys):
     potential = random_potential(CONFIG, dtype="float64", name="a random network")
     potential.save(tmp_path / "model")
-    run([str(tmp_path / "model")], phonondb, tmp_path / "out", supercell=8)
+    command([str(tmp_path / "model")], phonondb, tmp_path / "out", supercell=8)
 
     record = json.loads((tmp_path / "out" / "softening.json").read_text())
     assert set(record) >= {"settings", "versions", "reference", "models"}

@@ -103,5 +103,5 @@ def test_the_ranges_count_each_pair_once_and_rocksalt_has_six_first_neighbours()
 
 
 def test_unknown_runs_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"found the runs Salt, needed some of NaCl"):
+    with pytest.raises(ValueError, match=r"found the run .Salt., needed some of NaCl"):
         main(Settings(data=Path(tmp_path), out=tmp_path / "out", runs=("Salt",)))

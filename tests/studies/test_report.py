@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from experiments.report import SCRIPT, Settings, collect, main, markdown, page
-from jaxmlip.studies.study import Estimate, Study, StudyError, Table
+from jaxmlip.studies.study import Study, StudyError
+from jaxmlip.system.tables import Estimate, Table
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'too' | a pipe | ![x](http://x.example/y.png)\n# new & `code`"
 VOID = {"meta", "img"}

@@ -10,7 +10,8 @@ import pytest
 from conftest import small_potential
 from rich.console import Console
 
-from jaxmlip.studies.study import Estimate, Study, StudyError, Table, bootstrap
+from jaxmlip.studies.study import Study, StudyError, bootstrap
+from jaxmlip.system.tables import Estimate, Table
 
 
 @dataclass(frozen=True)

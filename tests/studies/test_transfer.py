@@ -20,7 +20,7 @@ from jaxmlip.data.writing import write_dataset
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
-from jaxmlip.studies.study import Estimate
+from jaxmlip.system.tables import Estimate
 from jaxmlip.training.run import fit_references
 
 SMALL = ("features=4", "hidden=4", "radial=2", "blocks=1", "bond_cutoff=4.0", "angle_cutoff=3.0")

@@ -50,7 +50,7 @@ def relaxed(
 
     candidates = [c for group in groups for c in group]
     starts = [c.atoms() for c in candidates]
-    largest = batching.BatchShape(*np.max([batching.exact_shape([teacher.graph(a)]) for a in starts], axis=0))
+    largest = batching.BatchShape.covering(batching.exact_shape([teacher.graph(a)]) for a in starts)
     shape = next((shape for shape in shapes if shape.fits(largest)), shapes[-1])
     results = relax_many(teacher, starts, **TIGHT, fix_symmetry=True, steps=settings.relax_steps, shape=shape)
     kept = []

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.transfer.teacher_set.parts import Made
-from jaxmlip.studies.study import Table
-from jaxmlip.system.plots import COLOURS
+from jaxmlip.system.plots import COLOURS, element_ticks
+from jaxmlip.system.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def findings(statement: Mapping[str, Any]) -> list[str]:
     names = " and ".join(statement["teachers"])
     return [
         f"{statement['structures']} crystals of {statement['materials']} materials ({splits}), labelled by "
-        f"{names}. Labels of a model stand in for DFT and are none.",
+        f"{names}. Labels of a model stand in for DFT and are none."
     ]
 
 
@@ -78,7 +78,6 @@ def figures(made: Made) -> dict[str, tuple[str, Figure]]:
 
 
 def draw(made: Made, teacher: str) -> Figure:
-    from ase.data import chemical_symbols
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -100,7 +99,6 @@ def draw(made: Made, teacher: str) -> Figure:
     counts = Counter(int(z) for f in made.frames for z in np.unique(f.atoms.numbers))
     numbers = sorted(counts)
     axes[2].bar(range(len(numbers)), [counts[z] for z in numbers], color=COLOURS[0], width=0.8)
-    labels = ["\n" * (k % 2) + chemical_symbols[z] for k, z in enumerate(numbers)]
-    axes[2].set_xticks(range(len(numbers)), labels, fontsize=6)
+    element_ticks(axes[2], range(len(numbers)), numbers)
     axes[2].set(ylabel="crystals with this element", xlim=(-1, len(numbers)))
     return figure

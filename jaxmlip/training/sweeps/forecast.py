@@ -126,9 +126,8 @@ def _without_numbers(config: TrainConfig) -> TrainConfig:
 
 def _cost(those: Sequence[_Planned]) -> Cost:
     """The cost of a step that fits the largest batch of all of `those`."""
-    shapes = np.array([p.loader.plan.shape for p in those])
-    shape = BatchShape(*(int(n) for n in shapes.max(axis=0)))
-    its = those[int(shapes.sum(axis=1).argmax())]
+    shape = BatchShape.covering(p.loader.plan.shape for p in those)
+    its = max(those, key=lambda p: sum(p.loader.plan.shape))
     its.loader.plan.shape = shape
     mesh = parallel.make_mesh(its.config.devices)
     optimizer = its.config.optimizer
