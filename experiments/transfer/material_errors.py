@@ -51,13 +51,13 @@ def errors(
 
 
 def mean(sums: ArrayLike) -> float:
-    """The mean over all numbers of `sums` (…, materials, 2): sums of absolute errors beside the count of numbers in each."""
+    """The mean over all numbers; `sums` (…, materials, 2) are sums of absolute errors, each with its count."""
     total = np.asarray(sums).reshape(-1, 2).sum(axis=0)
     return float(total[0] / total[1]) if total[1] else math.nan
 
 
 def median(sums: ArrayLike) -> float:
-    """The median over materials (materials, 2) of the mean error of each; those without a number are left out."""
+    """The median over materials of their mean errors, of `sums` (materials, 2), where there are numbers."""
     sums = np.asarray(sums)
     known = sums[sums[:, 1] > 0]
     return float(np.median(known[:, 0] / known[:, 1])) if len(known) else math.nan
