@@ -62,7 +62,8 @@ MODELS = {
         cutoff_on_basis=False,
     ),
 }
-OTHERS = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # a second one of each architecture
+FIRST = "chgnet-0.3"
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architecture
 
 
 def small_potential(name: str, dtype: str = "float64"):
@@ -97,9 +98,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k."""
+    """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k.
+
+    So are further models of an architecture, and all but CHGNet where a claim is of no model (`one_model`).
+    """
     for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("potential") in OTHERS:
+        models = [name for name in MODELS if name in item.name]
+        one = item.get_closest_marker("one_model")
+        shared = getattr(item, "callspec", None) and "potential" in item.callspec.params
+        if (one and models and models != [FIRST]) or (shared and set(models) & set(SECOND)):
             item.add_marker("slow")
     asked = config.option.all or config.option.markexpr or config.option.keyword
     if not asked and not workers.named_files(config):
@@ -120,7 +127,7 @@ def potential(request):
     jax.clear_caches()  # a process can map only so many compiled programs into its memory
 
 
-@pytest.fixture(scope="session", params=[name for name in MODELS if name not in OTHERS])
+@pytest.fixture(scope="session", params=[name for name in MODELS if name not in SECOND])
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
     yield small_potential(request.param)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import workers
+from conftest import pytest_collection_modifyitems
 from workers import Groups
 
 TESTS = [
@@ -134,3 +135,42 @@ def test_programs_are_kept_for_each_number_of_threads_and_what_a_user_set_stays(
     assert added["JAX_COMPILATION_CACHE_DIR"].endswith("4-threads")
     assert not added.keys() & user.keys()
     assert "JAX_COMPILATION_CACHE_DIR" not in workers.environment({"JAX_COMPILATION_CACHE_DIR": "/mine"})
+
+
+def test_slow_proofs_are_left_out_unless_they_are_asked_for():
+    """One model of each architecture, one alone where that is marked; a file that is named runs whole."""
+
+    class Item:
+        def __init__(self, name: str, *marks: str, **params):
+            self.name, self.marks, self.callspec = name, {*marks}, SimpleNamespace(params=params)
+
+        def get_closest_marker(self, name: str) -> bool:
+            return name in self.marks
+
+        def add_marker(self, name: str) -> None:
+            self.marks.add(name)
+
+    def names(args=("tests",), **options) -> set[str]:
+        items = [
+            Item("test_a"),
+            Item("test_b", "slow"),
+            *(
+                Item(f"test_c[{name}]", potential=name)
+                for name in ("chgnet-0.3", "chgnet-0.2", "mace-density")
+            ),
+            *(Item(f"test_d[{name}-2]", "one_model") for name in ("chgnet-0.3", "m3gnet-smooth")),
+            Item("test_e", "one_model"),
+            Item("test_f[chgnet-0.2]"),
+        ]
+        chosen = {"all": False, "markexpr": "", "keyword": ""} | options
+        hook = SimpleNamespace(pytest_deselected=lambda items: None)
+        pytest_collection_modifyitems(
+            SimpleNamespace(args=args, option=SimpleNamespace(**chosen), hook=hook), items
+        )
+        return {item.name for item in items}
+
+    every = names(all=True)
+    assert len(every) == 9
+    left_out = {"test_b", "test_c[chgnet-0.2]", "test_d[m3gnet-smooth-2]"}
+    assert names() == names(args=("tests/core", "tests/core/test_a.py")) == every - left_out
+    assert names(markexpr="slow") == names(keyword="b") == names(args=("tests/core/test_a.py",)) == every

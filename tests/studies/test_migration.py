@@ -91,6 +91,7 @@ def atomate(images, energies) -> dict:
     return {"wf_uuid": "a1", "end_points": [outputs[0], outputs[-1]], "images": {"0+1": inner[::-1]}}
 
 
+@pytest.mark.one_model
 @pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
 def test_a_potential_agrees_with_the_barrier_and_the_forces_it_labelled_itself(name, tmp_path, capsys):
     potential = saved(name, tmp_path)

@@ -82,6 +82,7 @@ def tables(folder) -> list[list]:
     return [t["rows"] for t in json.loads((folder / "record.json").read_text())["tables"]]
 
 
+@pytest.mark.one_model
 @pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
 def test_a_potential_agrees_with_the_energies_it_labelled_itself(name, tmp_path):
     potential = small_potential(name, "float32")
