@@ -9,17 +9,11 @@ import os
 import sys
 import warnings
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
-# The tests compile hundreds of programs and run each once or twice: LLVM's optimiser and XLA's newer way to
-# fuse would cost more than they gain. XLA_FLAGS="" pytest tests what users run; .ci/run does so for parity.
-# XLA ends a process that gives it a flag which it does not know.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.9.") else ""),
-)
+import workers
+
+os.environ.update(workers.environment(os.environ))  # before JAX is imported, which reads it
 # Experiments run from the checkout. At the end, so that an installed package is what is tested.
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -35,6 +29,7 @@ from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
+from jaxmlip.system.programs import programs
 
 # Traced programs are many small objects that live long; to look through them again and again costs a tenth.
 gc.set_threshold(100_000, 50, 50)
@@ -67,6 +62,8 @@ MODELS = {
         cutoff_on_basis=False,
     ),
 }
+FIRST = "chgnet-0.3"
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architecture
 
 
 def small_potential(name: str, dtype: str = "float64"):
@@ -79,7 +76,48 @@ def small_potential(name: str, dtype: str = "float64"):
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="slow proofs too")
     parser.addoption("--hostile", type=int, default=200, help="how many hostile files to try")
+
+
+def pytest_configure(config):
+    workers.set_flags(config)
+
+
+def pytest_xdist_auto_num_workers(config):
+    return workers.number_of_workers(config)
+
+
+def pytest_xdist_setupnodes(config, specs):
+    if len(specs) > 1 and os.environ["XLA_FLAGS"] == workers.QUICK:
+        specs[-1].env["XLA_FLAGS"] = ""
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return workers.Groups(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k.
+
+    So are further models of an architecture, and all but CHGNet where a claim is of no model (`one_model`).
+    """
+    for item in items:
+        models = [name for name in MODELS if name in item.name]
+        one = item.get_closest_marker("one_model")
+        shared = getattr(item, "callspec", None) and "potential" in item.callspec.params
+        if (one and models and models != [FIRST]) or (shared and set(models) & set(SECOND)):
+            item.add_marker("slow")
+    asked = config.option.all or config.option.markexpr or config.option.keyword
+    if not asked and not workers.named_files(config):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_runtest_teardown():
+    """Drops compiled programs where a process maps too many: the library does so only where it is asked."""
+    programs().make_room()
 
 
 @pytest.fixture(scope="session", params=list(MODELS))
@@ -89,7 +127,7 @@ def potential(request):
     jax.clear_caches()  # a process can map only so many compiled programs into its memory
 
 
-@pytest.fixture(scope="session", params=["chgnet-0.3", "m3gnet-smooth", "mace-density"])
+@pytest.fixture(scope="session", params=[name for name in MODELS if name not in SECOND])
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
     yield small_potential(request.param)

@@ -51,7 +51,7 @@ def errors(
 
 
 def mean(sums: ArrayLike) -> float:
-    """The mean over all numbers; `sums` (…, materials, 2) are sums of absolute errors, each with its count."""
+    """The mean over all numbers; `sums` (…, materials, 2) are sums of absolute errors with their counts."""
     total = np.asarray(sums).reshape(-1, 2).sum(axis=0)
     return float(total[0] / total[1]) if total[1] else math.nan
 

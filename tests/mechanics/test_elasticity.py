@@ -108,6 +108,7 @@ def test_clamped_constants_are_differences_of_the_stress(model, crystal):
     assert np.abs(found.clamped - expected).max() > 1e-3 * scale, "the stress is too small to tell"
 
 
+@pytest.mark.one_model
 def test_constants_are_differences_of_the_stress_of_crystals_whose_atoms_have_settled(model, zincblende):
     found = model.elastic(zincblende)
     assert found.max_force < 1e-10
@@ -126,6 +127,7 @@ def test_constants_are_differences_of_the_stress_of_crystals_whose_atoms_have_se
     assert np.abs(found.clamped - found.C).max() > 1e-3 * scale, "nothing moves within the cell"
 
 
+@pytest.mark.one_model
 def test_internal_strain_is_where_the_atoms_of_a_strained_crystal_settle(model, zincblende):
     found, step, k = model.elastic(zincblende), 1e-4, 5
     eps = np.zeros((3, 3))
@@ -138,6 +140,7 @@ def test_internal_strain_is_where_the_atoms_of_a_strained_crystal_settle(model, 
     assert np.abs(after).max() < 1e-2 * np.abs(before).max()
 
 
+@pytest.mark.one_model
 def test_mixed_derivatives_do_not_depend_on_their_order_and_shifts_cost_nothing(model, crystal):
     joint = model.second_derivatives(crystal)
     np.testing.assert_allclose(joint, joint.T, atol=1e-10 * np.abs(joint).max())
@@ -145,6 +148,7 @@ def test_mixed_derivatives_do_not_depend_on_their_order_and_shifts_cost_nothing(
     np.testing.assert_allclose(joint @ shifts, 0, atol=1e-10 * np.abs(joint).max())
 
 
+@pytest.mark.one_model
 def test_sound_velocities_are_the_slopes_of_the_acoustic_branches(model, zincblende):
     """Along one reciprocal vector; the crystal is under stress."""
     b3, cells, root_mass = zincblende.cell.reciprocal()[2], 32, np.sqrt(zincblende.get_masses())
@@ -171,6 +175,7 @@ def test_sound_velocities_are_the_slopes_of_the_acoustic_branches(model, zincble
     assert np.abs(without_stress**2 - found**2).max() > 1e-3 * scale, "the stress is too small to tell"
 
 
+@pytest.mark.one_model
 def test_a_supercell_has_the_constants_of_its_cell(model, crystal):
     found = model.elastic(crystal)
     twice = model.elastic(make_supercell(crystal, [[1, 1, 0], [0, 1, 0], [1, 0, 2]]))
@@ -180,6 +185,7 @@ def test_a_supercell_has_the_constants_of_its_cell(model, crystal):
     assert twice.density == pytest.approx(found.density)
 
 
+@pytest.mark.one_model
 def test_the_tensor_turns_with_the_crystal(model, crystal):
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     turned = crystal.copy()
@@ -194,6 +200,7 @@ def test_the_tensor_turns_with_the_crystal(model, crystal):
     assert after.reuss == pytest.approx(before.reuss, rel=1e-8)
 
 
+@pytest.mark.one_model
 def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, crystal, zincblende):
     """One atom, two and five: some have columns where others have none left."""
     several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]
@@ -213,6 +220,7 @@ def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, cry
         assert one.max_force == pytest.approx(alone.max_force, abs=1e-10)
 
 
+@pytest.mark.one_model
 def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal, zincblende):
     """Glide planes, screw axes, a stretched cell, the same doubled, one turned, one without symmetry."""
     turned = bulk("ZnO", "wurtzite", a=3.25, c=5.2, u=0.38)
@@ -239,6 +247,7 @@ def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal
         np.testing.assert_allclose(one.internal_modes, other.internal_modes, atol=1e-9 * scale)
 
 
+@pytest.mark.one_model
 def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_crystals_no_new_program(model):
     loose = Atoms("HeNe", [[0, 0, 0], [0, 0, 8]], cell=[14, 14, 16], pbc=True)
     shape = model.shape._replace(crystals=5)
@@ -252,6 +261,7 @@ def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_c
     assert elastic_tensors(model.potential, []) == []
 
 
+@pytest.mark.one_model
 def test_one_atom_cannot_move_within_its_cell(model):
     found = model.elastic(bulk("Cu"))
     np.testing.assert_array_equal(found.C, found.clamped)
@@ -259,6 +269,7 @@ def test_one_atom_cannot_move_within_its_cell(model):
     assert found.internal_modes_stable
 
 
+@pytest.mark.one_model
 def test_a_cubic_crystal_has_three_constants(model):
     C = model.elastic(bulk("AlP", "zincblende", 5.0)).C
     pattern = np.diag([C[0, 0]] * 3 + [C[3, 3]] * 3)
@@ -267,6 +278,7 @@ def test_a_cubic_crystal_has_three_constants(model):
     assert np.ptp([C[0, 0], C[0, 1], C[3, 3]]) > 1e-3 * np.abs(C).max()
 
 
+@pytest.mark.one_model
 def test_internal_modes_are_those_of_the_hessian_and_a_saddle_is_said(model, crystal):
     found, n = model.elastic(crystal), 3 * len(crystal)
     eigenvalues = np.linalg.eigvalsh(model.second_derivatives(crystal)[:n, :n])
@@ -278,12 +290,14 @@ def test_internal_modes_are_those_of_the_hessian_and_a_saddle_is_said(model, cry
         assert ("saddle: 1 of 3" in "\n".join(describe(there))) != stable
 
 
+@pytest.mark.one_model
 def test_atoms_that_nothing_holds_are_named(model):
     atoms = Atoms("HeNeHe", [[0, 0, 0], [0, 0, 2], [0, 0, 8]], cell=[14, 14, 16], pbc=True)
     with pytest.raises(ValueError, match=r"displacements of He2Ne besides the three rigid.*2 \(He\)"):
         model.elastic(atoms)
 
 
+@pytest.mark.one_model
 def test_what_remains_of_forces_and_stress_is_what_the_potential_predicts(model, crystal):
     found = model.elastic(crystal)
     prediction = model.potential.predict(crystal)
@@ -352,7 +366,8 @@ def test_bounds_of_the_moduli_are_ordered_for_every_stable_crystal(seed, spread)
     assert found.anisotropy >= -1e-9
 
 
-def test_what_does_not_exist_is_said_describe(model):
+@pytest.mark.one_model
+def test_what_does_not_exist_is_said_in_words(model):
     lone = model.elastic(Atoms("He", cell=[9, 9, 9], pbc=True))
     assert not lone.stable
     assert as_record(lone)["compliance_per_GPa"] is as_record(lone)["moduli_GPa"] is None

@@ -5,8 +5,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
+from stand_in import StandIn
 
-from jaxmlip.crystals.graph import from_atoms
 from jaxmlip.mechanics.calculator import Calculator
 from jaxmlip.mechanics.neb import (
     approximate_bands,
@@ -23,16 +23,12 @@ from jaxmlip.mechanics.relaxation import NotConvergedWarning
 HEIGHT, TILT = 0.7, 0.1  # eV
 
 
-class DoubleWell:
-    """Stands in for a potential: atom 0 in E = h (x² - 1)² + t x + y² + z² about x = 5 Å, the others tied."""
+class DoubleWell(StandIn):
+    """Atom 0 in E = h (x² - 1)² + t x + y² + z² about x = 5 Å, the others tied."""
 
-    def graph(self, crystal):
-        return from_atoms(crystal, 3.0)
+    cutoff = 3.0
 
-    def predict_graphs(self, graphs, shape):
-        return [self.predict_one(np.asarray(g.positions, float)) for g in graphs]
-
-    def predict_one(self, positions):
+    def predict_one(self, species, positions, cell):
         x, y, z = positions[0] - (5, 5, 5)
         e = HEIGHT * (x**2 - 1) ** 2 + TILT * x + y**2 + z**2 + np.sum((positions[1:] - 1) ** 2)
         forces = -2 * (positions - 1)

@@ -149,6 +149,7 @@ def test_eigenvectors_diagonalise_the_matrix_in_the_phases_of_positions(any_pote
     np.testing.assert_allclose(e.conj().swapaxes(1, 2) @ e, np.eye(12) + np.zeros((2, 1, 1)), atol=1e-12)
 
 
+@pytest.mark.one_model
 def test_group_velocities_are_slopes_of_the_branches(architecture, cell):
     thz, v = group_velocities(architecture, cell, Q)
     direction, h = np.array([0.3, -0.5, 0.8]), 1e-3  # 1/Å, 2π included
@@ -164,6 +165,7 @@ def test_group_velocities_are_slopes_of_the_branches(architecture, cell):
     assert np.abs(thz).min() > 1e-2
 
 
+@pytest.mark.one_model
 def test_grueneisen_parameters_are_logarithmic_slopes_of_the_branches(architecture, cell):
     thz, gamma = grueneisen(architecture, cell, Q, relaxed=False)
 

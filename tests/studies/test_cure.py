@@ -68,6 +68,7 @@ def setting(request, tmp_path_factory):
     )
 
 
+@pytest.mark.one_model
 def test_one_frame_gives_the_factor_that_the_forces_lack_and_with_it_every_family(
     setting, capsys, monkeypatch
 ):
@@ -88,6 +89,7 @@ def test_one_frame_gives_the_factor_that_the_forces_lack_and_with_it_every_famil
     assert capsys.readouterr().out == rows
 
 
+@pytest.mark.one_model
 def test_training_the_readout_for_a_moment_moves_the_slope(setting):
     if "chgnet" not in setting.model[0]:
         pytest.skip("that training is the same for all is proved in test_training_loop")
@@ -98,6 +100,7 @@ def test_training_the_readout_for_a_moment_moves_the_slope(setting):
     assert trained != pytest.approx(soft, abs=1e-5)
 
 
+@pytest.mark.one_model
 def test_what_is_wrong_is_said_before_anything_is_computed(setting):
     with pytest.raises(ValueError, match="'magic', needed some of least squares"):
         cure.main(replace(setting, methods=("magic",)))

@@ -64,6 +64,7 @@ def test_forces_of_a_known_scale_give_every_slope_and_a_second_run_computes_noth
     assert record(settings)["tables"] == first["tables"]
 
 
+@pytest.mark.one_model
 @pytest.mark.parametrize("name", ["m3gnet-smooth", "mace-density"])
 def test_the_other_architectures_run_too(name, settings, tmp_path, monkeypatch):
     """Against the force constants of the first, and without the curve, which takes long to compile."""

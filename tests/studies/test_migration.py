@@ -13,11 +13,11 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
 from pymatgen.io.ase import AseAtomsAdaptor
+from stand_in import StandIn
 
 import experiments.softening.migration as migration
 from experiments.softening.hops import read_hops
 from experiments.softening.migration import Settings, main
-from jaxmlip.crystals.graph import from_atoms
 from jaxmlip.mechanics.neb import barriers, interpolated, path_length, vacancy_hop
 
 LOOSE = 1e3  # eV/Å: every guess is at rest, so that barriers are those of the guess
@@ -29,20 +29,14 @@ def saved(name: str, folder):
     return potential
 
 
-class Springs:
-    """Stands in for a potential: all atoms are tied to one place. E in eV, positions in Å."""
+class Springs(StandIn):
+    """All atoms are tied to one place."""
 
-    name, elements, params = "springs", tuple(range(1, 95)), {}
+    name = "springs"
 
-    def graph(self, crystal):
-        return from_atoms(crystal, 2.0)
-
-    def predict(self, crystals):
-        return self.predict_graphs([self.graph(crystal) for crystal in crystals], None)
-
-    def predict_graphs(self, graphs, shape):
-        r = [np.asarray(g.positions, float) - (0, 1, 2) for g in graphs]
-        return [{"energy": float(np.sum(x**2)), "forces": -2 * x, "stress": np.eye(3)} for x in r]
+    def predict_one(self, species, positions, cell):
+        x = positions - (0, 1, 2)
+        return {"energy": float(np.sum(x**2)), "forces": -2 * x, "stress": np.eye(3)}
 
 
 def silicon() -> list[Atoms]:
@@ -91,6 +85,7 @@ def atomate(images, energies) -> dict:
     return {"wf_uuid": "a1", "end_points": [outputs[0], outputs[-1]], "images": {"0+1": inner[::-1]}}
 
 
+@pytest.mark.one_model
 @pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
 def test_a_potential_agrees_with_the_barrier_and_the_forces_it_labelled_itself(name, tmp_path, capsys):
     potential = saved(name, tmp_path)

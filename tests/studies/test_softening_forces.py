@@ -69,6 +69,7 @@ def data_of(potential: Potential, root: Path, factor: float = 1.0) -> Path:
     return root
 
 
+@pytest.mark.one_model
 @pytest.mark.parametrize("name", NAMES)
 def test_against_half_of_its_own_forces_every_model_has_a_slope_of_2(name, tmp_path, monkeypatch):
     monkeypatch.delenv("JAXMLIP_DATA", raising=False)

@@ -8,30 +8,21 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import small_potential
+from stand_in import StandIn
 
 import experiments.softening.solid_solutions as solid_solutions
 from experiments.softening.solid_solutions import Settings, main, ordered_oxides, rank_correlation, statistics
-from jaxmlip.crystals.graph import from_atoms
 
 OXIDE, ALLOY = 0.9, -0.4  # eV times x (1 - x), per MO and per atom
 STIFF = 0.05  # eV/Å⁶ per atom
 
 
-class Mixture:
-    """Stands in for a potential: E / N = c x (1 - x) + k (V / N - v)², v a mean over elements; eV and Å³."""
+class Mixture(StandIn):
+    """E / N = c x (1 - x) + k (V / N - v)², v a mean over elements; eV and Å³."""
 
-    name, elements, params = "mixture", tuple(range(1, 95)), {}
+    name = "mixture"
 
-    def graph(self, crystal):
-        return from_atoms(crystal, 2.0)
-
-    def predict(self, crystals):
-        return self.predict_graphs([self.graph(crystal) for crystal in crystals], None)
-
-    def predict_graphs(self, graphs, shape):
-        return [self.predict_one(np.asarray(g.species), np.asarray(g.cell[0], float)) for g in graphs]
-
-    def predict_one(self, species, cell):
+    def predict_one(self, species, positions, cell):
         n, volume = len(species), abs(np.linalg.det(cell))
         cations = species[species != 8]
         x = np.mean(cations == cations.max()) if len(set(cations)) > 1 else 0.0
@@ -82,6 +73,7 @@ def tables(folder) -> list[list]:
     return [t["rows"] for t in json.loads((folder / "record.json").read_text())["tables"]]
 
 
+@pytest.mark.one_model
 @pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
 def test_a_potential_agrees_with_the_energies_it_labelled_itself(name, tmp_path):
     potential = small_potential(name, "float32")

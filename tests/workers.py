@@ -1,0 +1,116 @@
+"""Processes that the tests are spread over: how many, what runs in which, and the programs that they keep.
+
+Each compiles a part of the programs, so that none meets Linux's limit of mapped memory, which
+jaxmlip.system.programs explains.
+"""
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from xdist.scheduler import LoadScopeScheduling
+
+# The tests compile hundreds of programs and run each once or twice: LLVM's optimiser and XLA's newer way to
+# fuse would cost more than they gain. XLA ends a process that gives it a flag which it does not know.
+QUICK = "--xla_backend_optimization_level=0" + (
+    " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.9.") else ""
+)
+# What is compared with others' numbers is computed as users do, with optimisation, in a process of its own.
+OPTIMISED = ("test_canary.py", "test_mace_conversion.py", "test_parity.py")
+SHARED = ("chgnet-0.3", "chgnet-0.2", "m3gnet-smooth", "m3gnet-spherical", "mace-density", "mace-residual")
+MEMORY = 3 * 2**30  # bytes for each process
+THREADS = 2  # for each process: crystals of tests are small
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux has it
+        return os.cpu_count() or 1
+
+
+def environment(user: Mapping[str, str]) -> dict[str, str]:
+    """Variables that limit threads and keep compiled programs from run to run; what a user set stays."""
+    threads = user.get("NPROC", str(min(THREADS, cores())))
+    limits = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    added = dict.fromkeys(limits, threads) if cores() > THREADS else {}
+    if "JAX_COMPILATION_CACHE_DIR" not in user:
+        # XLA splits a program for its threads, and does not tell such programs apart when kept. In pytest's
+        # cache, so that `pytest --cache-clear` drops them.
+        kept = Path(__file__).parents[1] / ".pytest_cache/d/programs" / f"{threads}-threads"
+        added["JAX_COMPILATION_CACHE_DIR"] = str(kept)
+        added["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        added["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as jaxmlip.system.runtime explains
+    return {name: value for name, value in added.items() if name not in user}
+
+
+def set_flags(config) -> None:
+    """Sets XLA's flags, which it reads when it first compiles; those that a user set stay."""
+    optimised = named_files(config) and all(is_optimised(argument) for argument in config.args)
+    os.environ.setdefault("XLA_FLAGS", "" if optimised else QUICK)
+
+
+def named_files(config) -> bool:
+    """Whether files of tests, or tests in them, were asked for by name, and no folder."""
+    return all(Path(argument.split("::")[0]).suffix == ".py" for argument in config.args)
+
+
+def number_of_workers(config) -> int:
+    """Processes for `-n auto`: one for each core as far as memory lasts, and one for what is optimised.
+
+    None for a file or two: to start processes would take longer than they save.
+    """
+    if named_files(config) and len(config.args) < 3:
+        return 0
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # the system does not tell
+        memory = 0
+    return max(2, min(cores() + 1, memory // MEMORY))
+
+
+def is_optimised(nodeid: str) -> bool:
+    return Path(nodeid.split("::")[0]).name in OPTIMISED
+
+
+class Groups(LoadScopeScheduling):
+    """Gives each process one group of tests after another; the last process compiles with optimisation."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """The tests of a model, which share programs, wherever they are; or else those of a file."""
+        file, _, test = nodeid.partition("::")
+        if is_optimised(nodeid):
+            return "optimised"
+        return next((model for model in SHARED if model in test), file)
+
+    def _assign_work_unit(self, node) -> None:
+        scope = self._next(node)
+        if scope is None:
+            node.shutdown()
+            return
+        self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
+
+    def _reschedule(self, node) -> None:
+        if self._next(node) is None and not node.shutting_down:
+            node.shutdown()
+        else:
+            super()._reschedule(node)
+
+    def _next(self, node) -> str | None:
+        """The first group that is for this process, or whose own process there is no more."""
+        there = {optimises(other) for other in self.nodes if not other.shutting_down}
+        for scope, tests in list(self.workqueue.items()):
+            if all(tests.values()):  # what a process had done before it crashed
+                del self.workqueue[scope]
+                continue
+            wanted = scope == "optimised"
+            if wanted == optimises(node) or wanted not in there:
+                return scope
+        return None
+
+
+def optimises(node) -> bool:
+    return node.gateway.spec.env.get("XLA_FLAGS") == ""
