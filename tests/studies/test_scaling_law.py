@@ -117,7 +117,9 @@ def smallest(teachers: Path, out: Path, **changes) -> scaling_law.Settings:
     )
 
 
-@pytest.mark.parametrize("architecture", TINY)
+@pytest.mark.parametrize(
+    "architecture", ["m3gnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("chgnet", "mace"))]
+)
 def test_the_smallest_scaling_law_is_measured_and_measured_once(
     architecture, teachers, tmp_path, here, capsys, monkeypatch
 ):

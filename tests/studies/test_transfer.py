@@ -138,7 +138,7 @@ def test_every_method_gives_a_row_of_the_table_and_a_second_run_repeats_it_witho
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("architecture", OTHERS)
+@pytest.mark.parametrize("architecture", ["chgnet", pytest.param("mace", marks=pytest.mark.slow)])
 def test_other_architectures_start_from_a_given_potential_with_graphs_of_its_own(
     teachers, tmp_path, architecture
 ):
