@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import in_box
@@ -36,7 +36,7 @@ Phase = Literal["cells", "atoms"]
 def dynamical_matrix(
     potential: Potential,
     crystal: Atoms | Structure,
-    q_points: Float[np.ndarray, "q 3"],
+    q_points: ArrayLike,
     *,
     mass_weighted: bool = False,
     phase: Phase = "cells",
@@ -46,7 +46,7 @@ def dynamical_matrix(
     memory_limit: float | None = None,
     shape: batching.BatchShape | None = None,
 ) -> np.ndarray:
-    """D(q) at each of `q_points` (reciprocal lattice units): complex, (q, 3N, 3N), in eV/Å².
+    """D(q) at each of `q_points` (q, 3), in reciprocal lattice units: complex, (q, 3N, 3N), in eV/Å².
 
     `mass_weighted` divides by √(m_i m_j): eV/(Å² u), with the masses of the crystal. With `phase="cells"` a
     wave has the phase e^{2πi q·R} of its cell, and D is periodic in q; with "atoms" it has that of the atom's
