@@ -115,6 +115,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
+@pytest.hookimpl(trylast=True)  # when the test's own replacements are gone
 def pytest_runtest_teardown():
     """Drops compiled programs where a process maps too many: the library does so only where it is asked."""
     programs().make_room()
