@@ -28,7 +28,7 @@ def collect_rarely() -> None:
     """Makes Python look for circular garbage a hundred times less often; only for our own programs.
 
     JAX traces a network as hundreds of thousands of small, long-lived objects. Searching them again and
-    again, as Python does by default, takes a fifth of the time of `jaxmlip phonons` on a small crystal.
+    again, as Python does by default, takes a tenth of the time of `jaxmlip phonons` on a small crystal.
     """
     gc.set_threshold(*RARELY)
 
