@@ -1,21 +1,23 @@
 """A stand-in for potentials whose energies are known by heart."""
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals.graph import from_atoms
 
 
-class StandIn:
+class StandIn(ABC):
     """What studies ask of a potential; a subclass says what one crystal has."""
 
     name = "stand-in"
     elements, params = tuple(range(1, 95)), {}
     cutoff = 2.0  # Å
 
+    @abstractmethod
     def predict_one(self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> dict:
         """Energy (eV), forces (eV/Å) and stress (eV/Å³) of atomic numbers, positions (Å) and cell (Å)."""
-        raise NotImplementedError
 
     def graph(self, crystal: Atoms):
         return from_atoms(crystal, self.cutoff)

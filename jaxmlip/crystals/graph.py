@@ -135,7 +135,8 @@ class CrystalGraph:
         a GraphsTuple does not hold, follow from `cutoffs` (None: no angles). So the graph of a crystal comes
         back as `from_atoms` made it. Bonds within the cutoff that have no edge are not added.
 
-        Raises ValueError if an edge has no reverse, or shifts are not whole lattice vectors.
+        Raises ValueError if an edge has no reverse or an end that is no atom, or shifts are not whole
+        lattice vectors.
         """
         return _assembled(**jraph_border.from_tuple(graph, elements), cutoffs=cutoffs or Cutoffs(np.inf))
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array
+
+from jaxmlip.system.arrays import Array
 
 
 def to_tuple(graph: Any, elements: Sequence[int] | None, padded: bool) -> jraph.GraphsTuple:
@@ -64,6 +65,11 @@ def from_tuple(graph: jraph.GraphsTuple, elements: Sequence[int] | None) -> dict
     kept = np.flatnonzero(np.asarray(graph.receivers) < atoms)
     i, j = np.asarray(graph.receivers)[kept], np.asarray(graph.senders)[kept]
     shifts = np.asarray(graph.edges["shifts"])[kept]
+    for name, index in (("receiver", i), ("sender", j)):
+        if (wrong := index[(index < 0) | (index >= atoms)]).size:
+            raise ValueError(
+                f"an edge has the {name} {wrong[0]}, needed the number of an atom, 0 to {atoms - 1}."
+            )
     one = _first_of_each_pair(i, j, shifts)
     return {
         "positions": np.asarray(nodes["positions"])[:atoms],

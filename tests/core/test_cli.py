@@ -1,5 +1,6 @@
 """The command line as a newcomer meets it: results, and mistakes answered in words."""
 
+import gc
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxmlip import hessian, plan_hessian
 from jaxmlip.cli import COMMANDS, Group, main
 from jaxmlip.crystals.structures import free_coordinates, read_crystal
 from jaxmlip.phonons import dynamical_matrix
+from jaxmlip.system.runtime import RARELY
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
 
@@ -248,3 +250,13 @@ def test_a_command_of_two_words_runs_and_is_described_with_its_group(monkeypatch
         with pytest.raises(SystemExit):
             main(words)
         assert said in capsys.readouterr().out
+
+
+def test_commands_look_for_garbage_rarely(capsys):
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700, 10, 10)
+        main(["models"])
+        assert gc.get_threshold() == RARELY
+    finally:
+        gc.set_threshold(*before)

@@ -139,3 +139,15 @@ def test_graphs_that_are_none_are_refused(crystal):
         )
     with pytest.raises(ValueError, match=r"atomic numbers \[1, 8, 13\]"):
         from_atoms(crystal, 4.0).to_jraph([12])
+
+
+@pytest.mark.parametrize("end", ["receivers", "senders"])
+@pytest.mark.parametrize("number", [-1, 99])
+def test_an_edge_to_what_is_no_atom_is_refused(end, number, crystal):
+    graph = from_atoms(crystal, Cutoffs(4.0)).to_jraph()
+    if end == "receivers" and number > 0:  # a padding edge, which is left out: its reverse is found alone
+        number = -2
+    index = np.array(getattr(graph, end))
+    index[3] = number
+    with pytest.raises(ValueError, match=f"{end[:-1]} {number}"):
+        CrystalGraph.from_jraph(graph._replace(**{end: index}))
