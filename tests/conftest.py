@@ -196,7 +196,7 @@ def public(name: str, dtype: str = "float64"):
 @pytest.fixture
 def runs_alike(monkeypatch):
     """Training runs that differ in parameters alone share their programs, and none draws figures."""
-    from jaxmlip.training import parallel
+    from jaxmlip.system import parallel
     from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
 
     def shared(make):

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.potential import Potential
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained
 

@@ -23,7 +23,7 @@ from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.phonons import force_constants, group_velocities
 from jaxmlip.phonons.bloch import dynamical_matrix
 from jaxmlip.potential import ManifestError
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.functionals import join
 from jaxmlip.training.loop import OtherRunError, fit
 from jaxmlip.training.losses import LossConfig

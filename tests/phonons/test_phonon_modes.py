@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxmlip.crystals import symmetry
 from jaxmlip.crystals.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
-from jaxmlip.derivatives import response
+from jaxmlip.derivatives import linear_map
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.density import _corner_weights, density_of_states, thermodynamics
 from jaxmlip.phonons.lattice import (
@@ -463,7 +463,7 @@ def test_what_the_command_computed_it_computes_once(any_potential, tmp_path, mon
     crystal = bulk("ZnO", "wurtzite", a=3.2, c=5.2, u=0.38)
     asked, graphs, maps, waves = [], [], [], []
     found, graph_of = symmetry.symmetry_dataset, type(any_potential).graph
-    linearise, matrices = response._linearise, bloch.matrices
+    linearise, matrices = linear_map.linearise, bloch.matrices
 
     def dataset(atoms, tolerance, kind=None):
         asked.append((atoms.cell.array.tobytes(), atoms.positions.tobytes(), kind.tobytes(), tolerance))
@@ -475,7 +475,7 @@ def test_what_the_command_computed_it_computes_once(any_potential, tmp_path, mon
 
     monkeypatch.setattr(symmetry, "symmetry_dataset", dataset)
     monkeypatch.setattr(type(any_potential), "graph", lambda *args: graphs.append(1) or graph_of(*args))
-    monkeypatch.setattr(response, "_linearise", Counted(linearise, maps))
+    monkeypatch.setattr(linear_map, "linearise", Counted(linearise, maps))
     monkeypatch.setattr(bloch, "matrices", matrices_of)
     main(any_potential, crystal, tmp_path, points=40, mesh=(9, 9, 6), tolerance=0.1)
     record = json.loads((tmp_path / "phonons.json").read_text())

@@ -23,7 +23,8 @@ from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import CorruptRecordError, DatasetError, MemorySplit
 from jaxmlip.data.loader import Loader
 from jaxmlip.potential import Potential
-from jaxmlip.training import loop, parallel
+from jaxmlip.system import parallel
+from jaxmlip.training import loop
 from jaxmlip.training.checkpoints import CheckpointError, Checkpoints
 from jaxmlip.training.loop import (
     DivergedError,

@@ -7,9 +7,9 @@ import pytest
 from conftest import write_springs
 from rich.console import Console
 
+from jaxmlip.system.parallel import make_mesh
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig
 from jaxmlip.training.losses import LossConfig
-from jaxmlip.training.parallel import make_mesh
 from jaxmlip.training.references import of_isolated, refit
 from jaxmlip.training.run import prepare
 

@@ -15,7 +15,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Example, collate, stack
 from jaxmlip.data.labels import Labels
 from jaxmlip.derivatives.hessian import hessian
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained
 from jaxmlip.training.step import (
