@@ -82,6 +82,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     workers.set_flags(config)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(workers.Durations(config))
+
+
+def pytest_report_header(config):
+    return workers.drop_kept_programs()
 
 
 def pytest_xdist_auto_num_workers(config):
