@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import workers
@@ -199,9 +200,23 @@ def public(name: str, dtype: str = "float64"):
         pytest.skip(f"the weights of {name} cannot be had: {error}")
 
 
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory):
+    """The small run of an experiment, by its name and, where wanted, a network's; one for all processes."""
+    from small_studies import run
+
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return cache(lambda name, model=None: run(name, root / "small-studies", model))
+
+
 @pytest.fixture
 def runs_alike(monkeypatch):
     """Training runs that differ in parameters alone share their programs, and none draws figures."""
+    share_programs(monkeypatch)
+
+
+def share_programs(monkeypatch) -> None:
     from jaxmlip.training import parallel
     from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
 
