@@ -23,7 +23,8 @@ import safetensors
 import safetensors.numpy
 
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress, numbered
+from jaxmlip.crystals.atoms import numbered
+from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig

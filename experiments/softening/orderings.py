@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxmlip.crystals.graph import as_atoms
+from jaxmlip.crystals.atoms import as_atoms
 from jaxmlip.crystals.symmetry import SpaceGroup, space_group
 
 if TYPE_CHECKING:

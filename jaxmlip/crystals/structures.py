@@ -70,7 +70,7 @@ def _read_by_either(path: Path, limit: int | None, skip_bad: bool, found: list[A
             raise ValueError(f"{reason}. --skip-bad takes these, --limit {len(found)} too.") from None
         from pymatgen.core import Structure
 
-        from jaxmlip.crystals.graph import as_atoms
+        from jaxmlip.crystals.atoms import as_atoms
 
         try:
             structure = Structure.from_file(path)

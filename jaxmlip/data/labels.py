@@ -118,7 +118,7 @@ class LabelledCrystal:
 
     def checked(self) -> LabelledCrystal:
         """This crystal with labels in float64. Raises LabelError, or ValueError as `from_atoms` does."""
-        from jaxmlip.crystals.graph import check_crystal
+        from jaxmlip.crystals.atoms import check_crystal
 
         of = self.name or self.atoms.get_chemical_formula()
         try:

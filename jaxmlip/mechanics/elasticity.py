@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.graph import as_atoms, check_repeats, repeating
+from jaxmlip.crystals.atoms import as_atoms, check_repeats, repeating
 from jaxmlip.crystals.symmetry import (
     Pairs,
     SpaceGroup,

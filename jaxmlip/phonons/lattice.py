@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import (
     NEARLY,
     SpaceGroup,

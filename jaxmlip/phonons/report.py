@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.phonons.density import (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.crystals.graph import check_crystal, check_elements
+from jaxmlip.crystals.atoms import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
 from jaxmlip.studies.study import save
 from jaxmlip.system.console import say

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
-from jaxmlip.crystals.graph import check_occupancy
+from jaxmlip.crystals.atoms import check_occupancy
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
