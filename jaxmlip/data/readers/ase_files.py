@@ -106,7 +106,7 @@ def read_sqlite(path: Path, keys: Keys) -> Iterator[Frame]:
 
 
 def _check_sqlite(path: Path) -> None:
-    """Raises ValueError if the file is cut off, or is no database of ASE: ASE would make one of it."""
+    """Raises EOFError if the file is cut off, ValueError if ASE would write a new database into it."""
     with open(path, "rb") as file:
         head = file.read(100)
     size, pages = int.from_bytes(head[16:18]), int.from_bytes(head[28:32])
