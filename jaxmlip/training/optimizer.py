@@ -28,16 +28,16 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5  # at the end of the cosine; at most learning_rate
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 0  # updates of linear growth from zero, fewer than the run has
-    weight_decay: float = 0.0  # of adamw alone, decoupled
+    warmup_steps: int = 0  # updates with linear growth from zero; fewer than all updates
+    weight_decay: float = 0.0  # decoupled; for adamw only
     clip: float | None = None  # largest norm of the gradient of all parameters
-    ema: float | None = None  # decay of the moving average of parameters that is validated and exported
+    ema: float | None = None  # decay of a moving average of the parameters, to validate and export
     accumulate: int = 1  # batches whose gradients are averaged for one update
-    # "all" is the network; "readout", "scale" (one number that multiplies what the network gives, the linear
-    # correction of arXiv:2405.07105), "references" (energies by element); others are regular expressions for
-    # names such as network/atom_conv_0/bond/kernel.
+    # "all" (the network), "readout", "scale" (one factor on the network's output, the linear correction of
+    # arXiv:2405.07105), "references" (energies by element), or regular expressions for names such as
+    # network/atom_conv_0/bond/kernel.
     train: tuple[str, ...] = ("all",)
-    freeze: tuple[str, ...] = ()  # taken out again, in the same words
+    freeze: tuple[str, ...] = ()  # parameters in train that are not trained, named likewise
 
     def __post_init__(self):
         for key, known in {"name": ("adam", "adamw", "amsgrad"), "schedule": ("cosine", "constant")}.items():
