@@ -194,7 +194,7 @@ def record(slope: Slope) -> dict[str, Any]:
 
 
 def table(title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = "") -> Table:
-    """A table of slopes and of numbers that could explain them, a line for each of `rows`: labels, `record`."""
+    """A table of slopes and of numbers that could explain them, one line for each (labels, `record`)."""
     lines = []
     for of, s in rows:
         slope = Estimate.of(s["slope"], s["interval"])
