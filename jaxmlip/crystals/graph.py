@@ -144,7 +144,7 @@ class BondEnds(NamedTuple):
     """Bonds as one of their ends sees them."""
 
     bond: Int[Array, " n"]  # which of the short bonds
-    sign: Float[Array, " n"]  # +1 where the bond's own direction leads away from the atom, else -1
+    sign: Float[Array, " n"]  # +1 if the bond's own direction leads away from the atom, else -1
     atom: Int[Array, " n"]  # the atom it is seen from
     image: Float[Array, "n 3"]  # the cell, relative to that atom's, in which the bond is kept
 

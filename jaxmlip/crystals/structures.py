@@ -177,7 +177,7 @@ def free_coordinates(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
     """Cartesian coordinates that the constraints of `atoms` leave free, bool (N, 3), and other constraints.
 
     Constraints that hold coordinates are FixAtoms and FixCartesian, and FixScaled, FixedLine and FixedPlane
-    where they amount to the same, as in a rectangular cell. The others are returned as their class names.
+    if they amount to the same, as in a rectangular cell. The others are returned as their class names.
     """
     from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 
