@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 def timed(arguments: list[str]) -> Run:
-    """One run of a process. Raises RuntimeError with its last words where it fails."""
+    """One run of a process. Raises RuntimeError with its last words if it fails."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     took = time.perf_counter() - start

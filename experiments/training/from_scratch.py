@@ -4,7 +4,7 @@
 
 trains CHGNet, M3GNet and MACE of small widths from random parameters on molecular dynamics of molybdenum
 (maml, 54 atoms, 300 to 3000 K, three volumes), compares forces on 20 frames that were held out, and writes
-each as a model folder for `jaxmlip.load`. Runs that were finished or interrupted go on where they were.
+each as a model folder for `jaxmlip.load`. Finished runs are kept, and interrupted ones go on.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Curve:
 
 
 def untrained(name: str, train: list[LabelledCrystal], seed: int) -> Potential:
-    """A random potential with the data's mean energy as reference, and forces of the size of the data's."""
+    """A random potential whose reference energy and size of forces are those of the data."""
     given = small(name, WIDTHS[name])
     potential = random_potential(hyperparameters(name, given, elements=(42,)), seed=seed, name=f"{name}-Mo")
     zero = np.zeros_like(potential.params["reference_energies"], np.float64)

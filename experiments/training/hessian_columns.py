@@ -2,11 +2,11 @@
 
     python -m experiments.training.hessian_columns --data FOLDER --out FOLDER
 
-fine-tunes a public model on the force constants of phonopy's examples, one random column of each crystal and
-step by one Hessian-vector product (arXiv:2601.07742), with and without replay: frames of other materials in
-every batch, with DFT's forces or with those that the model itself began with. Frequencies are compared on the
-supercells that DFT displaced; forces elsewhere are those of frames that were not trained on, of the replayed
-materials and of others.
+fine-tunes a public model on the force constants of phonopy's examples. Each step takes one random column of
+each crystal by one Hessian-vector product (arXiv:2601.07742). With replay, every batch also has frames of
+other materials, with DFT's forces or with those of the model before training. Frequencies are compared on the
+supercells that DFT displaced; forces on frames that were not trained on, of the replayed materials and of
+others.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main(settings: Settings) -> None:
 
 
 def relabelled(potential: Potential, frames: list[LabelledCrystal]) -> list[LabelledCrystal]:
-    """`frames` with the forces and stresses of the potential itself, so that replay keeps it as it is."""
+    """`frames` with the potential's own forces and stresses, so that replay keeps the potential as it is."""
     predicted = potential.predict([f.atoms for f in frames])
     return [
         replace(f, labels=Labels(forces=p["forces"], stress=p["stress"])).checked()
