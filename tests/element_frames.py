@@ -14,7 +14,7 @@ from jaxmlip.potential import Potential, random_potential
 
 # Fewer layers than the laws need, for experiments compile several programs for each.
 CONFIGS = {
-    "chgnet": CHGNetConfig(**CHGNET | {"blocks": 2}, readout=(8, 8)),
+    "chgnet": CHGNetConfig(**CHGNET, blocks=2, readout=(8, 8)),
     "m3gnet": M3GNetConfig(**M3GNET | {"blocks": 1}),
     "mace": MACEConfig(**MACE, harmonics_l=1, radial_widths=(8,)),
 }

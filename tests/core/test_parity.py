@@ -97,11 +97,12 @@ def test_atom_features_before_the_last_convolution_repeat_the_original(name):
 
 
 # Each pair of an architecture and a crystal compiles a program; these have three between them.
+SLOW = pytest.mark.slow
 HESSIANS = [
-    ("chgnet-0.2.0", "MgO_strained"),
     ("chgnet-0.3.0", "MgO_strained"),
-    ("chgnet-0.3.0", "CO2_box"),
-    ("chgnet-r2scan", "CO2_box"),
+    pytest.param("chgnet-0.2.0", "MgO_strained", marks=SLOW),
+    pytest.param("chgnet-0.3.0", "CO2_box", marks=SLOW),
+    pytest.param("chgnet-r2scan", "CO2_box", marks=SLOW),
 ]
 
 
@@ -165,7 +166,10 @@ def test_right_bond_numbers_move_m3gnet_little(name):
 # A crystal in a triclinic cell, and the ideal one whose angles of 180° have no direction of their own.
 @pytest.mark.parametrize(
     ("name", "crystal"),
-    [("m3gnet-mp-2021.2.8", "MgO_prim_strained"), ("m3gnet-matpes-pbe-2025.1", "NaCl_prim_eq")],
+    [
+        pytest.param("m3gnet-mp-2021.2.8", "MgO_prim_strained", marks=SLOW),
+        ("m3gnet-matpes-pbe-2025.1", "NaCl_prim_eq"),
+    ],
 )
 def test_an_m3gnet_hessian_repeats_that_of_the_original(name, crystal):
     structures, values = reference("m3gnet.npz")

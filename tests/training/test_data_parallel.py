@@ -55,6 +55,7 @@ def test_eight_devices_end_where_one_does(alone, tmp_path):
     check(alone, tmp_path / "params.npz", 8)
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(alone, tmp_path):
     coordinator = free_address()
     finish(*(start(tmp_path / "params.npz", 2, coordinator, "2", str(k)) for k in range(2)))
