@@ -87,7 +87,8 @@ def test_a_converted_model_repeats_the_original(files, variant):
     assert_repeats(found, wanted, ("energy", "site_energies", "forces", "stress"))
 
 
-@pytest.mark.parametrize("variant", ["density", pytest.param("cutoff-on-weights", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["density", "cutoff-on-weights"])
 def test_the_hessian_of_a_converted_model_repeats_that_of_the_original(files, variant):
     crystals, wanted = golden(variant)
     name = "CoO_strained"

@@ -50,6 +50,7 @@ def check(expected, out: Path, devices: int) -> None:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_end_where_one_does(alone, tmp_path):
     finish(start(tmp_path / "params.npz", 8))
     check(alone, tmp_path / "params.npz", 8)

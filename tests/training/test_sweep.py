@@ -196,6 +196,7 @@ def test_one_process_at_a_time_is_in_a_folder_and_a_killed_one_lets_go(here, cap
         pass
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_same_table(here):
     runs = runs_of(here, "vary: {seed: [0, 1, 2]}")
     whole = counting(here, "whole", 2)
