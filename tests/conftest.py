@@ -4,6 +4,7 @@ Laws are proved on small networks with random parameters, so that they need no w
 the public weights, fetched once, and skipped with the reason where they cannot be had.
 """
 
+import functools
 import gc
 import os
 import sys
@@ -67,7 +68,12 @@ SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architec
 
 def small_potential(name: str, dtype: str = "float64"):
     """A potential whose parameters are all random, biases and reference energies included, constants not."""
-    potential = random_potential(MODELS[name], seed=7, dtype=dtype, name=name)
+    return _small_potential(name).astype(dtype)
+
+
+@functools.cache  # to trace and compile the initialisation takes seconds
+def _small_potential(name: str):
+    potential = random_potential(MODELS[name], seed=7, name=name)
     rng = np.random.default_rng(7)
     trained = {key: potential.params[key] for key in ("network", "reference_energies")}
     params = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype), trained)
