@@ -43,7 +43,7 @@ def environment(user: Mapping[str, str]) -> dict[str, str]:
     if "JAX_COMPILATION_CACHE_DIR" not in user:
         # XLA splits a program for its threads, and does not tell such programs apart when kept.
         added["JAX_COMPILATION_CACHE_DIR"] = str(KEPT / f"{threads}-threads")
-        added["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        added["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # hundreds of small ones take longest
         added["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as jaxmlip.system.runtime explains
     return {name: value for name, value in added.items() if name not in user}
 
