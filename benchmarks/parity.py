@@ -3,7 +3,7 @@
     python -m benchmarks.parity [--dtypes float64]
 
 The values of CHGNet are those in tests/golden; those of M3GNet, of its form with right bond numbers, are read
-from m3gnet.npz and structures.json in the folder JAXMLIP_REFERENCE, where that is set.
+from m3gnet.npz and structures.json in the folder JAXMLIP_REFERENCE, if that is set.
 """
 
 from __future__ import annotations

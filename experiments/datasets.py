@@ -1,4 +1,4 @@
-"""The public data sets: their places, the contents of their files, and the kinds of their crystals."""
+"""The public data sets: where they are published, how their files are read, and kinds of crystals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 if TYPE_CHECKING:
     from jaxmlip.phonons.phonopy_files import PhonopyRun
 
-PUBLISHED = {  # folders of the data, and where their files come from
+PUBLISHED = {  # folders in the data folder, and the origin of their files
     "mlearn": "github.com/materialsvirtuallab/mlearn, data/, as extxyz",
     "maml_MoNbTaW": "github.com/materialsvirtuallab/maml, mvl_models/pes/MoNbTaW/training, as extxyz",
     "pypolymlp_vasp": "github.com/sekocha/pypolymlp, tests/test_mlp_dev_api/data-vasp-*, as extxyz",
@@ -45,7 +45,7 @@ PUBLISHED = {  # folders of the data, and where their files come from
 }
 BINARIES = "matcalc_benchmark/mp-binary-pbe-elasticity-2025.1.json.gz"
 ACWF = "acwf_eos_PBE"
-CLASSES = {  # the first that one of the elements belongs to
+CLASSES = {  # of compounds: the first class that has one of their elements
     "oxides": "O",
     "halides": "F Cl Br I",
     "chalcogenides": "S Se Te",
@@ -54,14 +54,14 @@ CLASSES = {  # the first that one of the elements belongs to
     "B, C, Si, Ge": "B C Si Ge",
 }
 METALS = "intermetallics"
-# acwf's DFT is without spin, and has all electrons. The DFT that models were fitted to is magnetic (V in
-# oxides), has f electrons of lanthanides in the core, and a Hubbard U in oxides, those of Mo and W included.
+# acwf's DFT has all electrons and no spin. The DFT that models were fitted to has spin (V is magnetic in
+# oxides), f electrons of lanthanides in the core, and a Hubbard U in oxides, also of Mo and W.
 MAGNETIC = tuple("V Cr Mn Fe Co Ni Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Pa U Np Pu Am Cm".split())  # noqa: SIM905
 WITH_U = ("Mo", "W")
 
 
 class MissingDataError(FileNotFoundError):
-    """A data set is missing. The message says which, where it is published and where to put it."""
+    """A data set is missing. The message names it, and says where it is published and where to put it."""
 
 
 def data_file(given: Path | None, name: str) -> Path:
@@ -78,7 +78,7 @@ def data_file(given: Path | None, name: str) -> Path:
 
 
 def where_there(given: Path | None, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
-    """The files or folders among `names` that are there, and the message of `data_file` on each other one."""
+    """The files or folders among `names` that exist, and for each other one the message of `data_file`."""
     found, absent = {}, []
     for name in names:
         try:
@@ -95,7 +95,7 @@ def lowest(frames: Sequence[LabelledCrystal]) -> LabelledCrystal:
 
 def read(path: Path) -> list[LabelledCrystal]:
     """The frames of an extxyz file with energy, forces and stress; other entries stay in atoms.info."""
-    # As a whole: ASE goes back and forth in a file, for which gzip starts again each time.
+    # Decompressed as a whole: ASE seeks in the file, and each time gzip would start from its beginning.
     with open_bytes(path) as file:
         text = io.StringIO(file.read().decode())
     found = []
@@ -110,7 +110,7 @@ def read(path: Path) -> list[LabelledCrystal]:
 def by_kind(frames: Sequence[LabelledCrystal]) -> dict[str, list[LabelledCrystal]]:
     """Frames of mlearn or maml by what was done to the crystal, as the entry "group" or "tags" says.
 
-    Kinds are "AIMD-NVT", "Vacancy", "Surface", "Elastic" (maml: "Strain…"), and others; [] for an absent one.
+    Kinds are "AIMD-NVT", "Vacancy", "Surface", "Elastic" (maml: "Strain…"), and others; absent ones give [].
     """
     found: dict[str, list[LabelledCrystal]] = defaultdict(list)
     for frame in frames:
@@ -127,7 +127,7 @@ def against_dft(potential: Potential, frames: Sequence[LabelledCrystal]) -> Slop
 
 
 def rms_force(frames: Sequence[LabelledCrystal]) -> float:
-    """√⟨F²⟩ over components, eV/Å."""
+    """The rms of force components, √⟨F²⟩, in eV/Å."""
     return float(np.sqrt(np.mean(np.concatenate([f.labels.forces.ravel() for f in frames]) ** 2)))
 
 
@@ -137,7 +137,7 @@ class Reference(NamedTuple):
     name: str
     path: str  # below the folder of all data
     functional: str
-    supercell: tuple[int, int, int] | None = None  # where no file says so
+    supercell: tuple[int, int, int] | None = None  # if no file has it
 
     def read(self, data: Path | None) -> PhonopyRun:
         """Reads the run. Raises MissingDataError, or as `read_phonopy` does."""
@@ -197,7 +197,7 @@ def chemistry(atoms: Atoms) -> str:
 def read_prototypes(folder: Path) -> dict[str, dict[str, Any]]:
     """Prototypes, such as "Si-X/Diamond": "atoms", "family", "prototype", and DFT's "V0", "B0" and "B1".
 
-    V₀ (Å³) is the volume of the atoms; B₀ in GPa. The archive is read in memory; nothing is unpacked.
+    V₀ (Å³) is the volume of all atoms; B₀ is in GPa. The archive is read in memory, and not unpacked.
     """
     found = {}
     archive = folder / "xsfs_PBE_v1_structures.tar.xz"

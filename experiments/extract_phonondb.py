@@ -3,8 +3,8 @@
     python -m experiments.extract_phonondb --data FOLDER
 
 reads phononDB-PBE in FOLDER/phonondb_PBE_103 and writes jaxmlip/studies/phonondb_pbe.json: a spread over
-three structure types, light and heavy, ionic and covalent, with some seconds of work for each. Highest and
-mean frequency are computed from those on the whole mesh.
+three structure types, light and heavy, ionic and covalent, each of some seconds of work. The highest and the
+mean frequency are those of the whole mesh.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Settings:
 
 
 def choose(materials: Sequence[Material]) -> list[Material]:
-    """The chosen ones among `materials`, in the order of CHOSEN."""
+    """The `materials` in CHOSEN, in that order."""
     by_name = {(m.structure, m.formula): m for m in materials}
     wanted = [(structure, formula) for structure, formulas in CHOSEN.items() for formula in formulas]
     missing = [

@@ -1,10 +1,10 @@
-"""All results on one page: joins what the experiments below some folders left.
+"""All results on one page: joins the records of experiments in some folders.
 
     python -m experiments.report FOLDER... --out report
 
-writes report.html, one file with figures and all, which opens without a network and prints; and report.md
-with the figures in figures/ beside it. Records may be files from anywhere: their strings are escaped, only
-figures that lie beside them are shown, and files that are no records are skipped and named.
+writes report.html, one file with all figures, which needs no network and can be printed; and report.md with
+the figures in figures/ beside it. Records need not be trusted: their strings are escaped, and only figures
+beside them are shown. Files that are no records are skipped and named.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ ORDER = (
     "scaling_law",
 )
 TITLE = "Softening, transfer and scaling of universal potentials"
-FOLDED = 30  # rows from which a table is folded
+FOLDED = 30  # tables with so many rows are folded
 NAMED = 50  # failed rows at most
-DEEPEST = 50  # levels of a record
+DEEPEST = 50  # nested levels of a record at most
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class RecordError(ValueError):
-    """No experiment wrote this record.json."""
+    """This record.json was not written by an experiment."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def main(settings: Settings) -> None:
             ("report.html", page(records, skipped)),
             ("report.md", markdown(records, skipped, draft)),
         ):
-            # JSON may hold halves of characters, which UTF-8 has no bytes for.
+            # JSON may hold surrogates, which UTF-8 cannot encode.
             (draft / name).write_text(text, encoding="utf-8", errors="replace")
     many = "s" * (len(records) > 1)
     say(f"{len(records)} result{many} in {settings.out / 'report.html'} and {settings.out / 'report.md'}")
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
-    """The records below the folders in the order of the study, and a line on each that was skipped."""
+    """The records in the folders, in the order of the study, and a line on each file that was skipped."""
     found: dict[Path, Record] = {}
     skipped = []
     for folder in folders:
@@ -126,7 +126,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a file. Raises RecordError where `Study.write` writes no such file."""
+    """The record in a file. Raises RecordError if `Study.write` cannot have written it."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -199,7 +199,7 @@ def _figure(folder: Path, raw: Any) -> tuple[str, str, bytes | None]:
 
 
 def headings(records: Sequence[Record]) -> list[str]:
-    """The name of each experiment, with its folder where there are several runs of it."""
+    """The name of each experiment, with its folder if there are several runs of it."""
     names = [record.experiment for record in records]
     return [
         f"{r.experiment} ({r.folder})" if names.count(r.experiment) > 1 else r.experiment for r in records
@@ -207,7 +207,7 @@ def headings(records: Sequence[Record]) -> list[str]:
 
 
 def page(records: Sequence[Record], skipped: Sequence[str] = ()) -> str:
-    """The page: HTML that needs nothing from outside."""
+    """The page as HTML that needs no other files."""
     names = headings(records)
     contents = "".join(
         f'<li><a href="#e{k}">{escape(record.question)}</a> <code>{escape(name)}</code></li>'
@@ -217,7 +217,7 @@ def page(records: Sequence[Record], skipped: Sequence[str] = ()) -> str:
         _section(k, record, name) for k, (record, name) in enumerate(zip(records, names, strict=True))
     )
     missed = "".join(f"<li>{escape(line)}</li>" for line in skipped)
-    # All scripts and requests but this one script are refused, whatever a record holds.
+    # The browser refuses all scripts but this one, and all requests, whatever a record holds.
     script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return (
@@ -291,7 +291,7 @@ def _html_cell(table: Table, x: Any) -> str:
 
 
 def _nested(x: Any) -> str:
-    """Settings and the like, as lists within lists."""
+    """Settings and the like, as nested lists."""
     if isinstance(x, Mapping):
         return (
             "<dl>"
@@ -331,7 +331,7 @@ def markdown(records: Sequence[Record], skipped: Sequence[str], draft: Path) -> 
 
 
 def _plain(text: str) -> str:
-    """Text in one line, without anything that Markdown or HTML would act on."""
+    """Text in one line, with the special characters of Markdown and HTML escaped."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
 

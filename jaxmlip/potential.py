@@ -24,7 +24,8 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress, numbered
+from jaxmlip.crystals.atoms import numbered
+from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
@@ -309,8 +310,8 @@ class Potential:
     def from_folder(cls, folder: str | Path, dtype: str = "float32") -> Potential:
         """The potential that `save` wrote into `folder`.
 
-        Raises ManifestError if a file is missing, damaged, of another layout, or does not fill the model,
-        or where its numbers are none that a model has; warns where a file is not as it was written.
+        Raises ManifestError if a file is missing, damaged, of another layout, or does not fill the model, or
+        if no model can have its numbers; warns if a file is not as it was written.
         """
         potential, changed = read_folder(Path(folder))
         if changed:
@@ -320,9 +321,9 @@ class Potential:
     def with_parameters(self, folder: str | Path) -> Potential:
         """This potential with the parameters that `save` wrote into `folder` from one with the same model.
 
-        For potentials `from_energy`, whose function no file holds. Raises ManifestError if the model of
-        the folder has another name, cutoff, elements or parameters, or a file is damaged; warns where a file
-        is not as it was written.
+        For potentials `from_energy`, whose function no file holds. Raises ManifestError if the model of the
+        folder has another name, cutoff, elements or parameters, or a file is damaged; warns if a file is not
+        as it was written.
         """
         saved, changed = read_folder(Path(folder), self)
         if changed:

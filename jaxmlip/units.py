@@ -1,6 +1,6 @@
 """Conversions between eV, Å, atomic mass units and what people quote, each with its derivation.
 
-Constants: CODATA 2018, exact where the SI of 2019 makes them so.
+Constants: CODATA 2018, exact if the SI of 2019 makes them so.
 """
 
 import math

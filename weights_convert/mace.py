@@ -133,7 +133,7 @@ def config(checkpoint: Any) -> MACEConfig:
 
 
 def _made_for_others(model: Any) -> str:
-    """Says what a model made for another program or library is, and where its original is; else empty."""
+    """A sentence on a model made for another program or library, and on its original; empty for others."""
     if class_of(model).startswith(LAMMPS):
         return (
             f"this is an export for LAMMPS ({class_of(model)}). Take the .model file that it was made from, "

@@ -1,4 +1,4 @@
-"""The undeformed crystal of an element among DFT frames: the reference of surface and defect energies."""
+"""The undeformed crystal of an element among DFT frames, the reference of surface and defect energies."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Bulk(NamedTuple):
 def undeformed(frames: Sequence[LabelledCrystal]) -> Bulk:
     """The bulk crystal that `frames` with elastic deformations start from.
 
-    Its own frame where there is one: "Ground state crystal" in mlearn, strain 0 in maml. Otherwise its energy
-    is that of a polynomial of degree 4 at ε = 0, fitted to the frames with uniaxial strain of a cube; for
-    silicon, which has a frame, the two agree within 0.2 meV per atom. Raises ValueError where there is
-    neither.
+    If it has a frame ("Ground state crystal" in mlearn, strain 0 in maml), its energy is taken from there.
+    Otherwise the energies of uniaxially strained cubes are fitted by a polynomial of degree 4 in ε, and its
+    value at ε = 0 is taken; for silicon, which has a frame, the two agree within 0.2 meV per atom. Raises
+    ValueError if neither is possible.
     """
     for frame in frames:
         info = frame.atoms.info
@@ -65,7 +65,7 @@ def undeformed(frames: Sequence[LabelledCrystal]) -> Bulk:
 
 
 def _uniaxial(atoms: Atoms, length: float) -> float | None:
-    """The strain of a cube of edges `length` (Å) along one of them; None: it is deformed otherwise."""
+    """The strain of a cube of edge `length` (Å) along one edge; None if it is deformed otherwise."""
     strains = atoms.cell.lengths() / length - 1
     along = np.argmax(np.abs(strains))
     straight = np.allclose(atoms.cell.angles(), 90, atol=SAME)
@@ -97,8 +97,9 @@ def read_present(
     """The result of `read` for the files of each of the sets `names`, and remarks on sets that are left out.
 
     `files` are those of all known sets, below `given` or JAXMLIP_DATA. Sets for which `read` raises
-    ValueError are left out; so are missing ones where `names` are all known sets. Raises MissingDataError
-    where none is there, or one of a smaller choice is missing, and ValueError for an unknown name.
+    ValueError are left out. If `names` are all known sets, missing ones are left out, too. Raises
+    MissingDataError if no set is there, or one of a smaller choice is missing, and ValueError for an unknown
+    name.
     """
     unknown = [name for name in names if name not in files]
     if unknown or not names:

@@ -4,10 +4,10 @@
 
 fine-tunes public models on 1, 3, 10 and 30 frames of molecular dynamics of a hot crystal by the protocol of
 arXiv:2405.07105 (MSE of energy, forces and stress weighted 0.1 : 100 : 0.1, Adam from 1e-3 to 1e-5 along a
-cosine, 100 epochs, one frame in ten for validation where there are ten, and the best of its epochs), or on
-the force constants of one phonopy run, and compares them with DFT on frames of the same kind that were held
-out, and on other families: melt, vacancy, small displacements, strained cells, surfaces, phonons, and other
-elements. Methods: one factor on all forces, by least squares (where training it ends) or trained (the paper's
+cosine, 100 epochs, one frame in ten for validation if there are ten, and the best epoch), or on the force
+constants of one phonopy run. It compares the models with DFT on held-out frames of the same kind, and on
+other families: melt, vacancy, small displacements, strained cells, surfaces, phonons, and other elements.
+Methods: one factor on all forces, by least squares (to which its training converges) or trained (the paper's
 linear correction), the readout alone, all parameters, Hessian columns.
 """
 
@@ -45,7 +45,7 @@ CURVATURE_LOSS = LossConfig(kind="mae", energy=0.0, forces=20.0, stress=0.03, ma
 AS_PUBLISHED, LEAST_SQUARES, HESSIAN = "as published", "least squares", "Hessian columns"
 TRAINED = {"linear correction": "scale", "readout": "readout", "all parameters": "all"}
 METHODS = (LEAST_SQUARES, *TRAINED, HESSIAN)
-MELTS = {"Si": 2000.0, "Li": 450.0, "Cu": 1358.0, "Ni": 1728.0}  # K, by which frames are told apart
+MELTS = {"Si": 2000.0, "Li": 450.0, "Cu": 1358.0, "Ni": 1728.0}  # K; frames at or above are melts
 OTHERS = {"mlearn/Si.extxyz.gz": "Si", "mlearn/Li.extxyz.gz": "Li", "mlearn/Cu.extxyz.gz": "Cu"}
 SOME = 20  # frames of each family at most
 HELD_OUT = "hot crystal, held out"
@@ -58,12 +58,12 @@ class Settings:
 
     model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with mlearn/, maml_MoNbTaW/, phonopy_*/; default: JAXMLIP_DATA
-    element: str = "Si"  # of mlearn (Si, Li, Cu, Ni) or maml (Mo, Nb, W)
+    element: str = "Si"  # in mlearn (Si, Li, Cu, Ni) or maml (Mo, Nb, W)
     methods: tuple[str, ...] = (LEAST_SQUARES, "readout", "all parameters", HESSIAN)  # or linear correction
     sizes: tuple[int, ...] = (1, 3, 10, 30)  # frames
-    seeds: int = 3  # which also choose the frames
+    seeds: int = 3  # number of seeds, which also choose the frames
     epochs: int = 100
-    frames_seen: int = 3000  # at most, in all epochs of one run together
+    frames_seen: int = 3000  # frames at most in all epochs of one run together
     batch_size: int = 1
     hessian_steps: int = 300
     out: Path = Path("cure")
@@ -100,7 +100,7 @@ def main(settings: Settings) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """All that is known of one element: frames to learn from, and families to be tested on."""
+    """The data of one element: frames to learn from, and families to test on."""
 
     crystal: list[LabelledCrystal]  # molecular dynamics below the melting point
     bulk: LabelledCrystal | None  # at rest: the reference of surface energies
@@ -110,7 +110,7 @@ class Material:
 
     @classmethod
     def read(cls, data: Path | None, element: str) -> Material:
-        """The material in mlearn or maml. Raises MissingDataError where that element is in neither."""
+        """The material in mlearn or maml. Raises MissingDataError if neither has that element."""
         rng = np.random.default_rng(0)
         if element in MELTS:
             every = read(data_file(data, f"mlearn/{element}.extxyz.gz"))
@@ -147,7 +147,7 @@ class Material:
 
 
 def sizes_of(settings: Settings, method: str, material: Material) -> tuple[int, ...]:
-    """Numbers of frames that a method is tried with; force constants are those of one calculation."""
+    """Numbers of frames that a method learns from; force constants come from one calculation."""
     if method == HESSIAN:
         return (1,) if material.constants else ()
     return (0,) if method == AS_PUBLISHED else settings.sizes
@@ -198,7 +198,7 @@ def cured(
 
 
 def best_scale(potential: Potential, given: list[LabelledCrystal]) -> np.ndarray:
-    """The factor c that brings c times the forces closest to DFT's: Σxy / Σyy, where training would end."""
+    """The factor c that brings c times the forces y closest to DFT's x: Σxy / Σyy, the limit of training."""
     y = np.concatenate([p["forces"].ravel() for p in potential.predict([f.atoms for f in given])])
     x = np.concatenate([f.labels.forces.ravel() for f in given])
     return np.float32(x @ y / (y @ y))
@@ -208,13 +208,14 @@ def in_families(potential: Potential, material: Material, held_out: list[Labelle
     """Results by family: "slope" of the model against DFT through the origin, and "mae" in the unit of UNITS
     or eV/Å.
 
-    They are of forces; for strained cells of stresses (GPa), for surfaces of energies at DFT's positions
-    (J/m²); for phonons they are the ratio of the highest frequency and the rms difference of all (THz).
+    They are for forces, but for stresses (GPa) of strained cells, and for energies (J/m²) of surfaces at
+    DFT's positions. For phonons they are the ratio of the highest frequency and the rms difference of all
+    (THz).
     """
     families = {HELD_OUT: held_out, **material.families, "bulk": [material.bulk] if material.bulk else []}
     known = set(potential.elements)
     families = {name: [f for f in fs if known.issuperset(f.atoms.numbers)] for name, fs in families.items()}
-    # All at once, so that one program computes all.
+    # All frames at once, so that one program computes them.
     every = iter(potential.predict([f.atoms for frames in families.values() for f in frames]))
     predicted = {name: [next(every) for _ in frames] for name, frames in families.items()}
     found = {}
@@ -247,7 +248,7 @@ def of_surfaces(
 
 
 def value(study: Study, label: str, method: str, size: int, family: str, of: str) -> list[float]:
-    """One number for each seed."""
+    """A number for each seed."""
     rows = [row for key, row in study.rows.items() if key.startswith(f"{label}/{method}/{size}/")]
     return [row[family][of] for row in rows if family in row]
 
@@ -307,7 +308,7 @@ def by_size(settings: Settings, study: Study, material: Material, label: str) ->
         ax.axhline(start, color="0.5", ls=":", label=f"{label} as published")
         for method, style in styles(settings.methods).items():
             sizes = sizes_of(settings, method, material)
-            if sizes:  # no Hessian columns of an element without force constants
+            if sizes:  # empty for Hessian columns of an element without force constants
                 every = [bootstrap(value(study, label, method, n, HELD_OUT, of)) for n in sizes]
                 with_intervals(ax, sizes, every, label=method, **style)
         ax.set(xscale="log", xlabel=f"frames of {settings.element}", ylabel=name)

@@ -5,9 +5,8 @@
 compares a model with DFT on mlearn's vacancy cells, which are snapshots of molecular dynamics: E - N e_bulk
 of each; forces, beside those in bulk frames with similar forces; and the formation energy that remains when
 the energy of bulk frames with such forces is subtracted. Molten frames are left out. Then it relaxes defects
-with the model alone, by the protocol of arXiv:2405.07105: the crystal with its cell, then the defect in a
-supercell of it, until forces are below 0.05 eV/Å. These have no counterpart in DFT, where no frame was
-relaxed.
+with the model alone, by the protocol of arXiv:2405.07105: first the crystal with its cell, then the defect in
+a supercell, until forces are below 0.05 eV/Å. There is no DFT to compare these with: DFT relaxed no frame.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ELEMENTS = ("Li", "Si", "Ge", "Mo", "Cu", "Ni")
-# In units of the lattice constant: whether the atom at the origin goes, and where atoms come.
+# Whether the atom at the origin is removed, and the positions of added atoms in lattice constants.
 DEFECTS: dict[str, dict[str, tuple[bool, tuple]]] = {
     "bcc": {
         "vacancy": (True, ()),
@@ -57,11 +56,11 @@ DEFECTS: dict[str, dict[str, tuple[bool, tuple]]] = {
 }
 IN_CUBE = {"bcc": 2, "fcc": 4, "diamond": 8}  # atoms
 PLANES = {"bcc": (0, 1, 1), "fcc": (1, 1, 1), "diamond": (0, 2, 2)}  # strong reflections of the cube
-CRYSTALLINE = 0.5  # of the amplitude of that reflection, all atoms at their sites; a melt has about 0.1
-LIKE = 0.25  # by how much the force in bulk frames may differ from that in vacancy cells
-DENSITY = 0.03  # and by how much the volume
-FEWEST = 10  # frames that a mean of thermal energies takes
-NUDGE = 0.05  # Å; moves neighbours of a defect off their symmetric places
+CRYSTALLINE = 0.5  # least amplitude of that reflection, which is 1 at the lattice sites, 0.1 in a melt
+LIKE = 0.25  # largest relative difference of forces in bulk frames from those in vacancy cells
+DENSITY = 0.03  # the same for volumes
+FEWEST = 10  # frames, at least, for a mean of thermal energies
+NUDGE = 0.05  # Å, random displacement of a defect's neighbours, which breaks symmetry
 PUBLISHED = (
     "MAE of arXiv:2405.07105, Fig. 2b, on point defects of 32 other metals: M3GNet 1.397, CHGNet 1.296, MACE "
     "0.974 eV."
@@ -74,9 +73,9 @@ class Settings:
 
     model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with mlearn/; default: JAXMLIP_DATA
-    elements: tuple[str, ...] = ELEMENTS  # those of the default that are not there are named, and left out
+    elements: tuple[str, ...] = ELEMENTS  # default: all whose files are there
     fmax: float = 0.05  # eV/Å, the largest force at which a relaxation ends
-    steps: int = 500  # after which a relaxation is given up
+    steps: int = 500  # of a relaxation at most
     out: Path = Path("defects")
 
 
@@ -84,8 +83,8 @@ class Material(NamedTuple):
     bulk: Bulk
     repeat: int  # cubes along each edge of the supercell
     vacancies: list[LabelledCrystal]
-    others: list[LabelledCrystal]  # bulk frames of like force and volume
-    molten: int  # vacancy cells that were left out
+    others: list[LabelledCrystal]  # bulk frames of similar force and volume
+    molten: int  # number of vacancy cells that were left out
 
 
 def main(settings: Settings) -> None:
@@ -142,7 +141,7 @@ def material(paths: Sequence[Path]) -> Material:
 
 
 def repeats(atoms: Atoms, kind: str) -> int:
-    """The number of cubes along each edge of a supercell that has a few atoms too few or too many."""
+    """The number of cubes along each edge of a supercell with a few atoms missing or added."""
     return round((len(atoms) / IN_CUBE[kind]) ** (1 / 3))
 
 
@@ -157,7 +156,7 @@ def order(atoms: Atoms, kind: str) -> float:
 
 
 def on_frames(potential: Potential, it: Material) -> dict[str, Any]:
-    """Energies above bulk (eV), ΣF² of DFT (eV²/Å²) and force slopes, in vacancy cells and in bulk."""
+    """Energies above bulk (eV), ΣF² of DFT (eV²/Å²) and force slopes, for vacancy cells and bulk frames."""
     cube, *found = potential.predict([it.bulk.cube, *(f.atoms for f in (*it.vacancies, *it.others))])
     bulk = cube["energy"] / len(it.bulk.cube)
     n = len(it.vacancies)
@@ -185,7 +184,7 @@ def slope(frames: Sequence[LabelledCrystal], predictions: Sequence[Mapping[str, 
 def relax_defects(
     study: Study, potential: Potential, settings: Settings, defects: Mapping[str, tuple[Material, str]]
 ) -> None:
-    """Keeps the formation energy of each of the defects, which are relaxed side by side."""
+    """Stores the formation energy of each of the defects, which are relaxed side by side."""
     goal = {"fmax": settings.fmax, "steps": settings.steps}
     bulks = list({it.bulk: None for it, _ in defects.values()})
     starts = {}
@@ -213,7 +212,7 @@ def relax_defects(
 
 
 def with_defect(cube: Atoms, kind: str, repeat: int, defect: str) -> Atoms:
-    """A supercell of `cube` with a defect at the origin, its neighbours a little off symmetric places."""
+    """A supercell of `cube` with a defect at the origin, and its neighbours displaced a little."""
     replaced, places = DEFECTS[kind][defect]
     a = cube.cell.lengths()[0]
     atoms = Atoms(cube.numbers, cube.positions, cell=cube.cell, pbc=True).repeat(repeat)
@@ -284,11 +283,11 @@ def tables(frames: Sequence[Mapping[str, Any]], formed: Sequence[Mapping[str, An
 
 
 def formation_energy(r: Mapping[str, Any], side: str) -> Estimate:
-    """E_f (eV) of the vacancy in DFT, the model, or the error of the model, from hot frames.
+    """The formation energy (eV) of the vacancy from hot frames: of DFT, of the model, or the error.
 
     In a harmonic crystal E - N e_bulk is c ΣF² at any temperature. Bulk frames give c (for the model, too,
-    with the forces of DFT, so that all three are linear in the energies); the excess of vacancy cells is the
-    vacancy's.
+    with the forces of DFT, so that all three are linear in the energies). What vacancy cells have beyond that
+    is the formation energy.
     """
 
     def statistic(rows: np.ndarray) -> float:

@@ -4,12 +4,12 @@
 
 compares bulk and shear moduli with PBE on two sets that arXiv:2405.07105 did not use. The binary crystals of
 the Materials Project (matcalc_benchmark: bulk_modulus_vrh, shear_modulus_vrh) are relaxed with the model,
-cell and atoms; their elastic tensors are exact second derivatives with atoms that follow the strain, as those
-of DFT do, and the moduli are means of Voigt's and Reuss's. Beside them: moduli with clamped ions, exact and
-as slopes of the stress over a strain of ±1 %, which separate curvature at the minimum from that around it;
-and those at DFT's own crystal, which exclude the effect of the model's lattice constants. The unaries and
-oxides of acwf_eos_PBE are equations of state of all-electron PBE: the model's is fitted to seven volumes (94
-to 106 %) with fixed fractional coordinates, as DFT's is.
+cell and atoms. Their elastic tensors are exact second derivatives in which atoms follow the strain, as in
+DFT; the moduli are means of Voigt's and Reuss's. Three comparisons stand beside them: exact moduli with
+clamped ions; slopes of the stress over a strain of ±1 %, which show curvature around the minimum instead of
+in it; and moduli at DFT's crystal, which exclude the effect of the model's lattice constants. The unaries and
+oxides of acwf_eos_PBE are equations of state of all-electron PBE. The model's are fitted to seven volumes (94
+to 106 %) with fixed fractional coordinates, as DFT's are.
 
 Ratios are model / DFT for each material. Rows are kept batch by batch.
 """
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from jaxmlip.mechanics.elasticity import Elasticity
     from jaxmlip.potential import Potential
 
-SYMMETRY = 1e-3  # Å: what relaxation in float32 leaves of it
-SPARE = 0.15  # of the shape of a batch, for neighbours that come while crystals relax
-STEP = 0.01  # strain to either side, of the slopes of the stress
+SYMMETRY = 1e-3  # Å; relaxation in float32 keeps symmetry to about this
+SPARE = 0.15  # of the shape of a batch, for new neighbours while crystals relax
+STEP = 0.01  # strain to either side for slopes of the stress
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Settings:
     model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with matcalc_benchmark/ and acwf_eos_PBE/; default: JAXMLIP_DATA
     out: Path = Path("elastic")
-    every: int = 1  # takes every so-many-th material of both sets
-    limit: int | None = None  # at most so many of each set
+    every: int = 1  # N takes every N-th material of both sets
+    limit: int | None = None  # materials of each set at most
     fmax: float = 0.01  # eV/Å; crystals are relaxed until forces are below this …
     smax: float = 0.1  # … and stresses below this (GPa)
-    steps: int = 300  # after so many a crystal counts as one that does not come to rest
+    steps: int = 300  # of a relaxation at most
     at_dft: bool = True  # also the moduli at DFT's crystal, which take about 40 % of the time
-    batch: int = 200  # materials between two savings of rows
+    batch: int = 200  # materials that are computed together, then saved
 
 
 def main(settings: Settings) -> None:
@@ -79,6 +79,9 @@ def main(settings: Settings) -> None:
         measure_prototypes(study, label, potential.astype("float64"), prototypes, settings.batch)
     rows = {label: of_model(study, label, binaries) for label in potentials}
     states = {label: of_model(study, label, prototypes) for label in potentials}
+    if not study.done():
+        study.write([], {})
+        return
     tables = [moduli_table(rows), estimators_table(rows), states_table(states), lost_table(rows, states)]
     study.write(tables, figures(rows, states))
 
@@ -98,7 +101,7 @@ def measure(
     size: int,
     settings: Settings,
 ) -> None:
-    """Keeps a row for each crystal: moduli in GPa, the change of its volume, and anything odd about it."""
+    """Stores a row for each crystal: moduli in GPa, the change of its volume, and warnings."""
     from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
     from jaxmlip.mechanics.relaxation import relax_many
 
@@ -106,7 +109,7 @@ def measure(
     if not left:
         return
     graphs = {key: potential.graph(entry["atoms"]) for key, entry in track(known.items(), "neighbours")}
-    # For all crystals; each batch takes one of them, so that programs stay the same, also after a kill.
+    # Shapes for all crystals: each batch takes one of these, so that programs are the same after a kill, too.
     shapes = batches.shapes_for(list(graphs.values()), MESSAGES, SPARE)
     home = {
         key: next(shape for shape in shapes if shape.fits(batching.exact_shape([graphs[key]])))
@@ -179,7 +182,7 @@ def stress_slopes(
 
 
 def moduli(found: Elasticity, slopes: np.ndarray) -> dict[str, Any]:
-    """Moduli of a crystal at rest; None where it is unstable against some strain."""
+    """Moduli of a crystal at rest; None if it is unstable against some strain."""
     row: dict[str, Any] = {}
     for name, C in (("model", found.C), ("clamped", found.clamped), ("around", (slopes + slopes.T) / 2)):
         row[f"K_{name}"], row[f"G_{name}"] = stable_moduli(replace(found, C=C)) or (None, None)
@@ -190,12 +193,12 @@ def moduli(found: Elasticity, slopes: np.ndarray) -> dict[str, Any]:
 
 
 def stable_moduli(found: Elasticity) -> list[float] | None:
-    """K and G; None where the crystal is unstable against some strain."""
+    """K and G; None if the crystal is unstable against some strain."""
     return list(found.hill) if found.stable and found.resists_everything else None
 
 
 def at_dft_crystal(found: Elasticity | ValueError | None) -> list[float] | None:
-    """K and G of a crystal under stress, from ∂σ/∂ε, whose K is -V dp/dV; None where they do not exist."""
+    """K and G of a crystal under stress, from ∂σ/∂ε, whose K is -V dp/dV; None if they do not exist."""
     if isinstance(found, ValueError | None):
         return None
     B = found.stress_strain
@@ -205,7 +208,7 @@ def at_dft_crystal(found: Elasticity | ValueError | None) -> list[float] | None:
 def measure_prototypes(
     study: Study, label: str, potential: Potential, entries: Mapping[str, Mapping[str, Any]], size: int
 ) -> None:
-    """Keeps a row for each prototype: V₀ (Å³), B₀ (GPa) and B₁ of the model, and its B at DFT's V₀."""
+    """Stores a row for each prototype: V₀ (Å³), B₀ (GPa) and B₁ of the model, and its B at DFT's V₀."""
     from jaxmlip.mechanics.equation_of_state import equations_of_state
 
     known, left = open_entries(study, label, entries)
@@ -227,7 +230,7 @@ def measure_prototypes(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences warnings: crystals that do not come to rest become rows, and odd distances are usual here."""
+    """Silences warnings: unconverged crystals are recorded in rows, and short distances are usual here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

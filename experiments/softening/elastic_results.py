@@ -23,7 +23,7 @@ def fit_to_compare(rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def why_not(row: Mapping[str, Any]) -> str | None:
-    """The reason why a row is not compared; None where it is."""
+    """The reason why a row is not compared; None if it is."""
     if "failed" in row:
         return row["failed"].split(":")[0]
     if "lowest_eigenvalue" in row and row["K_model"] is None:
@@ -32,7 +32,7 @@ def why_not(row: Mapping[str, Any]) -> str | None:
 
 
 def pairs(rows: Sequence[Mapping[str, Any]], quantity: str, model: str) -> np.ndarray:
-    """DFT and model, (materials, 2), where the model has the quantity."""
+    """DFT and model, (materials, 2), of the materials for which the model has the quantity."""
     return np.array([(r[quantity], r[model]) for r in rows if r[model] is not None]).reshape(-1, 2)
 
 
@@ -180,7 +180,8 @@ def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Seque
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
     axes[0].set_ylabel("share of crystals / %")
-    axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
     return figure
 
 

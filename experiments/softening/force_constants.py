@@ -3,9 +3,9 @@
     python -m experiments.softening.force_constants --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
 Deng et al. (npj Comput. Mater. 11, 9, 2025) conclude from slopes of forces and from highest frequencies that
-universal potentials underpredict curvature; they do not compare it. Here force constants of phonopy's and
-phono3py's runs are compared, element by element and along DFT's modes. The model's come from second
-derivatives at the sites of the lattice, and from the very displacements of DFT, where there are some.
+universal potentials underpredict curvature. They do not compare curvatures. Here force constants of phonopy's
+and phono3py's runs are compared, element by element and along DFT's modes. The model's come from second
+derivatives at the lattice sites, and, for runs with displacements, from DFT's displacements.
 
 The model's curvature along the stiffest mode of DFT is followed to large amplitudes, and its forces are
 compared on frames of silicon ever farther from rest.
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jaxmlip.phonons.supercell import ForceConstants
     from jaxmlip.potential import Potential
 
-POINTS = 600  # of a material in the figure, at most
+POINTS = 600  # of a material in the figure at most
 
 
 class Frames(NamedTuple):
@@ -52,7 +52,7 @@ class Frames(NamedTuple):
 
     name: str
     path: str  # below the folder of all data
-    says: tuple[tuple[str, Any], ...] = ()  # what their info lines must say
+    says: tuple[tuple[str, Any], ...] = ()  # what the info lines of these frames say
 
 
 PHONO3PY = "phonopy_displaced_extxyz/Si-phono3py-PBE__PBE.extxyz.gz"
@@ -73,7 +73,7 @@ class Settings:
     data: Path | None = None  # folder with phonopy_examples_PBE/ and the others; default: JAXMLIP_DATA
     out: Path = Path("curvature_hessian")
     runs: tuple[str, ...] = tuple(r.name for r in RUNS)  # which runs to compare with, by name
-    silicon: bool = True  # forces on frames of silicon, of phonopy_displaced_extxyz/ and mlearn/, too
+    silicon: bool = True  # also forces on silicon, from phonopy_displaced_extxyz/ and mlearn/
 
 
 def main(settings: Settings) -> None:
@@ -100,7 +100,7 @@ def main(settings: Settings) -> None:
 
 
 def measure(potential: Potential, reference: PhonopyRun) -> dict[str, Any]:
-    """One run: slopes of force constants, of modes, of forces; ratios of frequencies; the curve."""
+    """The row of one run: slopes of force constants, modes and forces; ratios of frequencies; the curve."""
     from jaxmlip.derivatives.slopes import force_slope
     from jaxmlip.phonons.supercell import force_constants
 
@@ -152,7 +152,7 @@ def ranges(dft: ForceConstants) -> dict[str, np.ndarray]:
 
 
 def thirds(squares: np.ndarray) -> dict[str, np.ndarray]:
-    """The modes (q, modes) by their frequency; modes near zero (acoustic, Γ) are in none."""
+    """Masks (q, modes) of modes by frequency; modes near zero (acoustic, Γ) are in none."""
     from jaxmlip.derivatives.slopes import NEGLIGIBLE
 
     counted = squares > NEGLIGIBLE * squares.max()
@@ -196,9 +196,9 @@ def points(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:
 def along_stiffest(potential: Potential, dft: ForceConstants) -> dict[str, Any]:
     """The model's curvature along DFT's stiffest mode, over DFT's harmonic one, at AMPLITUDES.
 
-    "there" is the value at the amplitude, "mean" that from rest to there, which is the restoring force over
-    the amplitude. Both are averaged over the two directions, which removes forces that the model finds at the
-    lattice sites. Of degenerate modes the last one of the eigensolver is taken.
+    "there" is the curvature at the amplitude; "mean" is the mean from rest to there, which is the restoring
+    force over the amplitude. Both are averaged over the two directions, which removes the model's forces at
+    the lattice sites. Of degenerate modes the eigensolver's last one is taken.
     """
     from jaxmlip.phonons.commensurate import dynamical_matrices
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
@@ -222,7 +222,7 @@ def along_stiffest(potential: Potential, dft: ForceConstants) -> dict[str, Any]:
 def standing_wave(dft: ForceConstants, q: np.ndarray, vector: np.ndarray) -> tuple[Atoms, np.ndarray]:
     """The supercell and a real displacement (atoms, 3) of this mode in it, 1 Å for the atom that moves most.
 
-    `vector` has the phases of cells and is that of a mass-weighted matrix.
+    `vector` is an eigenvector of the mass-weighted matrix, with the phases of cells.
     """
     from ase import Atoms
 
@@ -236,7 +236,7 @@ def standing_wave(dft: ForceConstants, q: np.ndarray, vector: np.ndarray) -> tup
     atoms.set_masses(np.tile(dft.primitive.get_masses(), len(dft.cells)))
     phase = np.exp(2j * np.pi * dft.cells @ q)
     wave = np.einsum("c,ix->cix", phase, vector.reshape(-1, 3)).reshape(-1, 3)
-    # Its real part or its imaginary part may be small, where q and -q are the same.
+    # Where q and -q are equivalent, its real or its imaginary part may be small.
     wave = max((wave.real, wave.imag), key=np.linalg.norm) / np.sqrt(atoms.get_masses())[:, None]
     return atoms, wave / np.linalg.norm(wave, axis=1).max()
 
@@ -244,7 +244,7 @@ def standing_wave(dft: ForceConstants, q: np.ndarray, vector: np.ndarray) -> tup
 def along(potential: Potential, atoms: Atoms, u: np.ndarray, amplitudes: Iterable[float]) -> np.ndarray:
     """Slope (eV/Å) and curvature (eV/Å²) of the energy along u (atoms, 3), over |u|²: (amplitudes, 2).
 
-    The atoms are displaced by each of `amplitudes` times u.
+    Atoms are displaced by each of `amplitudes` times u.
     """
     import jax
     import jax.numpy as jnp

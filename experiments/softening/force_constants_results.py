@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 MEASURES = {"hessian": "Hessian", "displaced": "DFT's displacements"}
 RANGES = ("self", "first neighbours", "beyond")
-SHELL = 1.15  # of the nearest distance, up to which an atom is a first neighbour
+SHELL = 1.15  # first neighbours are within so many times the nearest distance
 THIRDS = ("lower", "middle", "upper")
 AMPLITUDES = np.linspace(0, 0.5, 11)  # Å, of the atom that moves farthest
 
@@ -38,7 +38,7 @@ SUMMED: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def tables(found: Mapping[str, Rows]) -> list[Table]:
-    """All tables but that of silicon."""
+    """All tables but the one of silicon."""
     return [
         summary_table(found),
         slope_table(found),
@@ -87,7 +87,7 @@ def by_run(
     digits: int = 3,
     note: str = "",
 ) -> Table:
-    """A line for each run of each model; `cells` names and fills the columns behind these two."""
+    """A line for each run of each model; `cells` gives the further columns by name."""
     lines = [{"model": m, "run": row["run"], **cells(row)} for m, rows in found.items() for row in rows]
     return Table.of(title, lines, digits, note)
 
@@ -110,7 +110,7 @@ def slope_table(found: Mapping[str, Rows]) -> Table:
 
 
 def root_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Roots of slopes beside ratios of frequencies."""
+    """A table of roots of slopes beside ratios of frequencies."""
     h, d = row["hessian"], row["displaced"]
     cells = {"√mode slope, Hessian": root(h["modes"]["slope"]), "ω_max ratio": h["ratios"]["maximum"]}
     cells |= {"ω_rms ratio": h["ratios"]["rms"]}

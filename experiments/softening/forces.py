@@ -3,10 +3,9 @@
     python -m experiments.softening.forces --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
 One slope for each material and group of frames (`groups`): Σxy / Σxx of model forces y against DFT forces x,
-through the origin, over all components of all frames, as arXiv:2405.07105 has it
-(`jaxmlip.derivatives.slopes`). Beside it stands an effect that makes it differ from 1 without any softening:
-a model whose only error is regression to the mean has slope r², which explains at most (1 - r²) / (1 - slope)
-of the missing slope.
+through the origin, over all components of all frames, as in arXiv:2405.07105 (`jaxmlip.derivatives.slopes`).
+A slope differs from 1 for another reason, too: a model whose only error is regression to the mean has slope
+r². This effect explains at most the fraction (1 - r²) / (1 - slope) of 1 - slope.
 """
 
 from __future__ import annotations
@@ -32,9 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OFF = "all off equilibrium"
-APART = (*AT_REST, WBM)  # from OFF: WBM has so many materials that it would dominate
-VIEW = (-0.1, 1.6)  # of slopes
-# Of the WBM states: share of slopes below 1 (arXiv:2405.07105, Fig. 5b); mean slope (MatPES, 979 materials).
+APART = (*AT_REST, WBM)  # left out of OFF; WBM has so many materials that it would dominate
+VIEW = (-0.1, 1.6)  # slopes in the figure
+# Published for the WBM states: share of slopes below 1 (arXiv:2405.07105, Fig. 5b); mean slope (MatPES, 979
+# materials).
 PUBLISHED = {
     "m3gnet-mp-2021.2.8": (0.930, 0.77),
     "chgnet-0.3.0": (0.981, None),
@@ -51,7 +51,7 @@ class Settings:
     # Folder with mlearn/, maml_MoNbTaW/, pypolymlp_vasp/, phonopy_displaced_extxyz/, wbm_high_energy/, or
     # some of these; default: what JAXMLIP_DATA names.
     data: Path | None = None
-    wbm: Path | None = None  # WBM high-energy states as published, where they are not in wbm_high_energy/
+    wbm: Path | None = None  # WBM high-energy states as published, if not in wbm_high_energy/
     frames: int = 20  # of each material and group at most, evenly spread over the file
     max_pressure: float = 30.0  # GPa, of frames of pypolymlp
     max_energy: float = 1.0  # eV/atom, of frames of pypolymlp, above the lowest of the same composition
@@ -82,7 +82,7 @@ def main(settings: Settings) -> None:
 
 
 def read_all(settings: Settings) -> tuple[Grouped, list[str]]:
-    """All frames that are there, and remarks on missing data. Raises MissingDataError where none is there."""
+    """All frames that are there, and remarks on missing data. Raises MissingDataError if there are none."""
     given = {"wbm_high_energy": settings.wbm} if settings.wbm is not None else {}
     there, absent = where_there(settings.data, [name for name in groups.READERS if name not in given])
     found = Grouped()
@@ -129,7 +129,7 @@ def measure(
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Rows by model and group, with all groups off equilibrium as another one."""
+    """Rows by model and group; all groups off equilibrium together form another group."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         for group in [*GROUPS, OFF]:
@@ -139,7 +139,7 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Map
 
 
 def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
-    """A model in a group: medians over materials with 95 % intervals."""
+    """Medians over materials, with 95 % intervals, for a model in a group."""
 
     def explained(x: np.ndarray) -> float:  # columns: slope, r²
         slope, r_squared = np.median(x, axis=0)
@@ -175,7 +175,7 @@ def summary_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]])
 
 
 def published_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> Table:
-    """The WBM states beside published results on them."""
+    """A table of the WBM states beside published results on them."""
     lines = []
     for (model, group), rows in groups.items():
         if group == WBM:
@@ -191,7 +191,7 @@ def published_table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]
 
 
 def material_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Each material but those of the WBM states: these are too many, and record.json has them."""
+    """A table of each material, without those of the WBM states, which are many: record.json has them."""
     shown = [row for row in rows if row["group"] != WBM]
     columns = {"model": "model", "group": "group", "material": "material"}
     columns |= {"frames": "samples", "rms force / eV/Å": "rms_force"}

@@ -1,8 +1,8 @@
 """Frames with DFT forces, by what was done to the crystal: heated, molten, strained, displaced, reordered.
 
-Each reader takes a folder (or file) of a public data set and gives its frames by group and material, together
-with remarks on what it left out. Labels are checked against the frames and ignored where they disagree:
-whether a frame is molten is measured, since vacancy frames of mlearn have their temperatures interchanged.
+Each reader takes a folder (or file) of a public data set and gives its frames by group and material, with
+remarks on what it left out. Names in the files are checked against the frames and ignored if they disagree:
+whether a frame is molten is measured, because mlearn's vacancy frames have interchanged temperatures.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OXIDES, METALS = ("MgO", "SrTiO3"), ("Ag_standard", "Au_standard", "AgAu_disp")
 
 @dataclass
 class Grouped:
-    """Frames by (group, material), what could not be read by (group, material), and what was left out."""
+    """Frames by (group, material), reasons for unreadable ones likewise, and remarks on what was left out."""
 
     frames: dict[tuple[str, str], list[Frame]] = field(default_factory=dict)
     broken: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Grouped:
 
 
 def lattice_order(atoms: Atoms) -> float:
-    """The lattice order that remains: max |Σ exp(iG·r)| / N over reciprocal vectors G of the cell.
+    """The remaining lattice order: max |Σ exp(iG·r)| / N over reciprocal vectors G of the cell.
 
     1 for a perfect Bravais lattice, the Debye-Waller factor of the strongest reflection for a vibrating one,
     0.2 to 0.6 for a liquid of 50 to 100 atoms. Only G of the first reflections count, those of
@@ -72,7 +72,7 @@ def lattice_order(atoms: Atoms) -> float:
     reach = [int(9 / length * np.linalg.norm(a) / (2 * np.pi)) for a in atoms.cell.array]
     axes = [np.arange(-n, n + 1) for n in reach]
     size = np.linalg.norm(np.stack(np.meshgrid(*axes, indexing="ij"), -1) @ reciprocal, axis=-1) * length
-    # e^{iG·r} is a product of one wave along each axis.
+    # e^{iG·r} is the product of a wave along each axis.
     x, y, z = (
         np.exp(2j * np.pi * np.outer(s, n)) for s, n in zip(atoms.get_scaled_positions().T, axes, strict=True)
     )
@@ -162,7 +162,7 @@ def pypolymlp(folder: Path, max_pressure: float, max_energy: float) -> Grouped:
 
 
 def phonopy(folder: Path) -> Grouped:
-    """Displacements of 0.01 to 0.1 Å, by the first part of the files' names. What is not PBE is left out."""
+    """Displacements of 0.01 to 0.1 Å with PBE, by the first part of the files' names."""
     found = Grouped()
     for name, crystals in _files(folder, r"(?P<system>\w+?)(-.+)?__PBE"):
         for crystal in crystals:

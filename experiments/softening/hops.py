@@ -1,13 +1,13 @@
 """Hops with DFT energies: the results of ApproxNEB calculations, as JSON.
 
-Two documented layouts are read, each as one document, a list of them, or an object of them under names:
+Two documented layouts are read. A file has one document, a list of them, or an object of them by name:
 
 - `NebPathwayResult` of emmet.core.neb, {"hops": {name: {"images": [structure], "energies": [eV], ...}}}, and
   a single `NebResult` or `NebTaskDoc`, {"images": [structure], "energies": [eV], ...}, ends included;
 - a document of atomate's approx_neb collection, {"end_points": [{"output": {"structure", "energy"}}],
   "images": {"0+1": [{"index", "output": {"structure", "energy"}}]}}.
 
-Structures are those of pymatgen's `as_dict`. Nothing else of a file is looked at, and nothing is executed.
+Structures are those of pymatgen's `as_dict`. The rest of a file is ignored, and nothing is executed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILES = (".json", ".json.gz", ".json.bz2", ".json.xz")
 
 @dataclass(frozen=True, eq=False)
 class Hop:
-    """An atom on its way from one place to another."""
+    """The path of an atom from one place to another."""
 
     name: str
     images: list[Atoms]  # both ends included, all with their atoms in one order
@@ -45,9 +45,10 @@ class Hop:
 
 
 def read_hops(path: Path) -> tuple[list[Hop], dict[str, str]]:
-    """The hops in a file, or in all JSON files of a folder; and the reasons, by name, against using others.
+    """The hops in a file, or in all JSON files of a folder; and, by name, the reasons why others cannot be
+    used.
 
-    Raises ValueError, naming the file, where it has none of the known layouts.
+    Raises ValueError, naming the file, if it has none of the known layouts.
     """
     files = sorted(f for f in path.iterdir() if f.name.endswith(FILES)) if path.is_dir() else [path]
     if not files:

@@ -2,10 +2,10 @@
 
     python -m experiments.softening.migration --model chgnet-0.3.0 --model m3gnet-mp-2021.2.8 --out migration
 
-Three sets of paths. A vacancy in silicon, where DFT (PBEsol, climbing-image NEB; emmet's test files) gives
-energies and forces of every ionic step. Magnesium in hosts that are made here, without DFT, to compare the
-models with each other. And the ApproxNEB hops of Rutt et al. (2022), as Deng et al. (2025), Fig. 3, use them,
-where the data folder has them.
+There are three sets of paths. A vacancy in silicon has DFT energies and forces of every ionic step (PBEsol,
+climbing-image NEB; emmet's test files). Magnesium moves in hosts that are made here, without DFT, to compare
+models with each other. The ApproxNEB hops of Rutt et al. (2022), which Deng et al. (2025), Fig. 3, use, are
+added if the data folder has them.
 
 The barrier is the kinetically resolved one: the highest image minus the mean of both ends.
 """
@@ -50,10 +50,10 @@ class Settings:
     model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with emmet_testfiles/ and approx_neb/; default: JAXMLIP_DATA
     out: Path = Path("migration")  # folder for the record, the table and the figures
-    hosts: tuple[str, ...] = ("MgO", "MgSc2S4", "MgTi2S4", "TiS2")  # in which magnesium moves; none: ()
-    images: int = 5  # between the ends of a path that is made here
-    fmax: float = 0.05  # eV/Å, where bands and ends are at rest
-    steps: int = 300  # at most, of a band
+    hosts: tuple[str, ...] = ("MgO", "MgSc2S4", "MgTi2S4", "TiS2")  # of moving magnesium; none: ()
+    images: int = 5  # between the ends of the paths that are made here
+    fmax: float = 0.05  # eV/Å, the largest force in converged bands and ends
+    steps: int = 300  # of a band at most
     hops: int = 40  # of the ApproxNEB data, drawn at random; 0: all
     seed: int = 0  # of that draw
 
@@ -76,16 +76,16 @@ def main(settings: Settings) -> None:
         over_hops(study, name, potential, settings, hops)
     rows = study.done()
     tables = [make(potentials, settings, rows) for make in (silicon_table, host_table, hop_table)]
-    figures = {
-        "migration.png": ("Energy along the paths, from the first end.", draw(potentials, settings, rows))
-    }
+    figures = {}
+    if paths := draw(potentials, settings, rows):
+        figures["migration.png"] = ("Energy along the paths, from the first end.", paths)
     if parity := draw_hops(potentials, rows):
         figures["migration_hops.png"] = ("KRA barriers of ApproxNEB hops, model against DFT.", parity)
     study.write(tables, figures, findings)
 
 
 def _silicon(settings: Settings, findings: list[str]):
-    """The images of DFT in one order of atoms, with energies, and the frames on the way there; or None."""
+    """DFT's images and their energies, in one order of atoms, and the frames of its relaxation; or None."""
     import ase.io
 
     from experiments.datasets import read
@@ -126,7 +126,7 @@ def _hops(settings: Settings, findings: list[str]) -> list[Hop]:
 def on_silicon(
     potential: Potential, settings: Settings, images: list[Atoms], dft: list[float], frames
 ) -> dict:
-    """The model on the images of DFT, its own band from there, and its forces in the frames on DFT's way."""
+    """The model's energies of DFT's images, its own band from there, and its forces in DFT's frames."""
     from jaxmlip.derivatives.slopes import force_slope
     from jaxmlip.mechanics.neb import band, path_length
 
@@ -168,7 +168,7 @@ def in_hosts(study: Study, name: str, potential: Potential, settings: Settings) 
 
 
 def over_hops(study: Study, name: str, potential: Potential, settings: Settings, hops: list[Hop]) -> None:
-    """ApproxNEB with the model, starting from the images of DFT."""
+    """ApproxNEB with the model, from the images of DFT."""
     from jaxmlip.crystals.batches import chunks
     from jaxmlip.mechanics.neb import approximate_bands
     from jaxmlip.system.progress import track
@@ -206,7 +206,7 @@ def _from_first(energies: Any) -> np.ndarray:
 
 
 def mgo(potential: Potential) -> tuple[Atoms, Atoms]:
-    """A vacancy of Mg in rock salt, which its neighbour along <110> fills; 63 atoms."""
+    """A vacancy of Mg in rock salt, filled by its neighbour along <110>; 63 atoms."""
     from ase.build import bulk
 
     return _vacancy(potential, bulk("MgO", "rocksalt", 4.25, cubic=True), 2)
@@ -228,7 +228,7 @@ def spinel(symbols: str, a: float) -> Callable[[Potential], tuple[Atoms, Atoms]]
 
 
 def tis2(potential: Potential) -> tuple[Atoms, Atoms]:
-    """One Mg in the gap of 1T-TiS2, from one octahedron to the next; 55 atoms."""
+    """One Mg between the layers of 1T-TiS2, from one octahedron to the next; 55 atoms."""
     from ase.spacegroup import crystal
 
     places = [(0, 0, 0), (1 / 3, 2 / 3, 0.25)]
@@ -332,14 +332,17 @@ def hop_table(potentials, settings: Settings, rows) -> Table:
 
 
 def _pairs(name: str, rows) -> np.ndarray:
-    """KRA of DFT and of the model, eV, (hops, 2)."""
+    """KRA barriers (eV) of DFT and of the model, (hops, 2)."""
     start = f"{name}: hop "
     return np.array([[kra(x["dft"]), kra(x["energies"])] for key, x in rows.items() if key.startswith(start)])
 
 
-def draw(potentials, settings: Settings, rows) -> Figure:
-    shown = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
-    shown = [p for p in shown if any(f"{name}: {p}" in rows for name in potentials)] or shown[:1]
+def draw(potentials, settings: Settings, rows) -> Figure | None:
+    """A panel for each path that has rows; None where none has."""
+    paths = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
+    shown = [path for path in paths if any(f"{name}: {path}" in rows for name in potentials)]
+    if not shown:
+        return None
     figure, axes = grid(len(shown), each=(3.2, 2.7))
     for ax, panel in zip(axes, shown, strict=True):
         for name, style in styles(potentials).items():

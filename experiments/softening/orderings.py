@@ -2,7 +2,7 @@
 
 The superlattices are the Hermite normal forms of a volume, and the orderings in each are compared through the
 images of the sites under translations and rotations of the crystal: G. L. W. Hart and R. W. Forcade, Phys.
-Rev. B 77, 224115 (2008). All numbers are integers, so that only the space group of the parent depends on a
+Rev. B 77, 224115 (2008). All numbers are integers, so only the space group of the parent depends on a
 tolerance.
 """
 
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxmlip.crystals.graph import as_atoms
+from jaxmlip.crystals.atoms import as_atoms
 from jaxmlip.crystals.symmetry import SpaceGroup, space_group
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
-MOST = 2**22  # labellings of one superlattice
+MOST = 2**22  # labellings of one superlattice at most
 
 
 def orderings(
@@ -29,11 +29,11 @@ def orderings(
 ) -> Iterator[tuple[Atoms, tuple[int, ...]]]:
     """The orderings of the elements `by` on all sites of the element `replace`, in cells of `cells` parents.
 
-    Yields each inequivalent one, with how many of its sites have each element. Orderings that repeat in a
-    smaller cell are left out: they come with that one. Those that differ by exchange of two elements are
-    different. Atoms stand on the sites of the parent, in the cell of the Hermite normal form.
+    Yields each inequivalent ordering, with the number of its sites that have each element. Orderings that
+    repeat in a smaller cell are left out: they belong to that cell. Orderings that differ by exchange of two
+    elements count as different. Atoms are on the sites of the parent, in the cell of the Hermite normal form.
 
-    Raises ValueError where the parent has no such site, and where there are too many labellings to look at.
+    Raises ValueError if the parent has no such site, or there are too many labellings to look at.
     """
     parent = as_atoms(parent)
     sites = np.flatnonzero(parent.symbols == replace)
@@ -59,7 +59,7 @@ def orderings(
 
 
 def superlattices(rotations: np.ndarray, cells: int) -> list[np.ndarray]:
-    """Hermite normal forms, rows are lattice vectors, of superlattices that no rotation takes into another.
+    """Hermite normal forms (rows are lattice vectors) of superlattices that no rotation maps onto another.
 
     rotations: (operations, 3, 3), whole numbers, acting on fractional coordinates as columns.
     """
@@ -90,7 +90,7 @@ def _places(H: np.ndarray) -> np.ndarray:
 
 
 def _place(cells: np.ndarray, H: np.ndarray) -> np.ndarray:
-    """The index in `_places` of the cell that each of the cells (..., 3) is an image of."""
+    """For each of the cells (..., 3), the index in `_places` of the cell that it is an image of."""
     x = np.array(cells)
     for k in range(3):  # rows of H are zero before the diagonal
         x = x - (x[..., k] // H[k, k])[..., None] * H[k]
@@ -98,7 +98,7 @@ def _place(cells: np.ndarray, H: np.ndarray) -> np.ndarray:
 
 
 def _permutations(group: SpaceGroup, sites: np.ndarray, H: np.ndarray) -> np.ndarray:
-    """Permutations of a superlattice's sites by symmetry, (permutations, sites); translations come first."""
+    """Permutations of a superlattice's sites by symmetry, (permutations, sites), translations first."""
     places = _places(H)
     number = np.full(group.atom.shape[1], -1)
     number[sites] = np.arange(len(sites))
@@ -119,7 +119,7 @@ def _first_of_each_kind(labels: np.ndarray, moved: np.ndarray, kinds: int, cells
     value = labels @ weight
     first = np.ones(len(labels), bool)
     for k, to in enumerate(moved):
-        image = labels @ weight[to]  # the label of site s stands at site to[s] afterwards
+        image = labels @ weight[to]  # the label of site s moves to site to[s]
         first &= image >= value
         if 0 < k < cells:
             first &= image != value

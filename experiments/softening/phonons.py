@@ -4,10 +4,10 @@
 
 Deng et al. (npj Comput. Mater. 11, 9, 2025, Fig. 4) take the ratio of the highest frequency, model / DFT,
 without the non-analytical correction on either side, from displacements about the model's own relaxed cell.
-This is "relaxed, displaced" here, which is compared with their numbers; their materials differ, and their DFT
-is PBEsol. The same at DFT's cell excludes the lattice error of the model, and the Hessian beside it excludes
-the effect of an energy that is rough on the scale of the displacement. On phonopy's examples the very
-displacements of DFT are compared.
+This is "relaxed, displaced" here, and is compared with their numbers; but their materials differ, and their
+DFT is PBEsol. The same at DFT's cell excludes the model's error of the lattice. The Hessian excludes the
+effect of an energy that is rough on the scale of the displacement. On phonopy's examples forces are compared
+at DFT's displacements.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jaxmlip.studies.softening import (
     supercell_of,
 )
 from jaxmlip.studies.study import Study, load_models, run
-from jaxmlip.system.arguments import Models
+from jaxmlip.system.arguments import Models, above_zero, at_least
 from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Table
 
@@ -59,14 +59,16 @@ class Settings:
     data: Path | None = None  # folder with phonondb_PBE_103/; default: JAXMLIP_DATA
     out: Path = Path("softening_phonons")
     materials: int | None = None  # the first so many of the data set; default: all
-    displacement: float = 0.01  # Å; phonopy's default, which the published numbers come from
-    supercell: int = 128  # atoms at most, where atoms are displaced
+    displacement: float = 0.01  # Å; phonopy's default, used for the published numbers
+    supercell: int = 128  # atoms at most of the supercells for displacements
     steps: int = 500  # of a relaxation at most
-    tolerance: float = 2e-3  # THz, of frequencies that are interpolated between dynamical matrices
-    examples: bool = True  # phonopy's examples too, of phonopy_examples_PBE/; needs the extra "phonopy"
+    tolerance: float = 2e-3  # THz, for interpolation between dynamical matrices
+    examples: bool = True  # also phonopy_examples_PBE/, which needs the extra "phonopy"
 
 
 def main(settings: Settings) -> None:
+    above_zero(displacement=settings.displacement, tolerance=settings.tolerance)
+    at_least(1, materials=settings.materials, supercell=settings.supercell)
     materials = read_phonondb(data_file(settings.data, FOLDER))[: settings.materials]
     examples = read_examples(settings)
     study = Study("softening_phonons", settings, load_models(settings.model, "float64"))
@@ -74,7 +76,7 @@ def main(settings: Settings) -> None:
     for name in study.potentials:
         known = study.known(name, {f"{m.formula} ({m.id})": m for m in materials}, lambda m: m.atoms.numbers)
         found[name] = phonons(study, settings, name, list(known.values()))
-    shown = tables(found)
+    shown = tables(found) if any(found.values()) else []
     if examples:
         of = study.ask(
             "phonopy's examples", examples, lambda it: it.supercell.numbers, on_example, "{} | example | {}"
@@ -94,7 +96,7 @@ def main(settings: Settings) -> None:
 def phonons(
     study: Study, settings: Settings, name: str, materials: Sequence[Material]
 ) -> list[dict[str, Any]]:
-    """One row a material and cell: spectra of the model against DFT's."""
+    """Stores a row for each material and cell: spectra of the model against DFT's."""
     potential = study.potentials[name]
     at_rest = relaxed(study, name, potential, materials, settings.steps)
     crystals: dict[str, tuple[Material, str, Atoms]] = {}
@@ -102,7 +104,7 @@ def phonons(
         crystals[f"{name} | {m.id} | {CELLS[0]}"] = (m, CELLS[0], m.atoms)
         if m.id in at_rest:
             crystals[f"{name} | {m.id} | {CELLS[1]}"] = (m, CELLS[1], at_rest[m.id])
-    # Shapes for all crystals, so that a study that goes on has the same programs as before.
+    # Shapes for all crystals, so that a continued study has the same programs as before.
     atoms = [atoms for *_, atoms in crystals.values()]
     repeats = [supercell_of(m.atoms, settings.supercell) for m, *_ in crystals.values()]
     jobs = dict(zip(crystals, jobs_of(potential, atoms, repeats), strict=True))
@@ -126,7 +128,7 @@ def phonons(
 def relaxed(
     study: Study, name: str, potential: Potential, materials: Sequence[Material], steps: int
 ) -> dict[str, Atoms]:
-    """The crystals at rest in the model, without forces and stress, their space groups kept; by id."""
+    """The crystals relaxed by the model with fixed space groups, by id."""
     keys = {f"{name} | {m.id} | at rest": m for m in materials}
     left = study.left(keys)
     ended = relax_many(potential, [keys[key].atoms for key in left], fix_symmetry=True, steps=steps)
@@ -142,7 +144,7 @@ def relaxed(
 
 
 def representatives(modes: Modes, material: Material) -> np.ndarray:
-    """The wave vector of `modes` equivalent to each of DFT's. Raises ValueError where stars differ."""
+    """The wave vector of `modes` equivalent to each of DFT's. Raises ValueError if stars differ."""
     shape, dft = np.array(material.mesh), material.modes
     index = np.rint(dft.q_points * shape).astype(int) % shape
     found = modes.mesh.representative[np.ravel_multi_index(tuple(index.T), material.mesh)]
@@ -159,7 +161,7 @@ def of_cell(rows: Rows, cell: str) -> list[Mapping[str, Any]]:
 
 
 def tables(found: Mapping[str, Rows]) -> list[Table]:
-    """Ratios of all materials by cell and measure, and of two of these by structure and by anions."""
+    """Tables of ratios of all materials by cell and measure, and of two of these by structure and anion."""
 
     def table(title: str, kinds: Sequence[tuple[str, str]], by: str = "", note: str = "") -> Table:
         groups = []
@@ -187,7 +189,7 @@ def read_examples(settings: Settings) -> dict[str, Any]:
 
 
 def on_example(potential: Potential, example: Any) -> dict[str, Any]:
-    """The model on the very displacements of DFT."""
+    """Stores the model's results at the displacements of DFT."""
     from jaxmlip.studies.compare import compare
 
     (row,) = compare(potential, [example])
@@ -233,7 +235,7 @@ def findings(found: Mapping[str, Rows]) -> list[str]:
 
 
 def histogram(found: Mapping[str, Rows]) -> Figure:
-    """Ratios of the highest frequency, a panel for each model."""
+    """Draws ratios of the highest frequency, a panel for each model."""
     figure, lines = panels(len(found), each=(6.4, 2.6), spare=(0, 0.6), sharex=True)
     edges = np.arange(0, 1.6, 0.05)
     for (axes,), (model, rows) in zip(lines, found.items(), strict=True):

@@ -2,10 +2,10 @@
 
     python -m experiments.softening.solid_solutions --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
-Two sets. Binary bcc alloys of Mo, Nb, Ta and W in cells of 16 atoms (maml, PBE), orderings on a fixed lattice
-and relaxed: energies of mixing at the geometry of DFT, and of crystals that the model relaxed itself. And
-rock-salt (Ca,Mg)O as in Deng et al. (2025), Fig. 2c, per formula unit of Ca_xMg_(2-x)O2: its orderings are
-made here and relaxed by the model; of DFT and of published models there is the one value printed there.
+There are two sets. Binary bcc alloys of Mo, Nb, Ta and W in cells of 16 atoms (maml, PBE), as orderings on a
+fixed lattice and relaxed: energies of mixing are compared at the geometry of DFT, and for crystals relaxed by
+the model. Rock-salt (Ca,Mg)O as in Deng et al. (2025), Fig. 2c, per formula unit of Ca_xMg_(2-x)O2: orderings
+are made here and relaxed by the model; DFT and published models give only the value printed there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.datasets import lowest, read, where_there
 from jaxmlip.studies.study import Study, bootstrap, load_models, run
-from jaxmlip.system.arguments import Models
+from jaxmlip.system.arguments import Models, above_zero, at_least
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
 from jaxmlip.system.tables import Estimate, Table
 
@@ -38,7 +38,7 @@ ALLOYS = "maml_MoNbTaW"
 ELEMENTS = ("Mo", "Nb", "Ta", "W")
 WAYS = ("unrelaxed", "relaxed by DFT", "relaxed by the model")
 CELLS = (2, 4, 8)  # cations: 1, 2 and 4 formula units of (Ca,Mg)2O2
-SMAX, STEPS = 0.1, 300  # GPa and at most so many steps: where a relaxation ends
+SMAX, STEPS = 0.1, 300  # of a relaxation: largest stress (GPa) at its end, and steps at most
 MEV = 1e3
 PUBLISHED = {"DFT": 0.34, "M3GNet": 0.25, "CHGNet": 0.30, "MACE-MP-0": 0.24}  # eV/f.u., Deng et al., Fig. 2c
 
@@ -50,14 +50,16 @@ class Settings:
     model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with maml_MoNbTaW/; default: JAXMLIP_DATA
     out: Path = Path("solid_solutions")  # folder for the record, the table and the figures
-    frames: int = 0  # of each alloy and way, drawn at random, that are computed as DFT has them; 0: all
-    relax: int = 60  # of each alloy that the model relaxes, drawn at random; 0: none
-    orderings: int = 52  # of (Ca,Mg)O at most, per composition; 0: none
-    fmax: float = 0.05  # eV/Å, where a relaxation ends
-    seed: int = 0  # of the draws
+    frames: int = 0  # of each alloy and way, drawn at random, to compute at DFT's geometry; 0: all
+    relax: int = 60  # frames of each alloy for the model to relax, drawn at random; 0: none
+    orderings: int = 52  # of (Ca,Mg)O for each composition at most; 0: none
+    fmax: float = 0.05  # eV/Å, the largest force at the end of a relaxation
+    seed: int = 0  # of these draws
 
 
 def main(settings: Settings) -> None:
+    above_zero(fmax=settings.fmax)
+    at_least(0, frames=settings.frames, relax=settings.relax, orderings=settings.orderings)
     potentials = load_models(settings.model)
     study = Study("solid_solutions", settings, potentials)
     findings: list[str] = []
@@ -91,7 +93,7 @@ def main(settings: Settings) -> None:
 
 
 def _alloys(settings: Settings, findings: list[str]) -> dict[str, tuple]:
-    """Alloys by name, such as MoW: the frames of DFT by way, and the two elements at rest."""
+    """By the name of the alloy, such as MoW: DFT's frames by way, and the two elements at rest."""
     files = {a + b: f"{ALLOYS}/{a}{b}_SS.extxyz.gz" for a, b in permutations(ELEMENTS, 2)}
     pure = {e: f"{ALLOYS}/{e}_Elastic.extxyz" for e in ELEMENTS}
     there, absent = where_there(settings.data, [*files.values(), *pure.values()])
@@ -171,7 +173,7 @@ def _columns(frames: Sequence[LabelledCrystal], energies: Sequence[float], dft: 
 def ordered_oxides(most: int, seed: int) -> dict[float, list[Atoms]]:
     """Inequivalent orderings of (Ca,Mg)O on the lattice of MgO, by the fraction of Ca.
 
-    Each fraction has all of the smaller cells, and a draw from the largest up to `most` in total.
+    Each fraction has all orderings in the smaller cells, and a draw from the largest, up to `most` in total.
     """
     from ase.build import bulk
 
@@ -210,7 +212,7 @@ def on_oxide(
     """Formation energies of the orderings of one composition, eV per formula unit of (Ca,Mg)2O2."""
     (a_mg, e_mg), (a_ca, e_ca) = ends
     starts = []
-    for crystal in crystals:  # with the volume between those of the oxides
+    for crystal in crystals:  # the volume is interpolated between the oxides
         start = crystal.copy()
         volume = ((1 - x) * a_mg**3 + x * a_ca**3) / 4
         start.set_cell(
@@ -227,7 +229,7 @@ def on_oxide(
 def statistics(x: np.ndarray, dft: np.ndarray, model: np.ndarray) -> list:
     """Slope of mixing, MAE, mean error, slope and rank correlation of ordering; intervals over frames.
 
-    Fractions, and energies of mixing in eV/atom; errors in meV/atom.
+    Takes fractions, and energies of mixing in eV/atom; errors are in meV/atom.
     """
     pairs = np.column_stack([dft, model])
     error = MEV * (pairs[:, 1] - pairs[:, 0])
@@ -242,12 +244,12 @@ def statistics(x: np.ndarray, dft: np.ndarray, model: np.ndarray) -> list:
 
 
 def _known(values: np.ndarray, statistic: Callable[[np.ndarray], float], **options) -> Estimate | None:
-    """`bootstrap`, or None where it is undefined: orderings of one energy have no slope and no rank."""
+    """`bootstrap`, or None if it is undefined: orderings of equal energy have no slope and no rank."""
     return bootstrap(values, statistic, **options) if np.isfinite(statistic(values)) else None
 
 
 def within(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """`pairs`, (frames, 2), minus their means over all frames of a fraction x: energies of ordering."""
+    """Energies of ordering: `pairs` (frames, 2) minus their means over all frames of the same fraction x."""
     centred, group = pairs.copy(), np.rint(1e6 * x)
     for g in np.unique(group):
         centred[group == g] -= pairs[group == g].mean(axis=0)
@@ -255,15 +257,15 @@ def within(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def slope(pairs: np.ndarray) -> float:
-    """Σxy / Σxx: the line through the origin of the model (column 1) against DFT (column 0)."""
+    """The slope through the origin, Σxy / Σxx, of the model (column 1) against DFT (column 0)."""
     below = np.sum(pairs[:, 0] ** 2)
     return float(np.sum(pairs[:, 0] * pairs[:, 1]) / below) if below > 1e-12 else float("nan")
 
 
 def rank_correlation(rows: np.ndarray) -> float:
-    """Spearman's, within each composition of three orderings or more, weighted with their number.
+    """Spearman's rank correlation within compositions of three orderings or more, weighted by their number.
 
-    rows: composition, DFT, model.
+    Columns of `rows`: composition, DFT, model.
     """
     from scipy.stats import rankdata
 
@@ -291,7 +293,7 @@ def alloy_table(potentials, alloys, rows) -> Table:
                 lines.append([name, alloy, way, len(columns[0]), *statistics(*columns)])
             if len(sets) > 1:
                 x, dft, model = (np.concatenate(c) for c in zip(*sets.values(), strict=True))
-                # The same fraction in two alloys is two compositions.
+                # The same fraction in two alloys counts as two compositions.
                 x = x + np.repeat(np.arange(len(sets)) * 10, [len(c[0]) for c in sets.values()])
                 lines.append([name, "all", way, len(x), *statistics(x, dft, model)])
     columns = ("model", "alloy", "crystals", "frames", "slope of mixing energies (95 %)", "MAE / meV/atom")
@@ -305,7 +307,7 @@ def alloy_table(potentials, alloys, rows) -> Table:
 
 
 def oxide_points(name: str, compositions, rows) -> dict[float, np.ndarray]:
-    """eV/f.u. of all orderings, by the fraction of Ca."""
+    """Energies of all orderings (eV per formula unit), by the fraction of Ca."""
     keys = {x: f"{name}: Ca fraction {x:g}" for x in compositions}
     return {x: np.array(rows[key]["energies"]) for x, key in keys.items() if key in rows}
 
@@ -321,7 +323,7 @@ def oxide_table(potentials, compositions, rows) -> Table:
         published = ("0.5 or 0.25", "", None, None)
         lines += [[f"{name}, published", *published, e, None, None] for name, e in PUBLISHED.items()]
     columns = ("model", "Ca of cations", "x", "orderings", "not relaxed")
-    columns += ("mean / eV/f.u. (95 %)", "lowest", "highest")
+    columns += ("mean / eV/f.u. (95 %)", "lowest / eV/f.u.", "highest / eV/f.u.")
     note = (
         "Formation energy of Ca_xMg_(2-x)O2 from CaO and MgO. The published values are printed at a marker "
         '"x_Ca = 0.5" of Fig. 2c. The figure does not say whether they are the mean or the lowest of the '
@@ -355,7 +357,7 @@ def _elements(alloy: str) -> list[str]:
 
 
 def _lowest(ax: Axes, x: np.ndarray, y: np.ndarray, label: str, **style: Any) -> None:
-    """All points, and a line through the lowest of each composition, which ends at the elements."""
+    """Draws all points, and a line through the lowest of each composition, from element to element."""
     ax.plot(x, y, ls="", ms=3, mew=0, alpha=0.35, **style)
     at = np.unique(x)
     line = [y[x == k].min() for k in at]

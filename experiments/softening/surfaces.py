@@ -2,11 +2,11 @@
 
     python -m experiments.softening.surfaces --model chgnet-0.3.0 --data FOLDER --out FOLDER
 
-γ = (E_slab - N e_bulk) / 2A for slabs of mlearn and maml, of a model against DFT, in two ways. "relaxed", as
-in arXiv:2405.07105: bulk with its cell, then the slab, until forces are below 0.05 eV/Å. The slab keeps its
-cell, that of DFT scaled to the model's lattice constant, as if the slab were cut from the model's bulk. "as
-in DFT": bulk and slab at DFT's positions, which takes no relaxation and compares both at one geometry. e_bulk
-of DFT is that of the undeformed crystal, see `experiments.softening.bulk`.
+compares γ = (E_slab - N e_bulk) / 2A of a model with DFT, for slabs of mlearn and maml, in two ways.
+"relaxed", as in arXiv:2405.07105: the bulk is relaxed with its cell, then the slab, until forces are below
+0.05 eV/Å. The slab keeps DFT's cell, scaled to the model's lattice constant, as if it were cut from the
+model's bulk. "as in DFT": bulk and slab are at DFT's positions, without relaxation, so that both sides have
+the same geometry. e_bulk of DFT is that of the undeformed crystal, see `experiments.softening.bulk`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from jaxmlip.units import J_PER_M2_PER_EV_PER_A2
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Germanium is left out: its slabs and its bulk were computed otherwise, which makes γ 0.2 to 0.6 J/m².
+# Germanium is left out: its slabs and its bulk were computed differently, which makes γ 0.2 to 0.6 J/m².
 MLEARN = ("Li", "Si", "Cu", "Ni", "Mo")
 MAML = ("Mo", "Nb", "W", "Ta")
 MATERIALS = (*(f"mlearn/{symbol}" for symbol in MLEARN), *(f"maml/{symbol}" for symbol in MAML))
-VACUUM = 5.0  # Å; a gap between atoms that is wider is one
+VACUUM = 5.0  # Å; wider gaps between atoms count as vacuum
 WAYS = {"relaxed": "relaxed", "as_dft": "as in DFT"}
 PUBLISHED = (
     "MAE of arXiv:2405.07105, Fig. 2a, on 147 other surfaces: M3GNet 0.047, CHGNet 0.042, MACE 0.032 eV/Å²."
@@ -51,9 +51,9 @@ class Settings:
 
     model: Models = ()  # default: chgnet-0.3.0
     data: Path | None = None  # folder with mlearn/ and maml_MoNbTaW/; default: JAXMLIP_DATA
-    materials: tuple[str, ...] = MATERIALS  # those of the default that are not there are named, and left out
+    materials: tuple[str, ...] = MATERIALS  # default: all whose files are there
     fmax: float = 0.05  # eV/Å, the largest force at which a relaxation ends
-    steps: int = 500  # after which a relaxation is given up
+    steps: int = 500  # of a relaxation at most
     out: Path = Path("surfaces")
 
 
@@ -96,7 +96,7 @@ def files_of(name: str) -> list[str]:
 
 
 def slabs_of(files: Sequence[Path]) -> tuple[Bulk, dict[str, LabelledCrystal], int]:
-    """The bulk crystal, the slabs by their facets, and how many frames of surfaces were no slabs."""
+    """The bulk crystal, the slabs by facet, and the number of surface frames that are no slabs."""
     frames = [frame for file in files for frame in read(file)]
     groups, slabs = by_kind(frames), {}
     for frame in groups["Surface"]:
@@ -114,7 +114,7 @@ def facet_of(info: Mapping[str, Any]) -> str:
 
 
 def normal(atoms: Atoms) -> int | None:
-    """The lattice vector out of the surface: the only one along which there is a vacuum; None: no slab."""
+    """The lattice vector out of the surface: the only one with a vacuum along it; None if it is no slab."""
     fractions = np.sort(atoms.cell.scaled_positions(atoms.positions) % 1, axis=0)
     gaps = np.diff(np.concatenate([fractions, fractions[:1] + 1]), axis=0).max(axis=0)
     heights = 1 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
@@ -123,7 +123,7 @@ def normal(atoms: Atoms) -> int | None:
 
 
 def energy_of_surface(slab: Atoms, energy: float, bulk: float) -> float:
-    """γ in eV/Å², the mean of both faces; energies of the slab in eV, of the bulk in eV per atom."""
+    """γ in eV/Å², the mean of both faces, from the slab's energy (eV) and the bulk's (eV per atom)."""
     a, b = np.delete(slab.cell.array, normal(slab), axis=0)
     return (energy - len(slab) * bulk) / (2 * float(np.linalg.norm(np.cross(a, b))))
 
@@ -131,7 +131,7 @@ def energy_of_surface(slab: Atoms, energy: float, bulk: float) -> float:
 def measure(
     study: Study, potential: Potential, settings: Settings, slabs: Mapping[str, tuple[Bulk, LabelledCrystal]]
 ) -> None:
-    """Keeps a row for each of the slabs, which are computed side by side: compilation takes longest."""
+    """Stores a row for each slab. Slabs are computed side by side, since compilation takes longest."""
     goal = {"fmax": settings.fmax, "steps": settings.steps}
     bulks = list({bulk: None for bulk, _ in slabs.values()})
     cubes = [bulk.cube for bulk in bulks]
@@ -160,7 +160,7 @@ def measure(
 
 
 def stretch(solid: Relaxation) -> float:
-    """The lattice constant of a cube after its relaxation over that before."""
+    """The ratio of a cube's lattice constant after relaxation to that before."""
     return (1 + solid.volume_change) ** (1 / 3)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as experiments need it: frames in memory, one device, a folder where a killed run goes on."""
+"""Fine-tuning for experiments: frames in memory, one device, and a folder in which a killed run goes on."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def tune(
     shape: batching.BatchShape | None = None,
     report: Callable[[Event], None] = lambda event: None,
 ) -> Potential:
-    """`potential` trained on `frames` for `epochs`; the best of its steps where there is a validation set.
+    """`potential` trained on `frames` for `epochs`, at its best step if there is a validation set.
 
-    `replay_batch` frames of `replay` join each batch. `shape` makes several runs share one program.
+    `replay_batch` frames of `replay` join each batch. With the same `shape`, runs share one program.
     """
     split, other, watched = (
         MemorySplit.from_crystals(part, potential.cutoffs) if part else None

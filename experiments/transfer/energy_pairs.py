@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from jaxmlip.data.labels import LabelledCrystal
 
 ELEMENTS, DIMERS = "matcalc_elemental_refs_PBE_r2SCAN", "matbench_diatomics"
-BOUND = 10.0  # eV/Å; dimers whose atoms repel each other more are no part of what models are fitted to
-# Curves of these jump by up to 30 eV from one electronic state to another, in one functional or the other.
+BOUND = 10.0  # eV/Å; models are not fitted to dimers with stronger repulsion
+# Their curves jump by up to 30 eV between electronic states, in one functional or the other.
 F_SHELL = (*range(57, 72), *range(89, 104))
-# In a teacher set: to fit the energy of an element that only one material has makes just that one agree.
+# In a teacher set: if only one material has an element, fitting its energy makes this material agree.
 FEWEST = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """Crystals that are compared, and those whose energies the references were fitted to."""
+    """The crystals to compare, and those to fit the reference energies to."""
 
     name: str
     of: np.ndarray  # which
     fit: np.ndarray
-    forces: bool = True  # whether to compare them: at rest in one functional they say nothing
-    fewest: int = 1  # materials with an element among those fitted, for its reference energy to be believed
+    forces: bool = True  # whether to compare forces: they say nothing for crystals at rest in one functional
+    fewest: int = 1  # fitted materials that an element must be in for its reference energy to count
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Pairs:
     functionals: tuple[str, str]
     species: list[np.ndarray]  # atomic numbers
     energies: np.ndarray  # (structures, 2), eV
-    groups: list[str]  # structures of one are drawn together by the bootstrap
+    groups: list[str]  # structures of one group are drawn together by the bootstrap
     parts: list[Part]
     forces: list[np.ndarray] | None = None  # (atoms, 3, 2), eV/Å
     # (structures, 2), eV: energies of the same atoms elsewhere in the same functional, NaN where unknown
@@ -59,7 +59,7 @@ class Pairs:
 
 
 def read_elements(folder: Path) -> Pairs:
-    """MatPES's crystals of the elements that are the same material in both functionals."""
+    """MatPES's crystals of the elements, if the material is the same in both functionals."""
     from ase.data import atomic_numbers
 
     entries = []
@@ -129,10 +129,10 @@ def read_dimers(folder: Path) -> Pairs:
 
 
 def read_pair(first: str, second: str, energy_key: str | None = None) -> Pairs:
-    """The materials of two files or data sets, each at the lowest of its energies in either.
+    """The materials of two files or data sets, each at its lowest energy in either.
 
-    Crystals are read one by one: files may be larger than memory. Materials without an energy, or of another
-    composition in the other file, are left out.
+    Crystals are read one by one, since files may be larger than memory. Materials are left out if they have
+    no energy, or another composition in the other file.
     """
     both = [_lowest(first, energy_key), _lowest(second)]
     same = [m for m in both[0] if m in both[1] and both[0][m][0] == both[1][m][0]]
@@ -149,7 +149,7 @@ def read_pair(first: str, second: str, energy_key: str | None = None) -> Pairs:
 
 
 def _lowest(path: str, energy_key: str | None = None) -> dict[str, tuple[tuple[int, ...], float]]:
-    """The atoms of one formula unit in order, and the lowest energy (eV/atom), by material."""
+    """The sorted atoms of one formula unit, and the lowest energy (eV/atom), by material."""
     from jaxmlip.data.dataset import Dataset, is_dataset
     from jaxmlip.data.readers import read_labelled
 
@@ -214,7 +214,7 @@ def read_set(folder: Path) -> list[Pairs]:
 
 
 def of_elements(crystals: Sequence[LabelledCrystal], energies: np.ndarray) -> np.ndarray:
-    """Energies (crystals, 2), eV, of the same atoms in their elements' ground states; NaN for elements."""
+    """Energies (crystals, 2) in eV of the same atoms in their elements' ground states; NaN for elements."""
     from ase.data import chemical_symbols
 
     at_rest = {c.name: e / len(c.atoms) for c, e in zip(crystals, energies, strict=True)}
@@ -241,7 +241,7 @@ def _check_some(items: Sequence, what: str) -> None:
 
 
 def _check_same(first: Sequence, second: Sequence, folder: Path) -> None:
-    """Raises StudyError unless both are the same crystals."""
+    """Raises StudyError unless both have the same crystals."""
     _check_some(first, f"crystal in {folder}")
     if len(first) != len(second):
         raise StudyError(

@@ -2,23 +2,23 @@
 
     python -m experiments.transfer.energy_references --data FOLDER [--set TEACHER_SET] --out FOLDER
 
-takes energies of the same structures in two functionals, and Pearson's ρ between both, per atom: as they are,
-and minus the reference energies that least squares give for each, E_elem = (AᵀA)⁻¹ Aᵀ E with the fractions of
-the elements in A (arXiv:2504.05565, eq. 2; `jaxmlip.training.references`). Published: 0.0917 and 0.9250, of
-relaxed crystals in GGA/GGA+U and r2SCAN.
+computes Pearson's ρ between the energies per atom of the same structures in two functionals: as they are, and
+minus the reference energies of each by least squares, E_elem = (AᵀA)⁻¹ Aᵀ E with the fractions of the
+elements in A (arXiv:2504.05565, eq. 2; `jaxmlip.training.references`). The published values are 0.0917 and
+0.9250, for relaxed crystals in GGA/GGA+U and r2SCAN.
 
-Real pairs are the elements of MatPES at rest (matcalc), and the curves of homonuclear dimers (Matbench
-Discovery) in PBE and r2SCAN; those of the paper are read by
+Pairs of DFT energies are the elements of MatPES at rest (matcalc) and the curves of homonuclear dimers
+(Matbench Discovery), in PBE and r2SCAN. The pairs of the paper are read by
 
     --pair MPtrj_2022.9_full.json MP-r2SCAN.json --energy-key corrected_total_energy
 
-Beside them stand labels of two public models that were fitted to either functional, as `teacher_set.make`
-makes them: these stand in for DFT and are not DFT. Their reference energies are fitted to the training split.
+Further pairs are labels of two public models, one fitted to each functional, as `teacher_set.make` writes
+them. They stand in for DFT, and are not DFT. Their reference energies are fitted to the training split.
 
-Where there is one crystal for each unknown, least squares leave no remainder, and ρ does not exist: for the
-elements at rest energies of isolated atoms are subtracted instead, which are DFT's own. For dimers, the fit
-is the mean energy of each curve, so that ρ is that within curves. Formation energies need no fit: in teacher
-sets, the energies of the elements' ground states are subtracted, each in its own functional.
+If there is one crystal for each unknown, least squares leave no remainder, and ρ does not exist. For the
+elements at rest DFT's energies of isolated atoms are subtracted instead. For dimers, the fit is the mean
+energy of each curve, and ρ is that within curves. Formation energies need no fit: in teacher sets, the
+energies of the elements' ground states are subtracted, each in its own functional.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PUBLISHED = ("arXiv:2504.05565, relaxed crystals", 0.0917, 0.9250)
-NUMBERS = 119  # reference energies are by atomic number
+NUMBERS = 119  # length of arrays by atomic number
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def main(settings: Settings) -> None:
 def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
     """All pairs that are there, and remarks on data that are missing.
 
-    Raises MissingDataError where there are neither data nor sets.
+    Raises MissingDataError if there are neither data nor sets.
     """
     readers = {ELEMENTS: read_elements, DIMERS: read_dimers}
     there, absent = where_there(settings.data, readers)
@@ -117,7 +117,7 @@ def remaining(pairs: Pairs, references: Sequence[References]) -> np.ndarray:
 
 
 def fitted_elements(pairs: Pairs, part: Part) -> set[int]:
-    """Atomic numbers of elements that enough of the fitted materials have for the fit to be trusted."""
+    """Atomic numbers of the elements that are in enough fitted materials for the fit to be trusted."""
     materials: dict[int, set[str]] = {}
     for k in np.flatnonzero(part.fit):
         for z in set(pairs.species[k].tolist()):
@@ -126,13 +126,13 @@ def fitted_elements(pairs: Pairs, part: Part) -> set[int]:
 
 
 def comparable(pairs: Pairs, part: Part) -> np.ndarray:
-    """The mask of the crystals of the part that consist of such elements alone."""
+    """The mask of the crystals of the part that have no other elements than these."""
     known = fitted_elements(pairs, part)
     return part.of & np.array([set(s.tolist()) <= known for s in pairs.species])
 
 
 def compare(pairs: Pairs, part: Part) -> dict[str, Any]:
-    """ρ before and after, with intervals by draws of whole groups; the references stay as they are fitted."""
+    """ρ before and after, with intervals by draws of whole groups; reference energies are not fitted anew."""
     references = fitted(pairs, part.fit)
     known = fitted_elements(pairs, part)
     of = comparable(pairs, part)
@@ -170,7 +170,7 @@ def compare(pairs: Pairs, part: Part) -> dict[str, Any]:
         F = [pairs.forces[k].reshape(-1, 2) for k in np.flatnonzero(of)]
         of_atoms = [g for g, f in zip(groups, F, strict=True) for _ in f]
         both = np.concatenate(F)
-        # Of dimers across x, and of atoms that symmetry holds, they are zero in both.
+        # Forces of dimers across x, and of atoms fixed by symmetry, are zero in both.
         pushed = (both != 0).any(axis=1)
         row["forces"] = correlation(both[pushed], [g for g, p in zip(of_atoms, pushed, strict=True) if p])
         row["force_difference"] = rms(both[pushed, 1] - both[pushed, 0]) if pushed.any() else None
@@ -184,7 +184,7 @@ def rms(x: np.ndarray) -> float:
 def correlation(xy: np.ndarray, groups: Sequence[str]) -> Estimate | None:
     """Pearson's ρ of the columns of `xy` (n, 2), with an interval by draws of groups of rows.
 
-    None where a column is constant.
+    None if a column is constant.
     """
     if not len(xy) or not np.ptp(xy, axis=0).all():
         return None
@@ -236,7 +236,7 @@ def correlation_table(by_key: ByKey, rows: Rows) -> Table:
 
 
 def shifts(by_key: ByKey, rows: Rows) -> dict[str, dict[int, float]]:
-    """E_ref of the second functional above the first's by element (eV), of each source's last part."""
+    """E_ref of the second functional minus that of the first (eV), by element, of each source's last part."""
     return {by_key[key][0].name: {int(z): e for z, e in row["shift"].items()} for key, row in rows.items()}
 
 
@@ -287,7 +287,7 @@ def figures(by_key: ByKey, rows: Rows) -> dict[str, tuple[str, Figure]]:
 
 
 def draw_pairs(by_key: ByKey, rows: Rows) -> Figure:
-    # One line of panels for each source: of its first part, of dimers the last.
+    # One row of panels for each source, with its first part, or for dimers the last.
     chosen: dict[str, str] = {}
     for key, (pairs, _) in by_key.items():
         if key in rows and (pairs.name not in chosen or pairs.name == "dimers"):

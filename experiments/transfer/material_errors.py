@@ -1,4 +1,4 @@
-"""Absolute errors of potentials, kept apart by material, so that one material cannot speak for all."""
+"""Absolute errors of potentials by material, so that one material cannot dominate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxmlip.units import GPA_PER_EV_PER_A3
 
 
 def predictions(potentials: Sequence[Potential], split: Any) -> list[dict[str, Any]]:
-    """Sums of what several potentials predict for each crystal; magnetic moments are the first one's."""
+    """The sum of the predictions of several potentials for each crystal; magnetic moments are the first's."""
     found: list[dict[str, Any]] = [{} for _ in range(len(split))]
     parts = batches.side_by_side(np.asarray(split.sizes), batches.MESSAGES)
     for batch, shape in track(parts, "energies and forces"):
@@ -57,7 +57,7 @@ def mean(sums: ArrayLike) -> float:
 
 
 def median(sums: ArrayLike) -> float:
-    """The median over materials of their mean errors, of `sums` (materials, 2), where there are numbers."""
+    """The median of the mean errors of materials, from `sums` (materials, 2); without numbers none counts."""
     sums = np.asarray(sums)
     known = sums[sums[:, 1] > 0]
     return float(np.median(known[:, 0] / known[:, 1])) if len(known) else math.nan

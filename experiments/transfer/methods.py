@@ -2,11 +2,11 @@
 
     python -m experiments.transfer.methods --set FOLDER --out FOLDER
 
-carries a potential, the source, over to the labels of a teacher set (`teacher_set.make`) of
-another functional. The source is a public potential, by default the very teacher whose labels of its own
-functional are in the set; with `--start None` it is a small one, which is first trained on these labels. Of
+carries a potential, the source, over to the labels of another functional in a teacher set
+(`teacher_set.make`). The source is a public potential, by default the teacher that made the set's labels in
+the first functional. With `--start None` it is a small network, which is first trained on those labels. Of
 the target fewer crystals are used, in the four ways of Huang et al., npj Comput. Mater. 11, 313 (2025), and
-three more:
+in three more:
 
     scratch     target references, fixed, and a random network
     trainable   the source with its reference energies, trained with the rest
@@ -17,19 +17,19 @@ three more:
                 of the target and as many others with the source's labels, in batches twice as large
     difference  a random network learns target labels minus the source's predictions; the sum is the model
 
-Refitted means that the source's reference energies move by the least-squares shift that brings its
-predictions closest to the target labels: eq. (3) of the paper, in which the source's predictions stand for
-its labels. The rest is the paper's protocol: Huber loss with δ = 0.1 of energy, forces, stress and magnetic
-moments weighted 3 : 1 : 0.1 : 1, Adam from 1e-3 to 1e-5 along a cosine, but batches of 16, since there are
-fewer crystals; of up to five validations the one with the smallest loss is taken.
+"Refitted" means that the source's reference energies move by the least-squares shift that brings its
+predictions closest to the target labels: eq. (3) of the paper, with the source's predictions in place of its
+labels. The rest is the paper's protocol: Huber loss with δ = 0.1 of energy, forces, stress and magnetic
+moments weighted 3 : 1 : 0.1 : 1, and Adam from 1e-3 to 1e-5 along a cosine. But batches have 16 crystals,
+since there are fewer crystals. Of up to five validations the one with the smallest loss is taken.
 
 Errors are mean absolute errors over the test crystals, whose materials no model was trained on: energies per
 crystal (meV/atom), components of forces (meV/Å) and of stresses (GPa), magnetic moments per atom (μB). The
 formation energy is the energy per atom of a material's undeformed crystal ("…/ideal" of the set) above the
-elements, each in the undeformed crystal where this model, or the teacher, has it lowest; the decomposition
-energy is that of PhaseDiagram.get_phase_separation_energy of pymatgen among all undeformed crystals of the
-set in its chemical system, in whichever split they are. Both are of the compounds among the test materials,
-at the geometry of the set: nothing is relaxed. Every label is a public model's, a stand-in for DFT.
+elements, each in the undeformed crystal with the lowest energy for this model, or for the teacher. The
+decomposition energy is pymatgen's PhaseDiagram.get_phase_separation_energy among all undeformed crystals of
+the set in its chemical system, from all splits. Both are computed for the compounds among the test materials,
+at the geometry of the set: nothing is relaxed. All labels are those of public models, which stand in for DFT.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from jaxmlip.training.records import METRICS, read_metrics
 from jaxmlip.training.run import RESULTS, run_training
 from jaxmlip.training.splits import read
 
-VALIDATIONS = 4  # of a run at most, besides the one before it
+VALIDATIONS = 4  # of a run at most, besides the one before its first step
 IDEAL = "/ideal"
 
 
@@ -106,7 +106,7 @@ def main(settings: Settings) -> None:
 
 
 def check_alike(settings: Settings, source: Dataset, target: Dataset) -> None:
-    """Raises DatasetError unless two teachers label the same crystals, and enough of them."""
+    """Raises DatasetError unless the two teachers label the same crystals, and enough of them."""
     if source.folder == target.folder:
         raise DatasetError(f"found {settings.target} as source and as target, needed two teachers.")
     for name in SPLITS:
@@ -142,7 +142,7 @@ def small_source(settings: Settings, folder: Path, source: Dataset) -> Potential
 def training(
     settings: Settings, model: ModelConfig, data: DataConfig, labels: Dataset, epochs: int
 ) -> TrainConfig:
-    """The paper's protocol; magnetic moments are learnt where there are labels of them."""
+    """The paper's protocol; magnetic moments are learnt if they have labels."""
     train = labels.splits["train"]
     known = train.counts["magmoms"] > 0
     steps = -(-(data.crystals or len(train)) // settings.batch_size)  # of an epoch
@@ -165,7 +165,7 @@ def examples(split: ShardSplit) -> Iterator[tuple[Example, Title]]:
 
 
 class Trial:
-    """The common data of the methods: the source, the splits, and the teacher's values for test materials."""
+    """The data that methods share: the source, the splits, and the teacher's values for test materials."""
 
     def __init__(self, settings: Settings, folder: Path, start: Potential, source: Dataset, target: Dataset):
         self.settings, self.folder, self.start, self.target = settings, folder, start, target
@@ -215,7 +215,7 @@ class Trial:
         return before - len(self.splits["test"])
 
     def of_source(self) -> dict[str, Any]:
-        """Errors of the source against the labels that it was made with, and against the target's."""
+        """Errors of the source against its own labels, and against the target's."""
         known = set(self.test.elements)
         own = [x for x, _ in examples(read(self.source_data)["test"])]
         own = MemorySplit([x for x in own if set(x.graph.species.tolist()) <= known], self.start.cutoffs)
@@ -240,7 +240,8 @@ class Trial:
         """One run, with its errors before and after."""
         folder = self.folder / "runs" / f"{method}-{seed}"
         result = run_training(self.config(method, seed), folder)
-        below = [self.start] if method == DIFFERENCE else []  # predictions that the network's are added to
+        # Predictions of these are added to the network's.
+        below = [self.start] if method == DIFFERENCE else []
         before, after = Potential.from_folder(folder / "start"), result.potential
         if method == FIDELITIES:
             before, after = (select(p, self.settings.target) for p in (before, after))
@@ -271,7 +272,7 @@ class Trial:
             model, data = replace(model, functionals=names), self.data_of_both(seed)
             config = replace(config, model=model, data=data, batch_size=2 * settings.batch_size)
         if method == DIFFERENCE:
-            config = replace(config, loss=replace(config.loss, magmoms=0.0))  # the source's stay
+            config = replace(config, loss=replace(config.loss, magmoms=0.0))  # they stay the source's
         train = {TRAINABLE: ("all", "references"), READOUT: ("readout",)}.get(method, ("all",))
         return replace(
             config,
@@ -281,7 +282,7 @@ class Trial:
         )
 
     def data_of_both(self, seed: int) -> DataConfig:
-        """The crystals of the target that other methods have with this seed, and as many of the source's."""
+        """The target's crystals that other methods have with this seed, and as many of the source's."""
         settings, folder = self.settings, self.folder / "data"
         source = read(self.source_data)["train"]
         order = np.random.default_rng(seed).permutation(len(source))  # as data.crystals draws
@@ -299,7 +300,7 @@ class Trial:
         return replace(data, train=tuple(path for part in parts for path in part.train))
 
     def difference_data(self) -> DataConfig:
-        """The target's labels minus what the source predicts; magnetic moments are left out."""
+        """The target's labels minus the source's predictions; magnetic moments are left out."""
         folder = self.folder / "data/difference"
         left = {name: split for name, split in self.splits.items() if not (folder / name).exists()}
         labels = {}
@@ -309,7 +310,7 @@ class Trial:
         return written(folder, left, self.start.cutoffs, labels)
 
     def compared(self, potentials: Sequence[Potential]) -> dict[str, list[list[float]]]:
-        """Sums of absolute errors and the count of numbers in each, for each test material, as `errors`."""
+        """Sums of absolute errors and counts of numbers for each test material, as in `errors`."""
         number = len(self.materials)
         found = errors(predictions(potentials, self.test), self.test, self.of_test, number)
         ours = self.stability_of([p["energy"] for p in predictions(potentials, self.ideal)])
@@ -322,10 +323,9 @@ class Trial:
         return found
 
     def stability_of(self, energies: Sequence[float]) -> dict[str, list[float]]:
-        """Formation and decomposition energies (eV/atom), where `energies` (eV) are of undeformed crystals.
+        """Formation and decomposition energies (eV/atom) from the energies (eV) of undeformed crystals.
 
-        NaN for elements, for crystals of other materials than those for testing, and where an element is not
-        in the set.
+        NaN for elements, for crystals that are not of test materials, and if an element is not in the set.
         """
         crystals = [x.graph.species for x in self.ideal.examples]
         asked = [material is not None for material in self.of_ideal]

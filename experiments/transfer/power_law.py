@@ -1,6 +1,6 @@
-"""Power laws of an error against data or computation: their fit, where two of them meet, and envelopes.
+"""Power laws of an error against data or computation: fits, crossings of two of them, and envelopes.
 
-y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, all points alike. From the points of Fig. 6 of
+y = a xᵇ is fitted by least squares of log₁₀ y on log₁₀ x, with equal weights. For the points of Fig. 6 of
 Huang et al., npj Comput. Mater. 11, 313 (2025), this reproduces the numbers printed there, see
 `scaling_figures`.
 """
@@ -16,16 +16,16 @@ from jaxtyping import Float
 
 from jaxmlip.system.tables import Estimate
 
-LEAST = 4  # points of a fit with an interval: with one residual degree of freedom it would not cover
-FLAT = 1e-3  # slopes that differ by less are the same
+LEAST = 4  # points for an interval: with one residual degree of freedom it would be too narrow
+FLAT = 1e-3  # slopes that differ by less count as equal
 
 
 @dataclass(frozen=True, eq=False)
 class PowerLaw:
-    """y = 10^(c₀ + c₁ log₁₀ x), and draws of its coefficients that show how sure they are."""
+    """y = 10^(c₀ + c₁ log₁₀ x), and draws of its coefficients, which show their uncertainty."""
 
     coefficients: Float[np.ndarray, "2"]  # log₁₀ a and the slope b
-    draws: Float[np.ndarray, "draws 2"]  # none where there are too few points
+    draws: Float[np.ndarray, "draws 2"]  # none if there are too few points
     r_squared: float  # of log₁₀ y
     points: int
 
@@ -41,10 +41,10 @@ class PowerLaw:
 def fit(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0) -> PowerLaw:
     """The power law through points, with draws by a bootstrap of residuals.
 
-    Each draw adds to the line residuals that are drawn from those of the fit, divided by √(1 - leverage), and
-    is fitted again; its deviation counts in units of its own residual standard deviation (bootstrap-t), so
-    that intervals cover with six points too. Raises ValueError for numbers that have no logarithm and where
-    all x are the same.
+    Each draw adds residuals to the line and is fitted again; residuals are drawn from those of the fit,
+    divided by √(1 - leverage). Deviations are scaled by each draw's own residual standard deviation
+    (bootstrap-t), so that intervals cover with six points, too. Raises ValueError for numbers without a
+    logarithm, and if all x are equal.
     """
     x, y = (np.asarray(each, float) for each in (x, y))
     if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
@@ -78,7 +78,7 @@ def fit(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0
 def misread(
     x: Sequence[float], y: Sequence[float], relative: float, draws: int = 2000, seed: int = 0
 ) -> PowerLaw:
-    """`fit`, but its draws show what an error of reading x and y off a figure does, and nothing else."""
+    """`fit`, but the draws show only the effect of errors in reading x and y off a figure."""
     x, y, rng = np.log10(x), np.log10(y), np.random.default_rng(seed)
     off = math.log10(1 + relative) * rng.normal(size=(draws, 2, len(x)))
     x_read, y_read = x + off[:, 0], y + off[:, 1]
@@ -89,25 +89,25 @@ def misread(
 
 
 def estimate(value: np.ndarray, draws: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """`of` coefficients (…, 2) with its 95 % interval; an end may be infinite. No interval without draws."""
+    """`of` of the coefficients (…, 2) with its 95 % interval, if there are draws; an end may be infinite."""
     if not len(draws):
         return Estimate(float(of(value)), math.nan, math.nan)
-    # Ends are draws and not interpolated between them: some draws may be infinite.
+    # Ends are draws, without interpolation between draws: some may be infinite.
     low, high = np.percentile(of(draws), (2.5, 97.5), method="nearest")
     return Estimate(float(of(value)), float(low), float(high))
 
 
 def crossing(steep: PowerLaw, flat: PowerLaw) -> Estimate:
-    """The x at which `steep`, which is the larger at first, comes down to `flat`.
+    """The x at which `steep`, which is larger at first, comes down to `flat`.
 
-    Infinite where it does not: the two are parallel, or `steep` is not the steeper one.
+    Infinite if it does not: the two are parallel, or `steep` is not the steeper one.
     """
     pairs = _together(steep, flat)
     return estimate(np.stack([steep.coefficients, flat.coefficients]), pairs, _meeting)
 
 
 def equivalent(of: PowerLaw, other: PowerLaw, x: float) -> Estimate:
-    """The x at which `other` is as small as `of` is at `x`. Infinite where `other` does not fall."""
+    """The x at which `other` is as small as `of` is at `x`. Infinite if `other` does not fall."""
 
     def reached(c: np.ndarray) -> np.ndarray:
         y = c[..., 0, :] @ (1.0, math.log10(x))
@@ -118,7 +118,7 @@ def equivalent(of: PowerLaw, other: PowerLaw, x: float) -> Estimate:
 
 
 def envelope(cost: Sequence[float], error: Sequence[float]) -> list[int]:
-    """The points that no other beats with the same cost or less, by rising cost."""
+    """The points that no point of the same or lower cost beats, by rising cost."""
     found: list[int] = []
     for k in np.lexsort((error, cost)).tolist():
         if not found or error[k] < error[found[-1]]:
@@ -127,9 +127,9 @@ def envelope(cost: Sequence[float], error: Sequence[float]) -> list[int]:
 
 
 def interpolated(x: Sequence[float], y: Sequence[float], level: float) -> float:
-    """The x at which points joined by straight lines, log y over log x, come down to `level` for good.
+    """The x from which straight lines between points, log y over log x, stay at or below `level`.
 
-    Infinite where they end above it, the first x where they begin below.
+    Infinite if they end above it; the first x if they are never above.
     """
     order = np.argsort(x)
     x, y = np.log10(np.asarray(x, float)[order]), np.log10(np.asarray(y, float)[order])
@@ -144,7 +144,7 @@ def interpolated(x: Sequence[float], y: Sequence[float], level: float) -> float:
 
 
 def _together(first: PowerLaw, second: PowerLaw) -> np.ndarray:
-    """Draws of the coefficients of both (draws, 2 laws, 2); those of different fits are independent."""
+    """Draws of the coefficients of both laws, (draws, 2 laws, 2); the laws are drawn independently."""
     if not (len(first.draws) and len(second.draws)):
         return np.empty((0, 2, 2))
     order = np.random.default_rng(1).permutation(len(second.draws))
@@ -158,5 +158,5 @@ def _meeting(c: np.ndarray) -> np.ndarray:
 
 
 def _power(exponent: np.ndarray) -> np.ndarray:
-    """10 to the exponent; beyond 10³⁰⁰ it is infinite."""
+    """10 to the exponent; infinite beyond 10³⁰⁰."""
     return np.where(exponent > 300, np.inf, 10 ** np.clip(exponent, -300, 300))

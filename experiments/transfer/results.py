@@ -17,7 +17,7 @@ from jaxmlip.system.tables import Estimate, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = {  # of the paper's Table 1, and what its numbers are multiplied by
+COLUMNS = {  # of the paper's Table 1, and factors for its units
     "energy": ("energy / meV/atom", 1e3),
     "forces": ("forces / meV/Å", 1e3),
     "stress": ("stress / GPa", 1.0),
@@ -37,9 +37,10 @@ SOURCE = "source"  # the key of its row
 def interval(
     one: Sequence[Any], other: Sequence[Any] | None = None, unit: float = 1.0, resamples: int = 2000
 ) -> Estimate:
-    """The error of `one`, less that of `other`, averaged over seeds: sums and counts (seeds, materials, 2).
+    """The mean over seeds of the error of `one` minus that of `other`, given as sums and counts (seeds,
+    materials, 2).
 
-    95 % by bootstrap over seeds and over materials, both drawn anew each time and alike for the two.
+    The 95 % interval is by bootstrap over seeds and materials, drawn anew each time, and alike for the two.
     """
     rng = np.random.default_rng(0)
     arrays = [unit * np.asarray(x, float) * (1, 1 / unit) for x in (one, other) if x is not None]
@@ -62,7 +63,7 @@ def interval(
 
 
 class Results:
-    """The rows of all methods and seeds; of `rows`, those that did not fail."""
+    """The rows, of all methods and seeds, that did not fail."""
 
     def __init__(self, settings: Settings, rows: Mapping[str, Any]):
         self.settings, self.source = settings, rows[SOURCE]
@@ -79,13 +80,13 @@ class Results:
         return interval(found, unit=self.columns[name][1]) if found else None
 
     def less(self, one: str, other: str, name: str) -> Estimate | None:
-        """The error of `other` minus that of `one`; None where no seed has both."""
+        """The error of `other` minus that of `one`; None if no seed has both."""
         shared = [seed for seed in self.rows[one] if seed in self.rows[other]]
         found = [[self.rows[m][seed]["errors"][name] for seed in shared] for m in (other, one)]
         return interval(*found, unit=self.columns[name][1]) if shared else None
 
     def of_median(self, method: str, name: str) -> Estimate | None:
-        """The error of the median test material, mean over seeds."""
+        """The error of the median test material, averaged over seeds."""
         found = [row["errors"][name] for row in self.rows[method].values() if name in row["errors"]]
         return bootstrap([self.columns[name][1] * median(sums) for sums in found]) if found else None
 
@@ -95,7 +96,7 @@ class Results:
         return self.columns[name][1] * float(np.mean(known)) if known else math.nan
 
     def lines(self, method: str, of: str) -> tuple[np.ndarray, np.ndarray]:
-        """The x of the points of a method's curves, and their heights (seeds, points)."""
+        """The x of the points of a method's curves, and their y (seeds, points)."""
         curves = [np.array(row[of], float) for row in self.rows[method].values()]
         return curves[0][:, 0], np.array([curve[:, 1] for curve in curves])
 
@@ -223,7 +224,7 @@ def figures(results: Results) -> dict[str, Any]:
 
 
 def curves(results: Results, of: str, x_label: str, y_label: str, unit: float) -> Figure:
-    """One line for each method on a logarithmic axis, with a band from the lowest to the highest seed."""
+    """Draws a line for each method on a logarithmic axis, with a band from the lowest to the highest seed."""
     figure, ((ax,),) = panels(each=(6.5, 4.6), spare=(0, 0))
     styles = dict(zip(METHODS, zip(("0.3", *COLOURS), "osd^vxP", strict=True), strict=False))
     for k, method in enumerate(results.rows):

@@ -23,19 +23,20 @@ from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Estimate, Table
 
 SCRATCH, TRANSFER = METHODS = ("scratch", "transfer")
-ERRORS = {"energy": "meV/atom", "forces": "meV/Å"}  # means over all test crystals
+ERRORS = {"energy": "meV/atom", "forces": "meV/Å"}  # MAE over all test crystals
 MEDIANS = {f"{name}, median": unit for name, unit in ERRORS.items()}  # of the test materials
 UNITS = ERRORS | MEDIANS
 FULL = 190_560  # crystals of MP-r2SCAN to train on
-# Not printed: those drawn at about 1000, 2000 and 4000, a tenth, a fifth and all of the data. Fits are said
-# to use "points > 1000"; with the one that is drawn there they give back the printed R², without it not.
+# Not printed, but drawn at about 1000, 2000 and 4000, a tenth, a fifth and all of the data. The paper says
+# that fits use "points > 1000". With the point at about 1000 they reproduce the printed R², without it they
+# do not.
 PUBLISHED_SIZES = (1000, 2000, 4000, FULL // 10, FULL // 5, FULL)
 STYLES = (("#D55E00", "s"), ("#0072B2", "o"))  # of METHODS
 READING = 0.03  # relative error of a number that is read off a logarithmic axis
 
 
 class Line(NamedTuple):
-    """A line of Fig. 6 of arXiv:2504.05565: points read off the figure, and the numbers printed beside it."""
+    """A line of Fig. 6 of arXiv:2504.05565: points read off the figure, and the numbers printed in it."""
 
     points: tuple[int, ...]  # in the units of ERRORS
     slope: float
@@ -57,7 +58,7 @@ PUBLISHED_CROSSINGS = {"energy": 719_996, "forces": 317_475}
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished run. Errors are MAE of the test set, by the names and in the units of UNITS."""
+    """A finished run. Errors are MAE of the test set, by the names of UNITS and in its units."""
 
     architecture: str
     network: str
@@ -67,14 +68,14 @@ class Measured:
     before: Mapping[str, float]  # training
     after: Mapping[str, float]
     parameters: int
-    best: float  # the step that was best on the validation set, as part of all
+    best: float  # the best step on the validation set, as a fraction of all steps
     flops: float  # of all steps
 
 
 def report(
     rows: Sequence[Measured], above: int, main: Sequence[str], left: Mapping[str, str]
 ) -> tuple[list[Table], dict[str, Any], list[str]]:
-    """Tables, figures and findings; `main`: the networks with all seeds, `left`: runs without result."""
+    """Tables, figures and findings. `main`: networks with all seeds; `left`: runs without result."""
     laws = dict(_laws(rows, above))
     names = list(dict.fromkeys(r.network for r in rows))
     main = [n for n in main if n in names]
@@ -109,7 +110,7 @@ def _of(rows: Sequence[Measured], network: str, method: str, size: int | None = 
 
 
 def _laws(rows: Sequence[Measured], above: int) -> Iterator[tuple[tuple[str, str, str], PowerLaw]]:
-    """Power laws by network, error and method, over all seeds, if two sizes or more are above the bound."""
+    """Power laws by network, error and method, over all seeds, if at least two sizes are above the bound."""
     for network in dict.fromkeys(r.network for r in rows):
         for error in UNITS:
             for method in METHODS:
@@ -198,7 +199,7 @@ def worth_table(
 def worth(
     rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], name: str, error: str, size: int
 ) -> tuple[str | None, str | None]:
-    """Crystals with which scratch reaches the error of transfer with `size`: measured, and by power laws."""
+    """The number of crystals that bring scratch to the error of transfer with `size`: measured, by laws."""
     sizes, scratch = means(rows, name, SCRATCH, error)
     reached = dict(zip(*means(rows, name, TRANSFER, error), strict=True)).get(size)
     measured = None
@@ -212,7 +213,7 @@ def worth(
 def sentence(
     rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], name: str, error: str
 ) -> str:
-    """A sentence on what transfer from about 1000 crystals is worth."""
+    """A sentence on the crystals that transfer from about 1000 crystals is worth."""
     transfer = dict(zip(*means(rows, name, TRANSFER, error), strict=True))
     scratch = dict(zip(*means(rows, name, SCRATCH, error), strict=True))
     if not transfer or not scratch:
@@ -227,7 +228,7 @@ def sentence(
 
 
 class Cost(NamedTuple):
-    """Runs of one network on one number of crystals, as means over seeds."""
+    """The runs of one network on one number of crystals, as means over seeds."""
 
     network: str
     size: int
@@ -248,7 +249,7 @@ def costs(rows: Sequence[Measured], architecture: str, method: str, error: str) 
 
 
 def best_costs(found: Sequence[Cost]) -> list[Cost]:
-    """The lower envelope: runs that nothing cheaper beats."""
+    """The lower envelope: runs that no cheaper run beats."""
     return [found[k] for k in envelope([c.flops for c in found], [c.error for c in found])]
 
 
@@ -296,7 +297,7 @@ def published_table() -> Table:
 
 
 def describe(x: Estimate) -> str:
-    """A number of crystals, with the interval where there is one."""
+    """A number of crystals, with its interval, if any."""
     if math.isinf(x.value):
         return "none" if math.isnan(x.low) or math.isinf(x.low) else f"none (from {_count(x.low)} on)"
     interval = "" if math.isnan(x.low) else f" ({_count(x.low)} to {_count(x.high)})"
@@ -304,7 +305,7 @@ def describe(x: Estimate) -> str:
 
 
 def _count(x: float) -> str:
-    """Three digits of a number of crystals."""
+    """A number of crystals with three digits."""
     if math.isinf(x):
         return "∞"
     return f"{x:.1e}" if x >= 1e9 else f"{float(f'{x:.3g}'):,.0f}"
@@ -313,7 +314,7 @@ def _count(x: float) -> str:
 def sizes_figure(
     rows: Sequence[Measured], laws: Mapping[tuple[str, str, str], PowerLaw], name: str, above: int
 ):
-    """Errors against the number of crystals, above; below, the paper's."""
+    """Draws errors against the number of crystals; below, those of the paper."""
     figure, (*own, theirs) = panels(3, 2, each=(3.6, 2.8), spare=(0, 0))
     sizes = sorted({r.size for r in rows if r.network == name})
     for ax, (error, unit) in zip(np.ravel(own), UNITS.items(), strict=True):
@@ -345,7 +346,7 @@ def _name(ax, title: str, error: str, unit: str) -> None:
 def _panel(
     ax, style: tuple[str, str], x: Sequence[float], y: Sequence[float], law: PowerLaw | None, label: str
 ):
-    """Points and the line through them, on logarithmic axes."""
+    """Draws points and the line through them, on logarithmic axes."""
     colour, marker = style
     if law is not None:
         label += f", slope {law.slope.value:.3f}"
@@ -376,7 +377,7 @@ def cost_figure(rows: Sequence[Measured], architecture: str):
 
 
 def _plain_numbers(axis) -> None:
-    """20, 50, 100 instead of powers of ten: errors span little more than one."""
+    """Ticks at 20, 50, 100 instead of powers of ten: errors span little more than one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -385,7 +386,7 @@ def _plain_numbers(axis) -> None:
 
 
 def _few_powers(axis) -> None:
-    """10¹¹, 2 · 10¹¹, 5 · 10¹¹: costs span little more than one power of ten, too."""
+    """Ticks at 10¹¹, 2 · 10¹¹, 5 · 10¹¹: costs span little more than one power of ten, too."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     def label(value: float, _: int) -> str:

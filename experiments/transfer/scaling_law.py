@@ -3,16 +3,17 @@
     python -m experiments.transfer.scaling_law --set FOLDER --out FOLDER
 
 trains networks on parts of a set that `teacher_set.make` wrote, from random parameters (scratch) and from a
-network of the same shape that was trained on the labels of another functional (transfer), and fits power laws
-to their errors: where do the two meet, how much data of scratch is one crystal of transfer worth, and what
-does an error cost in computation? As in Huang et al., npj Comput. Mater. 11, 313 (2025), reference energies
-of the elements are fitted to all training data of the target and fixed, smaller parts lie in larger ones, and
-fits use sizes above a bound. Unlike there, labels are a potential's, which stand in for DFT, and errors are
-those of the test set: the validation set chooses the best step of each run. Beside the mean over all test
-crystals, which one material far from all others can make, stands the error of the median material.
+network of the same shape that was trained on the labels of another functional (transfer). It fits power laws
+to their errors: where do the two meet, how many crystals of scratch is one crystal of transfer worth, and how
+much computation does an error cost? As in Huang et al., npj Comput. Mater. 11, 313 (2025), reference energies
+of the elements are fitted to all training data of the target and then fixed, smaller parts lie in larger
+ones, and fits use sizes above a bound. Unlike there, labels are those of a potential, which stands in for
+DFT, and errors are those of the test set: the validation set chooses the best step of each run. A single
+material far from all others can dominate the mean over test crystals, so the error of the median material is
+given, too.
 
-A run goes through its data `epochs` times and takes at least `least_steps` steps, so that those on few
-crystals end trained, too.
+A run goes through its data `epochs` times and takes at least `least_steps` steps, so that runs on few
+crystals are fully trained, too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from jaxmlip.zoo.load import load
 
 SOURCE = "source"
 MEV = 1e3
-CHOOSING = ("architectures", "width", "widths", "sizes", "seeds", "above", "processes")  # change no run
+CHOOSING = ("architectures", "width", "widths", "sizes", "seeds", "above", "processes")  # alter no run
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,17 @@ class Settings:
     """How do errors fall with the amount of data, from random parameters and from another functional?"""
 
     set: Path  # folder that experiments.transfer.teacher_set.make wrote
-    source: str = "m3gnet-matpes-pbe-2025.1"  # the teacher in it whose functional is learnt first
+    source: str = "m3gnet-matpes-pbe-2025.1"  # the teacher whose functional is learnt first
     target: str = "m3gnet-matpes-r2scan-2025.1"  # the teacher whose functional is wanted
-    start: str | None = None  # a potential that transfer begins with; scratch is then of its shape
+    start: str | None = None  # a potential to transfer from; scratch then has its shape
     architectures: tuple[str, ...] = ("m3gnet",)  # m3gnet, chgnet, mace
     width: int = 16  # features or channels of the network that is trained with every seed
-    widths: tuple[int, ...] = (8, 32)  # others, trained with one seed: for what computation buys
+    widths: tuple[int, ...] = (8, 32)  # other widths, with one seed, for errors against computation
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000, 15000)  # crystals to train on
-    above: int = 500  # crystals; fits use larger sizes alone
-    seeds: int = 3  # which draw the crystals, their order and random parameters
+    above: int = 500  # crystals; fits use larger sizes only
+    seeds: int = 3  # number of seeds for crystals, their order and random parameters
     epochs: int = 8
-    least_steps: int = 800  # of a run, however few its crystals
+    least_steps: int = 800  # of a run at least
     validations: int = 6  # of a run
     batch_size: int = 32
     learning_rate: float = 3e-3
@@ -70,14 +71,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A shape of network, with the seeds and the start of its training."""
+    """A shape of network, with the seeds and the initial potential of its training."""
 
     name: str
     architecture: str
     config: Any
     elements: tuple[int, ...]  # atomic numbers
     seeds: int
-    start: Potential | None = None  # that transfer begins with; default: one that learns the source first
+    start: Potential | None = None  # to transfer from; default: a potential that learns the source first
 
     @property
     def cutoffs(self) -> Cutoffs:
@@ -131,8 +132,8 @@ def main(settings: Settings) -> None:
                 continue
             points[point] = Run(point.name, configuration(settings, data, begin, point))
     found = finish(list(points.values()))
-    largest = {p.network: its for p, its in points.items()}  # whose batches are as full as any
-    begun: dict[str | None, dict[str, float]] = {}  # errors of the starts, which runs share
+    largest = {p.network: its for p, its in points.items()}  # its batches are the fullest
+    begun: dict[str | None, dict[str, float]] = {}  # errors of initial potentials, which runs share
     for point, its in points.items():
         key = f"FLOP of a step of {point.network}"
         if key not in study.rows:
@@ -151,7 +152,7 @@ def main(settings: Settings) -> None:
 
 
 def check_sizes(settings: Settings, target: Dataset) -> None:
-    """Raises StudyError where `settings` asks for what the data do not have."""
+    """Raises StudyError if `settings` ask for more than the data have."""
     there = len(target.splits["train"])
     if wrong := [n for n in settings.sizes if not 1 <= n <= there]:
         raise StudyError(
@@ -171,7 +172,7 @@ def elements_of(data: Dataset) -> tuple[int, ...]:
 
 
 def shapes(settings: Settings, start: Potential | None, elements: tuple[int, ...]) -> list[Network]:
-    """The networks to train: of the shape of `start`, or narrow ones of each architecture."""
+    """The networks to train: one with the shape of `start`, or narrow ones of each architecture."""
     if start is not None:
         return [
             Network(
@@ -188,7 +189,7 @@ def shapes(settings: Settings, start: Potential | None, elements: tuple[int, ...
 
 
 def points_of(settings: Settings, network: Network) -> list[Point]:
-    """The runs of one network, those on few crystals first."""
+    """The runs of one network, those on the fewest crystals first."""
     return [
         Point(network.architecture, network.name, method, size, seed)
         for size in sorted(set(settings.sizes))
@@ -204,7 +205,7 @@ def prepared(data: Dataset, cutoffs: Cutoffs, out: Path) -> DataConfig:
 
 
 def source_run(settings: Settings, network: Network, source: Dataset, out: Path) -> Run:
-    """The run on all labels of the source that transfer begins with."""
+    """The run on all labels of the source, from which transfer begins."""
     data = prepared(source, network.cutoffs, out)
     point = Point(network.architecture, network.name, SOURCE, len(source.splits["train"]), 0)
     begin = random_start(network, point.seed, data, out, of=SOURCE)
@@ -219,7 +220,7 @@ def configuration(settings: Settings, data: DataConfig, start: Path, point: Poin
     return TrainConfig(
         model=ModelConfig(start=str(start), name=point.name),
         data=replace(data, crystals=point.size, split_seed=point.seed),
-        # As in the paper, but for the rate, which is larger since networks are smaller.
+        # As in the paper, but with a larger learning rate, since networks are smaller.
         loss=LossConfig(energy=3.0, forces=1.0, stress=0.1, magmoms=float(magmoms)),
         optimizer=OptimizerConfig(
             learning_rate=settings.learning_rate,
@@ -263,14 +264,14 @@ def with_references(potential: Potential, data: DataConfig, random: bool) -> Pot
 
 
 def saved(folder: Path, made: Callable[[], Potential]) -> Path:
-    """`folder`, with the potential that `made` gives, or gave before."""
+    """`folder`, with the potential that `made` gives or gave earlier."""
     if not folder.exists():
         made().save(folder)
     return folder
 
 
 def row_of(record: Mapping[str, Any], config: TrainConfig, flops: float, test: ShardSplit) -> dict[str, Any]:
-    """The row of a run: errors of the test set in the units of ERRORS and MEDIANS, and their cost."""
+    """The row of a run: errors of the test set in the units of ERRORS and MEDIANS, and the cost."""
     trained = load(Path(record["folder"]) / MODEL)
     return {
         "after": held_out_errors(trained, test),

@@ -25,15 +25,15 @@ class Settings:
 
     set: Path  # folder that make_teacher_set wrote, with a dataset for each teacher
     source_functional: str = "m3gnet-matpes-pbe-2025.1"  # the teacher whose labels the source learns
-    target: str = "m3gnet-matpes-r2scan-2025.1"  # the teacher whose labels are to be met
+    target: str = "m3gnet-matpes-r2scan-2025.1"  # the teacher whose labels to reproduce
     start: str | None = "m3gnet-matpes-pbe-2025.1"  # the source; None: a small network that is trained here
     architecture: Literal["chgnet", "m3gnet", "mace"] = "m3gnet"  # of a small source
-    hyperparameters: tuple[str, ...] = ()  # of a small source, where they differ, such as features=16
+    hyperparameters: tuple[str, ...] = ()  # of a small source, to change defaults: features=16
     source_epochs: int = 10
     methods: tuple[str, ...] = tuple(METHODS)
     crystals: int | None = 1000  # of the target's training data, drawn anew with each seed; None: all
     epochs: int = 8
-    seeds: int = 3  # of random parameters, the order of the data, and the crystals
+    seeds: int = 3  # number of seeds for random parameters, the order of the data, and the crystals
     batch_size: int = 16  # the paper's is 64, of 190 times as many crystals
     learning_rate: float = 1e-3
     out: Path = Path("transfer")

@@ -12,9 +12,9 @@ import numpy as np
 def formation_energies(
     crystals: Sequence[np.ndarray], energies: Sequence[float], asked: Sequence[bool]
 ) -> list[float]:
-    """Energies per atom (eV) above the elements, each at its lowest crystal; NaN where that is not known.
+    """Energies per atom (eV) above the lowest crystals of the elements; NaN if one is missing.
 
-    `crystals` are atomic numbers.
+    `crystals` are the atomic numbers of each.
     """
     lowest: dict[int, float] = {}
     for species, e in zip(crystals, energies, strict=True):
@@ -34,8 +34,8 @@ def decomposition_energies(
 ) -> list[float]:
     """Energies per atom (eV), by pymatgen's phase diagram of all crystals in the chemical system of each.
 
-    Negative for a stable compound, by the cost of its decomposition. NaN where an element of the system is
-    not among the crystals, and for elements.
+    For a stable compound it is negative, by the cost of its decomposition. NaN for elements, and if an
+    element of the system is not among the crystals.
     """
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from pymatgen.core import Composition, Element

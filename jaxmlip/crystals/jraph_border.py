@@ -97,7 +97,7 @@ def _places(graph: Any, elements: Sequence[int] | None, xp=np) -> Array:
         return xp.asarray(graph.species)
     if xp is np and (unknown := np.setdiff1d(graph.numbers[graph.is_atom], elements)).size:
         raise ValueError(f"found the atomic numbers {unknown.tolist()}, needed some of {list(elements)}.")
-    # The first, 0, where none is the same: for padding.
+    # 0, the first, if none is the same: for padding.
     same = xp.asarray(graph.numbers)[:, None] == np.asarray(elements)
     return xp.argmax(same, axis=1).astype(np.int32)
 

@@ -70,7 +70,7 @@ def _read_by_either(path: Path, limit: int | None, skip_bad: bool, found: list[A
             raise ValueError(f"{reason}. --skip-bad takes these, --limit {len(found)} too.") from None
         from pymatgen.core import Structure
 
-        from jaxmlip.crystals.graph import as_atoms
+        from jaxmlip.crystals.atoms import as_atoms
 
         try:
             structure = Structure.from_file(path)
@@ -177,7 +177,7 @@ def free_coordinates(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
     """Cartesian coordinates that the constraints of `atoms` leave free, bool (N, 3), and other constraints.
 
     Constraints that hold coordinates are FixAtoms and FixCartesian, and FixScaled, FixedLine and FixedPlane
-    where they amount to the same, as in a rectangular cell. The others are returned as their class names.
+    if they amount to the same, as in a rectangular cell. The others are returned as their class names.
     """
     from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 

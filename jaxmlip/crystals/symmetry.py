@@ -14,7 +14,8 @@ import spglib
 from ase import Atoms
 from scipy.spatial import cKDTree
 
-from jaxmlip.crystals.graph import as_atoms, boxed, directions, reach
+from jaxmlip.crystals.atoms import as_atoms, boxed, reach
+from jaxmlip.crystals.graph import directions
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

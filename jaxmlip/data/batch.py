@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
     @property
     def stress(self) -> np.ndarray | None:
-        """The label (3, 3), eV/Å³, along the directions that repeat; None where it has none."""
+        """The label (3, 3), eV/Å³, along the directions that repeat; None if there is none."""
         if self.labels.stress is None or not has_stress(self.graph):
             return None
         along = directions(self.graph.cell[0], self.graph.periodic[0])
@@ -70,13 +70,13 @@ def collate(
     dtype=np.float32,
     mixed: bool = False,
 ) -> Batch:
-    """`examples` as one batch of `shape`.
+    """One batch of `shape` with all `examples`.
 
     `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that the
     remainder fits float32. For each crystal with a Hessian, `rngs` (one for all, or one for each) picks one
     of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe).
 
-    Raises ValueError if they do not fit.
+    Raises ValueError if the examples do not fit into `shape`.
     """
     graph = batching.pack([e.graph for e in examples], shape, dtype)
     reference_energies = np.asarray(reference_energies, np.float64)

@@ -31,7 +31,7 @@ from jaxmlip.system.progress import track
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
-FORMAT = 1  # of the folder; another number is another layout
+FORMAT = 1  # version of the folder's layout
 MANIFEST = "dataset.json"
 COINCIDE = 0.05  # Å; atoms closer than this are the same atom twice
 
@@ -50,9 +50,9 @@ class Split(Protocol):
 
     sizes: Int[np.ndarray, "n 4"]  # atoms, short bonds, long bonds, angles of each crystal
     cutoffs: Cutoffs
-    counts: dict[str, int]  # how many crystals have each of PROPERTIES
-    elements: tuple[int, ...]  # species that occur: atomic numbers, unless it is for a joined potential
-    functionals: dict[str, int]  # how many crystals are of each; "": not stated
+    counts: dict[str, int]  # number of crystals with a label of each of PROPERTIES
+    elements: tuple[int, ...]  # species that occur: atomic numbers, but for several functionals
+    functionals: dict[str, int]  # number of crystals of each; "": not stated
 
     @property
     def digest(self) -> str:
@@ -81,8 +81,8 @@ class MemorySplit:
     ) -> MemorySplit:
         """The graphs of `crystals` with their labels.
 
-        Raises LabelError if a label or a crystal cannot be used, naming it. With `skip_bad` such crystals
-        are left out with a warning; DatasetError if none is left.
+        Raises LabelError, naming the crystal, if it or one of its labels cannot be used. With `skip_bad` such
+        crystals are left out with a warning; raises DatasetError if none is left.
         """
         found, bad = [], []
         for crystal in track(crystals, "neighbours"):
@@ -189,7 +189,7 @@ class Concatenated:
 class ByFunctional:
     """A split for a potential of the functionals `names`: species encode the functional of a crystal.
 
-    Raises DatasetError if a crystal is of none of them.
+    Raises DatasetError if a crystal is of another functional.
     """
 
     def __init__(self, split: Split, names: Sequence[str]):
@@ -200,7 +200,7 @@ class ByFunctional:
             )
         self.cutoffs, self.sizes, self.counts = split.cutoffs, split.sizes, split.counts
         self.functionals = split.functionals
-        # An upper bound: not every functional need have every element.
+        # An upper bound: a functional may lack some of these elements.
         shifts = [ELEMENTS * k for k, name in enumerate(names) if split.functionals.get(name)]
         self.elements = tuple(z + shift for shift in shifts for z in split.elements)
 
@@ -220,13 +220,13 @@ class ByFunctional:
 def example(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
     """The graph of a crystal with its labels.
 
-    Raises LabelError, naming the crystal, where `checked` does and where two atoms coincide.
+    Raises LabelError, naming the crystal, as `LabelledCrystal.checked` does, and if two atoms coincide.
     """
     return with_graph(crystal.checked(), cutoffs)
 
 
 def with_graph(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
-    """`example` for a crystal that has been checked."""
+    """The graph of a crystal that has been checked, with its labels; see `example`."""
     graph = from_atoms(crystal.atoms, cutoffs)
     length = lengths(graph)
     if len(length) and length.min() < COINCIDE:
@@ -281,7 +281,7 @@ class ShardSplit:
         self.folder, self.cutoffs = folder, cutoffs
         self.counts = {p: int(described["counts"][p]) for p in PROPERTIES}
         self.elements = tuple(int(z) for z in described["elements"])
-        # Data sets that were written before crystals had functionals do not state any.
+        # Older data sets do not have this entry.
         stated = described.get("functionals", {"": described["crystals"]})
         self.functionals = {str(name): int(count) for name, count in stated.items()}
         self.shards = described["shards"]
@@ -317,7 +317,7 @@ class ShardSplit:
         return int(self._ends[-1])
 
     def __getitem__(self, k: int) -> Example:
-        """Crystal k. Raises CorruptRecordError, naming shard and record, where it is damaged."""
+        """Crystal k. Raises CorruptRecordError, naming shard and record, if it is damaged."""
         where, record = self._record(k)
         try:
             found = decode(record, self.cutoffs)
@@ -336,7 +336,7 @@ class ShardSplit:
             raise _corrupt(where, f"has no name ({error})") from None
 
     def crystal(self, k: int) -> LabelledCrystal:
-        """Crystal k as it was before it was converted; forces, moments and Hessians rounded to float32."""
+        """Crystal k as a reader gave it, but with forces, moments and Hessians rounded to float32."""
         graph, labels, functional = self[k]
         name, material, _ = self.title(k)
         atoms = Atoms(graph.species, graph.positions, cell=graph.cell[0], pbc=graph.periodic[0])
@@ -375,7 +375,7 @@ def _corrupt(where: tuple[Path, int], what: str) -> CorruptRecordError:
 
 
 class Dataset:
-    """A folder that `write_dataset` made: `manifest` says what is in it, `splits` are its parts by name.
+    """A folder that `write_dataset` made: `manifest` describes it, `splits` has its parts by name.
 
     Raises DatasetError if a file is missing, cut short or of another layout.
     """
@@ -423,7 +423,7 @@ class Dataset:
             yield from map(split.crystal, range(0, len(split), every))
 
     def isolated_atoms(self) -> list[LabelledCrystal]:
-        """The isolated atoms that were among the crystals, with their energies, which are reference energies.
+        """The isolated atoms among the crystals, with their energies, which serve as reference energies.
 
         Raises DatasetError if the manifest does not describe them.
         """
@@ -453,7 +453,7 @@ class Dataset:
 def is_dataset(paths: Sequence[str]) -> bool:
     """True if these are folders that `write_dataset` made.
 
-    Raises DatasetError for such a folder among other things.
+    Raises DatasetError for a mixture of such folders and files.
     """
     those = [path for path in paths if (Path(path) / MANIFEST).is_file()]
     if those and len(paths) > len(those):

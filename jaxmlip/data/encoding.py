@@ -1,6 +1,6 @@
-"""A crystal with its graph and labels as bytes, in the safetensors format: nothing that could be executed.
+"""A crystal with its graph and labels as bytes, in the safetensors format, which cannot hold code.
 
-Angles are not stored: they follow from the bonds, and would take about as much space as everything else.
+Angles are not stored: they follow from the bonds, and would nearly double the size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
     """One crystal as bytes; whole numbers take the smallest type that holds them.
 
     Positions, cell, energy and stress stay in float64; forces, magnetic moments and Hessians become float32,
-    whose rounding is far below the noise of DFT.
+    whose rounding error is far below the noise of DFT.
     """
     g, labels, functional = example
     tensors = {
@@ -49,7 +49,7 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
 
 
 def decode(record: bytes, cutoffs: Cutoffs) -> Example:
-    """The crystal that `encode` was given. Raises ValueError if the bytes are no crystal."""
+    """The crystal that `encode` was given. Raises ValueError if the bytes do not describe one."""
     try:
         t = safetensors.numpy.load(record)
         atoms = len(t["species"])

@@ -18,15 +18,15 @@ from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.system.files import check_file
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
-ROBUST_SIGMA = 6.0  # of energies per atom about the fit by composition
+ROBUST_SIGMA = 6.0  # of the energies per atom about a fit by composition
 STRONG_FORCE = 25.0  # eV/Å
 NET_FORCE = 1e-2  # eV/Å per atom; zero if translations leave the energy unchanged
 STRONG_STRESS = 500.0  # GPa, of the largest component; the centre of the Earth has 360
 CLOSE = 0.5  # of the sum of two covalent radii
 CONFLICT = 1e-3  # eV/atom between two calculations of one crystal
-PER_ATOM = 0.2  # of the scatter about the composition: what remains where energies are read as per atom
+PER_ATOM = 0.2  # largest ratio of scatters for which energies count as energies per atom
 SAME, NEAR = 1e-6, 1e-2  # Å
-REACH = 4.0  # Å; distances beyond are not looked at
+REACH = 4.0  # Å; larger distances are ignored
 QUANTITIES = {
     "atoms": "",
     "energy per atom": "eV",
@@ -73,18 +73,18 @@ class Inspection:
 
     crystals: int = 0
     materials: int = 0
-    elements: dict[str, int] = field(default_factory=dict)  # in how many crystals
-    properties: dict[str, int] = field(default_factory=dict)  # of how many crystals they are known
-    functionals: dict[str, int] = field(default_factory=dict)  # of how many crystals; "": not stated
+    elements: dict[str, int] = field(default_factory=dict)  # number of crystals with each
+    properties: dict[str, int] = field(default_factory=dict)  # number of crystals with a label of each
+    functionals: dict[str, int] = field(default_factory=dict)  # number of crystals; "": not stated
     spreads: dict[str, Spread] = field(default_factory=dict)
     outliers: list[Outlier] = field(default_factory=list)  # the worst of each kind first
     exact_duplicates: list[tuple[str, int]] = field(default_factory=list)  # name, number of the earlier one
     near_duplicates: list[tuple[str, int]] = field(default_factory=list)
-    units: list[str] = field(default_factory=list)  # which labels look as if they were in another unit
+    units: list[str] = field(default_factory=list)  # labels that look as if they were in another unit
     values: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # NaN: not known
 
     def as_dict(self) -> dict:
-        """Everything but the values themselves, for JSON."""
+        """All entries but `values`, for JSON."""
         found = asdict(self) | {"spreads": {k: s._asdict() for k, s in self.spreads.items()}}
         found["outliers"] = [outlier._asdict() for outlier in self.outliers]
         del found["values"]
@@ -92,14 +92,15 @@ class Inspection:
 
 
 def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
-    """Statistics of a stream of crystals; about 200 bytes per crystal are kept, and no crystal.
+    """Statistics of a stream of crystals. Crystals are not kept: about 200 bytes of each are.
 
-    Outliers are energies per atom beyond 6 robust standard deviations (1.4826 of the median absolute
-    deviation) of a least-squares fit by composition, forces beyond 25 eV/Å, atoms closer than half the sum of
-    their covalent radii, net forces beyond 0.01 eV/Å per atom, stresses with a component beyond 500 GPa, and
-    equal crystals of different energy. Where stresses look like kbar, or energies like energies per atom,
-    `units` says so. Duplicates have the same atoms, in any order, in the same cell to 1e-6 Å, or to about
-    0.01 Å for near ones; shifted copies, and near ones that round to different numbers, are not found.
+    Outliers are: energies per atom more than 6 robust standard deviations (1.4826 times the median absolute
+    deviation) from a least-squares fit by composition; forces beyond 25 eV/Å; atoms closer than half the sum
+    of their covalent radii; net forces beyond 0.01 eV/Å per atom; stresses with a component beyond 500 GPa;
+    and equal crystals of different energy. If stresses look like kbar, or energies like energies per atom,
+    `units` says so. Exact duplicates have the same atoms, in any order, in the same cell to 1e-6 Å; near
+    duplicates agree to about 0.01 Å. Shifted copies are not found, nor near duplicates that round to
+    different numbers.
     """
     found, values = Inspection(), {name: array("d") for name in QUANTITIES}
     materials, elements, properties, functionals = set(), Counter(), Counter(), Counter()
@@ -154,9 +155,9 @@ def inspect(crystals: Iterable[LabelledCrystal]) -> Inspection:
 
 
 def fingerprint(atoms: Atoms, resolution: float) -> int:
-    """A hash that two crystals share where cell, positions and elements agree to `resolution` (Å).
+    """A hash that two crystals share if cell, positions and elements agree to `resolution` (Å).
 
-    Positions are equal where they differ by lattice vectors along which the crystal repeats.
+    Positions that differ by lattice vectors along which the crystal repeats are equal.
     """
     cell = np.round(atoms.cell.array / resolution).astype(np.int64)
     whole = atoms.cell.complete()
@@ -223,7 +224,7 @@ def _quantities(crystal: LabelledCrystal) -> dict[str, float]:
 
 
 def _closest(atoms: Atoms) -> tuple[float, float]:
-    """The shortest distance (Å), and the least of d / sum of covalent radii; NaN where none is in REACH."""
+    """The shortest distance d (Å) and the least d / (sum of covalent radii); NaN if none is below REACH."""
     from vesin import NeighborList
 
     i, j, d = NeighborList(cutoff=REACH, full_list=False).compute(
@@ -243,7 +244,7 @@ def _spread(values: np.ndarray) -> Spread | None:
 
 
 def _energy_outliers(names: list[str], energies: np.ndarray, fractions) -> list[Outlier]:
-    """Residuals of the fit by composition that lie far beyond the others."""
+    """Crystals whose residual in the fit by composition lies far beyond the others."""
     known = np.flatnonzero(np.isfinite(energies))
     if len(known) < 10:  # too few to tell an outlier
         return []
@@ -255,7 +256,7 @@ def _energy_outliers(names: list[str], energies: np.ndarray, fractions) -> list[
 
 
 def _residuals(energies: np.ndarray, fractions) -> np.ndarray:
-    """`energies` less their least-squares fit by the fractions of elements."""
+    """Residuals of a least-squares fit of `energies` by the fractions of elements."""
     gram, right = np.zeros((119, 119)), np.zeros(119)
     for energy, (species, parts) in zip(energies, fractions, strict=True):
         gram[np.ix_(species, species)] += np.outer(parts, parts)

@@ -1,4 +1,4 @@
-"""DFT labels of a crystal: the one type that readers make and everything else takes."""
+"""DFT labels of a crystal: the type that all readers return."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian")
 FUNCTIONALS = ("LDA", "PBE", "PBEsol", "PBE+U", "SCAN", "r2SCAN", "r2SCAN+U", "HSE06", "PBE0")
-NOT_STATED = "not stated"  # how an empty name is printed
+NOT_STATED = "not stated"  # printed for an empty name
 LONGEST = 60  # characters of a functional's name
 
 
@@ -20,7 +20,7 @@ class LabelError(ValueError):
 
 
 def functional_name(text: str) -> str:
-    """One spelling for each of FUNCTIONALS: "r2SCAN" for "R2SCAN"; other names as they are."""
+    """The spelling in FUNCTIONALS, such as "r2SCAN" for "R2SCAN"; other names unchanged."""
     known = {name.casefold(): name for name in FUNCTIONALS}
     return known.get(text.strip().casefold(), text.strip())
 
@@ -37,7 +37,7 @@ class Labels:
     """The labels of one crystal of N atoms, in NumPy and float64; None: not known.
 
     `hessian[k]` is the column of the Hessian that belongs to the displacement of atom `columns[k] // 3` along
-    axis `columns[k] % 3`: the force constants ∂²E/∂r∂r of that row with all atoms of this cell.
+    axis `columns[k] % 3`: the force constants ∂²E/∂r∂r between that coordinate and all atoms of this cell.
     """
 
     energy: float | None = None  # eV, of the whole crystal
@@ -55,11 +55,11 @@ class Labels:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Those of PROPERTIES that have a label."""
+        """The PROPERTIES that have a label."""
         return tuple(p for p in PROPERTIES if getattr(self, p) is not None)
 
     def check(self, atoms: int, of: str) -> Labels:
-        """These labels, as float64. Raises LabelError if one is not finite or not of its shape."""
+        """These labels in float64. Raises LabelError if one is not finite or has a wrong shape."""
         shapes = {
             "energy": (),
             "forces": (atoms, 3),
@@ -100,7 +100,7 @@ class Labels:
         return replace(self, **found)
 
     def only(self, properties) -> Labels:
-        """These labels without those that are not among `properties`."""
+        """These labels, but only those of `properties`."""
         gone = {p: None for p in PROPERTIES if p not in properties}
         return replace(self, **gone, **({"columns": None} if "hessian" in gone else {}))
 
@@ -112,13 +112,13 @@ class LabelledCrystal:
     atoms: Atoms  # periodic, without calculator
     labels: Labels
     material: str = ""  # crystals of one material stay on one side of a split; default: the formula
-    name: str = ""  # where it comes from, for messages: a file and a number, or an identifier
+    name: str = ""  # its origin, for messages: a file and a number, or an identifier
     functional: str = ""  # that the labels were computed with, such as "r2SCAN"; default: not stated
     isolated: bool = False  # one atom alone, whose energy is a reference energy
 
     def checked(self) -> LabelledCrystal:
         """This crystal with labels in float64. Raises LabelError, or ValueError as `from_atoms` does."""
-        from jaxmlip.crystals.graph import check_crystal
+        from jaxmlip.crystals.atoms import check_crystal
 
         of = self.name or self.atoms.get_chemical_formula()
         try:

@@ -18,25 +18,25 @@ from jaxmlip.data.batch import Batch, Example, collate, stack
 from jaxmlip.data.dataset import CorruptRecordError, Split
 from jaxmlip.system.progress import track
 
-WINDOW = 64  # batches whose crystals are dealt out together; more gain little and mix less
+WINDOW = 64  # batches whose crystals are distributed together; more save little padding and mix less
 FULL = 1 << 60  # heavier than any batch
 KINDS = ("atoms", "short bonds", "long bonds", "angles")
 
 
 @dataclass(eq=False)
 class Plan:
-    """The crystals of each batch of a run, a function of the sizes, batch size and seed.
+    """The crystals of each batch of a run. They follow from the sizes, the batch size and the seed.
 
     An epoch is a random permutation of all crystals, cut into windows of about 64 batches. The crystals of a
     window are dealt to its batches, and those of a batch to the shards (devices), such that all have nearly
-    the same total size: one shape fits all with little padding. Every crystal occurs once per epoch, and what
-    is in a batch does not depend on the number of shards. Where batch_size does not divide the number of
+    the same total size: one shape fits all with little padding. Every crystal occurs once per epoch. The
+    crystals of a batch do not depend on the number of shards. If batch_size does not divide the number of
     crystals, some batches have fewer.
 
     With `replay_sizes` each batch has `replay_batch` more crystals from a second set, in permutations of its
     own; its crystal k is numbered len(sizes) + k.
 
-    Raises ValueError where a given `shape` is too small, naming the crystal.
+    Raises ValueError, naming the crystal, if a given `shape` is too small.
     """
 
     sizes: Int[np.ndarray, "n 4"]  # atoms, short bonds, long bonds, angles of each crystal
@@ -46,7 +46,7 @@ class Plan:
     epochs: int = 1
     replay_sizes: Int[np.ndarray, "m 4"] | None = None
     replay_batch: int = 0
-    shape: BatchShape | None = None  # of each shard; default: what the fullest shard of the run needs
+    shape: BatchShape | None = None  # of each shard; default: the smallest that fits all shards of the run
     waste: dict[str, float] = field(init=False)  # the fraction of `shape` that is padding, by KINDS
 
     def __post_init__(self):
@@ -86,7 +86,7 @@ class Plan:
         return [numbers[k][here & (shard[k] == s)] for s in range(self.shards)]
 
     def _epoch(self, epoch: int) -> tuple[Int[np.ndarray, "steps k"], Int[np.ndarray, "steps k"]]:
-        """The crystals of all batches of an epoch, -1 where a place stays empty, and the shard of each."""
+        """The crystals of all batches of an epoch (-1 for an empty place), and the shard of each."""
         numbers = _batches(self._cost[: len(self.sizes)], self.steps_per_epoch, self.seed, 0, epoch)
         if len(self._sizes) > len(self.sizes) + 1:
             per_pass = len(self.replay_sizes) // self.replay_batch
@@ -103,7 +103,7 @@ class Plan:
         n = len(self.sizes)
         cost = self._cost[n:-1]
         batches = len(cost) // self.replay_batch
-        # Those that fill no batch are left out of this pass; another permutation leaves out others.
+        # The remainder that fills no batch is left out of this pass; the next permutation leaves out others.
         return n + _batches(cost, batches, self.seed, 1, number, keep=batches * self.replay_batch)
 
     def _measure(self) -> None:
@@ -157,7 +157,7 @@ def _checked(sizes: np.ndarray, name: str) -> np.ndarray:
 
 
 def cost(sizes: np.ndarray) -> np.ndarray:
-    """The work that a crystal takes: directed bonds and angles; atoms decide where there are none."""
+    """The work that a crystal takes: its directed bonds, angles and atoms."""
     return 2 * (sizes[:, 1] + sizes[:, 2]) + sizes[:, 3] + sizes[:, 0]
 
 
@@ -165,13 +165,13 @@ def _batches(
     cost: np.ndarray, batches: int, seed: int, stream: int, epoch: int, keep: int | None = None
 ) -> Int[np.ndarray, "batches k"]:
     """The first `keep` crystals of a permutation, in `batches` parts of nearly the same number and total
-    cost; -1 where a part has one less."""
+    cost; -1 fills a part that has one less."""
     rng = np.random.default_rng([seed, stream, epoch])
     order = rng.permutation(len(cost))[:keep]
     places = -(-len(order) // batches)
     windows = max(1, batches // WINDOW)
-    edges = np.arange(windows + 1) * batches // windows  # of the windows, in batches
-    ends = edges * len(order) // batches  # and in crystals
+    edges = np.arange(windows + 1) * batches // windows  # where windows begin, in batches
+    ends = edges * len(order) // batches  # the same in crystals
     found = np.full((batches, places), -1)
     widths = np.diff(edges)
     for width in np.unique(widths):  # two at most
@@ -190,7 +190,7 @@ def _deal(
 ) -> tuple[Int[np.ndarray, "rows k"], Int[np.ndarray, "rows k"]]:
     """The crystals of each row (-1: none), the largest first, and the hand that each is dealt to.
 
-    Each goes to the lightest hand so far that has one of its `places` free.
+    Each goes to the lightest hand that still has one of its `places` free.
     """
     weight = np.where(numbers >= 0, cost[numbers], -1)
     by_size = np.argsort(-weight, axis=1, kind="stable")
@@ -213,9 +213,9 @@ def _deal(
 class Loader:
     """The batches of a plan. `at(step)` depends on the plan and the step alone, so a run resumes exactly.
 
-    `reference_energies` (eV, by atomic number) are subtracted as `collate` does; `shards` are those that this
-    host feeds (default: all); `mixed` as in `collate`. `skip_corrupt` leaves out the crystals of damaged
-    records, with a warning for each; `skipped` names them.
+    `reference_energies` (eV, by atomic number) and `mixed` go to `collate`. `shards` are those that this host
+    feeds (default: all). `skip_corrupt` leaves out the crystals of damaged records, with a warning for each;
+    `skipped` has their numbers and the reasons.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Labelled crystals written with their graphs as a data set: `write_dataset`."""
+"""Writing of labelled crystals and their graphs as a data set: `write_dataset`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SPLITS = ("train", "validation", "test")
 WRITER = "group_size:1,zstd:3"
 SHARD_BYTES = 256 << 20  # of records before compression
 CHUNK = 32  # crystals sent to a process at once
-FEW = 4096  # crystals whose graphs take no longer than the start of processes does
-REASONS = 100  # how many of the crystals that were left out the manifest names
+FEW = 4096  # crystals; starting processes takes longer than making so many graphs
+REASONS = 100  # crystals left out that the manifest names, at most
 
 
 class _Made(NamedTuple):
@@ -66,7 +66,7 @@ class _Bad(NamedTuple):
 
 
 def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made | _Alone | _Bad]:
-    """Graphs and records; runs in other processes too, and touches no device."""
+    """Makes graphs and records. Runs in other processes too, and touches no device."""
     found: list[_Made | _Alone | _Bad] = []
     for crystal in crystals:
         try:
@@ -76,7 +76,7 @@ def _make(crystals: Sequence[LabelledCrystal], cutoffs: Cutoffs) -> list[_Made |
                     found.append(_Alone(str(crystal.atoms.symbols), energy, functional))
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of close atoms: there is one warning at the end
+                warnings.simplefilter("ignore")  # atoms close to each other: one warning follows at the end
                 crystal = crystal.checked()
                 made = with_graph(crystal, cutoffs)
         except ValueError as error:
@@ -123,7 +123,7 @@ class _SplitWriter:
     counts: Counter = field(default_factory=Counter)
     elements: set[int] = field(default_factory=set)
     functionals: Counter = field(default_factory=Counter)
-    shards: list[int] = field(default_factory=list)  # the number of records of each
+    shards: list[int] = field(default_factory=list)  # number of records of each
     writer: Any = None
     filled: int = 0
 
@@ -182,17 +182,17 @@ def write_dataset(
     skip_bad: bool = False,
     sources: Sequence[str] = (),
 ) -> Dataset:
-    """Writes `crystals` with their graphs as a data set, and opens it. One pass, in flat memory.
+    """Writes `crystals` with their graphs as a data set, and opens it. One pass, in constant memory.
 
-    `fractions` go to train, validation and test. The side that a crystal falls on follows from the seed and
-    its material, so that crystals of a material stay together; where there are only one or two materials
-    their frames are divided instead, with a warning. Graphs are made by `processes` (default: one for each
-    core; scripts then need `if __name__ == "__main__":`). `skip_bad` leaves out, with a warning, crystals
-    that cannot be used. `sources` are recorded. Isolated atoms are no crystals; the manifest has their
+    `fractions` go to train, validation and test. The split of a crystal follows from the seed and its
+    material, so that crystals of a material stay together. If there are only one or two materials, their
+    frames are divided instead, with a warning. Graphs are made by `processes` (default: one for each core;
+    scripts then need `if __name__ == "__main__":`). `skip_bad` leaves out, with a warning, crystals that
+    cannot be used. `sources` are recorded. Isolated atoms do not count as crystals; the manifest has their
     energies.
 
-    Nothing is left in `folder` unless all was written. Raises DatasetError if `folder` is not empty, if
-    there is no crystal, and if the disk is full; LabelError if a crystal cannot be used.
+    If anything fails, nothing is left in `folder`. Raises DatasetError if `folder` is not empty, if there is
+    no crystal, or if the disk is full; LabelError if a crystal cannot be used.
     """
     folder = Path(folder)
     check_new(folder)
@@ -219,7 +219,7 @@ def write_dataset(
 
 
 def check_new(folder: Path) -> None:
-    """Raises DatasetError unless `folder` is new or empty, and PlaceError where it cannot be written."""
+    """Raises DatasetError unless `folder` is new or empty, and PlaceError if it cannot be written."""
     if folder.exists() and (not folder.is_dir() or not all(map(is_remain, folder.iterdir()))):
         raise DatasetError(
             f"{folder} exists, needed a new or empty folder. Give another name or remove it first."
@@ -248,9 +248,9 @@ def _explained(conversion: _Conversion, folder: Path, partial: Path, crystals: A
 
 
 class _Conversion:
-    """Decides where each crystal goes, and counts.
+    """Decides in which split each crystal goes, and counts crystals.
 
-    As long as only one or two materials were seen, crystals wait in a file: they may have to be divided.
+    Until a third material comes, crystals wait in a file: their frames may have to be divided.
     """
 
     def __init__(self, folder: Path, fractions: Sequence[float], seed: int, skip_bad: bool):

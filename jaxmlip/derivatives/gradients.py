@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxmlip.crystals.graph import FLAT, CrystalGraph, directions
+from jaxmlip.crystals.atoms import FLAT
+from jaxmlip.crystals.graph import CrystalGraph, directions
 from jaxmlip.system.arrays import Array
 
 EnergyFn = Callable[[CrystalGraph], Float[Array, " crystals"]]  # eV per crystal

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import as_atoms, check_crystal
+from jaxmlip.crystals.atoms import as_atoms, check_crystal
 from jaxmlip.derivatives.hessian import checked_columns
 from jaxmlip.derivatives.response import Differentiable, Response
 from jaxmlip.system.files import write_whole

@@ -17,7 +17,7 @@ from jaxmlip.potential import Potential, Prediction
 class Calculator(ASECalculator):
     """A potential as an ASE calculator, for optimisers, molecular dynamics, filters and vibrations.
 
-    Properties: energy (also as free_energy), forces, stress, and, where the model has them, energies (of each
+    Properties: energy (also as free_energy), forces, stress, and, if the model has them, energies (of each
     atom) and magmoms with their sum magmom; eV, Å, μB, and ASE's Voigt order and sign of stress; in float64,
     as ASE's files require, whatever the potential computes in. Slabs and wires have the stress of
     `Prediction`, molecules none. As atoms move and neighbours change, nothing is recompiled until they exceed

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.graph import as_atoms, check_repeats, repeating
+from jaxmlip.crystals.atoms import as_atoms, check_repeats, repeating
 from jaxmlip.crystals.symmetry import (
     Pairs,
     SpaceGroup,
@@ -99,11 +99,11 @@ class Elasticity:
 
     @property
     def stress_strain(self) -> Float[np.ndarray, "6 6"]:
-        """∂σ/∂ε in GPa, the slopes of a stress-strain diagram: C where there is no stress.
+        """∂σ/∂ε in GPa, the slopes of a stress-strain diagram: C if there is no stress.
 
         B_ijkl = C_ijkl + (σ_ik δ_jl + σ_il δ_jk + σ_jk δ_il + σ_jl δ_ik) / 4 - σ_ij δ_kl, the coefficients of
         T. H. K. Barron and M. L. Klein, Proc. Phys. Soc. 85, 523 (1965), written for this C. Symmetric only
-        where the stress is a pressure.
+        if the stress is a pressure.
         """
         return to_voigt(self.tensor + _stress_terms(self.stress) - np.multiply.outer(self.stress, np.eye(3)))
 

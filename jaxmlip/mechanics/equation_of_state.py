@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.graph import repeating
+from jaxmlip.crystals.atoms import repeating
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:

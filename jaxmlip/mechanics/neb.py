@@ -20,8 +20,8 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
+from jaxmlip.crystals.atoms import as_atoms
 from jaxmlip.crystals.batches import InFlight
-from jaxmlip.crystals.graph import as_atoms
 from jaxmlip.mechanics.relaxation import (
     MAX_STEP,
     METHODS,

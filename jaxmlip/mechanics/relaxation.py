@@ -19,17 +19,9 @@ from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from jaxmlip.crystals import batching
+from jaxmlip.crystals.atoms import FLAT, as_atoms, check_crystal, numbered
 from jaxmlip.crystals.batches import InFlight
-from jaxmlip.crystals.graph import (
-    CLOSEST,
-    FLAT,
-    CrystalGraph,
-    as_atoms,
-    check_crystal,
-    directions,
-    from_atoms,
-    numbered,
-)
+from jaxmlip.crystals.graph import CLOSEST, CrystalGraph, directions, from_atoms
 from jaxmlip.mechanics.calculator import Calculator
 from jaxmlip.mechanics.optimisers import METHODS, Method
 from jaxmlip.potential import Potential, Prediction

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import (
     NEARLY,
     SpaceGroup,
@@ -370,7 +370,7 @@ def group_velocities(
     """Frequencies (q, 3n) in THz and group velocities ∂ω/∂k, (q, 3n, 3) in Å THz, 100 m/s each.
 
     D(q) is differentiated exactly: v = e†(∂D/∂q)e / 2ω. Degenerate modes are chosen so that they split along
-    a generic direction. The velocity is zero where the frequency is zero. `nac` adds the long-range part of
+    a generic direction. The velocity is zero if the frequency is zero. `nac` adds the long-range part of
     polar crystals, except at q = 0, where it has no limit.
     """
     return Lattice(potential, crystal, nac=nac).velocities(q_points)
@@ -389,7 +389,7 @@ def grueneisen(
 
     D(q) is differentiated exactly with respect to strain, without steps of volume. `strain` is the direction
     (3, 3) of strain, and γ is then -∂ln ω/∂s; without it, the strain is uniform. With `relaxed` the atoms of
-    the cell follow to first order. γ is zero where the frequency is zero. `nac` adds the long-range part of
+    the cell follow to first order. γ is zero if the frequency is zero. `nac` adds the long-range part of
     polar crystals, except at q = 0; its charges and dielectric tensor keep their values.
     """
     return Lattice(potential, crystal, nac=nac).grueneisen(q_points, strain, relaxed)

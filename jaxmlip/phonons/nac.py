@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.crystals.graph import check_repeats
+from jaxmlip.crystals.atoms import check_repeats
 from jaxmlip.crystals.symmetry import SpaceGroup
 from jaxmlip.phonons.commensurate import fourier, fourier_slopes
 from jaxmlip.phonons.supercell import ForceConstants

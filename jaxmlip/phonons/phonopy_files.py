@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.crystals.graph import as_atoms
+from jaxmlip.crystals.atoms import as_atoms
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.supercell import ForceConstants, triangular

@@ -1,4 +1,4 @@
-"""What `jaxmlip phonons` prints, draws and writes."""
+"""Output of `jaxmlip phonons`: a table, a figure, JSON, and files for phonopy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.phonons.density import (
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from jaxmlip.potential import Potential
 
-SPACING = 0.02  # 1/Å, without 2π, between the wave vectors of the mesh where none is asked for
-WIDE = 14.0  # Å, the supercell of the force constants that are written for phonopy
+SPACING = 0.02  # 1/Å, without 2π, between the wave vectors of the default mesh
+WIDE = 14.0  # Å, width of the supercell of the force constants for phonopy
 TEMPERATURES = np.arange(0.0, 1001.0, 10.0)  # K
 
 
@@ -56,17 +56,17 @@ class Phonons:
 
     @property
     def potential(self) -> str:
-        """Its name."""
+        """The name of the potential."""
         return self.lattice.response.potential.name
 
     @property
     def copies(self) -> int:
-        """How many primitive cells the cell is, of which a mole has the thermodynamics."""
+        """The number of primitive cells in the cell; thermodynamic quantities are for a mole of cells."""
         return self.lattice.symmetry.copies
 
     @property
     def cells(self) -> str:
-        """What the cell is, in words, for numbers that are those of a mole of it."""
+        """A description of the cell, for thermodynamic quantities, which are for a mole of it."""
         n = len(self.mesh.primitive)
         if self.copies == 1:
             return f"primitive cells ({n} atoms)"
@@ -83,10 +83,10 @@ def phonons(
 ) -> Phonons:
     """Everything that `jaxmlip phonons` shows; see `band_modes`, `mesh_modes` and `density_of_states`.
 
-    The cell is the one that is given, primitive or not.
+    The cell is taken as it is, primitive or not.
     """
-    band_path(lattice.atoms, path, points)  # what is wrong with a path is said before anything is computed
-    # The mesh first: the bands follow from what it needs.
+    band_path(lattice.atoms, path, points)  # a wrong path raises before anything is computed
+    # The mesh first: bands reuse what is computed for it.
     on_mesh = lattice.mesh(mesh or default_mesh(lattice.atoms))
     bands = lattice.bands(path, points)
     density, heat = density_of_states(on_mesh, width=width), thermodynamics(on_mesh, TEMPERATURES)
@@ -94,14 +94,14 @@ def phonons(
 
 
 def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
-    """Wave vectors at most 0.02 1/Å apart along each reciprocal lattice vector."""
+    """A mesh whose wave vectors are at most 0.02 1/Å apart along each reciprocal lattice vector."""
     lengths = np.linalg.norm(np.linalg.inv(crystal.cell.array).T, axis=1)
     points = np.maximum(1, np.ceil(lengths / SPACING)).astype(int)
     return tuple(np.where(crystal.pbc, points, 1).tolist())
 
 
 def draw(found: Phonons, path: Path) -> None:
-    """Bands, and the density of states with the share of each element beside them."""
+    """Draws bands, and beside them the density of states with the share of each element."""
     bands, atoms = found.bands, found.mesh.primitive
     figure, ((left, right),) = panels(1, 2, (4.5, 4.8), (0, 0), sharey=True, width_ratios=(3, 1))
     for segment in bands.segments:
@@ -141,7 +141,7 @@ def draw(found: Phonons, path: Path) -> None:
 
 
 def _ticks(bands: Bands) -> tuple[list[float], list[str]]:
-    """Places and names of special points; two names where the path jumps."""
+    """Places and names of special points; two names in one place if the path jumps."""
     ticks, names = [], []
     for segment in bands.segments:
         first, last = bands.distance[segment.rows][[0, -1]]
@@ -159,7 +159,7 @@ def _label(name: str) -> str:
 
 
 def as_record(found: Phonons) -> dict[str, Any]:
-    """Everything that was computed, for JSON."""
+    """All results, for JSON."""
     bands, mesh, t = found.bands, found.mesh, found.thermodynamics
     atoms, modes = mesh.primitive, bands.modes
     return {
@@ -223,7 +223,7 @@ def _nac_record(p: NAC) -> dict[str, Any]:
 
 
 def table(found: Phonons) -> Table:
-    """The main numbers for a terminal."""
+    """A table of the main numbers, for a terminal."""
     modes, t = found.mesh, found.thermodynamics
     room = int(np.abs(t.temperature - 300).argmin())
     every = np.concatenate([modes.frequencies.ravel(), found.bands.modes.frequencies.ravel()])
@@ -263,10 +263,10 @@ def main(
     memory_limit: float | None = None,
     **settings: Any,
 ) -> None:
-    """What the command does: prints `table`, writes JSON, a figure and what phonopy reads to `out`.
+    """Runs the command: prints `table`, and writes JSON, a figure and files for phonopy to `out`.
 
-    Unless `keep_cell`, it is done for the primitive cell. `settings` go to `phonons`. Raises ValueError where
-    `animate` is no mode of the path, before anything is computed.
+    The primitive cell is used unless `keep_cell`. `settings` go to `phonons`. Raises ValueError if `animate`
+    is no mode of the path, before anything is computed.
     """
     terminal = console()
     symmetry = Symmetry(in_box(crystal), symprec)
@@ -310,7 +310,7 @@ def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str,
 
 
 def _reduced(symmetry: Symmetry, terminal: PlainConsole) -> Symmetry:
-    """That of the primitive cell, with a line that says so where it is another."""
+    """The symmetry of the primitive cell; prints a line if this is another cell than the given one."""
     if symmetry.copies > 1:
         terminal.print(
             f"{symmetry.atoms.get_chemical_formula()} is {symmetry.copies} primitive cells: wave vectors and "
@@ -323,5 +323,5 @@ def _reduced(symmetry: Symmetry, terminal: PlainConsole) -> Symmetry:
 
 
 def _period(q: float, most: int = 4) -> int:
-    """After how many cells a wave repeats, or `most`."""
+    """The number of cells after which a wave repeats, at most `most`."""
     return next((k for k in range(1, most) if abs(k * q - round(k * q)) < 1e-6), most)

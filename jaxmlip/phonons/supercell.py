@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.graph import check_crystal, in_box
+from jaxmlip.crystals.atoms import check_crystal, in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Operation, SpaceGroup
 from jaxmlip.crystals.symmetry import space_group as find_space_group

@@ -1,11 +1,11 @@
-"""A potential against the DFT of a phonopy run: the same displaced supercells, and the same steps from there.
+"""A potential against the DFT of a phonopy run: the same displaced supercells, evaluated in the same way.
 
-The potential's forces are computed for the very supercells whose DFT forces phonopy has, minus its forces
-before anything is displaced (DFT's are taken to be 0: the crystal was relaxed with it), and phonopy makes
-force constants of both with the same settings. Frequencies of both are interpolated on the same mesh of wave
-vectors, without the non-analytical correction of polar crystals, which the potentials lack. Such
-displacements measure the curvature averaged over them (mostly 0.01 Å); `force_constants` gives it at the
-lattice sites.
+The potential's forces are computed in the supercells that have DFT forces, minus its forces in the
+undisplaced supercell (DFT's are taken to be 0 there: the crystal was relaxed with DFT). phonopy makes force
+constants of both with the same settings, and frequencies of both are interpolated on the same mesh of wave
+vectors, without the non-analytical correction of polar crystals, which the potentials lack. Displacements
+(mostly 0.01 Å) measure a curvature averaged over them; `force_constants` gives the curvature at the lattice
+sites.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 MESH = (12, 12, 12)
-SMEARING = 0.015  # of the density of states: σ of the Gaussian as a fraction of DFT's highest frequency
+SMEARING = 0.015  # σ of the Gaussian in densities of states, as a fraction of DFT's highest frequency
 
 
 class Frequencies(NamedTuple):
@@ -41,7 +41,7 @@ class Frequencies(NamedTuple):
     maximum: float
     mean: float
     rms: float
-    lowest: float  # negative where it is imaginary
+    lowest: float  # negative if imaginary
 
     @classmethod
     def of(cls, thz: np.ndarray) -> Frequencies:
@@ -63,17 +63,17 @@ class Comparison:
     force_slope: float  # of model against DFT, through the origin, over all components
     force_mae: float  # eV/Å
     hessian_slope: float  # of the force constants, element by element
-    mode_slope: float  # of the curvatures along DFT's modes at the wave vectors that fit the supercell
-    residual_force: float  # eV/Å, the model's largest on an atom before anything is displaced
+    mode_slope: float  # of curvatures along DFT's modes, at the wave vectors that fit the supercell
+    residual_force: float  # eV/Å, the model's largest on an atom in the undisplaced supercell
     dft_thz: np.ndarray = field(repr=False)  # (q, 3n), ascending at each wave vector
     model_thz: np.ndarray = field(repr=False)
 
     def ratio(self, of: str = "maximum") -> float:
-        """Model over DFT, for "maximum", "mean" or "rms"."""
+        """The ratio model / DFT of "maximum", "mean" or "rms"."""
         return max(getattr(self.model, of), 0.0) / getattr(self.dft, of)
 
     def record(self) -> dict[str, Any]:
-        """All but the frequencies of each mode, for JSON."""
+        """All fields but the frequencies of each mode, for JSON."""
         kept = {k: v for k, v in vars(self).items() if not k.endswith("_thz")}
         kept |= {"dft": self.dft._asdict(), "model": self.model._asdict()}
         difference = np.sqrt(((self.model_thz - self.dft_thz) ** 2).mean())
@@ -91,7 +91,7 @@ def compare(
     Frequencies are those on the Γ-centred mesh. The potential should have dtype "float64": forces at small
     displacements are small.
 
-    Raises ValueError where a run has no forces, or an element is unknown to the potential.
+    Raises ValueError if a run has no forces, or an element is unknown to the potential.
     """
     _check_mesh(mesh)
     forces = [run.forces for run in runs]
@@ -142,7 +142,7 @@ def _check_mesh(mesh) -> None:
 
 
 def table(rows: Sequence[Comparison], model: str) -> Table:
-    """The rows for a terminal: frequencies in THz, ratios model / DFT."""
+    """A table of the rows for a terminal: frequencies in THz, ratios model / DFT."""
     lines = []
     for row in rows:
         sizes = [row.name, row.formula, row.atoms, row.supercell_atoms]
@@ -163,7 +163,7 @@ def table(rows: Sequence[Comparison], model: str) -> Table:
 
 
 def draw(rows_by_model: Mapping[str, Sequence[Comparison]]) -> Figure:
-    """Densities of states of every run, and every mode of the models against DFT."""
+    """Draws the densities of states of every run, and every mode of the models against DFT."""
     runs = next(iter(rows_by_model.values()))
     figure, axes = grid(len(runs) + 1, each=(4.2, 3.5), spare=(0, 0.5))
     _modes(axes[0], rows_by_model)
@@ -205,7 +205,7 @@ def _densities(axes, k: int, rows_by_model) -> None:
 
 
 def smeared_density(thz: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies and modes per primitive cell and THz, smeared by a Gaussian of σ = `width` (THz)."""
+    """Frequencies (THz) and modes per primitive cell and THz, smeared by a Gaussian of σ = `width` (THz)."""
     step = width / 4
     edges = np.arange(thz.min() - 5 * width, thz.max() + 5 * width + step, step)
     counts, _ = np.histogram(thz, edges)

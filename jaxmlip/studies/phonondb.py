@@ -36,11 +36,11 @@ class Spectrum:
 
     maximum: float
     mean: float  # over wave vectors and branches; an imaginary frequency counts as 0
-    lowest: float  # negative where it is imaginary
+    lowest: float  # negative if imaginary
 
     @classmethod
     def of(cls, thz: np.ndarray, weights: np.ndarray | None = None) -> Spectrum:
-        """The spectrum of frequencies (q, branches); `weights` of the wave vectors where these differ."""
+        """The spectrum of frequencies (q, branches), THz; `weights` of the wave vectors if these differ."""
         mean = np.average(np.maximum(thz, 0).mean(axis=1), weights=weights)
         return cls(float(thz.max()), float(mean), float(thz.min()))
 
@@ -50,7 +50,7 @@ class MeshModes:
     """Frequencies at the irreducible wave vectors of a mesh."""
 
     q_points: np.ndarray  # (q, 3), reciprocal lattice units
-    weights: np.ndarray  # (q,), how many wave vectors each stands for
+    weights: np.ndarray  # (q,), the number of wave vectors that each stands for
     thz: np.ndarray  # (q, branches), ascending; imaginary ones are negative
 
 
@@ -58,13 +58,13 @@ class MeshModes:
 class Material:
     """A crystal with its DFT frequencies."""
 
-    id: str  # of the Materials Project, as far as it has one
+    id: str  # of the Materials Project, if it has one
     formula: str
     structure: str
     atoms: Atoms  # primitive cell, as relaxed with PBE
     mesh: tuple[int, int, int]  # of wave vectors, Γ-centred
     dft: Spectrum
-    modes: MeshModes | None = None  # that `dft` sums up; the materials of this package come without
+    modes: MeshModes | None = None  # summed up in `dft`; None for the materials of this package
 
     @property
     def anions(self) -> str:
@@ -76,7 +76,7 @@ class Material:
             return "hydride"
         if Element("O") in elements:
             return "oxide"
-        # Not by electronegativity, in which lead is above tellurium.
+        # By group, not by electronegativity: that of lead is above that of tellurium.
         return ANIONS.get(max(element.group for element in elements), "other")
 
 
@@ -99,7 +99,7 @@ def builtin_materials() -> list[Material]:
 def read_phonondb(folder: str | Path) -> list[Material]:
     """All materials of k_SRME's phononDB-PBE files in `folder`, or in its folder phonondb_PBE_103.
 
-    Raises FileNotFoundError where a file is missing, and ValueError where the two files do not agree.
+    Raises FileNotFoundError if a file is missing, and ValueError if the two files do not agree.
     """
     folder = Path(folder)
     if not (folder / STRUCTURES_FILE).is_file() and (folder / "phonondb_PBE_103").is_dir():
@@ -151,7 +151,7 @@ def read_phonondb(folder: str | Path) -> list[Material]:
 def primitive_cell(crystal: Atoms, matrix: np.ndarray | None) -> Atoms:
     """The primitive cell: its lattice vectors are the columns of `matrix` in units of the crystal's.
 
-    Without a matrix, the cell as it is. Raises ValueError where the crystal does not repeat with that cell.
+    Without a matrix, the cell as it is. Raises ValueError if the crystal does not repeat with that cell.
     """
     if matrix is None:
         return Atoms(crystal.numbers, crystal.positions, cell=crystal.cell, pbc=True)

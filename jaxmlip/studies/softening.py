@@ -1,14 +1,14 @@
 """Is the curvature of a potential too soft? Phonon frequencies of binary crystals against DFT.
 
-The reference is `phonondb`. Both sides take the PBE cell as it is, without relaxation, leave out the
-non-analytical correction of polar crystals (which the potentials lack), and use the same mesh of wave
-vectors.
+The reference is `phonondb`. Potential and DFT have the same cell, relaxed with PBE, and the same mesh of wave
+vectors. The non-analytical correction of polar crystals, which the potentials lack, is left out on both
+sides.
 
-The potential's frequencies come twice: from the Hessian, the curvature at the lattice sites, through exact
-dynamical matrices of the primitive cell; and from forces at displacements of 0.03 Å in a supercell of at most
-128 atoms, as DFT's force constants are made, interpolated between the wave vectors that fit it. For an energy
-that is smooth on that scale the two agree. Where they differ, the potential is rough there, and neither
-number alone would say so.
+The potential's frequencies are computed in two ways: from the Hessian, the curvature at the lattice sites, by
+exact dynamical matrices of the primitive cell; and, as DFT's, from forces at displacements of 0.03 Å in a
+supercell of at most 128 atoms, interpolated between the wave vectors that fit it. If the energy is smooth on
+the scale of the displacement, the two agree. If they differ, the potential is rough on that scale, which
+neither number alone would show.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 Rows = Sequence[Mapping[str, Any]]
-SUPERCELL = 128  # atoms at most
+SUPERCELL = 128  # atoms of a supercell at most
 TOLERANCE = 2e-3  # THz, of Fourier sums; the table has two digits
 DISPLACEMENT = 0.03  # Å, the default of phono3py
 MEASURES = {"hessian": "Hessian", "displaced": f"±{DISPLACEMENT} Å"}
 SHORT = {"rocksalt": "rs", "zincblende": "zb", "wurtzite": "wz"}
 MARKERS = {"rocksalt": "s", "zincblende": "D", "wurtzite": "H"}
-IMAGINARY = -0.1  # THz; what lies below is a mode without a restoring force, not rounding
+IMAGINARY = -0.1  # THz; frequencies below are unstable modes, not rounding errors
 
 
 class Published(NamedTuple):
@@ -66,7 +66,7 @@ PUBLISHED = {
 
 
 class Job(NamedTuple):
-    """A crystal whose frequencies are computed. The shapes of its programs follow from all of a study."""
+    """A crystal whose frequencies are computed. All crystals of a study decide the shapes of its programs."""
 
     atoms: Atoms
     repeats: tuple[int, int, int]  # of the cell, for displacements
@@ -87,7 +87,7 @@ class Job(NamedTuple):
 
 
 def supercell_of(primitive: Atoms, atoms: int) -> tuple[int, int, int]:
-    """The repeats of the supercell of at most `atoms` atoms whose images are farthest apart."""
+    """The repeats of the supercell, of at most `atoms` atoms, whose images are farthest apart."""
     return repeats_within(primitive.cell.array, atoms // len(primitive))
 
 
@@ -109,12 +109,12 @@ def softening(
 ) -> list[dict[str, Any]]:
     """One row for each material, in the same order. The potential should have dtype "float64".
 
-    A row has the "dft", "hessian" and "displaced" `Spectrum` as mappings (THz), and how they were computed.
+    A row has "dft", "hessian" and "displaced", each a `Spectrum` as a mapping (THz), and settings.
     Displacements use the supercell of at most `supercell` atoms whose images are farthest apart.
     `memory_limit` (bytes) goes to `dynamical_matrix`.
 
-    Raises ValueError where an element is unknown to the potential, and MemoryLimitError where the limit
-    cannot be met.
+    Raises ValueError if an element is unknown to the potential, and MemoryLimitError if the limit cannot be
+    met.
     """
     crystals = [m.atoms for m in materials]
     repeats = [supercell_of(atoms, supercell) for atoms in crystals]
@@ -144,9 +144,8 @@ def spectra_of(
     tolerance: float,
     memory_limit: float | None = None,
 ) -> tuple[dict[str, Any], Modes, np.ndarray]:
-    """A row with the `Spectrum` of DFT and of each of MEASURES; the Hessian's modes; the displaced THz.
-
-    Both are at the wave vectors of the material's mesh that the symmetry of the job's cell leaves.
+    """A row with the `Spectrum` of DFT and of each of MEASURES; the modes of the Hessian; and the frequencies
+    (THz) from displacements. The latter two are at the irreducible wave vectors of the material's mesh.
     """
     modes = job.modes(potential, material.mesh, tolerance=tolerance, memory_limit=memory_limit)
     displaced = interpolated_frequencies(job.constants(potential, displacement), modes.q_points)
@@ -158,7 +157,7 @@ def spectra_of(
 
 
 def ratios(rows: Rows, measure: str, of: str = "maximum") -> np.ndarray:
-    """Model / DFT of each row, for "maximum" or "mean"; 0 where no mode of the model is real."""
+    """The ratio model / DFT of each row, for "maximum" or "mean"; 0 if no mode of the model is real."""
     return np.array([max(row[measure][of], 0.0) / row["dft"][of] for row in rows])
 
 
@@ -168,7 +167,7 @@ def imaginary(rows: Rows, measure: str) -> np.ndarray:
 
 
 def geometric_mean(values: np.ndarray, resamples: int = 10_000) -> Estimate:
-    """The geometric mean with its 95 % interval over materials; 0 where one of the values is."""
+    """The geometric mean with its 95 % interval over materials; 0 if one of the values is 0."""
     with np.errstate(divide="ignore"):
         logs = np.log(values)
     drawn = np.random.default_rng(0).choice(logs, (resamples, len(logs))).mean(axis=1)
@@ -176,7 +175,7 @@ def geometric_mean(values: np.ndarray, resamples: int = 10_000) -> Estimate:
 
 
 def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> list[batching.BatchShape]:
-    """A shape for each need, few different ones among them, so that few programs are compiled.
+    """A shape for each need, with few different ones among them, so that few programs are compiled.
 
     No shape makes a crystal's work more than about `waste` times its work in a shape of its own.
     """
@@ -196,7 +195,7 @@ def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> l
     shapes = [needs[0]] * len(needs) if needs else []
     for members in classes:
         most = batching.BatchShape.covering(needs[m] for m in members)
-        # A displaced atom may meet a few more neighbours.
+        # Displaced atoms may have a few more neighbours.
         shape = batching.BatchShape(
             batching.round_up(most.atoms + 1),
             batching.round_up(int(1.02 * most.short) + 1),
@@ -226,9 +225,8 @@ def summary(rows: Rows) -> dict[str, Any]:
 
 
 def summary_table(title: str, groups: Iterable[tuple[Mapping[str, Any], Rows, str]], note: str = "") -> Table:
-    """A line for each of `groups`, (labels, rows, measure); "model" is the first of the labels.
-
-    Where there is but one more, the published ratios of the models follow: they are of all materials.
+    """A table with a line for each of `groups`, (labels, rows, measure); "model" is the first of the labels.
+    If there is only one other label, the published ratios of the models, which are of all materials, follow.
     """
     lines: list[dict[str, Any]] = []
     for labels, rows, measure in groups:
@@ -267,7 +265,7 @@ def summary_table(title: str, groups: Iterable[tuple[Mapping[str, Any], Rows, st
 
 
 def table(rows: Rows, model: str) -> Table:
-    """The rows for a terminal: frequencies in THz, ratios potential / DFT."""
+    """A table of the rows for a terminal: frequencies in THz, ratios potential / DFT."""
     columns = ("solid", "N", "DFT", "Hessian", "ratio", MEASURES["displaced"], "ratio")
     lines = []
     for row in rows:
@@ -289,7 +287,7 @@ def table(rows: Rows, model: str) -> Table:
 
 
 def draw(rows_by_model: Mapping[str, Rows], displacement: float = DISPLACEMENT) -> Figure:
-    """Parity figures of the highest and the mean frequency, from the Hessian and from displacements (Å)."""
+    """Parity plots of the highest and the mean frequency, from the Hessian and from displacements (Å)."""
     figure, lines = panels(2, 2, each=(4.5, 4.3), spare=(0, 0))
     sources = {"hessian": "Hessian", "displaced": f"forces at ±{displacement:g} Å"}
     for line, (measure, source) in zip(lines, sources.items(), strict=True):
@@ -302,7 +300,7 @@ def draw(rows_by_model: Mapping[str, Rows], displacement: float = DISPLACEMENT) 
 
 
 def _points(axes, rows_by_model: Mapping[str, Rows], of: str, measure: str) -> float:
-    """Draws the models against DFT; the highest frequency of them all (THz)."""
+    """Draws the models against DFT, and returns the highest frequency of all (THz)."""
     highest = 0.0
     for k, (model, style) in enumerate(styles(rows_by_model).items()):
         rows, colour = rows_by_model[model], style["color"]

@@ -1,7 +1,7 @@
-"""The softening scale: slopes of a potential's forces against DFT forces, one for each material.
+"""The softening scale: the slope of a potential's forces against DFT forces, for each material.
 
-B. Deng et al., npj Comput. Mater. 11, 9 (2025). `derivatives.slopes` says what the numbers mean; here frames
-are read, forces predicted, and the result is printed, saved and drawn.
+B. Deng et al., npj Comput. Mater. 11, 9 (2025). `derivatives.slopes` defines the numbers. This module reads
+frames, predicts forces, and prints, saves and draws the result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.crystals.graph import check_crystal, check_elements
+from jaxmlip.crystals.atoms import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
 from jaxmlip.studies.study import save
 from jaxmlip.system.console import say
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from jaxmlip.potential import Potential
 
-PANELS = 20  # of the figure at most
-POINTS = 4000  # of a panel at most
-LOOSE = 0.5  # r² below which a slope is not worth reading
+PANELS = 20  # panels of the figure at most
+POINTS = 4000  # points of a panel at most
+LOOSE = 0.5  # below this r² a slope says little
 
 
 class Frame(NamedTuple):
@@ -56,7 +56,7 @@ class Row:
 def softening_scale(potential: Potential, materials: Mapping[str, Sequence[Frame]]) -> list[Row]:
     """One row for each material, in the same order. The potential may have dtype "float32".
 
-    Raises ValueError, naming the frame, where it is no crystal or has an element unknown to the potential.
+    Raises ValueError, naming the frame, if it is no crystal or has an element unknown to the potential.
     """
     frames = [frame for group in materials.values() for frame in group]
     for frame in frames:
@@ -76,10 +76,10 @@ def softening_scale(potential: Potential, materials: Mapping[str, Sequence[Frame
 def forces_by_material(
     potential: Potential, materials: Mapping[str, Sequence[Frame]]
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Each material with the potential's forces in its frames (eV/Å), as soon as all are computed.
+    """Each material with the potential's forces in its frames (eV/Å), once all its frames are computed.
 
-    One program computes the frames of all materials, large ones first, so materials come in another order.
-    Raises ValueError as `from_atoms` does, before anything is computed.
+    Frames of all materials share one program, large ones first, so the order of materials changes. Raises
+    ValueError as `from_atoms` does, before anything is computed.
     """
     from jaxmlip.crystals.batches import each_predicted
 
@@ -99,11 +99,12 @@ def _components(forces: list[np.ndarray]) -> np.ndarray:
 
 
 def read_frames(path: Path, forces: str = "forces", skip_bad: bool = False) -> list[Frame]:
-    """Every frame of a file with its forces, the per-atom array of the name `forces` (eV/Å).
+    """Every frame of a file with its forces, the per-atom array named `forces` (eV/Å).
 
-    Any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the frame,
-    where one has none; with `skip_bad` such frames, and the rest of a broken file, are left out with a
-    warning. Warns where bare `forces`, which may be a calculator's, stand beside REF_forces or dft_forces.
+    Reads any format of ASE that has forces, such as extxyz, also as `.gz`. Raises ValueError, naming the
+    frame, if one has no forces; with `skip_bad` such frames, and the rest of a broken file, are left out with
+    a warning. Warns if frames have REF_forces or dft_forces besides bare `forces`: these may be a
+    calculator's.
     """
     from jaxmlip.crystals.structures import read_crystals
 
@@ -156,11 +157,11 @@ def by_material(
 ) -> dict[str, list[Frame]]:
     """Frames by reduced formula and, if `key` is given, by the entry `key` of their info.
 
-    Of each material at most `most` frames are taken, evenly spread over their order. Frames with a DFT force
-    (a vector's length) above `max_force` (eV/Å) are left out first: a choice by DFT forces does not bias a
-    slope against them, though it lowers r².
+    At most `most` frames of each material are taken, evenly spread over their order. Frames with a DFT force
+    (a vector's length) above `max_force` (eV/Å) are left out first. This does not bias slopes, since x is the
+    DFT force, but it lowers r².
 
-    Raises ValueError where a frame lacks the key, and where none is left.
+    Raises ValueError if a frame lacks the key, or if no frame is left.
     """
     groups: dict[str, list[Frame]] = {}
     for frame in frames:
@@ -187,13 +188,13 @@ def evenly(frames: Sequence[Frame], most: int) -> list[Frame]:
 
 
 def record(slope: Slope) -> dict[str, Any]:
-    """A slope with the numbers that follow from it, for JSON."""
+    """A slope, and numbers that follow from it, for JSON."""
     derived = ("r_squared", "geometric_mean", "shrinkage_share")
     return asdict(slope) | {name: getattr(slope, name) for name in derived}
 
 
 def table(title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], note: str = "") -> Table:
-    """A line for each of `rows`, (labels, a `record`): slopes beside numbers that could explain them."""
+    """A table of slopes and of numbers that could explain them, one line for each (labels, `record`)."""
     lines = []
     for of, s in rows:
         slope = Estimate.of(s["slope"], s["interval"])
@@ -210,7 +211,7 @@ def table(title: str, rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
 def describe(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All materials in one line, and one on those whose slope says little; `records` as of `record`."""
+    """A line on all materials, and one on those whose slope says little; `records` come from `record`."""
     below, still = (
         sum(r[name] is not None and r[name] < 1 for r in records) for name in ("slope", "inverse")
     )
@@ -228,7 +229,7 @@ def describe(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def draw(rows_by_model: Mapping[str, Sequence[Row]]) -> Figure:
-    """Model forces against DFT forces, a panel for each material (the 20 with the most frames)."""
+    """Draws model forces against DFT forces, a panel for each material (the 20 with the most frames)."""
     first = next(iter(rows_by_model.values()))
     by_size = sorted(range(len(first)), key=lambda k: -first[k].slope.samples)
     shown = sorted(by_size[:PANELS])
@@ -250,14 +251,14 @@ def _panel(axes, row_of_model: Mapping[str, Row]) -> None:
     y = np.concatenate([row.model for row in rows])
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(rows))]
     limit = 1.08 * max(np.abs(x).max(), np.abs(y).max())
-    # In random order, so that no model hides another.
+    # Points are drawn in random order, so that no model hides another.
     chosen = np.random.default_rng(0).permutation(len(x))[:POINTS]
     of_point = np.repeat(colours, [len(row.dft) for row in rows])[chosen]
     size = 5 if len(x) > 1000 else 14
     axes.scatter(x[chosen], y[chosen], s=size, c=of_point, alpha=0.4, lw=0, zorder=2, rasterized=True)
     reach = limit * np.array([-1, 1])
     for k, (model, row, colour) in enumerate(zip(row_of_model, rows, colours, strict=True)):
-        # White below the line keeps it apart from the points.
+        # A white line below makes the line stand out from the points.
         axes.plot(reach, row.slope.slope * reach, color="white", lw=2.4, zorder=20)
         axes.plot(reach, row.slope.slope * reach, color=colour, lw=1.4, zorder=21, label=model)
         axes.text(

@@ -1,9 +1,9 @@
-"""Studies of potentials: rows that outlive a kill, intervals, tables, the record.
+"""Studies of potentials: rows that survive a kill, intervals, tables, and the record.
 
-A study asks a question of some potentials and many materials. It makes a `Study`, asks which materials a
-potential knows (`known`) and for one row a material by `each` (or hands rows in by `keep`, where many are
-computed at once), and ends with `write`: a record (record.json), tables (.md), figures (.png), in the folder
-`out`. `experiments.report` joins records. `save` writes the record of a command, which has no rows to keep.
+A study compares some potentials on many materials. It makes a `Study`; chooses the materials that a potential
+knows (`known`); computes a row for each material by `each`, or stores rows that are computed together by
+`keep`; and ends with `write`, which puts a record (record.json), tables (.md) and figures (.png) into the
+folder `out`. `experiments.report` joins records. `save` writes the record of a command that keeps no rows.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RECORD, ROWS, BEGUN = "record.json", "rows.jsonl", "begun.json"
-FREE = ("out", "model")  # settings that change no row: the key of a row names its model
+FREE = ("out", "model")  # settings that change no row; the key of a row names its model
 
 
 class StudyError(ValueError):
-    """An experiment cannot use a folder, or go on with the run in it."""
+    """An experiment cannot use a folder, or cannot continue the run in it."""
 
 
 def data_root(given: Path | None) -> Path | None:
-    """The folder of the data sets: `given`, or what JAXMLIP_DATA names; None where there is neither."""
+    """The folder of the data sets: `given`, or the value of JAXMLIP_DATA; None without either."""
     return given or (Path(os.environ["JAXMLIP_DATA"]) if "JAXMLIP_DATA" in os.environ else None)
 
 
 def load_models(names: Sequence[str], dtype: str = "float32") -> dict[str, Potential]:
-    """The potentials, by what tables call them; without names, CHGNet 0.3.0. Raises as `load_each`."""
+    """The potentials by their names in tables; default: CHGNet 0.3.0. Raises as `load_each` does."""
     from jaxmlip.zoo.load import load_each
 
     return {potential.name: potential for potential in load_each(names or (DEFAULT_MODEL,), dtype)}
 
 
 def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ValueError where one of the names `given` is none of `known`."""
+    """Raises ValueError if a name in `given` is not in `known`."""
     if unknown := [name for name in given if name not in known]:
         raise ValueError(f"found the {what} {unknown[0]!r}, needed some of {', '.join(known)}.")
 
@@ -63,9 +63,10 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 def bootstrap(
     values: Any, statistic: Callable[[np.ndarray], float] = np.mean, resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """A statistic of `values` with its 95 % percentile interval, by draws of whole rows (materials, frames).
+    """A statistic of `values` with its 95 % percentile interval, by a bootstrap of whole rows (materials,
+    frames).
 
-    No interval for fewer than two rows.
+    Fewer than two rows give no interval.
     """
     values = np.asarray(values, float)
     if len(values) == 0:
@@ -79,12 +80,12 @@ def bootstrap(
 
 
 class Study:
-    """The rows of one experiment, kept in its folder as they come.
+    """The rows of one experiment, written to its folder as they come.
 
-    Its question is the first line of the docstring of `settings`' class. Rows are JSON objects; a material
-    that failed has the one entry "failed", which says why. `free` are settings that may differ when the
-    experiment goes on: they choose rows and change none. Raises StudyError where the folder holds rows of
-    other settings or of other weights under the same name.
+    Its question is the first line of the docstring of the class of `settings`. Rows are JSON objects; the row
+    of a material that failed has one entry, "failed", with the reason. `free` are settings that may differ
+    when the experiment goes on: they choose rows, and change none. Raises StudyError if the folder holds rows
+    of other settings, or of other weights under the same name.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class Study:
         self.name, self.question = name, type(settings).__doc__.strip().splitlines()[0]
         self.folder = Path(settings.out)
         self.settings = json.loads(json.dumps(asdict(settings), default=str))
-        if "data" in self.settings:  # given or from the environment, it is the same folder
+        if "data" in self.settings:  # the folder itself, whether given or from the environment
             self.settings["data"] = str(data_root(settings.data))
         self.potentials = potentials or {}
         self.weights = {label: fingerprint(p) for label, p in self.potentials.items()}
-        self.unknown: dict[tuple[str, str], None] = {}  # potentials, and materials that they do not know
+        self.unknown: dict[tuple[str, str], None] = {}  # (potential, material that it does not know)
         self.spent, self.last = 0.0, time.perf_counter()
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ class Study:
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.folder / ROWS
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        if lines[-1]:  # a kill left half a line
+        if lines[-1]:  # half a line, left by a kill
             with writing(path) as draft:
                 draft.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
         found = [json.loads(line) for line in lines[:-1]]
@@ -139,7 +140,7 @@ class Study:
         return {x["key"]: x["row"] for x in found}
 
     def keep(self, key: str, row: Mapping[str, Any]) -> None:
-        """Keeps one row, on disk too."""
+        """Stores one row, on disk too."""
         row = json.loads(json.dumps(plain(row)))
         seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
         with (self.folder / ROWS).open("a") as file:
@@ -148,7 +149,7 @@ class Study:
         self.rows[key] = row
 
     def fail(self, key: str, reason: object) -> None:
-        """Keeps the reason why there is no row."""
+        """Stores the reason why there is no row."""
         self.keep(key, {"failed": str(reason)})
 
     def left(self, keys: Iterable[str]) -> list[str]:
@@ -156,7 +157,7 @@ class Study:
         return [key for key in keys if key not in self.rows]
 
     def done(self, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-        """The rows of `keys` (default: all) that are there and did not fail."""
+        """The stored rows of `keys` (default: all) that did not fail."""
         keys = self.rows if keys is None else keys
         return {key: row for key in keys if "failed" not in (row := self.rows.get(key, {"failed": ""}))}
 
@@ -181,7 +182,7 @@ class Study:
     ) -> dict[str, T]:
         """The `materials` whose elements are all known to the potential `label`; `write` names the others.
 
-        `numbers` gives the atomic numbers of one of the materials.
+        `numbers` gives the atomic numbers of a material.
         """
         known = set(self.potentials[label].elements)
         found = {name: x for name, x in materials.items() if {int(z) for z in numbers(x)} <= known}
@@ -196,7 +197,7 @@ class Study:
         measure: Callable[[Potential, T], Mapping[str, Any]],
         key: str = "{}: {}",
     ) -> dict[str, dict[str, dict[str, Any]]]:
-        """By potential, the rows of the materials that it knows and that did not fail; see `each`.
+        """The rows, by potential, of the materials that it knows and that did not fail; see `each`.
 
         `key` makes the key of a row from the names of potential and material.
         """
@@ -217,8 +218,8 @@ class Study:
     ) -> None:
         """Prints the tables that have rows, and findings; writes the record, the tables and the figures.
 
-        `figures`: by the name of their file, a caption and the figure. Materials of unknown elements are
-        named, rows that failed counted. Raises RuntimeError, with the reasons, where nothing is left.
+        `figures` are captions and figures by the names of their files. Materials with unknown elements are
+        named, and failed rows are counted. Raises RuntimeError, with the reasons, if nothing is left.
         """
         from jaxmlip.training.records import circumstances
 
@@ -237,7 +238,7 @@ class Study:
             "settings": self.settings,
             "weights": self.weights,
             "circumstances": circumstances(),
-            "minutes": self.spent / 60,  # that it took to compute the rows, in all runs together
+            "minutes": self.spent / 60,  # that computing the rows took, in all runs together
             "tables": [{**asdict(t), "rows": [[plain(x) for x in row] for row in t.rows]} for t in tables],
             "figures": [{"file": file, "caption": caption} for file, (caption, _) in figures.items()],
             "findings": findings,
@@ -274,7 +275,8 @@ def save(
     indent: int | None = 1,
     **results: Any,
 ) -> None:
-    """Writes the record of a command and its figure into `out`: `name`.json and `name`.png, or neither.
+    """Writes the record of a command and its figure into `out`, `name`.json and `name`.png, or neither of
+    them.
 
     The weights of the potentials are added to `settings`, the versions of `packages` to `results`.
     """
@@ -292,7 +294,7 @@ def save(
 
 
 def run(main: Callable[[Any], None], settings: type) -> None:
-    """The command of an experiment: errors are printed in one line, with exit code 1."""
+    """Runs an experiment as a command: errors are printed in one line, with exit code 1."""
     import tyro
 
     try:
@@ -315,7 +317,7 @@ def fingerprint(potential: Potential) -> str:
 
 
 def plain(x: Any) -> Any:
-    """`x` in the types of JSON: arrays as lists, NaN as null, an Estimate as an object."""
+    """`x` in types of JSON: arrays become lists, NaN becomes null, an Estimate becomes an object."""
     if isinstance(x, Estimate):
         return {name: plain(part) for name, part in x._asdict().items()}
     if isinstance(x, Mapping):

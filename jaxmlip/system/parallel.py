@@ -13,7 +13,7 @@ AXIS = "data"
 
 
 def connect(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the other processes of a run on several hosts; to be called before anything is computed.
+    """Joins the other processes of a run on several hosts; call it before anything is computed.
 
     Without arguments the address and the numbers come from SLURM, Open MPI or a TPU slice; else `coordinator`
     is host:port of process 0. Raises ValueError if only some of the three are given.
@@ -28,7 +28,7 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-    """The mesh over the first `devices` devices; default: all of all processes."""
+    """The mesh over the first `devices` devices; default: all devices of all processes."""
     found = jax.devices()
     kinds = ", ".join(sorted({d.device_kind for d in found}))
     if devices is not None and not 1 <= devices <= len(found):
@@ -66,7 +66,6 @@ def least(number: int) -> int:
 
 
 def spread(batch: Any, mesh: Mesh) -> Any:
-    """Arrays whose leading axis are this process's shards as arrays over the whole mesh, one shard a
-    device."""
+    """Arrays over the whole mesh, to which each process gives its shards along the leading axis."""
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, np.asarray(x)), batch)

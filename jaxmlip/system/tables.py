@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxmlip.system.console import console
 
-NUMERIC = "0123456789+-−.<>≤~"  # what a number, or a dash where there is none, begins with
+NUMERIC = "0123456789+-−.<>≤~"  # first characters of a number, or of the dash for no number
 
 
 class Estimate(NamedTuple):
@@ -23,19 +23,19 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of(cls, value: float | None, interval: Sequence[float | None] | None) -> Estimate | None:
-        """The number of a row, where null is NaN; None where there is no number."""
+        """The number of a row, with null as NaN; None if there is no number."""
         low, high = (math.nan if x is None else x for x in interval or (None, None))
         return None if value is None else cls(value, low, high)
 
     @classmethod
     def read(cls, found: Mapping[str, Any] | None) -> Estimate | None:
-        """That of value, low and high, as rows keep it; None where there is none."""
+        """The Estimate of value, low and high, as rows keep it; None if there is none."""
         return cls.of(found["value"], (found["low"], found["high"])) if found else None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Cells are text, whole numbers, numbers, `Estimate`s, or None where there is nothing."""
+    """A table. Cells are text, whole numbers, numbers, `Estimate`s, or None for nothing."""
 
     title: str
     columns: tuple[str, ...]  # with units

@@ -23,7 +23,7 @@ from jaxmlip.system.files import sha256
 DIGESTS = "sha256.json"  # of every other file; written last
 RECORD = "run.json"
 ARRAYS = "arrays"
-SPARE = 2**20  # bytes on the disk beside the arrays: their names and places
+SPARE = 2**20  # bytes on the disk for the names and places of arrays
 
 
 class CheckpointError(RuntimeError):
@@ -35,16 +35,16 @@ class DamagedCheckpointError(CheckpointError):
 
 
 class Checkpoint(NamedTuple):
-    """One checkpoint in memory: the arrays of a state by name, and what else was saved with them."""
+    """One checkpoint in memory: the arrays of a state by name, and the record saved with them."""
 
     step: int
     arrays: dict[str, np.ndarray]
     record: dict[str, Any]
 
     def restore(self, like: Any) -> Any:
-        """The saved state as a tree like `like`: its structure, shapes, types, and places of its arrays.
+        """The saved state with the structure, shapes, types and devices of `like`.
 
-        Raises CheckpointError if the two do not have the same arrays.
+        Raises CheckpointError if the two have different arrays.
         """
         named, tree = jax.tree.flatten_with_path(like)
         wanted = {_name(path): leaf for path, leaf in named}
@@ -61,33 +61,33 @@ class Checkpoint(NamedTuple):
                 f"the checkpoint of step {self.step} belongs to another model or optimizer; train in "
                 f"another folder, or go on with what it was begun with:{in_lines(wrong)}"
             )
-        with jax.enable_x64(True):  # else float64 would be rounded
+        with jax.enable_x64(True):  # without it float64 would be rounded
             leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]
         return jax.tree.unflatten(tree, leaves)
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps that a folder has checkpoints of, ascending."""
+    """The steps that have a checkpoint in `folder`, ascending."""
     return sorted(int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit() and p.is_dir())
 
 
 def on_host(state: Any) -> dict[str, np.ndarray]:
-    """A copy of the arrays of `state`, each replicated over the devices, in the memory of the host, by name.
+    """A copy of the arrays of `state` in the host's memory, by name; each is replicated over the devices.
 
     Arrays without elements are left out: Orbax refuses them.
     """
-    # A copy, because a training step may write the next state into the memory of this one.
+    # A copy, because a training step may write the next state into the same memory.
     named = jax.tree.leaves_with_path(jax.device_get(state))
     return {_name(path): np.array(leaf) for path, leaf in named if np.size(leaf)}
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`: the last `keep`, and the best step that each of these names.
+    """The checkpoints of one run in `folder`: the last `keep`, and the best steps that these name.
 
-    Orbax writes the arrays in the background. A checkpoint is complete when it has its name: it is written
-    under another one, with the sha256 of its files at the end, and renamed. A process that is killed leaves
-    at worst a folder that the next one removes. Where several processes train together, each makes one of
-    these, all see one file system, and only the first process renames and removes.
+    Orbax writes the arrays in the background. A checkpoint is written under a temporary name, the sha256 of
+    its files last, and then renamed: under its own name it is complete. A process that is killed leaves at
+    worst a temporary folder, which the next one removes. If several processes train together, each makes one
+    of these objects, all see one file system, and only the first process renames and removes.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3):
@@ -102,17 +102,17 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, ascending."""
+        """The steps that have a checkpoint, ascending."""
         return steps_in(self.folder)
 
     def path(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
-        """Begins to save `arrays` (of `on_host`) and `record` (for JSON), when the previous save is done.
+        """Waits for the previous save, then begins to save `arrays` (of `on_host`) and `record` (for JSON).
 
-        `record["best"]`, where given, names the step of the best checkpoint so far, which is kept as well.
-        Later errors are raised by `finished`.
+        `record["best"]`, if given, names the step of the best checkpoint so far, which is kept as well. Later
+        errors are raised by `finished`.
         """
         import orbax.checkpoint as ocp
 
@@ -124,14 +124,14 @@ class Checkpoints:
             for name in ("absl", "asyncio", "concurrent.futures"):
                 logging.getLogger(name).addFilter(_not_of_a_failed_save)
         draft = self.folder / f"saving-{step}"
-        # Names become paths, in which a/b and a//b are the same.
+        # Names become paths, and a/b and a//b are the same path.
         kept = {quote(name, safe=""): x for name, x in arrays.items()}
         try:
             if self._first:
                 for old in self.folder.glob("saving-*"):
                     shutil.rmtree(old)
                 draft.mkdir(parents=True)
-                # Orbax and its threads log a full disk at great length.
+                # If the disk is full, Orbax and its threads fill the log.
                 needed = sum(x.nbytes for x in arrays.values()) + SPARE
                 if shutil.disk_usage(draft).free < needed:
                     raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB are needed")
@@ -142,7 +142,7 @@ class Checkpoints:
         self._pending = step, self._thread.submit(self._finish, step, draft, text)
 
     def finished(self, wait: bool = False) -> int | None:
-        """The step whose save was completed since the last call; None if there is none, or not yet.
+        """The step whose save was completed since the last call; None if no save was.
 
         Raises CheckpointError if it failed; older checkpoints are intact.
         """
@@ -229,7 +229,7 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         kept = self.steps[-self.keep :]
-        # A run that falls back to a checkpoint needs the best one that it names.
+        # A run that goes back to a checkpoint needs the best one that this names.
         needed = {*kept, *(_best(self.path(s)) for s in kept)}
         for step in self.steps:
             if step not in needed:
@@ -255,7 +255,7 @@ class Checkpoints:
 
 
 def _not_of_a_failed_save(entry: logging.LogRecord) -> bool:
-    """Removes from the log Orbax's thousands of lines, one for each array that was not written.
+    """Keeps out of the log Orbax's thousands of lines, one for each array that was not written.
 
     The error is raised once, as CheckpointError.
     """
@@ -286,7 +286,7 @@ def _verify(path: Path) -> None:
 def _best(path: Path) -> int | None:
     try:
         return json.loads((path / RECORD).read_text())["best"]
-    except (ValueError, KeyError, OSError):  # none, or a damaged file, which is not this save's concern
+    except (ValueError, KeyError, OSError):  # missing or damaged; `latest` reports it
         return None
 
 

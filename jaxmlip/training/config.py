@@ -30,7 +30,7 @@ from jaxmlip.training.optimizer import OptimizerConfig
 LARGEST = 1 << 20  # bytes of a configuration
 SEEDS = 1 << 32  # the number of different seeds in JAX
 Scalar = bool | int | float | str | None
-LEAST = {  # smallest values of numbers in a configuration
+LEAST = {  # the smallest allowed values of numbers in a configuration
     "epochs": 1,
     "steps": 1,
     "batch_size": 1,
@@ -55,17 +55,18 @@ class ModelConfig:
     """The potential that training begins with: a known one, or an architecture with random parameters."""
 
     start: str | None = None  # a name that `jaxmlip models` lists, a model folder or a torch checkpoint
-    head: str | None = None  # which head of start, a checkpoint that has several
+    head: str | None = None  # the head to take, if start is a checkpoint with several
     architecture: Literal["chgnet", "m3gnet", "mace"] | None = (
         None  # with random parameters, instead of start
     )
-    # Of the architecture, where they differ from its defaults, such as {features: 32}. The elements of mace
-    # are those of the training data.
+    # Changes of the architecture's defaults, such as {features: 32}. The elements of mace are those of the
+    # training data.
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    # Two or more to train at once on crystals of these, such as [PBE, r2SCAN]: each has parameters of its
-    # own for every element, the rest is shared. `jaxmlip export --functional` makes a potential of one.
+    # Two or more, such as [PBE, r2SCAN], to train on crystals of all of these at once: each functional has
+    # its own parameters for every element, the rest is shared. `jaxmlip export --functional` makes a
+    # potential of one.
     functionals: tuple[str, ...] = ()
-    name: str | None = None  # what to call the trained potential; default: the name of the run's folder
+    name: str | None = None  # of the trained potential; default: the name of the run's folder
 
     def check(self) -> None:
         """Raises ConfigError if the values do not fit together."""
@@ -102,22 +103,23 @@ class DataConfig:
     train: tuple[str, ...] = ()  # files, folders or patterns of them, or one dataset with its splits
     validation: tuple[str, ...] = ()  # likewise; default: a part of train
     test: tuple[str, ...] = ()  # likewise; default: a part of train
-    # The parts of the files in train that are for training, validation and test; where one of these is given
-    # by itself, its part is left to training.
+    # The parts of the files in train that are for training, validation and test. If validation or test are
+    # given, their part is used for training.
     fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
-    split_by: Literal["material", "crystal"] = "material"  # material: its crystals stay together
+    split_by: Literal["material", "crystal"] = "material"  # material: crystals of one stay together
     split_seed: int = 0
-    # So many of the crystals for training, drawn by split_seed: fewer are a part of more. Default: all.
+    # Train on so many of the crystals, drawn by split_seed: a smaller number takes some of a larger one's.
+    # Default: all.
     crystals: int | None = None
-    functional: str | None = None  # take crystals of this functional alone; default: all, which must agree
-    format: str | None = None  # of the files; default: told from their names and contents
-    # For the reader of files, such as {forces_key: dft_forces}, or {limit: 100} to read no more crystals.
+    functional: str | None = None  # take crystals of this functional alone; default: all must be of one
+    format: str | None = None  # of the files; default: guessed from their names and contents
+    # Options for reading files, such as {forces_key: dft_forces}, or {limit: 100} to read so many crystals.
     options: dict[str, Any] = field(default_factory=dict)
-    skip_bad: bool = False  # leave out crystals of files that cannot be used, and what is behind a break
-    skip_corrupt: bool = False  # leave out records of a dataset that are damaged, instead of stopping
+    skip_bad: bool = False  # leave out crystals that cannot be used, and the rest of broken files
+    skip_corrupt: bool = False  # leave out damaged records of a dataset, instead of stopping
 
     def check(self) -> None:
-        """Raises ConfigError for fractions without meaning, and for files that are not there."""
+        """Raises ConfigError for impossible fractions and for missing files."""
         parts = self.fractions
         if min(parts) < 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6) or parts[0] == 0:
             raise ConfigError(
@@ -131,13 +133,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """A second data set of which every batch has a part, so that what the model knew is not forgotten."""
+    """A second data set with crystals in every batch, so that the model keeps what it had learnt."""
 
     data: tuple[str, ...] = ()  # files, or one dataset, whose training split is used
-    crystals: int = 0  # of it in each batch, besides batch_size others
+    crystals: int = 0  # of this data in each batch, in addition to batch_size
 
     def check(self) -> None:
-        """Raises ConfigError if one of the two is missing, or the files are."""
+        """Raises ConfigError if only one of the two is given, or files are missing."""
         if bool(self.data) != bool(self.crystals):
             raise ConfigError(
                 f"found replay.data: {list(self.data)} and replay.crystals: {self.crystals}, needed both or "
@@ -149,39 +151,39 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run of training."""
+    """A training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    # keep: those of the model; refit: by least squares on the training data; isolated: those of the isolated
-    # atoms among the training files (config_type=IsolatedAtom, or one atom alone). Fixed from there on,
-    # unless optimizer.train has "references". Default: keep those of a model, refit those of an architecture.
+    # keep: those of the model; refit: least squares on the training data; isolated: energies of the isolated
+    # atoms in the training files (config_type=IsolatedAtom, or one atom alone). They stay fixed unless
+    # optimizer.train has "references". Default: keep with model.start, refit with model.architecture.
     reference_energies: Literal["keep", "refit", "isolated"] | None = None
     epochs: int = 100  # how often to go through the training data
-    steps: int | None = None  # how many batches to train on; default: epochs decides
+    steps: int | None = None  # number of batches to train on; default: epochs decides
     batch_size: int = 32  # crystals of a batch, over all devices
     dtype: Literal["float32", "float64"] = "float32"
-    seed: int = 0  # of random parameters, the order of the data, and Hessian columns
+    seed: int = 0  # for random parameters, the order of the data, and the choice of Hessian columns
     mixed_probes: bool = False  # train on random mixtures of Hessian columns instead of single ones
-    validate_every: int | None = None  # steps; default: an epoch. The first and last step are validated too
-    # The error of validation whose smallest value makes a step the best: loss, energy_mae, forces_mae, ….
+    validate_every: int | None = None  # in steps; default: an epoch. First and last step are validated, too
+    # The validation error that is smallest at the best step: loss, energy_mae, forces_mae, ...
     monitor: Literal[MONITORED] = "loss"
-    patience: int | None = None  # validations without a better one after which to stop; default: never
-    checkpoint_every: int = 1000  # steps; the best, the last and an interrupted step are always saved
-    keep: int = 3  # checkpoints
-    report_every: int = 50  # steps over which metrics are averaged
-    devices: int | None = None  # to train on; default: all
+    patience: int | None = None  # stop after so many validations without improvement; default: never
+    checkpoint_every: int = 1000  # in steps; the best, the last and an interrupted step are always saved
+    keep: int = 3  # number of checkpoints to keep
+    report_every: int = 50  # in steps; metrics are averaged over these
+    devices: int | None = None  # number of devices to train on; default: all
     final: Literal["best", "last"] = "best"  # the step that becomes the trained model
     tensorboard: bool = True
     wandb: bool = False  # log to Weights & Biases, too; needs the package wandb
 
     def checked(self) -> TrainConfig:
-        """This configuration, once its values fit together. Raises ConfigError, naming the key.
+        """This configuration, after a check that its values fit together. Raises ConfigError, naming the key.
 
-        Of files only the existence is checked, so that mistakes are reported before anything heavy starts.
+        Files are not read: only their existence is checked, so that mistakes are reported at once.
         """
         self.model.check()
         if self.model.functionals and self.data.functional is not None:
@@ -202,7 +204,7 @@ class TrainConfig:
         return self
 
     def _check_reading(self) -> None:
-        """Raises ConfigError for options of reading files where there are datasets alone."""
+        """Raises ConfigError if there are options for reading files, but only datasets."""
         from jaxmlip.data.dataset import is_dataset
 
         d = self.data
@@ -215,7 +217,7 @@ class TrainConfig:
             )
 
     def check_numbers(self) -> None:
-        """Raises ConfigError for numbers without meaning, by themselves or together."""
+        """Raises ConfigError for numbers that make no sense, alone or together."""
         for key, least in LEAST.items():
             value = attrgetter(key)(self)
             if value is not None and not value >= least:
@@ -223,7 +225,7 @@ class TrainConfig:
         for key, seed in (("seed", self.seed), ("data.split_seed", self.data.split_seed)):
             if not 0 <= seed < SEEDS:
                 raise ConfigError(f"{key}: found {seed}, needed 0 to {SEEDS - 1}.")
-        if self.steps is not None:  # where epochs decide, the data tell how many steps they are
+        if self.steps is not None:  # else the number of steps is known only with the data
             self.check_steps(self.steps)
         if not self.loss.hessian and (self.mixed_probes or self.monitor.startswith("hessian")):
             found = "mixed_probes: true" if self.mixed_probes else f"monitor: {self.monitor}"
@@ -233,14 +235,14 @@ class TrainConfig:
             )
 
     def check_steps(self, steps: int) -> None:
-        """Raises ConfigError if the optimizer makes no sense in a run of `steps` batches."""
+        """Raises ConfigError if the optimizer's numbers make no sense in a run of `steps` batches."""
         try:
             self.optimizer.updates(steps)
         except ValueError as error:
             raise ConfigError(f"optimizer: {error}") from None
 
     def absolute(self) -> TrainConfig:
-        """The same with absolute paths, for a file that is read from elsewhere later."""
+        """This configuration with absolute paths, for a file that is later read from another folder."""
 
         def whole(paths: Sequence[str]) -> tuple[str, ...]:
             return tuple(str(Path(p).absolute()) for p in paths)
@@ -257,7 +259,7 @@ class TrainConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Deng et al., npj Comput. Mater. 11, 9 (2025), Methods; they do not state the batch.
+    # Deng et al., npj Comput. Mater. 11, 9 (2025), Methods, which do not state the batch size.
     "few": {
         "loss": {"kind": "mse", "energy": 0.1, "forces": 100.0, "stress": 0.1, "magmoms": 0.0},
         "optimizer": {"name": "adam", "learning_rate": 1e-3, "final_learning_rate": 1e-5},
@@ -287,7 +289,7 @@ def reader_options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def check_paths(key: str, paths: Sequence[str]) -> None:
-    """Raises ConfigError, naming `key`, for a path that does not exist, and where no path is given."""
+    """Raises ConfigError, naming `key`, if no path is given or one does not exist."""
     if not paths:
         raise ConfigError(
             f"{key}: found nothing, needed files of labelled crystals or the folder of a dataset."
@@ -315,9 +317,9 @@ def finetune_config(preset: str, flags: Mapping[str, Any], changes: Sequence[str
 
 
 def hyperparameters(architecture: str, given: Mapping[str, Any], elements: tuple[int, ...]) -> Any:
-    """The configuration of a network; `elements` (atomic numbers) where its parameters depend on them.
+    """The configuration of a network; `elements` (atomic numbers) count if its parameters depend on them.
 
-    Raises ConfigError for unknown names, wrong types, and values without meaning.
+    Raises ConfigError for unknown names, wrong types, and values that make no sense.
     """
     from jaxmlip.potential import ARCHITECTURES
 
@@ -344,9 +346,9 @@ def read_config(path: str | Path, changes: Sequence[str] = ()) -> TrainConfig:
 
 
 def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
-    """The keys and values in a YAML file; `example`: the command that prints such a file.
+    """The keys and values in a YAML file; `example` is the command that prints such a file.
 
-    Raises ConfigError if it is not YAML, or holds something else.
+    Raises ConfigError if it is not YAML, or holds no keys with values.
     """
     path = Path(path)
     try:
@@ -423,7 +425,7 @@ def _lines(config: Any, described: bool, depth: int) -> Iterator[str]:
             yield f"{indent}{its.name}:"
             yield from _lines(value, described, depth + 1)
         else:
-            odd = "\\" in repr(value)  # line breaks and the like, which are escaped, in double quotes
+            odd = "\\" in repr(value)  # line breaks and the like must be escaped, in double quotes
             dumped = yaml.safe_dump(
                 {its.name: _plain(value)},
                 default_flow_style=None if isinstance(value, tuple | dict) else False,
@@ -461,7 +463,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 class _Once(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML would silently take the last."""
+    """Refuses duplicate keys: YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
@@ -483,7 +485,7 @@ def _yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where} is nested too deeply.") from None
     except ConfigError as error:
         raise ConfigError(f"{where}, {error}") from None
-    except ValueError as error:  # 2024-99-99 looks like a date
+    except ValueError as error:  # such as 2024-99-99, which looks like a date
         raise ConfigError(f"{where} has a value that YAML cannot read: {error}.") from None
 
 
@@ -495,7 +497,7 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
 
 
 def _made(kind: Any, value: Any, key: str) -> Any:
-    """`value`, as YAML gives it, as an instance of the type `kind`."""
+    """`value`, as YAML gives it, converted to the type `kind`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _made_dataclass(kind, value, key)
@@ -530,7 +532,7 @@ def _made(kind: Any, value: Any, key: str) -> Any:
             return value
     elif kind is float:
         try:
-            # YAML takes 1e-3 for text, since it has no point.
+            # YAML reads 1e-3 as text, since it has no point.
             number = float(value) if isinstance(value, int | float | str) and value is not True else math.nan
         except (ValueError, OverflowError):
             number = math.nan

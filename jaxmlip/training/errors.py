@@ -17,12 +17,12 @@ from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
-SLOPED = ("forces", "stress", "magmoms", "hessian")  # energies have no origin that a slope could go through
+SLOPED = ("forces", "stress", "magmoms", "hessian")  # not energies, whose zero is arbitrary
 CLEAR = 0.7  # the smallest r² at which a slope indicates a unit
 NEAR = 1.6  # the factor by which a slope may be off that of a unit
-NEAREST = 0.2  # of the energy, and of the former error: what remains where a unit explains energies
+NEAREST = 0.2  # largest error of energies in the right unit, relative to the energy and to the error before
 KBAR, GPA = 10 * GPA_PER_EV_PER_A3, GPA_PER_EV_PER_A3
-# Ratios of labels to correct ones, for labels in other units than the package assumes.
+# Ratios of labels in other units to labels in the units of this package.
 FACTORS = {
     "stress": {
         -KBAR: "that is kbar with VASP's sign, needed eV/Å³, positive in tension",
@@ -46,7 +46,7 @@ ENERGY_UNITS = {
     "kcal/mol, needed eV": kcal / mol,
     "kJ/mol, needed eV": kJ / mol,
 }
-DRAWS = 10_000_000  # frames drawn at most for the interval of one slope; it takes their memory
+DRAWS = 10_000_000  # most frames times draws for the interval of one slope
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Error:
     values: int
     mae: float
     rmse: float
-    slope: float | None  # Σxy / Σxx, x DFT, y model; None for energies and where all of DFT is zero
+    slope: float | None  # Σxy / Σxx, x DFT, y model; None for energies, and if all of DFT is zero
     interval: tuple[float, float] | None  # 95 %, by bootstrap over crystals; None for a single one
     r_squared: float | None  # of the line through the origin
 
@@ -123,7 +123,7 @@ def by_functional(compared: Comparison, names: Sequence[str]) -> dict[str, dict[
 
 
 def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
-    """Errors by element, for properties of atoms: forces and magnetic moments."""
+    """Errors by element, for the properties of atoms: forces and magnetic moments."""
     groups: dict[int, Comparison] = defaultdict(lambda: defaultdict(list))
     for name in ("forces", "magmoms"):
         for pair in compared.get(name, ()):
@@ -136,9 +136,9 @@ def by_element(compared: Comparison) -> dict[str, dict[str, Error]]:
 
 
 def units_told(compared: Comparison) -> list[str]:
-    """Lines that name labels which look as if they had another unit or another sign than needed.
+    """Lines on labels that look as if they had a wrong unit or sign.
 
-    A factor between labels and model is suspicious where it is that of a unit, since models err by less.
+    A factor between labels and model is suspicious if it is that of a unit: models err by less.
     """
     found = []
     for name, factors in FACTORS.items():
@@ -153,7 +153,7 @@ def units_told(compared: Comparison) -> list[str]:
 
 
 def _energy_unit_told(pairs: Sequence[Pair]) -> list[str]:
-    """A line on the unit of energies, by the factor that removes the error: a slope needs an origin."""
+    """A line on energies in a wrong unit, if a factor removes the error. (A slope would need an origin.)"""
     if not pairs:
         return []
     dft, model = np.array([(float(p.dft), float(p.model)) for p in pairs]).T

@@ -44,9 +44,9 @@ from jaxmlip.zoo.load import load
 
 
 def compare(potential: Potential, split: Split) -> Comparison:
-    """Predictions for every example of `split`, beside its labels; batch by batch, not all in memory.
+    """Predictions for every example of `split`, beside its labels, computed batch by batch.
 
-    Columns of a Hessian are computed crystal by crystal.
+    Hessian columns are computed crystal by crystal.
     """
     found: list[dict[str, Pair]] = [{} for _ in range(len(split))]
     of = cache(partial(select, potential)) if potential.functionals else lambda functional: potential
@@ -82,9 +82,9 @@ def _pairs(
 
 
 def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:
-    """Reference energies (eV, by atomic number) in place of `before` that bring energies closest to labels.
+    """Reference energies (eV, by atomic number), in place of `before`, that bring energies closest to labels.
 
-    Raises ValueError where no crystal has an energy.
+    Raises ValueError if no crystal has an energy.
     """
     pairs = compared.get("energy", [])
     residual = np.array([float(p.dft - p.model) * len(p.species) for p in pairs])
@@ -155,7 +155,7 @@ def main(
             write_whole(draft / "evaluation.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             parity({potential.name: compared}, draft / "parity.png")
     if as_json:
-        print(json.dumps(record, indent=1))  # in ASCII: no control characters reach a terminal
+        print(json.dumps(record, indent=1))  # ASCII, so that no control character reaches a terminal
         return
     show(table(f"{potential.name}: {len(crystals)} crystals", {"all": everything}))
     if len(groups.get(by, ())) > 1:

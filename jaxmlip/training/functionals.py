@@ -1,6 +1,6 @@
-"""One network for several functionals at once, each with parameters of its own for every element.
+"""One network for several functionals at once, with parameters of each for every element.
 
-A functional is a second set of species: in the crystals of functional k an atom of atomic number Z is of
+Each functional has its own species: in the crystals of functional k, an atom of atomic number Z has the
 species Z + 118 k. Embeddings, reference energies and all other parameters that a network has for each element
 exist for every species; the rest is shared. Networks need no change for this.
 """
@@ -21,10 +21,10 @@ from jaxmlip.potential import ARCHITECTURES, Potential, architecture_of, paramet
 
 
 def join(potential: Potential, functionals: Sequence[str]) -> Potential:
-    """`potential` extended to several functionals; until training, all predict the same as `potential`.
+    """`potential` extended to several functionals; before training, all predict the same as `potential`.
 
-    It is trained on crystals that state their functional; `select` takes potentials for use from it. Raises
-    ValueError unless there are two or more different names, and `potential` has one functional.
+    Train it on crystals that state their functional; `select` then gives potentials to use. Raises ValueError
+    unless there are two or more different names, and `potential` has one functional.
     """
     names = tuple(map(functional_name, functionals))
     if potential.functionals:
@@ -90,7 +90,7 @@ class _Table(NamedTuple):
     """A parameter with a row for each element."""
 
     name: str
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # with one functional, and with several
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]  # for one functional, and for several
     rows: list[slice]  # of each functional
 
 
@@ -100,7 +100,7 @@ def _tables(one: nn.Module, several: nn.Module, count: int) -> Iterator[_Table]:
     few, many = parameter_shapes(one), parameter_shapes(several)
     for name in few:
         if few[name] != many[name]:
-            padding = name == "reference_energies"  # the first is that of padding
+            padding = name == "reference_energies"  # its first entry is that of padding
             rows = few[name][0]
             step = ELEMENTS if by_number or padding else rows
             slices = [slice(padding + step * k, rows + step * k) for k in range(count)]

@@ -1,4 +1,4 @@
-"""The loop of training: steps, validation, checkpoints, and every way in which a run can end."""
+"""The training loop: steps, validation, checkpoints, and all ways in which a run ends."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig, means
 from jaxmlip.training.step import TrainState, init_state, make_eval_step, make_train_step, potential_of
 
-DEAD = 20  # steps without a gradient, after which Adam's memory of earlier ones moves nothing either
-AHEAD = 2  # steps that are handed to the devices before one is done: they never wait, and memory stays flat
+DEAD = 20  # steps without a gradient; after so many Adam's averages of earlier gradients move nothing either
+AHEAD = 2  # steps handed to the devices at a time: they never wait, and memory stays bounded
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Steps were taken: means over them of the metrics of `make_train_step`."""
+    """Means of the metrics of `make_train_step` over the steps since the last report."""
 
     step: int
     epoch: float
     metrics: dict[str, float]
-    crystals_per_second: float | None  # None for the first step of a process, which is spent on compilation
+    crystals_per_second: float | None  # None for the first step of a process, which compiles
     atoms_per_second: float | None
-    waiting: float  # fraction of the time in which the loop waited for data
+    waiting: float  # fraction of the time spent waiting for data
 
 
 @dataclass(frozen=True)
 class Validated:
-    """The whole validation set was compared, in the units of `losses.UNITS`; `best`: better than before."""
+    """Errors on the whole validation set, in the units of `losses.UNITS`; `best`: the smallest so far."""
 
     step: int
     epoch: float
@@ -72,7 +72,7 @@ class NotSaved:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Training goes on after `step`; later steps that were reported are done again."""
+    """Training goes on after `step`; later steps that were reported before are done again."""
 
     step: int
 
@@ -92,16 +92,16 @@ Event = Trained | Validated | Saved | NotSaved | Resumed | Stopped
 class Fitted:
     """The result of a run."""
 
-    potential: Potential  # of the best step where there was a validation set, else of the last
+    potential: Potential  # of the best step if there was a validation set, else of the last
     last: Potential
     step: int  # the last
     best: int | None  # the best step
-    reason: str  # why it stopped
+    reason: str  # why training stopped
     history: list[dict[str, float]]  # the metrics of every validation, with its step
 
 
 class InterruptedRun(SystemExit):
-    """SIGTERM or Ctrl-C: the run is saved. Uncaught, it ends Python with the signal's exit code."""
+    """SIGTERM or Ctrl-C came, and the run is saved. Uncaught, it ends Python with the signal's exit code."""
 
     def __init__(self, message: str, number: int):
         super().__init__(128 + number)
@@ -113,7 +113,7 @@ class InterruptedRun(SystemExit):
 
 class DivergedError(RuntimeError):
     """The loss or the gradient is not finite, or the gradient stays zero. The message gives the step, and the
-    step to go back to."""
+    last good one."""
 
 
 class OtherRunError(ValueError):
@@ -131,19 +131,19 @@ def fit(
 ) -> Fitted:
     """Trains `potential` on the batches of `train`, or goes on with the run that `folder` holds.
 
-    A run that goes on takes the same steps as one that never stopped. One that took all of its steps goes on
-    where there are more now: with the state of the optimizer, and the learning rate that the schedule of all
-    steps has from there on. `folder` gets start/, the potential that training begins with, and checkpoints/.
-    `report` is called from the first process with each Event in turn. SIGTERM and Ctrl-C save and raise
-    InterruptedRun; a second one ends the process as usual.
+    A run that goes on takes the same steps as one that never stopped. If all steps of a run are done and
+    `config` asks for more, it goes on with the state of the optimizer, and with the learning rates of the
+    longer schedule. `folder` gets start/, the potential that training begins with, and checkpoints/. `report`
+    is called from the first process with each Event in turn. SIGTERM and Ctrl-C save the run and raise
+    InterruptedRun; a second signal ends the process as usual.
 
-    `config` gives the loss, the optimizer, steps (default: all of the plan of `train`), and what to watch,
-    report and save; model and data are those of the arguments.
+    `config` gives the loss, the optimizer, the number of steps (default: the whole plan of `train`), and when
+    to validate, report and save. Its model and data are not used: the arguments are.
 
-    Raises DatasetError where the data do not suit the potential, OtherRunError where the run in `folder` was
-    begun with other data or settings, DivergedError where a loss is not finite or the gradient stays zero,
-    CheckpointError where no checkpoint in `folder` can be used, and ValueError where `config` does not fit
-    the data.
+    Raises DatasetError if the data do not suit the potential, OtherRunError if the run in `folder` was begun
+    with other data or settings, DivergedError if a loss is not finite or the gradient stays zero,
+    CheckpointError if no checkpoint in `folder` can be used, and ValueError if `config` does not fit the
+    data.
     """
     run = _Run(potential, train, validation, config, mesh, Path(folder), report)
     try:
@@ -155,7 +155,7 @@ def fit(
 def evaluation_batches(
     split: Split, batch_size: int, reference_energies: np.ndarray, mesh: Mesh, dtype=np.float32
 ) -> Iterator[Batch]:
-    """Every crystal of `split` once, in batches of one shape of about `batch_size` crystals over the mesh.
+    """Every crystal of `split` once, in batches of one shape with about `batch_size` crystals over the mesh.
 
     The leading axis is this process's shards. A crystal with several Hessian columns always gives the same
     one.
@@ -181,7 +181,7 @@ def evaluation_batches(
 def validate(
     evaluate: Callable, params: Any, batches: Iterator[Batch], loss: LossConfig, stop=lambda: False
 ) -> dict[str, float] | None:
-    """The finite metrics of `losses.means` over all of `batches`; None where `stop()` returned true.
+    """The finite metrics of `losses.means` over all of `batches`; None if `stop()` returned true.
 
     `evaluate` comes from `make_eval_step`.
     """
@@ -192,7 +192,7 @@ def validate(
         sums.append(evaluate(params, batch))
         if len(sums) > AHEAD:
             jax.block_until_ready(sums[-1 - AHEAD])
-    # Added in float64: a million terms of float32 would lose digits.
+    # Summed in float64: a million terms in float32 would lose digits.
     total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64)), *jax.device_get(sums))
     found = {name: float(x) for name, x in means(loss, total).items()}
     return {name: x for name, x in found.items() if np.isfinite(x)}
@@ -223,7 +223,7 @@ class _Run:
         self.signals = _Signals()
 
     def _checked_steps(self, potential: Potential) -> int:
-        """The number of steps. Raises DatasetError or ValueError where data and settings do not fit."""
+        """The number of steps. Raises DatasetError or ValueError if data and settings do not fit together."""
         train, config = self.train, self.config
         for split in (train.split, train.replay, self.validation):
             if split is not None:
@@ -267,7 +267,7 @@ class _Run:
         return potential.with_parameters(self.folder / "start"), record
 
     def _identity(self, potential: Potential) -> dict[str, Any]:
-        """Everything that must be the same for a run to go on, as JSON."""
+        """All that must stay the same when a run goes on, as JSON."""
         train, config = self.train, self.config
         made = {
             "potential": {
@@ -333,7 +333,7 @@ class _Run:
         try:
             return next(batches)
         except Exception:
-            # What was learnt before the data failed is not lost.
+            # Save what was learnt before the data failed.
             self._save()
             self.saver.look(wait=True)
             raise
@@ -341,7 +341,7 @@ class _Run:
             self.meter.waited += time.perf_counter() - begin
 
     def _validate_and_save(self, evaluate: Callable) -> None:
-        """Validation and saving, where due between this step and the next."""
+        """Validates and saves, if due after this step."""
         last = self.step == self.steps
         due = last or self.step % self.validate_every == 0
         if due and self.validation is not None and self.record["validated"] != self.step:
@@ -400,7 +400,7 @@ class _Run:
     def _save(self) -> None:
         """Begins to save the state of this step, once."""
         if self.saver.step != self.step:
-            self.meter.look(everything=True)  # a state that is not finite is not saved
+            self.meter.look(everything=True)  # raises if the state is not finite: it must not be saved
             self.saver.save(self.step, self.state, self.record)
 
     def _interrupted(self) -> None:
@@ -437,7 +437,7 @@ class _Saver:
         self.best_arrays: dict[str, np.ndarray] | None = None
 
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
-        """Begins to save, when the previous save is done."""
+        """Waits for the previous save, then begins to save."""
         self.look(wait=True)
         arrays = on_host(state)
         if record["best"] == step:
@@ -449,7 +449,7 @@ class _Saver:
             self._failed(error)
 
     def look(self, wait: bool = False) -> None:
-        """Reports the outcome of the last save, once it is known."""
+        """Reports the outcome of the last save, if it is known."""
         try:
             step = self.checkpoints.finished(wait)
         except CheckpointError as error:
@@ -459,7 +459,7 @@ class _Saver:
                 self.report(Saved(step, self.checkpoints.path(step)))
 
     def best(self, step: int, state: TrainState, record: dict[str, Any]) -> TrainState:
-        """The state of the best step; `state`, that of `step`, where there is no better one."""
+        """The state of the best step, or `state`, that of `step`, if no step was better."""
         best = record["best"]
         if best in (None, step):
             return state
@@ -479,11 +479,11 @@ class _Saver:
 
 
 class _Meter:
-    """The metrics of steps, read a few steps late, so that devices never wait for this process."""
+    """The metrics of steps. They are read a few steps late, so that devices never wait for this process."""
 
     def __init__(self, report_every: int, plan: Plan, saver: _Saver):
         self.report_every, self.plan, self.saver, self.report = report_every, plan, saver, saver.report
-        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not looked at
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []  # steps whose metrics were not read yet
         self.idle = 0  # steps in a row with a loss and without a gradient
         self.waited = 0.0  # s spent waiting for data
         self.clock: float | None = None  # when the first pending step began
@@ -492,7 +492,7 @@ class _Meter:
         return step / self.plan.steps_per_epoch
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step, and reports those that are due. Raises DivergedError."""
+        """Takes the metrics of a step, and reports if due. Raises DivergedError."""
         self.pending.append((step, metrics))
         self.look()
 
@@ -501,7 +501,7 @@ class _Meter:
         self.clock = time.perf_counter() if self.clock else None
 
     def look(self, everything: bool = False) -> None:
-        """Fetches and reports the metrics of steps that are done; waits for steps that are AHEAD behind."""
+        """Fetches and reports the metrics of steps that are done; waits for steps more than AHEAD ago."""
         if len(self.pending) > AHEAD:
             jax.block_until_ready(self.pending[-1 - AHEAD][1])
         first = self.clock is None
@@ -515,7 +515,7 @@ class _Meter:
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(m[name]):
                     raise self.diverged(f"{name} is {m[name]}", step)
-            # Without labels, or without errors, there is no loss either.
+            # A zero gradient is right if the loss is zero: without labels, or without errors.
             self.idle = self.idle + 1 if m["grad_norm"] == 0 < m["loss"] else 0
             if self.idle == DEAD:
                 raise self._dead(step)
@@ -570,7 +570,7 @@ class _Signals:
     def __enter__(self) -> _Signals:
         self.number = signal.SIGTERM
         self._seen, self._before = False, {}
-        # Several processes agree on a step through JAX, which has its own handler; threads have no signals.
+        # Several processes agree on a step through JAX, which has its own handler. Threads get no signals.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
@@ -588,7 +588,7 @@ class _Signals:
         return self._seen
 
     def received(self, step: int) -> bool:
-        """True if the run is to stop at this step; the same on all processes."""
+        """True if the run shall stop at this step; the same on all processes."""
         if jax.process_count() == 1:
             return self._seen
         from jax.experimental import multihost_utils
@@ -604,7 +604,7 @@ def _groups(sizes: np.ndarray, each: int, shards: int) -> list[list[int]]:
     order = np.argsort(-np.asarray(sizes).sum(axis=1), kind="stable")
     for row, start in enumerate(range(0, len(order), count)):
         dealt = order[start : start + count]
-        # There and back, so that no group gets the largest of every round.
+        # Alternating directions, so that no group gets the largest crystal of every round.
         for g, k in enumerate(dealt if row % 2 == 0 else dealt[::-1]):
             groups[g if row % 2 == 0 else count - len(dealt) + g].append(int(k))
     return groups
@@ -630,5 +630,5 @@ def taken(folder: str | Path) -> int | None:
         last = checkpoints.steps[-1]
         record = json.loads((checkpoints.path(last) / RECORD).read_text())
         return last if record["identity"]["steps"] == last else None
-    except (IndexError, OSError, ValueError, KeyError, TypeError):  # damaged: reported where it is read
+    except (IndexError, OSError, ValueError, KeyError, TypeError):  # damaged; reported when it is read
         return None

@@ -2,7 +2,7 @@
 devices.
 
 L = Σ_p w_p Σ_i ω_i ℓ(x_i - x_i^DFT) / Σ_i ω_i over the properties p, where ω are the weights of the labels:
-each property is averaged over those numbers of the whole batch that have a label.
+each property is averaged over the numbers of the whole batch that have a label.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "GPa", "magmoms": "μ
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised; the defaults are those of CHGNet 0.3.0.
+    """The loss to minimise; the defaults are those of CHGNet 0.3.0.
 
     The weights multiply means over energies in eV/atom, forces in eV/Å, stresses in GPa, magnetic moments in
-    μB and Hessian columns in eV/Å². A weight of zero leaves the property out, and its computation too.
+    μB and Hessian columns in eV/Å². A property of weight zero is left out and not computed.
     """
 
     kind: Literal["huber", "mse", "mae"] = "huber"
@@ -55,7 +55,7 @@ class LossConfig:
 
     @property
     def properties(self) -> tuple[str, ...]:
-        """The properties that the loss reads."""
+        """The properties in the loss."""
         return tuple(p for p in PROPERTIES if getattr(self, p) > 0)
 
     def of(self, error: Array) -> Array:
@@ -76,7 +76,7 @@ def errors(
     """Model minus label, in the units of UNITS, and the weight of each number, by property.
 
     `energy_fn` gives the energies of the crystals of a graph and quantities of each atom. Only derivatives
-    that `properties` need are taken; one Hessian-vector product serves the Hessian columns of all crystals of
+    that `properties` need are taken. One Hessian-vector product gives the Hessian columns of all crystals of
     the batch.
     """
     graph, weights = batch.graph, batch.weights

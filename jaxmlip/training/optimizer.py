@@ -1,4 +1,4 @@
-"""Optimisers and what they act on: which parameters are trained, how fast, and with which average."""
+"""Optimisers, learning rates, and the choice of the parameters that are trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 import optax
 
-# Patterns of parameter names for the words that `train` knows.
+# The words that `train` knows, as patterns of parameter names.
 GROUPS = {
     "all": r"^network/",
     "readout": r"^network/readout|^network/scale$",
@@ -22,22 +22,22 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters move; the defaults are those of the fine-tuning of arXiv:2405.07105."""
+    """The optimiser; the defaults are those of the fine-tuning in arXiv:2405.07105."""
 
     name: Literal["adam", "adamw", "amsgrad"] = "adam"
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5  # where the cosine ends, at most learning_rate
+    final_learning_rate: float = 1e-5  # at the end of the cosine; at most learning_rate
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 0  # updates of linear growth from zero, fewer than the run has
-    weight_decay: float = 0.0  # of adamw alone, decoupled
+    warmup_steps: int = 0  # updates with linear growth from zero; fewer than all updates
+    weight_decay: float = 0.0  # decoupled; for adamw only
     clip: float | None = None  # largest norm of the gradient of all parameters
-    ema: float | None = None  # decay of the moving average of parameters that is validated and exported
+    ema: float | None = None  # decay of a moving average of the parameters, to validate and export
     accumulate: int = 1  # batches whose gradients are averaged for one update
-    # "all" is the network; "readout", "scale" (one number that multiplies what the network gives, the linear
-    # correction of arXiv:2405.07105), "references" (energies by element); others are regular expressions for
-    # names such as network/atom_conv_0/bond/kernel.
+    # "all" (the network), "readout", "scale" (one factor on the network's output, the linear correction of
+    # arXiv:2405.07105), "references" (energies by element), or regular expressions for names such as
+    # network/atom_conv_0/bond/kernel.
     train: tuple[str, ...] = ("all",)
-    freeze: tuple[str, ...] = ()  # taken out again, in the same words
+    freeze: tuple[str, ...] = ()  # parameters in train that are not trained, named likewise
 
     def __post_init__(self):
         for key, known in {"name": ("adam", "adamw", "amsgrad"), "schedule": ("cosine", "constant")}.items():
@@ -49,7 +49,7 @@ class OptimizerConfig:
             ("final_learning_rate", 0 <= self.final_learning_rate < math.inf, not_negative),
             ("warmup_steps", self.warmup_steps >= 0, "0 or more"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, not_negative),
-            # A negative one reverses every update, so that the loss climbs; zero trains nothing.
+            # A negative rate makes the loss climb; zero trains nothing.
             ("clip", self.clip is None or 0 < self.clip < math.inf, "a positive number, or null for none"),
             ("ema", self.ema is None or 0 <= self.ema < 1, "a decay below 1, such as 0.999, or null"),
             ("accumulate", self.accumulate >= 1, "1 or more"),

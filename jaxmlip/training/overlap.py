@@ -1,4 +1,4 @@
-"""Crystals that are trained on and held out at the same time."""
+"""Check for crystals that are both trained on and held out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ase import Atoms
 from jaxmlip.data.dataset import CorruptRecordError, Split
 from jaxmlip.data.inspection import SAME, fingerprint
 
-HELD_OUT, TRAINED = 2_000, 20_000  # crystals at most that are read, drawn at random
+HELD_OUT, TRAINED = 2_000, 20_000  # crystals that are read at most, drawn at random
 
 
 def warn_of_overlap(splits: Mapping[str, Split], replay: Split | None) -> None:
-    """Warns where crystals of the validation or test data are in the training or replay data, too."""
+    """Warns if crystals of the validation or test data are in the training or replay data, too."""
     sources = [splits["train"]] if replay is None else [splits["train"], replay]
     for name in ("validation", "test"):
         if name not in splits:
@@ -30,7 +30,7 @@ def warn_of_overlap(splits: Mapping[str, Split], replay: Split | None) -> None:
 
 
 def shared(held_out: Split, sources: Sequence[Split]) -> tuple[int, int]:
-    """The number of crystals of `held_out` examined, and of those that are in one of `sources`, too.
+    """The number of crystals of `held_out` that were examined, and how many of them are in `sources`, too.
 
     Crystals are the same if they have one functional and one `inspection.fingerprint`. Of large sets a random
     part is examined.
@@ -40,7 +40,7 @@ def shared(held_out: Split, sources: Sequence[Split]) -> tuple[int, int]:
     wanted = {tuple(row) for row in np.asarray(held_out.sizes)[looked].tolist()}
     known = set()
     for source in sources:
-        # Copies have as many bonds, too: most crystals need not be read.
+        # Copies have the same number of bonds, so most crystals need not be read.
         alike = [k for k, row in enumerate(np.asarray(source.sizes).tolist()) if tuple(row) in wanted]
         known |= {_of(source, int(k)) for k in rng.permutation(alike)[:TRAINED]}
     known.discard(None)

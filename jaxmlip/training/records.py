@@ -27,10 +27,10 @@ from jaxmlip.training.losses import UNITS
 
 CONFIG, VERSIONS, METRICS, RESULTS = "config.yaml", "versions.json", "metrics.jsonl", "results.json"
 PACKAGES = ("jaxmlip", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ase")
-# Settings that may differ when a run goes on: they change nothing in what is computed.
+# Settings that may differ when a run goes on: they do not change what is computed.
 FREE = ("devices", "tensorboard", "wandb", "final", "checkpoint_every", "keep", "report_every")
-LENGTH = ("epochs", "steps")  # these may grow where a run has taken all of its steps
-EVERY = 10.0  # seconds between lines where there is no terminal
+LENGTH = ("epochs", "steps")  # these may grow once a run has taken all of its steps
+EVERY = 10.0  # seconds between lines if there is no terminal
 
 
 class RunFolderError(ValueError):
@@ -40,7 +40,7 @@ class RunFolderError(ValueError):
 def check_folder(folder: str | Path, config: TrainConfig) -> None:
     """Raises RunFolderError if `folder` holds something else, or a run with another configuration.
 
-    A run that took all of its steps may have more `epochs` or `steps` now.
+    A run that has taken all of its steps may now have more `epochs` or `steps`.
     """
     folder, config = Path(folder), config.absolute()
     begun = folder / CONFIG
@@ -49,7 +49,7 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
         changed = changes(flat(before), flat(config), FREE)
         done = taken(folder)
         longer = changed.keys() <= set(LENGTH) and _grows(before, config, done)
-        # Without a start it never came to the first step.
+        # Without start/ it never came to the first step.
         if changed and (folder / "start").exists() and not (longer and done is not None):
             why = (
                 "More epochs or steps are for a run that took all of its own; this one was interrupted, or "
@@ -72,14 +72,14 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
 
 
 def _grows(before: TrainConfig, now: TrainConfig, done: int | None) -> bool:
-    """True if a run that has taken all of its `done` steps is to be longer now."""
+    """True if a run has taken all of its `done` steps and is to get more."""
     if now.steps is None:
         return before.steps is None and now.epochs > before.epochs
     return now.steps > (before.steps or done or 0)
 
 
 def open_folder(folder: str | Path, config: TrainConfig) -> Path:
-    """Makes the folder of a run, or goes on with the one that is there; writes config and versions.
+    """Makes the folder of a run, unless it exists, and writes the configuration and versions.
 
     Raises RunFolderError as `check_folder` does.
     """
@@ -98,7 +98,7 @@ def open_folder(folder: str | Path, config: TrainConfig) -> Path:
 
 
 def circumstances() -> dict[str, Any]:
-    """Conditions of a result besides its settings: versions, commit, devices, command line, time."""
+    """The circumstances of a run: versions, commit, devices, command line, time."""
     import jax
 
     devices = jax.devices()
@@ -116,7 +116,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any] | None:
-    """The commit of the checkout that this code runs from, and whether its files differ; None where none."""
+    """The commit of the checkout that this code runs from, and whether its files differ; None without one."""
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -126,7 +126,7 @@ def _commit() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else a checkout around an installed package
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails for a package inside another checkout
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "."))}
     except (OSError, subprocess.SubprocessError):
         return None
@@ -135,8 +135,8 @@ def _commit() -> dict[str, Any] | None:
 class Records:
     """Writes the events of a run to metrics.jsonl, TensorBoard, wandb, and a progress bar or lines.
 
-    Use it as a context; call it with each event. Where a run goes on, lines of steps that will be done again
-    are removed.
+    Use it as a context manager, and call it with each event. If a run goes on, the lines of steps that are
+    done again are removed.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Records:
         self._say = say or (lambda line: self._console.print(line, soft_wrap=True))
         self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
         self._told = -math.inf
-        self._news: dict[str, tuple[int, str]] = {}  # of training and validation: the step, and what is told
+        self._news: dict[str, tuple[int, str]] = {}  # by training and validation: the step, and the text
 
     def __enter__(self) -> Records:
         return self
@@ -254,7 +254,7 @@ class Records:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl. A line that was cut off, as by a full disk, ends the reading."""
+    """The lines of metrics.jsonl up to the first one that was cut off, for example by a full disk."""
     try:
         raw = Path(path).read_bytes()
     except FileNotFoundError:
@@ -305,7 +305,7 @@ def _wandb(folder: Path, config: TrainConfig):
     return wandb.init(
         project="jaxmlip",
         name=path.name,
-        id=hashlib.sha256(str(path).encode()).hexdigest()[:16],  # the same when the run goes on
+        id=hashlib.sha256(str(path).encode()).hexdigest()[:16],  # stays the same when the run goes on
         resume="allow",
         dir=str(folder),
         config=yaml.safe_load(to_yaml(config, described=False)),

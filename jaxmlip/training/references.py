@@ -1,8 +1,7 @@
 """Reference energies of the elements by least squares, arXiv:2504.05565: E_elem = (AᵀA)⁻¹ Aᵀ E.
 
-The rows of A are the fractions of the elements in each crystal and E are energies per atom; a network has to
-learn the remainder. Two functionals whose total energies differ by tens of eV per atom agree in the
-remainder.
+The rows of A are the fractions of the elements in each crystal, and E are energies per atom. A network learns
+the remainder, in which functionals agree whose total energies differ by tens of eV per atom.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from jaxtyping import Float
 from jaxmlip.crystals.graph import atomic_number
 
 SAME = 1e-3  # eV
-RIDGE = 1e-6  # of the largest eigenvalue of AᵀA, where the compositions do not determine all energies
+RIDGE = 1e-6  # relative to the largest eigenvalue of AᵀA; used if compositions do not determine all energies
 
 
 @dataclass(frozen=True)
 class References:
     """Energies by atomic number (eV), and how well they were determined.
 
-    For a potential of several functionals they are by species, here and below.
+    For a potential of several functionals "atomic number" means species, here and below.
     """
 
     energies: Float[np.ndarray, " elements"]
     fitted: tuple[int, ...]  # atomic numbers that the data contain
-    kept: tuple[int, ...]  # those of the potential that they do not: their energies are as before
-    ridge: bool = False  # whether compositions were too few or too alike: energies stay close to those before
-    # eV/atom, of the energies that a potential has to account for before training; None: isolated atoms'
+    kept: tuple[int, ...]  # other atomic numbers of the potential: their energies are as before
+    ridge: bool = False  # True if compositions do not determine all energies: then they change little
+    # eV/atom, the remainder that the network has to learn; None for energies of isolated atoms
     rmse: float | None = None
 
     def __str__(self) -> str:
@@ -52,12 +51,12 @@ def refit(
 ) -> References:
     """Reference energies that bring `residual` closest to zero when they replace `before`.
 
-    `species` are the atomic numbers of each crystal, and `residual` the DFT energy of each minus what a
-    potential with the energies `before` (eV, by atomic number) gives, eV. With the network's own part
-    subtracted, only the functional's shift is fitted; for the fit of arXiv:2504.05565, to the energies
-    themselves, leave the network's part out.
+    `species` are the atomic numbers of each crystal, and `residual` is the DFT energy of each (eV) minus the
+    prediction of a potential with the energies `before` (eV, by atomic number). With the network's part in
+    that prediction only the shift between functionals is fitted; without it, the energies themselves, as in
+    arXiv:2504.05565.
 
-    Raises ValueError without a crystal.
+    Raises ValueError if there is no crystal.
     """
     if not len(species):
         raise ValueError("found no crystal with an energy, needed some to fit reference energies to.")
@@ -79,9 +78,10 @@ def refit(
 def of_isolated(
     energies: Sequence[tuple[int, float]], needed: Sequence[int], before: Float[np.ndarray, " elements"]
 ) -> References:
-    """Reference energies that are those of isolated atoms: (atomic number, eV) of each, for all `needed`.
+    """The energies of isolated atoms, given as (atomic number, eV), as reference energies of all `needed`.
 
-    Raises ValueError naming the elements that lack one, and one whose energies differ by more than SAME eV.
+    Raises ValueError, naming the elements, if some have no isolated atom, or one has atoms whose energies
+    differ by more than SAME eV.
     """
     from ase.data import chemical_symbols
 

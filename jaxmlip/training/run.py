@@ -60,8 +60,8 @@ from jaxmlip.training.step import flat_params, init_state, potential_of
 from jaxmlip.zoo.load import load
 
 MODEL = "model"
-COMPARED = 2000  # crystals at most that figures and the last table are made of
-REFERENCED = 50_000  # crystals at most that reference energies are fitted to
+COMPARED = 2000  # crystals at most in figures and in the last table
+REFERENCED = 50_000  # crystals at most in the fit of reference energies
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +72,16 @@ class Result:
     potential: Potential
     before: dict[str, Error]  # of the crystals of `compared_on`
     after: dict[str, Error]
-    by_functional: dict[str, dict[str, dict[str, Error]]]  # "before" and "after", where several
+    by_functional: dict[str, dict[str, dict[str, Error]]]  # "before" and "after", if there are several
     compared_on: str
-    reason: str  # why it stopped
+    reason: str  # why training stopped
 
 
 def run_training(config: TrainConfig, folder: str | Path) -> Result:
     """Trains as `config` says, or goes on with the run that `folder` holds.
 
-    A run that took all of its steps goes on where `config` differs in more epochs or steps alone: with the
-    state of the optimizer, and the learning rate of the longer schedule from there on. The folder gets
+    A run that has taken all of its steps goes on if `config` differs only in having more epochs or steps:
+    with the state of the optimizer, and with the learning rates of the longer schedule. The folder gets
     config.yaml, versions.json, metrics.jsonl, tensorboard/, start/ (the potential before the first step),
     checkpoints/, and at the end model/ (for `jaxmlip.load`), results.json, learning_curve.png and parity.png;
     results.json of a shorter run becomes results-STEPS.json.
@@ -91,18 +91,18 @@ def run_training(config: TrainConfig, folder: str | Path) -> Result:
     """
 
     config, folder = config.checked(), Path(folder)
-    if jax.process_index() > 0:  # the first process keeps others out
+    if jax.process_index() > 0:  # the first process holds the lock
         return train_in(folder, config)
     check_folder(folder, config)  # before a lock is put into it; `open_folder` checks again, under the lock
     with locked(folder):
         try:
             return train_in(folder, config)
-        finally:  # many runs in one process would pile up gigabytes
+        finally:  # programs of many runs in one process would take gigabytes
             give_memory_back()
 
 
 def train_in(folder: Path, config: TrainConfig) -> Result:
-    """`run_training` of a configuration that is checked, in a folder that is locked."""
+    """`run_training` of a checked configuration, in a locked folder."""
 
     first = jax.process_index() == 0
     mesh = parallel.make_mesh(config.devices)
@@ -113,7 +113,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
     plan = loader.plan
     steps = plan.steps if config.steps is None else config.steps
     if first and (done := taken(folder)) is not None and done < steps:
-        with suppress(FileNotFoundError):  # results mark a run as finished
+        with suppress(FileNotFoundError):  # results mark a run as finished, which it is no longer
             (folder / RESULTS).rename(folder / f"results-{done}.json")
         rate = float(learning_rate(config.optimizer, steps)(done // config.optimizer.accumulate))
         terminal.print(
@@ -143,9 +143,9 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
 def prepare(
     config: TrainConfig, folder: Path, mesh: Mesh, terminal: PlainConsole
 ) -> tuple[Potential, dict[str, Split], Loader]:
-    """The potential before the first step of the run in `folder`, the data, and the batches; writes nothing.
+    """The potential before the first step of the run in `folder`, its data and its batches; writes nothing.
 
-    Raises ConfigError and DatasetError where they do not fit together.
+    Raises ConfigError or DatasetError if these do not fit together.
     """
     start = folder / "start"
     if (start / "manifest.json").is_file():  # the run goes on
@@ -199,7 +199,7 @@ def _begin(config: TrainConfig, folder: Path, terminal: PlainConsole) -> tuple[P
     model = config.model
     if model.start is not None:
         potential = _with_functionals(load(model.start, config.dtype, model.head), model.functionals)
-        trained(config.optimizer, flat_params(potential))  # a mistake in a pattern is reported at once
+        trained(config.optimizer, flat_params(potential))  # reports a mistake in a pattern at once
         splits = read_splits(config.data, potential)
     else:
         crystals = read(config.data, tuple(map(functional_name, model.functionals)))
@@ -254,9 +254,9 @@ def _warn_unfitted(found: References, splits: Mapping[str, Split]) -> None:
 def isolated_references(
     potential: Potential, atoms: Sequence[LabelledCrystal], splits: Mapping[str, Split]
 ) -> References:
-    """Reference energies that are those of isolated `atoms`, for all elements of `splits`.
+    """The energies of isolated `atoms` as reference energies, for all elements of `splits`.
 
-    Raises ValueError naming the elements that lack one.
+    Raises ValueError, naming the elements, if some have no isolated atom.
     """
 
     def species(atom: LabelledCrystal) -> int:
@@ -270,9 +270,9 @@ def isolated_references(
 
 
 def fit_references(potential: Potential, split: Split, random: bool = False) -> References:
-    """Reference energies with which `potential` comes closest to the energies of `split`.
+    """Reference energies that bring `potential` closest to the energies of `split`.
 
-    The network's own energy is left out where its parameters are `random`. At most 50,000 crystals are used.
+    The network's own energy is left out if its parameters are `random`. At most 50,000 crystals are used.
     Raises ValueError if no crystal has an energy.
     """
     part = at_most(split, REFERENCED)
@@ -285,8 +285,7 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
 
 
 def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
-    """Raises ConfigError if the loss has no property with labels that the network predicts; warns if
-    only some properties lack them."""
+    """Raises ConfigError if no property of the loss is both labelled and predicted; warns if some are not."""
     asked = config.loss.properties
     if "magmoms" in asked and train.counts.get("magmoms") and not _gives_magmoms(potential, train):
         told = f"loss.magmoms: found {config.loss.magmoms}, and {potential.name} gives no magnetic moments"
@@ -369,9 +368,9 @@ def export(
 ) -> Potential:
     """The potential of a checkpoint: the "best" or "last" in the folder of a run, or a checkpoint's folder.
 
-    `average`: the moving average of the parameters, where the run kept one. `functional`: which one of a run
-    with model.functionals; default: all, for training to go on with. Raises FileNotFoundError if there is
-    none, CheckpointError if it is damaged, and ValueError if there is no such functional.
+    `average`: take the moving average of the parameters, if the run kept one. `functional`: take one of a run
+    with model.functionals; default: all, to train further. Raises FileNotFoundError if there is no
+    checkpoint, CheckpointError if it is damaged, and ValueError if there is no such functional.
     """
     source = Path(source)
     step = int(source.name) if source.name.isdigit() and source.parent.name == "checkpoints" else None

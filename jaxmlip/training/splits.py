@@ -28,14 +28,14 @@ STATE = (
 def read_splits(data: DataConfig, potential: Potential) -> dict[str, Split]:
     """The splits "train", and "validation" and "test" if any, with graphs for `potential`.
 
-    Raises ConfigError if a part of the data has no crystal, or has other functionals, DatasetError if
-    they are not for this potential, and as the readers do.
+    Raises ConfigError if a part of the data has no crystal, or has other functionals; DatasetError if they do
+    not suit this potential; and as the readers do.
     """
     return with_graphs(read(data, potential.functionals), potential, data.skip_bad)
 
 
 def read(data: DataConfig, functionals: Sequence[str] = ()) -> dict[str, Split | list[LabelledCrystal]]:
-    """Splits of datasets as they are, and the crystals of files."""
+    """By the name of the split: a split of a dataset as it is, or the crystals of files."""
     found: dict[str, Any] = {}
     if is_dataset(data.train):
         splits = _datasets(data.train, data)
@@ -90,7 +90,7 @@ def functionals_of(split: Any) -> Counter:
 
 
 def _some(train: Any, crystals: int, seed: int) -> Any:
-    """A random part of the training data; with the same seed, a smaller part is a part of a larger one."""
+    """A random part of the training data; with the same seed, a smaller part lies in a larger one."""
     if crystals > len(train):
         raise ConfigError(
             f"data.crystals: found {crystals}, needed {len(train)} at most: so many are there to train on."
@@ -139,7 +139,7 @@ def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str
 
 
 def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[LabelledCrystal]:
-    """The crystals of files, of `data.functional` where it is given; `options` before those of `data`."""
+    """The crystals of files, of `data.functional` alone if given; `options` replace those of `data`."""
     known = [its.name for its in fields(ReadOptions) if its.name != "isolated"]  # reference_energies says it
     if unknown := [name for name in data.options if name not in known]:
         raise ConfigError(
@@ -179,8 +179,8 @@ def divide(
 ) -> dict[str, list[LabelledCrystal]]:
     """`crystals` in random parts "train", "validation" and "test"; empty parts are left out.
 
-    Each part has `fractions` of the crystals, rounded, or a little more where those of one material stay
-    together (by="material"). Raises ConfigError if nothing would be left to train on.
+    Each part has its share of `fractions` of the crystals, rounded, or a little more if those of one material
+    stay together (by="material"). Raises ConfigError if nothing would be left to train on.
     """
     names = [c.material if by == "material" else str(k) for k, c in enumerate(crystals)]
     groups: dict[str, list[int]] = {}
@@ -202,9 +202,9 @@ def divide(
 
 
 def with_graphs(splits: Mapping[str, Any], potential: Potential, skip_bad: bool = False) -> dict[str, Split]:
-    """The splits of `read`, with crystals made into graphs; `skip_bad` as MemorySplit.from_crystals.
+    """The splits of `read`, with graphs of the crystals; `skip_bad` as in MemorySplit.from_crystals.
 
-    Raises DatasetError if they are not for `potential`.
+    Raises DatasetError if they do not suit `potential`.
     """
     found = {}
     for name, split in splits.items():
@@ -216,9 +216,10 @@ def with_graphs(splits: Mapping[str, Any], potential: Potential, skip_bad: bool 
 
 
 def read_one(data: DataConfig, split: str, potential: Potential) -> Split:
-    """All crystals of files, or those of one split of a dataset ("all": of all), with graphs for `potential`.
+    """All crystals of files, or of one split of a dataset ("all": of all splits), with graphs for
+    `potential`.
 
-    Raises ConfigError if there are none, DatasetError if they are not for this potential.
+    Raises ConfigError if there are none, DatasetError if they do not suit this potential.
     """
     limit = data.options.get("limit")
     if is_dataset(data.train):

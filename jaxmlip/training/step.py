@@ -36,12 +36,12 @@ class TrainState:
 
     params: Flat  # those that are trained
     opt_state: Any
-    ema: Flat | None  # their moving average, where one is asked for
+    ema: Flat | None  # their moving average, if asked for
     step: jax.Array  # batches seen
 
     @property
     def eval_params(self) -> Flat:
-        """The parameters that are validated and exported: the average where there is one."""
+        """The parameters that are validated and exported: the average, if there is one."""
         return self.params if self.ema is None else self.ema
 
 
@@ -63,7 +63,7 @@ def init_state(potential: Potential, config: OptimizerConfig, steps: int, mesh: 
 
 
 def flat_params(potential: Potential) -> dict[str, np.ndarray]:
-    """All parameters by name, in the precision of the potential, as training sees them.
+    """All parameters by name, in the precision of the potential, as they are trained.
 
     Reference energies are those that training adds to the potential's: the potential's own are subtracted
     from the labels in float64, before anything is rounded.
@@ -75,7 +75,7 @@ def flat_params(potential: Potential) -> dict[str, np.ndarray]:
 
 
 def potential_of(potential: Potential, state: TrainState, ema: bool = True) -> Potential:
-    """`potential` with the parameters of `state`, the averaged ones where they exist and `ema` is true."""
+    """`potential` with the parameters of `state`; the averaged ones if they exist and `ema` is true."""
     flat = flax.traverse_util.flatten_dict(dict(potential.params), sep="/")
     new = dict(flat)
     for name, x in (state.eval_params if ema else state.params).items():
@@ -89,9 +89,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step of a run of `steps` batches.
 
-    It takes a state, which it uses up, and a batch whose leading axis are the shards of this process, one for
-    each of its devices. Its metrics, arrays on the device, are the loss, {property}_mae and {property}_rmse
-    in the units of `losses.UNITS`, grad_norm, learning_rate, and the numbers of crystals and atoms.
+    It takes a state, whose memory it reuses, and a batch whose leading axis are the shards of this process,
+    one for each of its devices. Its metrics, arrays on the device, are the loss, {property}_mae and
+    {property}_rmse in the units of `losses.UNITS`, grad_norm, learning_rate, and the numbers of crystals and
+    atoms.
     """
     optimizer, rate = make_optimizer(config, steps), learning_rate(config, steps)
     everything = _everything(potential, mesh)
@@ -118,7 +119,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            # At first the average is short, so that it forgets where training began.
+            # At first the average is over few steps, so that it forgets the initial parameters.
             decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
             ema = jax.tree.map(lambda a, x: decay.astype(x.dtype) * (a - x) + x, ema, params)
         metrics = means(loss, summed) | {
@@ -145,7 +146,7 @@ def make_eval_step(
 ) -> Callable[[Flat, Batch], dict[str, dict[str, jax.Array]]]:
     """The function (state.eval_params, batch) -> sums over the batch as `losses.sums` gives them.
 
-    All properties with labels in the batch are compared, but Hessian columns only where the loss has them.
+    All properties with labels in the batch are compared; Hessian columns only if they are in the loss.
     `losses.means` turns sums over batches into metrics.
     """
     everything = _everything(potential, mesh)
@@ -169,7 +170,7 @@ def make_eval_step(
 
 
 def _sums(potential, loss, properties, flat, shard):
-    """Sums over the one shard of this device, which has a leading axis of one."""
+    """Sums over the shard of this device, whose leading axis has length one."""
     batch = jax.tree.map(lambda x: x[0], shard)
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     return sums(loss, errors(partial(potential.energy_fn.with_sites, params), batch, properties))
@@ -181,5 +182,5 @@ def _everything(potential: Potential, mesh: Mesh) -> Flat:
 
 
 def _precision(potential: Potential):
-    # Products in the device's default precision: training does not need more.
+    # Products have the device's default precision, which is enough for training.
     return jax.enable_x64(potential.dtype == "float64")

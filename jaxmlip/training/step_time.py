@@ -1,4 +1,4 @@
-"""The time of a training step on many devices: a model on paper, from the work of one program.
+"""A model of the time of a training step on many devices, from the work of one program.
 
 With B structures in a batch of all n devices on h = ⌈n / per host⌉ hosts,
 
@@ -10,9 +10,9 @@ With B structures in a batch of all n devices on h = ⌈n / per host⌉ hosts,
 
 F: floating-point operations, and M: bytes read and written, for a structure; w: the fraction of the shape of
 each device that is padding (it grows with n: fewer crystals on each even out less); K: instructions of a
-step; P: parameters, whose gradients in float32 are summed over all devices. Within a host bandwidth and
-latency are those of its links, beyond those of the network. No program reaches the peaks: T is a lower bound,
-and its ratios show where more devices stop helping.
+step; P: parameters, whose gradients in float32 are summed over all devices. Bandwidth and latency are those
+of a host's links within one host, and those of the network beyond. No program reaches the peaks: T is a lower
+bound, and its ratios show where more devices stop helping.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Device(NamedTuple):
     peak: float  # FLOP/s of products in the default precision for float32
     memory: float  # byte/s
     per_host: int
-    link: float  # byte/s that each sends while it receives as many, within a host
+    link: float  # byte/s that each device sends (and receives at the same time), within a host
     network: float  # the same between hosts
     link_latency: float = 3e-6  # s
     network_latency: float = 10e-6  # s
@@ -59,7 +59,7 @@ class Work(NamedTuple):
     bytes: float  # for a structure
     parameters: int  # that are trained
     instructions: int = 0
-    loading: float = 0.0  # s of a host for a structure
+    loading: float = 0.0  # s that a host's loader takes for a structure
 
 
 class StepTime(NamedTuple):
@@ -75,7 +75,7 @@ class StepTime(NamedTuple):
 
 
 def summed_bytes(parameters: int, devices: int) -> float:
-    """The bytes a device sends to sum gradients in float32 over all: reduce and gather around a ring."""
+    """Bytes that a device sends to sum gradients in float32 over all devices of a ring."""
     return 2 * (devices - 1) / devices * 4 * parameters
 
 
@@ -94,7 +94,7 @@ def step_time(work: Work, device: Device, devices: int, batch: float, waste: flo
 
 
 def padding(sizes: Int[np.ndarray, "n 4"], batch: int, devices: int, epochs: int = 1) -> float:
-    """The fraction of the work of all devices that is padding, by the loader's own plan.
+    """The fraction of the work of all devices that is padding, from the loader's plan.
 
     `sizes`: atoms, short bonds, long bonds and angles of each crystal.
     """

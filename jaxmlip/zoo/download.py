@@ -79,7 +79,7 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
 
 
 def _fetch(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
-    """The model and the others in the same download, fetched from where it was published, by model."""
+    """The model and the others in the same download, by model, fetched from the published address."""
     if isinstance(MODELS[name].origin, Wheel):
         return _from_index(name, scratch, tried)
     return _from_address(name, scratch, tried)

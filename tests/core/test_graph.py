@@ -15,7 +15,8 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxmlip import from_atoms
-from jaxmlip.crystals.graph import Cutoffs, as_atoms, bond_vectors, check_crystal
+from jaxmlip.crystals.atoms import as_atoms, check_crystal
+from jaxmlip.crystals.graph import Cutoffs, bond_vectors
 from jaxmlip.crystals.structures import read_crystal, read_crystals
 
 CUTOFFS = Cutoffs(4.0, 3.0)

@@ -53,6 +53,7 @@ def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
     assert np.abs(D.imag).max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.one_model
 def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
     D, slopes = bloch.slopes(Response(architecture, cell), Q)
@@ -62,6 +63,7 @@ def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
         np.testing.assert_allclose(slopes[:, k], expected, rtol=0, atol=1e-8 * np.abs(slopes).max())
 
 
+@pytest.mark.slow
 @pytest.mark.one_model
 @pytest.mark.parametrize("relaxed", [False, True])
 def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
@@ -92,6 +94,7 @@ def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
         np.testing.assert_allclose(forces, 0, atol=1e-6 * np.abs(slope).max())
 
 
+@pytest.mark.slow
 def test_neither_blocks_nor_padding_nor_room_change_the_result(any_potential, cell):
     D = dynamical_matrix(any_potential, cell, Q)
     for block in (1, 4, 40):

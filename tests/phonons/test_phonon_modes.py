@@ -90,7 +90,9 @@ def doubled() -> Atoms:
     return bulk("NaCl", "rocksalt", 5.0).repeat((2, 1, 1))
 
 
-@pytest.mark.parametrize("name", ["wurtzite", "corundum", "salt", "doubled"])
+@pytest.mark.parametrize(
+    "name", ["wurtzite", pytest.param("corundum", marks=pytest.mark.slow), "salt", "doubled"]
+)
 def test_symmetry_gives_the_columns_that_are_not_computed(any_potential, name, request):
     crystal = corundum() if name == "corundum" else request.getfixturevalue(name)
     q = np.array(
@@ -339,6 +341,7 @@ def test_slopes_of_the_long_range_part_are_those_of_differences(salt, nac):
         np.testing.assert_allclose(slope, found, rtol=0, atol=1e-6 * np.abs(found).max())
 
 
+@pytest.mark.slow
 def test_velocities_and_grueneisen_parameters_hold_the_long_range_part(any_potential, cell):
     nac = NAC(np.array([1.1, -0.8, -0.3])[:, None, None] * np.eye(3), 2.4 * np.eye(3), (3, 3, 3))
     q = np.array([[0.1, 0.23, -0.4]])

@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from jaxmlip import phonons
-from jaxmlip.crystals.graph import in_box
+from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import primitive_cell, space_group
 from jaxmlip.phonons.lattice import mesh_force_constants
 

@@ -52,6 +52,7 @@ def mesh():
     return parallel.make_mesh(1)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_loss_on_all_labels_hessian_columns_included_is_that_of_differences(
     architecture, crystals
 ):

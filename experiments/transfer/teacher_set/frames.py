@@ -1,4 +1,4 @@
-"""The crystals of a teacher set: relaxed, strained, rattled and heated, and which of them are kept."""
+"""The crystals of a teacher set: relaxed, strained, rattled and heated, and the choice of which to keep."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from jaxmlip.crystals import batches, batching
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential, Prediction
 
-LEAST = 4  # atoms of the cells in which atoms are displaced
-MESSAGES = 4_000  # bonds and angles in a batch: on a CPU, fewer already take time in proportion
+LEAST = 4  # atoms at least of the cells in which atoms are displaced
+MESSAGES = 4_000  # bonds and angles in a batch; on a CPU larger batches are not faster
 # The configurations that molecular dynamics visits do not depend on masses, so all atoms have that of Ca, and
-# one time step suits all.
+# one time step fits all.
 MASS, DT, FRICTION, BETWEEN = 40.0, 4.0, 0.02, 8  # amu, fs, 1/fs, steps between two frames
-ANHARMONIC = (
-    2.0  # the first velocities are those of so many times the temperature: half of it goes into bonds
-)
-TIGHT = {"fmax": 0.05, "smax": 0.5}  # eV/Å, GPa: where the relaxation of an ideal crystal may end
+ANHARMONIC = 2.0  # initial kinetic energy over that of the temperature: half of it goes into bonds
+TIGHT = {"fmax": 0.05, "smax": 0.5}  # eV/Å, GPa; largest force and stress at the end of a relaxation
 
 
 class Frame(NamedTuple):
@@ -70,7 +68,7 @@ def relaxed(
 def without_duplicates(
     ideals: Sequence[tuple[Candidate, Atoms]], dropped: Counter[str]
 ) -> list[tuple[Candidate, Atoms]]:
-    """The crystals less duplicates of the same composition, by pymatgen's StructureMatcher."""
+    """The crystals without duplicates of the same composition, by pymatgen's StructureMatcher."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -121,10 +119,10 @@ def heated(
     dropped: Counter[str],
     evaluations: Counter[str],
 ) -> list[Frame]:
-    """Frames of Langevin dynamics of all materials side by side, in cells that stay as they are.
+    """Frames of Langevin dynamics of all materials side by side, in fixed cells.
 
-    The integrator is BAOAB, Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34. A material whose atoms
-    meet forces that are not finite or above the bound stops there; frames that it does not reach are dropped.
+    The integrator is BAOAB, Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34. A material stops when a
+    force is above the bound or not finite; its further frames are dropped.
     """
     from ase.units import fs, kB
 
@@ -184,7 +182,7 @@ def sensible(
     found: Mapping[str, Sequence[Prediction]],
     dropped: Counter[str],
 ) -> list[int]:
-    """Indices of `frames` that no teacher finds absurd. Without its ideal crystal a material is dropped."""
+    """Indices of the `frames` that no teacher finds absurd. A material needs its ideal crystal to be kept."""
 
     def energies(k: int) -> np.ndarray:
         return np.array([p[k]["energy"] / len(frames[k].atoms) for p in found.values()])

@@ -2,19 +2,19 @@
 
     python -m experiments.transfer.teacher_set.make --teacher A [--teacher B] --structures 20000 --out FOLDER
 
-writes the same crystals with the labels of each teacher. Prototypes are filled with the elements that all
-teachers know (`prototypes`), charges balanced in salts, and relaxed by the first teacher within
-their symmetry: that is the frame "ideal". Others are strained, rattled, and taken from short molecular
-dynamics at a temperature drawn for each material; those that are displaced are cells of four atoms at least,
-repeated where the primitive cell has fewer. Frames that a teacher finds absurd are dropped and counted.
+writes the same crystals with the labels of each teacher. Prototypes are filled with elements that all
+teachers know (`prototypes`), in salts with balanced charges, and relaxed by the first teacher within their
+symmetry: this is the frame "ideal". Other frames are strained, rattled, or taken from short molecular
+dynamics at a temperature drawn for each material. Cells with displaced atoms have at least four atoms;
+smaller primitive cells are repeated. Frames that a teacher finds absurd are dropped and counted.
 
-FOLDER/TEACHER is a dataset as `jaxmlip data convert` writes, for each teacher; crystals, their order and
+FOLDER/TEACHER is, for each teacher, a dataset as `jaxmlip data convert` writes it. Crystals, their order and
 their splits (8:1:1 by material) are the same in all. A crystal's material is, for example, "rocksalt-MgO",
-and its name "rocksalt-MgO/md-2". FOLDER/set.json says what was made, and how fast. The ground states of all
-elements (or the nearest prototype to them) come first, so that formation energies can be computed.
+and its name "rocksalt-MgO/md-2". FOLDER/set.json describes the set, and how fast it was made. The ground
+states of all elements (or the nearest prototypes) come first, so that formation energies can be computed.
 
-The work is done in parts, each from a random stream of its own: a killed run goes on with the part at which
-it was, and ends with the set of an undisturbed one. A teacher's label is a stand-in for DFT, and not DFT.
+The work is done in parts, each with its own random numbers: a killed run goes on with its current part, and
+ends with the same set as an undisturbed one. A teacher's label stands in for DFT, and is not DFT.
 """
 
 from __future__ import annotations
@@ -62,11 +62,9 @@ from jaxmlip.system.progress import track
 if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
-ALL_FRAMES = (
-    20  # structures for each element from which on ground states have all frames, not the ideal alone
-)
-SPARE = 0.3  # of the shape of a batch, for crystals that are denser than those it was made for
-SAMPLE = 300  # compositions from whose crystals the shapes of batches follow
+ALL_FRAMES = 20  # structures for each element; with fewer, ground states have the ideal frame only
+SPARE = 0.3  # of the shape of a batch, for crystals that are denser than the sample
+SAMPLE = 300  # compositions whose crystals determine the shapes of batches
 SPLIT = (0.8, 0.1, 0.1)
 
 
@@ -98,7 +96,7 @@ def main(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Raises StudyError for settings without a set."""
+    """Raises StudyError for settings from which no set can be made."""
     from ase.data import atomic_numbers
 
     if not settings.teacher:
@@ -117,14 +115,14 @@ def check(settings: Settings) -> None:
 
 
 def check_names(teachers: Iterable[str]) -> None:
-    """Raises StudyError for a name that cannot be that of a folder among the others."""
+    """Raises StudyError for a name that the folder of a teacher cannot have."""
     for name in teachers:
         if Path(name).name != name or name in ("parts", "", ".."):
             raise StudyError(f"found a teacher called {name!r}, needed a name that a folder can have.")
 
 
 def common_elements(settings: Settings, teachers: Iterable[Potential]) -> list[str]:
-    """Symbols of the elements to use. Raises StudyError where one that was asked for is not known to all."""
+    """Symbols of the elements to use. Raises StudyError if a teacher does not know a given one."""
     from ase.data import chemical_symbols
 
     known = set.intersection(*({chemical_symbols[z] for z in t.elements} for t in teachers))
@@ -137,7 +135,7 @@ def common_elements(settings: Settings, teachers: Iterable[Potential]) -> list[s
 class Piece(NamedTuple):
     """The contents of a part."""
 
-    groups: list[list[Candidate]]  # those of one composition together
+    groups: list[list[Candidate]]  # candidates of one composition form a group
     ideal_only: bool = False
 
 
@@ -159,9 +157,9 @@ def divided(settings: Settings, symbols: Sequence[str]) -> list[Piece]:
 def make_parts(
     study: Study, settings: Settings, teachers: Mapping[str, Potential], parts: Sequence[Piece]
 ) -> list[str]:
-    """Makes parts until there are enough, and keeps those that are there; returns their keys."""
+    """Makes parts until there are enough crystals, and keeps existing parts; returns their keys."""
     (settings.out / "parts").mkdir(exist_ok=True)
-    # From the same crystals in any run, so that programs and results are the same after a kill.
+    # Shapes from the same crystals in each run, so that programs and results are the same after a kill.
     shapes: dict[str, list[batching.BatchShape]] = {}
     bar = iter(track(range(settings.structures), "structures"))
     keys, kept = [], 0
@@ -245,7 +243,7 @@ def clock(seconds: dict[str, float], what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the library's warnings of atoms close to each other: these are counted here."""
+    """Silences the library's warnings of atoms close to each other: they are counted here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* Å apart")
         warnings.filterwarnings("ignore", message="FixSymmetry adjust_cell")

@@ -21,7 +21,7 @@ LABELS = ("energy", "forces", "stress", "magmoms")
 
 
 def arrays_of(frames: Sequence[Frame], found: Mapping[str, Sequence[Prediction]]) -> dict[str, np.ndarray]:
-    """A part as arrays, for a file without anything that could be executed."""
+    """A part as arrays, for a file that holds no code."""
     arrays = {
         "atoms": np.array([len(f.atoms) for f in frames], int),
         "numbers": np.concatenate([np.zeros(0, int), *(f.atoms.numbers for f in frames)]),
@@ -42,7 +42,7 @@ def arrays_of(frames: Sequence[Frame], found: Mapping[str, Sequence[Prediction]]
 
 
 class Made:
-    """The crystals of all parts, as many as were asked for, and the labels of each teacher."""
+    """The crystals of all parts, up to the number asked for, and the labels of each teacher."""
 
     def __init__(self, files: Sequence[Path], teachers: Sequence[str], structures: int):
         self.frames: list[Frame] = []
@@ -69,7 +69,7 @@ class Made:
                 self.labels[name].append(Labels(**labels))
 
     def crystals(self, teacher: str) -> list[LabelledCrystal]:
-        """All crystals with the labels of a teacher, which is named in the functional's place."""
+        """All crystals with the labels of a teacher, whose name stands for the functional."""
         labels = self.labels[teacher]
         return [
             LabelledCrystal(f.atoms, labels[k], f.material, f.name, teacher)
@@ -77,7 +77,7 @@ class Made:
         ]
 
     def above_ideal(self, teacher: str) -> np.ndarray:
-        """Energies above the ideal crystal of the material (eV/atom), one for each frame."""
+        """Energies above the ideal crystal of the material (eV/atom), by frame."""
         per_atom = np.array(
             [self.labels[teacher][k].energy / len(f.atoms) for k, f in enumerate(self.frames)]
         )
@@ -85,6 +85,6 @@ class Made:
         return per_atom - [ideal[f.material] for f in self.frames]
 
     def forces(self, teacher: str) -> list[np.ndarray]:
-        """|F| on each atom (eV/Å), for each frame."""
+        """|F| on each atom (eV/Å), by frame."""
         labels = self.labels[teacher]
         return [np.linalg.norm(labels[k].forces, axis=1) for k in range(len(self.frames))]

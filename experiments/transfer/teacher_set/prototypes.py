@@ -1,9 +1,8 @@
-"""Crystals by prototype: compounds that oxidation states or metals allow, and a first guess of their size.
+"""Crystals by prototype: compounds with balanced charges or of metals, and a first guess of their size.
 
-A `Prototype` is a structure type with places for elements; a `Candidate` is one of these filled. `drawn`
-gives candidates over many elements in a random order in which all families of compounds come in turn. Lengths
-are guessed, from ionic radii in salts and from atomic volumes in metals, so that a relaxation has little to
-do.
+A `Prototype` is a structure type with places for elements; a `Candidate` is a prototype with elements.
+`drawn` gives candidates of many elements in random order, with all families of compounds in turn. Lengths are
+guessed from ionic radii in salts and from atomic volumes in metals, so that relaxations are short.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from ase import Atoms
 
 CUBIC, HEXAGONAL = (1, 1, 1, 90, 90, 90), (90, 90, 120)
-HYPOTHETICAL = 2  # prototypes of each composition, drawn where there are more
+HYPOTHETICAL = 2  # prototypes of each composition at most, drawn at random
 TERNARIES = 6000  # of the ternary compounds of metals, of which there are hundreds of thousands
 TOLERANCE = (0.75, 1.15)  # of perovskites: Goldschmidt's (r_A + r_X) / √2 (r_B + r_X)
 
@@ -33,7 +32,7 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Prototype:
-    """A structure type. `cell` has lengths relative to each other, and angles in degrees."""
+    """A structure type. `cell` has relative lengths, and angles in degrees."""
 
     name: str
     group: int  # space group
@@ -77,7 +76,7 @@ OWN = (
     prototype("A20", 63, (0, (0, 0.105, 0.25)), cell=(1, 2.057, 1.737, 90, 90, 90)),
     prototype("B12", 166, (0, (0.119, 0.238, 0.891)), (0, (0.1965, 0.393, 0.0243)), cell=_hexagonal(2.55)),
 )
-GROUND = {  # elsewhere that of ase.data.reference_states, where it is elementary, or fcc
+GROUND = {  # for other elements that of ase.data.reference_states, if it is simple, else fcc
     **dict.fromkeys(("As", "Sb", "Bi"), "A7"),
     **dict.fromkeys(("S", "Se", "Te"), "A8"),
     **dict.fromkeys(("La", "Ce", "Pr", "Nd", "Pm", "Sm", "Tb", "Am"), "hcp"),
@@ -89,7 +88,7 @@ GROUND = {  # elsewhere that of ase.data.reference_states, where it is elementar
     "Po": "sc",
     "Sn": "diamond",
 }
-MOLECULES = {  # edge of the cube of α-N2 and length of the bond (Å)
+MOLECULES = {  # edge of the cube of α-N2, and bond length (Å)
     "H": (5.3, 0.74),
     "N": (5.66, 1.10),
     "O": (5.4, 1.22),
@@ -172,11 +171,11 @@ class Candidate(NamedTuple):
     family: str
     prototype: str
     symbols: tuple[str, ...]  # in the order in which the prototype has its elements
-    charges: tuple[int, ...] = ()  # oxidation states of these; none: a metal or an element
+    charges: tuple[int, ...] = ()  # their oxidation states; none for metals and elements
 
     @property
     def formula(self) -> str:
-        """The elements with their numbers, in the order of the prototype."""
+        """The elements and their numbers, in the order of the prototype."""
         counts = (1,) if self.prototype == "molecule" else BY_NAME[self.prototype].counts
         return "".join(s + (str(n) if n > 1 else "") for s, n in zip(self.symbols, counts, strict=True))
 
@@ -187,7 +186,7 @@ class Candidate(NamedTuple):
 
     @property
     def composition(self) -> str:
-        """The composition, the same for all arrangements of the same atoms."""
+        """The composition, equal for all arrangements of the same atoms."""
         counts = (1,) if self.prototype == "molecule" else BY_NAME[self.prototype].counts
         pairs = sorted(zip(self.symbols, counts, strict=True))
         return "".join(f"{s}{n}" for s, n in pairs)
@@ -241,7 +240,7 @@ def molecule(symbol: str) -> Atoms:
 
 
 def salt(atoms: Atoms, charges: Mapping[str, int]) -> Atoms:
-    """`atoms` of a size at which the closest cation and anion touch, by their ionic radii."""
+    """`atoms`, scaled so that the closest cation and anion touch, by their ionic radii."""
     from jaxmlip.crystals.graph import Cutoffs, from_atoms
     from jaxmlip.data.dataset import lengths
 
@@ -258,7 +257,7 @@ def salt(atoms: Atoms, charges: Mapping[str, int]) -> Atoms:
 
 @cache
 def ionic_radius(symbol: str, charge: int) -> float:
-    """Radius (Å) of this oxidation state, of the nearest known one of this sign, or of the bare atom."""
+    """Radius (Å) in this oxidation state, in the nearest known one of the same sign, or of the atom."""
     from ase.data import atomic_numbers, covalent_radii
     from pymatgen.core import Element
 
@@ -273,7 +272,7 @@ def ionic_radius(symbol: str, charge: int) -> float:
 
 @cache
 def atomic_volume(symbol: str) -> float:
-    """Volume (Å³) in VOLUMES, or of the element in ASE's table where it is cubic or hexagonal there."""
+    """Volume (Å³) from VOLUMES, or from ASE's table if the element is cubic or hexagonal there."""
     from ase.data import atomic_numbers, covalent_radii, reference_states
 
     if symbol in VOLUMES:
@@ -288,7 +287,7 @@ def atomic_volume(symbol: str) -> float:
 
 
 def ground_state(symbol: str) -> Candidate:
-    """The element at rest, or the nearest of the prototypes to it."""
+    """The ground state of the element, or the prototype nearest to it."""
     from ase.data import atomic_numbers, reference_states
 
     if symbol in MOLECULES:
@@ -299,10 +298,10 @@ def ground_state(symbol: str) -> Candidate:
 
 
 def drawn(symbols: Collection[str], seed: int) -> list[list[Candidate]]:
-    """All candidates of these elements but their ground states, those of one composition together.
+    """All candidates of these elements but their ground states, grouped by composition.
 
-    The order is random; families come in turn until each is used up. Of the prototypes that a composition
-    could have in its family at most two are taken.
+    The order is random; families come in turn until each is used up. At most two of the prototypes that a
+    composition can have in its family are taken.
     """
     rng = np.random.default_rng([seed, 1])
     found: dict[str, list[list[Candidate]]] = {}
@@ -320,7 +319,7 @@ def drawn(symbols: Collection[str], seed: int) -> list[list[Candidate]]:
 
 
 def families(symbols: Sequence[str], rng: np.random.Generator) -> dict[str, list[list[Candidate]]]:
-    """Prototypes that each composition could have, by family of compounds."""
+    """The prototypes that each composition can have, by family of compounds."""
     cations = {s: oxidation_states(s) for s in symbols if s in CATIONS_TOO or s not in NO_METAL}
     anions = {s: q for s, q in ANIONS.items() if s in symbols}
     metals = [s for s in symbols if s not in NO_METAL]
@@ -375,7 +374,7 @@ def salts(
 
 
 def fits(of: Prototype, symbols: Sequence[str], charges: Sequence[int]) -> bool:
-    """True if the ions have the sizes and charges that the prototype requires, if any."""
+    """True if the ions have the sizes and charges that the prototype requires."""
     r = [ionic_radius(s, q) for s, q in zip(symbols, charges, strict=True)]
     if of.name == "perovskite":
         return TOLERANCE[0] < (r[0] + r[2]) / 2**0.5 / (r[1] + r[2]) < TOLERANCE[1]
@@ -412,6 +411,6 @@ def oxidation_states(symbol: str) -> tuple[int, ...]:
 
 
 def generator(seed: int, *of: str) -> np.random.Generator:
-    """Random numbers for a material, independent of other draws."""
+    """Random numbers for a material, which do not depend on other draws."""
     digest = hashlib.sha256("/".join((str(seed), *of)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

@@ -1,4 +1,4 @@
-"""Sets that `experiments.transfer.teacher_set.make` wrote, as other experiments take them."""
+"""Reading of the sets that `experiments.transfer.teacher_set.make` wrote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def teacher_set(folder: Path, teacher: str) -> Dataset:
-    """The dataset of one teacher. Raises DatasetError where there is none, or it lacks a split."""
+    """The dataset of one teacher. Raises DatasetError if there is none, or it lacks a split."""
     if not (folder / teacher / MANIFEST).is_file():
         found = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         raise DatasetError(
@@ -30,7 +30,7 @@ def teacher_set(folder: Path, teacher: str) -> Dataset:
 
 
 def with_cutoffs(folder: Path, dataset: Dataset, cutoffs: Cutoffs) -> DataConfig:
-    """The dataset as it is, or written again to `folder` where its graphs are for other cutoffs."""
+    """The dataset as it is, or written anew to `folder` if its graphs have other cutoffs."""
     if dataset.cutoffs == cutoffs:
         return DataConfig(train=(str(dataset.folder),))
     return written(folder, dataset.splits, cutoffs)
@@ -44,7 +44,7 @@ def written(
     functional: str = "",
     only: Iterable[int] | None = None,
 ) -> DataConfig:
-    """Splits as datasets in `folder`, with other `labels` (by split, in order) where they are given.
+    """Splits as datasets in `folder`, with other `labels` (by split, in order) if given.
 
     `only`: the crystals to take from each split, if given.
     """

@@ -1,4 +1,4 @@
-"""Tables, a sentence and a figure of the crystals that `teacher_set.make` made."""
+"""Tables, a sentence and a figure on the crystals that `teacher_set.make` made."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-PART = 200  # materials that are worked on together
+PART = 200  # materials that are computed together
 
 
 @dataclass(frozen=True)

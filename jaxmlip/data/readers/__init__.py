@@ -1,4 +1,4 @@
-"""Files of labelled crystals, read as a stream: `read_labelled`."""
+"""Reading of files of labelled crystals as a stream: `read_labelled`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxmlip.data.readers.common import ReadError as ReadError
 from jaxmlip.data.readers.families import mixed
 from jaxmlip.system.borders import in_lines
 
-HEAD = 1 << 20  # bytes from the start of a file that must tell its format
+HEAD = 1 << 20  # bytes from the start of a file in which its format is looked for
 # Files of chgnet's parser: lists by name, where MPtrj has an object or a number.
 COLUMNS = re.compile(rb'\s*\{\s*"(structure|uncorrected_total_energy|energy_per_atom|force)"\s*:\s*\[')
 NAMED = 5  # crystals left out of a file that its warning names
@@ -30,7 +30,7 @@ class Format(NamedTuple):
     """One format: its name in messages, a test whether a file has it, and its reader."""
 
     about: str
-    matches: Callable[[Path, bytes], object]  # true of this format; name and first bytes, decompressed
+    matches: Callable[[Path, bytes], object]  # takes the name and the first bytes, decompressed
     read: Callable[[Path, Keys], Iterator[Frame]]
 
 
@@ -103,24 +103,24 @@ def read_labelled(
     """The labelled crystals of a file, a folder, a pattern such as "runs/*/vasprun.xml", or several of these.
 
     In a folder every file of a known format is read, subfolders included, in the order of names. `format` is
-    one of FORMATS, guessed from the name and the first bytes of each file if not given; `options` are those
-    of ReadOptions. Ionic steps of VASP whose electrons did not converge within NELM steps are left out, with
-    a warning that counts them, unless `unconverged`. Labels are in the units of Labels; what a file does not
-    hold is None.
+    one of FORMATS (default: guessed from the name and the first bytes of each file). `options` are those of
+    ReadOptions. Ionic steps of VASP whose electrons did not converge within NELM steps are left out, with a
+    warning that counts them, unless `unconverged`. Labels are in the units of Labels; labels that a file does
+    not hold are None.
 
-    All labels of a crystal come from one source. Isolated atoms are no crystals: unless `isolated` asks for
-    them they are left out, and neither `every` nor `limit` counts them. A warning names labels of a file that
-    were not read, and counts their frames.
+    All labels of a crystal come from one source. Isolated atoms do not count as crystals: they are left out
+    unless `isolated` asks for them, and neither `every` nor `limit` counts them. A warning names the labels
+    of a file that were not read, and counts their frames.
 
-    Raises FileNotFoundError; ReadError naming the file, and how many of its crystals were read, where it is
-    broken or of no known format; LabelError naming file and frame where a label cannot be true, after which
-    `next` goes on with the next crystal. With `skip_bad` such crystals, and the rest of a broken file, are
-    left out with a warning that names them; ReadError if nothing is left.
+    Raises FileNotFoundError; ReadError, with the file and the number of crystals read so far, if a file is
+    broken or of no known format; LabelError, with file and frame, if a label cannot be true. After a
+    LabelError `next` goes on with the next crystal. With `skip_bad` such crystals, and the rest of a broken
+    file, are left out with a warning that names them; raises ReadError if nothing is left.
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"Found format {format!r}, needed one of {', '.join(FORMATS)}.")
     how = ReadOptions(**options)
-    # Before the first crystal is asked for, so that mistakes show at once.
+    # Checked before the first crystal is asked for, so that mistakes show at once.
     files = find_files(path, format, how.skip_bad)
 
     def keep(crystal: LabelledCrystal) -> LabelledCrystal:
@@ -139,7 +139,7 @@ def read_labelled(
 def find_files(
     path: str | Path | Iterable[str | Path], format: str | None = None, skip_bad: bool = False
 ) -> list[tuple[Path, str]]:
-    """Each file (or folder of phonopy) that `read_labelled` would read, with its format.
+    """The files (and folders of phonopy) that `read_labelled` would read, with their formats.
 
     Raises ReadError for a file of no known format; with `skip_bad` it warns, unless nothing else is left.
     """
@@ -239,7 +239,7 @@ class _File:
         self.keys = Keys(options)
         self.frames = FORMATS[format].read(path, self.keys)
         self.number = 0  # frames so far
-        self.atoms = 0  # isolated ones among them
+        self.atoms = 0  # isolated atoms among these frames
         self.left_out: list[str] = []
         self.ended = False
 
@@ -290,7 +290,7 @@ class _File:
             ) from None
 
     def finish(self) -> None:
-        """Warns of what was left out; where only isolated atoms are read, the reader of crystals does."""
+        """Warns of what was left out, unless isolated atoms alone are read: the reader of crystals warns."""
         self.frames.close()
         if self.isolated == "only":
             return

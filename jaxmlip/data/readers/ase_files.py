@@ -44,7 +44,7 @@ def _of_text(frame: str, keys: Keys, name: str) -> LabelledCrystal:
 
 
 def _comment(line: str) -> dict[str, Any]:
-    """The comment of a frame as names and values; ASE takes nine numbers of a stress, files may have six."""
+    """The names and values in the comment of a frame. Stresses of six numbers are made nine, as ASE needs."""
     from ase.io.extxyz import key_val_str_to_dict
 
     return key_val_str_to_dict(SIX.sub(_nine, line))
@@ -106,7 +106,7 @@ def read_sqlite(path: Path, keys: Keys) -> Iterator[Frame]:
 
 
 def _check_sqlite(path: Path) -> None:
-    """Raises where the file is cut off, or is no database of ASE, whose tables ASE would write into it."""
+    """Raises EOFError if the file is cut off, ValueError if ASE would write a new database into it."""
     with open(path, "rb") as file:
         head = file.read(100)
     size, pages = int.from_bytes(head[16:18]), int.from_bytes(head[28:32])
@@ -176,7 +176,7 @@ def _of_atoms(atoms: Atoms, keys: Keys, name: str) -> LabelledCrystal:
 def _of_record(
     atoms: Atoms, given: Mapping[str, Any], calculated: Mapping[str, Any], keys: Keys, name: str
 ) -> LabelledCrystal:
-    """The crystal from values of its author and of a calculator, which win where both have a name."""
+    """The crystal from its author's values and a calculator's, which count if both have the same name."""
     for field in ("energy", "forces", "stress", "magmoms"):
         one, other = given.get(field), calculated.get(field)
         if one is not None and other is not None and not same(one, other):

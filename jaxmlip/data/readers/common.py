@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from jaxtyping import Float
 
-from jaxmlip.crystals.graph import check_occupancy
+from jaxmlip.crystals.atoms import check_occupancy
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
@@ -25,7 +25,7 @@ VASP_ORDER = ([0, 1, 2, 0, 1, 2], [0, 1, 2, 1, 2, 0])  # xx yy zz xy yz zx
 ALONE = 7.0  # Å; no element has crystals whose neighbours are farther apart, and no model here bonds as long
 
 
-# Names that files use for it; the first one present counts.
+# Names of the functional in files; the first one present counts.
 FUNCTIONAL = (
     "functional",
     "xc",
@@ -37,17 +37,17 @@ FUNCTIONAL = (
 )
 
 
-# Readers yield functions that make a crystal, so that one that cannot be made stops no other.
+# Readers yield functions that make a crystal, so that the others can be read if one fails.
 Frame = Callable[[], LabelledCrystal]
 
 
 class ReadError(ValueError):
-    """A file cannot be read. The message names it and says how far it was read and what to do."""
+    """A file cannot be read. The message gives the file, how much of it was read, and what to do."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How files name what they hold; None: the names that the format has."""
+    """The names of labels in files; None: the usual names of the format."""
 
     energy_key: str | None = None
     """the name of the energy, if not the usual one"""
@@ -69,19 +69,18 @@ class Naming:
 
 @dataclass(frozen=True)
 class ReadOptions(Naming):
-    """Options for reading labelled crystals: those of `read_labelled`, and of data.options in a
-    configuration.
+    """Options of `read_labelled`, and of data.options in a configuration.
 
-    Raises ValueError for values without meaning.
+    Raises ValueError for values that make no sense.
     """
 
     properties: Sequence[str] = PROPERTIES  # the labels to keep
-    weight: float = 1.0  # multiplied by that which a file has for the crystal (config_weight)
-    every: int = 1  # take every so many-th crystal of each file
+    weight: float = 1.0  # multiplied by the weight of the crystal in the file (config_weight)
+    every: int = 1  # N reads every N-th crystal of each file
     limit: int | None = None  # crystals in all
     checked: bool = True  # False: crystals are not validated, for callers that drop invalid ones themselves
     skip_bad: bool = False  # leave out what cannot be used, with a warning
-    isolated: Literal["left out", "too", "only"] = "left out"  # atoms alone, which are no crystals
+    isolated: Literal["left out", "too", "only"] = "left out"  # what to do with isolated atoms
 
     def __post_init__(self):
         if wrong := sorted(set(self.properties) - set(PROPERTIES)):
@@ -97,8 +96,8 @@ class ReadOptions(Naming):
 class Keys:
     """The options for the reader of one file, and the notes that it takes.
 
-    `noted` counts frames by remark, such as on labels that were there and were not read; `sources` counts the
-    frames with labels of each prefix.
+    `noted` counts frames by remark, such as one on labels that were not read; `sources` counts the frames
+    with labels of each prefix.
     """
 
     naming: Naming
@@ -110,7 +109,7 @@ class Keys:
         return getattr(self.naming, f"{which}_key")
 
     def first(self, which: str, record: Mapping[str, Any], *defaults: str) -> tuple[str, Any]:
-        """The name and the value of the first of these that `record` has, or ("", None)."""
+        """The first of the names that `record` has, with its value, or ("", None)."""
         asked = self.asked(which)
         for name in defaults if asked is None else (asked,):
             if record.get(name) is not None:
@@ -163,7 +162,7 @@ def crystal(
     weights: Mapping[str, float] | None = None,
     **labels,
 ) -> LabelledCrystal:
-    """A labelled crystal of `atoms` stripped of all else; `isolated`: its file calls it an isolated atom.
+    """A labelled crystal of `atoms` without its other data; `isolated`: its file calls it an isolated atom.
 
     Magnetic moments, N numbers or N vectors, are kept as their lengths: models predict those, since without
     spin-orbit coupling the energy does not depend on the direction of all spins together.
@@ -187,7 +186,7 @@ def crystal(
 
 
 def is_alone(atoms: Atoms) -> bool:
-    """True if this is one atom whose periodic images, if any, are farther than ALONE."""
+    """True if there is one atom, and its periodic images, if any, are farther away than ALONE."""
     from ase.geometry import minkowski_reduce
 
     if len(atoms) > 1 or not atoms.pbc.any():
@@ -200,7 +199,7 @@ def is_alone(atoms: Atoms) -> bool:
 
 
 def structure_atoms(structure: Mapping[str, Any]) -> Atoms:
-    """The crystal in what `Structure.as_dict` of pymatgen writes. Raises ValueError on partial occupancy."""
+    """The crystal of a pymatgen `Structure.as_dict()`. Raises ValueError for partly occupied sites."""
     numbers = []
     for site in structure["sites"]:
         species = site["species"]

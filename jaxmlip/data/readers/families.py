@@ -1,9 +1,8 @@
-"""Choice of the names of a record that hold its labels: all of one source; other labels are reported.
+"""Choice of the entries of a record that are its labels: all from one source; other labels are reported.
 
-A record is one frame of a file as names with values. Prefixed names, such as REF_energy or dft_forces, are
-those of the reference calculation; bare ones may be results of a calculator that was still attached when the
-frame was written. Stresses are in eV/Å³, positive in tension; a virial (eV) is what QUIP and MACE write:
--V σ.
+A record is one frame of a file: values by name. Prefixed names, such as REF_energy or dft_forces, are those
+of the reference calculation; bare ones may be results of a calculator that was still attached when the frame
+was written. Stresses are in eV/Å³, positive in tension. A virial is -V σ (eV), as QUIP and MACE write it.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ NAMES = {
     "stress": ("stress", "virial", "virials"),
     "magmoms": ("magmoms", "magmom"),
 }
-APART = 0.02, 1e-3  # of the largest component, and eV/Å³: largest difference of stress and virial
-# Words in the names of what looks like a label.
+APART = 0.02, 1e-3  # largest difference of stress and virial: relative to the largest component, and eV/Å³
+# An unread entry whose name has one of these words looks like a label.
 WORDS = {
     "energy": ("energy",),
     "forces": ("force",),
@@ -43,8 +42,9 @@ class Label(NamedTuple):
 def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
     """Arguments of `crystal`: labels, their weights, and whether it is an isolated atom.
 
-    Where a prefixed energy or prefixed forces are there, all labels are of that prefix. A name that `keys`
-    give always counts. Labels that are passed over, and unread entries that look like labels, are noted.
+    If the record has a prefixed energy or prefixed forces, all labels are of that prefix. A name that `keys`
+    give always counts. Notes are made of labels that are not read, and of other entries that look like
+    labels.
 
     Raises LabelError if stress and virial of one source contradict each other.
     """
@@ -83,7 +83,7 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
 
 
 def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tuple[str, list[Label]]]:
-    """The labels of one prefix by property, the one that counts first."""
+    """The labels of one prefix by property; the first of each counts."""
     for prop, bases in NAMES.items():
         labels = []
         for base in bases:
@@ -92,7 +92,7 @@ def _family(record: Mapping[str, Any], prefix: str, atoms: Atoms) -> Iterator[tu
                 names = [n for n in record if str(n).lower() == prefix + base and n.endswith(base)]
             for name in names:
                 value = record.get(name)
-                # A bare "magmom" may be the starting value, and a single number is that of the whole cell.
+                # A bare "magmom" may be the initial moments; a single number is the moment of the whole cell.
                 unsure = base == "magmom" and (not prefix or np.shape(value)[:1] != (len(atoms),))
                 if value is not None and not unsure:
                     labels.append(Label(name, value))
@@ -170,7 +170,7 @@ def _note_passed_over(families, found: Mapping[str, Label], asked: Mapping[str, 
 
 
 def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) -> bool:
-    """True if `label` was taken, stands beside the one taken in its source, or has the same value."""
+    """True if `label` was taken, comes from the same source as the one taken, or has the same value."""
     taken = found.get(prop)
     if taken is None:
         return False
@@ -180,7 +180,7 @@ def _in_source(label: Label, prop: str, families, found: Mapping[str, Label]) ->
 
 
 def note_look_alikes(atoms: Atoms, record: Mapping[str, Any], found, keys: Keys) -> None:
-    """Notes entries with the name and the shape of a label of which no other name was read."""
+    """Notes entries with the name and the shape of a label, for labels that were not read by another name."""
     known = {prefix + base for prefix in FAMILIES for bases in NAMES.values() for base in bases} - {"magmom"}
     for prop, words in WORDS.items():
         if prop in found:
@@ -210,17 +210,17 @@ def _has_shape(value: Any, prop: str, atoms: int) -> bool:
 
 
 def _remedy(*unread: tuple[str, str]) -> str:
-    """The option that would read labels that were not read: (property, name) of each."""
+    """The option that would read labels that were not read, given as (property, name)."""
     options = ", ".join(f"{prop}_key={name}" for prop, name in unread)
     flags = " ".join(f"--{prop}-key {name}" for prop, name in unread)
     return f"The option {options} ({flags}) reads {'it' if len(unread) == 1 else 'them'}"
 
 
 def weights_of(record: Mapping[str, Any], names: Mapping[str, str], keys: Keys) -> dict[str, Any]:
-    """The weight of a crystal and those of its properties, as MACE has them: config_weight,
-    config_energy_weight, config_forces_weight, config_stress_weight or config_virials_weight.
+    """The weights of a crystal and of its properties by MACE's names: config_weight, config_energy_weight,
+    config_forces_weight, config_stress_weight or config_virials_weight.
 
-    `names` are those of the labels that were read. A label of weight 0 counts as unknown; it is noted.
+    `names` are the labels that were read. A label of weight 0 counts as unknown, with a note.
     """
     weights = {}
     for prop, name in names.items():

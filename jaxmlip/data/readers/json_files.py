@@ -1,7 +1,7 @@
 """Data sets as JSON with pymatgen's structures. Energies in eV, forces in eV/Å, stresses as VASP prints them.
 
-VASP's stress is in kbar and positive in compression. Files are parsed as a stream: one material is in memory.
-Documents may stand in a list, under keys, or one after the other (JSON lines).
+VASP's stress is in kbar and positive in compression. Files are parsed as a stream, with one material in
+memory. Documents may be in a list, under keys, or one after the other (JSON lines).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def read_chgnet(path: Path, keys: Keys) -> Iterator[Frame]:
     """Lists under structure, uncorrected_total_energy, energy_per_atom, force, stress and magmom, as chgnet's
     parse_vasp_dir saves them. The file is read as a whole.
 
-    The energy is `uncorrected_total_energy`, or `energy_per_atom` times N. Raises ValueError if the lists
-    are not of one length; an empty one, or null, is no label.
+    The energy is `uncorrected_total_energy`, or `energy_per_atom` times N. Raises ValueError if the lists do
+    not have the same length; an empty list, or null, means that there is no label.
     """
     with open_bytes(path) as file:
         columns = {name: its for name, its in _checked(json.load(file), str(path)).items() if its}
@@ -130,12 +130,12 @@ def _of_document(
 
 
 def _moment(value: Any) -> Any:
-    """A magnetic moment as a number or three; pymatgen writes an object with both it and its axis."""
+    """A magnetic moment as one number or three; pymatgen writes it as an object with its axis."""
     return value["moment"] if isinstance(value, dict) else value
 
 
 def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects with their keys; the key is "" where they stand in a list or one after the other."""
+    """Objects with their keys; the key is "" in a list, and for objects one after the other."""
     import ijson
 
     layout = _layout(path)

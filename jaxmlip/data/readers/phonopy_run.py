@@ -1,4 +1,4 @@
-"""Runs of phonopy: displaced supercells with forces, and the supercell with columns of its Hessian."""
+"""Runs of phonopy: displaced supercells with forces, and the undisplaced one with columns of its Hessian."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DATA = ("FORCE_SETS", "FORCE_CONSTANTS", "force_constants.hdf5")
 
 
 def is_run(folder: Path) -> bool:
-    """True if a folder holds a run of phonopy with all the files that it needs."""
+    """True if a folder holds a run of phonopy with all files that are needed to read it."""
     names = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     with_data = names.intersection(DATA) or any(n.startswith("vasprun.xml") for n in names)
     return bool(names.intersection(YAML[:2]) or (names.intersection(YAML) and with_data))
@@ -27,8 +27,8 @@ def read_phonopy_run(path: Path, keys: Keys) -> Iterator[Frame]:
     """A folder, or one of its files. The displaced supercells come first, if their forces are known.
 
     The supercell at rest then has the columns of the Hessian that the force constants hold: those of the
-    atoms of one primitive cell where they are compact, or come from forces, and of all atoms otherwise.
-    Force constants from forces are symmetrised as phonopy-load does it.
+    atoms of one primitive cell if they are compact or come from forces, else those of all atoms. Force
+    constants from forces are symmetrised as phonopy-load does it.
     """
     from jaxmlip.phonons.phonopy_files import read_phonopy
 

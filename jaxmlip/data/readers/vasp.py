@@ -1,12 +1,12 @@
 """Runs of VASP: every ionic step of vasprun.xml or OUTCAR.
 
-The energy is the one extrapolated to zero smearing, "energy(sigma->0)", as in Materials Project, MPtrj and
-MatPES; ASE converts the stress from VASP's kbar, positive in compression.
+The energy is extrapolated to zero smearing, "energy(sigma->0)", as in Materials Project, MPtrj and MatPES;
+ASE converts the stress from VASP's kbar, positive in compression.
 
-Magnetic moments stand in OUTCAR alone; those of the OUTCAR beside a vasprun.xml are joined to its steps.
+Magnetic moments are only in OUTCAR; those of the OUTCAR beside a vasprun.xml are joined to its steps.
 
-Where the electrons do not converge within NELM steps, energy and forces are not those of the crystal. VASP
-goes on to the next ionic step nevertheless.
+If the electrons do not converge within NELM steps, energy and forces are not those of the crystal, but VASP
+goes on to the next ionic step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Float
 from jaxmlip.data.readers.common import Frame, Keys, crystal, open_bytes, symmetric
 
 XML = re.compile(rb"<calculation>|<scstep>|</calculation>|name=\"NELM\"[^>]*>\s*(\d+)")
-# Settings that determine the functional, by VASP's tag; PAW is the kind of the potentials.
+# VASP's tags that determine the functional; PAW stands for the kind of the pseudopotentials.
 XML_HEAD = re.compile(
     rb"name=\"GGA\">\s*(?P<GGA>[^<\s]+)|name=\"METAGGA\">\s*(?P<METAGGA>[^<\s]+)"
     rb"|name=\"LDAU\">\s*(?P<LDAU>[TF])|name=\"LHFCALC\">\s*(?P<LHFCALC>[TF])"
@@ -39,13 +39,13 @@ TEXT_HEAD = re.compile(
 )
 GGA = {"PE": "PBE", "PS": "PBEsol", "CA": "LDA", "RP": "RPBE", "91": "PW91"}
 META = {"SCAN": "SCAN", "R2SCAN": "r2SCAN"}
-POTENTIALS = {"PAW_PBE": "PBE", "PAW": "LDA", "PAW_GGA": "PW91"}  # where GGA is not set
-# An ionic step ends where it does for ASE's reader.
+POTENTIALS = {"PAW_PBE": "PBE", "PAW": "LDA", "PAW_GGA": "PW91"}  # if GGA is not set
+# The line that ends an ionic step, as in ASE's reader.
 TEXT = re.compile(
     rb"Iteration +\d+\(|EDIFF is reached|FREE ENERGIE OF THE ION-ELECTRON SYSTEM|NELM += +(\d+)"
 )
 END = b"FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
-MOMENTS = re.compile(rb"\s*magnetization \(([xyz])\)")  # y and z where spins are not collinear
+MOMENTS = re.compile(rb"\s*magnetization \(([xyz])\)")  # y and z if spins are not collinear
 SAME_FORCE = 1e-4  # eV/Å; OUTCAR has six digits after the point
 PACKED = (".gz", ".bz2", ".xz")
 
@@ -121,7 +121,8 @@ def _steps(
 class _Moments:
     """Magnetic moments of the ionic steps of an OUTCAR, found by the forces of the step.
 
-    Step numbers would not do: an OUTCAR may have steps that vasprun.xml lacks, as of a force field.
+    Step numbers do not identify a step: an OUTCAR may have steps that vasprun.xml lacks, such as those of a
+    force field.
     """
 
     def __init__(self, outcar: Path | None, keys: Keys):
@@ -164,7 +165,7 @@ def _magnetic_steps(
 
 
 def _table(file) -> Iterator[list[float]]:
-    """The rows of a table of OUTCAR as numbers; its heading, dashes and blank lines stand before them."""
+    """The rows of a table of OUTCAR as numbers, without its heading, dashes and blank lines."""
     begun = False
     for line in file:
         words = line.split()
@@ -180,7 +181,7 @@ def _table(file) -> Iterator[list[float]]:
 
 
 def _functional(path: Path, settings: re.Pattern, end: bytes) -> str:
-    """The functional by the settings before the first step, or "" where these leave it uncertain."""
+    """The functional by the settings before the first step, or "" if they do not determine it."""
     found: dict[str, str] = {}
     with open_bytes(path) as file:
         for line in file:
@@ -189,7 +190,7 @@ def _functional(path: Path, settings: re.Pattern, end: bytes) -> str:
             for match in settings.finditer(line):
                 ((tag, value),) = ((k, v) for k, v in match.groupdict().items() if v is not None)
                 value = value.decode("ascii", "replace")
-                # Potentials of two kinds determine no functional.
+                # Pseudopotentials of two kinds do not determine a functional.
                 found[tag] = "" if tag == "PAW" and found.get(tag, value) != value else value
     if "T" in (found.get("LHFCALC"), found.get("LUSE_VDW")) or int(found.get("IVDW", "0")):
         return ""
@@ -202,8 +203,8 @@ def _functional(path: Path, settings: re.Pattern, end: bytes) -> str:
 
 
 def _convergence(path: Path, marks: re.Pattern) -> tuple[list[bool], int | None]:
-    """Convergence of the electrons in each complete ionic step, and how many steps they were allowed."""
-    found: list[tuple[int, bool]] = []  # electronic steps, and whether VASP says that they were enough
+    """Whether the electrons of each complete ionic step converged, and how many steps they were allowed."""
+    found: list[tuple[int, bool]] = []  # electronic steps, and whether VASP says that they converged
     taken, enough, allowed = 0, False, None
     with open_bytes(path) as file:
         for line in file:
@@ -220,7 +221,7 @@ def _convergence(path: Path, marks: re.Pattern) -> tuple[list[bool], int | None]
                 else:
                     found.append((taken, enough))
                     taken, enough = 0, False
-    # More steps than allowed are of several loops, as in linear response.
+    # More steps than allowed belong to several loops, as in linear response.
     return [taken != allowed or enough for taken, enough in found], allowed
 
 

@@ -2,7 +2,7 @@
 
 python -m jaxmlip.training.sweeps.backends ID.yaml [slurm | HOST:PORT PROCESSES PROCESS]
 
-is one attempt at a run of a sweep, in a process of its own.
+is one attempt to do a run of a sweep, in a process of its own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from jaxmlip.system.locks import InUseError, locked
 from jaxmlip.training.config import ConfigError, read_config
 from jaxmlip.training.sweeps.folders import last_lines, results_in
 
-IN_USE = 75  # exit code of a process whose run another one has: EX_TEMPFAIL of sysexits.h
+IN_USE = 75  # exit code if another process does the run: EX_TEMPFAIL of sysexits.h
 WORKER = (sys.executable, "-m", "jaxmlip.training.sweeps.backends")
 TOLD = 5  # lines of the output of a failed run
 
 
 class Attempt:
-    """A process that does one run, and saves and stops when this process ends, in whatever way."""
+    """A process that does one run. It saves and stops when this process ends, even if killed."""
 
     def __init__(
         self, config: Path, worker: Sequence[str], address: Sequence[str] = (), threads: int | None = None
@@ -37,7 +37,7 @@ class Attempt:
         self.log = config.with_suffix(".log")
         self.start = self.log.stat().st_size if self.log.exists() else 0
         env = dict(os.environ)
-        if threads is not None:  # NPROC: of XLA; the others: of NumPy's linear algebra
+        if threads is not None:  # NPROC is for XLA, the others for NumPy's linear algebra
             names = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
             env |= dict.fromkeys(names, str(threads))
         with self.log.open("ab") as log:
@@ -47,7 +47,7 @@ class Attempt:
                 stdout=log,
                 stderr=log,
                 env=env,
-                start_new_session=True,  # Ctrl-C comes to this process alone
+                start_new_session=True,  # so that Ctrl-C reaches this process alone
             )
 
     def poll(self) -> int | None:
@@ -71,7 +71,7 @@ def _reason(code: int, log: Path, start: int) -> str:
 
 
 class Local:
-    """A number of processes of this machine at a time, which share its cores."""
+    """Backend that runs a number of processes on this machine at a time, which share its cores."""
 
     def __init__(self, processes: int):
         if processes < 1:
@@ -91,14 +91,14 @@ class Local:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for attempt in self.started:  # all are told to stop before any is waited for
+        for attempt in self.started:  # stop all before waiting for any
             attempt.process.stdin.close()
         for attempt in self.started:
             attempt.process.wait()
 
 
 class Slurm:
-    """Jobs that submitit hands to SLURM, all at once."""
+    """Backend that hands jobs to SLURM by submitit, all at once."""
 
     room = 10_000
 
@@ -129,7 +129,7 @@ class Slurm:
 
 
 class Submitted:
-    """A job that was submitted, as `Attempt`."""
+    """A submitted job, with the interface of `Attempt`."""
 
     def __init__(self, job: Any, log: Path):
         self.job, self.log, self.failure = job, log, ""
@@ -154,7 +154,7 @@ class Submitted:
 
 
 class Job:
-    """A task of a job. Before SLURM's time is up the run saves, and the job is queued again."""
+    """A task of a job. Before SLURM's time limit the run saves, and the job is queued again."""
 
     def __init__(self, config: Path, worker: Sequence[str]):
         self.config, self.worker = config, worker
@@ -218,7 +218,7 @@ def attempt(config: Path, address: Sequence[str]) -> int:
 
 
 def _end_with_parent() -> None:
-    """Sends SIGTERM, on which training saves, as soon as the other end of standard input is closed."""
+    """Sends SIGTERM to this process, so that training saves, when the other end of standard input closes."""
 
     def wait() -> None:
         while os.read(0, 1024):

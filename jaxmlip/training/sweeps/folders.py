@@ -19,7 +19,7 @@ from jaxmlip.training.checkpoints import steps_in
 from jaxmlip.training.config import TrainConfig, flat, read_config
 from jaxmlip.training.records import CONFIG, FREE, RESULTS, RunFolderError
 
-# Settings that change nothing in the resulting potential.
+# Settings that do not change the resulting potential.
 IDLE = tuple(key for key in FREE if key != "final")
 PATHS = ("data.train", "data.validation", "data.test", "replay.data")
 
@@ -82,12 +82,12 @@ def beside(folder: Path, suffix: str) -> Path:
 
 
 def steps_done(folder: str | Path) -> int | None:
-    """The last step that the folder of a run has a checkpoint of, or None."""
+    """The step of the last checkpoint in the folder of a run, or None."""
     return max(steps_in(Path(folder) / "checkpoints"), default=None)
 
 
 def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The contents of results.json in the folder of a run of `config`; None where the run is not finished.
+    """The contents of results.json in the folder of a run of `config`; None if the run is not finished.
 
     Raises RunFolderError for results of another configuration.
     """
@@ -99,7 +99,7 @@ def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         raise RunFolderError(
             f"{folder / RESULTS} is damaged. Remove it, and start the sweep again."
         ) from None
-    # Where the files are does not matter: their contents are in the id.
+    # Paths of files do not matter: their contents are in the id.
     free = (*IDLE, *PATHS, "model.start")
     if changed := changes(flat(read_config(folder / CONFIG)), flat(config.absolute()), free):
         raise RunFolderError(

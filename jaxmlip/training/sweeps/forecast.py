@@ -31,7 +31,7 @@ class Cost(NamedTuple):
     """Cost of one training step on all devices: FLOPs and bytes as XLA counts them, seconds as measured."""
 
     flops: float  # floating-point operations
-    bytes: float  # that its instructions read and write, whether from memory or from a cache
+    bytes: float  # that its instructions read and write, in memory or in a cache
     seconds: float
     compilation: float  # seconds, once
     devices: int
@@ -45,26 +45,26 @@ class Forecast:
     run: Run
     structures: int  # to train on
     steps: int
-    done: int  # steps that are behind it
+    done: int  # steps already taken
     cost: Cost  # of a step
 
     @property
     def flops(self) -> float:
-        """FLOPs of all steps of the run, those that are done included."""
+        """FLOPs of all steps of the run, including those that are done."""
         return self.steps * self.cost.flops
 
     @property
     def seconds(self) -> float:
-        """Seconds that the remaining steps will take here, without reading, compilation and validation."""
+        """Seconds that the remaining steps will take here, without reading, compiling and validating."""
         return (self.steps - self.done) * self.cost.seconds
 
 
 def forecast(runs: Sequence[Run], folder: str | Path) -> list[Forecast]:
     """The cost of each of `runs` on the devices of this process; writes nothing, reads all data.
 
-    Runs that differ in seeds and numbers of the optimizer alone are taken to have the same batches. For runs
-    with the same network, loss and number of crystals in a batch one program is compiled, which fits the
-    largest of their batches, and a few of its steps are timed. Raises as `run_training` does.
+    Runs that differ only in seeds and numbers of the optimizer are taken to have the same batches. For runs
+    with the same network, loss and number of crystals in a batch, one program that fits the largest of their
+    batches is compiled, and a few of its steps are timed. Raises as `run_training` does.
     """
     check(runs)
     plans: dict[str, _Planned] = {}
@@ -98,7 +98,7 @@ def _planned(config: TrainConfig) -> _Planned:
 
     config = config.checked()
     mesh = parallel.make_mesh(config.devices)
-    # A folder that does not exist: the potential is the one before the first step.
+    # This folder does not exist, so the potential is the one before the first step.
     potential, splits, loader = prepare(config, Path("dry-run"), mesh, console(quiet=True))
     plan = loader.plan
     same = replace(

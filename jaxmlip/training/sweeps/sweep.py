@@ -2,8 +2,7 @@
 
 The folder holds for each run, by its id, ID.yaml (the configuration), ID/ (the folder of the run, made as by
 `jaxmlip train ID.yaml`) and ID.log (the output of its process). Nothing else is kept: a sweep that is started
-again looks at what is there. A run that is renamed in the file of the sweep keeps the id that it was begun
-with.
+again looks at these files. A run that is renamed in the file of the sweep keeps its first id.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from jaxmlip.training.sweeps.folders import begun, beside, digest, last_lines, r
 
 TABLES = ("sweep.csv", "sweep.json")
 POLL = 0.2  # seconds
-ELSEWHERE = 2.0  # seconds until a run that another process has is looked at again
+ELSEWHERE = 2.0  # seconds between looks at a run that another process does
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """The name, and a hash of what is computed: configuration and contents of files, not their places.
+        """The name, and a hash of what is computed: configuration and contents of files, but not their paths.
 
         Keys that have their default value do not count, so that ids stay when keys are added to
         configurations. Raises FileNotFoundError if data are missing.
@@ -54,11 +53,11 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """The end of the id, the same for runs of any name that compute the same."""
+        """The end of the id: equal for runs that compute the same, whatever their names."""
         return digest(self.config)
 
     def folder(self, sweep: str | Path) -> Path:
-        """The folder of this run in that of the sweep: ID, or an existing one of another name.
+        """The folder of this run in the sweep's: ID, or an existing one under another name.
 
         ID.yaml and ID.log lie beside it.
         """
@@ -81,15 +80,15 @@ def run_all(
     slurm: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
-    """Does those of `runs` that are not finished in `folder`; returns the reasons of failures, by name.
+    """Does the `runs` that are not finished in `folder`; returns the reasons of failures, by name.
 
-    Each run is a process of its own, at most `processes` at a time, which share the cores; or a job of SLURM,
-    where `slurm` has parameters of submitit's AutoExecutor, such as {"slurm_partition": "gpu",
+    Each run is a process of its own, at most `processes` at a time, which share the cores. With `slurm` it is
+    a job of SLURM; `slurm` has parameters of submitit's AutoExecutor, such as {"slurm_partition": "gpu",
     "timeout_min": 600, "nodes": 2, "tasks_per_node": 4} (several tasks train one potential together). A run
-    that fails does not stop the others, and is tried again when this is called again. Runs that were
-    interrupted go on. Runs that another process is doing are left to it, and waited for.
+    that fails does not stop the others, and is tried again at the next call. Runs that were interrupted go
+    on. If another process is doing a run, this one waits for it.
 
-    When this process ends, in whatever way, its runs save and stop; jobs of SLURM go on. `say` is called for
+    When this process ends, even if killed, its runs save and stop; jobs of SLURM go on. `say` is called for
     each run that ends; default: standard error. Raises ConfigError for a configuration that cannot be used,
     before anything is started.
     """
@@ -113,7 +112,7 @@ def run_all(
 
 
 class _Work:
-    """The runs of a sweep that are not finished: those that wait, and those that run."""
+    """The runs of a sweep that are not finished: those waiting and those running."""
 
     def __init__(self, runs: Sequence[Run], folder: Path, configs: Mapping[str, Path], backend: Any, say):
         self.total, self.folder, self.configs = len(runs), folder, configs
@@ -122,7 +121,7 @@ class _Work:
         self.going: list[tuple[Run, Any]] = []
         self.failed: dict[str, str] = {}
         self.done = len(runs) - len(self.waiting)
-        self.later: dict[str, float] = {}  # when to look at runs again that others have
+        self.later: dict[str, float] = {}  # when to look again at runs that other processes do
 
     def take_in(self) -> None:
         """Collects the runs whose processes have ended."""
@@ -140,7 +139,7 @@ class _Work:
                 self._ended(run, f"failed: {self.failed[run.name]}")
 
     def start(self) -> bool:
-        """Starts waiting runs until the backend is full; False where it is time to wait."""
+        """Starts waiting runs until the backend is full; False if none can be started now."""
         starting = []
         for _ in range(len(self.waiting)):
             if len(self.going) + len(starting) >= self.backend.room:
@@ -229,8 +228,8 @@ def table(runs: Sequence[Run], collected: Mapping[str, Mapping[str, Any]]) -> li
 def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]:
     """Writes sweep.csv and sweep.json into `folder`; returns rows of `table`.
 
-    sweep.json also has the unfinished runs, and finished ones that are not among `runs`. Existing tables with
-    a run that the new ones lack are kept under another name, with a warning.
+    sweep.json also has the unfinished runs, and finished ones that are not among `runs`. Existing tables that
+    have a run that the new ones lack are renamed and kept, with a warning.
     """
     folder = Path(folder)
     collected = collect(runs, folder)
@@ -248,7 +247,7 @@ def write_table(runs: Sequence[Run], folder: str | Path) -> list[dict[str, Any]]
 
 
 def _keep_tables(folder: Path, told: set[str]) -> None:
-    """Renames the tables in `folder` where they have a run whose digest is not among `told`."""
+    """Renames the tables in `folder` if they have a run whose digest is not among `told`."""
     try:
         with (folder / TABLES[0]).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""The YAML file that a sweep is written in."""
+"""The YAML file of a sweep."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ vary:
 def read_sweep(path: str | Path) -> list[Run]:
     """The runs of a YAML file with `base` and `vary`, `runs`, or both; see EXAMPLE.
 
-    `vary` has a list of values for each of its keys, and each combination is a run; each entry of `runs` has
-    its changes, and may have a name. Paths are relative to the folder that the command is started in. Raises
-    ConfigError, naming the run, for what `read_config` refuses, and where two runs would be the same.
+    `vary` has a list of values for each of its keys, and each combination is a run. Each entry of `runs` has
+    changes, and may have a name. Paths are relative to the folder that the command is started in. Raises
+    ConfigError, naming the run, as `read_config` does, and if two runs would be the same.
     """
     found = read_mapping(path, "`jaxmlip sweep --example`")
     try:
@@ -113,7 +113,7 @@ def _entries(runs: Any) -> list[dict[str, Any]]:
 
 
 def _short(keys: list[str]) -> dict[str, str]:
-    """The last part of each key, where no other key has it, too."""
+    """The last part of each key, or the whole key if others end in the same part."""
     last = {key: key.rpartition(".")[2] for key in keys}
     return {key: its if list(last.values()).count(its) == 1 else key for key, its in last.items()}
 
