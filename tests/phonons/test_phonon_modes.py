@@ -34,6 +34,8 @@ from jaxmlip.phonons.report import as_record, draw, main, phonons, table
 from jaxmlip.phonons.supercell import force_constants
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
+# The crystals of these tests are not at rest in a random network.
+pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
 
 
@@ -397,6 +399,7 @@ def test_bands_hold_both_ends_of_each_segment_and_name_them(any_potential, salt)
         band_modes(any_potential, salt, "GY")
 
 
+@pytest.mark.filterwarnings("ignore:Fe carries magnetic moments")
 def test_what_a_cell_is_not_is_said_and_the_work_done(any_potential):
     cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
     with pytest.warns(UserWarning, match="is 4 primitive cells"):
@@ -534,6 +537,7 @@ def test_a_conventional_cell_is_reduced_with_a_line_that_says_so(any_potential, 
     assert np.abs(reduced["stress_GPa"]).max() > 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Cl4Na4 is 4 primitive cells")
 def test_charges_of_a_born_file_serve_the_given_and_the_primitive_cell(any_potential, tmp_path):
     pytest.importorskip("phonopy")
     (tmp_path / "BORN").write_text("14.4\n2 0 0 0 2 0 0 0 2\n1 0 0 0 1 0 0 0 1\n-1 0 0 0 -1 0 0 0 -1\n")

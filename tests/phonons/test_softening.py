@@ -32,6 +32,9 @@ from jaxmlip.studies.phonondb import (
 from jaxmlip.studies.softening import draw, shared_shapes, softening, summary, table
 from jaxmlip.studies.softening import main as command
 
+# The crystals of these tests are not at rest in a random network.
+pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
+
 
 def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0) -> dict:
     """A made-up row whose ratios are as given, those of the mean half as large."""

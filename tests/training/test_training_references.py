@@ -71,6 +71,7 @@ def test_energies_of_isolated_atoms_are_taken_as_they_are_or_the_lack_of_one_is_
         of_isolated([(8, -1.5), (8, -1.4)], [8], before)
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*left out 1 isolated atom")
 def test_a_run_begins_with_the_energies_of_the_isolated_atoms_in_its_files(tmp_path):
     write_springs(tmp_path, 4)
     path = tmp_path / "springs.extxyz"
