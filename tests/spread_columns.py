@@ -1,6 +1,6 @@
 """Second derivatives on one device, and spread over all devices of all processes: differences as JSON.
 
-python spread_columns.py MODEL FOLDER [COORDINATOR PROCESSES PROCESS]
+python spread_columns.py MODEL FOLDER few|every [COORDINATOR PROCESSES PROCESS]
 """
 
 import json
@@ -32,6 +32,7 @@ QUANTITIES = {
         [found.C for found in elastic_tensors(potential, [atoms, atoms])]
     ),
 }
+FEW = ("hessian", "dynamical matrices")
 
 
 def cell() -> Atoms:
@@ -40,7 +41,7 @@ def cell() -> Atoms:
     return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)
 
 
-def main(model: str, folder: str, *address: str) -> None:
+def main(model: str, folder: str, which: str, *address: str) -> None:
     if address:
         parallel.connect(address[0], int(address[1]), int(address[2]))
     from conftest import small_potential  # which computes
@@ -50,7 +51,8 @@ def main(model: str, folder: str, *address: str) -> None:
     assert spread.mesh.size == len(jax.devices())
     here = Path(folder) / f"{jax.process_index()}"
     found = {"devices": spread.mesh.size, "model": model}
-    for name, quantity in QUANTITIES.items():
+    for name in FEW if which == "few" else QUANTITIES:
+        quantity = QUANTITIES[name]
         for kind in ("one", "many"):
             (here / kind).mkdir(parents=True, exist_ok=True)
         one = quantity(alone, atoms, here / "one")
@@ -59,8 +61,8 @@ def main(model: str, folder: str, *address: str) -> None:
     programs = [linear_map.on_mesh(program, spread.mesh) for program in linear_map.LAYOUTS]
     before = sum(program._cache_size() for program in programs)
     atoms.rattle(0.01, seed=1)
-    for kind in ("hessian", "dynamical matrices", "elastic"):
-        QUANTITIES[kind](spread, atoms, here)
+    for name in FEW:
+        QUANTITIES[name](spread, atoms, here)
     found["compiled anew"] = sum(program._cache_size() for program in programs) - before
     print(json.dumps(found))
 

@@ -12,13 +12,12 @@ from addresses import free_address
 from conftest import FIRST, MODELS, SECOND
 
 HERE = Path(__file__).parents[1]
-ARCHITECTURES = [name for name in MODELS if name not in SECOND]
 
 
-def start(model: str, folder: Path, devices: int, *address: str) -> subprocess.Popen:
+def start(model: str, folder: Path, devices: int, which: str, *address: str) -> subprocess.Popen:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, str(HERE / "spread_columns.py"), model, str(folder), *address],
+        [sys.executable, str(HERE / "spread_columns.py"), model, str(folder), which, *address],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -38,15 +37,19 @@ def check(run: subprocess.Popen, devices: int) -> None:
         np.testing.assert_allclose(error, 0, rtol=0, atol=1e-12 * max(1, scale), err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "model", [pytest.param(m, marks=[] if m == FIRST else pytest.mark.slow) for m in ARCHITECTURES]
-)
-def test_eight_devices_find_what_one_does(model, tmp_path):
-    check(start(model, tmp_path, 8), 8)
+def test_eight_devices_find_the_hessian_and_dynamical_matrices_that_one_does(tmp_path):
+    check(start(FIRST, tmp_path, 8, "few"), 8)
 
 
-def test_two_processes_find_what_one_device_does(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in SECOND])
+def test_eight_devices_find_every_quantity_that_one_does(model, tmp_path):
+    check(start(model, tmp_path, 8, "every"), 8)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_find_what_one_device_does(tmp_path):
     address = free_address()
-    runs = [start(FIRST, tmp_path, 2, address, "2", str(k)) for k in range(2)]
+    runs = [start(FIRST, tmp_path, 2, "every", address, "2", str(k)) for k in range(2)]
     for run in runs:
         check(run, 4)
