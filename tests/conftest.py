@@ -49,7 +49,7 @@ CHGNET = {
 M3GNET = {"features": 8, "hidden": 6, "radial": 2, "blocks": 2, "bond_cutoff": 4.0, "angle_cutoff": 3.0}
 MACE = {"elements": tuple(range(1, 95)), "channels": 4, "cutoff": 4.0, "radial": 4, "readout": 4}
 MODELS = {
-    "chgnet-0.3": CHGNetConfig(**CHGNET, blocks=2, readout=(8, 8)),
+    "chgnet-0.3": CHGNetConfig(**CHGNET, blocks=3, readout=(8, 8)),
     "chgnet-0.2": CHGNetConfig(**CHGNET, blocks=3, readout=(8,), envelope=5, norm=False, output_bias=True),
     "m3gnet-smooth": M3GNetConfig(**M3GNET),
     "m3gnet-spherical": M3GNetConfig(**{**M3GNET, "blocks": 1}, smooth=False),

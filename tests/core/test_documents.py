@@ -52,6 +52,7 @@ NOT_RUN = {
     ("docs/many_devices.md", "--process 0"): "needs two hosts; test_data_parallel.py does the same on one",
     ("docs/many_devices.md", "#SBATCH"): "test_many_devices.py runs it",
     ("docs/many_devices.md", "gcloud"): "needs an account with TPUs",
+    ("docs/many_devices.md", "--devices 8"): "needs eight devices; test_spread_columns.py makes them",
     ("docs/many_devices.md", "--dry-run"): "as README's sweep",
     ("docs/many_devices.md", "CUDA_VISIBLE_DEVICES"): "needs two GPUs",
     (
