@@ -14,6 +14,9 @@ from pathlib import Path
 import workers
 
 os.environ.update(workers.environment(os.environ))  # before JAX is imported, which reads it
+# Arrays of different ranks or dtypes are mixed only where the code says so, as in JAX's own tests. In the
+# environment, so that it holds in the processes that tests start, too.
+os.environ.update(JAX_NUMPY_RANK_PROMOTION="raise", JAX_NUMPY_DTYPE_PROMOTION="strict")
 # Experiments run from the checkout. At the end, so that an installed package is what is tested.
 sys.path.append(str(Path(__file__).parents[1]))
 

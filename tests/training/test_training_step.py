@@ -265,7 +265,8 @@ def test_accumulated_batches_make_the_update_of_their_mean():
         optimizer = make_optimizer(OptimizerConfig(schedule="constant", accumulate=accumulate), 10)
         state, x = optimizer.init(params), params
         for g in given:
-            updates, state = optimizer.update(g, state, x)
+            with jax.numpy_dtype_promotion("standard"):  # as in a step of training, for Optax
+                updates, state = optimizer.update(g, state, x)
             x = optax.apply_updates(x, updates)
         moved.append(x["w"])
     np.testing.assert_allclose(*moved, rtol=1e-6)
