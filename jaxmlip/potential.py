@@ -409,7 +409,8 @@ def atomic_numbers(model: nn.Module) -> tuple[int, ...]:
 def _initial(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     """Initial parameters of a potential: the network's own, and reference energies of zero."""
     # A graph of padding is enough: parameters do not depend on the sizes of a graph.
-    graph = batching.pack([], batching.BatchShape(1, 1, 1, 1, 1), np.float32)
+    # It has the precision that parameters get here.
+    graph = batching.pack([], batching.BatchShape(1, 1, 1, 1, 1), np.dtype(jnp.result_type(float)))
     variables = model.init(key, graph)
     made = {"network": variables["params"]}
     if "constants" in variables:
