@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from experiments.training.networks import small
+from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.training.run import run_training
 from small_studies import softening, transfer
 
@@ -217,7 +219,8 @@ def on_a_small_scale(name: str) -> Iterator[None]:
 
 def go(name: str, settings: Any) -> None:
     """Runs the experiment as its command would."""
-    with on_a_small_scale(name):
+    with on_a_small_scale(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)  # as crystals in random networks are
         module(name).main(settings)
 
 
