@@ -217,10 +217,17 @@ def on_a_small_scale(name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def not_at_rest() -> Iterator[None]:
+    """Crystals are not at rest in random networks, which is no surprise here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)
+        yield
+
+
 def go(name: str, settings: Any) -> None:
     """Runs the experiment as its command would."""
-    with on_a_small_scale(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotAtRestWarning)  # as crystals in random networks are
+    with on_a_small_scale(name), not_at_rest():
         module(name).main(settings)
 
 
@@ -263,7 +270,7 @@ def run(name: str, root: Path, model: str | None = None) -> Ran:
     own = inspect.signature(lay).parameters.get("model")
     model = model or (own.default if own else "")
     folder = root / name / model
-    with alone(folder):
+    with alone(folder), not_at_rest():
         kept = folder / "settings.pickle"
         if not kept.exists():
             given = lay(folder, model) if model else lay(folder)
