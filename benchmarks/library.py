@@ -36,7 +36,7 @@ from jaxmlip.system.programs import mapped
 
 METALS = "Cu Al Na Au Pt Ni Ag Pb Fe W"
 MACE = MACEConfig(elements=tuple(range(1, 95)), channels=32, hidden_l=1)
-KINDS = {"energy and forces": "jit(_predict)", "linearise": "jit(_linearise)", "columns": "jit(_columns)"}
+KINDS = {"energy and forces": "jit(_predict)", "linearise": "jit(linearise)", "columns": "jit(columns)"}
 MOST_ATOMS = 20
 SOME = 60  # every so-many-th crystal is computed in programs of its exact size, too
 WARM = 30  # crystals, after which times count

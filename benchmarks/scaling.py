@@ -30,10 +30,10 @@ from jaxmlip.models.mace import MACEConfig
 from jaxmlip.potential import random_potential
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing_folder
+from jaxmlip.system.parallel import make_mesh
 from jaxmlip.system.tables import Table
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.parallel import make_mesh
 from jaxmlip.training.step import init_state, make_train_step
 from jaxmlip.training.step_time import DEVICES, StepTime, Work, padding, step_time
 

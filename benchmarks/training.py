@@ -34,10 +34,10 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
 from jaxmlip.system.console import console
+from jaxmlip.system.parallel import make_mesh
 from jaxmlip.system.tables import Table, show
 from jaxmlip.training.losses import LossConfig, means
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.parallel import make_mesh
 from jaxmlip.training.step import init_state, make_eval_step, make_train_step
 from jaxmlip.units import GPA_PER_EV_PER_A3
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.sharding import Mesh
 
 from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.atoms import numbered
@@ -34,6 +35,7 @@ from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
+from jaxmlip.system.parallel import make_mesh
 from jaxmlip.system.programs import programs
 from jaxmlip.system.progress import track
 
@@ -136,6 +138,7 @@ class Potential:
     ]  # atomic numbers that the potential was fitted to; species, if it has several functionals
     manifest: dict[str, Any]
     dtype: str = "float32"
+    mesh: Mesh | None = None  # devices over which second derivatives are spread; None for the first alone
 
     def __post_init__(self):
         if self.dtype not in ("float32", "float64"):
@@ -229,6 +232,16 @@ class Potential:
     def astype(self, dtype: str) -> Potential:
         """The same potential, computing in float32 or float64."""
         return replace(self, dtype=dtype)
+
+    def on_devices(self, number: int | None = None) -> Potential:
+        """The same potential, with second derivatives spread over `number` devices; by default over all.
+
+        Each device computes a part of the columns of a Hessian or of D(q), from a copy of the same linear
+        map. The devices may belong to several hosts, all of which make the same calls and get the same
+        results (see docs/many_devices.md). Raises ValueError if there are fewer devices.
+        """
+        mesh = make_mesh(number)
+        return replace(self, mesh=None if mesh.size == 1 else mesh)
 
     def graph(self, crystal: Atoms | Structure) -> CrystalGraph:
         """The graph of `crystal` in NumPy, without padding. Raises ValueError as `from_atoms` does."""
@@ -396,7 +409,8 @@ def atomic_numbers(model: nn.Module) -> tuple[int, ...]:
 def _initial(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     """Initial parameters of a potential: the network's own, and reference energies of zero."""
     # A graph of padding is enough: parameters do not depend on the sizes of a graph.
-    graph = batching.pack([], batching.BatchShape(1, 1, 1, 1, 1), np.float32)
+    # It has the precision that parameters get here.
+    graph = batching.pack([], batching.BatchShape(1, 1, 1, 1, 1), np.dtype(jnp.result_type(float)))
     variables = model.init(key, graph)
     made = {"network": variables["params"]}
     if "constants" in variables:

@@ -4,16 +4,21 @@ Laws are proved on small networks with random parameters, so that they need no w
 the public weights, fetched once, and skipped with the reason where they cannot be had.
 """
 
+import functools
 import gc
 import os
 import sys
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import workers
 
 os.environ.update(workers.environment(os.environ))  # before JAX is imported, which reads it
+# Arrays of different ranks or dtypes are mixed only where the code says so, as in JAX's own tests. In the
+# environment, so that it holds in the processes that tests start, too.
+os.environ.update(JAX_NUMPY_RANK_PROMOTION="raise", JAX_NUMPY_DTYPE_PROMOTION="strict")
 # Experiments run from the checkout. At the end, so that an installed package is what is tested.
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -38,15 +43,14 @@ CHGNET = {
     "features": 8,
     "radial": 5,
     "angular": 5,
-    "blocks": 3,
     "bond_cutoff": 4.0,
     "angle_cutoff": 3.0,
 }
 M3GNET = {"features": 8, "hidden": 6, "radial": 2, "blocks": 2, "bond_cutoff": 4.0, "angle_cutoff": 3.0}
 MACE = {"elements": tuple(range(1, 95)), "channels": 4, "cutoff": 4.0, "radial": 4, "readout": 4}
 MODELS = {
-    "chgnet-0.3": CHGNetConfig(**CHGNET, readout=(8, 8)),
-    "chgnet-0.2": CHGNetConfig(**CHGNET, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "chgnet-0.3": CHGNetConfig(**CHGNET, blocks=3, readout=(8, 8)),
+    "chgnet-0.2": CHGNetConfig(**CHGNET, blocks=3, readout=(8,), envelope=5, norm=False, output_bias=True),
     "m3gnet-smooth": M3GNetConfig(**M3GNET),
     "m3gnet-spherical": M3GNetConfig(**{**M3GNET, "blocks": 1}, smooth=False),
     "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
@@ -68,7 +72,12 @@ SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architec
 
 def small_potential(name: str, dtype: str = "float64"):
     """A potential whose parameters are all random, biases and reference energies included, constants not."""
-    potential = random_potential(MODELS[name], seed=7, dtype=dtype, name=name)
+    return _small_potential(name).astype(dtype)
+
+
+@functools.cache  # to trace and compile the initialisation takes seconds
+def _small_potential(name: str):
+    potential = random_potential(MODELS[name], seed=7, name=name)
     rng = np.random.default_rng(7)
     trained = {key: potential.params[key] for key in ("network", "reference_energies")}
     params = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype), trained)
@@ -82,6 +91,12 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     workers.set_flags(config)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(workers.Durations(config))
+
+
+def pytest_report_header(config):
+    return workers.drop_kept_programs()
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -193,10 +208,24 @@ def public(name: str, dtype: str = "float64"):
         pytest.skip(f"the weights of {name} cannot be had: {error}")
 
 
+@pytest.fixture(scope="session")
+def ran(tmp_path_factory):
+    """The small run of an experiment, by its name and, where wanted, a network's; one for all processes."""
+    from small_studies import run
+
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return cache(lambda name, model=None: run(name, root / "small-studies", model))
+
+
 @pytest.fixture
 def runs_alike(monkeypatch):
     """Training runs that differ in parameters alone share their programs, and none draws figures."""
-    from jaxmlip.training import parallel
+    share_programs(monkeypatch)
+
+
+def share_programs(monkeypatch) -> None:
+    from jaxmlip.system import parallel
     from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
 
     def shared(make):

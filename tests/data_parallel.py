@@ -14,7 +14,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.data.batch import collate, stack
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import random_potential
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import init_state, make_train_step

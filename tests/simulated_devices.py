@@ -12,7 +12,7 @@ from ase.build import bulk
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import init_state, make_train_step

@@ -20,7 +20,7 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import Potential, random_potential
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.loop import Event, Fitted, Saved, fit
 from jaxmlip.training.losses import LossConfig

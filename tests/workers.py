@@ -5,6 +5,7 @@ jaxmlip.system.programs explains.
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,10 @@ QUICK = "--xla_backend_optimization_level=0" + (
 # What is compared with others' numbers is computed as users do, with optimisation, in a process of its own.
 OPTIMISED = ("test_canary.py", "test_mace_conversion.py", "test_parity.py")
 SHARED = ("chgnet-0.3", "chgnet-0.2", "m3gnet-smooth", "m3gnet-spherical", "mace-density", "mace-residual")
+KEPT = Path(__file__).parents[1] / ".pytest_cache/d/programs"  # `pytest --cache-clear` drops them
+MOST_KEPT = 2 * 2**30  # bytes; the programs of one state of the code take a fifth
 MEMORY = 3 * 2**30  # bytes for each process
+DURATIONS = "durations/tests"  # in pytest's cache
 THREADS = 2  # for each process: crystals of tests are small
 
 
@@ -37,13 +41,20 @@ def environment(user: Mapping[str, str]) -> dict[str, str]:
     limits = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     added = dict.fromkeys(limits, threads) if cores() > THREADS else {}
     if "JAX_COMPILATION_CACHE_DIR" not in user:
-        # XLA splits a program for its threads, and does not tell such programs apart when kept. In pytest's
-        # cache, so that `pytest --cache-clear` drops them.
-        kept = Path(__file__).parents[1] / ".pytest_cache/d/programs" / f"{threads}-threads"
-        added["JAX_COMPILATION_CACHE_DIR"] = str(kept)
-        added["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+        # XLA splits a program for its threads, and does not tell such programs apart when kept.
+        added["JAX_COMPILATION_CACHE_DIR"] = str(KEPT / f"{threads}-threads")
+        added["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # hundreds of small ones take longest
         added["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as jaxmlip.system.runtime explains
     return {name: value for name, value in added.items() if name not in user}
+
+
+def drop_kept_programs(folder: Path = KEPT, most: int = MOST_KEPT) -> str | None:
+    """Drops all kept programs if those of many states of the code have gathered, and says so."""
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    if size <= most:
+        return None
+    shutil.rmtree(folder)
+    return f"kept programs: {size / 2**30:.1f} GiB dropped, more than {most / 2**30:g} GiB"
 
 
 def set_flags(config) -> None:
@@ -76,7 +87,14 @@ def is_optimised(nodeid: str) -> bool:
 
 
 class Groups(LoadScopeScheduling):
-    """Gives each process one group of tests after another; the last process compiles with optimisation."""
+    """Gives each process one group of tests after another, those that took longest last time first.
+
+    The last process compiles with optimisation.
+    """
+
+    def __init__(self, config, log=None):
+        super().__init__(config, log)
+        self.seconds = known_durations(config)
 
     def _split_scope(self, nodeid: str) -> str:
         """The tests of a model, which share programs, wherever they are; or else those of a file."""
@@ -100,16 +118,44 @@ class Groups(LoadScopeScheduling):
             super()._reschedule(node)
 
     def _next(self, node) -> str | None:
-        """The first group that is for this process, or whose own process there is no more."""
+        """The longest group that is for this process, or whose own process there is no more."""
         there = {optimises(other) for other in self.nodes if not other.shutting_down}
+        able = []
         for scope, tests in list(self.workqueue.items()):
             if all(tests.values()):  # what a process had done before it crashed
                 del self.workqueue[scope]
                 continue
             wanted = scope == "optimised"
             if wanted == optimises(node) or wanted not in there:
-                return scope
-        return None
+                able.append(scope)
+        return max(able, key=self._expected, default=None)
+
+    def _expected(self, scope: str) -> float:
+        """Seconds that a group took, with a mean for each test that has not run here; 0 where none has."""
+        tests = self.workqueue[scope]
+        mean = sum(self.seconds.values()) / max(1, len(self.seconds))
+        return sum(self.seconds.get(test, mean) for test in tests)
+
+
+class Durations:
+    """What each test took, kept in pytest's cache for the order of the next run."""
+
+    def __init__(self, config):
+        self.config = config
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if hasattr(self.config, "cache"):
+            took = {test: round(seconds, 2) for test, seconds in self.seconds.items()}
+            self.config.cache.set(DURATIONS, known_durations(self.config) | took)
+
+
+def known_durations(config) -> dict[str, float]:
+    """Seconds of each test when it last ran; none with `-p no:cacheprovider`."""
+    return config.cache.get(DURATIONS, {}) if hasattr(config, "cache") else {}
 
 
 def optimises(node) -> bool:

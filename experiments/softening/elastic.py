@@ -79,6 +79,9 @@ def main(settings: Settings) -> None:
         measure_prototypes(study, label, potential.astype("float64"), prototypes, settings.batch)
     rows = {label: of_model(study, label, binaries) for label in potentials}
     states = {label: of_model(study, label, prototypes) for label in potentials}
+    if not study.done():
+        study.write([], {})
+        return
     tables = [moduli_table(rows), estimators_table(rows), states_table(states), lost_table(rows, states)]
     study.write(tables, figures(rows, states))
 

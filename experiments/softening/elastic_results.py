@@ -180,7 +180,8 @@ def draw_ratios(said: Mapping[str, Sequence[Any]], equations: Mapping[str, Seque
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
     axes[0].set_ylabel("share of crystals / %")
-    axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(frameon=False, fontsize="x-small", loc="upper left")
     return figure
 
 

@@ -76,9 +76,9 @@ def main(settings: Settings) -> None:
         over_hops(study, name, potential, settings, hops)
     rows = study.done()
     tables = [make(potentials, settings, rows) for make in (silicon_table, host_table, hop_table)]
-    figures = {
-        "migration.png": ("Energy along the paths, from the first end.", draw(potentials, settings, rows))
-    }
+    figures = {}
+    if paths := draw(potentials, settings, rows):
+        figures["migration.png"] = ("Energy along the paths, from the first end.", paths)
     if parity := draw_hops(potentials, rows):
         figures["migration_hops.png"] = ("KRA barriers of ApproxNEB hops, model against DFT.", parity)
     study.write(tables, figures, findings)
@@ -337,9 +337,12 @@ def _pairs(name: str, rows) -> np.ndarray:
     return np.array([[kra(x["dft"]), kra(x["energies"])] for key, x in rows.items() if key.startswith(start)])
 
 
-def draw(potentials, settings: Settings, rows) -> Figure:
-    shown = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
-    shown = [p for p in shown if any(f"{name}: {p}" in rows for name in potentials)] or shown[:1]
+def draw(potentials, settings: Settings, rows) -> Figure | None:
+    """A panel for each path that has rows; None where none has."""
+    paths = ["Si vacancy", *(f"Mg in {host}" for host in settings.hosts)]
+    shown = [path for path in paths if any(f"{name}: {path}" in rows for name in potentials)]
+    if not shown:
+        return None
     figure, axes = grid(len(shown), each=(3.2, 2.7))
     for ax, panel in zip(axes, shown, strict=True):
         for name, style in styles(potentials).items():

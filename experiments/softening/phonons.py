@@ -33,7 +33,7 @@ from jaxmlip.studies.softening import (
     supercell_of,
 )
 from jaxmlip.studies.study import Study, load_models, run
-from jaxmlip.system.arguments import Models
+from jaxmlip.system.arguments import Models, above_zero, at_least
 from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Table
 
@@ -67,6 +67,8 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    above_zero(displacement=settings.displacement, tolerance=settings.tolerance)
+    at_least(1, materials=settings.materials, supercell=settings.supercell)
     materials = read_phonondb(data_file(settings.data, FOLDER))[: settings.materials]
     examples = read_examples(settings)
     study = Study("softening_phonons", settings, load_models(settings.model, "float64"))
@@ -74,7 +76,7 @@ def main(settings: Settings) -> None:
     for name in study.potentials:
         known = study.known(name, {f"{m.formula} ({m.id})": m for m in materials}, lambda m: m.atoms.numbers)
         found[name] = phonons(study, settings, name, list(known.values()))
-    shown = tables(found)
+    shown = tables(found) if any(found.values()) else []
     if examples:
         of = study.ask(
             "phonopy's examples", examples, lambda it: it.supercell.numbers, on_example, "{} | example | {}"

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.datasets import lowest, read, where_there
 from jaxmlip.studies.study import Study, bootstrap, load_models, run
-from jaxmlip.system.arguments import Models
+from jaxmlip.system.arguments import Models, above_zero, at_least
 from jaxmlip.system.plots import grid, legend, panels, parity, styles
 from jaxmlip.system.tables import Estimate, Table
 
@@ -58,6 +58,8 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
+    above_zero(fmax=settings.fmax)
+    at_least(0, frames=settings.frames, relax=settings.relax, orderings=settings.orderings)
     potentials = load_models(settings.model)
     study = Study("solid_solutions", settings, potentials)
     findings: list[str] = []
@@ -321,7 +323,7 @@ def oxide_table(potentials, compositions, rows) -> Table:
         published = ("0.5 or 0.25", "", None, None)
         lines += [[f"{name}, published", *published, e, None, None] for name, e in PUBLISHED.items()]
     columns = ("model", "Ca of cations", "x", "orderings", "not relaxed")
-    columns += ("mean / eV/f.u. (95 %)", "lowest", "highest")
+    columns += ("mean / eV/f.u. (95 %)", "lowest / eV/f.u.", "highest / eV/f.u.")
     note = (
         "Formation energy of Ca_xMg_(2-x)O2 from CaO and MgO. The published values are printed at a marker "
         '"x_Ca = 0.5" of Fig. 2c. The figure does not say whether they are the mean or the lowest of the '

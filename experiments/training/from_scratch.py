@@ -9,6 +9,7 @@ each as a model folder for `jaxmlip.load`. Finished runs are kept, and interrupt
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.studies.study import Study, check_known, run
 from jaxmlip.system.console import say
+from jaxmlip.system.files import write_whole
 from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Table
 from jaxmlip.training.config import TrainConfig, hyperparameters
@@ -70,16 +72,12 @@ def main(settings: Settings) -> None:
 def trained(settings: Settings, folder: Path, name: str, train, validation, test) -> dict[str, Any]:
     """Trains one model, saves it in `folder`/model, and compares it with the held-out frames."""
     start = untrained(name, train, settings.seed)
-    curve: list[dict[str, float]] = []
-    began = time.perf_counter()
+    curve = Curve(folder / "curve.json")
 
     def note(event):
         if isinstance(event, Validated):
-            minutes = (time.perf_counter() - began) / 60
-            curve.append(
-                {"epoch": event.epoch, "minutes": minutes, "forces_mae": event.metrics["forces_mae"]}
-            )
-            say(f"{name}: epoch {event.epoch:.0f}, {1e3 * curve[-1]['forces_mae']:.0f} meV/Å")
+            curve.add(event.epoch, event.metrics["forces_mae"])
+            say(f"{name}: epoch {event.epoch:.0f}, {1e3 * event.metrics['forces_mae']:.0f} meV/Å")
         elif isinstance(event, Trained) and event.crystals_per_second:
             say(f"{name}: step {event.step}, {event.crystals_per_second:.1f} frames/s")
 
@@ -98,17 +96,40 @@ def trained(settings: Settings, folder: Path, name: str, train, validation, test
         validation=validation,
         report=note,
     )
-    minutes = (time.perf_counter() - began) / 60
     potential.save(folder / "model")
     found, rms = against_dft(potential, test), rms_force(test)
     return {
         "parameters": potential.parameter_count,
-        "minutes": minutes,
+        "minutes": curve.minutes,
         "mae": found.mae,
         "rms_force": rms,
         "slope": found.slope,
-        "curve": curve,
+        "curve": list(curve.points.values()),
     }
+
+
+class Curve:
+    """Errors on validation frames by epoch, kept in a file, so that a run that goes on has those before.
+
+    Points after the checkpoint that training goes on from come again.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.began = path, time.perf_counter()
+        known = json.loads(path.read_text()) if path.exists() else []
+        self.points = {point["epoch"]: point for point in known}
+        self.before = max((point["minutes"] for point in self.points.values()), default=0.0)
+
+    @property
+    def minutes(self) -> float:
+        """The time of training, in all runs together."""
+        return self.before + (time.perf_counter() - self.began) / 60
+
+    def add(self, epoch: float, error: float) -> None:
+        """Keeps the error (eV/Å) after `epoch`, on disk too."""
+        self.points[epoch] = {"epoch": epoch, "minutes": self.minutes, "forces_mae": error}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, json.dumps(list(self.points.values())) + "\n")
 
 
 def untrained(name: str, train: list[LabelledCrystal], seed: int) -> Potential:

@@ -10,9 +10,9 @@ from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
+from jaxmlip.system.parallel import make_mesh
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.loop import Event, fit
-from jaxmlip.training.parallel import make_mesh
 
 
 def tune(

@@ -44,14 +44,17 @@ COMMANDS: dict[str, Callable | Group] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; errors are reported in a few lines on standard error, with exit code 1."""
     collect_rarely()
-    warnings.showwarning = lambda message, *_: say(f"warning: {message}", stderr=True, style="yellow")
     try:
-        tyro.cli(
-            _one_of(COMMANDS),
-            prog="jaxmlip",
-            description="The curvature of universal interatomic potentials.",
-            args=arguments,
-        )
+        with warnings.catch_warnings():
+            # Ours are for the user, whatever the calling process does with warnings.
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = lambda message, *_: say(f"warning: {message}", stderr=True, style="yellow")
+            tyro.cli(
+                _one_of(COMMANDS),
+                prog="jaxmlip",
+                description="The curvature of universal interatomic potentials.",
+                args=arguments,
+            )
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         say(f"error: {error}", stderr=True, style="red")
         sys.exit(1)

@@ -16,6 +16,7 @@ from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.arguments import (
     DEFAULT_MODEL,
     AsJson,
+    Devices,
     DType,
     Head,
     Limit,
@@ -48,6 +49,7 @@ def hessian(
     atoms: tuple[int, ...] = (),
     memory_limit: float | None = None,
     block_size: int | None = None,
+    devices: Devices = None,
     out: Path = Path("hessian.npz"),
 ) -> None:
     """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
@@ -61,7 +63,8 @@ def hessian(
         dtype: precision of the computation
         atoms: numbers of the atoms that vibrate, from 0 on; default: all that the file leaves free
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
-        block_size: number of columns computed at once; default: 8, or fewer if the limit requires it
+        block_size: number of columns that a device computes at once; default: 8, or fewer if the limit
+            requires it
         out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
             it is computed and never held in memory; an interrupted run goes on when it is started again
     """
@@ -69,18 +72,19 @@ def hessian(
     from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
     above_zero(memory_limit=memory_limit)
-    at_least(1, block_size=block_size)
+    at_least(1, block_size=block_size, devices=devices)
     if out.suffix not in (".npz", ".npy"):
         raise ValueError(f"found --out {out}, needed a name that ends in .npz or, for large ones, in .npy.")
     check_file(out)
     crystal = read_crystal(file)
     limit, terminal = in_bytes(memory_limit), console()
     coordinates = _vibrating(crystal, atoms, terminal)
-    potential = _that_takes(crystal, file, model, dtype, head)
+    potential = _that_takes(crystal, file, model, dtype, head, devices)
     plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
+    each = "" if potential.mesh is None else f" on each of {potential.mesh.size} devices"
     terminal.print(
         f"{crystal.get_chemical_formula()}: {len(coordinates)} columns, "
-        f"{min(plan.block_size, len(coordinates))} at once, predicted memory {plan.total / 1e9:.3g} GB"
+        f"{min(plan.block_size, len(coordinates))} at once{each}, predicted memory {plan.total / 1e9:.3g} GB"
     )
     if out.suffix == ".npy":
         _stream(potential, crystal, coordinates, out, block_size, limit)
@@ -149,17 +153,21 @@ def _listed(coordinates: np.ndarray) -> str:
     return shown + (", …" if len(coordinates) > 6 else "")
 
 
-def _of_one(file: Path, model: str, dtype: str, head: str | None) -> tuple[Potential, Atoms]:
+def _of_one(
+    file: Path, model: str, dtype: str, head: str | None, devices: int | None
+) -> tuple[Potential, Atoms]:
     """A potential, and the one structure in a file, checked against it."""
     atoms = read_crystal(file)
-    return _that_takes(atoms, file, model, dtype, head), atoms
+    return _that_takes(atoms, file, model, dtype, head, devices), atoms
 
 
-def _that_takes(atoms: Atoms, file: Path, model: str, dtype: str, head: str | None) -> Potential:
-    """The potential; raises ValueError, naming the file, if it cannot take the structure."""
+def _that_takes(
+    atoms: Atoms, file: Path, model: str, dtype: str, head: str | None, devices: int | None
+) -> Potential:
+    """The potential on its devices; raises ValueError, naming the file, if it cannot take the structure."""
     from jaxmlip.zoo.load import load
 
-    potential = load(model, dtype, head=head)
+    potential = load(model, dtype, head=head).on_devices(devices)
     naming(file, 0, potential.graph, atoms)
     return potential
 
@@ -192,6 +200,7 @@ def phonons(
     keep_cell: tyro.conf.FlagCreatePairsOff[bool] = False,
     symprec: float = 1e-5,
     memory_limit: float | None = None,
+    devices: Devices = None,
     out: Path = Path(),
 ) -> None:
     """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
@@ -219,12 +228,12 @@ def phonons(
     from jaxmlip.phonons import report
 
     above_zero(width=width, tolerance=tolerance, symprec=symprec, memory_limit=memory_limit)
-    at_least(1, points=points, mesh=mesh)
+    at_least(1, points=points, mesh=mesh, devices=devices)
     at_least(0, animate=animate)
     check_folder(out)
     if born is not None and not born.is_file():
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
-    potential, atoms = _of_one(file, model, dtype, head)
+    potential, atoms = _of_one(file, model, dtype, head, devices)
     atoms = _start(potential, atoms, relax)
     report.main(
         potential,
@@ -249,6 +258,7 @@ def elastic(
     dtype: DType = "float64",
     head: Head = None,
     relax: bool = False,
+    devices: Devices = None,
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
 ) -> None:
@@ -265,9 +275,10 @@ def elastic(
     from jaxmlip.mechanics.elasticity import elastic_tensor
     from jaxmlip.mechanics.elasticity_report import as_record, describe
 
+    at_least(1, devices=devices)
     if not json_:
         check_file(out)
-    potential, atoms = _of_one(file, model, dtype, head)
+    potential, atoms = _of_one(file, model, dtype, head, devices)
     atoms = _start(potential, atoms, relax)
     found = elastic_tensor(potential, atoms)
     record = {

@@ -102,7 +102,7 @@ def train(
         # A config.yaml in the folder of a run belongs to that run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
     if distributed or coordinator is not None:
-        from jaxmlip.training.parallel import connect
+        from jaxmlip.system.parallel import connect
 
         connect(coordinator, processes, process)
     _run(settings, out)

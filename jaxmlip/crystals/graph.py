@@ -159,7 +159,7 @@ def bond_vectors(graph: CrystalGraph) -> Float[Array, "bonds 3"]:
 
 def atomic_number(species):
     """Z of species, whatever the functional; an array, or one number."""
-    return species - (species > 0) * ((species - 1) // ELEMENTS * ELEMENTS)
+    return species - abs(species - 1) // ELEMENTS * ELEMENTS  # the absolute value keeps 0, of padding
 
 
 def sum_over_crystals(per_atom: Float[Array, " atoms"], graph: CrystalGraph) -> Float[Array, " crystals"]:
@@ -178,7 +178,8 @@ def directions(cell: Float[Array, "*n 3 3"], periodic: Bool[Array, "*n 3"]) -> F
         square = xp.sum(v * v, axis=-1)[..., None, None]
         return v[..., :, None] * v[..., None, :] / xp.where(square > 0, square, 1.0)
 
-    repeats, one = periodic.sum(axis=-1)[..., None, None], xp.eye(3, dtype=cell.dtype)
+    repeats = periodic.sum(axis=-1)[..., None, None]
+    one = xp.broadcast_to(xp.eye(3, dtype=cell.dtype), cell.shape)
     plane = xp.where(repeats == 2, one - onto(normal), xp.where(repeats == 1, onto(line), 0.0))
     return xp.where(repeats == 3, one, plane)
 

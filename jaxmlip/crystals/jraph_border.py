@@ -98,7 +98,7 @@ def _places(graph: Any, elements: Sequence[int] | None, xp=np) -> Array:
     if xp is np and (unknown := np.setdiff1d(graph.numbers[graph.is_atom], elements)).size:
         raise ValueError(f"found the atomic numbers {unknown.tolist()}, needed some of {list(elements)}.")
     # 0, the first, if none is the same: for padding.
-    same = xp.asarray(graph.numbers)[:, None] == np.asarray(elements)
+    same = xp.asarray(graph.numbers)[:, None] == np.asarray(elements, np.int32)[None]
     return xp.argmax(same, axis=1).astype(np.int32)
 
 
@@ -107,8 +107,9 @@ def _padded_tuple(graph: Any, elements: Sequence[int] | None) -> jraph.GraphsTup
     graph = jax.tree.map(jnp.asarray, graph)
     crystals, is_atom = len(graph.cell), graph.is_atom
     senders, receivers, shifts = _directed(graph, jnp)
-    n_atoms = jnp.zeros(crystals + 1, jnp.int32).at[graph.crystal].add(is_atom)
-    padding = (n_atoms > 0).sum()  # the number of the graph that holds it: crystals without atoms come last
+    n_atoms = jnp.zeros(crystals + 1, jnp.int32).at[graph.crystal].add(is_atom.astype(jnp.int32))
+    # The number of the graph that holds padding: crystals without atoms come last.
+    padding = (n_atoms > 0).sum(dtype=jnp.int32)
     real = is_atom[receivers]
     home = jnp.where(real, graph.crystal[receivers], padding)
     one = jnp.eye(3, dtype=graph.positions.dtype)[None]

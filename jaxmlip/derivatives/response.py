@@ -18,19 +18,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, has_stress
 from jaxmlip.crystals.symmetry import Pairs
-from jaxmlip.derivatives.gradients import strain, stress
+from jaxmlip.derivatives import linear_map
+from jaxmlip.derivatives.linear_map import Gradient
 from jaxmlip.derivatives.proof import prove_waves
-from jaxmlip.derivatives.tangents import second_axis_vmap
+from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.arrays import Array
 from jaxmlip.system.progress import track
@@ -54,6 +55,7 @@ class Differentiable(Protocol):
     dtype: str
     arrays: Any
     model: Any  # knows whether all of its fetches from other cells are known; see `proof`
+    mesh: Mesh | None  # of the devices over which columns are spread
 
     @property
     def energy_fn(self) -> Callable[[Any, CrystalGraph], Float[Array, " crystals"]]: ...
@@ -86,22 +88,15 @@ class MemoryLimitError(MemoryError):
     """Columns of second derivatives that cannot be computed within the allowed memory."""
 
 
-class Gradient(NamedTuple):
-    """The first derivatives of the energy of a padded graph."""
-
-    positions: Float[Array, "atoms 3"]  # ∂E/∂r, eV/Å
-    strain: Float[Array, "crystals 3 3"]  # ∂E/∂ε, eV
-    stress: Float[Array, "crystals 3 3"]  # eV/Å³, as `jaxmlip.derivatives.gradients.stress` has it
-
-
 class Response:
     """A crystal in a potential, with its gradient linearised once: the source of all second derivatives.
 
-    `block_size` columns are computed at once. The default is the fastest, less for large crystals, reduced to
-    stay within `memory_limit` bytes, counted for the whole process or, on an accelerator, for its memory.
-    Crystals that are padded to the same `shape`, which may be a function of graphs such as
-    `batching.close_shape_for`, share the compiled programs. By default it is one of a few; with a memory
-    limit nothing is padded. Everything is computed on demand; the linear map lives as long as the response.
+    Each device of the potential computes `block_size` columns at once. The default is the fastest, less for
+    large crystals, reduced to stay within `memory_limit` bytes, counted for the whole process or, on
+    accelerators, for the memory of each. Crystals that are padded to the same `shape`, which may be a
+    function of graphs such as `batching.close_shape_for`, share the compiled programs. By default it is one
+    of a few; with a memory limit nothing is padded. Everything is computed on demand; the linear map lives as
+    long as the response.
 
     Raises ValueError as `from_atoms` does, and if block size or limit are not above 0.
     """
@@ -164,21 +159,40 @@ class Response:
     def _linear(self) -> tuple[Gradient, Callable]:
         """The gradient, and the linear map."""
         with self._counted():
-            return _linearise(*self._arguments)
+            return self._on_devices(linear_map.linearise)(*self._arguments)
+
+    def _shapes_of_map(self):
+        """The linear map without its numbers."""
+        energy, *rest = self._arguments
+        return jax.eval_shape(partial(self._on_devices(linear_map.linearise), energy), *rest)[1]
 
     @property
     def _is_linearised(self) -> bool:
         return "_linear" in self.__dict__
 
-    @property
+    @cached_property
     def _arguments(self) -> tuple[Any, Any, CrystalGraph]:
-        return self.potential.energy_fn, self.potential.arrays, self.graph
+        """What is linearised, on each device."""
+        arrays, graph, mesh = self.potential.arrays, self.graph, self.potential.mesh
+        if mesh is not None:
+            with self.potential.precision():
+                arrays, graph = parallel.replicate((arrays, graph), mesh)
+        return self.potential.energy_fn, arrays, graph
+
+    @property
+    def _devices(self) -> int:
+        return 1 if self.potential.mesh is None else self.potential.mesh.size
+
+    def _on_devices(self, program: Callable) -> Callable:
+        """`program`, of whose columns each device computes a part."""
+        mesh = self.potential.mesh
+        return program if mesh is None else linear_map.on_mesh(program, mesh)
 
     @cached_property
     def kept(self) -> int:
         """Bytes that the linear map takes, known before it is made."""
         with self.potential.precision():
-            kept = jax.eval_shape(partial(_linearise, self._arguments[0]), *self._arguments[1:])[1]
+            kept = self._shapes_of_map()
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
     @contextmanager
@@ -191,30 +205,36 @@ class Response:
     def columns(self, numbers: np.ndarray, done: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Rows (k, 3N) of the Hessian in eV/Å², block by block from column `done` on, each with its start.
 
-        Number 3a + x is that of atom a along x. `done` is a multiple of the block size; then the blocks are
-        the same whether or not some are left out. Raises MemoryLimitError if the limit cannot be met, naming
-        a block size that fits or the memory needed, before anything large is allocated.
+        Number 3a + x is that of atom a along x. A block is that of `block_of` times the number of devices.
+        `done` is a multiple of it; then the blocks are the same whether or not some are left out. Raises
+        MemoryLimitError if the limit cannot be met, naming a block size that fits or the memory needed,
+        before anything large is allocated.
         """
         if done >= len(numbers):
             return
-        block = self._block(_columns, len(numbers))
+        block = self.block_of(len(numbers)) * self._devices
+        columns = self._on_devices(linear_map.columns)
         for start in track(range(done, len(numbers), block), "Hessian columns"):
             part = numbers[start : start + block]
             index = np.resize(part, block)  # the last block repeats some columns
             with self._counted():
-                found = np.asarray(_columns(self._linear[1], *_point(self.graph), index))
+                found = parallel.gather(columns(self._linear[1], *linear_map.point(self.graph), index))
             yield start, found[: self.atoms, : len(part)].swapaxes(0, 1).reshape(len(part), -1)
+
+    def block_of(self, columns: int) -> int:
+        """The number of columns of the Hessian that each device computes at once, out of `columns` of all."""
+        return self._block(linear_map.columns, columns)
 
     def plan(self, columns: int) -> MemoryPlan:
         """The memory that this number of `columns` of the Hessian will use. It compiles the programs, once.
 
         Raises MemoryLimitError if a limit cannot be met.
         """
-        return self._plan(_columns, columns)
+        return self._plan(linear_map.columns, columns)
 
     def plan_waves(self, columns: int) -> MemoryPlan:
         """Like `plan`, for the number of real columns of `waves`, two for each pair."""
-        return self._plan(_waves_of, columns)
+        return self._plan(linear_map.waves, columns)
 
     def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sums of second derivatives by positions and strains, as rows (k, atoms, 3) and (k, crystals, 3, 3).
@@ -223,15 +243,16 @@ class Response:
         3·atoms + 9c + 3i + j the strain ε_ij of crystal c, both counted in the padded graph. Numbers beyond
         these are left out. Units are eV/Å², eV/Å and eV, in float64.
         """
-        r, eps = _point(self.graph)
+        r, eps = linear_map.point(self.graph)
         rows = np.empty((len(index), *r.shape)), np.empty((len(index), *eps.shape))
-        block = self._block(_strained_columns, len(index))
+        block = self._block(linear_map.strained_columns, len(index)) * self._devices
+        columns = self._on_devices(linear_map.strained_columns)
         for start in track(range(0, len(index), block), "strains and displacements"):
             part = index[start : start + block]
             with self._counted():
-                found = _strained_columns(self._linear[1], r, eps, np.resize(part, (block, part.shape[1])))
+                found = columns(self._linear[1], r, eps, np.resize(part, (block, part.shape[1])))
             for row, its in zip(rows, found, strict=True):
-                row[start : start + len(part)] = np.asarray(its)[:, : len(part)].swapaxes(0, 1)
+                row[start : start + len(part)] = parallel.gather(its)[:, : len(part)].swapaxes(0, 1)
         return rows
 
     def waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -258,16 +279,18 @@ class Response:
         prove_waves(self.potential, self._first, respond)
 
     def _all_waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
-        real = self._block(_waves_of, 2 * len(pairs.wave))
-        return self._in_blocks(
-            partial(_waves_of, self._linear[1], *_point(self.graph)), q_points, pairs, real
-        )
+        real = self._block(linear_map.waves, 2 * len(pairs.wave))
+        return self._in_blocks(self._waves(linear_map.waves), q_points, pairs, real)
 
     def wave_slopes(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
         """Responses as of `waves`, and their derivatives by the components of q: complex (4, pairs, 3N)."""
         self._prove(q_points)
-        respond = partial(_waves_and_slopes, self._linear[1], *_point(self.graph))
+        respond = self._waves(linear_map.waves_and_slopes)
         return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 4))
+
+    def _waves(self, program: Callable) -> Callable:
+        """`program` as a function of wave vectors and coordinates."""
+        return partial(self._on_devices(program), self._linear[1], *linear_map.point(self.graph))
 
     def strained_waves(
         self, q_points: np.ndarray, pairs: Pairs, eps: np.ndarray, along: np.ndarray
@@ -279,7 +302,8 @@ class Response:
         self._prove(q_points)
         moving = np.zeros_like(self.graph.positions)
         moving[: self.atoms] = along
-        respond = partial(_strained_waves, *self._arguments, np.asarray(eps, self.potential.dtype), moving)
+        strained = self._on_devices(linear_map.strained_waves)
+        respond = partial(strained, *self._arguments, np.asarray(eps, self.potential.dtype), moving)
         # Each column counts as two, and computes all that it needs again.
         return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 2))
 
@@ -293,30 +317,38 @@ class Response:
 
         The gradient is recomputed for each, so that the linear map is not stored.
         """
-        if self.kept < LARGE:
+        if self.kept < LARGE or self._devices > 1:
             return None
         # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit
-            if limit is not None and _resident() + _scratch(_column.lower(*self._arguments, 0)) > limit:
+            if (
+                limit is not None
+                and _resident() + _scratch(linear_map.column.lower(*self._arguments, 0)) > limit
+            ):
                 return None
             found = []
             for k in pairs.coordinate:
-                gradient, column = _column(*self._arguments, int(k))
+                gradient, column = linear_map.column(*self._arguments, int(k))
                 found.append(np.asarray(column)[: self.atoms].ravel())
             self.gradient = jax.device_get(gradient)
         return np.array(found, complex)
 
     def _in_blocks(self, respond, q_points, pairs: Pairs, real: int) -> np.ndarray:
-        """`respond(q, index)`, parts (…, atoms, 2, pairs, 3), for all pairs: complex (…, pairs, 3N)."""
+        """`respond(q, index)`, parts (…, atoms, 2, pairs, 3), for all pairs: complex (…, pairs, 3N).
+
+        A device takes `real` columns at once, two for each pair.
+        """
         wave, index = pairs
-        size, found = max(1, real // 2), []
+        size, found = self._devices * max(1, real // 2), []
         for start in track(range(0, len(wave), size), "dynamical matrices"):
             count = len(wave[start : start + size])
             # The last block repeats some of its pairs.
             some = np.resize(np.arange(start, start + count), size)
             with self._counted():
-                parts = np.asarray(respond(q_points[wave[some]].astype(self.potential.dtype), index[some]))
+                parts = parallel.gather(
+                    respond(q_points[wave[some]].astype(self.potential.dtype), index[some])
+                )
             parts = np.moveaxis(
                 parts[..., : self.atoms, :, :count, :], (-3, -2), (0, -3)
             )  # 2 … pairs atoms 3
@@ -324,7 +356,7 @@ class Response:
         return np.concatenate(found, axis=-2) if found else np.zeros((0, 3 * self.atoms), complex)
 
     def _block(self, program: Callable, columns: int) -> int:
-        """The number of columns that `program` takes at once, out of `columns`."""
+        """The number of columns that a device takes through `program` at once, out of `columns` of all."""
         if self.memory_limit is not None:
             return self._plan(program, columns).block_size
         # A half-empty block costs less than another program.
@@ -332,15 +364,33 @@ class Response:
         return self._blocks[program]
 
     def _wanted(self, program: Callable, columns: int, size: float | None = None) -> int:
-        """Like `_block`, without a memory limit; `size` (bytes) bounds the stored map times columns."""
+        """Like `_block`, of one device, without a memory limit; `size` (bytes) bounds map times columns."""
+        columns = -(-columns // self._devices)
         if self.block_size is not None:
             return min(columns, self.block_size)
-        most, default = (WAVE_COLUMNS, WAVE_BYTES) if program is _waves_of else (BLOCK_SIZE, BLOCK_BYTES)
+        most, default = (
+            (WAVE_COLUMNS, WAVE_BYTES) if program is linear_map.waves else (BLOCK_SIZE, BLOCK_BYTES)
+        )
         block = int(max(1, min(most, (size or default) / self.kept)))
         # Few columns leave part of a block empty, or each number of them would need its own program.
         while block // 4 >= max(columns, 1):
             block //= 4
         return block
+
+    def _lowered(self, program: Callable, tangent_map, block: int):
+        """`program` lowered for `block` columns on each device, to find the memory that it takes."""
+        its = self._on_devices(program)
+        point = linear_map.point(self.graph)
+        if program is linear_map.waves:
+            pairs = self._devices * max(1, block // 2)
+            return its.lower(tangent_map, *point, np.zeros((pairs, 3), point[0].dtype), np.zeros(pairs, int))
+        return its.lower(tangent_map, *point, np.zeros(self._devices * block, int))
+
+    @property
+    def _copies(self) -> int:
+        """How many devices share the memory that is counted: those of a CPU do."""
+        shared = self.potential.mesh is not None and jax.default_backend() == "cpu"
+        return len(parallel.local_shards(self.potential.mesh)) if shared else 1
 
     def _plan(self, program: Callable, columns: int) -> MemoryPlan:
         if program not in self._plans:
@@ -352,24 +402,29 @@ class Response:
         # The limit is used in full: a block reads the stored map once, however many columns it has.
         limit, size = (np.inf, None) if self.memory_limit is None else (self.memory_limit, np.inf)
         block = self._wanted(program, columns, size)
-        dtype, atoms = self.potential.dtype, self.atoms
+        dtype, atoms, copies = self.potential.dtype, self.atoms, self._copies
         fixed = 0
         if not self._is_linearised:
-            if _resident() + self.kept > limit:
+            if _resident() + copies * self.kept > limit:
                 raise MemoryLimitError(
-                    f"the linearised gradient alone needs {_gb(self.kept)} for {atoms} atoms in {dtype}, "
-                    f"beside {_gb(_resident())} that the process holds; memory_limit={_gb(limit)} was given. "
-                    "Allow more" + (", or use float32." if dtype == "float64" else ".")
+                    f"the linearised gradient alone needs {_gb(copies * self.kept)} for {atoms} atoms in "
+                    f"{dtype}, beside {_gb(_resident())} that the process holds; "
+                    f"memory_limit={_gb(limit)} was given. Allow more"
+                    + (", or use float32." if dtype == "float64" else ".")
                 )
-            fixed = max(self.kept, _scratch(_linearise.lower(*self._arguments)))
-        tangent_map = jax.eval_shape(partial(_linearise, self._arguments[0]), *self._arguments[1:])[1]
+            fixed = copies * max(
+                self.kept, _scratch(self._on_devices(linear_map.linearise).lower(*self._arguments))
+            )
+        tangent_map = self._shapes_of_map()
         while True:
-            per_block = _scratch(_lowered(program, tangent_map, self.graph, block))
+            per_block = copies * _scratch(self._lowered(program, tangent_map, block))
             # Measured last, since compiling also takes memory that is not returned at once.
             plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
-            if plan.total <= limit:
+            fitting = block if plan.total <= limit else min(plan.fitting(limit), block - 1)
+            # Hosts may hold different amounts; all have to compute the same block.
+            fitting = parallel.least(fitting)
+            if fitting == block:
                 return plan
-            fitting = min(plan.fitting(limit), block - 1)
             if self.block_size is not None or fitting < 1:
                 break
             block = fitting
@@ -400,112 +455,3 @@ def _scratch(lowered) -> int:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.3g} GB"
-
-
-def _lowered(program, tangent_map, graph: CrystalGraph, block: int):
-    """`program` lowered for a block of `block` columns, to find the memory that it takes."""
-    point = _point(graph)
-    if program is _waves_of:
-        pairs = max(1, block // 2)
-        return program.lower(tangent_map, *point, np.zeros((pairs, 3), point[0].dtype), np.zeros(pairs, int))
-    return program.lower(tangent_map, *point, np.zeros(block, int))
-
-
-def _point(graph: CrystalGraph) -> tuple[Array, Array]:
-    """The point at which the gradient is linearised: positions, and no strain."""
-    return graph.positions, 0 * graph.cell  # NumPy or JAX, in its precision
-
-
-def _slope(energy, params, graph: CrystalGraph) -> Callable:
-    """The function (r, ε) -> ∂E/∂r (eV/Å), ∂E/∂ε (eV)."""
-
-    def total(r, eps):
-        return energy(params, strain(graph.replace(positions=r), eps)).sum()
-
-    return jax.grad(total, argnums=(0, 1))
-
-
-@partial(jax.jit, static_argnames="energy")
-def _linearise(energy, params, graph: CrystalGraph):
-    """The gradient, and the linear map from (dr, dε) to its change, as a function that can be passed on."""
-    slope, tangent_map = jax.linearize(_slope(energy, params, graph), *_point(graph))
-    return Gradient(*slope, stress(slope[1], graph)), tangent_map
-
-
-def _still(tangent_map, eps) -> Callable:
-    """The linear map for displacements alone. Strain is 0 and has no axis of columns, so it costs nothing."""
-    return lambda dr: tangent_map(dr, jnp.zeros_like(eps))[0]
-
-
-@jax.jit
-def _columns(tangent_map, r, eps, index) -> Float[Array, "atoms columns 3"]:
-    """The columns of the Hessian with the given numbers."""
-    atoms, columns = len(r), len(index)
-    unit = jnp.zeros((atoms, columns, 3), r.dtype)
-    unit = unit.at[index // 3, jnp.arange(columns), index % 3].set(1)
-    return second_axis_vmap(_still(tangent_map, eps), r)(unit)
-
-
-@jax.jit
-def _strained_columns(tangent_map, r, eps, index):
-    """Sums of the columns numbered by index (columns, k): for r (atoms, columns, 3), and for ε."""
-    columns = len(index)
-    unit = jnp.zeros((r.size + eps.size, columns), r.dtype)
-    unit = unit.at[index, jnp.arange(columns)[:, None]].set(1, mode="drop")
-    dr, deps = (
-        jnp.moveaxis(part.reshape(*x.shape, columns), -1, 1)
-        for part, x in zip(jnp.split(unit, [r.size]), (r, eps), strict=True)
-    )
-    return second_axis_vmap(tangent_map, r, eps)(dr, deps)
-
-
-@partial(jax.jit, static_argnames="energy")
-def _column(energy, params, graph: CrystalGraph, index):
-    """The gradient, and column number `index` of the Hessian, (atoms, 3)."""
-    r, eps = _point(graph)
-    unit = jnp.zeros(r.size, r.dtype).at[index].set(1).reshape(r.shape)
-    slope, (column, _) = jax.jvp(_slope(energy, params, graph), (r, eps), (unit, jnp.zeros_like(eps)))
-    return Gradient(*slope, stress(slope[1], graph)), column
-
-
-def _waves(tangent_map, r, eps, q: Float[Array, "pairs 3"], index) -> Float[Array, "atoms 2 pairs 3"]:
-    """The gradient's response to waves q of the coordinates numbered `index`: real and imaginary parts."""
-    atoms, pairs = len(r), len(q)
-    unit = jnp.zeros((atoms, 2, pairs, 3), r.dtype)
-    unit = unit.at[index // 3, 0, jnp.arange(pairs), index % 3].set(1)
-
-    def turn(x, image, sign):
-        angle = 2 * jnp.pi * sign * (image @ q.T)
-        axes = (*angle.shape, *(1,) * (x.ndim - 2))
-        c, s = jnp.cos(angle).reshape(axes), jnp.sin(angle).reshape(axes)
-        parts = x.reshape(len(x), 2, pairs, *x.shape[2:])
-        re, im = parts[:, 0], parts[:, 1]
-        return jnp.stack([c * re - s * im, s * re + c * im], axis=1).reshape(x.shape)
-
-    flat = unit.reshape(atoms, 2 * pairs, 3)
-    return second_axis_vmap(_still(tangent_map, eps), r, wave=turn)(flat).reshape(unit.shape)
-
-
-_waves_of = jax.jit(_waves)
-
-
-@jax.jit
-def _waves_and_slopes(tangent_map, r, eps, q, index):
-    """The response, and its derivatives by the three components of q: the first axis has four entries."""
-    value, slope = jax.linearize(lambda q: _waves(tangent_map, r, eps, q, index), q)
-    slopes = [slope(jnp.broadcast_to(direction, q.shape)) for direction in jnp.eye(3, dtype=q.dtype)]
-    return jnp.stack([value, *slopes])
-
-
-@partial(jax.jit, static_argnames="energy")
-def _strained_waves(energy, params, graph: CrystalGraph, eps, along, q, index):
-    """The response, and its derivative by s where strain is s·eps and atoms also move by s·along."""
-
-    def respond(s):
-        moved = strain(graph, jnp.broadcast_to(s * eps, graph.cell.shape))
-        moved = moved.replace(positions=moved.positions + s * along)
-        point = _point(moved)
-        tangent_map = jax.linearize(_slope(energy, params, moved), *point)[1]
-        return _waves(tangent_map, *point, q, index)
-
-    return jnp.stack(jax.jvp(respond, (jnp.zeros((), q.dtype),), (jnp.ones((), q.dtype),)))

@@ -110,8 +110,7 @@ def stream_hessian(
                 file.write(np.ascontiguousarray(rows).data)
                 file.flush()
                 os.fsync(file.fileno())
-            # The first block of a run is a whole one.
-            state.update(done=start + len(rows), block_size=state["block_size"] or len(rows))
+            state.update(done=start + len(rows), block_size=response.block_of(len(columns)))
             _write(record, state)
     os.replace(part, path)
     return np.load(path, mmap_mode="r")

@@ -21,7 +21,7 @@ from jaxmlip.system.arrays import Array
 
 def bessel(r: Float[Array, " n"], frequencies: Float[Array, " k"], cutoff: float) -> Float[Array, "n k"]:
     """√(2/c) sin(ω_k r/c) / r: DimeNet eq. (7); the frequencies ω_k start as nπ and are trained."""
-    waves = jnp.sin(frequencies * (r[:, None] / cutoff))
+    waves = jnp.sin(frequencies[None] * (r[:, None] / cutoff))
     return safe.divide((2 / cutoff) ** 0.5 * waves, r[:, None])
 
 
@@ -34,7 +34,7 @@ def polynomial_envelope(r: Float[Array, " n"], cutoff: float, p: int) -> Float[A
 
 def fourier(angle: Float[Array, " n"], frequencies: Float[Array, " k"]) -> Float[Array, "n 2*k+1"]:
     """(1/√2, sin ω_k θ …, cos ω_k θ …) / √π; the frequencies ω_k start as 1, 2, … and are trained."""
-    phase = angle[:, None] * frequencies
+    phase = angle[:, None] * frequencies[None]
     constant = jnp.full((len(angle), 1), 0.5**0.5, phase.dtype)
     return jnp.concatenate([constant, jnp.sin(phase), jnp.cos(phase)], axis=1) / jnp.pi**0.5
 
@@ -63,11 +63,12 @@ class Expansion:
 
     def __matmul__(self, matrix: Float[Array, "f m"]) -> Float[Array, "n m"]:
         y = along(partial(_expand, self.basis), 0, self.x, self.frequencies, self.kernel @ matrix)
-        return y if isinstance(self.constant, float) else y + self.constant @ matrix
+        return y if isinstance(self.constant, float) else y + (self.constant @ matrix)[None]
 
     def array(self) -> Float[Array, "n f"]:
         """The features themselves."""
-        return along(partial(_expand, self.basis), 0, self.x, self.frequencies, self.kernel) + self.constant
+        y = along(partial(_expand, self.basis), 0, self.x, self.frequencies, self.kernel)
+        return y + (self.constant if isinstance(self.constant, float) else self.constant[None])
 
 
 def _expand(basis: Basis, x, frequencies, kernel):
@@ -114,7 +115,7 @@ def spherical_bessel(
     r: Float[Array, " n"], roots: Float[Array, " k"], cutoff: float, degrees: int
 ) -> Float[Array, "n k"]:
     """j_l(z r/c) for l from 0 to `degrees` - 1. The `roots` z are split equally among the l, in order."""
-    x = r[:, None] / cutoff * roots
+    x = r[:, None] / cutoff * roots[None]
     bonded = x > 0
     x = jnp.where(bonded, x, 1.0)
     columns = []

@@ -90,7 +90,7 @@ class EnergyFunction:
                 "(eV) for each graph, the padding graph included, in the precision of the positions: an "
                 f"array of shape {(crystals + 1,)} and dtype {dtype}."
             )
-        atoms = jnp.zeros(crystals, jnp.int32).at[graph.crystal].add(graph.is_atom)
+        atoms = jnp.zeros(crystals, jnp.int32).at[graph.crystal].add(graph.is_atom.astype(jnp.int32))
         reference = jnp.where(graph.is_atom, params["reference_energies"][graph.species], 0.0)
         energies = jnp.where(atoms > 0, params.get("scale", 1.0) * found[:crystals], 0.0)
         return energies + sum_over_crystals(reference, graph), {}

@@ -28,7 +28,8 @@ class Linear(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
         y = x @ self._centre(kernel)
         if self.bias:
-            y = y + self._centre(self.param("bias", nn.initializers.zeros, (self.features,)))
+            bias = self._centre(self.param("bias", nn.initializers.zeros, (self.features,)))
+            y = y + jnp.expand_dims(bias, range(y.ndim - 1))
         return y
 
     def _centre(self, w):
@@ -47,7 +48,7 @@ class CentredNorm(nn.Module):
     def __call__(self, x: Float[Array, "n f"]) -> Float[Array, "n f"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return normalise(x, self.epsilon)[0] * scale + bias
+        return normalise(x, self.epsilon)[0] * scale[None] + bias[None]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -134,7 +134,7 @@ class M3GNet(Network):
         h = self._radial(r, c.radial if c.smooth else c.radial * c.angular)
         radial = self._radial(r[:short], c.radial * c.angular).array() * f_c[:, None]
         # Y_l0(θ) = √((2l+1)/4π) P_l(cos θ)
-        radial = radial * np.repeat(((2 * np.arange(c.angular) + 1) / (4 * np.pi)) ** 0.5, c.radial)
+        radial = radial * np.repeat(((2 * np.arange(c.angular) + 1) / (4 * np.pi)) ** 0.5, c.radial)[None]
         u = safe.unit(vectors[:short], r[:short])
         Y = jnp.stack([harmonics(u, c.angular), harmonics(-u, c.angular)], axis=1)
         Y = jnp.repeat(Y, c.radial, axis=-1)

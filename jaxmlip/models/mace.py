@@ -150,7 +150,7 @@ def radial_weights(config: MACEConfig, r, radius, constants, layers, density):
     c = config
     envelope = polynomial_envelope(r, c.cutoff, c.envelope)[:, None]
     x = agnesi(r, radius, *constants["agnesi"]) if c.agnesi else r
-    waves = jnp.sin(constants["bessel_frequencies"] * x[:, None])
+    waves = jnp.sin(constants["bessel_frequencies"][None] * x[:, None])
     basis = safe.divide(constants["bessel_prefactor"] * waves, x[:, None])
     if c.cutoff_on_basis:
         basis = basis * envelope
@@ -253,7 +253,7 @@ def end_couplings(harmonics, components: int, l: int) -> Float[Array, "ends path
     there = jnp.stack(there, axis=1)
     # The other end sees the opposite direction, Y_l₂(-r) = (-1)^l₂ Y_l₂(r), and l₁ + l₂ + l₃ is even.
     signs = np.concatenate([np.full(2 * l1 + 1, (-1.0) ** (l1 + l)) for l1 in range(round(components**0.5))])
-    return jnp.concatenate([there, there * jnp.asarray(signs, there.dtype)])
+    return jnp.concatenate([there, there * jnp.asarray(signs, there.dtype)[None, None, None]])
 
 
 class Product(nn.Module):
@@ -353,7 +353,7 @@ class MACE(Network):
         powers = charges**exponent
         i, j = graph.first, graph.second
         length = prefactor * BOHR / (powers[i] + powers[j])
-        decays = jnp.exp(-jnp.asarray(ZBL_DECAYS, r.dtype) * (r / length)[:, None])
+        decays = jnp.exp(-jnp.asarray(ZBL_DECAYS, r.dtype)[None] * (r / length)[:, None])
         screening = decays @ constants["zbl_coefficients"]
         envelope = polynomial_envelope(r, radii[i] + radii[j], self.config.envelope)
         energy = safe.divide(E2 / 2 * charges[i] * charges[j] * screening * envelope, r)

@@ -17,6 +17,9 @@ Model = Annotated[
 ]
 Head = Annotated[str | None, tyro.conf.arg(help="which head of a checkpoint with several")]
 Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
+Devices = Annotated[
+    int | None, tyro.conf.arg(help="number of devices that share the columns; default: all of this machine")
+]
 DType = Literal["float32", "float64"]
 Limit = Annotated[
     int | None, tyro.conf.arg(help="maximum number of structures to read from each file; default: all")

@@ -21,8 +21,8 @@ from jaxmlip.data.batch import Batch, collate, stack
 from jaxmlip.data.dataset import Split, check
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, architecture_of
+from jaxmlip.system import parallel
 from jaxmlip.system.begun import changes, described
-from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import RECORD, Checkpoint, CheckpointError, Checkpoints, on_host
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig, means

@@ -19,13 +19,13 @@ from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, random_potential
+from jaxmlip.system import parallel
 from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
 from jaxmlip.system.locks import locked
 from jaxmlip.system.tables import Table
 from jaxmlip.system.versions import own_version
-from jaxmlip.training import parallel
 from jaxmlip.training.checkpoints import Checkpoints
 from jaxmlip.training.config import ConfigError, TrainConfig, hyperparameters, read_config
 from jaxmlip.training.errors import Error, as_record, by_functional, errors

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.potential import Potential
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained
 
@@ -115,16 +115,19 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, others, batch: Batch):
         grads, summed = on_mesh(state.params, others, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax takes powers of floats by its integer counters
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            now = rate(state.step // config.accumulate)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
             # At first the average is over few steps, so that it forgets the initial parameters.
-            decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+            seen = state.step.astype(float)
+            decay = jnp.minimum(config.ema, (1 + seen) / (10 + seen))
             ema = jax.tree.map(lambda a, x: decay.astype(x.dtype) * (a - x) + x, ema, params)
         metrics = means(loss, summed) | {
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": rate(state.step // config.accumulate),
+            "learning_rate": now,
             "crystals": jnp.sum(batch.atoms > 0),
             "atoms": jnp.sum(batch.atoms),
         }

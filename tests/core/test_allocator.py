@@ -67,6 +67,7 @@ print(int(kept), faults())
 """
 
 
+@pytest.mark.slow
 def test_blocks_beyond_the_largest_threshold_are_kept_too():
     kept, again = map(int, output(LARGE))
     if not kept:

@@ -23,11 +23,11 @@ CUTOFF = 5.0
 def spherical(r):
     roots = spherical_bessel_roots(3, 2)
     norms = spherical_bessel_norms(roots, CUTOFF).ravel()
-    return spherical_bessel(r, jnp.asarray(roots.ravel()), CUTOFF, 3) * norms
+    return spherical_bessel(r, jnp.asarray(roots.ravel()), CUTOFF, 3) * norms[None]
 
 
 def smooth(r):
-    return bessel(r, jnp.pi * jnp.arange(1, 6), CUTOFF) @ smooth_mixing(4)
+    return bessel(r, jnp.pi * jnp.arange(1.0, 6.0), CUTOFF) @ smooth_mixing(4)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.io import write
-from commands import complaint, jaxmlip
+from commands import complaint, here, jaxmlip
 from conftest import small_potential
 
 from jaxmlip import hessian, plan_hessian
@@ -64,9 +64,11 @@ def test_predict_prints_what_the_potential_predicts_for_each_file(folder):
     np.testing.assert_allclose(rows[1]["forces"], expected["forces"], atol=1e-4)
 
 
-def test_predict_takes_crystals_slabs_and_molecules_and_what_is_whole_of_a_file(folder):
-    done = jaxmlip(
+def test_predict_takes_crystals_slabs_and_molecules_and_what_is_whole_of_a_file(folder, monkeypatch, capsys):
+    done = here(
         folder,
+        monkeypatch,
+        capsys,
         *("predict", "molecule.xyz", "cut.extxyz", "nonsense.cif", "two.extxyz"),
         *("--limit", "2", "--skip-bad", "--model", "model", "--json"),
     )
@@ -77,7 +79,7 @@ def test_predict_takes_crystals_slabs_and_molecules_and_what_is_whole_of_a_file(
     ]
     assert ["stress" in r for r in rows] == [False, True, True, True, True]
     assert "nonsense.cif" in done.stderr
-    table = jaxmlip(folder, "predict", "molecule.xyz", "POSCAR", "--model", "model")
+    table = here(folder, monkeypatch, capsys, "predict", "molecule.xyz", "POSCAR", "--model", "model")
     assert "1 of 2 do not repeat" in table.stdout
 
 
@@ -125,8 +127,8 @@ def test_constraints_that_hold_single_coordinates_are_told_from_others():
     assert others == ["FixScaled", "FixSymmetry"]
 
 
-def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder):
-    done = jaxmlip(folder, "hessian", "POSCAR", "--model", "model", "--out", "h.npz")
+def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder, monkeypatch, capsys):
+    done = here(folder, monkeypatch, capsys, "hessian", "POSCAR", "--model", "model", "--out", "h.npz")
     assert done.returncode == 0, done.stderr
     assert "predicted memory" in done.stdout
     from ase.io import read
@@ -137,26 +139,26 @@ def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder):
     np.testing.assert_allclose(np.sort(np.abs(saved["frequencies"]))[:3], 0, atol=1e-3)
 
 
-def test_hessian_writes_an_array_file_as_it_goes_and_goes_on_with_it(folder):
+def test_hessian_writes_an_array_file_as_it_goes_and_goes_on_with_it(folder, monkeypatch, capsys):
     command = ("hessian", "POSCAR", "--model", "model", "--out", "h.npy")
-    done = jaxmlip(folder, *command)
+    done = here(folder, monkeypatch, capsys, *command)
     assert done.returncode == 0, done.stderr
     from ase.io import read
 
     saved = np.load(folder / "h.npy", mmap_mode="r")
     expected = hessian(small_potential("chgnet-0.3", "float64"), read(folder / "POSCAR"))
     np.testing.assert_allclose(saved, expected, atol=1e-8)
-    again = jaxmlip(folder, *command)
+    again = here(folder, monkeypatch, capsys, *command)
     assert again.returncode == 0, again.stderr
     assert "6 columns are there already" in again.stdout
-    other = jaxmlip(folder, *command, "--dtype", "float32")
+    other = here(folder, monkeypatch, capsys, *command, "--dtype", "float32")
     assert other.returncode == 1
     assert "differs in the precision" in other.stderr
 
 
-def test_phonons_writes_bands_a_figure_and_what_phonopy_reads(folder):
+def test_phonons_writes_bands_a_figure_and_what_phonopy_reads(folder, monkeypatch, capsys):
     size = ("--points", "9", "--mesh", "2", "2", "2", "--path", "GX,GL", "--animate", "0", "5")
-    done = jaxmlip(folder, "phonons", "POSCAR", "--model", "model", "--out", "bands", *size)
+    done = here(folder, monkeypatch, capsys, "phonons", "POSCAR", "--model", "model", "--out", "bands", *size)
     assert done.returncode == 0, done.stderr
     assert "highest frequency" in done.stdout
     record = json.loads((folder / "bands" / "phonons.json").read_text())
@@ -176,12 +178,14 @@ def test_phonons_writes_bands_a_figure_and_what_phonopy_reads(folder):
     assert written >= {"phonons.json", "phonons.png", "mode.extxyz", "phonopy_params.yaml", "FORCE_CONSTANTS"}
 
 
-def test_hessian_names_the_block_that_fits_into_the_memory_given(folder):
+def test_hessian_names_the_block_that_fits_into_the_memory_given(folder, monkeypatch, capsys):
     from ase.io import read
 
     plan = plan_hessian(small_potential("chgnet-0.3"), read(folder / "POSCAR"), block_size=6)
     too_little = f"{(plan.fixed / 2) / 1e9:.6f}"
-    done = jaxmlip(folder, "hessian", "POSCAR", "--model", "model", "--memory-limit", too_little)
+    done = here(
+        folder, monkeypatch, capsys, "hessian", "POSCAR", "--model", "model", "--memory-limit", too_little
+    )
     assert done.returncode == 1
     assert "memory_limit" in done.stderr
     assert "Traceback" not in done.stderr

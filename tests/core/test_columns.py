@@ -51,6 +51,7 @@ def test_every_step_gives_what_vmap_gives(name):
     np.testing.assert_allclose(second_axis_vmap(f, x[:, 0])(x), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_columns_of_a_model_are_those_of_vmap(architecture, crystal):
     packed = batching.pack([architecture.graph(crystal)])
     with architecture.precision():
@@ -62,6 +63,7 @@ def test_columns_of_a_model_are_those_of_vmap(architecture, crystal):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_block_size_does_not_change_the_hessian(any_potential, crystal):
     whole = hessian(any_potential, crystal, block_size=15)
     for block in (1, 4):

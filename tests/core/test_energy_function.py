@@ -23,7 +23,7 @@ from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.phonons import force_constants, group_velocities
 from jaxmlip.phonons.bloch import dynamical_matrix
 from jaxmlip.potential import ManifestError
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.functionals import join
 from jaxmlip.training.loop import OtherRunError, fit
 from jaxmlip.training.losses import LossConfig
@@ -52,7 +52,7 @@ def embedded(graph):
     r = graph.nodes["positions"]
     vectors = r[graph.senders] + there - r[graph.receivers]
     weight = jnp.exp(-0.5 * jnp.sum(vectors**2, axis=1))[:, None]
-    charge = 1.0 + graph.nodes["species"][:, None] + jnp.zeros_like(r[:, :1])
+    charge = 1.0 + graph.nodes["species"][:, None].astype(r.dtype)
 
     @jax.checkpoint
     def update(h):
@@ -174,7 +174,7 @@ def from_a_table(params, graph):
     """Pairs of atoms as a matrix, which says nothing of cells."""
     there = jnp.einsum("ek,ekx->ex", graph.edges["shifts"], per_edge(graph, graph.globals["cell"]))
     r = graph.nodes["positions"]
-    one_hot = (graph.senders[:, None] == jnp.arange(len(r))).astype(r.dtype)
+    one_hot = (graph.senders[:, None] == jnp.arange(len(r), dtype=jnp.int32)[None]).astype(r.dtype)
     square = jnp.sum((one_hot @ r + there - r[graph.receivers]) ** 2, axis=1)
     bond = params["epsilon"] * jnp.exp(-square / params["sigma"] ** 2)
     return jax.ops.segment_sum(bond, per_edge(graph, jnp.arange(len(graph.n_edge))), len(graph.n_edge))

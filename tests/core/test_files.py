@@ -437,9 +437,9 @@ def killed(work: Path, seconds: float, *arguments: str) -> None:
 @pytest.mark.parametrize(
     ("command", "out"),
     [
-        (("hessian", "salt.cif", "--model", "model", "--out"), "h.npy"),
+        pytest.param(("hessian", "salt.cif", "--model", "model", "--out"), "h.npy", marks=pytest.mark.slow),
         (("relax", "many.extxyz", "--model", "model", "--smax", "5", "--fmax", "0.2", "--out"), "r.extxyz"),
-        (("convert", "checkpoint.model"), "m"),
+        pytest.param(("convert", "checkpoint.model"), "m", marks=pytest.mark.slow),
     ],
     ids=["hessian", "relax", "convert"],
 )

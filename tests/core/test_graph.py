@@ -178,6 +178,7 @@ X Te 0 0 0 1
 """
 
 
+@pytest.mark.filterwarnings("ignore:.*No _symmetry_equiv_pos_as_xyz")  # pymatgen on this file
 @pytest.mark.parametrize(
     ("sites", "words"),
     [

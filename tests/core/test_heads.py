@@ -16,7 +16,7 @@ from rich.console import Console
 import jaxmlip
 from jaxmlip.cli import main
 from jaxmlip.data.dataset import Dataset
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.config import ConfigError, finetune_config
 from jaxmlip.training.run import prepare
 from jaxmlip.zoo.load import load_each

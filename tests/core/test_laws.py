@@ -194,6 +194,7 @@ def test_site_energies_add_up_to_the_energy(predicted):
         np.testing.assert_allclose(p["site_energies"].sum(), p["energy"], **TIGHT)
 
 
+@pytest.mark.one_model
 def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal):
     graph = architecture.graph(crystal)
     exact = batching.exact_shape([graph])

@@ -87,7 +87,8 @@ def test_a_converted_model_repeats_the_original(files, variant):
     assert_repeats(found, wanted, ("energy", "site_energies", "forces", "stress"))
 
 
-@pytest.mark.parametrize("variant", ["density", pytest.param("cutoff-on-weights", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["density", "cutoff-on-weights"])
 def test_the_hessian_of_a_converted_model_repeats_that_of_the_original(files, variant):
     crystals, wanted = golden(variant)
     name = "CoO_strained"
@@ -95,7 +96,11 @@ def test_the_hessian_of_a_converted_model_repeats_that_of_the_original(files, va
     assert_repeats(found, {name: wanted[name]}, ["hessian"])
 
 
-PUBLIC_CLASSES = ("mp0b3_medium", "mp0a_small", "mp0a_medium")
+PUBLIC_CLASSES = (
+    "mp0a_small",
+    pytest.param("mp0a_medium", marks=pytest.mark.slow),
+    pytest.param("mp0b3_medium", marks=pytest.mark.slow),
+)
 
 
 def public_class(name: str):
@@ -124,6 +129,7 @@ def test_a_random_model_of_a_published_class_repeats_the_original(name):
     assert_repeats(found, wanted, ("energy", "site_energies", "forces", "stress"))
 
 
+@pytest.mark.slow
 def test_the_hessian_of_a_random_model_of_a_published_class_repeats_that_of_the_original():
     potential, crystals, wanted = public_class("mp0a_medium")
     name = "MgO_prim_strained"

@@ -1,10 +1,7 @@
 """The commands of docs/many_devices.md do what the page says, as far as one CPU can tell."""
 
-import functools
 import json
 import os
-import re
-import shlex
 import stat
 import subprocess
 import sys
@@ -13,12 +10,9 @@ from pathlib import Path
 import pytest
 from addresses import free_address
 from conftest import write_springs
+from documents import ROOT, Command, block, commands, understood
 
-import jaxmlip.cli
-from jaxmlip.training.sweeps.sweep_file import EXAMPLE
-
-PAGE = Path(__file__).parents[2] / "docs" / "many_devices.md"
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+PAGE = "docs/many_devices.md"
 CONFIG = """
 model:
   architecture: m3gnet
@@ -37,18 +31,9 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 """
 
 
-def block(words: str) -> str:
-    """The one block of the page with these words."""
-    (found,) = [b for b in BLOCKS if words in b]
-    return found
-
-
-def commands() -> list[list[str]]:
+def ours() -> list[Command]:
     """All `jaxmlip` commands of the page."""
-    text = "\n".join(BLOCKS).replace("\\\n", " ")
-    lines = [part for line in text.splitlines() for part in re.split(r'&&|--command="', line)]
-    found = [re.search(r"(?:^|\s)(jaxmlip (?:train|sweep)\b[^&\"#]*)", line) for line in lines]
-    return [shlex.split(m[1]) for m in found if m]
+    return [command for command in commands(ROOT / PAGE) if command.typed and command.words[0] == "jaxmlip"]
 
 
 @pytest.fixture
@@ -67,8 +52,7 @@ def here(tmp_path, monkeypatch):
         script.write_text(text)
         script.chmod(script.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    root = str(PAGE.parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.chdir(tmp_path)
@@ -85,7 +69,7 @@ def begun(folder: Path) -> dict:
 
 
 def test_eight_simulated_devices_train(here):
-    script = block("device_count=8")
+    script = block(PAGE, "device_count=8").text
     flags = os.environ["XLA_FLAGS"].replace(" ", "\\ ")
     run(script.replace("XLA_FLAGS=", f"XLA_FLAGS={flags}\\ "))
     assert begun(here / "simulated")["devices"]["number"] == 8
@@ -93,7 +77,7 @@ def test_eight_simulated_devices_train(here):
 
 
 def test_the_slurm_file_trains_in_tasks_that_find_each_other(here, monkeypatch):
-    script = block("srun")
+    script = block(PAGE, "srun").text
     assert "#SBATCH --signal=TERM@300" in script
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     monkeypatch.setenv("XLA_FLAGS", flags)
@@ -103,20 +87,13 @@ def test_the_slurm_file_trains_in_tasks_that_find_each_other(here, monkeypatch):
     assert (here / "run" / "results.json").is_file()
 
 
-def test_every_command_of_the_page_is_understood(here, monkeypatch):
-    Path("sweep.yaml").write_text(EXAMPLE)
-    called = []
-    for name in ("train", "sweep"):
-        its = jaxmlip.cli.COMMANDS[name]
-        heard = functools.wraps(its)(lambda *given, name=name, **more: called.append((name, given, more)))
-        monkeypatch.setitem(jaxmlip.cli.COMMANDS, name, heard)
-    for _, *words in commands():
-        jaxmlip.cli.main(words)
-    assert len(called) == len(commands()) >= 13
-    given = [more for _, _, more in called]
-    assert sum(m.get("distributed", False) for m in given) == 2
-    assert [(m["processes"], m["process"]) for m in given if m.get("coordinator")] == [(2, 0), (2, 1)]
-    slurm = [[v for each in m["slurm"] for v in each] for m in given if m.get("slurm")]
+def test_every_command_of_the_page_says_what_its_text_says():
+    asked = [understood(command.words)[1] for command in ours()]
+    assert len(asked) >= 13
+    assert sum(options.get("distributed", False) for options in asked) == 2
+    hosts = [(o["processes"], o["process"]) for o in asked if o.get("coordinator")]
+    assert hosts == [(2, 0), (2, 1)]
+    slurm = [[v for each in o["slurm"] for v in each] for o in asked if o.get("slurm")]
     assert slurm[1][1:3] == ["nodes=2", "tasks_per_node=4"]
 
 
@@ -126,6 +103,6 @@ def test_submitit_knows_the_parameters_of_the_page(tmp_path):
     from jaxmlip.training.config import reader_options
 
     executor = submitit.AutoExecutor(tmp_path, cluster="debug")
-    for words in commands():
-        if "--slurm" in words:
+    for command in ours():
+        if "--slurm" in (words := command.words):
             executor.update_parameters(**reader_options(words[words.index("--slurm") + 1 :]))

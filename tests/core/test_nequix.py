@@ -51,6 +51,13 @@ def energy(model: Nequix, graph: jraph.GraphsTuple) -> jax.Array:
     return jraph.segment_sum(nodes[:, 0], node_graph_idx(graph), len(graph.n_node))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_nequix_mixes():
+    """nequix, not ours to mend, mixes arrays of different ranks and dtypes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def model() -> Nequix:
     atom_energies = [-1.0, -3.0]

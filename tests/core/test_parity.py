@@ -17,6 +17,7 @@ import jaxmlip
 from jaxmlip.crystals import batching
 from jaxmlip.zoo import load as sources
 
+SLOW = pytest.mark.slow
 MODELS = ["chgnet-0.2.0", "chgnet-0.3.0", "chgnet-r2scan"]
 # Of both sides in float64: eV/atom, eV/Å, eV/Å³, eV, μB.
 EXACT = {"energy": 1e-8, "forces": 1e-7, "stress": 1e-8, "site_energies": 1e-8, "magmoms": 1e-7}
@@ -61,7 +62,7 @@ def test_energies_forces_stresses_and_moments_repeat_the_original_in_float64(nam
         assert_repeats(found, wanted[crystal], crystal, len(crystals[crystal]))
 
 
-@pytest.mark.parametrize("name", ["chgnet-0.2.0", "chgnet-0.3.0"])
+@pytest.mark.parametrize("name", [pytest.param("chgnet-0.2.0", marks=SLOW), "chgnet-0.3.0"])
 def test_float32_keeps_the_digits_that_screening_needs(name):
     potential = public(name, "float32")
     crystals, wanted = golden(name)
@@ -98,10 +99,10 @@ def test_atom_features_before_the_last_convolution_repeat_the_original(name):
 
 # Each pair of an architecture and a crystal compiles a program; these have three between them.
 HESSIANS = [
-    ("chgnet-0.2.0", "MgO_strained"),
     ("chgnet-0.3.0", "MgO_strained"),
-    ("chgnet-0.3.0", "CO2_box"),
-    ("chgnet-r2scan", "CO2_box"),
+    pytest.param("chgnet-0.2.0", "MgO_strained", marks=SLOW),
+    pytest.param("chgnet-0.3.0", "CO2_box", marks=SLOW),
+    pytest.param("chgnet-r2scan", "CO2_box", marks=SLOW),
 ]
 
 
@@ -122,7 +123,12 @@ REFERENCE = {
         if source.architecture == "m3gnet"
     },
 }
-REFERENCED = [(file, name) for file, names in REFERENCE.items() for name in names]
+# CHGNet is compared above; one M3GNet is enough for every day.
+REFERENCED = [
+    pytest.param(file, name, marks=[] if name == "m3gnet-matpes-pbe-2025.1" else SLOW)
+    for file, names in REFERENCE.items()
+    for name in names
+]
 # What matgl gives with wrong bond numbers in the three-body term: eV/atom, eV/Å.
 AS_SHIPPED = {"energy": 3e-4, "forces": 1.5e-3}
 
@@ -150,6 +156,7 @@ def test_a_larger_set_of_reference_values_is_repeated_in_float64(file, name):
         assert_repeats(prediction, recorded, crystal, len(structures[crystal]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE["m3gnet.npz"])
 def test_right_bond_numbers_move_m3gnet_little(name):
     structures, values = reference("m3gnet.npz")
@@ -163,9 +170,13 @@ def test_right_bond_numbers_move_m3gnet_little(name):
 
 
 # A crystal in a triclinic cell, and the ideal one whose angles of 180° have no direction of their own.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "crystal"),
-    [("m3gnet-mp-2021.2.8", "MgO_prim_strained"), ("m3gnet-matpes-pbe-2025.1", "NaCl_prim_eq")],
+    [
+        ("m3gnet-mp-2021.2.8", "MgO_prim_strained"),
+        ("m3gnet-matpes-pbe-2025.1", "NaCl_prim_eq"),
+    ],
 )
 def test_an_m3gnet_hessian_repeats_that_of_the_original(name, crystal):
     structures, values = reference("m3gnet.npz")

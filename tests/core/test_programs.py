@@ -11,7 +11,7 @@ import jaxmlip
 from jaxmlip import potential
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import Cutoffs, from_atoms
-from jaxmlip.derivatives import response
+from jaxmlip.derivatives import linear_map
 from jaxmlip.system import programs
 from jaxmlip.system.programs import Programs, mapped
 
@@ -72,7 +72,7 @@ def test_energies_and_hessians_of_a_library_compile_one_program_for_each_shape(
     for atoms in some:
         any_potential.predict(atoms)
         jaxmlip.hessian(any_potential, atoms)
-    for program in (potential._predict, response._linearise, response._columns):
+    for program in (potential._predict, linear_map.linearise, linear_map.columns):
         assert compiled[f"jit({program.__name__})"] <= len(shapes), program
     assert compiled.total() > 0
 

@@ -45,10 +45,25 @@ class Process:
         self.shutting_down = True
 
 
-def spread(tests: list[str], processes: list[Process], crash: str | None = None) -> list[tuple[str, str]]:
+class Cache(dict):
+    """pytest's."""
+
+    set = dict.__setitem__
+
+
+def spread(
+    tests: list[str],
+    processes: list[Process],
+    crash: str | None = None,
+    seconds: dict[str, float] | None = None,
+) -> list[tuple[str, str]]:
     """(test, process) in the order in which they run; the process that is to run `crash` is replaced."""
-    option = SimpleNamespace(loadscopereorder=False)
-    scheduler = Groups(SimpleNamespace(option=option, getvalue=lambda _: ["popen"] * len(processes)))
+    config = SimpleNamespace(
+        option=SimpleNamespace(loadscopereorder=False),
+        getvalue=lambda _: ["popen"] * len(processes),
+        cache=Cache({workers.DURATIONS: seconds or {}}),
+    )
+    scheduler = Groups(config)
     for process in processes:
         scheduler.add_node(process)
     for process in processes:
@@ -109,6 +124,22 @@ def test_what_a_process_that_crashed_left_is_run_by_its_kind(crash):
     assert all((process == "optimised") == workers.is_optimised(test) for test, process in ran)
 
 
+def test_what_took_longest_last_time_comes_first():
+    seconds = dict.fromkeys(TESTS, 1.0) | {"tests/core/test_graph.py::test_b": 9.0}
+    first, *_ = spread(TESTS, [Process("a")], seconds=seconds)
+    assert "test_graph" in first[0]
+    assert spread(TESTS, [Process("a")])[0][0] == "tests/core/test_parity.py::test_a"  # nothing is known
+    config = SimpleNamespace(cache=Cache({workers.DURATIONS: {"b": 2.0}}))
+    durations = workers.Durations(config)
+    for seconds in (0.5, 1.0, 0.25):  # set up, called, torn down
+        durations.pytest_runtest_logreport(SimpleNamespace(nodeid="a", duration=seconds))
+    durations.pytest_sessionfinish()
+    assert config.cache[workers.DURATIONS] == {"a": 1.75, "b": 2.0}
+    del config.cache  # `-p no:cacheprovider`
+    durations.pytest_sessionfinish()
+    assert workers.known_durations(config) == {}
+
+
 def test_a_file_or_two_run_in_this_process_and_more_in_as_many_as_memory_and_cores_allow(monkeypatch):
     def number(*args: str) -> int:
         return workers.number_of_workers(SimpleNamespace(args=args))
@@ -135,6 +166,16 @@ def test_programs_are_kept_for_each_number_of_threads_and_what_a_user_set_stays(
     assert added["JAX_COMPILATION_CACHE_DIR"].endswith("4-threads")
     assert not added.keys() & user.keys()
     assert "JAX_COMPILATION_CACHE_DIR" not in workers.environment({"JAX_COMPILATION_CACHE_DIR": "/mine"})
+
+
+def test_kept_programs_are_dropped_when_too_many_have_gathered(tmp_path):
+    folder = tmp_path / "programs"
+    assert workers.drop_kept_programs(folder, 0) is None  # nothing was kept yet
+    (folder / "2-threads").mkdir(parents=True)
+    (folder / "2-threads" / "one").write_bytes(bytes(2**20))
+    assert workers.drop_kept_programs(folder, 2**30) is None
+    assert "0.0 GiB" in workers.drop_kept_programs(folder, 2**19)
+    assert not folder.exists()
 
 
 def test_slow_proofs_are_left_out_unless_they_are_asked_for():

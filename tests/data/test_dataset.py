@@ -273,6 +273,7 @@ def test_a_bad_crystal_is_named_or_left_out_on_request(tmp_path, kind):
     assert made.manifest["left_out"]["crystals"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:atoms 0 .* are 0.000 Å apart")
 def test_crystals_that_cannot_be_used_are_left_out_of_memory_too():
     crystals = [labelled(k, f"mp-{k}") for k in range(5)]
     atoms = crystals[2].atoms.copy()
@@ -319,6 +320,7 @@ def test_the_command_converts_what_is_whole_and_says_what_it_left_out(tmp_path, 
     assert len(Dataset(tmp_path / "few").splits["train"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*left out 1 isolated atom")
 def test_a_configuration_trains_on_what_is_whole(tmp_path):
     springs_and_more(tmp_path)
     data = DataConfig(train=(str(tmp_path),), split_by="crystal", fractions=(1, 0, 0))

@@ -14,7 +14,7 @@ from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import ByFunctional, MemorySplit, Selection
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
-from jaxmlip.training import parallel
+from jaxmlip.system import parallel
 from jaxmlip.training.config import ConfigError, from_mapping
 from jaxmlip.training.overlap import shared
 from jaxmlip.training.run import prepare

@@ -310,6 +310,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*passed over energy")
 @pytest.mark.parametrize("format", WRITERS)
 def test_a_stress_read_from_any_format_is_the_slope_of_the_energy(format, sheared, truth, tmp_path):
     energy, forces, stress = truth
@@ -352,6 +353,7 @@ def test_frames_without_a_level_of_materials_are_read(sheared, truth, tmp_path):
     np.testing.assert_allclose(found.labels.stress, truth[2], atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*1 of 1 frames")
 def test_an_energy_per_atom_is_of_the_whole_crystal(sheared, truth, tmp_path):
     path = write_mptrj(tmp_path, sheared)
     (found,) = read_labelled(path, energy_key="energy_per_atom")
@@ -360,6 +362,7 @@ def test_an_energy_per_atom_is_of_the_whole_crystal(sheared, truth, tmp_path):
     assert found.labels.known == ("forces", "stress", "magmoms")
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*without magnet")
 def test_a_folder_a_pattern_and_a_list_give_the_same_crystals(sheared, tmp_path):
     (tmp_path / "deep").mkdir()
     for write in (write_extxyz, write_mptrj, write_vasprun):
@@ -842,6 +845,7 @@ def test_a_broken_file_is_read_as_far_as_it_goes_and_others_after_it(sheared, tm
         read_labelled(paths[:1], skip_bad=True)
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*left out 1 that cannot be used")
 def test_a_bad_frame_is_left_out_by_itself(tmp_path):
     good, bad = f"{COLUMNS} energy=-6.0", f'{COLUMNS} energy="-6.0 eV"'
     path = write_frames(tmp_path / "a.xyz", (good,), (bad,), (f'{good} stress="1 2 3 4 5"',), (good,))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxmlip.cli import main
 from jaxmlip.crystals import batching
-from jaxmlip.derivatives import response
+from jaxmlip.derivatives import linear_map
 from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.elasticity import (
     VOIGT,
@@ -205,10 +205,10 @@ def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, cry
     """One atom, two and five: some have columns where others have none left."""
     several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]
     shape = model.shape._replace(atoms=2 * model.shape.atoms, crystals=5)
-    programs = response._strained_columns._cache_size()
+    programs = linear_map.strained_columns._cache_size()
     together = elastic_tensors(model.potential, several, [shape])
     assert (
-        response._strained_columns._cache_size() - programs <= 2
+        linear_map.strained_columns._cache_size() - programs <= 2
     )  # the column blocks of large and of small batches
     for one, atoms in zip(together, several, strict=True):
         alone = model.elastic(atoms)
@@ -255,9 +255,9 @@ def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_c
     assert isinstance(second, ValueError)
     assert "meet no resistance" in str(second)
     np.testing.assert_allclose(first.C, third.C, atol=1e-9 * np.abs(first.C).max())
-    before = response._linearise._cache_size(), response._strained_columns._cache_size()
+    before = linear_map.linearise._cache_size(), linear_map.strained_columns._cache_size()
     elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], [shape])
-    assert (response._linearise._cache_size(), response._strained_columns._cache_size()) == before
+    assert (linear_map.linearise._cache_size(), linear_map.strained_columns._cache_size()) == before
     assert elastic_tensors(model.potential, []) == []
 
 

@@ -333,6 +333,7 @@ def test_one_crystal_that_cannot_be_relaxed_is_reported_with_the_reason(morse, s
     assert not found.converged
 
 
+@pytest.mark.filterwarnings("ignore:atoms 0 .* are 0.000 Å apart")
 def test_atoms_on_top_of_each_other_are_no_minimum(morse):
     """There the forces between them vanish, if only because they have no direction."""
     twice = bulk(GOOD, "fcc", a=3.6) + bulk(GOOD, "fcc", a=3.6)

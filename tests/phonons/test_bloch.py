@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlip.crystals.fetch import gather, scatter_add
-from jaxmlip.derivatives import response
+from jaxmlip.derivatives import linear_map, response
 from jaxmlip.derivatives.response import MemoryLimitError, Response
 from jaxmlip.mechanics.elasticity import internal_motion, internal_strain
 from jaxmlip.phonons import bloch
@@ -53,6 +53,7 @@ def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
     assert np.abs(D.imag).max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.one_model
 def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
     D, slopes = bloch.slopes(Response(architecture, cell), Q)
@@ -62,6 +63,7 @@ def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
         np.testing.assert_allclose(slopes[:, k], expected, rtol=0, atol=1e-8 * np.abs(slopes).max())
 
 
+@pytest.mark.slow
 @pytest.mark.one_model
 @pytest.mark.parametrize("relaxed", [False, True])
 def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
@@ -92,6 +94,7 @@ def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
         np.testing.assert_allclose(forces, 0, atol=1e-6 * np.abs(slope).max())
 
 
+@pytest.mark.slow
 def test_neither_blocks_nor_padding_nor_room_change_the_result(any_potential, cell):
     D = dynamical_matrix(any_potential, cell, Q)
     for block in (1, 4, 40):
@@ -136,7 +139,7 @@ def test_few_columns_at_gamma_are_the_same_without_a_gradient_that_is_kept(any_p
     gamma = np.zeros((1, 3))
     expected = dynamical_matrix(any_potential, doubled, gamma)
     monkeypatch.setattr(response, "LARGE", 0)
-    monkeypatch.setattr(response, "_linearise", None)
+    monkeypatch.setattr(linear_map, "linearise", None)
     monkeypatch.setattr(Response, "kept", 1)
     found = dynamical_matrix(any_potential, doubled, gamma, symmetry=True)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
@@ -148,11 +151,11 @@ def test_no_wave_vectors_give_no_matrices(any_potential, cell):
 
 def test_one_program_serves_all_wave_vectors_of_all_crystals_of_a_size(any_potential, cell):
     dynamical_matrix(any_potential, cell, Q)
-    before = response._waves_of._cache_size()
+    before = linear_map.waves._cache_size()
     other = cell.copy()
     other.rattle(0.01, seed=1)
     dynamical_matrix(any_potential, other, Q + 0.1)
-    assert response._waves_of._cache_size() == before
+    assert linear_map.waves._cache_size() == before
 
 
 @settings(max_examples=20, deadline=None)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from jaxmlip.crystals import symmetry
 from jaxmlip.crystals.symmetry import needed_columns, primitive_cell, reduced_mesh, space_group, unfold
-from jaxmlip.derivatives import response
+from jaxmlip.derivatives import linear_map
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.density import _corner_weights, density_of_states, thermodynamics
 from jaxmlip.phonons.lattice import (
@@ -34,6 +34,8 @@ from jaxmlip.phonons.report import as_record, draw, main, phonons, table
 from jaxmlip.phonons.supercell import force_constants
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
+# The crystals of these tests are not at rest in a random network.
+pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
 Q = np.array([[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]])
 
 
@@ -90,7 +92,9 @@ def doubled() -> Atoms:
     return bulk("NaCl", "rocksalt", 5.0).repeat((2, 1, 1))
 
 
-@pytest.mark.parametrize("name", ["wurtzite", "corundum", "salt", "doubled"])
+@pytest.mark.parametrize(
+    "name", ["wurtzite", pytest.param("corundum", marks=pytest.mark.slow), "salt", "doubled"]
+)
 def test_symmetry_gives_the_columns_that_are_not_computed(any_potential, name, request):
     crystal = corundum() if name == "corundum" else request.getfixturevalue(name)
     q = np.array(
@@ -339,6 +343,7 @@ def test_slopes_of_the_long_range_part_are_those_of_differences(salt, nac):
         np.testing.assert_allclose(slope, found, rtol=0, atol=1e-6 * np.abs(found).max())
 
 
+@pytest.mark.slow
 def test_velocities_and_grueneisen_parameters_hold_the_long_range_part(any_potential, cell):
     nac = NAC(np.array([1.1, -0.8, -0.3])[:, None, None] * np.eye(3), 2.4 * np.eye(3), (3, 3, 3))
     q = np.array([[0.1, 0.23, -0.4]])
@@ -394,6 +399,7 @@ def test_bands_hold_both_ends_of_each_segment_and_name_them(any_potential, salt)
         band_modes(any_potential, salt, "GY")
 
 
+@pytest.mark.filterwarnings("ignore:Fe carries magnetic moments")
 def test_what_a_cell_is_not_is_said_and_the_work_done(any_potential):
     cubic = bulk("NaCl", "rocksalt", 5.0, cubic=True)
     with pytest.warns(UserWarning, match="is 4 primitive cells"):
@@ -463,7 +469,7 @@ def test_what_the_command_computed_it_computes_once(any_potential, tmp_path, mon
     crystal = bulk("ZnO", "wurtzite", a=3.2, c=5.2, u=0.38)
     asked, graphs, maps, waves = [], [], [], []
     found, graph_of = symmetry.symmetry_dataset, type(any_potential).graph
-    linearise, matrices = response._linearise, bloch.matrices
+    linearise, matrices = linear_map.linearise, bloch.matrices
 
     def dataset(atoms, tolerance, kind=None):
         asked.append((atoms.cell.array.tobytes(), atoms.positions.tobytes(), kind.tobytes(), tolerance))
@@ -475,7 +481,7 @@ def test_what_the_command_computed_it_computes_once(any_potential, tmp_path, mon
 
     monkeypatch.setattr(symmetry, "symmetry_dataset", dataset)
     monkeypatch.setattr(type(any_potential), "graph", lambda *args: graphs.append(1) or graph_of(*args))
-    monkeypatch.setattr(response, "_linearise", Counted(linearise, maps))
+    monkeypatch.setattr(linear_map, "linearise", Counted(linearise, maps))
     monkeypatch.setattr(bloch, "matrices", matrices_of)
     main(any_potential, crystal, tmp_path, points=40, mesh=(9, 9, 6), tolerance=0.1)
     record = json.loads((tmp_path / "phonons.json").read_text())
@@ -531,6 +537,7 @@ def test_a_conventional_cell_is_reduced_with_a_line_that_says_so(any_potential, 
     assert np.abs(reduced["stress_GPa"]).max() > 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Cl4Na4 is 4 primitive cells")
 def test_charges_of_a_born_file_serve_the_given_and_the_primitive_cell(any_potential, tmp_path):
     pytest.importorskip("phonopy")
     (tmp_path / "BORN").write_text("14.4\n2 0 0 0 2 0 0 0 2\n1 0 0 0 1 0 0 0 1\n-1 0 0 0 -1 0 0 0 -1\n")

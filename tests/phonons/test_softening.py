@@ -1,6 +1,5 @@
 """Phonon softening: the reference, the summary, the record and its figure; the experiment on known scales."""
 
-import gzip
 import json
 import os
 from dataclasses import replace
@@ -13,18 +12,15 @@ from ase import Atoms
 from ase.build import bulk
 from PIL import Image
 from rich.console import Console
+from small_studies.softening import FREQUENCY, MESH, write_phonondb
 
-from experiments.softening import phonons as softening_phonons
-from experiments.softening.phonons import CELLS, Settings, main, representatives
+from experiments.softening.phonons import CELLS, representatives
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.derivatives.response import MemoryLimitError
-from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.phonons.modes import Modes
-from jaxmlip.potential import random_potential
 from jaxmlip.studies.phonondb import (
-    FREQUENCIES_FILE,
     STRUCTURES_FILE,
     Material,
     MeshModes,
@@ -36,11 +32,8 @@ from jaxmlip.studies.phonondb import (
 from jaxmlip.studies.softening import draw, shared_shapes, softening, summary, table
 from jaxmlip.studies.softening import main as command
 
-MESH = (2, 2, 2)
-SCALE = 0.8  # of the potential's frequencies against those that are called DFT's
-CONFIG = CHGNetConfig(
-    features=8, radial=5, angular=5, blocks=3, readout=(8,), bond_cutoff=4.0, angle_cutoff=3.0
-)
+# The crystals of these tests are not at rest in a random network.
+pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
 
 
 def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0) -> dict:
@@ -57,23 +50,6 @@ def row(formula: str, ratio: float, displaced: float = 1.0, lowest: float = 0.0)
         "hessian": spectrum(ratio, lowest),
         "displaced": spectrum(displaced),
     }
-
-
-def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None) -> None:
-    """The two files of the reference; `stars`: wave vectors and weights, by default made up."""
-    stars = stars or [([[0, 0, 0], [0.5, 0, 0]], [1, 1])] * len(crystals)
-    folder.mkdir(parents=True, exist_ok=True)
-    ase.io.write(folder / STRUCTURES_FILE, crystals)
-    keys = [str(k) for k in range(len(crystals))]
-    columns = {
-        "mp_id": [c.info["mp_id"] for c in crystals],
-        "frequencies": [x.tolist() for x in thz],
-        "weights": [np.asarray(weights).tolist() for _, weights in stars],
-        "qpoints": [np.asarray(q).tolist() for q, _ in stars],
-        "q_mesh": [list(mesh)] * len(crystals),
-    }
-    with gzip.open(folder / FREQUENCIES_FILE, "wt") as file:
-        json.dump({name: dict(zip(keys, column, strict=True)) for name, column in columns.items()}, file)
 
 
 @pytest.fixture
@@ -231,13 +207,15 @@ def test_crystals_of_like_size_share_a_room_and_others_do_not():
         assert shape.fits(need)
 
 
-def test_a_memory_limit_that_cannot_be_met_is_said():
+def test_a_memory_limit_that_cannot_be_met_is_said(any_potential):
     with pytest.raises(MemoryLimitError, match="alone needs"):
-        softening(random_potential(CONFIG, dtype="float64"), builtin_materials()[:1], 16, memory_limit=1e3)
+        softening(any_potential, builtin_materials()[:1], 16, memory_limit=1e3)
 
 
-def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(tmp_path, phonondb, capsys):
-    potential = random_potential(CONFIG, dtype="float64", name="a random network")
+def test_a_run_writes_rows_that_repeat_the_phonons_of_the_potential(
+    any_potential, tmp_path, phonondb, capsys
+):
+    potential = replace(any_potential, name="a random network")
     potential.save(tmp_path / "model")
     command([str(tmp_path / "model")], phonondb, tmp_path / "out", supercell=8)
 
@@ -277,62 +255,19 @@ def test_every_material_and_model_is_in_the_figure(tmp_path):
     assert pixels(two, red) > 100
 
 
-def write_reference(folder, potential) -> None:
-    """The two files of the data set, for rocksalt and zincblende, with frequencies of `potential` / SCALE."""
-    crystals = [bulk("NaCl", "rocksalt", 5.0), bulk("ZnS", "zincblende", 5.6)]
-    thz, stars = [], []
-    # The shapes that the experiment takes, so that both share programs.
-    shapes = shared_shapes([batching.exact_shape([potential.graph(atoms)]) for atoms in crystals])
-    for k, (atoms, number) in enumerate(zip(crystals, (225, 216), strict=True)):
-        atoms.info = {"mp_id": f"mp-{k}", "name": str(atoms.symbols), "symm.no": number}
-        modes = mesh_modes(potential, atoms, MESH, method="exact", shape=shapes[k])
-        # Another member of each star, in another order, as another program has them.
-        stars.append((-modes.q_points[::-1], modes.mesh.weights[::-1]))
-        thz.append(modes.frequencies[::-1] / SCALE)
-    write_phonondb(folder, crystals, thz, MESH, stars)
-
-
-@pytest.fixture
-def settings(tmp_path, any_potential) -> Settings:
-    write_reference(tmp_path / "data/phonondb_PBE_103", any_potential)
-    any_potential.save(tmp_path / "model")
-    return Settings(
-        model=(str(tmp_path / "model"),),
-        data=tmp_path / "data",
-        out=tmp_path / "out",
-        supercell=16,  # eight cells, which the mesh fits
-        steps=2,
-        examples=False,
-    )
-
-
-def record(settings) -> dict:
-    return json.loads((settings.out / "record.json").read_text())
-
-
-def test_a_reference_of_a_known_scale_gives_that_ratio_and_a_second_run_computes_nothing(
-    settings, monkeypatch, capsys
-):
-    main(settings)
-    first = record(settings)
-    rows = [row for row in first["rows"].values() if row.get("cell") == CELLS[0]]
+def test_a_reference_of_a_known_scale_gives_that_ratio(ran):
+    done = ran("softening.phonons")
+    rows = [row for row in done.rows.values() if row.get("cell") == CELLS[0]]
     assert [row["anions"] for row in rows] == ["halide", "chalcogenide"]
     for row in rows:
         for of in ("maximum", "mean", "lowest"):
-            assert row["hessian"][of] == pytest.approx(SCALE * row["dft"][of], rel=1e-3, abs=1e-4)
+            assert row["hessian"][of] == pytest.approx(FREQUENCY * row["dft"][of], rel=1e-3, abs=1e-4)
         for of in ("maximum", "lowest"):
             assert row["displaced"][of] == pytest.approx(row["hessian"][of], rel=0.03, abs=0.1)
     # Two steps bring nothing to rest: that is said, and leaves no row of a relaxed cell.
-    resting = [row for key, row in first["rows"].items() if key.endswith("at rest")]
+    resting = [row for key, row in done.rows.items() if key.endswith("at rest")]
     assert all("did not come to rest" in row["failed"] for row in resting)
-    assert "2 of 4 rows failed" in capsys.readouterr().out
-
-    def never(*args, **kwargs):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(softening_phonons, "spectra_of", never)
-    main(settings)
-    assert record(settings)["tables"] == first["tables"]
+    assert "2 of 4 rows failed" in done.text
 
 
 def test_every_wave_vector_of_dft_finds_its_star_and_other_weights_are_refused():

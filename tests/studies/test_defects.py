@@ -1,6 +1,5 @@
 """Point defects: a model errs by nothing against its own labels; melts and defects are what they are."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,19 +7,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from element_frames import CONFIGS, save_models, write
+from small_studies.softening import OWN, SOFT, STAND_INS
 
 from experiments.softening import defects
-from experiments.softening.defects import (
-    Settings,
-    formation_energy,
-    main,
-    material,
-    order,
-    repeats,
-    with_defect,
-)
-from jaxmlip.mechanics.relaxation import relax
+from experiments.softening.defects import formation_energy, material, order, repeats, with_defect
 from jaxmlip.potential import Potential
 
 
@@ -30,61 +20,18 @@ def moved(atoms: Atoms, how_far: float, seed: int) -> Atoms:
     return atoms
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> list[str]:
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, models) -> Path:
-    """Labels by the first of the models, in the layout of mlearn: a cube, or a cube that lacks an atom."""
-    potential = Potential.from_folder(models[0])
-    cube = relax(potential, bulk("Cu", a=4.4, cubic=True), fix_symmetry=True, fmax=0.05).atoms
-    vacancy = cube[1:]
-    hot = 0.12
-    frames = [
-        (cube, {"group": "Elastic", "description": "Ground state crystal"}),
-        *((moved(vacancy, hot, k), {"group": "Vacancy"}) for k in range(10)),
-        (moved(vacancy, 1.0, 3), {"group": "Vacancy"}),
-        *((moved(cube, hot, k), {"group": "AIMD-NVT"}) for k in range(30)),
-        (moved(cube, 0.01, 3), {"group": "AIMD-NVT"}),
-    ]
-    folder = tmp_path_factory.mktemp("data")
-    write(folder / "mlearn/Cu.extxyz.gz", potential, frames)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory, models, data) -> Path:
-    out = tmp_path_factory.mktemp("done")
-    main(Settings(model=tuple(models), out=out, data=data, fmax=1e3, steps=40))
-    return out
-
-
-def rows_of(out: Path) -> dict:
-    return json.loads((out / "record.json").read_text())["rows"]
-
-
-def test_a_model_agrees_with_its_own_labels_and_others_do_not(done):
-    rows = rows_of(done)
+def errs_by_nothing(rows: dict, name: str) -> None:
+    """Whether the frames that a potential labelled itself have its energies and forces."""
+    row = rows[f"{name}: Cu frames"]
     for side in ("vacancy", "bulk"):
-        own, *others = (rows[f"{name}: Cu frames"][side] for name in CONFIGS)
-        np.testing.assert_allclose(own["model"], own["dft"], atol=1e-5)
-        assert own["slope"]["value"] == pytest.approx(1, abs=1e-3)
-        for other in others:
-            assert abs(other["slope"]["value"] - 1) > 0.01
-    assert formation_energy(rows["chgnet: Cu frames"], "error").value == pytest.approx(0, abs=1e-4)
-    text = (done / "defects.md").read_text()
-    assert "Vacancy cells that have melted: 1 of Cu; left out." in text
-    assert "Not in" in text
-    assert "Ge, Mo, Ni" in text
-    assert (done / "defects.png").stat().st_size > 10_000
+        np.testing.assert_allclose(row[side]["model"], row[side]["dft"], atol=1e-5)
+        assert row[side]["slope"]["value"] == pytest.approx(1, abs=1e-3)
+    assert formation_energy(row, "error").value == pytest.approx(0, abs=1e-4)
 
 
-def test_a_relaxed_vacancy_costs_what_the_potential_says(done, models, data):
-    potential = Potential.from_folder(models[0])
-    it = material([data / "mlearn/Cu.extxyz.gz"])
-    row = rows_of(done)["chgnet: Cu vacancy"]
+def costs_what_the_potential_says(done, name: str, potential) -> None:
+    it = material([done.settings.data / "mlearn/Cu.extxyz.gz"])
+    row = done.rows[f"{name}: Cu vacancy"]
     # The bulk is at its minimum, and any force is below 1000 eV/Å: the defect stays where it starts.
     start = with_defect(it.bulk.cube, "fcc", it.repeat, "vacancy")
     e, cube = (p["energy"] for p in potential.predict([start, it.bulk.cube]))
@@ -92,11 +39,26 @@ def test_a_relaxed_vacancy_costs_what_the_potential_says(done, models, data):
     assert row["energy"] == pytest.approx(e - 3 / 4 * cube, abs=1e-4)
 
 
-def test_a_run_that_goes_on_gives_the_same_tables_without_computing(done, models, data, monkeypatch):
-    before = (done / "defects.md").read_text()
-    monkeypatch.setattr(Potential, "predict_graphs", None)
-    main(Settings(model=tuple(models), out=done, data=data, fmax=1e3, steps=40))
-    assert (done / "defects.md").read_text() == before
+def test_a_model_agrees_with_its_own_labels_and_a_softer_one_does_not(ran):
+    done = ran("softening.defects")
+    errs_by_nothing(done.rows, OWN)
+    for side in ("vacancy", "bulk"):
+        assert done.rows[f"{SOFT}: Cu frames"][side]["slope"]["value"] == pytest.approx(0.75, abs=1e-3)
+    assert "Vacancy cells that have melted: 1 of Cu; left out." in done.text
+    assert "Not in" in done.text
+    assert "Ge, Mo, Ni" in done.text
+
+
+def test_a_relaxed_vacancy_costs_what_the_potential_says(ran):
+    costs_what_the_potential_says(ran("softening.defects"), OWN, STAND_INS[OWN])
+
+
+@pytest.mark.one_model
+@pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
+def test_a_network_agrees_with_the_frames_and_the_vacancy_that_it_labelled_itself(name, ran):
+    done = ran("softening.defects", name)
+    errs_by_nothing(done.rows, name)
+    costs_what_the_potential_says(done, name, Potential.from_folder(done.settings.model[0]))
 
 
 @pytest.mark.parametrize(("kind", "a"), [("bcc", 3.2), ("fcc", 3.6), ("diamond", 5.4)])

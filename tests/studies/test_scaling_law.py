@@ -1,6 +1,5 @@
 """The scaling law, on runs of seconds, and on runs that were never made, whose law is known."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ase.build import bulk
 from conftest import small_potential
+from small_studies import Ran, run_all, tiny_networks
+from small_studies.transfer import R2SCAN
 
 import experiments.transfer.scaling_law as scaling_law
-from experiments.training.networks import small
 from experiments.transfer.power_law import crossing
 from experiments.transfer.scaling_figures import (
     METHODS,
@@ -26,130 +25,83 @@ from experiments.transfer.scaling_figures import (
     report,
     worth,
 )
-from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import DatasetError
-from jaxmlip.data.labels import LabelledCrystal, Labels
-from jaxmlip.data.writing import write_dataset
-from jaxmlip.studies.study import StudyError
-from jaxmlip.training.run import run_training
+from jaxmlip.studies.study import Study, StudyError
 from jaxmlip.zoo.load import load
-
-TINY = {
-    "m3gnet": {"features": 4, "hidden": 4, "blocks": 1, "radial": 2, "angular": 2},
-    "chgnet": {"features": 4, "radial": 3, "angular": 3, "blocks": 1, "bond_cutoff": 5.0, "readout": [4]},
-    "mace": {
-        "channels": 4,
-        "hidden_l": 1,
-        "harmonics_l": 1,
-        "correlation": [2],
-        "blocks": ["density"],
-        "cutoff": 5.0,
-        "radial": 3,
-        "radial_widths": [4],
-    },
-}
-PBE, R2SCAN = "teacher-pbe", "teacher-r2scan"
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory) -> Path:
-    """Rock salts whose ions are bound to their sites by springs, stiffer ones in the second functional."""
-    folder = tmp_path_factory.mktemp("set")
-    pairs = [a + b for a in ("Li", "Na", "K", "Mg", "Ca", "Rb") for b in ("F", "Cl", "O", "S", "Br")]
-    for name, stiffness, of_atom in ((PBE, 1.0, -0.2), (R2SCAN, 1.2, -1.5)):
-        rng = np.random.default_rng(0)
-        made = []
-        for k in range(60):
-            atoms = bulk(pairs[k % len(pairs)], "rocksalt", 4.8)
-            moved = 0.02 * rng.normal(size=atoms.positions.shape)
-            atoms.positions += moved
-            labels = Labels(
-                energy=float(of_atom * atoms.numbers.sum() + stiffness * (moved**2).sum() / 2),
-                forces=-stiffness * moved,
-                stress=np.zeros((3, 3)),
-            )
-            made.append(LabelledCrystal(atoms, labels, material=f"rocksalt-{pairs[k % len(pairs)]}"))
-        write_dataset(folder / name, made, Cutoffs(5.0, 4.0, False), fractions=(0.6, 0.2, 0.2), processes=1)
-    return folder
+def settings(ran):
+    """Those of the small run."""
+    return ran("transfer.scaling_law").settings
+
+
+@pytest.fixture(scope="module")
+def teachers(settings) -> Path:
+    return settings.set
 
 
 class Here:
-    """Does the runs of sweeps in this process, since each other one would spend seconds on imports."""
+    """Does the runs of sweeps in this process, but for those whose names end so."""
 
     def __init__(self):
         self.done: list[str] = []
-        self.left = ""  # the end of the names of runs that are never begun
+        self.left = "-8-0"
 
     def run_all(self, runs, folder, processes=1):
-        for run in runs:
-            if not run.finished(folder) and not (self.left and run.name.endswith(self.left)):
-                run_training(run.config, run.folder(folder))
-                self.done.append(run.name)
+        some = [run for run in runs if not run.name.endswith(self.left)]
+        self.done += [run.name for run in some if not run.finished(folder)]
+        run_all(some, folder)
 
 
 @pytest.fixture
-def here(monkeypatch, runs_alike) -> Here:
+def here(monkeypatch) -> Here:
     """Sweeps in this process, of tiny networks, with one program for all runs and no figures of each."""
     found = Here()
+    tiny_networks(monkeypatch)
     monkeypatch.setattr(scaling_law, "run_all", found.run_all)
-    monkeypatch.setattr(scaling_law, "small", lambda its, width: TINY.get(its) or small(its, width))
     return found
 
 
-def smallest(teachers: Path, out: Path, **changes) -> scaling_law.Settings:
-    return scaling_law.Settings(
-        **{
-            "set": teachers,
-            "source": PBE,
-            "target": R2SCAN,
-            "width": 4,
-            "widths": (),
-            "sizes": (8, 16),
-            "above": 4,
-            "seeds": 1,
-            "epochs": 1,
-            "least_steps": 9,  # as many as an epoch of the source has, so that one program is enough
-            "validations": 2,
-            "batch_size": 4,
-            "out": out,
-            **changes,
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    "architecture", ["m3gnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("chgnet", "mace"))]
-)
-def test_the_smallest_scaling_law_is_measured_and_measured_once(
-    architecture, teachers, tmp_path, here, capsys, monkeypatch
-):
-    settings = smallest(teachers, tmp_path / "out", architectures=(architecture,))
-    if architecture != "m3gnet":  # all of it is proved once, and that it is for all architectures
-        here.left = "-8-0"
-    scaling_law.main(settings)
-    said = capsys.readouterr().out
-    assert len(here.done) == 5 - 2 * bool(here.left)  # one is the source of transfer
-    rows = json.loads((settings.out / "record.json").read_text())["rows"]
-    scratch, transfer = (rows[f"{architecture}-4-{m}-16-0"] for m in METHODS)
+def measured_alike(done, architecture: str) -> None:
+    """Whether scratch and transfer cost the same and have errors, and all figures are there."""
+    scratch, transfer = (done.rows[f"{architecture}-4-{m}-16-0"] for m in METHODS)
     assert scratch["flops"] == transfer["flops"] > 1e4
     for row in (scratch, transfer):
         assert all(0 < row["after"][error] < 1e4 for error in UNITS)
     figures = {f"scaling_{architecture}-4.png", f"compute_{architecture}.png"}
-    assert {p.name for p in settings.out.glob("*.png")} == figures
-    if here.left:
-        assert "2 runs are not finished and in no fit" in said
-        assert f"{architecture}-4-scratch-8-0: not begun" in said
-        assert "### Power laws" not in said  # one size makes none
-    else:
-        assert "### Power laws" in said
+    assert {p.name for p in done.out.glob("*.png")} == figures
 
-    monkeypatch.setattr(scaling_law, "forecast", None)
-    scaling_law.main(replace(settings, processes=2))
-    assert capsys.readouterr().out == said
-    scaling_law.main(replace(settings, above=1))  # other fits of the same runs
-    assert len(here.done) == 5 - 2 * bool(here.left)
-    with pytest.raises(StudyError, match="epochs: 1 there, 2 here"):
-        scaling_law.main(replace(settings, epochs=2))
+
+def test_the_smallest_scaling_law_is_measured_and_choices_that_change_no_run_may_change(
+    ran, here, monkeypatch
+):
+    done = ran("transfer.scaling_law")
+    measured_alike(done, "m3gnet")
+    assert len(list((done.out / "runs").glob("*/results.json"))) == 5  # one is the source of transfer
+    assert "### Power laws" in done.text
+    here.left = "none"
+    monkeypatch.setattr(Study, "write", lambda *_: None)  # others read what is there
+    for choice in ({"processes": 2}, {"above": 1}):  # the latter: other fits of the same runs
+        scaling_law.main(replace(done.settings, **choice))
+    assert not here.done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["chgnet", "mace"])
+def test_other_architectures_are_measured_and_runs_that_were_never_begun_are_named(
+    architecture, settings, tmp_path, here
+):
+    given = replace(settings, architectures=(architecture,), out=tmp_path / "out")
+    scaling_law.main(given)
+    assert len(here.done) == 3
+    done = Ran("transfer.scaling_law", given)
+    measured_alike(done, architecture)
+    assert "2 runs are not finished and in no fit" in done.text
+    assert f"{architecture}-4-scratch-8-0: not begun" in done.text
+    assert "### Power laws" not in done.text  # one size makes none
+    scaling_law.main(given)
+    assert len(here.done) == 3
 
 
 def test_one_test_material_far_from_all_others_makes_the_mean_and_not_the_median(teachers, monkeypatch):
@@ -170,8 +122,8 @@ def test_one_test_material_far_from_all_others_makes_the_mean_and_not_the_median
         assert found[f"{name}, median"] == pytest.approx(10, rel=1e-3)
 
 
-def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, tmp_path, here):
-    settings = smallest(teachers, tmp_path)
+def test_what_the_data_cannot_give_is_told_before_anything_is_trained(settings, teachers, tmp_path, here):
+    settings = replace(settings, out=tmp_path)
     there = len(scaling_law.teacher_set(teachers, R2SCAN).splits["train"])
     with pytest.raises(StudyError, match=f"found 10000, needed 1 to {there}"):
         scaling_law.main(replace(settings, sizes=(8, 10_000)))
@@ -179,16 +131,14 @@ def test_what_the_data_cannot_give_is_told_before_anything_is_trained(teachers, 
         scaling_law.main(replace(settings, above=8))
     with pytest.raises(DatasetError, match="no labels of hse06, only teacher-pbe, teacher-r2scan"):
         scaling_law.main(replace(settings, target="hse06"))
-    with pytest.raises(ValueError, match="'transformer', needed one of chgnet, m3gnet, mace"):
-        scaling_law.main(replace(settings, architectures=("transformer",)))
     assert not here.done
 
 
-def test_a_public_start_keeps_its_network_and_scratch_has_its_shape(teachers, tmp_path):
+def test_a_public_start_keeps_its_network_and_scratch_has_its_shape(settings, teachers, tmp_path):
     start = small_potential("m3gnet-smooth", "float32")
     target = scaling_law.teacher_set(teachers, R2SCAN)
     elements = scaling_law.elements_of(target)
-    (network,) = scaling_law.shapes(smallest(teachers, tmp_path), start, elements)
+    (network,) = scaling_law.shapes(settings, start, elements)
     data = scaling_law.prepared(target, network.cutoffs, tmp_path)
     transfer = load(scaling_law.transfer_start(network, None, data, tmp_path))
     scratch = load(scaling_law.random_start(network, 0, data, tmp_path))

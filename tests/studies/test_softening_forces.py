@@ -11,16 +11,13 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import small_potential
-from pymatgen.core import Structure
+from small_studies import go
+from small_studies.softening import OWN, STAND_INS, Morse, rattled
 
 from experiments.softening import groups
-from experiments.softening.forces import Settings, main
+from experiments.softening.forces import Settings
 from experiments.softening.groups import lattice_order
-from jaxmlip.potential import Potential
 from jaxmlip.studies.softening_scale import Frame, evenly, forces_by_material
-
-NAMES = ("chgnet-0.3", "m3gnet-smooth", "mace-density")
 
 
 def labelled(atoms: Atoms, forces, energy=0.0, stress=(0.0,) * 6, **info) -> Atoms:
@@ -29,57 +26,14 @@ def labelled(atoms: Atoms, forces, energy=0.0, stress=(0.0,) * 6, **info) -> Ato
     return atoms
 
 
-def rattled(atoms: Atoms, seed: int, size: float = 0.08) -> Atoms:
-    atoms = atoms.copy()
-    atoms.rattle(size, seed=seed)
-    return atoms
-
-
 def lay(root: Path, name: str, frames: list[Atoms]) -> None:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     ase.io.write(root / name, frames, format="extxyz")
 
 
-def data_of(potential: Potential, root: Path, factor: float = 1.0) -> Path:
-    """The public layout in small, with `factor` times the potential's forces; one WBM frame has none."""
-    salt, copper = bulk("NaCl", "rocksalt", 5.7), bulk("Cu", cubic=True)
-    crystals = [rattled(copper, k) for k in range(3)] + [rattled(salt, k) for k in range(3)]
-    forces = [factor * p["forces"] for p in potential.predict(crystals)]
-    info = {"group": "AIMD-NVT", "temperature_K": 300, "description": "Snapshot 1 at 300 K"}
-    lay(
-        root,
-        "mlearn/Cu.extxyz",
-        [labelled(a, f, **info) for a, f in zip(crystals[:3], forces[:3], strict=True)],
-    )
-    states = {
-        f"wbm-1-{n}": {
-            f"frame-{k}": {
-                "structure": Structure.from_ase_atoms(a).as_dict(),
-                "vasp_f": f.tolist(),
-                "vasp_e": -1.0,
-                "vasp_s": np.zeros((3, 3)).tolist(),
-            }
-            for k, (a, f) in enumerate(zip(crystals[3:], forces[3:], strict=True))
-        }
-        for n in (1, 2)
-    }
-    del states["wbm-1-2"]["frame-1"]["vasp_f"]
-    (root / "wbm_high_energy").mkdir()
-    (root / "wbm_high_energy/wbm-high-energy-states.json").write_text(json.dumps(states))
-    return root
-
-
-@pytest.mark.one_model
-@pytest.mark.parametrize("name", NAMES)
-def test_against_half_of_its_own_forces_every_model_has_a_slope_of_2(name, tmp_path, monkeypatch):
-    monkeypatch.delenv("JAXMLIP_DATA", raising=False)
-    potential = small_potential(name, "float32")
-    potential.save(tmp_path / "model")
-    data = data_of(potential, tmp_path / "data", 0.5)
-    settings = Settings((str(tmp_path / "model"),), data, frames=3, out=tmp_path / "out")
-    main(settings)
-    record = json.loads((tmp_path / "out/record.json").read_text())
-    summary = record["tables"][0]
+def has_a_slope_of_2(done, name: str) -> None:
+    """Against half of its own forces."""
+    summary, published = done.record["tables"][:2]
     found = {row[1]: dict(zip(summary["columns"], row, strict=True)) for row in summary["rows"]}
     assert list(found) == ["crystal 300 K", "WBM high-energy", "all off equilibrium"]
     for row, (materials, frames) in zip(found.values(), [(1, 3), (1, 3), (1, 3)], strict=True):
@@ -87,31 +41,32 @@ def test_against_half_of_its_own_forces_every_model_has_a_slope_of_2(name, tmp_p
         assert row["slope"]["value"] == pytest.approx(2, rel=1e-4)
         assert row["r² (slope of pure shrinkage)"]["value"] == pytest.approx(1, abs=1e-6)
         assert row["cMAE / eV/Å"]["value"] < 1e-4 * row["MAE / eV/Å"]["value"]
-    failed = {key: row["failed"] for key, row in record["rows"].items() if "failed" in row}
+    failed = {key: row["failed"] for key, row in done.rows.items() if "failed" in row}
     assert list(failed) == [f"{name}: WBM high-energy: wbm-1-2"]
     assert "frame-1: found no forces" in next(iter(failed.values()))
-    assert any("maml_MoNbTaW is not in" in line for line in record["findings"])
-    assert (tmp_path / "out/softening_forces.png").stat().st_size > 10_000
-    assert "published" in record["tables"][1]["title"]
-
-    # A run that goes on computes nothing again, and its tables are the same.
-    monkeypatch.setattr(Potential, "predict_graphs", lambda *_: pytest.fail("computed again"))
-    main(settings)
-    assert json.loads((tmp_path / "out/record.json").read_text())["tables"] == record["tables"]
+    assert any("maml_MoNbTaW is not in" in line for line in done.record["findings"])
+    assert "published" in published["title"]
 
 
-def test_materials_of_unknown_elements_are_left_out_and_named(tmp_path, monkeypatch):
-    def dft(_, left):
-        return ((name, [0.9 * frame.forces for frame in frames]) for name, frames in left.items())
+def test_against_half_of_its_own_forces_a_stand_in_has_a_slope_of_2(ran):
+    has_a_slope_of_2(ran("softening.forces"), OWN)
 
-    monkeypatch.setattr("experiments.softening.forces.forces_by_material", dft)
-    potential = replace(small_potential("chgnet-0.3", "float32"), elements=(29,))
-    monkeypatch.setattr(Potential, "predict", lambda _, all: [{"forces": a.positions} for a in all])
-    potential.save(tmp_path / "model")
-    main(Settings((str(tmp_path / "model"),), data_of(potential, tmp_path / "data"), out=tmp_path / "out"))
+
+@pytest.mark.one_model
+@pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
+def test_against_half_of_its_own_forces_every_network_has_a_slope_of_2(name, ran):
+    has_a_slope_of_2(ran("softening.forces", name), name)
+
+
+def test_materials_of_some_unknown_elements_are_left_out_and_the_others_compared(ran, tmp_path, monkeypatch):
+    settings = replace(ran("softening.forces").settings, model=("copper",), out=tmp_path / "out")
+    copper = Morse("copper")
+    copper.elements = (29,)
+    monkeypatch.setitem(STAND_INS, "copper", copper)
+    go("softening.forces", settings)
     record = json.loads((tmp_path / "out/record.json").read_text())
     assert any("elements of 1, left out: wbm-1-1 (WBM" in line for line in record["findings"])
-    assert record["tables"][0]["rows"][0][4]["value"] == pytest.approx(0.9)
+    assert record["tables"][0]["rows"][0][4]["value"] == pytest.approx(2, rel=1e-4)
 
 
 def test_a_model_that_errs_by_giving_means_is_told_apart_from_a_soft_one(tmp_path, monkeypatch):
@@ -124,12 +79,11 @@ def test_a_model_that_errs_by_giving_means_is_told_apart_from_a_soft_one(tmp_pat
     frames = [labelled(a, x, temperature_K=300, **kinds) for a, x in zip(crystals, beyond, strict=True)]
     frames += [labelled(a, x / 0.8, temperature_K=900, **kinds) for a, x in zip(crystals, given, strict=True)]
     lay(tmp_path, "mlearn/Cu.extxyz", frames)
-    small_potential("chgnet-0.3").save(tmp_path / "model")
     monkeypatch.setattr(
         "experiments.softening.forces.forces_by_material",
         lambda _, left: iter([(name, given) for name in left]),
     )
-    main(Settings((str(tmp_path / "model"),), tmp_path, out=tmp_path / "out"))
+    go("softening.forces", Settings((OWN,), tmp_path, out=tmp_path / "out"))
     record = json.loads((tmp_path / "out/record.json").read_text())
     slopes = {row[1]: (row[4]["value"], row[9]["value"]) for row in record["tables"][0]["rows"]}
     assert slopes["crystal 300 K"] == pytest.approx((0.8, 1.0), rel=0.1)

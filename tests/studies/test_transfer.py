@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -23,7 +22,6 @@ from jaxmlip.potential import random_potential
 from jaxmlip.system.tables import Estimate
 from jaxmlip.training.run import fit_references
 
-SMALL = ("features=4", "hidden=4", "radial=2", "blocks=1", "bond_cutoff=4.0", "angle_cutoff=3.0")
 OTHERS = {  # a start, and what is done with it
     "chgnet": (
         CHGNetConfig(features=4, radial=3, angular=3, blocks=1, bond_cutoff=4.0, readout=(4,)),
@@ -43,69 +41,21 @@ OTHERS = {  # a start, and what is done with it
         "scratch",
     ),
 }
-SHIFT = {11: -3.0, 12: -1.0, 17: 2.0, 8: -9.0}  # eV, of the target's elements
-
-
-def crystals() -> list[tuple[str, str, object]]:
-    """Materials, names and crystals: elements and salts, each undeformed and rattled."""
-    found = {"fcc-O": bulk("O", "fcc", 3.6), "fcc-Cl": bulk("Cl", "fcc", 4.4)}
-    found |= {"bcc-Na": bulk("Na", "bcc", 4.2), "hcp-Mg": bulk("Mg", "hcp", 3.2)}
-    for pair in ("NaCl", "MgO", "NaO", "MgCl"):
-        for kind, a in (("rocksalt", 5.0), ("zincblende", 5.3), ("cesiumchloride", 3.1)):
-            found[f"{kind}-{pair}"] = bulk(pair, kind, a)
-    named = []
-    for material, ideal in found.items():
-        named.append((material, f"{material}/ideal", ideal))
-        for k in range(2):
-            moved = ideal.copy()
-            moved.rattle(0.1, seed=len(named))
-            named.append((material, f"{material}/rattled-{k}", moved))
-    return named
 
 
 @pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
+def teachers(ran):
     """A set of two teachers: a random network, and another of other parameters and other references."""
-    folder = tmp_path_factory.mktemp("set")
-    first = small_potential("m3gnet-smooth")
-    rng = np.random.default_rng(1)
-    moved = jax.tree.map(lambda x: x * (1 + 0.1 * rng.normal(size=x.shape)), first.params["network"])
-    second = replace(first, params=first.params | {"network": moved})
-    named = crystals()
-    shifts = [sum(SHIFT[z] for z in atoms.numbers) for _, _, atoms in named]
-    for name, teacher, shifted in (("pbe", first, 0), ("r2scan", second, 1), ("shifted", first, 1)):
-        found = teacher.predict([atoms for _, _, atoms in named])
-        labelled = [
-            LabelledCrystal(
-                atoms,
-                Labels(p["energy"] + shifted * shift, p["forces"], p["stress"]),
-                material,
-                title,
-            )
-            for (material, title, atoms), p, shift in zip(named, found, shifts, strict=True)
-        ]
-        write_dataset(folder / name, labelled, teacher.cutoffs, fractions=(0.6, 0.2, 0.2), seed=1)
-    return folder
+    return ran("transfer.methods").settings.set
 
 
 pytestmark = pytest.mark.usefixtures("runs_alike")
 
 
-def settings(teachers, out, **changes) -> Settings:
-    base = Settings(
-        set=teachers,
-        source_functional="pbe",
-        target="r2scan",
-        start=None,
-        hyperparameters=SMALL,
-        source_epochs=2,
-        crystals=20,
-        epochs=2,
-        seeds=1,
-        batch_size=10,
-        out=out,
-    )
-    return replace(base, **changes)
+@pytest.fixture
+def settings(ran):
+    """Those of the small run."""
+    return ran("transfer.methods").settings
 
 
 def answered(given: Settings) -> dict:
@@ -120,41 +70,31 @@ def answered(given: Settings) -> dict:
     return record
 
 
-def test_every_method_gives_a_row_of_the_table_and_a_second_run_repeats_it_without_training(
-    teachers, tmp_path, capsys, monkeypatch
-):
-    given = settings(teachers, tmp_path / "out")
-    transfer.main(given)
-    printed = capsys.readouterr().out
-    record = answered(given)
+def test_every_method_gives_a_row_of_the_table(settings):
+    record = answered(settings)
     assert {f["file"] for f in record["figures"]} == {"transfer_gradients.png", "transfer_curves.png"}
     before = {method: record["rows"][f"{method}/0"]["before"]["energy"] for method in METHODS}
     assert before["trainable"] == before["frozen"] > before["refit"] == before["readout"]
     # The source's own shift is zero but for its noise, and that of the target is the same.
     assert before["fidelities"] == pytest.approx(before["refit"], rel=1e-4)
 
-    monkeypatch.setattr(transfer, "run_training", None)
-    transfer.main(given)
-    assert capsys.readouterr().out == printed
-
 
 @pytest.mark.parametrize("architecture", ["chgnet", pytest.param("mace", marks=pytest.mark.slow)])
 def test_other_architectures_start_from_a_given_potential_with_graphs_of_its_own(
-    teachers, tmp_path, architecture
+    settings, tmp_path, architecture
 ):
     config, method = OTHERS[architecture]
     random_potential(config, name=architecture).save(tmp_path / "start")
-    given = settings(
-        teachers, tmp_path / "out", start=str(tmp_path / "start"), methods=(method,), crystals=None, epochs=1
-    )
+    start = {"start": str(tmp_path / "start"), "methods": (method,), "crystals": None, "epochs": 1}
+    given = replace(settings, out=tmp_path / "out", **start)
     transfer.main(given)
     answered(given)
 
 
 def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_leave_no_error(
-    teachers, tmp_path
+    teachers, settings, tmp_path
 ):
-    given = settings(teachers, tmp_path)
+    given = replace(settings, out=tmp_path)
     start = small_potential("m3gnet-smooth", "float32")
     sets = (transfer.teacher_set(teachers, name) for name in ("pbe", "shifted"))
     trial = transfer.Trial(given, tmp_path, start, *sets)
@@ -166,11 +106,9 @@ def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_lea
         assert mean(np.array(after[name])) < 1e-5, name
 
 
-def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said_before_anything_is_trained(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "run_training", None)
-    given = settings(teachers, tmp_path / "out")
-    with pytest.raises(ValueError, match="'magic', needed some of scratch, trainable"):
-        transfer.main(replace(given, methods=("magic",)))
+    given = replace(settings, out=tmp_path / "out")
     with pytest.raises(ValueError, match="found seeds=0, needed 1 or more"):
         transfer.main(replace(given, seeds=0))
     with pytest.raises(ValueError, match="found pbe as source and as target"):
@@ -188,9 +126,11 @@ def test_what_is_wrong_is_said_before_anything_is_trained(teachers, tmp_path, mo
     assert not given.out.exists()
 
 
-def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_counted(teachers, tmp_path):
+def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_counted(
+    teachers, settings, tmp_path
+):
     source, target = (transfer.teacher_set(teachers, name) for name in ("pbe", "r2scan"))
-    start, given = small_potential("m3gnet-smooth"), settings(teachers, tmp_path, crystals=3, seeds=1)
+    start, given = small_potential("m3gnet-smooth"), replace(settings, out=tmp_path, crystals=3)
     trial = transfer.Trial(given, tmp_path, start, source, target)
     known = set(Selection(target.splits["train"], drawn(target, 3)).elements)
     assert known < set(target.splits["test"].elements)

@@ -50,11 +50,13 @@ def check(expected, out: Path, devices: int) -> None:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_end_where_one_does(alone, tmp_path):
     finish(start(tmp_path / "params.npz", 8))
     check(alone, tmp_path / "params.npz", 8)
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(alone, tmp_path):
     coordinator = free_address()
     finish(*(start(tmp_path / "params.npz", 2, coordinator, "2", str(k)) for k in range(2)))

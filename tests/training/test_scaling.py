@@ -31,6 +31,7 @@ def programs():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_padding_is_what_eight_devices_compute_too_much(programs):
     one, eight = programs["1"], programs["8"]
     assert one["padding"] < 0.01
@@ -40,6 +41,7 @@ def test_padding_is_what_eight_devices_compute_too_much(programs):
         assert eight[what] == pytest.approx(share, rel=0.05), what
 
 
+@pytest.mark.slow
 def test_devices_add_the_gradients_of_all_parameters_once(programs):
     one, eight = programs["1"], programs["8"]
     assert one["parameters"] == eight["parameters"]

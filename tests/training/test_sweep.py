@@ -196,6 +196,7 @@ def test_one_process_at_a_time_is_in_a_folder_and_a_killed_one_lets_go(here, cap
         pass
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_same_table(here):
     runs = runs_of(here, "vary: {seed: [0, 1, 2]}")
     whole = counting(here, "whole", 2)
@@ -216,6 +217,7 @@ def test_a_sweep_that_is_killed_at_random_moments_ends_with_the_same_table(here)
     assert unfinished(runs, "killed") == {}
 
 
+@pytest.mark.slow
 def test_training_that_is_killed_in_a_sweep_goes_on_to_the_same_table(here):
     runs = runs_of(here, "runs: [{name: springs, data.fractions: [1, 0, 0]}]")
     assert run_all(runs, "whole") == {}

@@ -23,7 +23,8 @@ from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import CorruptRecordError, DatasetError, MemorySplit
 from jaxmlip.data.loader import Loader
 from jaxmlip.potential import Potential
-from jaxmlip.training import loop, parallel
+from jaxmlip.system import parallel
+from jaxmlip.training import loop
 from jaxmlip.training.checkpoints import CheckpointError, Checkpoints
 from jaxmlip.training.loop import (
     DivergedError,
@@ -217,6 +218,7 @@ def wait_for(process: subprocess.Popen, words: str) -> None:
     next((line for line in process.stdout if words in line), None)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(whole, programs, tmp_path):
     rng, killed = np.random.default_rng(0), 0
     while killed < KILLS:
@@ -384,6 +386,7 @@ def test_where_the_loss_is_zero_too_nothing_is_wrong(tmp_path, monkeypatch):
         assert small_run.run(tmp_path, SETTINGS).step == 40
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_goes_on_with_more_epochs_from_its_optimizer_state(whole, tmp_path):
     """The rate is constant: then the steps are those of a run that was to be longer from the beginning."""
     constant = replace(SETTINGS, optimizer=replace(SETTINGS.optimizer, schedule="constant"))
@@ -397,6 +400,7 @@ def test_a_run_that_is_done_goes_on_with_more_epochs_from_its_optimizer_state(wh
     assert more.reason == "all 20 steps are done"
 
 
+@pytest.mark.slow
 def test_the_rate_of_a_longer_run_is_that_of_the_longer_schedule(tmp_path):
     small_run.run(tmp_path, SETTINGS, epochs=2)
     events = []

@@ -7,9 +7,9 @@ import pytest
 from conftest import write_springs
 from rich.console import Console
 
+from jaxmlip.system.parallel import make_mesh
 from jaxmlip.training.config import DataConfig, ModelConfig, TrainConfig
 from jaxmlip.training.losses import LossConfig
-from jaxmlip.training.parallel import make_mesh
 from jaxmlip.training.references import of_isolated, refit
 from jaxmlip.training.run import prepare
 
@@ -71,6 +71,7 @@ def test_energies_of_isolated_atoms_are_taken_as_they_are_or_the_lack_of_one_is_
         of_isolated([(8, -1.5), (8, -1.4)], [8], before)
 
 
+@pytest.mark.filterwarnings("ignore:(?s).*left out 1 isolated atom")
 def test_a_run_begins_with_the_energies_of_the_isolated_atoms_in_its_files(tmp_path):
     write_springs(tmp_path, 4)
     path = tmp_path / "springs.extxyz"

@@ -191,7 +191,7 @@ def attempt(config: Path, address: Sequence[str]) -> int:
     """Does the run of ID.yaml in the folder ID beside it; returns the exit code."""
     import jax
 
-    from jaxmlip.training.parallel import connect
+    from jaxmlip.system.parallel import connect
     from jaxmlip.training.run import train_in
 
     if address:

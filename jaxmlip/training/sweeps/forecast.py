@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from jaxmlip.crystals.batching import BatchShape
+from jaxmlip.system import parallel
 from jaxmlip.system.progress import track
-from jaxmlip.training import parallel
 from jaxmlip.training.config import DataConfig, ReplayConfig, TrainConfig, to_yaml
 from jaxmlip.training.run import prepare
 from jaxmlip.training.step import init_state, make_train_step

@@ -1,4 +1,4 @@
-"""Data parallelism: one mesh with the axis "data" over all devices of all hosts."""
+"""Many devices: one mesh with the axis "data" over devices of all hosts, for training and for columns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -48,6 +49,20 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """The same arrays on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree)
+
+
+def gather(x: jax.Array) -> np.ndarray:
+    """The whole of an array that is spread over the devices of any number of hosts, on every host."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def least(number: int) -> int:
+    """The smallest of the numbers that the processes of this run give; all have to call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.min(multihost_utils.process_allgather(np.asarray(number))))
 
 
 def spread(batch: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,229 @@
+"""README, the pages of docs/ and the experiments' README say what works: their Python runs, commands exist.
+
+Public models are replaced by a small network with random parameters, and the files that commands read are
+made for them.
+"""
+
+import contextlib
+import json
+import pkgutil
+import re
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from documents import (
+    PAGES,
+    ROOT,
+    SHELLS,
+    block,
+    blocks,
+    commands,
+    commands_of,
+    options,
+    spans,
+    understood,
+    usage_of,
+)
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from jaxmlip.cli import COMMANDS, Group, main
+from jaxmlip.models.chgnet import CHGNetConfig
+from jaxmlip.potential import random_potential
+
+OURS = ("jaxmlip", "weights_convert", "experiments", "benchmarks", "tests", "docs")
+MODULES = [
+    *(path for folder in ("experiments", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
+    ROOT / "weights_convert" / "golden.py",
+]
+OTHERS = {"cd": "of the shell", "wait": "of the shell", "gcloud": "Google's"}  # programs, and whose they are
+TRAINING = ("README.md", "jaxmlip finetune")
+# Blocks for a shell that nothing here runs, by their page and words that no other block of it has, and why.
+NOT_RUN = {
+    ("README.md", "jaxmlip softening"): "installs, takes minutes, and calls this very test",
+    ("README.md", "jaxmlip sweep"): "six runs; test_sweep.py has smaller ones by the same options",
+    ("docs/many_devices.md", "--out run\n"): "as the next",
+    ("docs/many_devices.md", "device_count=8"): "test_many_devices.py runs it",
+    ("docs/many_devices.md", "--process 0"): "needs two hosts; test_data_parallel.py does the same on one",
+    ("docs/many_devices.md", "#SBATCH"): "test_many_devices.py runs it",
+    ("docs/many_devices.md", "gcloud"): "needs an account with TPUs",
+    ("docs/many_devices.md", "--devices 8"): "needs eight devices; test_spread_columns.py makes them",
+    ("docs/many_devices.md", "--dry-run"): "as README's sweep",
+    ("docs/many_devices.md", "CUDA_VISIBLE_DEVICES"): "needs two GPUs",
+    (
+        "docs/many_devices.md",
+        "--slurm",
+    ): "needs SLURM; test_many_devices.py asks submitit",
+}
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """An empty working folder, where the names of public models stand for a small network."""
+
+    config = CHGNetConfig(features=4, radial=3, angular=3, blocks=1, bond_cutoff=4.0, readout=(4,))
+    potential = random_potential(config, seed=8)  # in which MgO is stable
+    monkeypatch.setattr("jaxmlip.zoo.load.load_known", lambda name: replace(potential, name=name))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_python(page: Path) -> dict:
+    """Runs all Python of a page, block after block, and gives the names that it leaves."""
+    names = {"__name__": page.stem}
+    for its in blocks(page):
+        if its.language == "python":
+            text = "\n" * (its.line - 1) + its.text  # so that an error shows the line of the page
+            exec(compile(text, str(page), "exec"), names)
+    return names
+
+
+def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
+    found = {page: run_python(page) for page in PAGES}[ROOT / "README.md"]
+    assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
+    assert (len(found["many"]), found["H"].shape) == (100, (24, 24))
+    assert found["D"].shape == (len(found["q_points"]), 6, 6)
+    assert found["C"].shape == (6, 6)
+    assert (found["potential"].dtype, found["exact"].dtype) == ("float32", "float64")
+    assert np.isfinite(found["heat"]).all()
+    assert found["own"].elements == (29,)
+
+
+def write_labelled(path: Path, names: str) -> None:
+    """A few rattled crystals of each name, with energies, forces, stresses and magnetic moments."""
+    rng = np.random.default_rng(0)
+    for name in names.split():
+        for _ in range(2):
+            atoms = bulk(name, "zincblende", 5.4)
+            moved = 0.1 * rng.normal(size=atoms.positions.shape)
+            atoms.positions += moved
+            labels = {"energy": (moved**2).sum() / 2, "forces": -moved, "stress": np.zeros(6)}
+            atoms.calc = SinglePointCalculator(atoms, **labels, magmoms=np.zeros(len(atoms)))
+            ase.io.write(path, atoms, append=True)
+
+
+def write_mptrj(path: Path, number: int) -> None:
+    """As many materials, so that some fall to validation and test, as MPtrj has them."""
+    materials, atoms = {}, bulk("ZnS", "zincblende", 5.4)
+    for k in range(number):
+        frame = {
+            "structure": AseAtomsAdaptor.get_structure(atoms).as_dict(),
+            "uncorrected_total_energy": -1.0,
+            "corrected_total_energy": -1.5,
+            "energy_per_atom": -0.75,
+            "force": [[0.0] * 3] * 2,
+            "stress": [[0.0] * 3] * 3,
+            "magmom": [0.0] * 2,
+            "mp_id": f"mp-{k}",
+        }
+        materials[f"mp-{k}"] = {f"mp-{k}-0-0": frame}
+    path.write_text(json.dumps(materials))
+
+
+def test_commands_of_readme_train_evaluate_and_export(stand_in):
+    (stand_in / "runs").mkdir()
+    write_labelled(stand_in / "runs" / "a.extxyz", "SiC GaAs")
+    write_labelled(stand_in / "frames.extxyz", "SiC")
+    write_labelled(stand_in / "other.extxyz", "SiC")
+    write_labelled(stand_in / "crystals.extxyz", "SiC GaAs ZnS")
+    write_mptrj(stand_in / "mptrj.json", 60)
+    for command in commands_of(block(*TRAINING)):
+        with contextlib.ExitStack() as stack:
+            if command.out:
+                file = stack.enter_context(open(command.out, "w"))
+                stack.enter_context(contextlib.redirect_stdout(file))
+            main(command.words[1:])
+    for made in ("finetuned/model", "mptrj", "run/model", "best_so_far"):
+        assert (stand_in / made).is_dir(), made
+
+
+def test_every_block_for_a_shell_is_run_or_named_with_the_reason():
+    here = [b for page in PAGES for b in blocks(page) if b.language in SHELLS]
+    listed = [block(*name) for name in (TRAINING, *NOT_RUN)]  # which raises for one that is there no more
+    assert sorted(listed) == sorted(here)
+    assert {b.language for page in PAGES for b in blocks(page)} <= {"python", "", *SHELLS}
+
+
+def complaint(command, options_of_pytest) -> str | None:
+    """What is wrong with a command, if anything is."""
+    program, *rest = command.words
+    if program in ("jaxmlip", "python"):
+        if program == "jaxmlip" and not command.typed and is_name(rest):
+            return None
+        try:
+            understood(command.words)
+        except (ValueError, ImportError) as error:
+            return str(error)
+    elif program == "pytest":
+        wrong = [w for w in rest if not (w in options_of_pytest if w[0] == "-" else (ROOT / w).exists())]
+        return f"pytest knows no {', '.join(wrong)}" if wrong else None
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        asked = [m[1] for w in rest if (m := re.fullmatch(r"(?:\.|jaxmlip)\[(\w+)\]", w))]
+        return ", ".join(f"{extra} is no extra" for extra in asked if extra not in extras) or None
+    elif program not in OTHERS:
+        return f"{program} is not known here"
+    return None
+
+
+def is_name(words: list[str]) -> bool:
+    """Whether these are the words of a command of ours without its arguments."""
+    if not words:
+        return True
+    its = COMMANDS.get(words[0])
+    return its is not None and (words[1:] == [] or (isinstance(its, Group) and words[1:][0] in its.commands))
+
+
+@by_page
+def test_every_command_of_a_page_is_understood_by_its_parser(page, pytestconfig):
+    known = {name for group in pytestconfig._parser._groups for o in group.options for name in o.names()}
+    found = {str(c): complaint(c, known) for c in commands(page)}
+    assert found
+    assert {c: why for c, why in found.items() if why} == {}
+
+
+def test_every_command_of_a_docstring_is_understood_by_its_parser():
+    found = {str(c): complaint(c, ()) for module in MODULES for c in usage_of(module)}
+    assert len(found) > 25
+    assert {c: why for c, why in found.items() if why} == {}
+
+
+@by_page
+def test_options_that_stand_alone_belong_to_a_command_of_their_section(page):
+    there = [c for c in commands(page) if c.words[0] in ("jaxmlip", "python")]
+    wrong = []
+    for line, section, words in options(page):
+        if words == ("--help",):
+            continue
+        near = [c for c in there if c.section == section or section.startswith("# ")]
+        if not any(takes(c, words) for c in near):
+            wrong.append(f"{page.name}:{line}: {' '.join(words)}")
+    assert wrong == []
+
+
+def takes(command, more: tuple[str, ...]) -> bool:
+    """Whether a command takes these options, too; a single one may stand there without its value."""
+    for filled in (more, (*more, "1")) if len(more) == 1 else (more,):
+        with contextlib.suppress(ValueError):
+            understood((*command.words, *filled))
+            return True
+    return False
+
+
+@by_page
+def test_files_and_names_that_a_page_gives_are_there(page):
+    text = page.read_text()
+    paths = set(re.findall(rf"(?<![\w/.-])(?:{'|'.join(OURS)})/[\w/]*(?:\.\w+)?", text))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    for line, span in spans(page):
+        if name := re.match(r"jaxmlip(\.\w+)+", span):
+            try:
+                pkgutil.resolve_name(name[0])
+            except (ImportError, AttributeError):
+                pytest.fail(f"{page.name}:{line}: there is no {name[0]}")

@@ -1,0 +1,71 @@
+"""Second derivatives on one device, and spread over all devices of all processes: differences as JSON.
+
+python spread_columns.py MODEL FOLDER few|every [COORDINATOR PROCESSES PROCESS]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.derivatives import hessian, linear_map
+from jaxmlip.derivatives.streaming import stream_hessian
+from jaxmlip.mechanics.elasticity import elastic_tensor, elastic_tensors
+from jaxmlip.phonons import dynamical_matrix, force_constants, group_velocities, grueneisen
+from jaxmlip.system import parallel
+
+Q = np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.21, -0.34, 0.4]])
+QUANTITIES = {
+    "hessian": lambda potential, atoms, folder: hessian.hessian(potential, atoms),
+    "some columns": lambda potential, atoms, folder: hessian.hessian_columns(potential, atoms, [5, 1, 7]),
+    "limited": lambda potential, atoms, folder: hessian.hessian(potential, atoms, memory_limit=60e9),
+    "streamed": lambda potential, atoms, folder: stream_hessian(potential, atoms, folder / "h.npy"),
+    "dynamical matrices": lambda potential, atoms, folder: dynamical_matrix(potential, atoms, Q),
+    "force constants": lambda potential, atoms, folder: force_constants(potential, atoms, (2, 1, 1)).phi,
+    "velocities": lambda potential, atoms, folder: group_velocities(potential, atoms, Q[2:])[1],
+    "Grüneisen": lambda potential, atoms, folder: grueneisen(potential, atoms, Q[2:])[1],
+    "elastic": lambda potential, atoms, folder: elastic_tensor(potential, atoms).C,
+    "elastic, side by side": lambda potential, atoms, folder: np.array(
+        [found.C for found in elastic_tensors(potential, [atoms, atoms])]
+    ),
+}
+FEW = ("hessian", "dynamical matrices")
+
+
+def cell() -> Atoms:
+    vectors = np.array([[3.6, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]])
+    places = [[0.02, 0.01, 0.0], [0.52, 0.5, 0.13], [0.48, 0.03, 0.5]]
+    return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)
+
+
+def main(model: str, folder: str, which: str, *address: str) -> None:
+    if address:
+        parallel.connect(address[0], int(address[1]), int(address[2]))
+    from conftest import small_potential  # which computes
+
+    alone, atoms = small_potential(model), cell()
+    spread = alone.on_devices()
+    assert spread.mesh.size == len(jax.devices())
+    here = Path(folder) / f"{jax.process_index()}"
+    found = {"devices": spread.mesh.size, "model": model}
+    for name in FEW if which == "few" else QUANTITIES:
+        quantity = QUANTITIES[name]
+        for kind in ("one", "many"):
+            (here / kind).mkdir(parents=True, exist_ok=True)
+        one = quantity(alone, atoms, here / "one")
+        many = quantity(spread, atoms, here / "many")
+        found[name] = [float(np.abs(np.asarray(many) - one).max()), float(np.abs(one).max())]
+    programs = [linear_map.on_mesh(program, spread.mesh) for program in linear_map.LAYOUTS]
+    before = sum(program._cache_size() for program in programs)
+    atoms.rattle(0.01, seed=1)
+    for name in FEW:
+        QUANTITIES[name](spread, atoms, here)
+    found["compiled anew"] = sum(program._cache_size() for program in programs) - before
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
