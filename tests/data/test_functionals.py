@@ -159,7 +159,7 @@ def test_functionals_in_the_training_data_are_counted_and_the_ways_out_are_named
         read(DataConfig(train=(files["PBE"], files[""])))
     with pytest.raises(ConfigError, match="12 r2SCAN, 12 PBE"):
         read(DataConfig(train=(files["PBE"],), validation=(files["r2SCAN"],)))
-    with pytest.raises(ConfigError, match="found SCAN, and 12 r2SCAN, 12 PBE in"):
+    with pytest.raises(ConfigError, match="found SCAN, but crystals of 12 r2SCAN, 12 PBE in"):
         read(DataConfig(train=both, functional="SCAN"))
     chosen = read(DataConfig(train=both, functional="r2scan"))
     assert {c.functional for part in chosen.values() for c in part} == {"r2SCAN"}

@@ -310,7 +310,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:(?s).*passed over energy")
+@pytest.mark.filterwarnings("ignore:(?s).*did not read energy")
 @pytest.mark.parametrize("format", WRITERS)
 def test_a_stress_read_from_any_format_is_the_slope_of_the_energy(format, sheared, truth, tmp_path):
     energy, forces, stress = truth

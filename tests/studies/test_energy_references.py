@@ -148,7 +148,7 @@ def test_what_is_damaged_or_no_pair_is_answered_in_words(tmp_path):
     with pytest.raises(StudyError, match=r"has no set\.json; needed a folder that"):
         read_set(tmp_path)
     (tmp_path / "set.json").write_text('{"teachers": ["../a", "b"]}')
-    with pytest.raises(StudyError, match="needed two"):
+    with pytest.raises(StudyError, match="needed at least two"):
         read_set(tmp_path)
 
 

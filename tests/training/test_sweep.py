@@ -157,7 +157,7 @@ def test_axes_make_every_combination_and_runs_are_changes(here):
         ("vary: {seed: [0]}\nruns: [{seed: 1}]", "found seed in vary and in runs"),
         ("seeds: [1]", "seeds is no key of a sweep"),
         ("vary: {seed: [0], seed: [1]}", "seed is there a second time"),
-        ("vary: !!python/object/apply:os.system [ls]", "is no YAML"),
+        ("vary: !!python/object/apply:os.system [ls]", "is not YAML"),
         (
             "vary: {" + ", ".join(f"k{n}: [{', '.join('0' * 10)}]" for n in range(9)) + "}",
             "1,000,000,000 runs",
