@@ -72,7 +72,7 @@ def data_file(given: Path | None, name: str) -> Path:
         raise MissingDataError(
             f"{name} is not in {root or 'a folder that JAXMLIP_DATA names'}. It is published at "
             f"{PUBLISHED.get(first, 'a place that this project does not know')}; put it there as {name}, or "
-            "give the folder above it by --data."
+            "name the folder that has it by --data."
         )
     return root / name
 
@@ -178,8 +178,9 @@ def read_binaries(path: Path) -> dict[str, dict[str, Any]]:
             found[str(entry["mp_id"])] = {"atoms": atoms, "class": chemistry(atoms), "K": K, "G": G}
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
-            f"{path} is not as matcalc publishes it ({type(error).__name__}: {error}); needed gzipped JSON: "
-            "a list of mp_id, structure, bulk_modulus_vrh and shear_modulus_vrh. Download it again."
+            f"{path} is not as matcalc publishes it ({type(error).__name__}: {error}); needed gzipped JSON, "
+            "a list of objects with mp_id, structure, bulk_modulus_vrh and shear_modulus_vrh. Download it "
+            "again."
         ) from None
     return found
 

@@ -44,7 +44,7 @@ def choose(materials: Sequence[Material]) -> list[Material]:
         f"{formula} ({structure})" for structure, formula in wanted if (structure, formula) not in by_name
     ]
     if missing:
-        raise ValueError(f"the data hold no {', '.join(missing)}; needed all of CHOSEN.")
+        raise ValueError(f"found no {', '.join(missing)} in the data, needed all of CHOSEN.")
     return [by_name[key] for key in wanted]
 
 

@@ -169,7 +169,7 @@ def _table(raw: Any) -> Table:
     columns = tuple(str(x) for x in _typed(raw, "columns", list))
     rows = _typed(raw, "rows", list)
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
-        raise RecordError(f"found a table with rows that do not fit its {len(columns)} columns")
+        raise RecordError(f"found a table with {len(columns)} columns and rows of other lengths")
     digits = raw.get("digits", 3)
     if isinstance(digits, bool) or not isinstance(digits, int) or not 0 <= digits <= 15:
         raise RecordError(f"found {str(digits)[:40]} digits, needed 0 to 15")

@@ -19,9 +19,9 @@ from weights_convert.rules import Rule
 
 CONVENTION = (
     "Chen & Ong 2022, with right bond numbers in the three-body term: each bond is given the sum over its "
-    "own angles, which matgl up to 4.0.3 gives to other bonds where the three-body cutoff is below the "
-    "cutoff. Messages run from i to j and are summed at j, as in matgl before 3.0.0, with which the weights "
-    "were fitted."
+    "own angles, which matgl up to 4.0.3 gives to other bonds if the three-body cutoff is below the cutoff. "
+    "Messages run from i to j and are summed at j, as in matgl before 3.0.0, with which the weights were "
+    "fitted."
 )
 FILES = ("state.pt", "model.json")
 LAYOUT = "a folder with state.pt and model.json of matgl"

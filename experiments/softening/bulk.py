@@ -53,8 +53,8 @@ def undeformed(frames: Sequence[LabelledCrystal]) -> Bulk:
     strained = [(strain, f) for f in frames if (strain := _uniaxial(f.atoms, length)) is not None]
     if len({round(strain, 4) for strain, _ in strained}) < POINTS:
         raise ValueError(
-            f"found no undeformed crystal among {len(frames)} frames, and {len(strained)} uniaxial strains, "
-            f"needed one or {POINTS}."
+            f"found no undeformed crystal and {len(strained)} uniaxial strains among {len(frames)} frames, "
+            f"needed an undeformed crystal or {POINTS} strains."
         )
     x = [strain for strain, _ in strained]
     y = [f.labels.energy / len(f.atoms) for _, f in strained]
@@ -103,7 +103,7 @@ def read_present(
     """
     unknown = [name for name in names if name not in files]
     if unknown or not names:
-        raise ValueError(f"found {' '.join(unknown) or 'no name'} of data, known are {' '.join(files)}.")
+        raise ValueError(f"found {' '.join(unknown) or 'no name'}, needed names of data: {' '.join(files)}.")
     root = data_root(given)
     there = {
         name: [root / file for file in files[name]]
@@ -114,7 +114,7 @@ def read_present(
     if absent and (not there or set(names) != set(files)):
         for file in files[absent[0]]:
             data_file(given, file)
-    findings = [f"Not in {root}, and so left out: {', '.join(absent)}."] if absent else []
+    findings = [f"Left out, because not in {root}: {', '.join(absent)}."] if absent else []
     found = {}
     for name, paths in track(there.items(), "reading"):
         try:

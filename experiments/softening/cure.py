@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
     material = Material.read(settings.data, settings.element)
     if len(material.crystal) < 2 * max(settings.sizes):
         raise ValueError(
-            f"there are {len(material.crystal)} frames of hot {settings.element}, needed twice "
+            f"found {len(material.crystal)} frames of hot {settings.element}, needed twice "
             f"{max(settings.sizes)}; give smaller --sizes."
         )
     potentials = load_models(settings.model)

@@ -89,7 +89,7 @@ def main(settings: Settings) -> None:
 def thinned(items: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Every `every`-th of `items`, at most `limit`. Raises ValueError for settings below 1."""
     if settings.every < 1 or settings.batch < 1 or (settings.limit is not None and settings.limit < 1):
-        raise ValueError("found every, batch or limit below 1, needed whole numbers from 1 on.")
+        raise ValueError("found every, batch or limit below 1, needed at least 1.")
     return dict(list(items.items())[:: settings.every][: settings.limit])
 
 

@@ -285,7 +285,7 @@ def silicon(settings: Settings) -> dict[str, list]:
             frame for frame in files[f.path] if all(frame.atoms.info.get(k) == v for k, v in f.says)
         ]
         if not found[f.name]:
-            raise ValueError(f"{f.path} has no frames of which {dict(f.says)} is true.")
+            raise ValueError(f"found no frames with {dict(f.says)} in {f.path}, needed at least one.")
     return found
 
 

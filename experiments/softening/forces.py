@@ -90,7 +90,9 @@ def read_all(settings: Settings) -> tuple[Grouped, list[str]]:
         limits = (settings.max_pressure, settings.max_energy) if name == "pypolymlp_vasp" else ()
         found.join(groups.READERS[name](path, *limits))
     if not found.frames and not found.broken:
-        raise MissingDataError("\n".join(["none of these data sets holds frames.", *absent]))
+        raise MissingDataError(
+            "\n".join(["found no frames in these data sets, needed at least one.", *absent])
+        )
     left_out = [f"Left out: {'; '.join(found.left_out)}."] if found.left_out else []
     return found, [*left_out, *(f"Not measured: {error}" for error in absent)]
 

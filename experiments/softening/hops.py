@@ -52,7 +52,7 @@ def read_hops(path: Path) -> tuple[list[Hop], dict[str, str]]:
     """
     files = sorted(f for f in path.iterdir() if f.name.endswith(FILES)) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{path} holds no file that ends in {', '.join(FILES)}.")
+        raise ValueError(f"found no file that ends in {', '.join(FILES)} in {path}, needed at least one.")
     hops: list[Hop] = []
     failed: dict[str, str] = {}
     for file in files:
@@ -94,7 +94,7 @@ def _paths(document: Any, name: str, file: Path) -> Iterator[tuple[str, list]]:
             f"an object with {', '.join(list(document)[:6])}" if isinstance(document, Mapping) else document
         )
         raise ValueError(
-            f"{file} holds {str(found)[:120]}; needed the layout of emmet's NebPathwayResult or NebResult "
+            f"found {str(found)[:120]} in {file}, needed the layout of emmet's NebPathwayResult or NebResult "
             "(hops, images, energies) or of atomate's approx_neb collection (end_points, images)."
         )
 

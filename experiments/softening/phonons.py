@@ -112,7 +112,10 @@ def phonons(
     def measure(key: str) -> dict[str, Any]:
         material, cell, atoms = crystals[key]
         if not material.dft.maximum > 0:
-            raise ValueError(f"{material.id} ({material.formula}): found no real mode of DFT, needed some.")
+            raise ValueError(
+                f"{material.id} ({material.formula}): found no DFT mode with a real frequency, needed at "
+                "least one."
+            )
         accuracy = (settings.displacement, settings.tolerance)
         row, modes, displaced = spectra_of(potential, material, jobs[key], *accuracy)
         same, weights = representatives(modes, material), material.modes.weights
@@ -150,8 +153,8 @@ def representatives(modes: Modes, material: Material) -> np.ndarray:
     found = modes.mesh.representative[np.ravel_multi_index(tuple(index.T), material.mesh)]
     if not np.array_equal(np.bincount(found, dft.weights, len(modes.mesh.weights)), modes.mesh.weights):
         raise ValueError(
-            f"the wave vectors of {material.id} ({material.formula}) and their weights are not those of a "
-            f"mesh of {material.mesh} that the symmetry of its cell reduces."
+            f"the wave vectors and weights of {material.id} ({material.formula}) differ from the mesh "
+            f"{material.mesh} reduced by the symmetry of its cell. Check that both are of the same material."
         )
     return found
 

@@ -82,8 +82,8 @@ def main(settings: Settings) -> None:
     lost = [f"{r['model']}: {r['set']} {r['facet']}" for r in rows if r["relaxed"] is None]
     if lost:
         findings.append(
-            f"{len(lost)} slabs or their bulk did not come to rest ({'; '.join(lost[:3])}): they count as in "
-            "DFT only; record.json says why."
+            f"{len(lost)} slabs or their bulk did not come to rest ({'; '.join(lost[:3])}): they have only "
+            "values at DFT's positions. record.json has the reasons."
         )
     study.write(tables(rows), {"surfaces.png": (CAPTION, draw(rows))} if rows else {}, findings)
 

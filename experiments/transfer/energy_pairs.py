@@ -176,13 +176,13 @@ def read_set(folder: Path) -> list[Pairs]:
         teachers = [str(name) for name in json.loads(path.read_text())["teachers"]]
     except FileNotFoundError:
         raise StudyError(
-            f"{folder} has no {SET}; needed a folder that experiments.transfer.teacher_set.make "
-            "wrote to its end."
+            f"{folder} has no {SET}; needed a folder that experiments.transfer.teacher_set.make has "
+            "completed."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StudyError(f"{path} cannot be read ({error!r}); make the set again.") from None
     if len(teachers) < 2 or any(Path(name).name != name for name in teachers):
-        raise StudyError(f"{folder} has the teachers {', '.join(teachers) or 'none'}, needed two at least.")
+        raise StudyError(f"{folder} has the teachers {', '.join(teachers) or 'none'}, needed at least two.")
     first, *others = ([*_labels(Dataset(folder / name))] for name in teachers)
     found = []
     for name, other in zip(teachers[1:], others, strict=True):
@@ -237,7 +237,7 @@ def _labels(dataset: Dataset):
 
 def _check_some(items: Sequence, what: str) -> None:
     if not items:
-        raise StudyError(f"found no {what}, needed one at least.")
+        raise StudyError(f"found no {what}, needed at least one.")
 
 
 def _check_same(first: Sequence, second: Sequence, folder: Path) -> None:
@@ -245,9 +245,13 @@ def _check_same(first: Sequence, second: Sequence, folder: Path) -> None:
     _check_some(first, f"crystal in {folder}")
     if len(first) != len(second):
         raise StudyError(
-            f"{folder} has {len(first)} crystals in one functional and {len(second)} in the other."
+            f"{folder} has {len(first)} crystals in one functional and {len(second)} in the other, needed "
+            "the same crystals. Make the set again."
         )
     for k, (a, b) in enumerate(zip(first, second, strict=True)):
         same = np.array_equal(a.numbers, b.numbers) and np.allclose(a.positions, b.positions, atol=1e-5)
         if not (same and np.allclose(a.cell, b.cell, atol=1e-5)):
-            raise StudyError(f"{folder}: crystal {k} is another one in the second functional.")
+            raise StudyError(
+                f"{folder}: crystal {k} differs between the two functionals, needed the same crystals. Make "
+                "the set again."
+            )

@@ -98,7 +98,9 @@ def read(settings: Settings) -> tuple[list[Pairs], list[str]]:
         found += read_set(folder)
     names = [pairs.name for pairs in found]
     if len(set(names)) < len(names):
-        raise StudyError(f"found the sources {', '.join(names)}, needed names that tell them apart.")
+        raise StudyError(
+            f"found the sources {', '.join(names)}, needed different names. Rename a file or folder."
+        )
     if not found:
         raise MissingDataError(absent[0])
     return found, [f"Left out: {error}" for error in absent]
@@ -138,8 +140,8 @@ def compare(pairs: Pairs, part: Part) -> dict[str, Any]:
     of = comparable(pairs, part)
     if not of.any():
         raise ValueError(
-            f"no crystal is of elements that at least {part.fewest} of the materials have to which the "
-            "references were fitted."
+            f"found no crystal whose elements are each in at least {part.fewest} of the fitted materials, "
+            "needed some. Make a larger set."
         )
     groups = [pairs.groups[k] for k in np.flatnonzero(of)]
     raw = (pairs.energies / pairs.atoms[:, None])[of]

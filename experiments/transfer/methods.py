@@ -112,14 +112,14 @@ def check_alike(settings: Settings, source: Dataset, target: Dataset) -> None:
     for name in SPLITS:
         if not np.array_equal(source.splits[name].sizes, target.splits[name].sizes):
             raise DatasetError(
-                f"{source.folder} and {target.folder} label other crystals for {name}, needed the same in "
+                f"{source.folder} and {target.folder} have different crystals for {name}, needed the same in "
                 "the same order. Make the set again."
             )
     there = len(target.splits["train"])
     if settings.crystals is not None and settings.crystals > there:
         raise DatasetError(
-            f"{target.folder} has {there} crystals for training, needed {settings.crystals} as --crystals "
-            "says. Give a smaller number, or make a larger set."
+            f"{target.folder} has {there} crystals for training, but --crystals asks for "
+            f"{settings.crystals}. Give a smaller number, or make a larger set."
         )
 
 
@@ -206,8 +206,8 @@ class Trial:
             kept = [k for k, (x, _) in enumerate(examples(split)) if set(x.graph.species.tolist()) <= known]
             if not kept:
                 raise DatasetError(
-                    f"every {name} crystal has an element that some seed does not train on, so that nothing "
-                    "could be compared. Give more --crystals, or make a larger set."
+                    f"every {name} crystal has an element that some seed does not train on, so nothing can "
+                    "be compared. Give more --crystals, or make a larger set."
                 )
             its = written(self.folder / "data/known", {name: split}, self.start.cutoffs, only=kept)
             self.data = replace(self.data, **{name: getattr(its, name)})

@@ -48,11 +48,9 @@ def fit(x: Sequence[float], y: Sequence[float], draws: int = 2000, seed: int = 0
     """
     x, y = (np.asarray(each, float) for each in (x, y))
     if not (np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)).all():
-        raise ValueError(
-            "found numbers that are not positive, needed positive ones: a power law has no other."
-        )
+        raise ValueError("found numbers that are not positive, needed positive ones for a power law.")
     if len(np.unique(x)) < 2:
-        raise ValueError(f"found {len(np.unique(x))} different x, needed two at least for a line.")
+        raise ValueError(f"found {len(np.unique(x))} different x, needed at least two for a line.")
     A, z = np.stack([np.ones(len(x)), np.log10(x)], axis=1), np.log10(y)
     inverse = np.linalg.pinv(A)
     coefficients = inverse @ z

@@ -156,13 +156,13 @@ def check_sizes(settings: Settings, target: Dataset) -> None:
     there = len(target.splits["train"])
     if wrong := [n for n in settings.sizes if not 1 <= n <= there]:
         raise StudyError(
-            f"--sizes: found {', '.join(map(str, wrong))}, needed 1 to {there}, so many crystals "
-            f"{target.folder} has to train on. Give other sizes, or make a larger set."
+            f"--sizes: found {', '.join(map(str, wrong))}, needed 1 to {there}, the number of training "
+            f"crystals in {target.folder}. Give other sizes, or make a larger set."
         )
     if len({n for n in settings.sizes if n > settings.above}) < 2:
         raise StudyError(
-            f"--sizes: found {', '.join(map(str, settings.sizes))}, needed two at least above "
-            f"{settings.above}, since fits use those alone. Give more sizes, or a smaller --above."
+            f"--sizes: found {', '.join(map(str, settings.sizes))}, needed at least two above "
+            f"{settings.above}, since fits use only those. Give more sizes, or a smaller --above."
         )
 
 

@@ -114,8 +114,7 @@ def check_crystal(atoms: Atoms) -> None:
     name = atoms.get_chemical_formula() or "the structure"
     if len(atoms) == 0:
         raise ValueError(
-            "found an empty structure, needed at least one atom. Check that the file that it "
-            "came from was read to its end."
+            "found an empty structure, needed at least one atom. Check that its file was read to the end."
         )
     cell, repeats = atoms.cell.array, int(atoms.pbc.sum())
     if not np.isfinite(cell).all():
@@ -126,8 +125,9 @@ def check_crystal(atoms: Atoms) -> None:
         what = {1: "length", 2: "area", 3: "volume"}[repeats]
         raise ValueError(
             f"the cell of {name} has pbc={atoms.pbc.tolist()} and a {what} of {size:.3g} "
-            f"Å{' ²³'[repeats - 1]}, needed lattice vectors that {span} where it repeats. Set atoms.cell to "
-            "the crystal's lattice vectors, as rows, or atoms.pbc to False along those that do not repeat."
+            f"Å{' ²³'[repeats - 1]}, needed lattice vectors that {span} along the directions that repeat. "
+            "Set atoms.cell to the crystal's lattice vectors, as rows, or atoms.pbc to False along those "
+            "that do not repeat."
         )
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if len(bad):
@@ -143,8 +143,8 @@ def check_repeats(atoms: Atoms, quantity: str) -> None:
     """Raises ValueError unless `atoms` repeat in three directions, which a `quantity` needs."""
     if not atoms.pbc.all():
         raise ValueError(
-            f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}, but {quantity} are those of a "
-            "crystal that repeats in three directions. If this cell is one, set atoms.pbc = True."
+            f"{atoms.get_chemical_formula()} has pbc={atoms.pbc.tolist()}, but {quantity} need a crystal "
+            "that repeats in three directions. If it does, set atoms.pbc = True."
         )
 
 
@@ -195,6 +195,6 @@ def _partly_occupied(formula: str, site: str, shares: dict) -> ValueError:
         f"{site} of {formula} is partly occupied ({told}"
         + (f", {empty:g} empty" if empty > 1e-3 else "")
         + "); needed one element on each site. Choose an ordering (pymatgen's "
-        "OrderDisorderedStructureTransformation makes them from the file), and where these atoms are one, "
-        "delete atoms.info['occupancy']."
+        "OrderDisorderedStructureTransformation makes them from the file). If these atoms are already an "
+        "ordering, delete atoms.info['occupancy']."
     )

@@ -163,8 +163,8 @@ class Concatenated:
         self.splits, self.cutoffs = list(splits), splits[0].cutoffs
         if different := {s.cutoffs for s in splits} - {self.cutoffs}:
             raise DatasetError(
-                f"found graphs made with {self.cutoffs} and with {different.pop()}, needed those of one "
-                "model. Convert the data again."
+                f"found graphs made with {self.cutoffs} and with {different.pop()}, needed the same cutoffs "
+                "in all datasets. Convert the data again."
             )
         self.sizes = np.concatenate([s.sizes for s in splits])
         self.counts = {p: sum(s.counts[p] for s in splits) for p in PROPERTIES}
@@ -255,22 +255,22 @@ def check(split: Split, potential: Potential) -> None:
 
     if split.cutoffs != potential.cutoffs:
         raise DatasetError(
-            f"the graphs of this data set were made with {split.cutoffs}, and {potential.name} needs "
-            f"{potential.cutoffs}. Convert the data again for this model."
+            f"found graphs made with {split.cutoffs}, but {potential.name} needs {potential.cutoffs}. "
+            "Convert the data again for this model."
         )
     told_apart = split.names if isinstance(split, ByFunctional) else ()
     if told_apart != potential.functionals:
         raise DatasetError(
-            f"the data set is for a potential of {', '.join(told_apart) or 'one functional'}, and "
-            f"{potential.name} is of {', '.join(potential.functionals) or 'one'}; needed the same. To train, "
-            "model.functionals names several; `jaxmlip export --functional` makes a potential of one."
+            f"found data for a potential of {', '.join(told_apart) or 'one functional'}, but "
+            f"{potential.name} is of {', '.join(potential.functionals) or 'one'}; needed the same. To train "
+            "on several, name them in model.functionals; `jaxmlip export --functional` makes a potential of "
+            "one."
         )
     unknown = {chemical_symbols[atomic_number(z)]: 1 for z in split.elements if z not in potential.elements}
     if unknown:
         raise DatasetError(
-            f"the data set has {', '.join(unknown)}, and {potential.name} was made for "
-            f"{len(potential.elements)} elements without them. Leave out those crystals, or take another "
-            "model."
+            f"found the elements {', '.join(unknown)}, but {potential.name} knows {len(potential.elements)} "
+            "elements without them. Leave out these crystals, or take another model."
         )
 
 
@@ -294,18 +294,19 @@ class ShardSplit:
             if found != shard["bytes"]:
                 raise DatasetError(
                     f"{path} {'is missing' if found is None else f'has {found:,} bytes'}, needed "
-                    f"{shard['bytes']:,} bytes. Copy it again from where the data set was made, or convert "
-                    "again."
+                    f"{shard['bytes']:,} bytes. Copy the original file again, or convert the data again."
                 )
         path = folder / f"{name}-sizes.npy"
         try:
             self.sizes = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"{path} cannot be read ({error}). Copy it again, or convert again.") from None
+            raise DatasetError(
+                f"{path} cannot be read ({error}). Copy the original file again, or convert the data again."
+            ) from None
         if self.sizes.shape != (self._ends[-1], 4) or not np.issubdtype(self.sizes.dtype, np.integer):
             raise DatasetError(
                 f"{path} holds {self.sizes.dtype} of shape {self.sizes.shape}, needed integers of shape "
-                f"{(int(self._ends[-1]), 4)}. Copy it again, or convert again."
+                f"{(int(self._ends[-1]), 4)}. Copy the original file again, or convert the data again."
             )
 
     @property
@@ -369,8 +370,8 @@ class ShardSplit:
 
 def _corrupt(where: tuple[Path, int], what: str) -> CorruptRecordError:
     return CorruptRecordError(
-        f"record {where[1]} of {where[0]} {what}. Copy the file again from where it was made or convert "
-        "again; skip_corrupt=True leaves such crystals out."
+        f"record {where[1]} of {where[0]} {what}. Copy the original file again, or convert the data again; "
+        "skip_corrupt=True leaves such crystals out."
     )
 
 
@@ -394,8 +395,8 @@ class Dataset:
         found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
         if found != FORMAT:
             raise DatasetError(
-                f"{path} has format {found!r}, this version of jaxmlip reads format {FORMAT}. Convert the "
-                "data again with this version."
+                f"{path} has format {found!r}, but this version of jaxmlip reads format {FORMAT}. Convert "
+                "the data again with this version."
             )
         try:
             cutoffs = self.manifest["cutoffs"]
@@ -458,7 +459,7 @@ def is_dataset(paths: Sequence[str]) -> bool:
     those = [path for path in paths if (Path(path) / MANIFEST).is_file()]
     if those and len(paths) > len(those):
         raise DatasetError(
-            f"found the dataset {those[0]} among {len(paths)} paths, needed datasets or files, not both. "
+            f"found the dataset {those[0]} among {len(paths)} paths, needed either datasets or files. "
             "Convert the files, too."
         )
     return bool(those)

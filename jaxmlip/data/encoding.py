@@ -67,7 +67,7 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
         wrong += [key for key, x in t.items() if x.dtype.kind not in "iuf"]
         ends = np.concatenate([first, second])
         if wrong or not 0 <= short <= bonds or (bonds and not 0 <= ends.min() <= ends.max() < atoms):
-            raise ValueError(f"arrays that do not fit each other: {', '.join(wrong) or 'numbers of bonds'}")
+            raise ValueError(f"arrays that do not fit together: {', '.join(wrong) or 'numbers of bonds'}")
         if not (np.isfinite(t["positions"]).all() and np.isfinite(t["cell"]).all()):
             raise ValueError("positions or a cell that are not finite")
         if atoms and not 1 <= t["species"].min() <= t["species"].max() <= 118:

@@ -272,8 +272,8 @@ def _units_told(found: Inspection, fractions) -> list[str]:
     stresses = found.properties.get("stress", 0)
     if strong > stresses / 2:
         told.append(
-            f"stress: {strong} of {stresses} are beyond {STRONG_STRESS:g} GPa as eV/Å³; are they in kbar "
-            "(1602 of them are 1 eV/Å³) or GPa (160.2)?"
+            f"stress: {strong} of {stresses} exceed {STRONG_STRESS:g} GPa if they are in eV/Å³. Are they in "
+            "kbar (1 eV/Å³ = 1602 kbar) or in GPa (1 eV/Å³ = 160.2 GPa)?"
         )
     sizes, energies = found.values["atoms"], found.values["energy per atom"]
     known = np.flatnonzero(np.isfinite(energies))
@@ -284,8 +284,8 @@ def _units_told(found: Inspection, fractions) -> list[str]:
     as_given = _residuals((energies * sizes)[known], [fractions[k] for k in known])
     if np.std(as_given) < PER_ATOM * np.std(as_totals):
         told.append(
-            "energy: they follow the composition and not the number of atoms, as energies per atom do; "
-            "needed those of whole crystals. --energy-key NAME multiplies by the number of atoms where NAME "
-            "ends in per_atom."
+            "energy: the labels do not grow with the number of atoms, as if they were per atom; needed "
+            "energies of whole crystals. --energy-key NAME multiplies by the number of atoms if NAME ends in "
+            "per_atom."
         )
     return told

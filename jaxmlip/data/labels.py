@@ -80,7 +80,7 @@ class Labels:
             if not np.isfinite(value).all():
                 raise LabelError(
                     f"{of}: found {name} with {int((~np.isfinite(value)).sum())} numbers that are not "
-                    "finite. Leave out the label or the crystal; the calculation probably did not converge."
+                    "finite. The calculation probably did not converge: leave out the label or the crystal."
                 )
             found[name] = float(value) if name == "energy" else value
         if self.hessian is not None:
@@ -88,10 +88,13 @@ class Labels:
             if columns.shape != (len(self.hessian),) or not np.issubdtype(columns.dtype, np.integer):
                 raise LabelError(
                     f"{of}: found {len(self.hessian)} columns of the Hessian and columns={self.columns!r}, "
-                    "needed the number 3 * atom + axis of each."
+                    "needed one number 3 * atom + axis for each column."
                 )
             if len(columns) and (columns.min() < 0 or columns.max() >= 3 * atoms):
-                raise LabelError(f"{of}: found columns up to {columns.max()}, needed 0 to {3 * atoms - 1}.")
+                raise LabelError(
+                    f"{of}: found numbers of columns from {columns.min()} to {columns.max()}, needed 0 to "
+                    f"{3 * atoms - 1}."
+                )
             found["columns"] = columns.astype(np.int32)
         for name, weight in {"": self.weight, **self.weights}.items():
             if not (np.isfinite(weight) and weight >= 0):

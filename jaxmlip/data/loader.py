@@ -60,8 +60,8 @@ class Plan:
             self.replay_sizes = _checked(self.replay_sizes, "replay_sizes")
             if self.replay_batch > len(self.replay_sizes):
                 raise ValueError(
-                    f"found replay_batch={self.replay_batch} and {len(self.replay_sizes)} crystals to "
-                    "replay, needed at least as many crystals."
+                    f"found replay_batch={self.replay_batch} and only {len(self.replay_sizes)} crystals to "
+                    "replay. Give a smaller replay_batch, or more crystals."
                 )
         self.batch_size = min(self.batch_size, n)
         self.steps_per_epoch = -(-n // self.batch_size)
@@ -137,12 +137,13 @@ class Plan:
             where = f"crystal {worst}" if worst < own else f"crystal {worst - own} of the replay"
             found = ", ".join(f"{n} {kind}" for n, kind in zip(self._sizes[worst], KINDS, strict=True))
             return (
-                f"{where} has {found}; the given shape holds {tuple(self.shape)} with one atom and one short "
-                f"bond for padding. Leave the crystal out, or give shape={tuple(needed)}, which fits."
+                f"{where} has {found}; the given shape holds {tuple(self.shape)}, including one atom and one "
+                f"short bond for padding. Leave the crystal out, or give shape={tuple(needed)}, which fits."
             )
         return (
             f"batches of {self.batch_size} crystals on {self.shards} devices need shape={tuple(needed)}, "
-            f"found {tuple(self.shape)}. Give a smaller batch_size, or no shape: then it is chosen to fit."
+            f"found {tuple(self.shape)}. Give a smaller batch_size, or leave out shape: then one that fits "
+            "is chosen."
         )
 
 
@@ -150,8 +151,8 @@ def _checked(sizes: np.ndarray, name: str) -> np.ndarray:
     sizes = np.asarray(sizes, dtype=np.int64)
     if sizes.ndim != 2 or sizes.shape[1] != 4 or not len(sizes):
         raise ValueError(
-            f"found {name} of shape {sizes.shape}, needed (crystals, 4) with at least one crystal: a split "
-            "without crystals makes no batches."
+            f"found {name} of shape {sizes.shape}, needed (crystals, 4) with at least one crystal, to make "
+            "batches from."
         )
     return sizes
 

@@ -222,7 +222,7 @@ def check_new(folder: Path) -> None:
     """Raises DatasetError unless `folder` is new or empty, and PlaceError if it cannot be written."""
     if folder.exists() and (not folder.is_dir() or not all(map(is_remain, folder.iterdir()))):
         raise DatasetError(
-            f"{folder} exists, needed a new or empty folder. Give another name or remove it first."
+            f"{folder} exists, needed a new or empty folder. Give another name, or remove it first."
         )
     check_folder(folder)
 
@@ -243,7 +243,7 @@ def _explained(conversion: _Conversion, folder: Path, partial: Path, crystals: A
         raise DatasetError(
             f"{folder} could not be written ({error}): {so_far} crystals took {written:,} bytes, the whole "
             f"data set needs {needed}, and {shutil.disk_usage(partial).free + written:,} bytes are free "
-            "without it. Nothing was left behind; make room or write elsewhere."
+            "without it. All was removed again. Free some space, or write to another disk."
         ) from None
 
 
@@ -288,7 +288,7 @@ class _Conversion:
     def finish(self) -> dict[str, Any]:
         if not self.number:
             raise DatasetError(
-                f"found no crystal that can be used and {self.left_out} that cannot, needed at least one."
+                f"found no crystal that can be used, and left out {self.left_out}; needed at least one."
                 + in_lines(self.bad, self.left_out)
             )
         divided = len(self.first_materials) < 3
@@ -297,16 +297,16 @@ class _Conversion:
             self._release(lambda made: SPLITS[next(frames)])
             if min(self.number, sum(f > 0 for f in self.fractions)) > 1:
                 self._say(
-                    f"found {len(self.first_materials)} material(s), too few to keep each on one side: "
-                    "frames of one material are in all splits, so errors there say little about "
-                    "other materials."
+                    f"found {len(self.first_materials)} material(s), too few to keep each in one split: all "
+                    "splits have frames of the same material, so errors there say little about other "
+                    "materials."
                 )
         described = {name: w.finish() for name, w in self.writers.items() if w.sizes}
         for name, fraction in zip(SPLITS, self.fractions, strict=True):
             if fraction > 0 and name not in described:
                 self._say(
-                    f"of {self.number} crystal(s) none fell to {name}. Where there are more than a few, "
-                    "another seed or a larger fraction helps."
+                    f"none of {self.number} crystal(s) is in the split {name}. If there are more than a few "
+                    "crystals, try another seed or a larger fraction."
                 )
         if self.left_out:
             self._say(

@@ -304,8 +304,8 @@ def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str,
     waves, branches = len(band_path(crystal, **where).q_points), 3 * len(crystal)
     if not (0 <= q < waves and 0 <= branch < branches):
         raise ValueError(
-            f"found --animate {q} {branch}, needed a wave vector from 0 to {waves - 1} and a branch "
-            f"from 0 to {branches - 1}; both are numbered in phonons.json."
+            f"found --animate {q} {branch}, needed a wave vector from 0 to {waves - 1} and a branch from 0 "
+            f"to {branches - 1}, numbered as in phonons.json."
         )
 
 
@@ -313,8 +313,8 @@ def _reduced(symmetry: Symmetry, terminal: PlainConsole) -> Symmetry:
     """The symmetry of the primitive cell; prints a line if this is another cell than the given one."""
     if symmetry.copies > 1:
         terminal.print(
-            f"{symmetry.atoms.get_chemical_formula()} is {symmetry.copies} primitive cells: wave vectors and "
-            "all numbers are those of the primitive cell, "
+            f"{symmetry.atoms.get_chemical_formula()} is {symmetry.copies} primitive cells: wave vectors "
+            "and all numbers are for the primitive cell, "
             f"{symmetry.primitive.atoms.get_chemical_formula()}, in the same axes (--keep-cell keeps the "
             "cell as it is)",
             soft_wrap=True,

@@ -250,7 +250,7 @@ def main(
             "hessian_slope": "through the origin, all elements of the force constants",
             "mode_slope": "through the origin, the model's quadratic form in DFT's eigenvectors against ω², "
             "at the wave vectors that fit the supercell",
-            "forces": "the model's are less those that it finds before anything is displaced",
+            "forces": "the model's forces in the undisplaced supercell are subtracted",
             "mesh": list(mesh),
             "dtype": dtype,
             "runs": [str(folder) for folder in folders],

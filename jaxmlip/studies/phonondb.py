@@ -109,8 +109,7 @@ def read_phonondb(folder: str | Path) -> list[Material]:
         raise FileNotFoundError(
             f"{folder} has no {' and no '.join(missing)}. Both files are published at "
             f"{SOURCE['published_in'].split(',')[0]}, commit {SOURCE['commit'][:8]}, in its folder data; put "
-            "them into one folder and name that folder with --data. Without --data the built-in list is "
-            "used, which needs no files."
+            "them into one folder and name that folder with --data. Without --data the built-in list is used."
         )
     with gzip.open(folder / FREQUENCIES_FILE, "rt") as file:
         columns = json.load(file)
@@ -120,7 +119,7 @@ def read_phonondb(folder: str | Path) -> list[Material]:
     if unmatched:
         raise ValueError(
             f"{STRUCTURES_FILE} and {FREQUENCIES_FILE} in {folder} name different materials: "
-            f"{', '.join(unmatched[:5])}{' …' * (len(unmatched) > 5)} are in one of them alone. Take both "
+            f"{', '.join(unmatched[:5])}{' …' * (len(unmatched) > 5)} are in only one of them. Take both "
             "from the same commit."
         )
     found = []
@@ -165,8 +164,8 @@ def primitive_cell(crystal: Atoms, matrix: np.ndarray | None) -> Atoms:
     alike = (crystal.numbers[first] == crystal.numbers).all() and (same.sum(axis=1) == copies).all()
     if not alike or abs(copies * abs(np.linalg.det(cell)) / crystal.cell.volume - 1) > 1e-6:
         raise ValueError(
-            f"{crystal.get_chemical_formula()} does not repeat with the cell {cell.round(4).tolist()} Å that "
-            f"its primitive_matrix names: of its {len(crystal)} atoms, {len(kept)} are no lattice copies of "
+            f"{crystal.get_chemical_formula()} does not repeat with the cell {cell.round(4).tolist()} Å of "
+            f"its primitive_matrix: {len(kept)} of its {len(crystal)} atoms are not lattice copies of "
             "others. Check that structure and matrix belong together."
         )
     return Atoms(crystal.numbers[kept], scaled_positions=scaled[kept] % 1.0, cell=cell, pbc=True)

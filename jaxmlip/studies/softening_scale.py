@@ -124,12 +124,12 @@ def read_frames(path: Path, forces: str = "forces", skip_bad: bool = False) -> l
             beside.update(name for name in labels if name.lower() in ("ref_forces", "dft_forces"))
     for name, count in beside.items():
         warnings.warn(
-            f"{path}: {count} of {len(found)} frames have {name} besides forces, which may be those of a "
-            f"calculator and are read. --forces {name} reads the others.",
+            f"{path}: {count} of {len(found)} frames have {name} besides forces. Read were forces, which "
+            f"may be a calculator's. Read {name} with --forces {name}.",
             stacklevel=2,
         )
     if not found:
-        raise ValueError(f"{path} has no frame with forces that can be used.")
+        raise ValueError(f"found no frame with usable forces in {path}, needed at least one.")
     return found
 
 
@@ -169,13 +169,16 @@ def by_material(
         if key is not None:
             if key not in frame.atoms.info:
                 known = ", ".join(map(repr, frame.atoms.info)) or "nothing"
-                raise ValueError(f"{frame.where} has no {key!r} in its info line, which names {known}.")
+                raise ValueError(
+                    f"{frame.where} has no {key!r} in its info line, which has {known}. Choose one of these, "
+                    "or leave the key out."
+                )
             name = f"{name} {frame.atoms.info[key]}"
         if max_force is None or np.linalg.norm(frame.forces, axis=1).max() <= max_force:
             groups.setdefault(name, []).append(frame)
     if not groups:
         raise ValueError(
-            f"of {len(frames)} frames none is left with forces up to {max_force} eV/Å; allow larger ones."
+            f"none of {len(frames)} frames has all forces up to {max_force} eV/Å; allow larger ones."
         )
     return groups if most is None else {name: evenly(group, most) for name, group in groups.items()}
 
@@ -217,13 +220,13 @@ def describe(records: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     lines = [
         f"{below} of {len(records)} slopes below 1, median {np.median([r['slope'] for r in records]):.3f}; "
-        f"{still} stay below 1 when all of the scatter is taken for shrinkage (inverse)"
+        f"{still} stay below 1 if all of the scatter counts as shrinkage (inverse)"
     ]
     loose = [r["material"] for r in records if r["r_squared"] < LOOSE]
     if loose:
         lines.append(
-            f"r² below {LOOSE}: {', '.join(loose)}. Their slopes say little: near equilibrium the model's "
-            "forces are mostly those of a structure that rests elsewhere."
+            f"r² below {LOOSE}: {', '.join(loose)}. Their slopes say little: near equilibrium, forces mostly "
+            "show that the model's minimum is elsewhere."
         )
     return lines
 

@@ -260,7 +260,10 @@ class Study:
             names = [name for model, name in self.unknown if model == label]
             if names:
                 some = ", ".join(names[:6]) + ", …" * (len(names) > 6)
-                lines.append(f"{label} does not know all elements of {len(names)}, left out: {some}.")
+                lines.append(
+                    f"{label} does not know all elements of {len(names)} materials, which are left out: "
+                    f"{some}."
+                )
         return lines
 
 

@@ -22,7 +22,7 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     if any(given) and not all(given):
         raise ValueError(
             f"found coordinator={coordinator!r}, processes={processes} and process={process}, needed all "
-            "three, or none if SLURM, Open MPI or a TPU slice knows them."
+            "three, or none if SLURM, Open MPI or a TPU slice gives them."
         )
     jax.distributed.initialize(coordinator, processes, process)
 
@@ -34,7 +34,7 @@ def make_mesh(devices: int | None = None) -> Mesh:
     if devices is not None and not 1 <= devices <= len(found):
         raise ValueError(
             f"found devices={devices}, needed 1 to {len(found)}: {kinds}. "
-            "XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of one CPU."
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight devices of one CPU."
         )
     auto = (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((devices or len(found),), (AXIS,), axis_types=auto, devices=found[:devices])

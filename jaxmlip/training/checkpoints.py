@@ -58,8 +58,8 @@ class Checkpoint(NamedTuple):
         ]
         if wrong:
             raise CheckpointError(
-                f"the checkpoint of step {self.step} belongs to another model or optimizer; train in "
-                f"another folder, or go on with what it was begun with:{in_lines(wrong)}"
+                f"the checkpoint of step {self.step} belongs to another model or optimizer. Train in another "
+                f"folder, or go on with the model and optimizer of that run:{in_lines(wrong)}"
             )
         with jax.enable_x64(True):  # without it float64 would be rounded
             leaves = [_placed(self.arrays[n], leaf) if leaf.size else leaf for n, leaf in wanted.items()]
@@ -92,7 +92,9 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 3):
         if keep < 1:
-            raise ValueError(f"found keep={keep}, needed at least 1: a run goes on from its last checkpoint.")
+            raise ValueError(
+                f"found keep={keep}, needed at least 1: a run continues from its last checkpoint."
+            )
         self.folder = Path(folder).absolute()
         self.keep = keep
         self._first = jax.process_index() == 0
@@ -117,7 +119,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if self._pending is not None:
-            raise CheckpointError(f"step {self._pending[0]} is still being saved; ask `finished` first.")
+            raise CheckpointError(f"step {self._pending[0]} is still being saved; call `finished` first.")
         text = json.dumps(record, indent=1, allow_nan=False)
         if self._orbax is None:
             self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
@@ -178,8 +180,8 @@ class Checkpoints:
         if damaged:
             raise DamagedCheckpointError(
                 "\n".join(damaged)
-                + f"\nNo checkpoint in {self.folder} is whole. Bring back a copy of one, or "
-                "remove that folder to begin again."
+                + f"\nAll checkpoints in {self.folder} are damaged. Restore a copy of one, or remove that "
+                "folder to begin again."
             )
         return None
 
@@ -244,13 +246,13 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         free = shutil.disk_usage(next(p for p in (self.folder, *self.folder.parents) if p.exists())).free
         older = (
-            f"the checkpoint of step {self.steps[-1]} is as it was" if self.steps else "there is no older one"
+            f"the checkpoint of step {self.steps[-1]} is intact" if self.steps else "there is no older one"
         )
         what = f"{type(error).__name__}: {error}"
         what = what if len(what) < 200 else f"{what[:200]}…"
         return CheckpointError(
-            f"the checkpoint of step {step} was not saved in {self.folder}: {what} "
-            f"({free / 2**20:.1f} MiB free there); {older}. Is the disk full, or the folder not yours?"
+            f"the checkpoint of step {step} was not saved in {self.folder}: {what} ({free / 2**20:.1f} MiB "
+            f"free there); {older}. Check the space on the disk and the permissions of the folder."
         )
 
 
@@ -279,7 +281,7 @@ def _verify(path: Path) -> None:
             raise DamagedCheckpointError(f"{path / name} is missing.")
         if sha256(path / name) != digest:
             raise DamagedCheckpointError(
-                f"{path / name} is damaged: it is not the file that was written (sha256)."
+                f"{path / name} is damaged: it has changed since it was written (sha256)."
             )
 
 

@@ -72,17 +72,17 @@ class ModelConfig:
         """Raises ConfigError if the values do not fit together."""
         if (self.start is None) == (self.architecture is None):
             raise ConfigError(
-                f"found model.start: {self.start} and model.architecture: {self.architecture}, needed one of "
-                "the two: a potential to begin with, or an architecture to begin with random parameters."
+                f"found model.start: {self.start} and model.architecture: {self.architecture}, needed "
+                "exactly one: a potential to start from, or an architecture with random parameters."
             )
         if self.architecture is not None and self.head is not None:
             raise ConfigError(
-                f"found model.head: {self.head} with model.architecture, needed none: heads are of a "
-                "checkpoint."
+                f"found model.head: {self.head} with model.architecture, needed model.start: only "
+                "checkpoints have heads. Leave it out."
             )
         if self.hyperparameters and self.architecture is None:
             raise ConfigError(
-                "found model.hyperparameters with model.start, whose own they are; leave them out."
+                "found model.hyperparameters with model.start, which has its own; leave them out."
             )
         if self.architecture is not None:
             hyperparameters(self.architecture, self.hyperparameters, elements=(1,))
@@ -123,8 +123,8 @@ class DataConfig:
         parts = self.fractions
         if min(parts) < 0 or not math.isclose(sum(parts), 1, abs_tol=1e-6) or parts[0] == 0:
             raise ConfigError(
-                f"data.fractions: found {list(parts)}, needed three numbers that are not negative and add up "
-                "to 1, the first above 0."
+                f"data.fractions: found {list(parts)}, needed three numbers, none negative and the first "
+                "positive, that add up to 1."
             )
         for name in ("train", "validation", "test"):
             if (paths := getattr(self, name)) or name == "train":
@@ -189,8 +189,8 @@ class TrainConfig:
         if self.model.functionals and self.data.functional is not None:
             raise ConfigError(
                 f"found model.functionals: {list(self.model.functionals)} and data.functional: "
-                f"{self.data.functional}, needed one of the two: to train on crystals of several functionals "
-                "or of one."
+                f"{self.data.functional}, needed at most one of them: the first trains on crystals of "
+                "several functionals, the second on those of one."
             )
         self.check_numbers()
         self.data.check()
@@ -198,8 +198,8 @@ class TrainConfig:
         self._check_reading()
         if self.wandb and not _installed("wandb"):
             raise ConfigError(
-                "wandb: true needs the package wandb, which is not installed: pip install wandb, or leave "
-                "it out; metrics.jsonl and TensorBoard have the same numbers."
+                "wandb: true needs the package wandb, which is not installed. Install it with pip install "
+                "wandb, or leave it out: metrics.jsonl and TensorBoard have the same numbers."
             )
         return self
 
@@ -212,7 +212,7 @@ class TrainConfig:
         given = [f"{key}: {value}" for key, value in options.items() if value]
         if given and all(is_dataset(p) for p in (d.train, d.validation, d.test, self.replay.data) if p):
             raise ConfigError(
-                f"found {' and '.join(given)} with the dataset {d.train[0]}, whose labels are read already; "
+                f"found {' and '.join(given)} with the dataset {d.train[0]}, whose labels are already read; "
                 "leave it out, or give it to `jaxmlip data convert`."
             )
 
@@ -230,8 +230,7 @@ class TrainConfig:
         if not self.loss.hessian and (self.mixed_probes or self.monitor.startswith("hessian")):
             found = "mixed_probes: true" if self.mixed_probes else f"monitor: {self.monitor}"
             raise ConfigError(
-                f"found {found} with loss.hessian: 0, which computes no Hessian columns; needed a weight "
-                "above 0."
+                f"found {found}, but loss.hessian: 0 computes no Hessian columns; needed a weight above 0."
             )
 
     def check_steps(self, steps: int) -> None:
@@ -297,7 +296,7 @@ def check_paths(key: str, paths: Sequence[str]) -> None:
     for path in paths:
         if not Path(path).exists() and not glob.glob(path):
             raise ConfigError(
-                f"{key}: {path} does not exist (looked from {Path.cwd()}); needed a file of labelled "
+                f"{key}: {path} does not exist (relative to {Path.cwd()}); needed a file of labelled "
                 "crystals or a folder that `jaxmlip data convert` wrote."
             )
 
@@ -354,7 +353,9 @@ def read_mapping(path: str | Path, example: str) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"{path} is not a file; needed a configuration. {example} prints one.") from None
+        raise ConfigError(
+            f"{path} is not a file; needed a configuration. {example} prints an example."
+        ) from None
     if len(raw) > LARGEST:
         raise ConfigError(f"{path} has {len(raw)} bytes; needed a configuration, not data.")
     try:
@@ -480,7 +481,7 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Once)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is no YAML: {error}") from None
+        raise ConfigError(f"{where} is not YAML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{where} is nested too deeply.") from None
     except ConfigError as error:

@@ -120,8 +120,8 @@ def main(
     if potential.functionals:
         if data.functional is None:
             raise ConfigError(
-                f"{model} has the functionals {', '.join(potential.functionals)}, needed --functional with "
-                "that of the data."
+                f"{model} has the functionals {', '.join(potential.functionals)}, needed one: name that of "
+                "the data by --functional."
             )
         potential = select(potential, data.functional)
     crystals = read_one(data, split, potential)
@@ -129,8 +129,8 @@ def main(
     if not compared:
         raise ConfigError(
             f"found no label that {potential.name} predicts in {len(crystals)} crystals of "
-            f"{', '.join(data.train)}, needed some to compare with. `jaxmlip data inspect` shows what they "
-            "have; --option forces_key=NAME and the like name labels that are called otherwise."
+            f"{', '.join(data.train)}, needed some to compare with. `jaxmlip data inspect` shows the labels; "
+            "for labels with other names give --option forces_key=NAME and the like."
         )
     record: dict[str, Any] = {
         "model": potential.name,

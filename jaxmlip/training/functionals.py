@@ -29,13 +29,13 @@ def join(potential: Potential, functionals: Sequence[str]) -> Potential:
     names = tuple(map(functional_name, functionals))
     if potential.functionals:
         raise ValueError(
-            f"{potential.name} has the functionals {', '.join(potential.functionals)} already, needed a "
-            "potential of one; `select` makes one."
+            f"{potential.name} already has the functionals {', '.join(potential.functionals)}, needed a "
+            "potential of one functional; `select` makes one."
         )
     if architecture_of(potential.model) not in ARCHITECTURES:
         raise ValueError(
-            f"{potential.name} is made of an energy function, needed a network of this library: "
-            f"{', '.join(ARCHITECTURES)}. An energy function has to tell functionals apart itself."
+            f"{potential.name} is made from an energy function, needed a network of this library: "
+            f"{', '.join(ARCHITECTURES)}. Only their parameters can be extended."
         )
     if len(set(names)) < max(2, len(names)) or not all(names):
         raise ValueError(f"found the functionals {list(names)}, needed two or more different names.")
@@ -65,7 +65,7 @@ def select(potential: Potential, functional: str) -> Potential:
     if functional not in names:
         raise ValueError(
             f"found the functional {functional!r}, needed one of those that {potential.name} has: "
-            f"{', '.join(names) or 'it is of one alone'}."
+            f"{', '.join(names) or 'none, it is of one functional alone'}."
         )
     k = names.index(functional)
     model = _one(potential.model, len(names))

@@ -232,11 +232,13 @@ class _Run:
         steps = train.plan.steps if config.steps is None else config.steps
         if steps > train.plan.steps:
             raise ValueError(
-                f"found steps={steps}, but the plan of the loader ends after {train.plan.steps} steps "
-                f"({train.plan.steps_per_epoch} an epoch); needed a plan of more epochs."
+                f"found steps={steps}, but the loader's plan has {train.plan.steps} steps "
+                f"({train.plan.steps_per_epoch} an epoch). Make a plan of more epochs, or give fewer steps."
             )
         if config.patience and self.validation is None:
-            raise ValueError(f"found patience={config.patience} without a validation set, needed one.")
+            raise ValueError(
+                f"found patience={config.patience} without a validation set. Give one, or leave out patience."
+            )
         config.optimizer.updates(steps)
         return steps
 
@@ -260,8 +262,8 @@ class _Run:
         more = begun["steps"] == found.step < self.steps
         if changed := changes(begun, identity, ("steps",) if more else ()):
             raise OtherRunError(
-                f"{self.folder} holds a run of other data or settings. Go on with what it was begun with, or "
-                f"give another folder to begin a new run:\n  {described(changed)}"
+                f"{self.folder} holds a run of other data or settings. Use those of that run to continue it, "
+                f"or give another folder for a new run:\n  {described(changed)}"
             )
         record = found.record | ({"identity": identity, "stopped": None} if more else {})
         return potential.with_parameters(self.folder / "start"), record
@@ -354,7 +356,7 @@ class _Run:
             if self.meter.idle and self.first:
                 warnings.warn(
                     f"the gradient was exactly zero in the last {self.meter.idle} steps of the run: the "
-                    "network may give a constant. Look at metrics.jsonl before you use it.",
+                    "network may predict a constant. Check metrics.jsonl before you use it.",
                     stacklevel=2,
                 )
         if self.step % self.config.checkpoint_every == 0 or self.record["stopped"]:
@@ -377,8 +379,8 @@ class _Run:
             if self.step:
                 raise self.meter.diverged(f"{config.monitor} of the validation set is not finite", self.step)
             raise ValueError(
-                f"found monitor={config.monitor!r}, but validation gives {', '.join(metrics)} "
-                "(labels that the validation set does not have give nothing)."
+                f"found monitor={config.monitor!r}, but validation gives only {', '.join(metrics)}, since "
+                "the validation set has no other labels. Choose one of these."
             )
         value = metrics[config.monitor]
         best = record["best_value"] is None or value < record["best_value"]
@@ -409,9 +411,9 @@ class _Run:
         steps = self.saver.checkpoints.steps
         name = signal.Signals(self.signals.number).name
         message = (
-            f"{name}: stopped after step {self.step} of {self.steps}; saved is step "
-            f"{steps[-1] if steps else 'none'}, in {self.saver.checkpoints.folder}. The same command goes on "
-            "from there."
+            f"{name}: stopped after step {self.step} of {self.steps}. The last saved step is "
+            f"{steps[-1] if steps else 'none'}, in {self.saver.checkpoints.folder}. The same command "
+            "continues from there."
         )
         self.report(Stopped(self.step, message))
         if self.first:
@@ -422,8 +424,8 @@ class _Run:
         own, used = self.potential.params["reference_energies"], self.train.reference_energies
         if np.shape(own) != np.shape(used) or not np.allclose(own, used, rtol=0, atol=1e-6):
             raise ValueError(
-                "the reference energies that the loader subtracts from the labels are not those of the "
-                "potential that is trained; make the loader with potential.params['reference_energies']"
+                "the loader subtracts other reference energies from the labels than the potential adds. Make "
+                "the loader with potential.params['reference_energies']"
                 + (f" of {self.folder / 'start'}." if (self.folder / "start").exists() else ".")
             )
 
@@ -547,8 +549,8 @@ class _Meter:
         back = f"The last good checkpoint is {self.saver.checkpoints.path(good[-1])}." if good else ""
         return DivergedError(
             f"{what} at step {step}, with the crystals {shown} of the training set (jaxmlip data inspect "
-            f"tells of outliers). {back} Train again in another folder with a lower learning rate or with "
-            "clip, or without those crystals."
+            f"shows outliers). {back} Train again in another folder with a lower learning rate or with clip, "
+            "or without these crystals."
         )
 
     def _dead(self, step: int) -> DivergedError:
@@ -557,10 +559,10 @@ class _Meter:
         alive = [s for s in self.saver.checkpoints.steps if s < since]
         back = f"The last checkpoint before is {self.saver.checkpoints.path(alive[-1])}. " if alive else ""
         return DivergedError(
-            f"the gradient has been exactly zero since step {since}, and the loss is not: what is trained no "
-            f"longer changes what the loss sees. {back}Where the network gives a constant, train again in "
-            "another folder with a lower learning rate or with clip; where loss has weights for properties "
-            "alone that the trained parameters do not change, train others (optimizer.train)."
+            f"the gradient has been exactly zero since step {since}, but the loss is not: the trained "
+            f"parameters no longer change it. {back}If the network predicts a constant, train again in "
+            "another folder with a lower learning rate or with clip. If the loss only has properties that "
+            "the trained parameters do not change, train others (optimizer.train)."
         )
 
 

@@ -50,7 +50,8 @@ class LossConfig:
         weights = {p: getattr(self, p) for p in PROPERTIES}
         if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
             raise ValueError(
-                f"found the loss weights {weights}, needed finite ones, none negative and one positive."
+                f"found the loss weights {weights}, needed finite numbers, none negative and at least one "
+                "positive."
             )
 
     @property

@@ -59,8 +59,8 @@ class OptimizerConfig:
         if self.schedule == "cosine" and self.final_learning_rate > self.learning_rate:
             raise ValueError(
                 f"found final_learning_rate={self.final_learning_rate} and "
-                f"learning_rate={self.learning_rate}, so that the rate would grow; needed a final one "
-                "that is not above the first, or schedule=constant."
+                f"learning_rate={self.learning_rate}, which lets the rate grow; needed a final rate not "
+                "above the first, or schedule=constant."
             )
         if self.weight_decay and self.name != "adamw":
             raise ValueError(f"found weight_decay={self.weight_decay} with {self.name}, needed name='adamw'.")
@@ -73,14 +73,14 @@ class OptimizerConfig:
         updates = steps // self.accumulate
         if updates < 1:
             raise ValueError(
-                f"found accumulate={self.accumulate} in a run of {steps} steps, which would train nothing; "
-                f"needed {steps} at most, or more steps."
+                f"found accumulate={self.accumulate} in a run of {steps} steps, which trains nothing; needed "
+                f"at most {steps}, or more steps."
             )
         if self.warmup_steps >= updates:
             raise ValueError(
                 f"found warmup_steps={self.warmup_steps} in a run of {updates} updates ({steps} steps), "
-                f"which would never come to learning_rate={self.learning_rate}; needed {updates - 1} at "
-                "most, or more steps."
+                f"which never reaches learning_rate={self.learning_rate}; needed at most {updates - 1}, or "
+                "more steps."
             )
         return updates
 
@@ -95,8 +95,8 @@ def trained(config: OptimizerConfig, names: Iterable[str]) -> list[str]:
     chosen -= {n for pattern in config.freeze for n in _matching(pattern, names)}
     if not chosen:
         raise ValueError(
-            f"train={list(config.train)} and freeze={list(config.freeze)} leave no parameter to train; "
-            "needed at least one."
+            f"train={list(config.train)} and freeze={list(config.freeze)} leave no parameter to train. "
+            "Freeze less, or train more."
         )
     return sorted(chosen)
 
@@ -109,8 +109,8 @@ def _matching(pattern: str, names: list[str]) -> list[str]:
     if not found:
         near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.3)
         raise ValueError(
-            f"no parameter is called {pattern!r}; needed one of {', '.join(GROUPS)} or a regular expression "
-            f"for names such as {', '.join(near or names[:5])}."
+            f"found no parameter that matches {pattern!r}, needed one of {', '.join(GROUPS)} or a regular "
+            f"expression for names such as {', '.join(near or names[:5])}."
         )
     return found
 

@@ -23,8 +23,8 @@ def warn_of_overlap(splits: Mapping[str, Split], replay: Split | None) -> None:
         looked, found = shared(splits[name], sources)
         if found:
             warnings.warn(
-                f"{found} of {looked} crystals of the {name} data are trained on, too: errors on them tell "
-                f"nothing of others. Leave them out of one of the two (data.train, data.{name}).",
+                f"{found} of {looked} crystals of the {name} data are trained on, too: errors on them say "
+                f"nothing about other crystals. Leave them out of data.train or data.{name}.",
                 stacklevel=2,
             )
 

@@ -52,22 +52,21 @@ def check_folder(folder: str | Path, config: TrainConfig) -> None:
         # Without start/ it never came to the first step.
         if changed and (folder / "start").exists() and not (longer and done is not None):
             why = (
-                "More epochs or steps are for a run that took all of its own; this one was interrupted, or "
-                "stopped by patience. Go on"
+                "More epochs or steps are possible once a run has taken all of its own; this one was "
+                "interrupted, or stopped by patience. Go on"
                 if longer
-                else "Where all else is the same, a run that is done takes more epochs or steps. Go on"
+                else "A finished run can get more epochs or steps if all else is the same. Go on"
             )
             raise RunFolderError(
-                f"{folder} holds a run with another configuration. {why} with what it was begun with "
-                f"(jaxmlip train {begun} --out {folder}), or give another folder:\n  "
-                f"{described(changed)}"
+                f"{folder} holds a run with another configuration. {why} with its own configuration (jaxmlip "
+                f"train {begun} --out {folder}), or give another folder:\n  {described(changed)}"
             )
     elif folder.exists() and (
         not folder.is_dir() or any(p.name != LOCK and not is_remain(p) for p in folder.iterdir())
     ):
         raise RunFolderError(
-            f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and no folder of a run (it has no "
-            f"{CONFIG}); give a new one."
+            f"{folder} is {'not empty' if folder.is_dir() else 'a file'} and not the folder of a run (it has "
+            f"no {CONFIG}); give a new one."
         )
 
 

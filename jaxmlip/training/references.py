@@ -40,7 +40,7 @@ class References:
             return f"reference energies of isolated atoms for {names}"
         text = f"reference energies refitted for {names}: {1e3 * self.rmse:.1f} meV/atom remain"
         if self.ridge:
-            text += "; the compositions do not determine all of them, so they stay close to the old"
+            text += "; compositions do not determine all of them, so they stay close to the old ones"
         return text
 
 
@@ -59,7 +59,7 @@ def refit(
     Raises ValueError if there is no crystal.
     """
     if not len(species):
-        raise ValueError("found no crystal with an energy, needed some to fit reference energies to.")
+        raise ValueError("found no crystal with an energy, needed some to fit reference energies.")
     present = np.unique(np.concatenate(species))
     counts = np.array([(s[:, None] == present).sum(axis=0) for s in species], float)
     atoms = counts.sum(axis=1)
@@ -90,7 +90,7 @@ def of_isolated(
         if abs(found.setdefault(z, energy) - energy) > SAME:
             raise ValueError(
                 f"found isolated atoms of {chemical_symbols[atomic_number(z)]} with {found[z]} and {energy} "
-                "eV, needed one energy for each element: that of the ground state."
+                "eV, needed one energy for each element. Keep the atom in its ground state."
             )
     if missing := sorted(set(needed) - set(found)):
         names = ", ".join(dict.fromkeys(chemical_symbols[atomic_number(z)] for z in missing))

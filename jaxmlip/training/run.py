@@ -117,8 +117,8 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
             (folder / RESULTS).rename(folder / f"results-{done}.json")
         rate = float(learning_rate(config.optimizer, steps)(done // config.optimizer.accumulate))
         terminal.print(
-            f"{done} of {steps} steps are done. The optimizer goes on from its state, with the learning rate "
-            f"that the schedule of {steps} steps has there, {rate:.3g}.",
+            f"{done} of {steps} steps are done. The optimizer continues from its state, with the learning "
+            f"rate {rate:.3g} of the schedule of {steps} steps.",
             soft_wrap=True,
         )
     waste = ", ".join(f"{kind} {part:.0%}" for kind, part in plan.waste.items())
@@ -169,8 +169,8 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
         replay = read_splits(data, potential)["train"]
         if replay.functionals.keys() - train.functionals.keys():
             raise ConfigError(
-                f"replay.data: found crystals of {counted(replay.functionals)}, needed those of the "
-                f"functional of the training data, which has {counted(train.functionals)}. {STATE}"
+                f"replay.data: found crystals of {counted(replay.functionals)}, needed the functional of the "
+                f"training data, {counted(train.functionals)}. {STATE}"
             )
     per_epoch = -(-len(train) // min(config.batch_size, len(train)))
     plan = Plan(
@@ -244,9 +244,9 @@ def _warn_unfitted(found: References, splits: Mapping[str, Split]) -> None:
             elements = ", ".join(sorted({chemical_symbols[atomic_number(z)] for each in those for z in each}))
             warnings.warn(
                 f"{len(those)} of {len(split)} crystals of the {name} data have {elements}, for which no "
-                "reference energy could be fitted: no crystal of the training data with an energy, and of "
-                "that functional, has it. Their energies mean little; leave them out, or divide the data "
-                "otherwise (data.split_seed).",
+                "reference energy could be fitted: no training crystal of that functional has the element "
+                "and an energy. Energies of these crystals mean little. Leave them out, or divide the data "
+                "differently (data.split_seed).",
                 stacklevel=2,
             )
 
@@ -288,25 +288,26 @@ def _check_labels(config: TrainConfig, potential: Potential, train: Split, valid
     """Raises ConfigError if no property of the loss is both labelled and predicted; warns if some are not."""
     asked = config.loss.properties
     if "magmoms" in asked and train.counts.get("magmoms") and not _gives_magmoms(potential, train):
-        told = f"loss.magmoms: found {config.loss.magmoms}, and {potential.name} gives no magnetic moments"
+        told = f"loss.magmoms: found {config.loss.magmoms}, but {potential.name} predicts no magnetic moments"
         if asked == ("magmoms",):
-            raise ConfigError(f"{told}; needed a weight for what it gives, such as loss.energy.")
-        warnings.warn(f"{told}: the loss does without.", stacklevel=2)
+            raise ConfigError(f"{told}; needed a weight for something that it predicts, such as loss.energy.")
+        warnings.warn(f"{told}: the loss leaves them out.", stacklevel=2)
     missing = [p for p in asked if not train.counts.get(p)]
     if len(missing) == len(asked):
         raise ConfigError(
-            f"loss: found weights for {', '.join(asked)}, and no crystal of the training data has a label of "
-            "these; `jaxmlip data inspect` shows what they have."
+            f"loss: found weights for {', '.join(asked)}, but no crystal of the training data has such a "
+            "label; `jaxmlip data inspect` shows the labels."
         )
     watched = config.monitor.rpartition("_")[0]
     if validation is not None and watched and not validation.counts.get(watched):
         raise ConfigError(
-            f"monitor: found {config.monitor}, and no crystal of the validation data has {watched}; they "
-            f"have {', '.join(p for p, n in validation.counts.items() if n) or 'no label'}."
+            f"monitor: found {config.monitor}, but no crystal of the validation data has {watched}; choose "
+            f"from what they have: {', '.join(p for p, n in validation.counts.items() if n) or 'no label'}."
         )
     if missing:
         warnings.warn(
-            f"no crystal of the training data has {', '.join(missing)}: the loss does without.", stacklevel=2
+            f"no crystal of the training data has {', '.join(missing)}: the loss leaves them out.",
+            stacklevel=2,
         )
 
 
@@ -377,8 +378,8 @@ def export(
     folder = source if step is None else source.parents[1]
     if not (folder / CONFIG).is_file() or not (folder / "checkpoints").is_dir():
         raise FileNotFoundError(
-            f"{source} is neither the folder of a run (with {CONFIG} and checkpoints/) nor a checkpoint in "
-            "one (RUN/checkpoints/00000100)."
+            f"found no checkpoint in {source}, needed the folder of a run (with {CONFIG} and checkpoints/) "
+            "or a checkpoint in one (RUN/checkpoints/00000100)."
         )
     config = read_config(folder / CONFIG)
     checkpoints = Checkpoints(folder / "checkpoints", config.keep)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 ALONE = {"validation": (), "test": (), "fractions": (1.0, 0.0, 0.0), "crystals": None}  # train on all
 STATE = (
-    "data.options: {functional: …} states it for crystals whose files do not, and `jaxmlip data convert "
-    "--functional` for those of a dataset."
+    "If files do not state the functional, name it by data.options: {functional: …}, or for a dataset by "
+    "`jaxmlip data convert --functional`."
 )
 
 
@@ -53,7 +53,7 @@ def read(data: DataConfig, functionals: Sequence[str] = ()) -> dict[str, Split |
         if paths:
             found[name] = _of_its_own(paths, name, data)
     if "train" not in found:
-        raise ConfigError(f"data.train: found no crystal in {', '.join(data.train)}, needed one at least.")
+        raise ConfigError(f"data.train: found no crystal in {', '.join(data.train)}, needed at least one.")
     if data.crystals is not None:
         found["train"] = _some(found["train"], data.crystals, data.split_seed)
     _check_functionals(found, functionals)
@@ -68,15 +68,17 @@ def _check_functionals(splits: Mapping[str, Any], needed: Sequence[str]) -> None
         if missing or set(counts) - set(needed):
             told = "; ".join(f"{name}: {counted(functionals_of(s))}" for name, s in splits.items())
             raise ConfigError(
-                f"model.functionals: found {', '.join(needed)} and crystals of other functionals ({told}); "
-                f"needed some of each to train on, and none of another. {STATE}"
+                f"model.functionals: found {', '.join(needed)}, but crystals of {told}; needed training "
+                f"crystals of each of these functionals, and none of others. {STATE}"
             )
     elif len(counts) > 1:
         names = sorted(filter(None, counts), reverse=True)
-        several = f", or model.functionals: [{', '.join(names)}] trains on both at once" * (len(names) > 1)
+        several = f", or train on both at once with model.functionals: [{', '.join(names)}]" * (
+            len(names) > 1
+        )
         raise ConfigError(
-            f"data: found crystals of several functionals ({counted(counts)}), whose energies do not go "
-            f"together. data.functional: {names[0]} takes those alone{several}. {STATE}"
+            f"data: found crystals of several functionals ({counted(counts)}), whose energies cannot be "
+            f"mixed. Choose one with data.functional: {names[0]}{several}. {STATE}"
         )
 
 
@@ -93,7 +95,7 @@ def _some(train: Any, crystals: int, seed: int) -> Any:
     """A random part of the training data; with the same seed, a smaller part lies in a larger one."""
     if crystals > len(train):
         raise ConfigError(
-            f"data.crystals: found {crystals}, needed {len(train)} at most: so many are there to train on."
+            f"data.crystals: found {crystals}, needed at most {len(train)}, the number of training crystals."
         )
     index = np.sort(np.random.default_rng(seed).permutation(len(train))[:crystals])
     return [train[k] for k in index] if isinstance(train, list) else Selection(train, index)
@@ -133,8 +135,8 @@ def _of_functional(split: Split, functional: str) -> Split:
 def _check_there(functional: str, counts: Mapping[str, int], paths: Sequence[str]) -> None:
     if not counts.get(functional):
         raise ConfigError(
-            f"data.functional: found {functional}, and {counted(counts)} in {', '.join(paths)}; needed one "
-            f"crystal of it at least. {STATE}"
+            f"data.functional: found {functional}, but crystals of {counted(counts)} in {', '.join(paths)}; "
+            f"needed at least one of this functional. {STATE}"
         )
 
 
@@ -143,14 +145,13 @@ def _crystals(paths: Sequence[str], data: DataConfig, **options) -> list[Labelle
     known = [its.name for its in fields(ReadOptions) if its.name != "isolated"]  # reference_energies says it
     if unknown := [name for name in data.options if name not in known]:
         raise ConfigError(
-            f"data.options: found {', '.join(unknown)}, which readers do not know; they know "
-            f"{', '.join(known)}."
+            f"data.options: found {', '.join(unknown)}, needed options of readers: {', '.join(known)}."
         )
     crystals = read_labelled(paths, data.format, **{"skip_bad": data.skip_bad} | data.options | options)
     found = list(track(crystals, "reading"))
     if not found:
         what = "isolated atom" if options.get("isolated") == "only" else "crystal"
-        raise ConfigError(f"found no {what} in {', '.join(paths)}, needed one at least.")
+        raise ConfigError(f"found no {what} in {', '.join(paths)}, needed at least one.")
     if data.functional is not None:
         wanted = functional_name(data.functional)
         _check_there(wanted, Counter(c.functional for c in found), paths)
@@ -226,16 +227,16 @@ def read_one(data: DataConfig, split: str, potential: Potential) -> Split:
         options = [key for key in ("format", "skip_bad") if getattr(data, key)]
         if options := [*options, *sorted(data.options.keys() - {"limit"})]:
             raise ConfigError(
-                f"found {', '.join(options)} with the dataset {data.train[0]}, whose labels are named "
-                "already; leave them out, or give them to `jaxmlip data convert`."
+                f"found {', '.join(options)} with the dataset {data.train[0]}, whose labels are already "
+                "read; leave them out, or give them to `jaxmlip data convert`."
             )
         splits = _datasets(data.train, data)
         found = [s for name, s in splits.items() if split in ("all", name) and len(s)]
         if not found:
-            raise ConfigError(f"{data.train[0]} has no split {split!r}, found {', '.join(splits)}.")
+            raise ConfigError(f"{data.train[0]} has no split {split!r}, needed one of {', '.join(splits)}.")
     else:
         if split != "all":
-            raise ConfigError(f"found the split {split!r} of files, needed a dataset: files have no splits.")
+            raise ConfigError(f"found the split {split!r} of files, which have no splits; needed a dataset.")
         found = [_crystals(data.train, data)]
     parts = {str(k): part for k, part in enumerate(found)}
     _check_functionals(parts, ())

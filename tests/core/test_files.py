@@ -310,7 +310,7 @@ def test_a_pipe_is_not_read_as_a_checkpoint_or_a_structure(work, tmp_path, monke
         ("no file of a known format", ("data", "inspect", str(tmp_path / "below"))),
         ("is not a file", ("softening-scale", pipe, "--model", "model")),
         ("needed the folder of a phonopy run", ("compare", pipe, "--model", "model")),
-        ("neither the folder of a run", ("export", pipe, out)),
+        ("needed the folder of a run", ("export", pipe, out)),
     ):
         assert words in refused(capsys, *command)
     assert {p.name for p in tmp_path.iterdir()} == {"below", "x"}

@@ -169,13 +169,13 @@ def test_fewer_crystals_of_a_dataset_are_a_part_of_more_and_say_what_they_have(t
         np.testing.assert_array_equal(part.sizes, again.sizes)
     other = read(DataConfig(train=(str(tmp_path / "d"),), crystals=9, split_seed=1))["train"]
     assert len({whole.digest, parts[3].digest, parts[9].digest, other.digest}) == 4
-    with pytest.raises(ConfigError, match=f"data.crystals: found 41, needed {len(whole)} at most"):
+    with pytest.raises(ConfigError, match=f"data.crystals: found 41, needed at most {len(whole)}"):
         read(DataConfig(train=(str(tmp_path / "d"),), crystals=41))
 
 
 def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):
     crystals = [labelled(8 * k) for k in range(20)]
-    with pytest.warns(UserWarning, match=r"1 material\(s\), too few.*in all splits"):
+    with pytest.warns(UserWarning, match=r"1 material\(s\), too few.*all splits"):
         made = write_dataset(tmp_path / "d", crystals, CUTOFFS)
     assert {name: len(split) for name, split in made.splits.items()} == {
         "train": 18,
@@ -331,7 +331,7 @@ def test_a_configuration_trains_on_what_is_whole(tmp_path):
     few = replace(data, options={"limit": 3})
     assert len(read(few)["train"]) == 3
     for options in ({"isolated": "too"}, {"limits": 1}):
-        with pytest.raises(ConfigError, match="readers do not know"):
+        with pytest.raises(ConfigError, match=r"data\.options: found (isolated|limits)"):
             read(replace(data, options=options))
 
 
@@ -408,7 +408,7 @@ def test_a_model_of_other_cutoffs_or_elements_is_refused():
     with pytest.raises(DatasetError, match="Convert the data again"):
         check(MemorySplit.from_crystals([labelled(0)], Cutoffs(5.0)), potential)
     split.elements = (29, 118)
-    with pytest.raises(DatasetError, match="the data set has Og"):
+    with pytest.raises(DatasetError, match=f"elements Og, but .* knows {len(potential.elements)} elements"):
         check(split, potential)
 
 

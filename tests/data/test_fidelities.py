@@ -85,7 +85,7 @@ def test_a_potential_of_several_functionals_is_not_used_without_choosing_one(any
         joined.predict(Atoms("He", cell=[9, 9, 9], pbc=True))
     with pytest.raises(ValueError, match=r"'SCAN', needed one of those that .* has: PBE, r2SCAN"):
         select(joined, "SCAN")
-    with pytest.raises(ValueError, match="it is of one alone"):
+    with pytest.raises(ValueError, match="it is of one functional alone"):
         select(any_potential, "PBE")
     with pytest.raises(ValueError, match="already"):
         join(joined, ("PBE", "SCAN"))

@@ -167,7 +167,7 @@ def test_a_mistake_is_answered_on_standard_error(file, capsys):
     assert "found no path" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["data", "inspect", str(file.parent / "mien.extxyz")])
-    assert "mien.extxyz is no file or folder" in capsys.readouterr().err
+    assert "mien.extxyz is neither a file nor a folder" in capsys.readouterr().err
 
 
 def test_a_set_without_labels_can_be_drawn(tmp_path):
@@ -183,7 +183,7 @@ def test_stresses_in_kbar_are_flagged(clean, tmp_path, capsys):
     assert [o.kind for o in found.outliers] == ["stress"] * 12
     assert found.outliers[0].value == pytest.approx(20 * 160.2176634)
     (line,) = found.units
-    assert line.startswith("stress: 12 of 12 are beyond 500 GPa")
+    assert line.startswith("stress: 12 of 12 exceed 500 GPa")
     assert inspect(clean).units == []
 
 

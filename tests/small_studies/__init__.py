@@ -107,14 +107,14 @@ TABLE = {
     ),
     "softening.surfaces": Experiment(
         softening.surfaces,
-        ({"materials": ("mlearn/Xx",)}, "found mlearn/Xx of data, known are mlearn/Li"),
+        ({"materials": ("mlearn/Xx",)}, "found mlearn/Xx, needed names of data: mlearn/Li"),
         ("mlearn/Li.extxyz.gz", MLEARN, {}),
         other={"fmax": 2e3},
         small=stand_ins("surfaces"),
     ),
     "softening.defects": Experiment(
         softening.defects,
-        ({"elements": ("Xx",)}, "found Xx of data, known are Li"),
+        ({"elements": ("Xx",)}, "found Xx, needed names of data: Li"),
         ("mlearn/Li.extxyz.gz", MLEARN, {}),
         other={"fmax": 2e3},
         small=stand_ins("defects"),

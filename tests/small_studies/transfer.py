@@ -102,7 +102,7 @@ def write_set(folder: Path, teachers=("a", "b")) -> None:
                 material = f"rocksalt-{metal}{X}"
                 crystals.append(LabelledCrystal(atoms, labels, material, f"{material}/{frame}"))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "of 32 crystal")
+            warnings.filterwarnings("ignore", "(?s).*of 32 crystal")
             write_dataset(
                 folder / name, crystals, Cutoffs(3.0), fractions=(0.8, 0.1, 0.1), processes=1, seed=7
             )

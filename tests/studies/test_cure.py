@@ -34,6 +34,6 @@ def test_training_the_readout_for_a_moment_moves_the_slope(ran, tmp_path):
 
 
 def test_too_few_frames_are_said_before_anything_is_computed(ran, tmp_path):
-    with pytest.raises(ValueError, match="there are 4 frames of hot Si, needed twice 3"):
+    with pytest.raises(ValueError, match="found 4 frames of hot Si, needed twice 3"):
         go("softening.cure", replace(ran("softening.cure").settings, sizes=(3,), out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()

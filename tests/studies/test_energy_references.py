@@ -143,12 +143,12 @@ def test_what_is_damaged_or_no_pair_is_answered_in_words(tmp_path):
     with pytest.raises(StudyError, match="not as matcalc publishes it"):
         read_elements(tmp_path / ELEMENTS)
     write_dimers(tmp_path / DIMERS, moved=0.1)
-    with pytest.raises(StudyError, match="crystal 0 is another one"):
+    with pytest.raises(StudyError, match="crystal 0 differs between"):
         read_dimers(tmp_path / DIMERS)
     with pytest.raises(StudyError, match=r"has no set\.json; needed a folder that"):
         read_set(tmp_path)
     (tmp_path / "set.json").write_text('{"teachers": ["../a", "b"]}')
-    with pytest.raises(StudyError, match="needed two"):
+    with pytest.raises(StudyError, match="needed at least two"):
         read_set(tmp_path)
 
 

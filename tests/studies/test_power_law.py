@@ -67,7 +67,7 @@ def test_three_points_have_a_slope_and_no_interval():
 @pytest.mark.parametrize(
     ("x", "y", "said"),
     [
-        ((1, 1), (1, 2), "needed two at least"),
+        ((1, 1), (1, 2), "found 1 different x"),
         ((1, 2), (0, 1), "positive"),
         ((1, 2), (1, np.nan), "positive"),
     ],

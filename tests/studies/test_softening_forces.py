@@ -65,7 +65,9 @@ def test_materials_of_some_unknown_elements_are_left_out_and_the_others_compared
     monkeypatch.setitem(STAND_INS, "copper", copper)
     go("softening.forces", settings)
     record = json.loads((tmp_path / "out/record.json").read_text())
-    assert any("elements of 1, left out: wbm-1-1 (WBM" in line for line in record["findings"])
+    assert any(
+        "elements of 1 materials, which are left out: wbm-1-1 (WBM" in line for line in record["findings"]
+    )
     assert record["tables"][0]["rows"][0][4]["value"] == pytest.approx(2, rel=1e-4)
 
 

@@ -80,7 +80,9 @@ def test_materials_of_unknown_elements_are_left_out_and_named_and_nothing_at_all
     assert record["tables"] == [
         {"title": "t", "columns": ["model", "n"], "rows": [["salt", 2]], "digits": 3, "note": ""}
     ]
-    assert "salt does not know all elements of 2, left out: Si, MgO." in record["findings"]
+    assert (
+        "salt does not know all elements of 2 materials, which are left out: Si, MgO." in record["findings"]
+    )
     nothing = Study("trial", Settings(tmp_path / "other"), {"salt": salt})
     nothing.known("salt", {"Si": [14], "MgO": [12, 8]}, list)
     nothing.fail("salt: C", "no")

@@ -151,7 +151,7 @@ def test_what_a_teacher_finds_absurd_is_dropped_and_counted(settings, tmp_path):
 def test_too_few_materials_unknown_elements_and_no_teacher_are_answered_in_words(teachers, tmp_path):
     with pytest.raises(StudyError, match="no teacher"):
         main(Settings(out=tmp_path / "a"))
-    with pytest.raises(StudyError, match="Lr, which is not known to all"):
+    with pytest.raises(StudyError, match="--element Lr, which some teacher does not know"):
         main(Settings(teachers[:1], element=("Lr",), out=tmp_path / "c"))
     alone = {**FEW, **LOOSE, "element": ("Mg",), "structures": 1000, "rattled": 0, "md": 0}
     with pytest.raises(StudyError, match=r"found \d+ crystals in all \d+ parts, needed 1000"):

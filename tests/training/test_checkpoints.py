@@ -166,7 +166,7 @@ def test_where_no_checkpoint_is_whole_an_error_names_each(three, tmp_path):
     checkpoints = Checkpoints(folder)
     for step in checkpoints.steps:
         (checkpoints.path(step) / "run.json").write_text("{}")
-    with pytest.raises(DamagedCheckpointError, match=r"(?s)00000030.*00000020.*00000010.*is whole"):
+    with pytest.raises(DamagedCheckpointError, match=r"(?s)00000030.*00000020.*00000010.*are damaged"):
         checkpoints.latest()
     assert checkpoints.steps == [10, 20, 30]  # nothing was touched
 
@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_saving_works_again_when_th
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"step 40 was not saved.*step 30 is as it was"):
+        with pytest.raises(CheckpointError, match=r"step 40 was not saved.*step 30 is intact"):
             save_now(checkpoints, 40, big)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_saving_works_again_when_th
 def test_a_checkpoint_larger_than_what_is_free_is_not_begun(three, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     checkpoints = Checkpoints(three)
-    with pytest.raises(CheckpointError, match=r"1\.4 MiB are needed.*1\.0 MiB free.*step 30 is as it was"):
+    with pytest.raises(CheckpointError, match=r"1\.4 MiB are needed.*1\.0 MiB free.*step 30 is intact"):
         save_now(checkpoints, 40, {"x": np.zeros(100_000, np.float32)})
     assert checkpoints.latest().step == 30
     assert not list(three.glob("saving-*"))

@@ -142,7 +142,7 @@ def test_another_configuration_or_another_folder_is_refused(tmp_path):
         open_folder(tmp_path / "run", dataclasses.replace(CONFIG, seed=3))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
-    with pytest.raises(RunFolderError, match="not empty and no folder of a run"):
+    with pytest.raises(RunFolderError, match="not empty and not the folder of a run"):
         open_folder(tmp_path / "other", CONFIG)
     with pytest.raises(RunFolderError, match="is a file"):
         open_folder(tmp_path / "other" / "thesis.tex", CONFIG)
@@ -264,8 +264,8 @@ def test_a_finished_run_takes_more_epochs_and_nothing_else(finished, tmp_path, m
             train(*change)
         assert named in capsys.readouterr().err
     said = train("epochs=6")
-    assert "16 of 24 steps are done. The optimizer goes on from its state" in said
-    assert "the schedule of 24 steps has there, 0.00251" in said
+    assert "16 of 24 steps are done. The optimizer continues from its state" in said
+    assert "the learning rate 0.00251 of the schedule of 24 steps" in said
     assert "stopped after step 24: all 24 steps are done" in said
     assert read_config(folder / "config.yaml").epochs == 6
     assert json.loads((folder / "results-16.json").read_text())["stopped"] == "all 16 steps are done"
@@ -276,14 +276,14 @@ def test_a_finished_run_takes_more_epochs_and_nothing_else(finished, tmp_path, m
 def test_more_epochs_are_for_a_run_that_is_done(tmp_path):
     open_folder(tmp_path / "run", CONFIG)
     (tmp_path / "run" / "start").mkdir()
-    with pytest.raises(RunFolderError, match=r"for a run that took all of its own.*\n.*begun with 100"):
+    with pytest.raises(RunFolderError, match=r"this one was interrupted.*\n.*begun with 100"):
         open_folder(tmp_path / "run", dataclasses.replace(CONFIG, epochs=200))
 
 
 def test_export_names_what_is_no_run(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["export", str(tmp_path), str(tmp_path / "out")])
-    assert "neither the folder of a run" in capsys.readouterr().err
+    assert "needed the folder of a run" in capsys.readouterr().err
 
 
 def test_mistakes_leave_no_folder_behind(tmp_path, monkeypatch, capsys):

@@ -157,7 +157,7 @@ def test_axes_make_every_combination_and_runs_are_changes(here):
         ("vary: {seed: [0]}\nruns: [{seed: 1}]", "found seed in vary and in runs"),
         ("seeds: [1]", "seeds is no key of a sweep"),
         ("vary: {seed: [0], seed: [1]}", "seed is there a second time"),
-        ("vary: !!python/object/apply:os.system [ls]", "is no YAML"),
+        ("vary: !!python/object/apply:os.system [ls]", "is not YAML"),
         (
             "vary: {" + ", ".join(f"k{n}: [{', '.join('0' * 10)}]" for n in range(9)) + "}",
             "1,000,000,000 runs",
@@ -319,7 +319,7 @@ def test_an_edited_file_keeps_the_table_of_finished_runs_and_counts_them(here, c
     out, err = collected(capsys)
     assert "0 of 2 runs are finished" in out
     assert "2 finished run(s) of other configurations are in out: seed=1-" in out
-    assert "has 2 finished run(s) that the new one has not, such as seed=1. It is kept as sweep-1.csv" in err
+    assert "has 2 finished run(s) that the new one lacks, such as seed=1. It is kept as sweep-1.csv" in err
     assert Path("out/sweep-1.csv").read_text() == counted_twice
     assert list(json.loads(Path("out/sweep-1.json").read_text())["finished"]) == ["seed=1", "seed=2"]
     assert len(json.loads(Path("out/sweep.json").read_text())["others"]) == 2

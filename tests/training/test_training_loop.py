@@ -179,9 +179,9 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(whole, tmp_path):
     quick = replace(SETTINGS, checkpoint_every=1000)
     with (
         pytest.raises(
-            InterruptedRun, match=r"SIGINT: stopped after step 10 of 40; saved is step 10"
+            InterruptedRun, match=r"SIGINT: stopped after step 10 of 40\. The last saved step is 10"
         ) as error,
-        pytest.warns(UserWarning, match="The same command goes on from there"),
+        pytest.warns(UserWarning, match="The same command continues from there"),
     ):
         small_run.run(tmp_path, quick, interrupt)
     assert error.value.code == 128 + signal.SIGINT
@@ -244,9 +244,9 @@ def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(programs
     process.communicate(timeout=60)
     errors = errors_of(tmp_path / "run").read_text()
     assert process.returncode == 128 + signal.SIGTERM
-    assert "The same command goes on from there" in errors
+    assert "The same command continues from there" in errors
     newest = Checkpoints(tmp_path / "run" / "checkpoints").latest()
-    assert f"saved is step {newest.step}" in " ".join(errors.split())
+    assert f"last saved step is {newest.step}" in " ".join(errors.split())
     assert newest.step >= 5
 
 
@@ -453,14 +453,14 @@ def test_a_run_does_not_go_on_with_other_labels_of_the_same_crystals(whole, monk
 def test_settings_that_do_not_fit_the_data_are_refused(tmp_path):
     mesh = parallel.make_mesh(1)
     train, data, potential = small_run.loader(mesh), small_run.split(7, 1), small_run.start()
-    with pytest.raises(ValueError, match="ends after 40 steps"):
+    with pytest.raises(ValueError, match="plan has 40 steps"):
         loop.fit(potential, train, data, replace(SETTINGS, steps=41), mesh, tmp_path)
     with pytest.raises(ValueError, match="patience=2 without a validation set"):
         loop.fit(potential, train, None, replace(SETTINGS, patience=2), mesh, tmp_path)
     with pytest.raises(ValueError, match="keep: found 0"):
         loop.fit(potential, train, data, replace(SETTINGS, keep=0), mesh, tmp_path)
     with pytest.raises(
-        ValueError, match=r"found monitor='stress_mae', but validation gives loss, energy_mae"
+        ValueError, match=r"found monitor='stress_mae', but validation gives only loss, energy_mae"
     ):
         loop.fit(potential, train, data, replace(SETTINGS, monitor="stress_mae"), mesh, tmp_path)
     shifted = replace(potential, params=potential.params | {"reference_energies": np.zeros(21)})

@@ -111,14 +111,18 @@ def check(settings: Settings) -> None:
     for name in ("rattle", "temperature"):
         first, last = getattr(settings, name)
         if not 0 <= first <= last:
-            raise StudyError(f"found {name}={first:g} {last:g}, needed two numbers that ascend from 0.")
+            raise StudyError(
+                f"found {name}={first:g} {last:g}, needed two numbers from 0 in ascending order."
+            )
 
 
 def check_names(teachers: Iterable[str]) -> None:
     """Raises StudyError for a name that the folder of a teacher cannot have."""
     for name in teachers:
         if Path(name).name != name or name in ("parts", "", ".."):
-            raise StudyError(f"found a teacher called {name!r}, needed a name that a folder can have.")
+            raise StudyError(
+                f"found a teacher called {name!r}, needed a name that a folder beside the others can have."
+            )
 
 
 def common_elements(settings: Settings, teachers: Iterable[Potential]) -> list[str]:
@@ -128,7 +132,7 @@ def common_elements(settings: Settings, teachers: Iterable[Potential]) -> list[s
     known = set.intersection(*({chemical_symbols[z] for z in t.elements} for t in teachers))
     unknown = [s for s in settings.element if s not in known]
     if unknown:
-        raise StudyError(f"found --element {unknown[0]}, which is not known to all teachers. Leave it out.")
+        raise StudyError(f"found --element {unknown[0]}, which some teacher does not know. Leave it out.")
     return sorted(settings.element or known)
 
 

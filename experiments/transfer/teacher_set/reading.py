@@ -20,12 +20,12 @@ def teacher_set(folder: Path, teacher: str) -> Dataset:
     if not (folder / teacher / MANIFEST).is_file():
         found = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         raise DatasetError(
-            f"{folder} has no labels of {teacher}, found {', '.join(found) or 'no dataset'}. Make them by "
+            f"{folder} has no labels of {teacher}, only {', '.join(found) or 'no dataset'}. Make them with "
             "`python -m experiments.transfer.teacher_set.make`, or name other teachers of the set."
         )
     dataset = Dataset(folder / teacher)
     if lacking := [name for name in SPLITS if name not in dataset.splits]:
-        raise DatasetError(f"{dataset.folder} has no crystal for {', '.join(lacking)}, needed a larger set.")
+        raise DatasetError(f"{dataset.folder} has no crystal for {', '.join(lacking)}. Make a larger set.")
     return dataset
 
 

@@ -53,7 +53,7 @@ def dropped_table(statement: Mapping[str, Any]) -> Table:
 
 def speed_table(statement: Mapping[str, Any]) -> Table:
     rows = [[name, *x.values()] for name, x in statement["throughput"].items()]
-    note = "Time to compile programs is in it, and lasts as long for few structures as for many."
+    note = "Times include compilation, which takes as long for few structures as for many."
     return Table("Throughput", ("", "time / s", "number", "1/s"), rows, 1, note)
 
 

@@ -149,10 +149,12 @@ def find_files(
     if not path.exists():
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
-            raise FileNotFoundError(f"{path} is no file or folder, and no pattern that matches one.")
+            raise FileNotFoundError(
+                f"{path} is neither a file nor a folder, and as a pattern it matches none."
+            )
         return _of_several(matches, format, skip_bad)
     if not path.is_file() and not path.is_dir():
-        raise ReadError(f"{path} is a device or a pipe, needed a file or a folder.")
+        raise ReadError(f"{path} is a device or a pipe; needed a file or a folder.")
     if format is not None and (path.is_file() or format == "phonopy"):
         return [(path, format)]
     if path.is_file() or _is_unit(path):
@@ -217,7 +219,8 @@ def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
         if name == "outcar" and runs and format is None:  # the same run again
             if path not in joined:
                 warnings.warn(
-                    f"{path} was passed over: {runs[0].name} beside it is read. By its own name it is read.",
+                    f"{path} is not read, because {runs[0].name} in the same folder is. Name the file "
+                    "itself to read it.",
                     stacklevel=2,
                 )
             continue
@@ -299,7 +302,7 @@ class _File:
         if self.atoms:
             said.append(
                 f"left out {self.atoms} isolated atom(s), which are no crystals; reference_energies: "
-                "isolated (--references isolated) takes their energies"
+                "isolated (--references isolated) uses their energies"
             )
         if self.left_out:
             bad = in_lines(self.left_out, most=NAMED)
@@ -342,7 +345,7 @@ class _Crystals:
             self.files.pop()
         if self.bad and not self.given:
             bad, self.bad = self.bad, ""
-            raise ReadError(f"nothing of what was given can be used. {bad}")
+            raise ReadError(f"found no crystal that can be used. {bad}")
         raise StopIteration
 
 

@@ -88,7 +88,7 @@ def read_trajectory(path: Path, keys: Keys) -> Iterator[Frame]:
     with open(path, "rb") as file:
         if not file.read(8) == b"- of Ulm":
             raise ValueError(
-                "it is not of ASE's trajectory format; older ones hold pickles, which can run code"
+                "it is not in ASE's current trajectory format; older formats hold pickles, which can run code"
             )
     with TrajectoryReader(path) as frames:
         for number, atoms in enumerate(frames):
@@ -145,8 +145,7 @@ def _of_value(value: bytes, keys: Keys, name: str) -> LabelledCrystal:
 
     if value.startswith(b"\x80"):
         raise ValueError(
-            f"{name} is a pickle, which can run code; needed rows in JSON, as the package ase-db-backends "
-            "writes them"
+            f"{name} is a pickle, which can run code; needed JSON, as the package ase-db-backends writes it"
         )
     inflate = zlib.decompressobj()
     text = inflate.decompress(value, MAX_ROW)
@@ -181,8 +180,8 @@ def _of_record(
         one, other = given.get(field), calculated.get(field)
         if one is not None and other is not None and not same(one, other):
             keys.noted[
-                f"{field} of the calculator was read, and {field} that stands in info, arrays or data, and "
-                f"differs, was passed over. A name of its own for it, such as REF_{field}, tells them apart"
+                f"found two different values of {field}, and read the calculator's, not that in info, arrays "
+                f"or data. Rename the latter, for example to REF_{field}, to read it"
             ] += 1
     known = {**given, **calculated}
     return crystal(

@@ -68,7 +68,7 @@ def labels_of(atoms: Atoms, record: Mapping[str, Any], keys: Keys) -> dict[str, 
     note_look_alikes(atoms, record, found, keys)
     if "stress" in found and not atoms.pbc.any():
         keys.noted[
-            f"{found.pop('stress').name} of a molecule was not read: what does not repeat has no stress"
+            f"{found.pop('stress').name} of a molecule was not read: only crystals that repeat have a stress"
         ] += 1
     values = {prop: label.value for prop, label in found.items()}
     if "energy" in found and found["energy"].name.endswith("per_atom"):
@@ -116,8 +116,8 @@ def mixed(sources: Mapping[str, int]) -> str | None:
         return None
     counts = ", ".join(f"{count} with {prefix.upper() or 'bare '}names" for prefix, count in sources.items())
     return (
-        f"frames have energies and forces of different sources ({counts}): bare ones may be of a calculator. "
-        "The options energy_key and forces_key (--energy-key, --forces-key) take one of them"
+        f"labels of the frames come from different sources ({counts}): bare names may be those of a "
+        "calculator. The options energy_key and forces_key (--energy-key, --forces-key) choose one source"
     )
 
 
@@ -128,7 +128,8 @@ def stress_of(label: Label, atoms: Atoms) -> np.ndarray:
         return full
     if atoms.cell.rank < 3:
         raise LabelError(
-            f"found {label.name} of a crystal without a cell, needed one to divide by its volume."
+            f"found {label.name} of a crystal without a cell, needed a cell: a stress is the virial over its "
+            "volume."
         )
     return -full / atoms.get_volume()
 
@@ -140,8 +141,8 @@ def _check_agree(families, chosen: Label, stress: np.ndarray, atoms: Atoms) -> N
         if not apart <= APART[0] * np.abs(stress).max() + APART[1]:
             raise LabelError(
                 f"found {chosen.name} and {other.name} that contradict each other by {apart:.3g} eV/Å³ (a "
-                f"virial is -V σ), needed one. stress_key={other.name} (--stress-key) or "
-                f"stress_key={chosen.name} says which."
+                f"virial is -V σ), needed one stress. Choose by stress_key={other.name} (--stress-key) or "
+                f"stress_key={chosen.name}."
             )
 
 
@@ -164,8 +165,8 @@ def _note_passed_over(families, found: Mapping[str, Label], asked: Mapping[str, 
     if passed:
         taken = ", ".join(dict.fromkeys(label.name for label in found.values())) or "nothing"
         keys.noted[
-            f"passed over {', '.join(name for _, name in passed)}: labels of a crystal come from one source, "
-            f"here {taken}. {_remedy(*passed)} all the same"
+            f"did not read {', '.join(name for _, name in passed)}: all labels of a crystal come from one "
+            f"source, here {taken}. {_remedy(*passed)} all the same"
         ] += 1
 
 

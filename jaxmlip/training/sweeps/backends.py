@@ -67,7 +67,7 @@ class Attempt:
 def _reason(code: int, log: Path, start: int) -> str:
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     said = last_lines(log, TOLD, start)
-    return f"{how}; {log} ends:\n{said}" if said else f"{how}, without a word in {log}"
+    return f"{how}; {log} ends:\n{said}" if said else f"{how}, without output in {log}"
 
 
 class Local:

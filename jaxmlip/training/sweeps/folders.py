@@ -54,7 +54,7 @@ def contents(path: str | Path) -> str:
     files = sorted(glob.glob(str(path)))
     if not files:
         raise FileNotFoundError(
-            f"{path} does not exist (looked from {Path.cwd()}); needed it for a run's id."
+            f"{path} does not exist (relative to {Path.cwd()}); its contents are needed for a run's id."
         )
     return _hash([contents(p) for p in files])
 
@@ -103,8 +103,8 @@ def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     free = (*IDLE, *PATHS, "model.start")
     if changed := changes(flat(read_config(folder / CONFIG)), flat(config.absolute()), free):
         raise RunFolderError(
-            f"{folder} has the results of another configuration, though its name says that it is this one; "
-            f"was it edited? Remove that folder, and start the sweep again:\n  {described(changed)}"
+            f"{folder} has the results of another configuration than its name says. It was probably edited. "
+            f"Remove that folder, and start the sweep again:\n  {described(changed)}"
         )
     return results
 

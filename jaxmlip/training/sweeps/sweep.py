@@ -151,7 +151,7 @@ class _Work:
                 self._ended(run, "is finished")
             elif (owner := in_use(run.folder(self.folder))) is not None:
                 if run.name not in self.later:
-                    self.say(f"{run.name}: in the hands of {owner}; waiting for it")
+                    self.say(f"{run.name}: another process does it ({owner}); waiting")
                 self.later[run.name] = time.monotonic() + ELSEWHERE
                 self.waiting.append(run)
             else:
@@ -169,7 +169,7 @@ class _Work:
 def check(runs: Sequence[Run]) -> None:
     """Raises ConfigError for duplicate names."""
     if twice := [name for name, n in Counter(run.name for run in runs).items() if n > 1]:
-        raise ConfigError(f"found the name {twice[0]} for two runs of a sweep, needed one for each.")
+        raise ConfigError(f"found the name {twice[0]} for two runs of a sweep, needed different names.")
 
 
 def collect(runs: Sequence[Run], folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -261,7 +261,7 @@ def _keep_tables(folder: Path, told: set[str]) -> None:
         with suppress(FileNotFoundError):
             (folder / name).rename(folder / _numbered(name, number))
     warnings.warn(
-        f"the table in {folder} has {len(lost)} finished run(s) that the new one has not, such as "
+        f"the table in {folder} has {len(lost)} finished run(s) that the new one lacks, such as "
         f"{lost[0].get('name')}. It is kept as {_numbered(TABLES[0], number)}.",
         stacklevel=3,
     )

@@ -13,7 +13,7 @@ from jaxmlip.training.sweeps.sweep import Run, check
 
 MOST = 10_000  # runs
 EXAMPLE = """\
-# What all runs share: the keys of `jaxmlip train --example`, or the path of such a file.
+# The configuration that all runs share: keys of `jaxmlip train --example`, or the path of such a file.
 base:
   model: {architecture: m3gnet}
   data: {train: [crystals.extxyz]}
@@ -22,7 +22,7 @@ base:
 vary:
   seed: [0, 1, 2]
   optimizer.learning_rate: [1e-3, 1e-4]
-# Instead, or besides (each with each combination): changes, written out.
+# Instead of vary, or combined with it: a list of changes.
 # runs:
 #   - {name: narrow, model.hyperparameters.features: 32}
 #   - {name: wide, model.hyperparameters.features: 128, batch_size: 16}
@@ -47,7 +47,7 @@ def _runs(found: Mapping[str, Any]) -> list[Run]:
     unknown = [key for key in found if key not in ("base", "vary", "runs")]
     if unknown:
         raise ConfigError(
-            f"{unknown[0]} is no key of a sweep; known are base, vary, runs. Keys of a run go below base."
+            f"{unknown[0]} is no key of a sweep, needed base, vary or runs. Keys of a run go below base."
         )
     base = found.get("base")
     if isinstance(base, str):
@@ -64,7 +64,7 @@ def _runs(found: Mapping[str, Any]) -> list[Run]:
         own = {key: value for key, value in changes.items() if key != "name"}
         varied = dict(zip(axes, values, strict=True))
         if both := own.keys() & varied.keys():
-            raise ConfigError(f"found {both.pop()} in vary and in runs, needed it in one of them.")
+            raise ConfigError(f"found {both.pop()} in vary and in runs, needed it in only one of them.")
         told = [f"{short[key]}={_told(value)}" for key, value in varied.items()]
         if "name" in changes:
             told.insert(0, changes["name"])
@@ -79,7 +79,7 @@ def _runs(found: Mapping[str, Any]) -> list[Run]:
     names: dict[str, str] = {}
     for run in runs:
         if (other := names.setdefault(run.digest, run.name)) != run.name:
-            raise ConfigError(f"runs {other} and {run.name} compute the same; leave one out.")
+            raise ConfigError(f"runs {other} and {run.name} compute the same; leave out one of them.")
     return runs
 
 
@@ -91,8 +91,8 @@ def _axes(vary: Any) -> dict[str, list[Any]]:
     for key, values in vary.items():
         if not isinstance(key, str) or not isinstance(values, list) or not values:
             raise ConfigError(
-                f"vary.{key}: found {values!r:.60}, needed a list of values, such as seed: [0, 1, 2]; of a "
-                "section's key, optimizer.learning_rate: [1e-3, 1e-4]."
+                f"vary.{key}: found {values!r:.60}, needed a list of values, such as seed: [0, 1, 2], "
+                "or with a section optimizer.learning_rate: [1e-3, 1e-4]."
             )
     return vary
 
