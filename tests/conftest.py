@@ -29,6 +29,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
+from crystals import triclinic
 
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
@@ -167,13 +168,8 @@ def crystal() -> Atoms:
 
 @pytest.fixture(scope="session")
 def cell() -> Atoms:
-    """Three atoms without any symmetry, in a triclinic cell narrower than the cutoff.
-
-    One for all derivatives of dynamical matrices, whose programs take long to compile.
-    """
-    vectors = np.array([[3.6, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]])
-    places = [[0.02, 0.01, 0.0], [0.52, 0.5, 0.13], [0.48, 0.03, 0.5]]
-    return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)
+    """One for all derivatives of dynamical matrices, whose programs take long to compile."""
+    return triclinic()
 
 
 @pytest.fixture(scope="session")

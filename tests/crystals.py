@@ -1,5 +1,6 @@
 """Crystals that several tests use."""
 
+import numpy as np
 from ase import Atoms
 from ase.spacegroup import crystal as spacegroup_crystal
 
@@ -8,3 +9,10 @@ def rutile() -> Atoms:
     """Fourfold screw axes, mirror planes and a coordinate that symmetry leaves free."""
     places = [(0, 0, 0), (0.306, 0.306, 0)]
     return spacegroup_crystal("SiO", places, spacegroup=136, cellpar=[4.18, 4.18, 2.67, 90, 90, 90])
+
+
+def triclinic() -> Atoms:
+    """Three atoms without any symmetry, in a triclinic cell narrower than the cutoff."""
+    vectors = np.array([[3.6, 0.3, 0.0], [-0.5, 4.1, 0.4], [0.6, 0.2, 4.4]])
+    places = [[0.02, 0.01, 0.0], [0.52, 0.5, 0.13], [0.48, 0.03, 0.5]]
+    return Atoms("MgAlO", cell=vectors, pbc=True, scaled_positions=places)

@@ -317,19 +317,17 @@ class Response:
 
         The gradient is recomputed for each, so that the linear map is not stored.
         """
-        if self.kept < LARGE or self._devices > 1:
+        if self.kept < LARGE:
             return None
+        arguments = self.potential.energy_fn, self.potential.arrays, self.graph  # on one device
         # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit
-            if (
-                limit is not None
-                and _resident() + _scratch(linear_map.column.lower(*self._arguments, 0)) > limit
-            ):
+            if limit is not None and _resident() + _scratch(linear_map.column.lower(*arguments, 0)) > limit:
                 return None
             found = []
             for k in pairs.coordinate:
-                gradient, column = linear_map.column(*self._arguments, int(k))
+                gradient, column = linear_map.column(*arguments, int(k))
                 found.append(np.asarray(column)[: self.atoms].ravel())
             self.gradient = jax.device_get(gradient)
         return np.array(found, complex)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -264,3 +265,13 @@ def test_commands_look_for_garbage_rarely(capsys):
         assert gc.get_threshold() == RARELY
     finally:
         gc.set_threshold(*before)
+
+
+def test_a_command_leaves_the_warnings_of_the_calling_process_alone(folder, monkeypatch, capsys):
+    before = warnings.showwarning, warnings.filters[:]
+    done = here(
+        folder, monkeypatch, capsys, "predict", "nonsense.cif", "NaCl.cif", "--skip-bad", "--model", "model"
+    )
+    assert "warning: " in done.stderr
+    assert "nonsense.cif" in done.stderr
+    assert (warnings.showwarning, warnings.filters[:]) == before

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from addresses import free_address
 from conftest import write_springs
 from documents import ROOT, Command, block, commands, understood
+from processes import free_address
 
 PAGE = "docs/many_devices.md"
 CONFIG = """

@@ -167,6 +167,7 @@ def test_the_record_says_what_was_asked_and_what_lies_beside_it(name, ran):
     assert {f["file"] for f in record["figures"]} == {p.name for p in done.out.glob("*.png")}
     for figure in record["figures"]:
         assert figure["caption"].strip()
+        assert (done.out / figure["file"]).stat().st_size > 10_000
         assert min(Image.open(done.out / figure["file"]).size) > 300
 
 

@@ -8,24 +8,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from addresses import free_address
 from conftest import write_springs
+from processes import free_address, started
 
 from jaxmlip.cli import main
 from jaxmlip.potential import Potential
 
 HERE = Path(__file__).parents[1]
+SCRIPT = HERE / "data_parallel.py"
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
-
-
-def start(out: Path, devices: int, *address: str) -> subprocess.Popen:
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "data_parallel.py"), str(out), *address],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def finish(*runs: subprocess.Popen) -> None:
@@ -36,7 +27,7 @@ def finish(*runs: subprocess.Popen) -> None:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "params.npz"
-    finish(start(out, 1))
+    finish(started(1, SCRIPT, out))
     return np.load(out)
 
 
@@ -52,14 +43,14 @@ def check(expected, out: Path, devices: int) -> None:
 
 @pytest.mark.slow
 def test_eight_devices_end_where_one_does(alone, tmp_path):
-    finish(start(tmp_path / "params.npz", 8))
+    finish(started(8, SCRIPT, tmp_path / "params.npz"))
     check(alone, tmp_path / "params.npz", 8)
 
 
 @pytest.mark.slow
 def test_two_processes_end_where_one_does(alone, tmp_path):
     coordinator = free_address()
-    finish(*(start(tmp_path / "params.npz", 2, coordinator, "2", str(k)) for k in range(2)))
+    finish(*(started(2, SCRIPT, tmp_path / "params.npz", coordinator, 2, k) for k in range(2)))
     check(alone, tmp_path / "params.npz", 4)
 
 

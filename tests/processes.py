@@ -1,0 +1,25 @@
+"""Processes that share one run: the devices that they simulate, and the addresses at which they meet."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def started(devices: int, script: Path, *arguments: object) -> subprocess.Popen:
+    """A process that runs a script on so many devices, made of one CPU."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_address() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{s.getsockname()[1]}"
