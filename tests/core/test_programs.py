@@ -42,7 +42,8 @@ def library():
 
 @pytest.fixture
 def compiled():
-    """Counts the programs that JAX compiles, by name."""
+    """Counts the programs that JAX compiles, by name; what tests before compiled is forgotten."""
+    jax.clear_caches()
     counts: Counter = Counter()
 
     def hear(event, duration, **about):
