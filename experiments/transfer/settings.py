@@ -23,7 +23,7 @@ METHODS = {
 class Settings:
     """Which way of carrying a potential over to another functional errs least on few labels of the target?"""
 
-    set: Path  # folder that make_teacher_set wrote, with a dataset for each teacher
+    set: Path  # folder that experiments.transfer.teacher_set.make wrote
     source_functional: str = "m3gnet-matpes-pbe-2025.1"  # the teacher whose labels the source learns
     target: str = "m3gnet-matpes-r2scan-2025.1"  # the teacher whose labels to reproduce
     start: str | None = "m3gnet-matpes-pbe-2025.1"  # the source; None: a small network that is trained here
