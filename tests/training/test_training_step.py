@@ -178,7 +178,7 @@ def test_training_lowers_the_loss_and_leaves_frozen_parameters_alone(crystals, m
     config = OptimizerConfig(
         learning_rate=3e-3, freeze=("atom_conv_0", "^network/elements$"), clip=10.0, ema=0.9
     )
-    state, history, step = run(potential, examples, config, mesh, steps=8)
+    state, history, step = run(potential, examples, config, mesh, steps=24)
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
     assert history[0]["crystals"] == 2
     assert history[0]["atoms"] == len(crystals[0]) + len(crystals[1])
