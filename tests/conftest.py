@@ -91,7 +91,9 @@ def _small_potential(name: str):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="slow proofs too")
-    parser.addoption("--hostile", type=int, default=200, help="how many hostile files to try")
+    parser.addoption(
+        "--hostile", type=int, default=None, help="how many hostile files to try; with --all 200"
+    )
 
 
 def pytest_configure(config):
@@ -218,13 +220,23 @@ def ran(tmp_path_factory):
     return cache(lambda name, model=None: run(name, root / "small-studies", model))
 
 
-SHARED_PROGRAMS: dict = {}  # of runs in this process
+SHARED_PROGRAMS: dict = {}  # of training runs in this process
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Training runs that differ in parameters alone share their programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        share_programs(patch)
+        yield
 
 
 @pytest.fixture
 def runs_alike(monkeypatch):
-    """Training runs that differ in parameters alone share their programs, and none draws figures."""
+    """The same for one test, and no run draws figures."""
     share_programs(monkeypatch)
+    for name in ("parity", "learning_curves"):
+        monkeypatch.setattr(f"jaxmlip.training.run.{name}", lambda *_: None)
 
 
 def share_programs(monkeypatch) -> None:
@@ -243,5 +255,3 @@ def share_programs(monkeypatch) -> None:
 
     monkeypatch.setattr("jaxmlip.training.loop.make_train_step", shared(make_train_step))
     monkeypatch.setattr("jaxmlip.training.loop.make_eval_step", shared(make_eval_step))
-    for name in ("parity", "learning_curves"):
-        monkeypatch.setattr(f"jaxmlip.training.run.{name}", lambda *_: None)
