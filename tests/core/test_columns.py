@@ -96,7 +96,7 @@ def test_a_memory_limit_with_room_to_spare_is_used(any_potential, crystal, stead
 def test_a_limit_that_a_block_exceeds_is_an_error_that_names_a_block_that_fits(
     any_potential, crystal, steady
 ):
-    free = plan_hessian(any_potential, crystal, block_size=15)
+    free = plan_hessian(any_potential, crystal, block_size=15, memory_limit=1e12)  # nothing is padded
     limit = free.process + free.fixed + 5.5 * free.per_column
     with pytest.raises(MemoryLimitError, match=r"block_size=\d+ fits") as caught:
         hessian(any_potential, crystal, block_size=15, memory_limit=limit)

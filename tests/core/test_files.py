@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from ase.build import bulk
 from ase.io import write
-from conftest import small_potential
+from conftest import SHORT, small_potential
 
 from jaxmlip import Potential
 from jaxmlip.cli import main
@@ -178,7 +178,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def test_saving_a_model_on_a_full_disk_says_so_and_leaves_the_old_one(tmp_path):
-    old = small_potential("chgnet-0.3", "float32")
+    old = small_potential(SHORT, "float32")
     old.save(tmp_path / "model")
     before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
     code = (
@@ -204,7 +204,7 @@ def test_saving_a_model_on_a_full_disk_says_so_and_leaves_the_old_one(tmp_path):
 def work(tmp_path_factory):
     """A folder with a small model and a structure."""
     here = tmp_path_factory.mktemp("work")
-    small_potential("chgnet-0.3", "float32").save(here / "model")
+    small_potential(SHORT, "float32").save(here / "model")
     salt = bulk("NaCl", "rocksalt", 5.64)
     salt.rattle(0.05, seed=0)
     write(here / "salt.cif", salt)

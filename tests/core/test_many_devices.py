@@ -76,6 +76,7 @@ def test_eight_simulated_devices_train(here):
     assert (here / "simulated" / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_slurm_file_trains_in_tasks_that_find_each_other(here, monkeypatch):
     script = block(PAGE, "srun").text
     assert "#SBATCH --signal=TERM@300" in script

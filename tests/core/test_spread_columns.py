@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIRST, MODELS, SECOND
+from conftest import MODELS, SECOND, SHORT
 from processes import free_address, started
 
 SCRIPT = Path(__file__).parents[1] / "spread_columns.py"
@@ -25,16 +25,16 @@ def check(run: subprocess.Popen, devices: int) -> None:
 
 
 def test_eight_devices_find_the_hessian_and_dynamical_matrices_that_one_does(tmp_path):
-    check(started(8, SCRIPT, FIRST, tmp_path, "few"), 8)
+    check(started(8, SCRIPT, SHORT, tmp_path, "few"), 8)
 
 
 @pytest.mark.slow
 def test_eight_devices_find_every_quantity_that_one_does(tmp_path):
-    check(started(8, SCRIPT, FIRST, tmp_path, "every"), 8)
+    check(started(8, SCRIPT, SHORT, tmp_path, "every"), 8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [name for name in MODELS if name not in (FIRST, *SECOND)])
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in SECOND])
 def test_eight_devices_spread_every_architecture(model, tmp_path):
     check(started(8, SCRIPT, model, tmp_path, "few"), 8)
 
@@ -42,6 +42,6 @@ def test_eight_devices_spread_every_architecture(model, tmp_path):
 @pytest.mark.slow
 def test_two_processes_of_two_devices_find_what_one_device_does(tmp_path):
     address = free_address()
-    runs = [started(2, SCRIPT, FIRST, tmp_path, "few", address, 2, k) for k in range(2)]
+    runs = [started(2, SCRIPT, SHORT, tmp_path, "few", address, 2, k) for k in range(2)]
     for run in runs:
         check(run, 4)

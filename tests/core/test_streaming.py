@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_potential
+from conftest import SHORT, small_potential
 
 from jaxmlip import hessian, hessian_columns
 from jaxmlip.derivatives.response import Response
@@ -131,7 +131,7 @@ def test_kill_9_loses_nothing_that_was_done(crystal, tmp_path, monkeypatch):
 
     from jaxmlip import Potential
 
-    small_potential("chgnet-0.3").save(tmp_path / "model")
+    small_potential(SHORT).save(tmp_path / "model")
     write(tmp_path / "crystal.json", crystal)
     potential = Potential.from_folder(tmp_path / "model", "float64")
     run_until_killed(tmp_path, 4)
@@ -246,7 +246,7 @@ def test_the_record_says_whose_hessian_it_is(any_potential, crystal, tmp_path):
     stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4)
     record = json.loads((tmp_path / "h.npy.json").read_text())
     assert record["formula"] == "HAlMgO2"
-    assert record["potential"] == "chgnet-0.3"
+    assert record["potential"] == SHORT
     assert record["dtype"] == "float64"
     assert record["columns"] == list(range(15))
     assert record["done"] == 15

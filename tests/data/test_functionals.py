@@ -29,6 +29,7 @@ from jaxmlip.training.references import refit
 from jaxmlip.training.run import _warn_unfitted, run_training
 from jaxmlip.training.splits import read, read_splits
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 CUTOFFS = Cutoffs(3.5, 2.6, listed=False)
 SHIFT = {"PBE": -2.0, "r2SCAN": -9.0, "": 0.0}  # eV per atom
 STIFFNESS = {"PBE": 1.0, "r2SCAN": 1.5, "": 1.0}  # eV/Å²

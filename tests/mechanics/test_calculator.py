@@ -11,7 +11,7 @@ from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
-from conftest import small_potential
+from conftest import SHORT, small_potential
 
 import jaxmlip.potential
 from jaxmlip import Calculator, hessian
@@ -42,7 +42,7 @@ def test_the_total_moment_is_the_sum_of_those_of_the_atoms(any_potential, atoms)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_results_come_back_from_a_database_of_ase_as_they_were_in_any_precision(crystal, tmp_path, count):
     atoms = crystal[:count]
-    atoms.calc = Calculator(small_potential("chgnet-0.3", "float32"))
+    atoms.calc = Calculator(small_potential(SHORT, "float32"))
     forces, stress, moments = atoms.get_forces(), atoms.get_stress(), atoms.get_magnetic_moments()
     database = ase.db.connect(tmp_path / "x.db")
     database.write(atoms)

@@ -46,6 +46,8 @@ def alike(patch) -> None:
     from conftest import share_programs
 
     share_programs(patch)
+    for name in ("parity", "learning_curves"):
+        patch.setattr(f"jaxmlip.training.run.{name}", lambda *_: None)
 
 
 def run_all(runs, folder, processes=1) -> None:

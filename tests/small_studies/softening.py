@@ -18,7 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import small_potential
+from conftest import SHORT, small_potential
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from stand_in import Mixture, Morse
@@ -314,12 +314,12 @@ def elastic(root: Path, model: str = "mace-density") -> dict:
     return {"model": (name,), "data": data, "fmax": 1e9, "smax": 1e9, "batch": 3}
 
 
-def force_constants(root: Path, model: str = "chgnet-0.3") -> dict:
+def force_constants(root: Path, model: str = SHORT) -> dict:
     """A run of phonopy, whose DFT is always the first of the networks."""
     pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
     from phonopy_run import write_run
 
-    salt, first = bulk("NaCl", "rocksalt", 5.0), small_potential("chgnet-0.3")
+    salt, first = bulk("NaCl", "rocksalt", 5.0), small_potential(SHORT)
     write_run(root / "data/phonopy_examples_PBE/NaCl", first, salt, (2, 2, 1), scale=1 / CURVATURE)
     _, name = saved(root, model, "float64")
     return {"model": (name,), "data": root / "data", "runs": ("NaCl",), "silicon": False}
@@ -342,7 +342,7 @@ def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None) -> N
         json.dump({name: dict(zip(keys, column, strict=True)) for name, column in columns.items()}, file)
 
 
-def phonons(root: Path, model: str = "chgnet-0.3") -> dict:
+def phonons(root: Path, model: str = SHORT) -> dict:
     """Rocksalt and zincblende, with frequencies of the potential over FREQUENCY."""
     potential, name = saved(root, model, "float64")
     crystals = [bulk("NaCl", "rocksalt", 5.0), bulk("ZnS", "zincblende", 5.6)]
@@ -362,7 +362,7 @@ def phonons(root: Path, model: str = "chgnet-0.3") -> dict:
     }  # fmt: skip
 
 
-def cure(root: Path, model: str = "chgnet-0.3") -> dict:
+def cure(root: Path, model: str = SHORT) -> dict:
     """mlearn/Si as it is published, small, and the model that is too soft for it."""
     soft = replace(small_potential(model, "float32"), name=model)
     soft = replace(soft, params={**soft.params, "scale": np.float32(1.0)})

@@ -157,7 +157,14 @@ def write_functionals(folder: Path) -> None:
 
 def methods(root: Path) -> dict:
     write_functionals(root / "set")
-    few = {"source_epochs": 2, "crystals": 20, "epochs": 2, "seeds": 1, "batch_size": 10}
+    few = {
+        "methods": ("scratch", "refit", "difference"),
+        "source_epochs": 2,
+        "crystals": 20,
+        "epochs": 2,
+        "seeds": 1,
+        "batch_size": 10,
+    }
     teachers = {"source_functional": "pbe", "target": "r2scan", "start": None}
     return {"set": root / "set", "hyperparameters": SMALL, **teachers, **few}
 

@@ -21,6 +21,7 @@ from jaxmlip.training.loop import NotSaved, Resumed, Saved, Stopped, Trained, Va
 from jaxmlip.training.records import METRICS, Records, RunFolderError, open_folder, read_metrics
 from jaxmlip.training.splits import divide
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
 METRICS_OF_STEP = {"loss": 0.5, "learning_rate": 1e-3, "forces_mae": 0.25}
 
 

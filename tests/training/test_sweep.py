@@ -342,6 +342,7 @@ def test_flags_of_a_sweep_without_meaning_are_refused(here, capsys):
         assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_submitit_trains_each_run_in_tasks_that_know_each_other(here, monkeypatch):
     monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
     runs = runs_of(here, f"vary: {{seed: [0, {quick_sweep.RAISES}]}}")

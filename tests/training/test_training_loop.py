@@ -17,7 +17,6 @@ import pytest
 import small_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.dataset import CorruptRecordError, DatasetError, MemorySplit
@@ -40,28 +39,15 @@ from jaxmlip.training.loop import (
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate
 
+pytestmark = pytest.mark.usefixtures("runs_alike")  # all but the first run
+
 SETTINGS = small_run.SETTINGS
 SCRIPT = Path(small_run.__file__)
 KILLS = int(os.environ.get("JAXMLIP_KILLS", "2"))  # how often the run of the kill test is killed
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """A cache, so that the runs of this file compile each program once."""
-    folder = str(tmp_path_factory.mktemp("programs"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    for name, value in zip(names, (folder, 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, programs):
+def whole(tmp_path_factory):
     """A run that nothing happened to: its result, its events, its folder, and what it compiled."""
     folder, events, arrays, made = tmp_path_factory.mktemp("whole"), [], [], []
 
@@ -191,18 +177,13 @@ def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_bits(whole, tmp_path):
     assert events[0] == Resumed(10)
 
 
-def script(folder: Path, programs: str, seconds: float = 0.0, devices: int = 1) -> subprocess.Popen:
+def script(folder: Path, seconds: float = 0.0, devices: int = 1) -> subprocess.Popen:
     """The run of small_run.py in a process of its own, with standard error in the file errors beside it."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": programs,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA on programs from the cache
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     with errors_of(folder).open("w") as errors:
         return subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder), str(seconds)],
-            env=environment,
+            env={**os.environ, "XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -219,16 +200,16 @@ def wait_for(process: subprocess.Popen, words: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(whole, programs, tmp_path):
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(whole, tmp_path):
     rng, killed = np.random.default_rng(0), 0
     while killed < KILLS:
-        process = script(tmp_path / "run", programs, seconds=0.05)
+        process = script(tmp_path / "run", seconds=0.05)
         wait_for(process, "Trained")
         time.sleep(rng.uniform(0, 0.4))  # a step takes about 0.05 s, a checkpoint follows every fifth
         process.kill()
         process.communicate()
         killed += 1
-    process = script(tmp_path / "run", programs)
+    process = script(tmp_path / "run")
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, errors_of(tmp_path / "run").read_text()
     assert "Resumed" in said
@@ -237,8 +218,8 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(whole, p
         equal(saved, whole["fitted"].last if name == "last" else whole["fitted"].potential)
 
 
-def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(programs, tmp_path):
-    process = script(tmp_path / "run", programs, seconds=0.05)
+def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(tmp_path):
+    process = script(tmp_path / "run", seconds=0.05)
     wait_for(process, "Trained(step=5")
     process.terminate()
     process.communicate(timeout=60)
@@ -250,8 +231,8 @@ def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(programs
     assert newest.step >= 5
 
 
-def test_a_run_goes_on_with_another_number_of_devices(whole, programs, tmp_path):
-    process = script(until(whole, 20, tmp_path / "run"), programs, devices=4)
+def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path):
+    process = script(until(whole, 20, tmp_path / "run"), devices=4)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, errors_of(tmp_path / "run").read_text()
     assert "Resumed(step=20)" in said
