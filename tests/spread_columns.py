@@ -9,11 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from crystals import triclinic
+from crystals import chain, triclinic
 
 from jaxmlip.derivatives import hessian, linear_map
 from jaxmlip.derivatives.response import Response
-from jaxmlip.derivatives.streaming import stream_hessian
+from jaxmlip.derivatives.sparse import sparse_hessian
+from jaxmlip.derivatives.streaming import stream_hessian, stream_sparse_hessian
 from jaxmlip.mechanics.elasticity import elastic_tensor, elastic_tensors
 from jaxmlip.phonons import dynamical_matrix, force_constants, group_velocities, grueneisen
 from jaxmlip.system import parallel
@@ -24,6 +25,10 @@ QUANTITIES = {
     "some columns": lambda potential, atoms, folder: hessian.hessian_columns(potential, atoms, [5, 1, 7]),
     "limited": lambda potential, atoms, folder: hessian.hessian(potential, atoms, memory_limit=60e9),
     "streamed": lambda potential, atoms, folder: stream_hessian(potential, atoms, folder / "h.npy"),
+    "sparse": lambda potential, atoms, folder: sparse_hessian(potential, chain()).toarray(),
+    "streamed sparse": lambda potential, atoms, folder: stream_sparse_hessian(
+        potential, chain(), folder / "h.npz"
+    ).toarray(),
     "dynamical matrices": lambda potential, atoms, folder: dynamical_matrix(potential, atoms, Q),
     "force constants": lambda potential, atoms, folder: force_constants(potential, atoms, (2, 1, 1)).phi,
     "velocities": lambda potential, atoms, folder: group_velocities(potential, atoms, Q[2:])[1],

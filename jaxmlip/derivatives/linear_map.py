@@ -59,11 +59,9 @@ def _still(tangent_map, eps) -> Callable:
 
 
 @jax.jit
-def columns(tangent_map, r, eps, index) -> Float[Array, "atoms columns 3"]:
-    """The columns of the Hessian with the given numbers."""
-    atoms, count = len(r), len(index)
-    unit = jnp.zeros((atoms, count, 3), r.dtype)
-    unit = unit.at[index // 3, jnp.arange(count), index % 3].set(1)
+def columns(tangent_map, r, eps, groups, index) -> Float[Array, "atoms columns 3"]:
+    """Sums of columns of the Hessian: of those whose number in `groups` (atoms, 3) is each of `index`."""
+    unit = (groups[:, None] == index[None, :, None]).astype(r.dtype)
     return second_axis_vmap(_still(tangent_map, eps), r)(unit)
 
 

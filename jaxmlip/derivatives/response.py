@@ -95,8 +95,9 @@ class Response:
     large crystals, reduced to stay within `memory_limit` bytes, counted for the whole process or, on
     accelerators, for the memory of each. Crystals that are padded to the same `shape`, which may be a
     function of graphs such as `batching.close_shape_for`, share the compiled programs. By default it is one
-    of a few; with a memory limit nothing is padded. Everything is computed on demand; the linear map lives as
-    long as the response.
+    of a few; with a memory limit nothing is padded. `beside` are the bytes that the caller will keep of the
+    results; they count as well. Everything is computed on demand; the linear map lives as long as the
+    response.
 
     Raises ValueError as `from_atoms` does, and if block size or limit are not above 0.
     """
@@ -109,6 +110,7 @@ class Response:
         block_size: int | None = None,
         memory_limit: float | None = None,
         shape: Room | None = None,
+        beside: int = 0,
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"found block_size={block_size}, needed at least 1.")
@@ -118,6 +120,7 @@ class Response:
         if shape is None:
             shape = batching.shape_for if memory_limit is None else batching.exact_shape
         self._begin(potential, [graph], shape, block_size, memory_limit)
+        self.beside = beside
 
     @classmethod
     def side_by_side(
@@ -136,7 +139,7 @@ class Response:
         shape = shape([self._first]) if callable(shape) else shape
         self.atoms = sum(len(g.species) for g in graphs)
         self.graph = batching.pack(graphs, shape, np.dtype(potential.dtype))
-        self.block_size, self.memory_limit = block_size, memory_limit
+        self.block_size, self.memory_limit, self.beside = block_size, memory_limit, 0
         self._plans: dict[Callable, MemoryPlan] = {}
         self._blocks: dict[Callable, int] = {}
 
@@ -202,23 +205,31 @@ class Response:
         with giving_memory_back() if limited else nullcontext(), self.potential.precision():
             yield
 
-    def columns(self, numbers: np.ndarray, done: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows (k, 3N) of the Hessian in eV/Å², block by block from column `done` on, each with its start.
+    def columns(
+        self, numbers: np.ndarray, groups: np.ndarray | None = None, total: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows (k, 3N) of the Hessian in eV/Å², block by block, each with its start among `numbers`.
 
-        Number 3a + x is that of atom a along x. A block is that of `block_of` times the number of devices.
-        `done` is a multiple of it; then the blocks are the same whether or not some are left out. Raises
+        Number 3a + x is that of atom a along x. With `groups` (N, 3) a number is that of a sum of columns, of
+        all coordinates that have the number there. A block is that of `block_of` times the number of
+        devices; `total` columns (default: these alone) determine it, of which these may be some. Raises
         MemoryLimitError if the limit cannot be met, naming a block size that fits or the memory needed,
         before anything large is allocated.
         """
-        if done >= len(numbers):
+        if not len(numbers):
             return
-        block = self.block_of(len(numbers)) * self._devices
+        block = self.block_of(total or len(numbers)) * self._devices
+        of_all = np.arange(self.graph.positions.size).reshape(-1, 3)
+        if groups is not None:
+            of_all = np.full_like(of_all, -1)  # padding does not move
+            of_all[: self.atoms] = groups
         columns = self._on_devices(linear_map.columns)
-        for start in track(range(done, len(numbers), block), "Hessian columns"):
+        for start in track(range(0, len(numbers), block), "Hessian columns"):
             part = numbers[start : start + block]
             index = np.resize(part, block)  # the last block repeats some columns
             with self._counted():
-                found = parallel.gather(columns(self._linear[1], *linear_map.point(self.graph), index))
+                found = columns(self._linear[1], *linear_map.point(self.graph), of_all, index)
+                found = parallel.gather(found)
             yield start, found[: self.atoms, : len(part)].swapaxes(0, 1).reshape(len(part), -1)
 
     def block_of(self, columns: int) -> int:
@@ -382,7 +393,10 @@ class Response:
         if program is linear_map.waves:
             pairs = self._devices * max(1, block // 2)
             return its.lower(tangent_map, *point, np.zeros((pairs, 3), point[0].dtype), np.zeros(pairs, int))
-        return its.lower(tangent_map, *point, np.zeros(self._devices * block, int))
+        numbers = np.zeros(self._devices * block, int)
+        if program is linear_map.columns:
+            return its.lower(tangent_map, *point, np.zeros(point[0].shape, int), numbers)
+        return its.lower(tangent_map, *point, numbers)
 
     @property
     def _copies(self) -> int:
@@ -401,16 +415,17 @@ class Response:
         limit, size = (np.inf, None) if self.memory_limit is None else (self.memory_limit, np.inf)
         block = self._wanted(program, columns, size)
         dtype, atoms, copies = self.potential.dtype, self.atoms, self._copies
-        fixed = 0
+        beside = self.beside if jax.default_backend() == "cpu" else 0
+        fixed = beside
         if not self._is_linearised:
-            if _resident() + copies * self.kept > limit:
+            if _resident() + beside + copies * self.kept > limit:
                 raise MemoryLimitError(
                     f"the linearised gradient alone needs {_gb(copies * self.kept)} for {atoms} atoms in "
                     f"{dtype}, beside {_gb(_resident())} that the process holds; "
                     f"memory_limit={_gb(limit)} was given. Allow more"
                     + (", or use float32." if dtype == "float64" else ".")
                 )
-            fixed = copies * max(
+            fixed += copies * max(
                 self.kept, _scratch(self._on_devices(linear_map.linearise).lower(*self._arguments))
             )
         tangent_map = self._shapes_of_map()
@@ -419,8 +434,9 @@ class Response:
             # Measured last, since compiling also takes memory that is not returned at once.
             plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
             fitting = block if plan.total <= limit else min(plan.fitting(limit), block - 1)
-            # Hosts may hold different amounts; all have to compute the same block.
-            fitting = parallel.least(fitting)
+            if parallel.Crew.of(self.potential.mesh).count > 1:
+                # Hosts may hold different amounts; all have to compute the same block.
+                fitting = parallel.least(fitting)
             if fitting == block:
                 return plan
             if self.block_size is not None or fitting < 1:

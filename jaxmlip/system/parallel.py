@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,6 +31,11 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     jax.distributed.initialize(coordinator, processes, process)
 
 
+def reports() -> bool:
+    """True for the one process of a run that prints and writes its results, the first."""
+    return jax.process_index() == 0
+
+
 def make_mesh(devices: int | None = None) -> Mesh:
     """The mesh over the first `devices` devices; default: all devices of all processes."""
     found = jax.devices()
@@ -38,6 +47,13 @@ def make_mesh(devices: int | None = None) -> Mesh:
         )
     auto = (jax.sharding.AxisType.Auto,)
     return jax.make_mesh((devices or len(found),), (AXIS,), axis_types=auto, devices=found[:devices])
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The mesh over those devices of `mesh` that belong to this process."""
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(mine),), (AXIS,), axis_types=auto, devices=mine)
 
 
 def local_shards(mesh: Mesh) -> list[int]:
@@ -63,6 +79,54 @@ def least(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(np.min(multihost_utils.process_allgather(np.asarray(number))))
+
+
+class FailedElsewhereError(RuntimeError):
+    """Another process of this run has failed. Its own message says why."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The processes that share a piece of work, and the place of this one among them."""
+
+    count: int
+    index: int
+
+    @classmethod
+    def of(cls, mesh: Mesh | None) -> Crew:
+        """The processes that have devices of `mesh`, which are all of this run, or this process alone."""
+        if mesh is None or len({d.process_index for d in mesh.devices.flat}) == 1:
+            return cls(1, 0)
+        return cls(jax.process_count(), jax.process_index())
+
+    @property
+    def first(self) -> bool:
+        """True for the one process that does what is done once."""
+        return self.index == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step that all processes begin, and leave when all have done it; if it fails in one, in all.
+
+        Raises FailedElsewhereError where it did not fail itself.
+        """
+        try:
+            yield
+        except Exception:
+            if self.count > 1:
+                least(0)
+            raise
+        if self.count > 1 and least(1) == 0:
+            raise FailedElsewhereError("another process of this run has failed; its own message says why.")
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process gives, in all of them; it must be fit for JSON."""
+        if self.count == 1:
+            return value
+        text = np.frombuffer(json.dumps(value if self.first else None).encode(), np.uint8)
+        size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
+        given = text if self.first else np.zeros(size, np.uint8)
+        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(given)).tobytes())
 
 
 def spread(batch: Any, mesh: Mesh) -> Any:
