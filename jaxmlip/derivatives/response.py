@@ -34,6 +34,7 @@ from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.arrays import Array
+from jaxmlip.system.console import say
 from jaxmlip.system.progress import track
 
 # Columns at once: more gain no speed, and take memory. Bytes: size of the linear map times columns, since
@@ -135,13 +136,53 @@ class Response:
         return response
 
     def _begin(self, potential, graphs, shape, block_size, memory_limit) -> None:
-        self.potential, self._first = potential, graphs[0]
-        shape = shape([self._first]) if callable(shape) else shape
+        self.potential, self._graphs = potential, graphs
+        shape = shape(graphs) if callable(shape) else shape
         self.atoms = sum(len(g.species) for g in graphs)
-        self.graph = batching.pack(graphs, shape, np.dtype(potential.dtype))
+        self._whole = batching.pack(graphs, shape, np.dtype(potential.dtype))
         self.block_size, self.memory_limit, self.beside = block_size, memory_limit, 0
         self._plans: dict[Callable, MemoryPlan] = {}
         self._blocks: dict[Callable, int] = {}
+
+    @cached_property
+    def divided(self) -> bool:
+        """True if each device holds a part of the bonds, since none can hold the whole linear map.
+
+        One line says so.
+        """
+        mesh = self.potential.mesh
+        if mesh is None or mesh.size == 1:
+            return False
+        with self.potential.precision():
+            energy = partial(linear_map.linearise, self.potential.energy_fn)
+            kept = _bytes(jax.eval_shape(energy, self.potential.arrays, self._whole)[1])
+        # A column takes about as much memory as the map.
+        fits = 2 * kept <= self._room
+        if parallel.Crew.of(mesh).count > 1:  # all hosts have to do the same
+            fits = bool(parallel.least(int(fits)))
+        if not fits:
+            say(
+                f"The linear map of {self.atoms} atoms ({_gb(kept)}) and a column of it need more than the "
+                f"{_gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among them.",
+                stderr=True,
+            )
+        return not fits
+
+    @property
+    def _room(self) -> float:
+        """Bytes that a device has for the linear map and for columns; infinite if nobody limits them."""
+        limit = np.inf if self.memory_limit is None else self.memory_limit
+        if jax.default_backend() == "cpu":
+            return (limit - _resident() - self.beside) / self._copies
+        return min(limit, parallel.memory_of_a_device())
+
+    @cached_property
+    def graph(self) -> CrystalGraph:
+        """The padded graph."""
+        if not self.divided:
+            return self._whole
+        shape = batching.divisible(batching.shape_of(self._whole), self.potential.mesh.size)
+        return batching.pack(self._graphs, shape, np.dtype(self.potential.dtype))
 
     @cached_property
     def gradient(self) -> Gradient:
@@ -167,7 +208,14 @@ class Response:
     def _shapes_of_map(self):
         """The linear map without its numbers."""
         energy, *rest = self._arguments
-        return jax.eval_shape(partial(self._on_devices(linear_map.linearise), energy), *rest)[1]
+        linearise = self._on_devices(linear_map.linearise)
+        shapes = jax.eval_shape(partial(linearise, energy), *rest)[1]
+        if not self.divided:
+            return shapes
+        places = linearise.lower(energy, *rest).compile().output_shardings[1]
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        )
 
     @property
     def _is_linearised(self) -> bool:
@@ -179,24 +227,26 @@ class Response:
         arrays, graph, mesh = self.potential.arrays, self.graph, self.potential.mesh
         if mesh is not None:
             with self.potential.precision():
-                arrays, graph = parallel.replicate((arrays, graph), mesh)
+                arrays = parallel.replicate(arrays, mesh)
+                place = linear_map.with_divided_bonds if self.divided else parallel.replicate
+                graph = place(graph, mesh)
         return self.potential.energy_fn, arrays, graph
 
     @property
     def _devices(self) -> int:
-        return 1 if self.potential.mesh is None else self.potential.mesh.size
+        """The devices that the columns of a block are spread over."""
+        return 1 if self.potential.mesh is None or self.divided else self.potential.mesh.size
 
     def _on_devices(self, program: Callable) -> Callable:
-        """`program`, of whose columns each device computes a part."""
+        """`program`, of whose columns each device computes a part; of all, its own part of the bonds."""
         mesh = self.potential.mesh
-        return program if mesh is None else linear_map.on_mesh(program, mesh)
+        return program if mesh is None or self.divided else linear_map.on_mesh(program, mesh)
 
     @cached_property
     def kept(self) -> int:
-        """Bytes that the linear map takes, known before it is made."""
+        """Bytes that the linear map takes on each device, known before it is made."""
         with self.potential.precision():
-            kept = self._shapes_of_map()
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+            return _bytes(self._shapes_of_map())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -287,7 +337,7 @@ class Response:
         def respond(graph, q_points, pairs):
             return Response.side_by_side(self.potential, [graph])._all_waves(q_points, pairs)
 
-        prove_waves(self.potential, self._first, respond)
+        prove_waves(self.potential, self._graphs[0], respond)
 
     def _all_waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
         real = self._block(linear_map.waves, 2 * len(pairs.wave))
@@ -448,6 +498,16 @@ class Response:
             f"memory_limit={_gb(limit)} was given. "
             + (f"block_size={fitting} fits." if fitting >= 1 else "No block size fits: allow more.")
         )
+
+
+def _bytes(shapes) -> int:
+    """The size of arrays on each of their devices."""
+
+    def size(x):
+        own = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return int(np.prod(own)) * x.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(shapes)))
 
 
 def _resident() -> int:

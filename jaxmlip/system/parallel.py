@@ -67,6 +67,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree)
 
 
+def divide(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has as a whole, of which each device keeps its part of the leading axis."""
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, split, x.__getitem__), tree)
+
+
 def gather(x: jax.Array) -> np.ndarray:
     """The whole of an array that is spread over the devices of any number of hosts, on every host."""
     if x.is_fully_addressable:
@@ -79,6 +85,11 @@ def least(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(np.min(multihost_utils.process_allgather(np.asarray(number))))
+
+
+def memory_of_a_device() -> float:
+    """Bytes of memory that a device of this process has of its own; infinite if it does not tell."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
 
 
 class FailedElsewhereError(RuntimeError):
