@@ -14,7 +14,10 @@ from jaxmlip.derivatives.gradients import hvp as hvp
 from jaxmlip.derivatives.hessian import hessian as hessian
 from jaxmlip.derivatives.hessian import hessian_columns as hessian_columns
 from jaxmlip.derivatives.hessian import plan_hessian as plan_hessian
+from jaxmlip.derivatives.sparse import plan_sparse_hessian as plan_sparse_hessian
+from jaxmlip.derivatives.sparse import sparse_hessian as sparse_hessian
 from jaxmlip.derivatives.streaming import stream_hessian as stream_hessian
+from jaxmlip.derivatives.streaming import stream_sparse_hessian as stream_sparse_hessian
 from jaxmlip.mechanics.calculator import Calculator as Calculator
 from jaxmlip.mechanics.elasticity import elastic_tensor as elastic_tensor
 from jaxmlip.mechanics.relaxation import relax as relax

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.atoms import numbered
 from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, from_atoms, has_stress
+from jaxmlip.crystals.reach import Reach
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
@@ -35,7 +36,7 @@ from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
-from jaxmlip.system.parallel import make_mesh
+from jaxmlip.system.parallel import make_mesh, own_mesh
 from jaxmlip.system.programs import programs
 from jaxmlip.system.progress import track
 
@@ -79,6 +80,11 @@ class Model(Protocol):
     @property
     def cutoffs(self) -> Cutoffs:
         """The cutoffs of the model (Å)."""
+        ...
+
+    @property
+    def reach(self) -> Reach | None:
+        """How far the energy of an atom sees; None if that is not known."""
         ...
 
     def identity(self, params: Any) -> str:
@@ -154,6 +160,7 @@ class Potential:
         *,
         name: str = "energy-function",
         dtype: str = "float32",
+        hops: int | None = None,
     ) -> Potential:
         """The potential of an energy function over a jraph.GraphsTuple, written in JAX.
 
@@ -171,14 +178,21 @@ class Potential:
         `save` writes the parameters, not fn; `with_parameters` reads them into a potential of the same fn.
         Reference energies are zero at first.
 
-        Raises ValueError if `cutoff` or `elements` make no sense, or as `energy_function` does.
+        `hops` is how often atoms learn of their neighbours along edges: 1 for pairs, for embedded atoms and
+        for angles at an atom, n for n layers of messages. Only `jaxmlip.sparse_hessian` needs it, and proves
+        it.
+
+        Raises ValueError if `cutoff`, `elements` or `hops` make no sense, or as `energy_function` does.
         """
         numbers = tuple(_atomic_number(element) for element in elements)
         if not numbers or len(set(numbers)) != len(numbers):
             raise ValueError(f"found elements={list(numbers)}, needed one or more different elements.")
         if not 0 < cutoff < np.inf:
             raise ValueError(f"found cutoff={cutoff}, needed a distance above 0 (Å).")
-        model, network = energy_function(fn, cutoff, numbers, params)
+        if hops is not None and hops < 1:
+            raise ValueError(f"found hops={hops}, needed a number from 1 on.")
+        reach = None if hops is None else Reach(hops)
+        model, network = energy_function(fn, cutoff, numbers, params, reach)
         made = {"network": network, "reference_energies": np.zeros(max(numbers) + 1)}
         manifest = {"source": f"the energy function {model.config.function}"}
         return cls(name, model, made, numbers, manifest, dtype)
@@ -242,6 +256,11 @@ class Potential:
         """
         mesh = make_mesh(number)
         return replace(self, mesh=None if mesh.size == 1 else mesh)
+
+    def on_own_devices(self) -> Potential:
+        """The same potential, on those of its devices that belong to this process."""
+        mesh = None if self.mesh is None else own_mesh(self.mesh)
+        return replace(self, mesh=None if mesh is None or mesh.size == 1 else mesh)
 
     def graph(self, crystal: Atoms | Structure) -> CrystalGraph:
         """The graph of `crystal` in NumPy, without padding. Raises ValueError as `from_atoms` does."""

@@ -1,21 +1,25 @@
 """Second derivatives on one device, and spread over all devices of all processes: differences as JSON.
 
-python spread_columns.py MODEL FOLDER few|every [COORDINATOR PROCESSES PROCESS]
+python spread_columns.py MODEL FOLDER few|every|divided [COORDINATOR PROCESSES PROCESS]
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
-from crystals import triclinic
+import pytest
+from crystals import chain, triclinic
 
+from jaxmlip.crystals import batching
 from jaxmlip.derivatives import hessian, linear_map
 from jaxmlip.derivatives.response import Response
-from jaxmlip.derivatives.streaming import stream_hessian
+from jaxmlip.derivatives.sparse import sparse_hessian
+from jaxmlip.derivatives.streaming import stream_hessian, stream_sparse_hessian
 from jaxmlip.mechanics.elasticity import elastic_tensor, elastic_tensors
-from jaxmlip.phonons import dynamical_matrix, force_constants, group_velocities, grueneisen
+from jaxmlip.phonons import bloch, dynamical_matrix, force_constants, group_velocities, grueneisen
 from jaxmlip.system import parallel
 
 Q = np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.21, -0.34, 0.4]])
@@ -24,6 +28,10 @@ QUANTITIES = {
     "some columns": lambda potential, atoms, folder: hessian.hessian_columns(potential, atoms, [5, 1, 7]),
     "limited": lambda potential, atoms, folder: hessian.hessian(potential, atoms, memory_limit=60e9),
     "streamed": lambda potential, atoms, folder: stream_hessian(potential, atoms, folder / "h.npy"),
+    "sparse": lambda potential, atoms, folder: sparse_hessian(potential, chain()).toarray(),
+    "streamed sparse": lambda potential, atoms, folder: stream_sparse_hessian(
+        potential, chain(), folder / "h.npz"
+    ).toarray(),
     "dynamical matrices": lambda potential, atoms, folder: dynamical_matrix(potential, atoms, Q),
     "force constants": lambda potential, atoms, folder: force_constants(potential, atoms, (2, 1, 1)).phi,
     "velocities": lambda potential, atoms, folder: group_velocities(potential, atoms, Q[2:])[1],
@@ -34,6 +42,35 @@ QUANTITIES = {
     ),
 }
 FEW = ("hessian", "dynamical matrices")
+HELD = 10**8  # bytes that the process is taken to hold
+DIVIDED = {
+    "Hessian of divided bonds": lambda response: np.concatenate(
+        [rows for _, rows in response.columns(np.arange(3 * response.atoms))]
+    ),
+    "waves of divided bonds": lambda response: bloch.matrices(response, Q),
+}
+
+
+def divided(potential, atoms) -> Response:
+    """With a memory limit that the whole linear map does not meet on any of several devices."""
+    kept = Response(replace(potential, mesh=None), atoms, shape=batching.exact_shape).kept
+    limit = HELD + 1.5 * kept * len(jax.local_devices())
+    response = Response(potential, atoms, memory_limit=limit)
+    assert response.divided == (potential.mesh is not None)
+    return response
+
+
+def of_divided_bonds(alone, spread, atoms) -> dict[str, list[float]]:
+    """Differences and sizes of what devices find that hold a part of the bonds each."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxmlip.derivatives.response._resident", lambda: HELD)
+        one, many = (divided(potential, atoms) for potential in (alone, spread))
+        for name, quantity in DIVIDED.items():
+            a, b = quantity(one), quantity(many)
+            found[name] = [float(np.abs(a - b).max()), float(np.abs(a).max())]
+        assert many.kept < 0.8 * one.kept
+    return found
 
 
 def operations(response: Response) -> float:
@@ -53,6 +90,9 @@ def main(model: str, folder: str, which: str, *address: str) -> None:
     assert spread.mesh.size == len(jax.devices())
     here = Path(folder) / f"{jax.process_index()}"
     found = {"devices": spread.mesh.size}
+    if which == "divided":
+        print(json.dumps(found | of_divided_bonds(alone, spread, atoms)))
+        return
     for name in FEW if which == "few" else QUANTITIES:
         quantity = QUANTITIES[name]
         for kind in ("one", "many"):

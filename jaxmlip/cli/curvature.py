@@ -14,6 +14,7 @@ import tyro
 from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
 from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.arguments import (
+    ALONE,
     DEFAULT_MODEL,
     AsJson,
     Devices,
@@ -23,12 +24,14 @@ from jaxmlip.system.arguments import (
     Model,
     Positional,
     SkipBad,
+    Together,
     above_zero,
     at_least,
     in_bytes,
 )
 from jaxmlip.system.console import PlainConsole, console, say
 from jaxmlip.system.files import check_file, check_folder, write_whole, writing
+from jaxmlip.system.parallel import reports
 from jaxmlip.system.tables import Table, show
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -49,7 +52,9 @@ def hessian(
     atoms: tuple[int, ...] = (),
     memory_limit: float | None = None,
     block_size: int | None = None,
+    sparse: Flag = False,
     devices: Devices = None,
+    together: Together = ALONE,
     out: Path = Path("hessian.npz"),
 ) -> None:
     """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
@@ -65,6 +70,9 @@ def hessian(
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
         block_size: number of columns that a device computes at once; default: 8, or fewer if the limit
             requires it
+        sparse: for long cells: compute columns of atoms that no atom sees together as one sum, and write the
+            Hessian alone, as it is computed, to X.npz for scipy.sparse.load_npz
+        together: options for several processes
         out: X.npz for Hessian, masses, eigenvectors and frequencies; X.npy for the Hessian alone, written as
             it is computed and never held in memory; an interrupted run goes on when it is started again
     """
@@ -73,21 +81,26 @@ def hessian(
 
     above_zero(memory_limit=memory_limit)
     at_least(1, block_size=block_size, devices=devices)
+    together.check()
     if out.suffix not in (".npz", ".npy"):
         raise ValueError(f"found --out {out}, needed a name that ends in .npz or, for large ones, in .npy.")
+    if sparse and out.suffix != ".npz":
+        raise ValueError(f"found --out {out}, needed a name that ends in .npz for a sparse Hessian.")
     check_file(out)
     crystal = read_crystal(file)
+    together.connect()
     limit, terminal = in_bytes(memory_limit), console()
     coordinates = _vibrating(crystal, atoms, terminal)
     potential = _that_takes(crystal, file, model, dtype, head, devices)
+    number = _sums(potential, crystal, coordinates, terminal) if sparse else len(coordinates)
     plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
     each = "" if potential.mesh is None else f" on each of {potential.mesh.size} devices"
     terminal.print(
-        f"{crystal.get_chemical_formula()}: {len(coordinates)} columns, "
-        f"{min(plan.block_size, len(coordinates))} at once{each}, predicted memory {plan.total / 1e9:.3g} GB"
+        f"{crystal.get_chemical_formula()}: {number} {'sums of ' * sparse}columns, "
+        f"{min(plan.block_size, number)} at once{each}, predicted memory {plan.total / 1e9:.3g} GB"
     )
-    if out.suffix == ".npy":
-        _stream(potential, crystal, coordinates, out, block_size, limit)
+    if sparse or out.suffix == ".npy":
+        _stream(potential, crystal, coordinates, out, block_size, limit, sparse)
         return
     h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
     masses = np.repeat(crystal.get_masses(), 3)[coordinates]
@@ -96,15 +109,16 @@ def hessian(
     thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
     modes = np.zeros((len(thz), 3 * len(crystal)))
     modes[:, coordinates] = vectors.T
-    with writing(out) as draft:
-        np.savez(
-            draft,
-            hessian=h,
-            coordinates=coordinates,
-            masses=crystal.get_masses(),
-            frequencies=thz,
-            modes=modes.reshape(len(thz), -1, 3),
-        )
+    if reports():
+        with writing(out) as draft:
+            np.savez(
+                draft,
+                hessian=h,
+                coordinates=coordinates,
+                masses=crystal.get_masses(),
+                frequencies=thz,
+                modes=modes.reshape(len(thz), -1, 3),
+            )
     shown = range(len(thz)) if len(thz) <= 24 else [*range(12), *range(len(thz) - 12, len(thz))]
     rows = [(k + 1, thz[k]) for k in shown]
     show(Table(f"frequencies at q = 0, {potential.name}", ("mode", "THz"), rows))
@@ -136,16 +150,35 @@ def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) ->
     return np.flatnonzero(free)
 
 
-def _stream(potential, crystal, coordinates, out: Path, block_size: int | None, limit: float | None) -> None:
-    from jaxmlip.derivatives.streaming import columns_done, stream_hessian
+def _sums(potential, crystal, coordinates, terminal: PlainConsole) -> int:
+    """The number of sums of columns that are computed for a sparse Hessian; prints a line about it."""
+    from jaxmlip.derivatives.sparse import colouring
+
+    found = colouring(potential, crystal, coordinates)
+    moving, number = int((found.colours >= 0).sum()), len(found.sums)
+    if found.number == moving:
+        told = "nothing is saved: each atom shares a neighbourhood with every other"
+    else:
+        told = f"{found.number} colours for {moving} atoms"
+    terminal.print(f"{number} sums instead of {len(coordinates)} columns ({told})", soft_wrap=True)
+    return number
+
+
+def _stream(
+    potential, crystal, coordinates, out: Path, block_size: int | None, limit: float | None, sparse: bool
+) -> None:
+    from jaxmlip.derivatives.streaming import columns_done, stream_hessian, stream_sparse_hessian
 
     done = columns_done(out)
     if done:
-        say(f"{done} columns are there already")
+        say(f"{done} {'sums of ' * sparse}columns are there already")
     every = len(coordinates) == 3 * len(crystal)
-    stream_hessian(potential, crystal, out, None if every else coordinates, block_size, limit)
-    which = "row k is column k" if every else f"row k is the column of coordinate k of {_listed(coordinates)}"
-    say(f'written to {out}; numpy.load("{out}", mmap_mode="r") opens it, {which}')
+    write = stream_sparse_hessian if sparse else stream_hessian
+    write(potential, crystal, out, None if every else coordinates, block_size, limit)
+    opens = f'scipy.sparse.load_npz("{out}")' if sparse else f'numpy.load("{out}", mmap_mode="r")'
+    what = "row and column k are those" if sparse else "row k is the column"
+    which = f"{what} of coordinate k" + ("" if every else f" of {_listed(coordinates)}")
+    say(f"written to {out}; {opens} opens it, {which}")
 
 
 def _listed(coordinates: np.ndarray) -> str:
@@ -201,6 +234,7 @@ def phonons(
     symprec: float = 1e-5,
     memory_limit: float | None = None,
     devices: Devices = None,
+    together: Together = ALONE,
     out: Path = Path(),
 ) -> None:
     """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
@@ -223,6 +257,7 @@ def phonons(
         keep_cell: compute the cell as it is, not its primitive cell
         symprec: tolerance for the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
+        together: options for several processes
         out: folder for phonons.json, phonons.png and, with phonopy installed, phonopy_params.yaml
     """
     from jaxmlip.phonons import report
@@ -230,9 +265,11 @@ def phonons(
     above_zero(width=width, tolerance=tolerance, symprec=symprec, memory_limit=memory_limit)
     at_least(1, points=points, mesh=mesh, devices=devices)
     at_least(0, animate=animate)
+    together.check()
     check_folder(out)
     if born is not None and not born.is_file():
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
+    together.connect()
     potential, atoms = _of_one(file, model, dtype, head, devices)
     atoms = _start(potential, atoms, relax)
     report.main(
@@ -259,6 +296,7 @@ def elastic(
     head: Head = None,
     relax: bool = False,
     devices: Devices = None,
+    together: Together = ALONE,
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
 ) -> None:
@@ -269,6 +307,7 @@ def elastic(
         model: the potential
         dtype: precision of the computation; float32 leaves about three digits
         relax: relax the cell and the atoms first, and keep the space group
+        together: options for several processes
         json_: print everything as JSON instead of a table, and write no file
         out: JSON file for all results
     """
@@ -276,11 +315,15 @@ def elastic(
     from jaxmlip.mechanics.elasticity_report import as_record, describe
 
     at_least(1, devices=devices)
+    together.check()
     if not json_:
         check_file(out)
+    together.connect()
     potential, atoms = _of_one(file, model, dtype, head, devices)
     atoms = _start(potential, atoms, relax)
     found = elastic_tensor(potential, atoms)
+    if not reports():
+        return
     record = {
         "file": str(file),
         "formula": atoms.get_chemical_formula(),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxmlip.system.arguments import (
+    ALONE,
     DEFAULT_MODEL,
     AsJson,
     DType,
@@ -17,6 +18,7 @@ from jaxmlip.system.arguments import (
     Model,
     Positional,
     Several,
+    Together,
     at_least,
 )
 from jaxmlip.system.console import say
@@ -57,10 +59,7 @@ def train(
     dtype: DType | None = None,
     example: Flag = False,
     skip_bad: Flag = False,
-    distributed: Flag = False,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process: int | None = None,
+    together: Together = ALONE,
 ) -> None:
     """Trains a potential as the file CONFIG says, or continues the run in its folder.
 
@@ -74,37 +73,25 @@ def train(
         dtype: precision of the computation; default: as CONFIG says
         example: print a configuration with every key, and do nothing else
         skip_bad: leave out crystals that cannot be used, and the rest of a file after a break (data.skip_bad)
-        distributed: train together with other processes, found by SLURM, Open MPI or a TPU slice
-        coordinator: HOST:PORT of the first process, if there is no such scheduler
-        processes: number of processes
-        process: number of this process, from 0 on
+        together: options to train together with other processes
     """
     from jaxmlip.training.config import EXAMPLE, read_config, to_yaml
 
     if example:
         print(to_yaml(EXAMPLE), end="")
         return
-    at_least(1, processes=processes)
-    at_least(0, process=process)
+    together.check()
     if config is None:
         raise ValueError(
             "found no configuration, needed one: jaxmlip train CONFIG.yaml. `jaxmlip train --example` "
             "prints one."
-        )
-    if not distributed and coordinator is None and (processes, process) != (None, None):
-        raise ValueError(
-            f"found --processes {processes} and --process {process} alone, needed --coordinator HOST:PORT "
-            "with both of them, or --distributed alone if a scheduler knows them."
         )
     given = [] if dtype is None else [f"dtype={dtype}"]
     settings = read_config(config, _all(changes) + given + ["data.skip_bad=true"] * skip_bad)
     if out is None:
         # A config.yaml in the folder of a run belongs to that run.
         out = config.parent if config.name == "config.yaml" else config.with_suffix("")
-    if distributed or coordinator is not None:
-        from jaxmlip.system.parallel import connect
-
-        connect(coordinator, processes, process)
+    together.connect()
     _run(settings, out)
 
 

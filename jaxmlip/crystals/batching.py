@@ -53,6 +53,12 @@ def exact_shape(graphs: Sequence[CrystalGraph]) -> BatchShape:
     return BatchShape.holding(sizes_of(graphs).sum(axis=0), len(graphs))
 
 
+def shape_of(packed: CrystalGraph) -> BatchShape:
+    """The shape that a graph was packed to."""
+    short, bonds = packed.short, len(packed.first)
+    return BatchShape(len(packed.species), short, bonds - short, len(packed.angle_from), len(packed.cell))
+
+
 def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
     """Atoms, short bonds, long bonds and angles of each graph."""
     sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
@@ -183,6 +189,12 @@ def split_atoms(per_atom: np.ndarray, graphs: Sequence[CrystalGraph]) -> list[np
 def any_number(shape: BatchShape) -> BatchShape:
     """`shape` for as many crystals as its atoms can make, so that their number alone needs no new program."""
     return shape._replace(crystals=shape.atoms)
+
+
+def divisible(shape: BatchShape, parts: int) -> BatchShape:
+    """The smallest larger shape whose bonds and angles can be divided into so many equal parts."""
+    short, long, angles = (parts * -(-n // parts) for n in (shape.short, shape.long, shape.angles))
+    return shape._replace(short=short, long=long, angles=angles)
 
 
 def _words(c: BatchShape) -> str:

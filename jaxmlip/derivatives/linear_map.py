@@ -2,7 +2,9 @@
 
 `linearise` makes the map; all other programs send a block of columns through it. `on_mesh` spreads such a
 program over devices: each holds the whole map and computes its part of the columns, so that nothing is
-exchanged between them.
+exchanged between them. If no device can hold the whole map, each gets a part of the bonds and angles instead
+(`with_divided_bonds`). The compiler then divides all work and all that is kept, and adds what the parts send
+to atoms: the devices compute each column together.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from jaxtyping import Float
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.derivatives.gradients import strain, stress
 from jaxmlip.derivatives.tangents import second_axis_vmap
+from jaxmlip.system import parallel
 from jaxmlip.system.arrays import Array
 from jaxmlip.system.parallel import AXIS
 
@@ -59,11 +62,9 @@ def _still(tangent_map, eps) -> Callable:
 
 
 @jax.jit
-def columns(tangent_map, r, eps, index) -> Float[Array, "atoms columns 3"]:
-    """The columns of the Hessian with the given numbers."""
-    atoms, count = len(r), len(index)
-    unit = jnp.zeros((atoms, count, 3), r.dtype)
-    unit = unit.at[index // 3, jnp.arange(count), index % 3].set(1)
+def columns(tangent_map, r, eps, groups, index) -> Float[Array, "atoms columns 3"]:
+    """Sums of columns of the Hessian: of those whose number in `groups` (atoms, 3) is each of `index`."""
+    unit = (groups[:, None] == index[None, :, None]).astype(r.dtype)
     return second_axis_vmap(_still(tangent_map, eps), r)(unit)
 
 
@@ -148,6 +149,18 @@ LAYOUTS = {
     waves_and_slopes: Layout(2, 3),
     strained_waves: Layout(2, 3, energy=True),
 }
+
+
+PER_BOND = ("first", "second", "shifts", "angle_from", "angle_to")
+
+
+def with_divided_bonds(graph: CrystalGraph, mesh: Mesh) -> CrystalGraph:
+    """The graph on a mesh: each device has all atoms, and a part of the bonds and of the angles.
+
+    Their numbers are as `batching.divisible` makes them.
+    """
+    parts = parallel.divide({name: getattr(graph, name) for name in PER_BOND}, mesh)
+    return parallel.replicate(graph, mesh).replace(**parts)
 
 
 @lru_cache(maxsize=64)

@@ -34,6 +34,7 @@ from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.arrays import Array
+from jaxmlip.system.console import say
 from jaxmlip.system.progress import track
 
 # Columns at once: more gain no speed, and take memory. Bytes: size of the linear map times columns, since
@@ -95,8 +96,9 @@ class Response:
     large crystals, reduced to stay within `memory_limit` bytes, counted for the whole process or, on
     accelerators, for the memory of each. Crystals that are padded to the same `shape`, which may be a
     function of graphs such as `batching.close_shape_for`, share the compiled programs. By default it is one
-    of a few; with a memory limit nothing is padded. Everything is computed on demand; the linear map lives as
-    long as the response.
+    of a few; with a memory limit nothing is padded. `beside` are the bytes that the caller will keep of the
+    results; they count as well. Everything is computed on demand; the linear map lives as long as the
+    response.
 
     Raises ValueError as `from_atoms` does, and if block size or limit are not above 0.
     """
@@ -109,6 +111,7 @@ class Response:
         block_size: int | None = None,
         memory_limit: float | None = None,
         shape: Room | None = None,
+        beside: int = 0,
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"found block_size={block_size}, needed at least 1.")
@@ -118,6 +121,7 @@ class Response:
         if shape is None:
             shape = batching.shape_for if memory_limit is None else batching.exact_shape
         self._begin(potential, [graph], shape, block_size, memory_limit)
+        self.beside = beside
 
     @classmethod
     def side_by_side(
@@ -132,13 +136,53 @@ class Response:
         return response
 
     def _begin(self, potential, graphs, shape, block_size, memory_limit) -> None:
-        self.potential, self._first = potential, graphs[0]
-        shape = shape([self._first]) if callable(shape) else shape
+        self.potential, self._graphs = potential, graphs
+        shape = shape(graphs) if callable(shape) else shape
         self.atoms = sum(len(g.species) for g in graphs)
-        self.graph = batching.pack(graphs, shape, np.dtype(potential.dtype))
-        self.block_size, self.memory_limit = block_size, memory_limit
+        self._whole = batching.pack(graphs, shape, np.dtype(potential.dtype))
+        self.block_size, self.memory_limit, self.beside = block_size, memory_limit, 0
         self._plans: dict[Callable, MemoryPlan] = {}
         self._blocks: dict[Callable, int] = {}
+
+    @cached_property
+    def divided(self) -> bool:
+        """True if each device holds a part of the bonds, since none can hold the whole linear map.
+
+        One line says so.
+        """
+        mesh = self.potential.mesh
+        if mesh is None or mesh.size == 1:
+            return False
+        with self.potential.precision():
+            energy = partial(linear_map.linearise, self.potential.energy_fn)
+            kept = _bytes(jax.eval_shape(energy, self.potential.arrays, self._whole)[1])
+        # A column takes about as much memory as the map.
+        fits = 2 * kept <= self._room
+        if parallel.Crew.of(mesh).count > 1:  # all hosts have to do the same
+            fits = bool(parallel.least(int(fits)))
+        if not fits:
+            say(
+                f"The linear map of {self.atoms} atoms ({_gb(kept)}) and a column of it need more than the "
+                f"{_gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among them.",
+                stderr=True,
+            )
+        return not fits
+
+    @property
+    def _room(self) -> float:
+        """Bytes that a device has for the linear map and for columns; infinite if nobody limits them."""
+        limit = np.inf if self.memory_limit is None else self.memory_limit
+        if jax.default_backend() == "cpu":
+            return (limit - _resident() - self.beside) / self._copies
+        return min(limit, parallel.memory_of_a_device())
+
+    @cached_property
+    def graph(self) -> CrystalGraph:
+        """The padded graph."""
+        if not self.divided:
+            return self._whole
+        shape = batching.divisible(batching.shape_of(self._whole), self.potential.mesh.size)
+        return batching.pack(self._graphs, shape, np.dtype(self.potential.dtype))
 
     @cached_property
     def gradient(self) -> Gradient:
@@ -164,7 +208,14 @@ class Response:
     def _shapes_of_map(self):
         """The linear map without its numbers."""
         energy, *rest = self._arguments
-        return jax.eval_shape(partial(self._on_devices(linear_map.linearise), energy), *rest)[1]
+        linearise = self._on_devices(linear_map.linearise)
+        shapes = jax.eval_shape(partial(linearise, energy), *rest)[1]
+        if not self.divided:
+            return shapes
+        places = linearise.lower(energy, *rest).compile().output_shardings[1]
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+        )
 
     @property
     def _is_linearised(self) -> bool:
@@ -176,24 +227,26 @@ class Response:
         arrays, graph, mesh = self.potential.arrays, self.graph, self.potential.mesh
         if mesh is not None:
             with self.potential.precision():
-                arrays, graph = parallel.replicate((arrays, graph), mesh)
+                arrays = parallel.replicate(arrays, mesh)
+                place = linear_map.with_divided_bonds if self.divided else parallel.replicate
+                graph = place(graph, mesh)
         return self.potential.energy_fn, arrays, graph
 
     @property
     def _devices(self) -> int:
-        return 1 if self.potential.mesh is None else self.potential.mesh.size
+        """The devices that the columns of a block are spread over."""
+        return 1 if self.potential.mesh is None or self.divided else self.potential.mesh.size
 
     def _on_devices(self, program: Callable) -> Callable:
-        """`program`, of whose columns each device computes a part."""
+        """`program`, of whose columns each device computes a part; of all, its own part of the bonds."""
         mesh = self.potential.mesh
-        return program if mesh is None else linear_map.on_mesh(program, mesh)
+        return program if mesh is None or self.divided else linear_map.on_mesh(program, mesh)
 
     @cached_property
     def kept(self) -> int:
-        """Bytes that the linear map takes, known before it is made."""
+        """Bytes that the linear map takes on each device, known before it is made."""
         with self.potential.precision():
-            kept = self._shapes_of_map()
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+            return _bytes(self._shapes_of_map())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -202,23 +255,31 @@ class Response:
         with giving_memory_back() if limited else nullcontext(), self.potential.precision():
             yield
 
-    def columns(self, numbers: np.ndarray, done: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows (k, 3N) of the Hessian in eV/Å², block by block from column `done` on, each with its start.
+    def columns(
+        self, numbers: np.ndarray, groups: np.ndarray | None = None, total: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows (k, 3N) of the Hessian in eV/Å², block by block, each with its start among `numbers`.
 
-        Number 3a + x is that of atom a along x. A block is that of `block_of` times the number of devices.
-        `done` is a multiple of it; then the blocks are the same whether or not some are left out. Raises
+        Number 3a + x is that of atom a along x. With `groups` (N, 3) a number is that of a sum of columns, of
+        all coordinates that have the number there. A block is that of `block_of` times the number of
+        devices; `total` columns (default: these alone) determine it, of which these may be some. Raises
         MemoryLimitError if the limit cannot be met, naming a block size that fits or the memory needed,
         before anything large is allocated.
         """
-        if done >= len(numbers):
+        if not len(numbers):
             return
-        block = self.block_of(len(numbers)) * self._devices
+        block = self.block_of(total or len(numbers)) * self._devices
+        of_all = np.arange(self.graph.positions.size).reshape(-1, 3)
+        if groups is not None:
+            of_all = np.full_like(of_all, -1)  # padding does not move
+            of_all[: self.atoms] = groups
         columns = self._on_devices(linear_map.columns)
-        for start in track(range(done, len(numbers), block), "Hessian columns"):
+        for start in track(range(0, len(numbers), block), "Hessian columns"):
             part = numbers[start : start + block]
             index = np.resize(part, block)  # the last block repeats some columns
             with self._counted():
-                found = parallel.gather(columns(self._linear[1], *linear_map.point(self.graph), index))
+                found = columns(self._linear[1], *linear_map.point(self.graph), of_all, index)
+                found = parallel.gather(found)
             yield start, found[: self.atoms, : len(part)].swapaxes(0, 1).reshape(len(part), -1)
 
     def block_of(self, columns: int) -> int:
@@ -276,7 +337,7 @@ class Response:
         def respond(graph, q_points, pairs):
             return Response.side_by_side(self.potential, [graph])._all_waves(q_points, pairs)
 
-        prove_waves(self.potential, self._first, respond)
+        prove_waves(self.potential, self._graphs[0], respond)
 
     def _all_waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
         real = self._block(linear_map.waves, 2 * len(pairs.wave))
@@ -382,7 +443,10 @@ class Response:
         if program is linear_map.waves:
             pairs = self._devices * max(1, block // 2)
             return its.lower(tangent_map, *point, np.zeros((pairs, 3), point[0].dtype), np.zeros(pairs, int))
-        return its.lower(tangent_map, *point, np.zeros(self._devices * block, int))
+        numbers = np.zeros(self._devices * block, int)
+        if program is linear_map.columns:
+            return its.lower(tangent_map, *point, np.zeros(point[0].shape, int), numbers)
+        return its.lower(tangent_map, *point, numbers)
 
     @property
     def _copies(self) -> int:
@@ -401,16 +465,17 @@ class Response:
         limit, size = (np.inf, None) if self.memory_limit is None else (self.memory_limit, np.inf)
         block = self._wanted(program, columns, size)
         dtype, atoms, copies = self.potential.dtype, self.atoms, self._copies
-        fixed = 0
+        beside = self.beside if jax.default_backend() == "cpu" else 0
+        fixed = beside
         if not self._is_linearised:
-            if _resident() + copies * self.kept > limit:
+            if _resident() + beside + copies * self.kept > limit:
                 raise MemoryLimitError(
                     f"the linearised gradient alone needs {_gb(copies * self.kept)} for {atoms} atoms in "
                     f"{dtype}, beside {_gb(_resident())} that the process holds; "
                     f"memory_limit={_gb(limit)} was given. Allow more"
                     + (", or use float32." if dtype == "float64" else ".")
                 )
-            fixed = copies * max(
+            fixed += copies * max(
                 self.kept, _scratch(self._on_devices(linear_map.linearise).lower(*self._arguments))
             )
         tangent_map = self._shapes_of_map()
@@ -419,8 +484,9 @@ class Response:
             # Measured last, since compiling also takes memory that is not returned at once.
             plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
             fitting = block if plan.total <= limit else min(plan.fitting(limit), block - 1)
-            # Hosts may hold different amounts; all have to compute the same block.
-            fitting = parallel.least(fitting)
+            if parallel.Crew.of(self.potential.mesh).count > 1:
+                # Hosts may hold different amounts; all have to compute the same block.
+                fitting = parallel.least(fitting)
             if fitting == block:
                 return plan
             if self.block_size is not None or fitting < 1:
@@ -432,6 +498,16 @@ class Response:
             f"memory_limit={_gb(limit)} was given. "
             + (f"block_size={fitting} fits." if fitting >= 1 else "No block size fits: allow more.")
         )
+
+
+def _bytes(shapes) -> int:
+    """The size of arrays on each of their devices."""
+
+    def size(x):
+        own = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return int(np.prod(own)) * x.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(shapes)))
 
 
 def _resident() -> int:

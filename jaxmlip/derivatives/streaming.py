@@ -2,28 +2,40 @@
 
 Columns are written block by block into a NumPy file, which is called NAME.npy.part until the last column is
 written. Beside it, NAME.npy.json records the crystal and potential, and the progress. A block counts as done
-once it is on the disk, so a process that is killed loses one block at most.
+once it is on the disk, so a process that is killed loses one block at most. Of a sparse Hessian the sums of
+columns are written in this way, into NAME.npz.part; in the end they are told apart into NAME.npz.
+
+If the devices of a potential belong to several processes, each writes a share of the columns into the same
+file, and all but the first record what they have written in files of their own, NAME.npy.json.K. When the
+work goes on, that is added to NAME.npy.json, and what is left is shared out anew among the processes that
+there are then.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import jax
 import numpy as np
+import scipy.sparse
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.atoms import as_atoms, check_crystal
 from jaxmlip.derivatives.hessian import checked_columns
 from jaxmlip.derivatives.response import Differentiable, Response
-from jaxmlip.system.files import write_whole
+from jaxmlip.derivatives.sparse import Colouring, colouring, prove
+from jaxmlip.system.files import write_whole, writing
+from jaxmlip.system.parallel import Crew
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -37,6 +49,8 @@ class Known(Differentiable, Protocol):
     model: Any
     params: Any
 
+    def on_own_devices(self) -> Known: ...
+
 
 FORMAT = 1  # of the JSON file
 # These must be equal for two runs to write into one file.
@@ -45,6 +59,7 @@ IDENTITY = {
     "parameters": "the network or its parameters",
     "dtype": "the precision",
     "columns": "the columns",
+    "sums": "the way in which this version of jaxmlip adds columns",
 }
 
 
@@ -63,69 +78,228 @@ def stream_hessian(
     when it is called again with the same crystal, potential and columns, with the block size that it began
     with; the numbers are the same bit by bit on the same machine. A complete file is returned as it is.
 
+    If the devices of the potential belong to several processes, all of them make the same call, with a path
+    on a file system that they share, and each writes a part of the columns. When the work goes on, the
+    processes may be more or fewer.
+
     Raises ValueError if `path` holds something else (another crystal, potential, precision or choice of
-    columns), RuntimeError if another process is writing it, OSError if the disk is full (before anything is
-    computed, if the file system can tell), and MemoryLimitError as `hessian_columns` does. Finished columns
-    stay valid.
+    columns), RuntimeError if another run is writing it or another process of this one has failed, OSError if
+    the disk is full (before anything is computed, if the file system can tell), and MemoryLimitError as
+    `hessian_columns` does. Finished columns stay valid.
     """
-    path = _named(path)
-    atoms = as_atoms(crystal)
-    check_crystal(atoms)
+    atoms = _checked(crystal)
     columns = np.arange(3 * len(atoms)) if columns is None else checked_columns(atoms, columns)
-    identity = _identity(potential, atoms, columns)
-    record, part = _sidecar(path), path.with_name(path.name + ".part")
-    state = _earlier(path, part, record, identity, potential.name)
-    if path.exists():
-        return np.load(path, mmap_mode="r")
+    work = _Work(_named(path, ".npy", "NumPy's format"), atoms, columns)
+    _stream(potential, work, block_size, memory_limit, lambda response: os.replace(work.part, work.path))
+    return np.load(work.path, mmap_mode="r")
+
+
+def stream_sparse_hessian(
+    potential: Known,
+    crystal: Atoms | Structure,
+    path: str | Path,
+    coordinates: Sequence[int] | None = None,
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+) -> scipy.sparse.csr_array:
+    """The Hessian as of `sparse_hessian`, in the file `path` (.npz), which scipy.sparse.load_npz reads.
+
+    Returns what that reads. Sums of columns are written as they are computed, and all else is as
+    `stream_hessian` has it. The Hessian is made of them in the end, some atoms at a time; the disk then holds
+    both for a moment. Raises ValueError as `sparse_hessian` does, too.
+    """
+    atoms = _checked(crystal)
+    found = colouring(potential, atoms, coordinates)
+    work = _Work(_named(path, ".npz", "that of scipy.sparse"), atoms, found.coordinates, found)
+    _stream(potential, work, block_size, memory_limit, lambda response: _tell_apart(work, response))
+    return scipy.sparse.load_npz(work.path)
+
+
+def columns_done(path: str | Path) -> int:
+    """The number of columns, or of sums of columns, that have been written for `path` so far."""
+    record = _sidecar(Path(path))
+    if not record.is_file():
+        return 0
+    spans = _spans_of(json.loads(record.read_text())) + _written_by_others(record)
+    return int(_mask(spans, max(last for _, last in spans)).sum())
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is written, and where."""
+
+    path: Path
+    atoms: Atoms
+    columns: np.ndarray  # those that are wanted
+    colouring: Colouring | None = None  # of a sparse Hessian
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The numbers of the columns, or of the sums of columns, that are computed and written."""
+        return self.columns if self.colouring is None else self.colouring.sums
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The sum that each coordinate belongs to; None if no columns are added."""
+        return None if self.colouring is None else self.colouring.groups
+
+    @property
+    def part(self) -> Path:
+        """The file while it is not complete."""
+        return self.path.with_name(self.path.name + ".part")
+
+    @property
+    def record(self) -> Path:
+        """The JSON file beside it."""
+        return _sidecar(self.path)
+
+    def identity(self, potential: Known) -> dict[str, Any]:
+        """What must be the same for the work to go on."""
+        atoms = self.atoms
+        found = {
+            "structure": _sha256(atoms.cell.array, atoms.pbc, atoms.numbers, atoms.positions),
+            "parameters": _sha256(
+                potential.model.identity(potential.params).encode(), *jax.tree.leaves(potential.params)
+            ),
+            "dtype": potential.dtype,
+            "columns": self.columns.tolist(),
+        }
+        return found if self.groups is None else found | {"sums": _sha256(self.groups.astype(np.int64))}
+
+
+def _stream(
+    potential: Known,
+    work: _Work,
+    block_size: int | None,
+    memory_limit: float | None,
+    finish: Callable[[Response], None],
+) -> None:
+    """Computes and writes what is left of the work, unless the file is complete."""
+    crew, potential = Crew.of(potential.mesh), potential.on_own_devices()
+    state = None
+    with crew.together():
+        if crew.first:
+            state = _begun(potential, work, block_size, memory_limit)
+    state = crew.from_first(state)
+    if state is None:
+        return
+    with contextlib.ExitStack() as stack:
+        with crew.together():
+            file = stack.enter_context(_opened(work.part, crew))
+            if crew.first and not state["done"]:
+                _reserve(file, work, np.dtype(potential.dtype))
+        with crew.together():
+            response = Response(
+                potential,
+                work.atoms,
+                block_size=state["block_size"],
+                memory_limit=memory_limit,
+                shape=batching.BatchShape(*state["room"]),
+            )
+            _compute(response, work, file, state, crew)
+        with crew.together():
+            if crew.first:
+                finish(response)
+                _complete(work, state)
+
+
+def _begun(
+    potential: Known, work: _Work, block_size: int | None, memory_limit: float | None
+) -> dict[str, Any] | None:
+    """The state of the work that is to be done; None if the file is complete."""
+    state = _earlier(work, potential)
+    if work.path.exists():
+        _complete(work, state)
+        return None
     if state["done"] == 0:
-        graph = potential.graph(atoms)
+        graph = potential.graph(work.atoms)
         shape = batching.shape_for([graph]) if memory_limit is None else batching.exact_shape([graph])
         state |= {
             "format": FORMAT,
-            "formula": atoms.get_chemical_formula(),
+            "formula": work.atoms.get_chemical_formula(),
             "potential": potential.name,
             "versions": {name: version(name) for name in ("jax", "numpy")},
             # These determine the order of sums, and so the last bits.
             "room": list(shape),
             "block_size": block_size,
         }
-        _write(record, state)
-    with _alone(part) as file:
-        if state["done"] == 0:
-            _reserve(file, part, record, (len(columns), 3 * len(atoms)), np.dtype(potential.dtype))
-        array = np.load(part, mmap_mode="r")
-        begin, row = array.offset, array.strides[0]
-        del array
-
-        response = Response(
-            potential,
-            atoms,
-            block_size=state["block_size"],
-            memory_limit=memory_limit,
-            shape=batching.BatchShape(*state["room"]),
-        )
-        for start, rows in response.columns(columns, done=state["done"]):
-            with _explained(part):
-                file.seek(begin + start * row)
-                file.write(np.ascontiguousarray(rows).data)
-                file.flush()
-                os.fsync(file.fileno())
-            state.update(done=start + len(rows), block_size=response.block_of(len(columns)))
-            _write(record, state)
-    os.replace(part, path)
-    return np.load(path, mmap_mode="r")
+    others = _records_of_others(work.record)
+    if state["done"] == 0 or others:
+        _write(work.record, state)
+    for other in others:  # now it is all in the one record
+        other.unlink()
+    return state
 
 
-def columns_done(path: str | Path) -> int:
-    """The number of columns that `stream_hessian` has written for `path` so far."""
-    record = _sidecar(_named(path))
-    return json.loads(record.read_text())["done"] if record.is_file() else 0
+def _compute(response: Response, work: _Work, file: BinaryIO, state: dict[str, Any], crew: Crew) -> None:
+    """Computes and writes this process's part of the columns that are left."""
+    array = np.load(work.part, mmap_mode="r")
+    begin, row, total = array.offset, array.strides[0], len(work.numbers)
+    del array
+    done = _mask(_spans_of(state), total)
+    mine, own = np.array_split(np.flatnonzero(~done), crew.count)[crew.index], np.zeros(total, bool)
+    for start, rows in response.columns(work.numbers[mine], work.groups, total=total):
+        places = mine[start : start + len(rows)]
+        own[places] = True
+        with _explained(work.part):
+            for first, last in _spans(own[places[0] : places[-1] + 1]):
+                at = np.searchsorted(places, places[0] + first)
+                file.seek(begin + (places[0] + first) * row)
+                file.write(np.ascontiguousarray(rows[at : at + last - first]).data)
+            file.flush()
+            os.fsync(file.fileno())
+        if crew.first:
+            state.update(block_size=response.block_of(total), **_told(done | own))
+            _write(work.record, state)
+        else:
+            _write(_record_of(work.record, crew.index), _spans(own))
 
 
-def _named(path: str | Path) -> Path:
+def _complete(work: _Work, state: dict[str, Any]) -> None:
+    """Records that everything is written, and removes what was needed until then."""
+    if state["done"] < len(work.numbers):
+        _write(work.record, state | {"done": len(work.numbers), "spans": None})
+    for left in (*_records_of_others(work.record), work.part):
+        left.unlink(missing_ok=True)
+
+
+def _tell_apart(work: _Work, response: Response) -> None:
+    """Writes the sparse Hessian, in the format of scipy.sparse.save_npz, without holding it in memory."""
+    sums, found = np.load(work.part, mmap_mode="r"), work.colouring
+
+    def rows() -> Iterator[scipy.sparse.csr_array]:
+        return found.told_apart(sums)
+
+    prove(found, response, rows)
+    counts = np.concatenate([np.diff(part.indptr) for part in rows()])
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    index = np.int32 if max(ends[-1], 3 * found.atoms) < 2**31 else np.int64
+    shape = (len(found.coordinates),) * 2
+    small = {"format": b"csr", "shape": shape, "_is_array": True, "indptr": ends.astype(index)}
+    with writing(work.path) as draft, open(draft, "wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, value in small.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
+            for name, dtype in (("data", sums.dtype), ("indices", np.dtype(index))):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array_header_1_0(member, _header((int(ends[-1]),), dtype))
+                    for part in rows():
+                        member.write(np.ascontiguousarray(getattr(part, name), dtype).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _checked(crystal: Atoms | Structure) -> Atoms:
+    atoms = as_atoms(crystal)
+    check_crystal(atoms)
+    return atoms
+
+
+def _named(path: str | Path, suffix: str, what: str) -> Path:
     path = Path(path)
-    if path.suffix != ".npy":
-        raise ValueError(f"found the file name {path.name}, needed one that ends in .npy, NumPy's format.")
+    if path.suffix != suffix:
+        raise ValueError(f"found the file name {path.name}, needed one that ends in {suffix}, {what}.")
     return path
 
 
@@ -133,15 +307,43 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _identity(potential: Known, atoms: Atoms, columns: np.ndarray) -> dict[str, Any]:
-    return {
-        "structure": _sha256(atoms.cell.array, atoms.pbc, atoms.numbers, atoms.positions),
-        "parameters": _sha256(
-            potential.model.identity(potential.params).encode(), *jax.tree.leaves(potential.params)
-        ),
-        "dtype": potential.dtype,
-        "columns": columns.tolist(),
-    }
+def _record_of(record: Path, process: int) -> Path:
+    """The record of what a process other than the first has written since it began."""
+    return record.with_name(f"{record.name}.{process}")
+
+
+def _records_of_others(record: Path) -> list[Path]:
+    found = record.parent.glob(f"{glob.escape(record.name)}.*")
+    return sorted(path for path in found if path.suffix[1:].isdecimal())
+
+
+def _written_by_others(record: Path) -> list[list[int]]:
+    return [span for path in _records_of_others(record) for span in json.loads(path.read_text())]
+
+
+def _spans_of(state: dict[str, Any]) -> list[list[int]]:
+    """The columns that are done, as pairs of a first place and the one after the last."""
+    return state.get("spans") or [[0, state["done"]]]
+
+
+def _mask(spans: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    """True at the places of `spans`, of so many."""
+    mask = np.zeros(size, bool)
+    for first, last in spans:
+        mask[first:last] = True
+    return mask
+
+
+def _spans(mask: np.ndarray) -> list[list[int]]:
+    """The spans in which `mask` is True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
+    return edges.reshape(-1, 2).tolist()
+
+
+def _told(done: np.ndarray) -> dict[str, Any]:
+    """What a record says of the columns that are done: how many, and which if they are not the first."""
+    count = int(done.sum())
+    return {"done": count, "spans": None if done[:count].all() else _spans(done)}
 
 
 def _sha256(*parts: np.ndarray | bytes) -> str:
@@ -151,8 +353,9 @@ def _sha256(*parts: np.ndarray | bytes) -> str:
     return digest.hexdigest()
 
 
-def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], name: str) -> dict[str, Any]:
-    """The state of an earlier run with this identity, or that of a new one."""
+def _earlier(work: _Work, potential: Known) -> dict[str, Any]:
+    """The state of an earlier run of this work, or that of a new one."""
+    path, part, record, identity = work.path, work.part, work.record, work.identity(potential)
     if not record.is_file():
         for found in (path, part):
             if found.exists():
@@ -160,10 +363,12 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
                     f"{found} exists without {record.name}, so nobody can tell whose Hessian it is; needed a "
                     "new name, or remove it."
                 )
+        for other in _records_of_others(record):  # of a run whose own record was removed
+            other.unlink()
         return identity | {"done": 0}
     try:
         state = json.loads(record.read_text())
-        differing = [what for key, what in IDENTITY.items() if state[key] != identity[key]]
+        differing = [IDENTITY[key] for key in identity if state[key] != identity[key]]
         told = f"{state['formula']} with {state['potential']}, {state['dtype']}"
         known = state["format"] == FORMAT and {"room", "block_size", "done"} <= state.keys()
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -175,10 +380,11 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
         )
     if differing:
         raise ValueError(
-            f"{record.name} says that {path.name} is the Hessian of {told}; what is asked for with {name} "
-            f"differs in {', '.join(differing)}. Choose another file name, or remove {record} and what it "
-            "describes."
+            f"{record.name} says that {path.name} is the Hessian of {told}; what is asked for with "
+            f"{potential.name} differs in {', '.join(differing)}. Choose another file name, or remove "
+            f"{record} and what it describes."
         )
+    state |= _told(_mask(_spans_of(state) + _written_by_others(record), len(work.numbers)))
     if state["done"] and not path.exists() and not part.exists():
         raise ValueError(
             f"{record} describes {path.name}, which is missing, and so is {part.name}; remove {record.name} "
@@ -188,15 +394,19 @@ def _earlier(path: Path, part: Path, record: Path, identity: dict[str, Any], nam
 
 
 @contextlib.contextmanager
-def _alone(part: Path) -> Iterator[BinaryIO]:
-    """The file, open for writing by this process alone. The lock ends with the process."""
+def _opened(part: Path, crew: Crew) -> Iterator[BinaryIO]:
+    """The file, open for writing by this process, or these, alone. The lock ends with the first of them."""
+    # Hosts write to the same file at once. What is written straight to the disk is never more than is meant:
+    # otherwise NFS may write a whole page, in which a part is another host's.
+    straight = os.O_DSYNC if crew.count > 1 else 0
     with _explained(part):
-        handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | straight, 0o666)
     with os.fdopen(handle, "r+b") as file:
         try:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if crew.first:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(
                 f"another process is writing {part}; wait until it is done, or choose another file name."
@@ -206,26 +416,30 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _reserve(file: BinaryIO, part: Path, record: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
+    return {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+
+
+def _reserve(file: BinaryIO, work: _Work, dtype: np.dtype) -> None:
     """Makes an array file of full size, in which only the header is written."""
+    shape = (len(work.numbers), 3 * len(work.atoms))
     size = int(np.prod(shape)) * dtype.itemsize
-    header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
     try:
-        with _explained(part, f" ({size / 1e9:.3g} GB)"):
+        with _explained(work.part, f" ({size / 1e9:.3g} GB)"):
             file.truncate(0)
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, _header(shape, dtype))
             file.flush()
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), file.tell(), size)
             else:
                 file.truncate(file.tell() + size)
     except OSError:
-        for each in (part, record):
+        for each in (work.part, work.record):
             each.unlink(missing_ok=True)
         raise
 
 
-def _write(record: Path, state: dict[str, Any]) -> None:
+def _write(record: Path, state: Any) -> None:
     with _explained(record):
         write_whole(record, json.dumps(state) + "\n")
 

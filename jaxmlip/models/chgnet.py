@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import BondEnds, CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
@@ -161,6 +162,11 @@ class CHGNet(Network):
     @property
     def cutoffs(self) -> Cutoffs:
         return Cutoffs(self.config.bond_cutoff, self.config.angle_cutoff)
+
+    @property
+    def reach(self) -> Reach:
+        # What bonds learn through angles, the atoms at their ends have learnt before.
+        return Reach(self.config.blocks)
 
     @nn.compact
     def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:

@@ -17,6 +17,7 @@ from jax.extend import core
 
 from jaxmlip.crystals import batching, fetch
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, sum_over_crystals
+from jaxmlip.crystals.reach import Reach
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class EnergyFunction:
     tree: Any = None  # the PyTreeDef of fn's parameters; None: it has none
     # The name of each leaf, and its value if it is not a floating-point number, which training leaves alone.
     leaves: tuple[tuple[str, Any], ...] = ()
+    reach: Reach | None = None  # if the user said it; no program depends on it
 
     # Waves need to know which fetches leave their cell. For these functions that is inferred, and a proof has
     # to confirm it.
@@ -116,7 +118,11 @@ def _described(found: Any) -> str:
 
 
 def energy_function(
-    fn: Callable[..., Any], cutoff: float, elements: Sequence[int], params: Any = None
+    fn: Callable[..., Any],
+    cutoff: float,
+    elements: Sequence[int],
+    params: Any = None,
+    reach: Reach | None = None,
 ) -> tuple[EnergyFunction, dict[str, Any]]:
     """`fn` as a model, and its parameters as a nested dictionary of arrays, named by their paths.
 
@@ -125,7 +131,7 @@ def energy_function(
     name = ".".join(filter(None, (getattr(fn, "__module__", ""), getattr(fn, "__qualname__", ""))))
     config = FunctionConfig(name or type(fn).__qualname__, float(cutoff), tuple(map(int, elements)))
     if params is None:
-        return EnergyFunction(fn, config), {}
+        return EnergyFunction(fn, config, reach=reach), {}
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     flat, leaves = {}, []
     for path, x in paths:
@@ -141,7 +147,8 @@ def energy_function(
                 f"found the parameter {name!r} besides another of this name or below it, needed a pytree in "
                 "which each array has a path of its own."
             )
-    return EnergyFunction(fn, config, tree, tuple(leaves)), flax.traverse_util.unflatten_dict(flat, sep="/")
+    model = EnergyFunction(fn, config, tree, tuple(leaves), reach)
+    return model, flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def with_known_fetches(

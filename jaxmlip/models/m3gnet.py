@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, bond_vectors
+from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import (
@@ -124,6 +125,11 @@ class M3GNet(Network):
     @property
     def cutoffs(self) -> Cutoffs:
         return Cutoffs(self.config.bond_cutoff, self.config.angle_cutoff, listed=False)
+
+    @property
+    def reach(self) -> Reach:
+        # A bond learns of the others at its start before it tells the atom at its end.
+        return Reach(self.config.blocks, over_angles=True)
 
     @nn.compact
     def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:

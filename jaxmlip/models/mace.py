@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, bond_vectors
+from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe, symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope
@@ -291,6 +292,10 @@ class MACE(Network):
     @property
     def cutoffs(self) -> Cutoffs:
         return Cutoffs(self.config.cutoff)
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(len(self.config.blocks))
 
     @nn.compact
     def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:

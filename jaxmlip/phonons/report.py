@@ -30,6 +30,7 @@ from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
+from jaxmlip.system.parallel import reports
 from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Table, show
 from jaxmlip.system.versions import versions
@@ -281,6 +282,8 @@ def main(
     found = phonons(lattice, **settings)
     show(table(found))
     constants = lattice.constants(wide_mesh(lattice.atoms, WIDE))
+    if not reports():
+        return
     with writing_folder(out) as draft:
         draw(found, draft / "phonons.png")
         write_whole(draft / "phonons.json", json.dumps(as_record(found), ensure_ascii=False) + "\n")

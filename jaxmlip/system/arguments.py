@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from jaxmlip.system.console import keep_silent
 
 DEFAULT_MODEL = "chgnet-0.3.0"
 Positional = tyro.conf.Positional
@@ -18,7 +22,7 @@ Model = Annotated[
 Head = Annotated[str | None, tyro.conf.arg(help="which head of a checkpoint with several")]
 Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 Devices = Annotated[
-    int | None, tyro.conf.arg(help="number of devices that share the columns; default: all of this machine")
+    int | None, tyro.conf.arg(help="number of devices that share the columns; default: all there are")
 ]
 DType = Literal["float32", "float64"]
 Limit = Annotated[
@@ -31,6 +35,49 @@ SkipBad = Annotated[
     ),
 ]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Options of a command that several processes run together."""
+
+    distributed: Flag = False
+    """work together with other processes, found by SLURM, Open MPI or a TPU slice"""
+    coordinator: str | None = None
+    """HOST:PORT of the first process, if there is no such scheduler"""
+    processes: int | None = None
+    """number of processes"""
+    process: int | None = None
+    """number of this process, from 0 on"""
+
+    def check(self) -> None:
+        """Raises ValueError for numbers that make no sense, or that lack the address."""
+        at_least(1, processes=self.processes)
+        at_least(0, process=self.process)
+        alone = not self.distributed and self.coordinator is None
+        if alone and (self.processes, self.process) != (None, None):
+            raise ValueError(
+                f"found --processes {self.processes} and --process {self.process} alone, needed "
+                "--coordinator HOST:PORT with both of them, or --distributed alone if a scheduler knows them."
+            )
+
+    def connect(self) -> None:
+        """Joins the other processes, if there are any; call it before anything is computed.
+
+        All but the first print nothing from then on, except for errors.
+        """
+        from jaxmlip.system.parallel import connect, reports
+
+        if not self.distributed and self.coordinator is None:
+            return
+        connect(self.coordinator, self.processes, self.process)
+        if not reports():
+            keep_silent()
+            warnings.simplefilter("ignore", UserWarning)
+
+
+Together = tyro.conf.OmitArgPrefixes[Processes]
+ALONE = Processes()
 
 
 def at_least(least: int, **options: float | tuple[float, ...] | None) -> None:

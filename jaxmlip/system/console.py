@@ -26,8 +26,18 @@ class PlainConsole(Console):
         return super().render_str("\n".join(map(printable, text.split("\n"))), **how)
 
 
+_silent = False  # whether this process prints to standard output at all
+
+
+def keep_silent() -> None:
+    """Prints nothing to standard output from here on: another process of the same run does."""
+    global _silent
+    _silent = True
+
+
 def console(width: int | None = None, stderr: bool = False, quiet: bool = False) -> PlainConsole:
     """A console for standard output or standard error, `width` columns wide if that is not a terminal."""
+    quiet = quiet or (_silent and not stderr)
     made = PlainConsole(stderr=stderr, quiet=quiet)
     if width is None or made.is_terminal:
         return made

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,6 +31,11 @@ def connect(coordinator: str | None = None, processes: int | None = None, proces
     jax.distributed.initialize(coordinator, processes, process)
 
 
+def reports() -> bool:
+    """True for the one process of a run that prints and writes its results, the first."""
+    return jax.process_index() == 0
+
+
 def make_mesh(devices: int | None = None) -> Mesh:
     """The mesh over the first `devices` devices; default: all devices of all processes."""
     found = jax.devices()
@@ -40,6 +49,13 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((devices or len(found),), (AXIS,), axis_types=auto, devices=found[:devices])
 
 
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The mesh over those devices of `mesh` that belong to this process."""
+    mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    auto = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(mine),), (AXIS,), axis_types=auto, devices=mine)
+
+
 def local_shards(mesh: Mesh) -> list[int]:
     """The positions on the mesh that this process feeds, in order."""
     return [k for k, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
@@ -49,6 +65,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """The same arrays on every device."""
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree)
+
+
+def divide(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has as a whole, of which each device keeps its part of the leading axis."""
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, split, x.__getitem__), tree)
 
 
 def gather(x: jax.Array) -> np.ndarray:
@@ -63,6 +85,59 @@ def least(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(np.min(multihost_utils.process_allgather(np.asarray(number))))
+
+
+def memory_of_a_device() -> float:
+    """Bytes of memory that a device of this process has of its own; infinite if it does not tell."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
+
+
+class FailedElsewhereError(RuntimeError):
+    """Another process of this run has failed. Its own message says why."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The processes that share a piece of work, and the place of this one among them."""
+
+    count: int
+    index: int
+
+    @classmethod
+    def of(cls, mesh: Mesh | None) -> Crew:
+        """The processes that have devices of `mesh`, which are all of this run, or this process alone."""
+        if mesh is None or len({d.process_index for d in mesh.devices.flat}) == 1:
+            return cls(1, 0)
+        return cls(jax.process_count(), jax.process_index())
+
+    @property
+    def first(self) -> bool:
+        """True for the one process that does what is done once."""
+        return self.index == 0
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step that all processes begin, and leave when all have done it; if it fails in one, in all.
+
+        Raises FailedElsewhereError where it did not fail itself.
+        """
+        try:
+            yield
+        except Exception:
+            if self.count > 1:
+                least(0)
+            raise
+        if self.count > 1 and least(1) == 0:
+            raise FailedElsewhereError("another process of this run has failed; its own message says why.")
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process gives, in all of them; it must be fit for JSON."""
+        if self.count == 1:
+            return value
+        text = np.frombuffer(json.dumps(value if self.first else None).encode(), np.uint8)
+        size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
+        given = text if self.first else np.zeros(size, np.uint8)
+        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(given)).tobytes())
 
 
 def spread(batch: Any, mesh: Mesh) -> Any:

@@ -78,7 +78,7 @@ def test_eight_simulated_devices_train(here):
 
 @pytest.mark.slow
 def test_the_slurm_file_trains_in_tasks_that_find_each_other(here, monkeypatch):
-    script = block(PAGE, "srun").text
+    script = block(PAGE, "srun jaxmlip train").text
     assert "#SBATCH --signal=TERM@300" in script
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
     monkeypatch.setenv("XLA_FLAGS", flags)
@@ -91,9 +91,10 @@ def test_the_slurm_file_trains_in_tasks_that_find_each_other(here, monkeypatch):
 def test_every_command_of_the_page_says_what_its_text_says():
     asked = [understood(command.words)[1] for command in ours()]
     assert len(asked) >= 13
-    assert sum(options.get("distributed", False) for options in asked) == 2
-    hosts = [(o["processes"], o["process"]) for o in asked if o.get("coordinator")]
-    assert hosts == [(2, 0), (2, 1)]
+    together = [options["together"] for options in asked if "together" in options]
+    assert sum(its.distributed for its in together) == 4
+    hosts = [(its.processes, its.process) for its in together if its.coordinator]
+    assert hosts == [(2, 0), (2, 1)] * 2
     slurm = [[v for each in o["slurm"] for v in each] for o in asked if o.get("slurm")]
     assert slurm[1][1:3] == ["nodes=2", "tasks_per_node=4"]
 

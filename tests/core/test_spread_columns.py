@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODELS, SECOND, SHORT
+from conftest import FIRST, MODELS, SECOND, SHORT
 from processes import free_address, started
 
 SCRIPT = Path(__file__).parents[1] / "spread_columns.py"
 
 
-def check(run: subprocess.Popen, devices: int) -> None:
+def check(run: subprocess.Popen, devices: int, which: str = "few") -> None:
     out, said = run.communicate(timeout=600)
     assert run.returncode == 0, said
     found = json.loads(out.splitlines()[-1])
     assert found.pop("devices") == devices
-    assert found.pop("compiled anew") == 0  # for another crystal of the size
-    assert found.pop("work") < 1.5 / devices  # of each device, for as many columns
+    if which != "divided":
+        assert found.pop("compiled anew") == 0  # for another crystal of the size
+        assert found.pop("work") < 1.5 / devices  # of each device, for as many columns
     for name, (error, scale) in found.items():
         assert scale > 0, name
         np.testing.assert_allclose(error, 0, rtol=0, atol=1e-12 * max(1, scale), err_msg=name)
@@ -40,8 +41,14 @@ def test_eight_devices_spread_every_architecture(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_find_what_one_device_does(tmp_path):
+def test_bonds_are_divided_among_devices_that_cannot_hold_all_of_them(tmp_path):
+    check(started(8, SCRIPT, FIRST, tmp_path, "divided"), 8, "divided")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["few", "divided"])
+def test_two_processes_of_two_devices_find_what_one_device_does(which, tmp_path):
     address = free_address()
-    runs = [started(2, SCRIPT, SHORT, tmp_path, "few", address, 2, k) for k in range(2)]
+    runs = [started(2, SCRIPT, SHORT, tmp_path, which, address, 2, k) for k in range(2)]
     for run in runs:
-        check(run, 4)
+        check(run, 4, which)

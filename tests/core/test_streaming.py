@@ -27,9 +27,9 @@ def counted(monkeypatch) -> list[int]:
     seen: list[int] = []
     columns = module.columns
 
-    def remember(tangent_map, r, eps, index):
+    def remember(tangent_map, r, eps, groups, index):
         seen.extend(index.tolist())
-        return columns(tangent_map, r, eps, index)
+        return columns(tangent_map, r, eps, groups, index)
 
     monkeypatch.setattr(module, "columns", remember)
     return seen

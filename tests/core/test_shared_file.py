@@ -1,0 +1,123 @@
+"""Processes that share the devices of a potential write one Hessian, each a part, and go on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse
+from ase.io import write
+from commands import here
+from conftest import FIRST, small_potential
+from crystals import chain, triclinic
+from processes import free_address, started
+
+from jaxmlip import hessian
+from jaxmlip.derivatives.sparse import colouring
+from jaxmlip.derivatives.streaming import columns_done
+
+ROOT = Path(__file__).parents[2]
+
+
+def both(script: Path, *arguments: object) -> list[subprocess.Popen]:
+    address = free_address()
+    return [started(2, script, *arguments, address, 2, k) for k in range(2)]
+
+
+def wait_for(condition, runs: list[subprocess.Popen]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert all(run.poll() is None for run in runs), [run.communicate()[1] for run in runs]
+        assert time.monotonic() < end, "the processes got nowhere"
+        time.sleep(0.01)
+
+
+def end(run: subprocess.Popen) -> None:
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_file_and_go_on_with_what_a_killed_one_has_not_written(tmp_path):
+    script, record = ROOT / "tests" / "shared_file.py", tmp_path / "h.npy.json"
+    runs = both(script, FIRST, tmp_path, 0.3)
+    try:
+        # The second process is killed in the middle, the first one a few blocks later.
+        wait_for(lambda: (tmp_path / "h.npy.json.1").exists(), runs)
+        end(runs[1])
+        done = columns_done(tmp_path / "h.npy")
+        wait_for(lambda: columns_done(tmp_path / "h.npy") > done, runs[:1])
+    finally:
+        for run in runs:
+            end(run)
+    assert not (tmp_path / "h.npy").exists()
+    others = json.loads((tmp_path / "h.npy.json.1").read_text())
+    written = set(range(json.loads(record.read_text())["done"]))
+    written |= {k for first, last in others for k in range(first, last)}
+    assert len(written) == columns_done(tmp_path / "h.npy") < 90
+
+    found = []
+    for run in both(script, FIRST, tmp_path, 0.0):
+        out, said = run.communicate(timeout=300)
+        assert run.returncode == 0, said
+        found.append(json.loads(out.splitlines()[-1]))
+    dense = [k for each in found for part in each["h.npy"] for k in part]
+    assert sorted(dense) == sorted(set(range(90)) - written)
+
+    potential, atoms = small_potential(FIRST), chain()
+    whole = hessian(potential, atoms)
+    close = {"rtol": 0, "atol": 1e-12 * np.abs(whole).max()}
+    np.testing.assert_allclose(np.load(tmp_path / "h.npy"), whole, **close)
+    np.testing.assert_allclose(scipy.sparse.load_npz(tmp_path / "h.npz").toarray(), whole, **close)
+    sums = colouring(potential, atoms).sums
+    shares = [each["h.npz"][0] for each in found]
+    assert sorted(shares[0] + shares[1]) == sums.tolist()
+    assert abs(len(shares[0]) - len(shares[1])) <= 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["h.npy", "h.npy.json", "h.npz", "h.npz.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("hessian chain.vasp --out h.npy", "h.npy"),
+        ("hessian chain.vasp --sparse --out h.npz", "h.npz"),
+        ("phonons cell.vasp --mesh 2 1 1 --points 8 --out .", "phonons.json"),
+        ("elastic cell.vasp --out elastic.json", "elastic.json"),
+    ],
+)
+def test_a_command_of_two_processes_says_and_writes_what_one_does(words, name, tmp_path, monkeypatch, capsys):
+    small_potential(FIRST).save(tmp_path / "model")
+    write(tmp_path / "chain.vasp", chain(), direct=True)
+    write(tmp_path / "cell.vasp", triclinic(), direct=True)
+    command = (*words.split(), "--model", "model")
+    alone = here(tmp_path, monkeypatch, capsys, *command)
+    assert alone.returncode == 0, alone.stderr
+    expected = read(tmp_path / name)
+    for left in (*tmp_path.glob("*.json"), tmp_path / name):
+        left.unlink(missing_ok=True)
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "command.py").write_text("import sys; from jaxmlip.cli import main; main(sys.argv[1:])")
+    options = ("--processes", "2", "--coordinator", free_address(), "--process")
+    runs = [started(2, tmp_path / "command.py", *command, *options, k) for k in range(2)]
+    said = [run.communicate(timeout=300) for run in runs]
+    assert all(run.returncode == 0 for run in runs), said
+    lines = [[line for line in out.splitlines() if "Gloo" not in line] for out, _ in said]
+    assert lines[0][-1] == alone.stdout.splitlines()[-1]
+    assert lines[1] == []
+    np.testing.assert_allclose(read(tmp_path / name), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+def read(path: Path) -> np.ndarray:
+    """The numbers of a result."""
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".npz":
+        return scipy.sparse.load_npz(path).toarray()
+    found = json.loads(path.read_text())
+    return np.array(found["C_GPa"] if "C_GPa" in found else found["bands"]["frequencies"])
