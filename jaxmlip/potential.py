@@ -36,7 +36,7 @@ from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
-from jaxmlip.system.parallel import make_mesh, own_mesh
+from jaxmlip.system.parallel import check_all_have_some, make_mesh, own_mesh
 from jaxmlip.system.programs import programs
 from jaxmlip.system.progress import track
 
@@ -252,9 +252,11 @@ class Potential:
 
         Each device computes a part of the columns of a Hessian or of D(q), from a copy of the same linear
         map. The devices may belong to several hosts, all of which make the same calls and get the same
-        results (see docs/many_devices.md). Raises ValueError if there are fewer devices.
+        results (see docs/many_devices.md). Raises ValueError if there are fewer devices, or if a process of
+        several would have none.
         """
         mesh = make_mesh(number)
+        check_all_have_some(mesh)
         return replace(self, mesh=None if mesh.size == 1 else mesh)
 
     def on_own_devices(self) -> Potential:

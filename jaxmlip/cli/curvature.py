@@ -157,7 +157,7 @@ def _sums(potential, crystal, coordinates, terminal: PlainConsole) -> int:
     found = colouring(potential, crystal, coordinates)
     moving, number = int((found.colours >= 0).sum()), len(found.sums)
     if found.number == moving:
-        told = "nothing is saved: each atom shares a neighbourhood with every other"
+        told = "nothing is saved: the cell is too short for how far the network sees"
     else:
         told = f"{found.number} colours for {moving} atoms"
     terminal.print(f"{number} sums instead of {len(coordinates)} columns ({told})", soft_wrap=True)

@@ -369,6 +369,8 @@ def _earlier(work: _Work, potential: Known) -> dict[str, Any]:
     try:
         state = json.loads(record.read_text())
         differing = [IDENTITY[key] for key in identity if state[key] != identity[key]]
+        if len(differing) > 1 and IDENTITY["sums"] in differing:  # it follows from the others
+            differing.remove(IDENTITY["sums"])
         told = f"{state['formula']} with {state['potential']}, {state['dtype']}"
         known = state["format"] == FORMAT and {"room", "block_size", "done"} <= state.keys()
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -49,6 +49,16 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((devices or len(found),), (AXIS,), axis_types=auto, devices=found[:devices])
 
 
+def check_all_have_some(mesh: Mesh) -> None:
+    """Raises ValueError if a process of this run has no device of `mesh`."""
+    having = {d.process_index for d in mesh.devices.flat}
+    if without := sorted(set(range(jax.process_count())) - having):
+        raise ValueError(
+            f"found {mesh.size} devices, which leave process {', '.join(map(str, without))} without any; "
+            "needed one of each process. Use all devices, or start fewer processes."
+        )
+
+
 def own_mesh(mesh: Mesh) -> Mesh:
     """The mesh over those devices of `mesh` that belong to this process."""
     mine = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]

@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import FIRST, MODELS, SECOND, SHORT
@@ -52,3 +53,9 @@ def test_two_processes_of_two_devices_find_what_one_device_does(which, tmp_path)
     runs = [started(2, SCRIPT, SHORT, tmp_path, which, address, 2, k) for k in range(2)]
     for run in runs:
         check(run, 4, which)
+
+
+def test_a_process_without_a_device_is_named(any_potential, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(ValueError, match="found 1 devices, which leave process 1, 2 without any"):
+        any_potential.on_devices(1)
