@@ -130,13 +130,8 @@ class InFlight:
 
     def expect(self, graphs: Sequence[CrystalGraph]) -> None:
         """Makes a shape for the largest of `graphs`, or for a batch with a fair share of every kind."""
-        if self.shape is not None or not graphs:
-            return
-        most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
-        share = min(1.0, most / exact_shape(graphs).messages)
-        mixed = BatchShape(*(int(share * n) for n in exact_shape(graphs)))
-        largest = BatchShape.covering([mixed, *(exact_shape([g]) for g in graphs)])
-        self.shape = any_number(padded_shape(largest, SPARE))
+        if self.shape is None and graphs:
+            self.shape = moving_shape(sizes_of(graphs))
 
     def admits(self, active: Sequence[CrystalGraph], waiting: Sequence[CrystalGraph]) -> list[bool]:
         """True for each of `waiting` that fits beside `active`; the first fits if none is active."""
@@ -172,6 +167,16 @@ class InFlight:
 
     def _change(self, shape: BatchShape) -> None:
         self.shape, self.wasted = any_number(shape) if self.several else shape, 0
+
+
+def moving_shape(sizes: Int[np.ndarray, "n 4"]) -> BatchShape:
+    """The shape in which crystals of these sizes (see `sizes_of`) move: it holds each, often several."""
+    most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
+    whole = BatchShape.holding(sizes.sum(0), len(sizes))
+    share = min(1.0, most / whole.messages)
+    mixed = BatchShape(*(int(share * n) for n in whole))
+    largest = BatchShape.covering([mixed, BatchShape.holding(sizes.max(0), 1)])
+    return any_number(padded_shape(largest, SPARE))
 
 
 def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:
