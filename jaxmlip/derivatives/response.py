@@ -12,12 +12,10 @@ each fetch from the cell R away multiplies by e^{2πi q·R}, and each transpose 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -34,6 +32,7 @@ from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.arrays import Array
+from jaxmlip.system.memory import resident
 from jaxmlip.system.progress import track
 
 # Columns at once: more gain no speed, and take memory. Bytes: size of the linear map times columns, since
@@ -323,7 +322,7 @@ class Response:
         # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit
-            if limit is not None and _resident() + _scratch(linear_map.column.lower(*arguments, 0)) > limit:
+            if limit is not None and resident() + _scratch(linear_map.column.lower(*arguments, 0)) > limit:
                 return None
             found = []
             for k in pairs.coordinate:
@@ -403,10 +402,10 @@ class Response:
         dtype, atoms, copies = self.potential.dtype, self.atoms, self._copies
         fixed = 0
         if not self._is_linearised:
-            if _resident() + copies * self.kept > limit:
+            if resident() + copies * self.kept > limit:
                 raise MemoryLimitError(
                     f"the linearised gradient alone needs {_gb(copies * self.kept)} for {atoms} atoms in "
-                    f"{dtype}, beside {_gb(_resident())} that the process holds; "
+                    f"{dtype}, beside {_gb(resident())} that the process holds; "
                     f"memory_limit={_gb(limit)} was given. Allow more"
                     + (", or use float32." if dtype == "float64" else ".")
                 )
@@ -417,7 +416,7 @@ class Response:
         while True:
             per_block = copies * _scratch(self._lowered(program, tangent_map, block))
             # Measured last, since compiling also takes memory that is not returned at once.
-            plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
+            plan = MemoryPlan(resident(), fixed, -(-per_block // block), block)
             fitting = block if plan.total <= limit else min(plan.fitting(limit), block - 1)
             # Hosts may hold different amounts; all have to compute the same block.
             fitting = parallel.least(fitting)
@@ -432,17 +431,6 @@ class Response:
             f"memory_limit={_gb(limit)} was given. "
             + (f"block_size={fitting} fits." if fitting >= 1 else "No block size fits: allow more.")
         )
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds, if JAX computes in that memory."""
-    if jax.default_backend() != "cpu":
-        return 0
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):  # only Linux has it
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _scratch(lowered) -> int:

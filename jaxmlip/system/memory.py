@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and how much of it this process holds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,22 @@ def available() -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines if line.endswith("kB")}
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):  # only Linux has them
+    except (OSError, ValueError, IndexError):  # only Linux has it
         return float("inf")
-    most = [free.get("MemAvailable", float("inf")) + own]
+    most = [free.get("MemAvailable", float("inf")) + resident()]
     for path in map(Path, LIMITS):
         text = path.read_text().strip() if path.is_file() else ""
         if text.isdecimal():
             most.append(float(text))
     return (1 - SPARED) * min(most)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds, if JAX computes in that memory."""
+    if jax.default_backend() != "cpu":
+        return 0
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # only Linux has it
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -114,7 +114,7 @@ def gathered(potential: Potential, given: Iterable[Given]) -> list[Entry]:
                 entry = Entry(key, [], _without_occupancy(atoms), tuple(sizes.tolist()), notes=list(notes))
         if entry is None:
             key = "failed-" + hashlib.sha256(f"{name}\n{failed}".encode()).hexdigest()[:16]
-            entry = Entry(key, [], None, failed=failed, notes=list(notes))
+            entry = Entry(key, [], None, failed=" ".join(failed.split()), notes=list(notes))
         found.setdefault(entry.key, entry).names.append(name)
     return list(found.values())
 

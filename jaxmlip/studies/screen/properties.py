@@ -27,6 +27,7 @@ from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.report import default_mesh
 from jaxmlip.studies.phonondb import Spectrum
 from jaxmlip.studies.screen.library import Chunk
+from jaxmlip.system.memory import resident
 from jaxmlip.units import GPA_PER_EV_PER_A3, J_PER_MOL_PER_EV
 
 if TYPE_CHECKING:
@@ -185,15 +186,16 @@ def _moduli(found: Elasticity) -> dict[str, Any]:
 
 def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
     """Phonons of the primitive cell on a mesh of wave vectors."""
-    able = yield from _that_fit(potential, crystals, options, chunk, _check_columns)
-    large = {k: _may_be_large(potential, crystals[k], options, chunk) for k in able}
+    reduced = [Symmetry(in_box(atoms), options.symprec).primitive for atoms in crystals]
+    cells = [its.atoms for its in reduced]
+    able = yield from _that_fit(potential, cells, options, chunk, _check_columns)
+    large = {k: _may_be_large(potential, cells[k], options, chunk) for k in able}
     for is_so, limit in ((False, None), (True, options.memory_limit)):
         numbers = [k for k in able if large[k] == is_so]
-        reduced = [Symmetry(in_box(crystals[k]), options.symprec).primitive for k in numbers]
-        meshes = [_mesh(its.atoms, options.mesh) for its in reduced]
+        meshes = [_mesh(cells[k], options.mesh) for k in numbers]
         every = lattices(
             potential,
-            reduced,
+            [reduced[k] for k in numbers],
             lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
             symprec=options.symprec,
             memory_limit=limit,
@@ -273,8 +275,8 @@ def _that_fit(
 def _may_be_large(potential: Potential, atoms: Atoms, options: ScreenOptions, chunk: Chunk) -> bool:
     if options.memory_limit is None:
         return False
-    messages = exact_shape([potential.graph(atoms)]).messages
-    return messages * _bytes_per_message(potential, chunk.moving) > options.memory_limit / NEAR
+    needed = exact_shape([potential.graph(atoms)]).messages * _bytes_per_message(potential, chunk.moving)
+    return needed > (options.memory_limit - resident()) / NEAR
 
 
 @lru_cache(64)
@@ -294,10 +296,11 @@ def _check_columns(response: Response, limit: float) -> None:
 
 def _check_gradient(response: Response, limit: float) -> None:
     """Raises MemoryLimitError if the gradient, which needs about half of its linear map, needs too much."""
-    if response.kept / 2 > limit:
+    held = resident()
+    if held + response.kept / 2 > limit:
         raise MemoryLimitError(
-            f"energy and forces need about {response.kept / 2e9:.3g} GB for {response.atoms} atoms; "
-            f"{limit / 1e9:.3g} GB are allowed."
+            f"energy and forces need about {response.kept / 2e9:.3g} GB for {response.atoms} atoms, beside "
+            f"{held / 1e9:.3g} GB that the process holds; memory_limit={limit / 1e9:.3g} GB was given."
         )
 
 
