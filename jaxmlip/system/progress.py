@@ -55,7 +55,7 @@ def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Ca
     from jaxmlip.system.borders import printable
     from jaxmlip.system.console import console, say
 
-    terminal, began, told = console(stderr=True), time.monotonic(), -every
+    terminal, began, told, last = console(stderr=True), time.monotonic(), -every, -1
     there = done
 
     def line(now: int, note: str) -> str:
@@ -67,10 +67,10 @@ def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Ca
         return
 
     def write(now: int, note: str = "") -> None:
-        nonlocal told
+        nonlocal told, last
         passed = time.monotonic() - began
-        if passed - told >= every or now == total:
-            told = passed
+        if now != last and (passed - told >= every or now == total):
+            told, last = passed, now
             say(line(now, note), stderr=True)
 
     yield write
