@@ -7,16 +7,19 @@ T = TypeVar("T")
 _shown = False  # one bar at a time: nested work shows none
 
 
-def track(items: Iterable[T], what: str) -> Iterable[T]:
-    """Yields `items`, with a progress bar if standard error is a terminal."""
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Yields `items`, with a progress bar if standard error is a terminal.
+
+    `total` is their number, where they do not know it.
+    """
     from jaxmlip.system.console import console
 
     terminal = console(stderr=True)
     short = isinstance(items, Sized) and len(items) < 2
-    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, terminal)
+    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, total, terminal)
 
 
-def _with_bar(items: Iterable[T], what: str, terminal) -> Iterator[T]:
+def _with_bar(items: Iterable[T], what: str, total: int | None, terminal) -> Iterator[T]:
     from rich.markup import escape
     from rich.progress import track as rich_track
 
@@ -25,6 +28,6 @@ def _with_bar(items: Iterable[T], what: str, terminal) -> Iterator[T]:
     global _shown
     _shown = True
     try:
-        yield from rich_track(items, escape(printable(what)), console=terminal, transient=True)
+        yield from rich_track(items, escape(printable(what)), total, console=terminal, transient=True)
     finally:
         _shown = False
