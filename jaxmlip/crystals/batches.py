@@ -6,7 +6,7 @@ share one shape that grows and shrinks with them (`InFlight`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -68,12 +68,16 @@ def each_predicted(
 
 
 def shapes_for(
-    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, spare: float = 0.0
+    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph],
+    messages: int,
+    spare: float = 0.0,
+    rounded: Callable[[BatchShape, float], BatchShape] = padded_shape,
 ) -> list[BatchShape]:
     """A few shapes, ascending, of which the last holds the largest of the crystals.
 
     The first holds about `messages` bonds and angles, with atoms, bonds and angles in the proportion of all
-    crystals together; each other shape is four times the one before. `spare` is as in `shape_for`.
+    crystals together; each other shape is four times the one before. They are rounded up so that other
+    crystals have the same shapes, by default to the ladder of `shape_for`; `spare` is as there.
     """
     sizes = _as_sizes(sizes)
     if not len(sizes):
@@ -82,7 +86,7 @@ def shapes_for(
     found: list[BatchShape] = []
     while not (found and found[-1].fits(largest)):
         share = min(1.0, messages * 4 ** len(found) / max(1, whole.messages))
-        found.append(any_number(padded_shape(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
+        found.append(any_number(rounded(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
     return found
 
 

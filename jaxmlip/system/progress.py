@@ -12,23 +12,26 @@ _shown = False  # one bar at a time: nested work shows none
 EVERY = 30.0  # seconds between lines where standard error is no terminal
 
 
-def track(items: Iterable[T], what: str) -> Iterable[T]:
-    """Yields `items`, with a progress bar if standard error is a terminal."""
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Yields `items`, with a progress bar if standard error is a terminal.
+
+    `total` is their number, where they do not know it.
+    """
     from jaxmlip.system.console import console
 
     terminal = console(stderr=True)
     short = isinstance(items, Sized) and len(items) < 2
-    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, terminal)
+    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, total, terminal)
 
 
-def _with_bar(items: Iterable[T], what: str, terminal) -> Iterator[T]:
+def _with_bar(items: Iterable[T], what: str, total: int | None, terminal) -> Iterator[T]:
     from rich.markup import escape
     from rich.progress import track as rich_track
 
     from jaxmlip.system.borders import printable
 
     with _alone():
-        yield from rich_track(items, escape(printable(what)), console=terminal, transient=True)
+        yield from rich_track(items, escape(printable(what)), total, console=terminal, transient=True)
 
 
 @contextmanager

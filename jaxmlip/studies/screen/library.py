@@ -18,7 +18,7 @@ from ase import Atoms
 
 from jaxmlip.crystals import batches
 from jaxmlip.crystals.batching import BatchShape, sizes_of
-from jaxmlip.mechanics.elasticity import MESSAGES as ELASTIC
+from jaxmlip.derivatives.together import MESSAGES
 from jaxmlip.potential import Potential
 from jaxmlip.studies.screen.inputs import Given
 from jaxmlip.system.progress import track
@@ -137,7 +137,7 @@ class Chunk:
     id: str
     entries: tuple[Entry, ...]
     moving: BatchShape  # for relaxation
-    elastic: tuple[BatchShape, ...]
+    curved: tuple[BatchShape, ...]  # for second derivatives
 
     @property
     def part(self) -> int:
@@ -165,13 +165,13 @@ def chunks_of(entries: Sequence[Entry]) -> list[Chunk]:
         classes.setdefault(number, []).append(entry)
     room, most = CHUNK.get(jax.default_backend(), CHUNK_OF_OTHERS)
     sizes = np.array([entry.sizes for entry in good], int).reshape(-1, 4)
-    elastic = tuple(batches.shapes_for(sizes, ELASTIC, batches.SPARE))
+    curved = tuple(batches.shapes_for(sizes, MESSAGES, batches.SPARE))
     found = []
     for members in classes.values():
         moving = batches.moving_shape(np.array([entry.sizes for entry in members], int))
         for part in _parts(members, room, most):
             digest = hashlib.sha256(" ".join(entry.key for entry in part).encode()).hexdigest()[:16]
-            found.append(Chunk(digest, tuple(part), moving, elastic))
+            found.append(Chunk(digest, tuple(part), moving, curved))
     # In the order of their hashes rates are those of all sizes, and the time left can be told.
     return sorted(found, key=lambda chunk: chunk.id)
 

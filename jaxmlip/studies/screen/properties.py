@@ -22,7 +22,7 @@ from jaxmlip.derivatives.response import BLOCK_SIZE, MemoryLimitError, Response
 from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
 from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many, space_group
 from jaxmlip.phonons.density import IMAGINARY, thermodynamics
-from jaxmlip.phonons.lattice import Lattice
+from jaxmlip.phonons.many import lattices
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.report import default_mesh
 from jaxmlip.studies.phonondb import Spectrum
@@ -168,7 +168,7 @@ def elastic(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
             yield k, error
         else:
             able.append(k)
-    found = elastic_tensors(potential, [crystals[k] for k in able], chunk.elastic, SYMMETRY[potential.dtype])
+    found = elastic_tensors(potential, [crystals[k] for k in able], chunk.curved, SYMMETRY[potential.dtype])
     for k, its in zip(able, found, strict=True):
         yield k, its if isinstance(its, Exception) else Found(_moduli(its))
 
@@ -197,6 +197,7 @@ def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
             potential,
             [reduced[k] for k in numbers],
             lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
+            shapes=chunk.curved,
             symprec=options.symprec,
             memory_limit=limit,
         )
@@ -205,15 +206,6 @@ def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
                 numbers[number],
                 modes if isinstance(modes, Exception) else Found(_spectrum(modes), notes=notes),
             )
-
-
-def lattices(potential, crystals, work, **options):
-    for k, crystal in enumerate(crystals):
-        try:
-            found = work(k, Lattice(potential, crystal, **options))
-        except (ValueError, RuntimeError, MemoryError) as error:
-            found = error
-        yield k, found
 
 
 def _with_warnings(pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
