@@ -20,6 +20,7 @@ from ase import Atoms
 from ase.build import bulk
 from killed_screen import PROPERTIES, potential, screening
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxmlip.cli import main
 from jaxmlip.derivatives.response import Response
@@ -415,13 +416,17 @@ def test_parquet_has_the_table_with_its_units(tmp_path, whole):
     assert found.schema.field("elastic_bulk_GPa").metadata[b"unit"] == b"GPa"
 
 
-def test_a_job_of_jobflow_screens(pairs, rows):
+@pytest.mark.filterwarnings("ignore")  # jobflow's own, of what it imports
+def test_a_job_of_jobflow_screens(pairs, rows, tmp_path, monkeypatch):
+    """Jobs hand on what is MSONable: structures of pymatgen, and rows in types of JSON."""
     jobflow = pytest.importorskip("jobflow")
+    monkeypatch.chdir(tmp_path)
 
-    @jobflow.job
     def screened(crystals, properties):
         return [row.columns for row in screen(pairs, crystals, properties)]
 
-    job = screened({"Al fcc": many()["Al fcc"]}, ["relax"])
-    found = jobflow.run_locally(jobflow.Flow([job]), ensure_success=True)[job.uuid][1].output
-    assert found[0]["relax_energy_eV_per_atom"] == pytest.approx(rows["Al fcc"]["relax_energy_eV_per_atom"])
+    structures = {"Al fcc": AseAtomsAdaptor.get_structure(many()["Al fcc"])}
+    job = jobflow.job(screened)(structures, ["relax"])
+    (found,) = jobflow.run_locally(jobflow.Flow([job]), ensure_success=True)[job.uuid][1].output
+    assert found["name"] == "Al fcc"
+    assert found["relax_energy_eV_per_atom"] == pytest.approx(rows["Al fcc"]["relax_energy_eV_per_atom"])
