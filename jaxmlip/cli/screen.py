@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -24,6 +25,9 @@ from jaxmlip.system.arguments import (
 )
 from jaxmlip.system.console import say
 from jaxmlip.system.tables import show
+
+if TYPE_CHECKING:
+    from jaxmlip.studies.screen.folder import Results
 
 Names = Annotated[
     tuple[str, ...],
@@ -49,6 +53,7 @@ def screen(
     processes: int | None = None,
     shard: str | None = None,
     slurm: Several = (),
+    again: Flag = False,
     collect: Flag = False,
 ) -> None:
     """Computes properties of thousands of crystals: one row a crystal, and no failure stops the others.
@@ -74,10 +79,10 @@ def screen(
         shard: K/N computes only part K of N, from 1 on, so that N commands do everything
         slurm: KEY=VALUE for SLURM jobs, as submitit's AutoExecutor names them, such as slurm_partition=gpu
             timeout_min=600 gpus_per_node=1
-        collect: write the results of what is there, and compute nothing
+        again: try again what failed
+        collect: write the results of what OUT has, and compute nothing
     """
     from jaxmlip.studies.screen import processes as of_folder
-    from jaxmlip.studies.screen import results
     from jaxmlip.studies.screen.folder import WHOLE, Screening
     from jaxmlip.studies.screen.inputs import read_inputs
     from jaxmlip.system.memory import available
@@ -88,26 +93,49 @@ def screen(
     at_least(1, processes=processes, mesh=mesh, limit=limit)
     part, number = shard_of(shard), processes or 1
     jobs = reader_options([value for each in slurm for value in each]) if slurm else None
-    limit_in_bytes = in_bytes(memory_limit) or available() / (1 if jobs else number)
-    options = ScreenOptions(fmax, smax, steps, pressure, mesh, symprec, limit_in_bytes)
+    if collect:
+        _collect(out)
+        return
+    bytes_each = in_bytes(memory_limit) or available() / (1 if jobs else number)
+    options = ScreenOptions(fmax, smax, steps, pressure, mesh, symprec, bytes_each)
     potential = load(model, dtype, head=head)
     screening = Screening(potential, out, properties, options)
     if files:
         screening.add(read_inputs(files, limit, out))
     if not screening.entries:
         raise ValueError(f"found no crystal, and none in {out}; needed files: jaxmlip screen FILES.")
-    failed = {}
-    if not collect:
-        say(_begin(screening), stderr=True)
-        asked = {"model": _absolute(model), "dtype": dtype, "head": head}
-        failed = of_folder.run(screening, asked, part, number, jobs)
-    rows = screening.rows()
-    written = results.write(out, rows, screening.names, potential.name)
-    show(*results.tables(rows, screening.names, potential.name)[:2])
-    say(f"written to {out}: {', '.join(written)}")
+    if again:
+        screening.forget_failures()
+    say(_begin(screening), stderr=True)
+    asked = {"model": _absolute(model), "dtype": dtype, "head": head}
+    failed = of_folder.run(screening, asked, part, number, jobs)
+    _write(screening, potential.name)
+    _end(screening, failed, whole=part == WHOLE)
+
+
+def _collect(out: Path) -> None:
+    from jaxmlip.studies.screen.folder import ASKED, Results
+
+    if not (out / ASKED).is_file():
+        raise FileNotFoundError(
+            f"{out} has no {ASKED}; needed the folder of a screening. Name it with --out."
+        )
+    asked = json.loads((out / ASKED).read_text())
+    there = Results(out, asked["properties"])
+    _write(there, asked["name"])
+    _end(there, {}, whole=True)
+
+
+def _write(there: Results, model: str) -> None:
+    """Writes the results, and prints their counts and the reasons of failures."""
+    from jaxmlip.studies.screen import results
+
+    rows = there.rows()
+    written = results.write(there.folder, rows, there.names, model)
+    show(*results.tables(rows, there.names, model)[:2])
+    say(f"written to {there.folder}: {', '.join(written)}")
     if results.PARQUET not in written:
         say("no Parquet, which needs pyarrow: pip install 'jaxmlip[parquet]'")
-    _end(screening, failed, whole=part == WHOLE and not collect)
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -124,7 +152,7 @@ def _absolute(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 
-def _begin(screening) -> str:
+def _begin(screening: Results) -> str:
     """A line on the crystals: how many, how many of them twice, and how many cannot be used."""
     done, _, usable = screening.finished()
     names = sum(len(entry.names) for entry in screening.entries)
@@ -137,7 +165,7 @@ def _begin(screening) -> str:
     return line + (f"; {done:,} are done already" if done else "")
 
 
-def _end(screening, failed: dict[str, str], whole: bool) -> None:
+def _end(screening: Results, failed: dict[str, str], whole: bool) -> None:
     """Says what is missing; raises RuntimeError if processes failed, or if nothing could be computed."""
     done, with_failures, usable = screening.finished()
     if failed:
@@ -153,5 +181,5 @@ def _end(screening, failed: dict[str, str], whole: bool) -> None:
         raise RuntimeError("nothing could be computed; summary.md has the reasons.")
 
 
-def _anything(screening) -> bool:
+def _anything(screening: Results) -> bool:
     return any(set(record.columns) - set(record.failed) for record in screening.records().values())

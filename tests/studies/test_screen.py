@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ase.db
@@ -27,11 +28,13 @@ from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.elasticity import elastic_tensor
 from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.phonons import mesh_modes
+from jaxmlip.studies.screen import PROPERTIES as PROPERTIES_OF
 from jaxmlip.studies.screen import results, screen
 from jaxmlip.studies.screen.inputs import files_of, named, read_inputs
 from jaxmlip.studies.screen.library import Entry, chunks_of, key_of
 from jaxmlip.studies.study import StudyError
 
+ELASTIC = PROPERTIES_OF["elastic"]
 KILLS = int(os.environ.get("JAXMLIP_KILLS", "3"))
 
 
@@ -405,6 +408,29 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, whole):
     assert screening(tmp_path).finished()[0] == before > 0
     screening(tmp_path).work()
     assert table(tmp_path) == table(whole)
+
+
+def test_what_failed_is_tried_again_when_asked_for_and_nothing_else(tmp_path, pairs, rows, monkeypatch):
+    calls = []
+    true = ELASTIC.compute
+
+    def unlucky(*given):
+        calls.append(len(given[1]))
+        yield from ((k, ValueError("bad luck")) for k in range(len(given[1])))
+
+    begun = screening(tmp_path, ("relax", "elastic"))
+    begun.add(named({name: many()[name] for name in ("Al fcc", "Cu fcc")}))
+    monkeypatch.setitem(PROPERTIES_OF, "elastic", replace(ELASTIC, compute=unlucky))
+    begun.work()
+    begun.work()
+    assert (calls, begun.finished()) == ([2], (2, 2, 2))
+    monkeypatch.setitem(PROPERTIES_OF, "elastic", replace(ELASTIC, compute=true))
+    begun.forget_failures()
+    assert begun.finished() == (0, 0, 2)
+    begun.work()
+    assert begun.finished() == (2, 0, 2)
+    found = {row.columns["name"]: row.columns["elastic_bulk_GPa"] for row in begun.rows()}
+    assert found == {name: pytest.approx(rows[name]["elastic_bulk_GPa"]) for name in found}
 
 
 def test_parquet_has_the_table_with_its_units(tmp_path, whole):

@@ -9,7 +9,7 @@ and the results.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -31,38 +31,13 @@ FREE = ("memory_limit",)  # options that change no row but by leaving a crystal 
 WHOLE = (0, 1)  # the only shard
 
 
-class Screening:
-    """The screening in a folder, which may be begun. Raises StudyError if other settings began it."""
+class Results:
+    """What is there of the screening in a folder."""
 
-    def __init__(self, potential: Potential, folder: Path, properties: Sequence[str], options: ScreenOptions):
-        self.potential, self.folder, self.options = potential, Path(folder), options
-        self.names = in_order(properties)
-        check_folder(self.folder)
-        (self.folder / PARTS).mkdir(parents=True, exist_ok=True)
-        fixed = {name: value for name, value in asdict(options).items() if name not in FREE}
-        # Without relaxation, properties are those of another crystal.
-        fixed |= {"relaxed": "relax" in self.names, "dtype": potential.dtype, "model": potential.name}
-        weights = {"weights": fingerprint(potential)}
-        check_begun(self.folder, "screening", json.loads(json.dumps(fixed)), weights)
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder, self.names = Path(folder), in_order(names)
         self.entries = self._read_entries()
         self._parts: dict[Path, tuple[tuple[int, int], dict[str, Record]]] = {}
-
-    def add(self, given: Iterable[Given]) -> None:
-        """Adds crystals. A name that is there already is the name of the new crystal."""
-        new = gathered(self.potential, given)
-        taken = {name for entry in new for name in entry.names}
-        entries = {entry.key: entry for entry in new}
-        for old in self.entries:
-            names = [name for name in old.names if name not in taken]
-            if not names:
-                continue
-            old.names = names
-            entry = entries.setdefault(old.key, old)
-            if entry is not old:
-                entry.names = [*names, *entry.names]
-        # In the order of names, so that the table does not depend on what was added when.
-        self.entries = sorted(entries.values(), key=lambda entry: entry.names)
-        write_whole(self.folder / CRYSTALS, "".join(f"{entry.as_line()}\n" for entry in self.entries))
 
     def _read_entries(self) -> list[Entry]:
         path = self.folder / CRYSTALS
@@ -103,26 +78,68 @@ class Screening:
         rows = [row for entry in self.entries for row in rows_of(entry, records.get(entry.key), self.names)]
         return sorted(rows, key=lambda row: row.columns["name"])
 
+
+class Screening(Results):
+    """A screening in a folder, which may be begun. Raises StudyError if other settings began it."""
+
+    def __init__(self, potential: Potential, folder: Path, names: Sequence[str], options: ScreenOptions):
+        check_folder(folder)
+        (Path(folder) / PARTS).mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, names)
+        self.potential, self.options = potential, options
+        fixed = {name: value for name, value in asdict(options).items() if name not in FREE}
+        # Without relaxation, properties are those of another crystal.
+        fixed |= {"relaxed": "relax" in self.names, "dtype": potential.dtype, "model": potential.name}
+        weights = {"weights": fingerprint(potential)}
+        check_begun(self.folder, "screening", json.loads(json.dumps(fixed)), weights)
+
+    def add(self, given: Iterable[Given]) -> None:
+        """Adds crystals. A name that is there already is the name of the new crystal."""
+        new = gathered(self.potential, given)
+        taken = {name for entry in new for name in entry.names}
+        entries = {entry.key: entry for entry in new}
+        for old in self.entries:
+            names = [name for name in old.names if name not in taken]
+            if not names:
+                continue
+            old.names = names
+            entry = entries.setdefault(old.key, old)
+            if entry is not old:
+                entry.names = [*names, *entry.names]
+        # In the order of names, so that the table does not depend on what was added when.
+        self.entries = sorted(entries.values(), key=lambda entry: entry.names)
+        write_whole(self.folder / CRYSTALS, "".join(f"{entry.as_line()}\n" for entry in self.entries))
+
+    def forget_failures(self) -> None:
+        """Makes properties that failed be tried again. No other process should work in the folder."""
+        for path in sorted((self.folder / PARTS).glob("*.jsonl")):
+            records = _read_part(path)
+            for record in records.values():
+                for name in record.failed:
+                    del record.columns[name]
+                record.failed = {}
+            write_whole(path, "".join(f"{record.as_line(key)}\n" for key, record in records.items()))
+
     def work(self, shard: tuple[int, int] = WHOLE, tell: Callable[[], object] = lambda: None) -> None:
         """Computes what is missing and no other process computes; of shard k of n only every n-th chunk.
 
         `tell` is called after each chunk.
         """
         number, shards = shard
-        chunks = chunks_of(self.entries)[number::shards]
+        known = self.records()
         with closing(Claims(self.folder)) as claims:
-            for chunk in chunks:
-                if self._is_done(chunk):
+            for chunk in chunks_of(self.entries)[number::shards]:
+                if self._is_done(chunk, known):
                     continue
                 with claims.claimed(chunk.part) as ours:
                     # Another process may have ended it since.
-                    if ours and not self._is_done(chunk):
+                    known = self.records()
+                    if ours and not self._is_done(chunk, known):
                         self._carry_on(chunk)
                 tell()
 
-    def _is_done(self, chunk: Chunk) -> bool:
-        records = self.records()
-        return all(key in records and not records[key].lacks(self.names) for key in chunk.keys)
+    def _is_done(self, chunk: Chunk, known: Mapping[str, Record]) -> bool:
+        return all(key in known and not known[key].lacks(self.names) for key in chunk.keys)
 
     def _carry_on(self, chunk: Chunk) -> None:
         known = self.records()

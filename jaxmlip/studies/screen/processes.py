@@ -16,7 +16,7 @@ from jaxmlip.system.jobs import Local, Slurm
 from jaxmlip.system.progress import paced
 
 LOGS = "logs"
-POLL = 0.5  # seconds between looks at the processes
+POLL = 1.0  # seconds between looks at the processes
 
 
 def run(
@@ -31,7 +31,8 @@ def run(
     One process is this one. Several share the cores of this machine, or with `slurm` are as many jobs; see
     `jaxmlip.system.jobs`. `asked` is what `worker` needs to begin with: model, dtype, head.
     """
-    told = {**asked, "properties": screening.names, "options": asdict(screening.options)}
+    told = {**asked, "name": screening.potential.name, "properties": screening.names}
+    told |= {"options": asdict(screening.options)}
     write_whole(screening.folder / ASKED, json.dumps(told, indent=1) + "\n")
     done, _, total = screening.finished()
     with paced(total, done, "screening") as show:
