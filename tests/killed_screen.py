@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlip.potential import Potential
-from jaxmlip.studies.screen import library
-from jaxmlip.studies.screen.folder import WHOLE, Screening
+from jaxmlip.studies.screen import library, worker
+from jaxmlip.studies.screen.folder import ASKED, Screening
 from jaxmlip.studies.screen.properties import ScreenOptions
 from jaxmlip.system.jobs import end_with_parent
+from jaxmlip.zoo import load
 
 REACH = 4.5  # Å
 ELEMENTS = range(1, 60)
@@ -48,7 +49,15 @@ def screening(folder: Path, properties=PROPERTIES, scale: float = 1.0, **options
     return Screening(potential(scale), folder, properties, ScreenOptions(**options))
 
 
+def main(arguments: list[str]) -> None:
+    folder = Path(arguments[0])
+    if (folder / ASKED).exists():  # the command began it
+        load.load = lambda *_, **__: potential()
+        worker.main(arguments)
+    else:
+        end_with_parent()
+        screening(folder).work()
+
+
 if __name__ == "__main__":
-    end_with_parent()
-    shard = tuple(map(int, sys.argv[2:4])) if len(sys.argv) > 3 else WHOLE
-    screening(Path(sys.argv[1])).work(shard)
+    main(sys.argv[1:])

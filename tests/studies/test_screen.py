@@ -20,10 +20,12 @@ import submitit  # noqa: F401 (its import closes log handlers, those that pytest
 from ase import Atoms
 from ase.build import bulk
 from killed_screen import PROPERTIES, potential, screening
+from matplotlib.figure import Figure
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxmlip.cli import main
+from jaxmlip.crystals.batching import shape_for
 from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.elasticity import elastic_tensor
 from jaxmlip.mechanics.relaxation import relax
@@ -79,12 +81,12 @@ def test_every_crystal_has_a_row_and_what_fails_has_a_reason(rows):
 
 
 def test_a_row_is_what_each_function_gives_for_the_crystal_alone(pairs, rows):
-    for name in ("Al fcc", "Mg hcp", "CuAu"):
+    for name in ("Mg hcp", "CuAu"):
         row = rows[name]
         alone = relax(pairs, many()[name], fix_symmetry=True)
         assert row["relax_space_group"] == alone.space_group
         C = elastic_tensor(pairs, alone.atoms)
-        modes = mesh_modes(pairs, alone.atoms.copy(), (1, 1, 1))
+        modes = mesh_modes(pairs, alone.atoms.copy(), (1, 1, 1), shape=shape_for)
         there = [row[f"elastic_{k}"] for k in ("bulk_GPa", "shear_GPa", "C11_GPa", "C13_GPa")]
         here = [C.hill.bulk, C.hill.shear, C.C[0, 0], C.C[0, 2]]
         np.testing.assert_allclose(there, here, rtol=1e-7)
@@ -317,18 +319,20 @@ def command(here, monkeypatch, pairs):
     monkeypatch.setattr("jaxmlip.zoo.load.load", lambda *_, **__: pairs)
     monkeypatch.setattr("jaxmlip.studies.screen.worker.WORKER", killed_screen.WORKER)
     monkeypatch.setattr("jaxmlip.studies.screen.library.CHUNK", {"cpu": (20_000, 3)})
-    common = ("--properties", *PROPERTIES, "--mesh", "1", "1", "1", "--out", "out")
+    common = ("--properties", "relax", "elastic", "--out", "out")
     return lambda *words: main(["screen", *words, *common])
 
 
 def test_the_command_computes_a_folder_says_what_failed_and_goes_on(command, capsys, monkeypatch):
     command("given")
     out, err = capsys.readouterr()
-    assert "15 structures: 7 different crystals for relax, elastic, phonons" in err
+    assert "15 structures: 7 different crystals for relax, elastic" in err
     assert "2 are the same as another and not computed again; 6 cannot be used" in err
     assert "7 of 7 (100 %)" in err
     assert "given/empty.cif" in out
     monkeypatch.setattr("jaxmlip.studies.screen.folder.carry_on", None)  # called again, it would raise
+    assert Path("out/summary.png").stat().st_size > 10_000
+    monkeypatch.setattr(results, "draw", lambda *_: Figure())  # which takes a second
     command("given")
     assert "7 are done already" in capsys.readouterr().err
     command("--collect")
@@ -339,7 +343,6 @@ def test_the_command_computes_a_folder_says_what_failed_and_goes_on(command, cap
     assert "| relax: computed | 6 |" in text
     assert "partly occupied" in text
     assert "bulk modulus (GPa)" in text
-    assert Path("out/summary.png").stat().st_size > 10_000
     with ase.db.connect("out/results.db") as database:
         kept = {row.data["name"]: row for row in database.select()}
     assert len(kept) == 9
