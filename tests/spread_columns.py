@@ -64,7 +64,7 @@ def of_divided_bonds(alone, spread, atoms) -> dict[str, list[float]]:
     """Differences and sizes of what devices find that hold a part of the bonds each."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxmlip.derivatives.response._resident", lambda: HELD)
+        patch.setattr("jaxmlip.derivatives.response.resident", lambda: HELD)
         one, many = (divided(potential, atoms) for potential in (alone, spread))
         for name, quantity in DIVIDED.items():
             a, b = quantity(one), quantity(many)

@@ -64,7 +64,8 @@ class Settings:
     """
 
     set: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Folders that experiments.transfer.teacher_set.make wrote with two teachers or more: the first one against each other."""
+    """Folders that experiments.transfer.teacher_set.make wrote with two teachers or more: the first one
+    against each other."""
     data: Path | None = None
     """Folder with matcalc_elemental_refs_PBE_r2SCAN/ and matbench_diatomics/; default: JAXMLIP_DATA."""
     out: Path = Path("energy_references")

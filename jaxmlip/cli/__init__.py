@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from jaxmlip.cli import against_dft, curvature, data, models, sweeps, training
+from jaxmlip.cli import against_dft, curvature, data, models, screen, sweeps, training
 from jaxmlip.system.console import say
 from jaxmlip.system.runtime import collect_rarely
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "phonons": curvature.phonons,
     "relax": curvature.relax,
     "elastic": curvature.elastic,
+    "screen": screen.screen,
     "softening": against_dft.softening,
     "compare": against_dft.compare,
     "softening-scale": against_dft.softening_scale,

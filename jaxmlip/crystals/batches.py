@@ -6,7 +6,7 @@ share one shape that grows and shrinks with them (`InFlight`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -68,12 +68,16 @@ def each_predicted(
 
 
 def shapes_for(
-    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, spare: float = 0.0
+    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph],
+    messages: int,
+    spare: float = 0.0,
+    rounded: Callable[[BatchShape, float], BatchShape] = padded_shape,
 ) -> list[BatchShape]:
     """A few shapes, ascending, of which the last holds the largest of the crystals.
 
     The first holds about `messages` bonds and angles, with atoms, bonds and angles in the proportion of all
-    crystals together; each other shape is four times the one before. `spare` is as in `shape_for`.
+    crystals together; each other shape is four times the one before. They are rounded up so that other
+    crystals have the same shapes, by default to the ladder of `shape_for`; `spare` is as there.
     """
     sizes = _as_sizes(sizes)
     if not len(sizes):
@@ -82,7 +86,7 @@ def shapes_for(
     found: list[BatchShape] = []
     while not (found and found[-1].fits(largest)):
         share = min(1.0, messages * 4 ** len(found) / max(1, whole.messages))
-        found.append(any_number(padded_shape(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
+        found.append(any_number(rounded(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
     return found
 
 
@@ -130,13 +134,8 @@ class InFlight:
 
     def expect(self, graphs: Sequence[CrystalGraph]) -> None:
         """Makes a shape for the largest of `graphs`, or for a batch with a fair share of every kind."""
-        if self.shape is not None or not graphs:
-            return
-        most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
-        share = min(1.0, most / exact_shape(graphs).messages)
-        mixed = BatchShape(*(int(share * n) for n in exact_shape(graphs)))
-        largest = BatchShape.covering([mixed, *(exact_shape([g]) for g in graphs)])
-        self.shape = any_number(padded_shape(largest, SPARE))
+        if self.shape is None and graphs:
+            self.shape = moving_shape(sizes_of(graphs))
 
     def admits(self, active: Sequence[CrystalGraph], waiting: Sequence[CrystalGraph]) -> list[bool]:
         """True for each of `waiting` that fits beside `active`; the first fits if none is active."""
@@ -172,6 +171,16 @@ class InFlight:
 
     def _change(self, shape: BatchShape) -> None:
         self.shape, self.wasted = any_number(shape) if self.several else shape, 0
+
+
+def moving_shape(sizes: Int[np.ndarray, "n 4"]) -> BatchShape:
+    """The shape in which crystals of these sizes (see `sizes_of`) move: it holds each, often several."""
+    most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
+    whole = BatchShape.holding(sizes.sum(0), len(sizes))
+    share = min(1.0, most / whole.messages)
+    mixed = BatchShape(*(int(share * n) for n in whole))
+    largest = BatchShape.covering([mixed, BatchShape.holding(sizes.max(0), 1)])
+    return any_number(padded_shape(largest, SPARE))
 
 
 def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:

@@ -27,9 +27,11 @@ deposit_p = Primitive("deposit")
 def gather(
     x: Float[Array, "n *features"],
     index: Int[Array, " m"],
-    image: Float[Array, "m 3"] | None = None,
+    image: Float[Array, "m 4"] | None = None,
 ) -> Float[Array, "m *features"]:
-    """x[index], where entity e fetches from the cell `image[e]` away (None: from its own).
+    """x[index], where entity e fetches from the cell image[e, :3] away (None: from its own).
+
+    image[e, 3] is the number of its crystal, since each has waves of its own.
 
     Models make every fetch through this function and every sum onto something shared through its transpose,
     `scatter_add`, so that a wave needs only two rules.
@@ -43,7 +45,7 @@ def scatter_add(
     y: Float[Array, "m *features"],
     index: Int[Array, " m"],
     size: int,
-    image: Float[Array, "m 3"] | None = None,
+    image: Float[Array, "m 4"] | None = None,
 ) -> Float[Array, "n *features"]:
     """Sum of y over the entities that fetch from each of `size` places: the transpose of `gather`."""
     if image is None:

@@ -84,15 +84,22 @@ class CrystalGraph:
     def short_ends(self) -> BondEnds:
         """The directed short bonds, in the order of their numbers."""
         first, second = self.first[: self.short], self.second[: self.short]
-        shifts = jnp.asarray(self.shifts[: self.short])
-        bond = jnp.arange(self.short)
+        images = self.images[: self.short]
+        bond, one = jnp.arange(self.short), jnp.ones_like(images[:, 0])
         return BondEnds(
             jnp.concatenate([bond, bond]),
-            jnp.concatenate([jnp.ones_like(shifts[:, 0]), -jnp.ones_like(shifts[:, 0])]),
+            jnp.concatenate([one, -one]),
             jnp.concatenate([first, second]),
             # Seen from its second atom, a bond is kept at the atom `shifts` cells back.
-            jnp.concatenate([jnp.zeros_like(shifts), -shifts]),
+            jnp.concatenate([jnp.zeros_like(images), images * jnp.array([[-1, -1, -1, 1]], images.dtype)]),
         )
+
+    @property
+    def images(self) -> Float[Array, "bonds 4"]:
+        """Where the second atom of each bond lies, as `fetch.gather` needs it: `shifts`, and the crystal."""
+        shifts = jnp.asarray(self.shifts)
+        crystal = jnp.asarray(self.crystal)[self.first]
+        return jnp.concatenate([shifts, crystal[:, None].astype(shifts.dtype)], axis=1)
 
     def to_jraph(self, elements: Sequence[int] | None = None, padded: bool = False) -> jraph.GraphsTuple:
         """The crystals as a jraph.GraphsTuple, one graph each, with two directed edges for each bond.
@@ -146,14 +153,14 @@ class BondEnds(NamedTuple):
     bond: Int[Array, " n"]  # which of the short bonds
     sign: Float[Array, " n"]  # +1 if the bond's own direction leads away from the atom, else -1
     atom: Int[Array, " n"]  # the atom it is seen from
-    image: Float[Array, "n 3"]  # the cell, relative to that atom's, in which the bond is kept
+    image: Float[Array, "n 4"]  # the cell, relative to that atom's, in which the bond is kept; the crystal
 
 
 def bond_vectors(graph: CrystalGraph) -> Float[Array, "bonds 3"]:
     """r_ij (Å) from the first atom of each bond to the image of the second."""
     cell = graph.cell[graph.crystal[graph.first]]
     shift = jnp.einsum("bk,bkx->bx", graph.shifts, cell)
-    second = gather(graph.positions, graph.second, graph.shifts)
+    second = gather(graph.positions, graph.second, graph.images)
     return second + shift - gather(graph.positions, graph.first)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.derivatives.gradients import strain, stress
@@ -90,14 +90,30 @@ def column(energy, params, graph: CrystalGraph, index):
     return Gradient(*slope, stress(slope[1], graph)), change
 
 
-def _waves(tangent_map, r, eps, q: Float[Array, "pairs 3"], index) -> Float[Array, "atoms 2 pairs 3"]:
-    """The gradient's response to waves q of the coordinates numbered `index`: real and imaginary parts."""
-    atoms, pairs = len(r), len(q)
+def _waves(
+    tangent_map,
+    r: Float[Array, "atoms 3"],
+    eps: Float[Array, "crystals 3 3"],
+    q: Float[Array, "pairs crystals 3"],
+    index: Int[Array, "pairs crystals"],
+) -> Float[Array, "atoms 2 pairs 3"]:
+    """The gradient's response to waves: real and imaginary parts.
+
+    In column p crystal c has the wave q[p, c] of the coordinate numbered index[p, c] in the whole graph; a
+    number beyond the last means none.
+    """
+    atoms, pairs, crystals = len(r), len(q), len(eps)
     unit = jnp.zeros((atoms, 2, pairs, 3), r.dtype)
-    unit = unit.at[index // 3, 0, jnp.arange(pairs), index % 3].set(1)
+    unit = unit.at[index // 3, 0, jnp.arange(pairs)[:, None], index % 3].set(1, mode="drop")
 
     def turn(x, image, sign):
-        angle = 2 * jnp.pi * sign * (image @ q.T)
+        shift, crystal = image[:, :3], image[:, 3].astype(jnp.int32)
+        if crystals == 1:
+            along = shift @ q[:, 0].T
+        else:
+            its = q.swapaxes(0, 1).at[crystal].get(mode="clip")
+            along = jnp.einsum("mx,mpx->mp", shift, its)
+        angle = 2 * jnp.pi * sign * along
         axes = (*angle.shape, *(1,) * (x.ndim - 2))
         c, s = jnp.cos(angle).reshape(axes), jnp.sin(angle).reshape(axes)
         parts = x.reshape(len(x), 2, pairs, *x.shape[2:])
@@ -121,10 +137,13 @@ def waves_and_slopes(tangent_map, r, eps, q, index):
 
 @partial(jax.jit, static_argnames="energy")
 def strained_waves(energy, params, graph: CrystalGraph, eps, along, q, index):
-    """The response, and its derivative by s where strain is s·eps and atoms also move by s·along."""
+    """The response, and its derivative by s where strain is s·eps and atoms also move by s·along.
+
+    `eps` (crystals, 3, 3) is that of each crystal, `along` is (atoms, 3).
+    """
 
     def respond(s):
-        moved = strain(graph, jnp.broadcast_to(s * eps, graph.cell.shape))
+        moved = strain(graph, s * eps)
         moved = moved.replace(positions=moved.positions + s * along)
         there = point(moved)
         tangent_map = jax.linearize(_slope(energy, params, moved), *there)[1]

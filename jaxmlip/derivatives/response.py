@@ -12,13 +12,11 @@ each fetch from the cell R away multiplies by e^{2πi q·R}, and each transpose 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -35,6 +33,7 @@ from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.arrays import Array
 from jaxmlip.system.console import say
+from jaxmlip.system.memory import available, resident
 from jaxmlip.system.progress import track
 
 # Columns at once: more gain no speed, and take memory. Bytes: size of the linear map times columns, since
@@ -89,7 +88,72 @@ class MemoryLimitError(MemoryError):
     """Columns of second derivatives that cannot be computed within the allowed memory."""
 
 
-class Response:
+class Wanted(NamedTuple):
+    """Columns of second derivatives that a crystal of N atoms needs: k of them, of one kind."""
+
+    of: Callable  # the program of `linear_map`
+    coordinate: np.ndarray  # (k,): 3a + x is that of atom a along x, 3N + 3i + j the strain ε_ij
+    q: np.ndarray  # (k, 3), reciprocal lattice units
+    strain: tuple[np.ndarray, np.ndarray] | None = None  # (3, 3), and motion of the atoms (N, 3) in Å
+
+    def part(self, some: slice) -> Wanted:
+        """Some of the columns."""
+        return self._replace(coordinate=self.coordinate[some], q=self.q[some])
+
+
+class SecondDerivatives:
+    """The second derivatives of the energy of one crystal, by displacements, lattice waves and strains."""
+
+    potential: Differentiable
+    atoms: int  # their number, N
+
+    def find(self, wanted: Wanted) -> np.ndarray:
+        """The columns as rows (…, k, entries)."""
+        raise NotImplementedError
+
+    @property
+    def forces(self) -> np.ndarray:
+        """F (atoms, 3), eV/Å."""
+        raise NotImplementedError
+
+    @property
+    def stress(self) -> np.ndarray | None:
+        """σ (3, 3), eV/Å³, positive in tension; None for a molecule."""
+        raise NotImplementedError
+
+    def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Second derivatives by positions and strains, as rows (k, N, 3) and (k, 3, 3).
+
+        Each of `index` (k,) numbers a column: 3a + x that of atom a along x, and 3N + 3i + j the strain ε_ij.
+        Units are eV/Å², eV/Å and eV, in float64.
+        """
+        rows = self.find(Wanted(linear_map.strained_columns, index, np.zeros((len(index), 3))))
+        return rows[:, :-9].reshape(-1, self.atoms, 3), rows[:, -9:].reshape(-1, 3, 3)
+
+    def waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
+        """The responses to waves, complex (pairs, 3N) in eV/Å²: columns of D(q) with the phases of cells.
+
+        `pairs` numbers the wave vectors among `q_points` (q, 3), in reciprocal lattice units, and the
+        coordinates. Raises MemoryLimitError if a limit cannot be met, and ValueError as `prove_waves`.
+        """
+        return self.find(Wanted(linear_map.waves, pairs.coordinate, q_points[pairs.wave]))
+
+    def wave_slopes(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
+        """Responses as of `waves`, and their derivatives by the components of q: complex (4, pairs, 3N)."""
+        return self.find(Wanted(linear_map.waves_and_slopes, pairs.coordinate, q_points[pairs.wave]))
+
+    def strained_waves(
+        self, q_points: np.ndarray, pairs: Pairs, eps: np.ndarray, along: np.ndarray
+    ) -> np.ndarray:
+        """Responses as of `waves`, and their derivative by s for a strain 1 + s·`eps`: (2, pairs, 3N).
+
+        The atoms also move by s·`along` (N, 3), in Å.
+        """
+        strain = np.asarray(eps, float), np.asarray(along, float)
+        return self.find(Wanted(linear_map.strained_waves, pairs.coordinate, q_points[pairs.wave], strain))
+
+
+class Response(SecondDerivatives):
     """A crystal in a potential, with its gradient linearised once: the source of all second derivatives.
 
     Each device of the potential computes `block_size` columns at once. The default is the fastest, less for
@@ -117,7 +181,7 @@ class Response:
             raise ValueError(f"found block_size={block_size}, needed at least 1.")
         if memory_limit is not None and not memory_limit > 0:
             raise ValueError(f"found memory_limit={memory_limit}, needed a number of bytes above 0.")
-        graph = potential.graph(crystal)
+        graph = crystal if isinstance(crystal, CrystalGraph) else potential.graph(crystal)
         if shape is None:
             shape = batching.shape_for if memory_limit is None else batching.exact_shape
         self._begin(potential, [graph], shape, block_size, memory_limit)
@@ -130,7 +194,7 @@ class Response:
         graphs: Sequence[CrystalGraph],
         shape: batching.BatchShape | None = None,
     ) -> Response:
-        """A response of independent crystals in one graph: a column may combine one column of each."""
+        """A response of independent crystals in one graph, for `find_each`."""
         response = cls.__new__(cls)
         response._begin(potential, graphs, shape, None, None)
         return response
@@ -138,7 +202,9 @@ class Response:
     def _begin(self, potential, graphs, shape, block_size, memory_limit) -> None:
         self.potential, self._graphs = potential, graphs
         shape = shape(graphs) if callable(shape) else shape
-        self.atoms = sum(len(g.species) for g in graphs)
+        self._numbers = [len(g.species) for g in graphs]
+        self._starts = np.cumsum([0, *self._numbers])[:-1]
+        self.atoms = sum(self._numbers)
         self._whole = batching.pack(graphs, shape, np.dtype(potential.dtype))
         self.block_size, self.memory_limit, self.beside = block_size, memory_limit, 0
         self._plans: dict[Callable, MemoryPlan] = {}
@@ -173,8 +239,8 @@ class Response:
         """Bytes that a device has for the linear map and for columns; infinite if nobody limits them."""
         limit = np.inf if self.memory_limit is None else self.memory_limit
         if jax.default_backend() == "cpu":
-            return (limit - _resident() - self.beside) / self._copies
-        return min(limit, parallel.memory_of_a_device())
+            return (limit - resident() - self.beside) / self._copies
+        return min(limit, available())
 
     @cached_property
     def graph(self) -> CrystalGraph:
@@ -189,15 +255,19 @@ class Response:
         """The first derivatives of the energy of the padded graph."""
         return jax.device_get(self._linear[0])
 
+    def gradient_of(self, crystal: int) -> Gradient:
+        """The first derivatives of the energy of a crystal: (N, 3), (3, 3) and (3, 3)."""
+        start = self._starts[crystal]
+        its, (positions, *rest) = slice(start, start + self._numbers[crystal]), self.gradient
+        return Gradient(positions[its], *(x[crystal] for x in rest))
+
     @property
     def forces(self) -> np.ndarray:
-        """F (atoms, 3), eV/Å."""
-        return -self.gradient.positions[: self.atoms]
+        return -self.gradient_of(0).positions
 
     @property
     def stress(self) -> np.ndarray | None:
-        """σ (3, 3) of the first crystal, eV/Å³, positive in tension; None for a molecule."""
-        return self.gradient.stress[0] if has_stress(self.graph) else None
+        return self.gradient_of(0).stress if has_stress(self.graph) else None
 
     @cached_property
     def _linear(self) -> tuple[Gradient, Callable]:
@@ -297,83 +367,91 @@ class Response:
         """Like `plan`, for the number of real columns of `waves`, two for each pair."""
         return self._plan(linear_map.waves, columns)
 
-    def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of second derivatives by positions and strains, as rows (k, atoms, 3) and (k, crystals, 3, 3).
+    def find(self, wanted: Wanted) -> np.ndarray:
+        count = len(wanted.coordinate)
+        if wanted.of is linear_map.waves:
+            if not wanted.q.any() and 0 < count <= FEW and not self._is_linearised:
+                few = self._few(wanted.coordinate)
+                if few is not None:
+                    return few
+            block = max(1, self._block(wanted.of, 2 * count) // 2)
+        elif wanted.of is linear_map.strained_columns:
+            block = self._block(wanted.of, count)
+        else:
+            # Each column counts as four or two; those of strain compute all that they need again.
+            share = {linear_map.waves_and_slopes: 4, linear_map.strained_waves: 2}[wanted.of]
+            block = max(6, self._wave_columns // share) // 2
+        return self.find_each([wanted], block)[0]
 
-        Each row of `index` (k, m) numbers the coordinates of one column: 3a + x that of atom a along x, and
-        3·atoms + 9c + 3i + j the strain ε_ij of crystal c, both counted in the padded graph. Numbers beyond
-        these are left out. Units are eV/Å², eV/Å and eV, in float64.
+    def find_each(self, wanted: Sequence[Wanted], block: int) -> list[np.ndarray]:
+        """What each crystal wants, all of one kind; a column of all together has one column of each.
+
+        Each device takes `block` columns at once, of waves pairs of them.
         """
+        of = wanted[0].of
+        if of is linear_map.strained_columns:
+            return self._strained_columns(wanted, block * self._devices)
+        for graph, its in zip(self._graphs, wanted, strict=True):
+            self._prove(graph, its.q)
+        return self._waves(wanted, block * self._devices)
+
+    def _given(self, wanted: Sequence[Wanted]) -> tuple[Any, ...]:
+        """The first arguments of the program, which all columns share."""
+        if wanted[0].of is not linear_map.strained_waves:
+            return self._linear[1], *linear_map.point(self.graph)
+        moving, eps = (np.zeros_like(x) for x in linear_map.point(self.graph))
+        for c, (its, start, n) in enumerate(zip(wanted, self._starts, self._numbers, strict=True)):
+            eps[c], moving[start : start + n] = its.strain
+        return *self._arguments, eps, moving
+
+    def _side_by_side(self, wanted: Sequence[Wanted]) -> tuple[np.ndarray, np.ndarray]:
+        """Wave vectors (columns, crystals, 3), and the numbers of coordinates in the whole graph."""
         r, eps = linear_map.point(self.graph)
+        shape = max(len(its.coordinate) for its in wanted), len(eps)
+        q, index = np.zeros((*shape, 3), r.dtype), np.full(shape, r.size + eps.size)  # beyond the last: none
+        for c, (its, start, n) in enumerate(zip(wanted, self._starts, self._numbers, strict=True)):
+            k, strains = its.coordinate, its.coordinate - 3 * n
+            q[: len(k), c] = its.q
+            index[: len(k), c] = np.where(strains < 0, 3 * start + k, r.size + 9 * c + strains)
+        return q, index
+
+    def _strained_columns(self, wanted: Sequence[Wanted], size: int) -> list[np.ndarray]:
+        """Rows (k, 3N + 9) of each crystal, from `size` columns at once."""
+        r, eps = linear_map.point(self.graph)
+        index = self._side_by_side(wanted)[1]
         rows = np.empty((len(index), *r.shape)), np.empty((len(index), *eps.shape))
-        block = self._block(linear_map.strained_columns, len(index)) * self._devices
         columns = self._on_devices(linear_map.strained_columns)
-        for start in track(range(0, len(index), block), "strains and displacements"):
-            part = index[start : start + block]
+        for start in track(range(0, len(index), size), "strains and displacements"):
+            part = index[start : start + size]
             with self._counted():
-                found = columns(self._linear[1], r, eps, np.resize(part, (block, part.shape[1])))
+                found = columns(self._linear[1], r, eps, np.resize(part, (size, part.shape[1])))
             for row, its in zip(rows, found, strict=True):
                 row[start : start + len(part)] = parallel.gather(its)[:, : len(part)].swapaxes(0, 1)
-        return rows
+        found = []
+        for c, (its, start, n) in enumerate(zip(wanted, self._starts, self._numbers, strict=True)):
+            k = len(its.coordinate)
+            by_r, by_eps = rows[0][:k, start : start + n], rows[1][:k, c]
+            found.append(np.concatenate([by_r.reshape(k, 3 * n), by_eps.reshape(k, 9)], axis=1))
+        return found
 
-    def waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
-        """The responses to waves, complex (pairs, 3N) in eV/Å²: columns of D(q) with the phases of cells.
-
-        `pairs` numbers the wave vectors among `q_points` (q, 3), in reciprocal lattice units, and the
-        coordinates. Raises MemoryLimitError as `columns` does, and ValueError as `prove_waves`.
-        """
-        if not q_points.any() and 0 < len(pairs.wave) <= FEW and not self._is_linearised:
-            few = self._few(pairs)
-            if few is not None:
-                return few
-        self._prove(q_points)
-        return self._all_waves(q_points, pairs)
-
-    def _prove(self, q_points: np.ndarray) -> None:
+    def _prove(self, graph: CrystalGraph, q: np.ndarray) -> None:
         """Raises ValueError if waves through the energy of the potential cannot be trusted."""
-        if (q_points == q_points.round()).all():  # all cells are in phase
+        if (q == q.round()).all():  # all cells are in phase
             return
 
         def respond(graph, q_points, pairs):
-            return Response.side_by_side(self.potential, [graph])._all_waves(q_points, pairs)
+            wanted = Wanted(linear_map.waves, pairs.coordinate, q_points[pairs.wave])
+            alone = Response.side_by_side(self.potential, [graph])
+            return alone._waves([wanted], len(pairs.wave) * self._devices)[0]
 
-        prove_waves(self.potential, self._graphs[0], respond)
-
-    def _all_waves(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
-        real = self._block(linear_map.waves, 2 * len(pairs.wave))
-        return self._in_blocks(self._waves(linear_map.waves), q_points, pairs, real)
-
-    def wave_slopes(self, q_points: np.ndarray, pairs: Pairs) -> np.ndarray:
-        """Responses as of `waves`, and their derivatives by the components of q: complex (4, pairs, 3N)."""
-        self._prove(q_points)
-        respond = self._waves(linear_map.waves_and_slopes)
-        return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 4))
-
-    def _waves(self, program: Callable) -> Callable:
-        """`program` as a function of wave vectors and coordinates."""
-        return partial(self._on_devices(program), self._linear[1], *linear_map.point(self.graph))
-
-    def strained_waves(
-        self, q_points: np.ndarray, pairs: Pairs, eps: np.ndarray, along: np.ndarray
-    ) -> np.ndarray:
-        """Responses as of `waves`, and their derivative by s for a strain 1 + s·`eps`: (2, pairs, 3N).
-
-        The atoms also move by s·`along` (N, 3), in Å.
-        """
-        self._prove(q_points)
-        moving = np.zeros_like(self.graph.positions)
-        moving[: self.atoms] = along
-        strained = self._on_devices(linear_map.strained_waves)
-        respond = partial(strained, *self._arguments, np.asarray(eps, self.potential.dtype), moving)
-        # Each column counts as two, and computes all that it needs again.
-        return self._in_blocks(respond, q_points, pairs, max(6, self._wave_columns // 2))
+        prove_waves(self.potential, graph, respond)
 
     @property
     def _wave_columns(self) -> int:
         most = int(max(1, min(WAVE_COLUMNS, WAVE_BYTES / self.kept)))
         return most if self.block_size is None else self.block_size
 
-    def _few(self, pairs: Pairs) -> np.ndarray | None:
+    def _few(self, coordinates: np.ndarray) -> np.ndarray | None:
         """Responses as of `waves` at Γ (real), one after the other; None if that saves no memory.
 
         The gradient is recomputed for each, so that the linear map is not stored.
@@ -384,35 +462,34 @@ class Response:
         # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit
-            if limit is not None and _resident() + _scratch(linear_map.column.lower(*arguments, 0)) > limit:
+            if limit is not None and resident() + _scratch(linear_map.column.lower(*arguments, 0)) > limit:
                 return None
             found = []
-            for k in pairs.coordinate:
+            for k in coordinates:
                 gradient, column = linear_map.column(*arguments, int(k))
                 found.append(np.asarray(column)[: self.atoms].ravel())
             self.gradient = jax.device_get(gradient)
         return np.array(found, complex)
 
-    def _in_blocks(self, respond, q_points, pairs: Pairs, real: int) -> np.ndarray:
-        """`respond(q, index)`, parts (…, atoms, 2, pairs, 3), for all pairs: complex (…, pairs, 3N).
-
-        A device takes `real` columns at once, two for each pair.
-        """
-        wave, index = pairs
-        size, found = self._devices * max(1, real // 2), []
-        for start in track(range(0, len(wave), size), "dynamical matrices"):
-            count = len(wave[start : start + size])
-            # The last block repeats some of its pairs.
+    def _waves(self, wanted: Sequence[Wanted], size: int) -> list[np.ndarray]:
+        """Responses to waves, complex (…, k, 3N) of each crystal, from `size` columns at once."""
+        respond = partial(self._on_devices(wanted[0].of), *self._given(wanted))
+        q, index = self._side_by_side(wanted)
+        found = []
+        for start in track(range(0, len(q), size), "dynamical matrices"):
+            count = len(q[start : start + size])
+            # The last block repeats some of its columns.
             some = np.resize(np.arange(start, start + count), size)
             with self._counted():
-                parts = parallel.gather(
-                    respond(q_points[wave[some]].astype(self.potential.dtype), index[some])
-                )
-            parts = np.moveaxis(
-                parts[..., : self.atoms, :, :count, :], (-3, -2), (0, -3)
-            )  # 2 … pairs atoms 3
-            found.append((parts[0] + 1j * parts[1]).reshape(*parts.shape[1:-2], 3 * self.atoms))
-        return np.concatenate(found, axis=-2) if found else np.zeros((0, 3 * self.atoms), complex)
+                parts = parallel.gather(respond(q[some], index[some]))  # … atoms 2 columns 3
+            re, im = np.moveaxis(parts[..., : self.atoms, :, :count, :], (-3, -2), (0, -3))
+            found.append(re + 1j * im)  # … columns atoms 3
+        whole = np.concatenate(found, axis=-3) if found else np.zeros((0, self.atoms, 3), complex)
+        each = []
+        for its, start, n in zip(wanted, self._starts, self._numbers, strict=True):
+            own = whole[..., : len(its.coordinate), start : start + n, :]
+            each.append(own.reshape(*own.shape[:-2], 3 * n))
+        return each
 
     def _block(self, program: Callable, columns: int) -> int:
         """The number of columns that a device takes through `program` at once, out of `columns` of all."""
@@ -440,13 +517,15 @@ class Response:
         """`program` lowered for `block` columns on each device, to find the memory that it takes."""
         its = self._on_devices(program)
         point = linear_map.point(self.graph)
+        crystals = len(point[1])
         if program is linear_map.waves:
             pairs = self._devices * max(1, block // 2)
-            return its.lower(tangent_map, *point, np.zeros((pairs, 3), point[0].dtype), np.zeros(pairs, int))
-        numbers = np.zeros(self._devices * block, int)
+            q = np.zeros((pairs, crystals, 3), point[0].dtype)
+            return its.lower(tangent_map, *point, q, np.zeros((pairs, crystals), int))
+        index = np.zeros((self._devices * block, crystals), int)
         if program is linear_map.columns:
-            return its.lower(tangent_map, *point, np.zeros(point[0].shape, int), numbers)
-        return its.lower(tangent_map, *point, numbers)
+            return its.lower(tangent_map, *point, np.zeros(point[0].shape, int), index[:, 0])
+        return its.lower(tangent_map, *point, index)
 
     @property
     def _copies(self) -> int:
@@ -468,10 +547,10 @@ class Response:
         beside = self.beside if jax.default_backend() == "cpu" else 0
         fixed = beside
         if not self._is_linearised:
-            if _resident() + beside + copies * self.kept > limit:
+            if resident() + beside + copies * self.kept > limit:
                 raise MemoryLimitError(
                     f"the linearised gradient alone needs {_gb(copies * self.kept)} for {atoms} atoms in "
-                    f"{dtype}, beside {_gb(_resident())} that the process holds; "
+                    f"{dtype}, beside {_gb(resident())} that the process holds; "
                     f"memory_limit={_gb(limit)} was given. Allow more"
                     + (", or use float32." if dtype == "float64" else ".")
                 )
@@ -482,7 +561,7 @@ class Response:
         while True:
             per_block = copies * _scratch(self._lowered(program, tangent_map, block))
             # Measured last, since compiling also takes memory that is not returned at once.
-            plan = MemoryPlan(_resident(), fixed, -(-per_block // block), block)
+            plan = MemoryPlan(resident(), fixed, -(-per_block // block), block)
             fitting = block if plan.total <= limit else min(plan.fitting(limit), block - 1)
             if parallel.Crew.of(self.potential.mesh).count > 1:
                 # Hosts may hold different amounts; all have to compute the same block.
@@ -508,17 +587,6 @@ def _bytes(shapes) -> int:
         return int(np.prod(own)) * x.dtype.itemsize
 
     return sum(map(size, jax.tree.leaves(shapes)))
-
-
-def _resident() -> int:
-    """Bytes of memory that this process holds, if JAX computes in that memory."""
-    if jax.default_backend() != "cpu":
-        return 0
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):  # only Linux has it
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _scratch(lowered) -> int:

@@ -26,8 +26,8 @@ class Columns(NamedTuple):
     wave: Wave | None = None
 
 
-# Phases of arrays (m, columns, *features) that were fetched from the cells (m, 3); the sign is +1 for a
-# fetch and -1 for its transpose.
+# Phases of arrays (m, columns, *features) that were fetched from the images (m, 4), as `crystals.fetch` has
+# them; the sign is +1 for a fetch and -1 for its transpose.
 Wave = Callable[[jax.Array, jax.Array, int], jax.Array]
 
 

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.crystals import batches, batching
+from jaxmlip.crystals import batching
 from jaxmlip.crystals.atoms import as_atoms, check_repeats, repeating
 from jaxmlip.crystals.symmetry import (
     Pairs,
@@ -29,7 +30,8 @@ from jaxmlip.crystals.symmetry import (
     space_group,
     spanning,
 )
-from jaxmlip.derivatives.response import BLOCK_SIZE, Response
+from jaxmlip.derivatives.response import Response, SecondDerivatives
+from jaxmlip.derivatives.together import Respond, together
 from jaxmlip.system.progress import track
 from jaxmlip.units import ATOMIC_MASS, GPA_PER_EV_PER_A3
 
@@ -44,7 +46,6 @@ LARGE_FORCE = 0.05  # eV/Å; above it, or above this stress, constants are not t
 LARGE_STRESS = 0.5  # GPa
 SHEAR = np.sqrt([1, 1, 1, 2, 2, 2])  # makes strains in Voigt's order orthonormal
 GAMMA = np.zeros((1, 3))
-MESSAGES = 2_000  # bonds and angles at once in `elastic_tensors`, times the columns of a block
 
 
 class NotAtRestWarning(UserWarning):
@@ -218,7 +219,7 @@ def elastic_tensor(
     """
     atoms = as_atoms(crystal)
     check_repeats(atoms, "elastic constants")
-    found = _elasticity(_expansion(Response(potential, atoms, shape=shape), atoms), atoms, potential.dtype)
+    found = _elasticity(Response(potential, atoms, shape=shape), atoms)
     warn_of_residuals(atoms, found.max_force, found.stress, "The elastic constants")
     return found
 
@@ -231,10 +232,10 @@ def elastic_tensors(
 ) -> list[Elasticity | ValueError]:
     """`elastic_tensor` of many crystals, in the same order, under a progress bar.
 
-    Small crystals lie side by side in one graph, where one derivative gives a column of each: the first atom
-    of each moves along x, then along y, and so on. So a batch takes as many derivatives as its most demanding
-    crystal. For a crystal without a linear response, the result is the error that `elastic_tensor` raises.
-    There are no warnings of residual forces and stresses: see `Elasticity.max_force` and `stress`.
+    Small crystals lie side by side in one graph, where one derivative gives a column of each; see
+    `derivatives.together`. For a crystal without a linear response, the result is the error that
+    `elastic_tensor` raises. There are no warnings of residual forces and stresses: see `Elasticity.max_force`
+    and `stress`.
 
     With `symmetry` (Å), operations of the space group that hold within it give most derivatives from a few,
     as exactly as they hold. `shapes` are as in `batches.side_by_side`: calls with the same shapes share the
@@ -242,26 +243,16 @@ def elastic_tensors(
     """
     every = repeating(crystals, "elastic constants")
     graphs = potential.graphs(every)
-    needed = [_needed(atoms, symmetry) for atoms in track(every, "symmetry")]
+
+    def task(k: int, respond: Respond) -> Elasticity:
+        return _elasticity(respond(graphs[k]), every[k], symmetry)
+
+    tasks = (partial(task, k) for k in range(len(every)))
     found: list[Elasticity | ValueError] = [ValueError()] * len(every)
-    shapes = shapes or batches.shapes_for(graphs, MESSAGES)
-    alike: dict[int, list[int]] = {}  # crystals by how many blocks of columns they need
-    for k, its in enumerate(needed):
-        alike.setdefault(-(-its.count // BLOCK_SIZE), []).append(k)
-    parts = [
-        ([those[k] for k in batch], shape)
-        for _, those in sorted(alike.items())
-        for batch, shape in batches.side_by_side([graphs[k] for k in those], MESSAGES, shapes)
-    ]
-    for batch, shape in track(parts, "elastic constants"):
-        response = Response.side_by_side(potential, [graphs[k] for k in batch], shape)
-        numbers = [len(every[k]) for k in batch]
-        expansions = _expansions(response, numbers, [needed[k] for k in batch])
-        for k, expansion in zip(batch, expansions, strict=True):
-            try:
-                found[k] = _elasticity(expansion, every[k], potential.dtype)
-            except ValueError as error:
-                found[k] = error
+    for k, its in track(together(potential, tasks, shapes), "elastic constants", len(every)):
+        if isinstance(its, Exception) and not isinstance(its, ValueError):
+            raise its
+        found[k] = its
     return found
 
 
@@ -278,7 +269,7 @@ def internal_strain(
 
 
 def internal_motion(
-    response: Response, atoms: Atoms, eps: Float[np.ndarray, "3 3"]
+    response: SecondDerivatives, atoms: Atoms, eps: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "atoms 3"]:
     """Motion (Å) of the atoms back to rest per unit of the strain `eps`, to first order.
 
@@ -289,7 +280,7 @@ def internal_motion(
     return _internal_strain(response, atoms) @ voigt
 
 
-def _internal_strain(response: Response, atoms: Atoms) -> np.ndarray:
+def _internal_strain(response: SecondDerivatives, atoms: Atoms) -> np.ndarray:
     check_repeats(atoms, "internal strains")
     at, precision = _expansion(response, atoms), np.finfo(response.potential.dtype).eps
     return _internal_response(at.H, at.coupling, precision, atoms)[1].reshape(-1, 3, 6)
@@ -312,10 +303,6 @@ class _Needed(NamedTuple):
     displacements: Pairs
     strains: list[int]  # of VOIGT
 
-    @property
-    def count(self) -> int:
-        return len(self.displacements.coordinate) + len(self.strains)
-
 
 def _needed(atoms: Atoms, symmetry: float | None) -> _Needed:
     group = identity(len(atoms))
@@ -325,34 +312,17 @@ def _needed(atoms: Atoms, symmetry: float | None) -> _Needed:
     return _Needed(group, needed_columns(GAMMA, group), spanning(_turned_strains(group)))
 
 
-def _expansion(response: Response, atoms: Atoms) -> _Expansion:
-    """The expansion of the only crystal of a response."""
-    return _expansions(response, [len(atoms)], [_needed(atoms, None)])[0]
-
-
-def _expansions(response: Response, numbers: Sequence[int], needed: Sequence[_Needed]) -> list[_Expansion]:
-    """The expansions of the crystals of a response, whose numbers of atoms are `numbers`."""
-    size, crystals = response.graph.positions.size, len(response.graph.cell)
-    starts = np.cumsum([0, *numbers[:-1]])
-    # The coordinate of each crystal in each column; a number beyond the last strain means none.
-    columns = np.full(
-        (BLOCK_SIZE * -(-max(n.count for n in needed) // BLOCK_SIZE), crystals), size + 9 * crystals
-    )
-    for c, (its, start) in enumerate(zip(needed, starts, strict=True)):
-        own = [*(3 * start + its.displacements.coordinate)]
-        own += [size + 9 * c + 3 * i + j for i, j in (VOIGT[s] for s in its.strains)]
-        columns[: its.count, c] = own
-    forces, slopes = response.strained_columns(columns)
-    found = []
-    for c, (its, n, start) in enumerate(zip(needed, numbers, starts, strict=True)):
-        own, displaced = slice(start, start + n), len(its.displacements.coordinate)
-        H = completed(forces[:displaced, own].reshape(-1, 3 * n), its.displacements, GAMMA, its.group)[0].real
-        coupling, bare = _completed_strains(
-            forces[displaced : its.count, own], slopes[displaced : its.count, c], its
-        )
-        stress = np.asarray(response.gradient.stress[c], float)
-        found.append(_Expansion(response.forces[own].astype(float), stress, (H + H.T) / 2, coupling, bare))
-    return found
+def _expansion(response: SecondDerivatives, atoms: Atoms, symmetry: float | None = None) -> _Expansion:
+    """The expansion of a crystal; with `symmetry` (Å), operations that hold within it give most of it."""
+    needed, n = _needed(atoms, symmetry), len(atoms)
+    displaced = len(needed.displacements.coordinate)
+    strains = [3 * n + 3 * i + j for i, j in (VOIGT[s] for s in needed.strains)]
+    forces, slopes = response.strained_columns(np.array([*needed.displacements.coordinate, *strains]))
+    columns = forces[:displaced].reshape(-1, 3 * n)
+    H = completed(columns, needed.displacements, GAMMA, needed.group)[0].real
+    coupling, bare = _completed_strains(forces[displaced:], slopes[displaced:], needed)
+    stress = np.asarray(response.stress, float)
+    return _Expansion(response.forces.astype(float), stress, (H + H.T) / 2, coupling, bare)
 
 
 def _completed_strains(forces, slopes, needed: _Needed) -> tuple[np.ndarray, np.ndarray]:
@@ -387,9 +357,10 @@ def _turned_strains(group: SpaceGroup) -> np.ndarray:
     return np.einsum("sij,kia,tab,kjb->kst", basis, W, basis, W, optimize=True)
 
 
-def _elasticity(at: _Expansion, atoms: Atoms, dtype: str) -> Elasticity:
-    n, volume = len(atoms), atoms.get_volume()
-    modes, answer = _internal_response(at.H, at.coupling, np.finfo(dtype).eps, atoms)
+def _elasticity(response: SecondDerivatives, atoms: Atoms, symmetry: float | None = None) -> Elasticity:
+    at, n, volume = _expansion(response, atoms, symmetry), len(atoms), atoms.get_volume()
+    precision = np.finfo(response.potential.dtype).eps
+    modes, answer = _internal_response(at.H, at.coupling, precision, atoms)
     clamped = at.bare / volume
     relaxed = clamped - at.coupling.T @ answer / volume
     return Elasticity(

@@ -84,7 +84,7 @@ class AtomConv(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, weight):
         c, f = self.config, self.config.features
-        i, j, far = graph.first, graph.second, graph.shifts
+        i, j, far = graph.first, graph.second, graph.images
         centre, neighbour = jnp.split(Linear(4 * f, bias=False, name="atoms")(v), 2, axis=-1)
         of_bond = Linear(2 * f, name="bond")
         of_bond = jnp.concatenate([of_bond(e.short), of_bond(e.long)])

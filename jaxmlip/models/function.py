@@ -164,7 +164,7 @@ def with_known_fetches(
     leaves, tree = jax.tree.flatten((network, graph))
     closed, shape = jax.make_jaxpr(lambda *leaves: fn(*tree.unflatten(leaves)), return_shape=True)(*leaves)
     nodes = len(graph.nodes["positions"])
-    edges = _Edges(graph.senders, graph.edges["shifts"], nodes, closed.jaxpr.debug_info)
+    edges = _Edges(graph.senders, _images(graph, nodes), nodes, closed.jaxpr.debug_info)
     try:
         args = [(leaf, SENDERS if leaf is graph.senders else "") for leaf in leaves]
         found = _evaluate(closed.jaxpr, closed.consts, args, edges)
@@ -175,6 +175,12 @@ def with_known_fetches(
     return jax.tree.unflatten(jax.tree.structure(shape), [x for x, _ in found]), ""
 
 
+def _images(graph: jraph.GraphsTuple, nodes: int) -> jax.Array:
+    crystal = jnp.repeat(jnp.arange(len(graph.n_node)), graph.n_node, total_repeat_length=nodes)
+    shifts = graph.edges["shifts"]
+    return jnp.concatenate([shifts, crystal[graph.receivers][:, None].astype(shifts.dtype)], axis=1)
+
+
 class _UnknownFetchError(Exception):
     """An operation uses senders in a way that is not understood."""
 
@@ -182,7 +188,7 @@ class _UnknownFetchError(Exception):
 @dataclass(frozen=True)
 class _Edges:
     senders: jax.Array
-    shifts: jax.Array
+    images: jax.Array  # of the senders, as `crystals.fetch` has them
     nodes: int
     debug_info: Any  # of the traced function, for errors
 
@@ -228,10 +234,10 @@ def _of_marked(equation, inputs, edges: _Edges) -> list[tuple[Any, str]]:
     if name in ("checkpoint", "remat2"):
         return _checkpoint(params, inputs, edges)
     if name == "gather" and marks == ["", SENDERS] and _is_of_rows(equation, edges):
-        return [(fetch.gather(inputs[0][0], edges.senders, edges.shifts), "")]
+        return [(fetch.gather(inputs[0][0], edges.senders, edges.images), "")]
     if name == "scatter-add" and marks == ["", SENDERS, ""] and _is_of_rows(equation, edges):
         x, y = inputs[0][0], inputs[2][0]
-        return [(x + fetch.scatter_add(y, edges.senders, edges.nodes, edges.shifts), "")]
+        return [(x + fetch.scatter_add(y, edges.senders, edges.nodes, edges.images), "")]
     if set(marks) <= {"", NEGATIVE}:  # a property of each edge, like any other
         return _bind(equation, inputs, edges)
     return _bind(equation, inputs, edges, _mark(equation, marks, edges))

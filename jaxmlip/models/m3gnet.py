@@ -86,7 +86,7 @@ class ThreeBody(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, radial, Y, f_c) -> Float[Array, "short 2 f"]:
         c, short = self.config, graph.short
-        i, j, far = graph.first[:short], graph.second[:short], graph.shifts[:short]
+        i, j, far = graph.first[:short], graph.second[:short], graph.images[:short]
         atom = jax.lax.logistic(Linear(c.radial * c.angular, name="atom")(v))  # σ(W_v v_k + b_v)
         end = jnp.stack([gather(atom, j, far), gather(atom, i)], axis=1)
         x = radial[:, None] * end  # of bond ik, for each l and n
@@ -107,7 +107,7 @@ class Message(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, h: Expansion) -> Float[Array, "bonds 2 f"]:
         c = self.config
-        first, second, far = graph.first, graph.second, graph.shifts
+        first, second, far = graph.first, graph.second, graph.images
         start, end = jnp.split(Linear(4 * c.hidden, bias=False, name="atoms")(v), 2, axis=-1)
         x = Linear(2 * c.hidden, name="bond")(e)
         forward = x[:, 0] + gather(start, first) + gather(end, second, far)
@@ -154,7 +154,7 @@ class M3GNet(Network):
             e = jnp.concatenate([e[:short] + learnt, e[short:]])  # (3)
             e = e + Message(c, name=f"bond_update_{t}")(graph, v, e, h)  # (4)
             m = Message(c, name=f"atom_update_{t}")(graph, v, e, h)
-            v = v + scatter_add(m[:, 0], graph.second, len(v), graph.shifts)  # (5)
+            v = v + scatter_add(m[:, 0], graph.second, len(v), graph.images)  # (5)
             v = v + scatter_add(m[:, 1], graph.first, len(v))
 
         x = Linear(2 * c.features, name="readout_first")(v)

@@ -191,7 +191,7 @@ class Interaction(nn.Module):
         paths = message_paths(h.shape[1], c.harmonics_l)
         weights = RadialWeights(c, f * len(paths), density, name="radial")(r, radius, constants)
         # Each bond carries a message to its first atom and one to its second.
-        i, j, far = graph.first, graph.second, graph.shifts
+        i, j, far = graph.first, graph.second, graph.images
         here = jnp.zeros_like(far)
         sent = gather(h, jnp.concatenate([j, i]), jnp.concatenate([far, here]))
         ends, images = jnp.concatenate([i, j]), jnp.concatenate([here, far])
@@ -363,7 +363,7 @@ class MACE(Network):
         envelope = polynomial_envelope(r, radii[i] + radii[j], self.config.envelope)
         energy = safe.divide(E2 / 2 * charges[i] * charges[j] * screening * envelope, r)
         ends = jnp.concatenate([i, j])
-        images = jnp.concatenate([jnp.zeros_like(graph.shifts), graph.shifts])
+        images = jnp.concatenate([jnp.zeros_like(graph.images), graph.images])
         return scatter_add(jnp.concatenate([energy, energy]), ends, len(radii), images)
 
 

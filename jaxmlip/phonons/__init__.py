@@ -10,6 +10,7 @@ from jaxmlip.phonons.lattice import group_velocities as group_velocities
 from jaxmlip.phonons.lattice import grueneisen as grueneisen
 from jaxmlip.phonons.lattice import mesh_modes as mesh_modes
 from jaxmlip.phonons.lattice import phonon_modes as phonon_modes
+from jaxmlip.phonons.many import lattices as lattices
 from jaxmlip.phonons.modes import animation as animation
 from jaxmlip.phonons.nac import NAC as NAC
 from jaxmlip.phonons.supercell import force_constants as force_constants

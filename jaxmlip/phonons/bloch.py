@@ -22,7 +22,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Pairs, SpaceGroup, completed, needed_columns, space_group
-from jaxmlip.derivatives.response import Response
+from jaxmlip.derivatives.response import Response, SecondDerivatives
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -71,7 +71,9 @@ def dynamical_matrix(
     return _convention(D, atoms, q_points, mass_weighted, phase)
 
 
-def matrices(response: Response, q_points: np.ndarray, group: SpaceGroup | None = None) -> np.ndarray:
+def matrices(
+    response: SecondDerivatives, q_points: np.ndarray, group: SpaceGroup | None = None
+) -> np.ndarray:
     """D(q), complex (q, 3N, 3N) in eV/Å² with the phases of cells; `group` saves columns."""
     if group is None:
         return _square(response.waves(q_points, _all_pairs(len(q_points), response.atoms)), response.atoms)
@@ -79,7 +81,7 @@ def matrices(response: Response, q_points: np.ndarray, group: SpaceGroup | None 
     return completed(response.waves(q_points, pairs), pairs, q_points, group)
 
 
-def slopes(response: Response, q_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def slopes(response: SecondDerivatives, q_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """D(q), (q, 3N, 3N), and ∂D/∂q, (q, 3, 3N, 3N), in eV/Å² with the phases of cells.
 
     The derivative is exact, by the three components of q in reciprocal lattice units.
@@ -90,7 +92,7 @@ def slopes(response: Response, q_points: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def strained(
-    response: Response, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray
+    response: SecondDerivatives, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), for a crystal strained by 1 + s·`eps`.
 

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals import batching
-from jaxmlip.crystals.atoms import in_box
+from jaxmlip.crystals.atoms import as_atoms, check_crystal, in_box
 from jaxmlip.crystals.symmetry import (
     NEARLY,
     SpaceGroup,
@@ -28,7 +28,8 @@ from jaxmlip.crystals.symmetry import (
     unfold,
 )
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.derivatives.response import Response, Room
+from jaxmlip.derivatives.response import Response, Room, SecondDerivatives
+from jaxmlip.derivatives.together import Respond
 from jaxmlip.mechanics.elasticity import internal_motion, warn_of_residuals
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.modes import Bands, Modes, band_path
@@ -54,8 +55,9 @@ class Lattice:
     computed directly; or "fourier", a sum from a mesh that is refined until it repeats exact frequencies
     within `tolerance` THz (below 0.1 THz, see `lines.apart`); or "auto", whichever is cheaper. The space
     group, found within `symprec` (Å), saves work in each; without `symmetry` it is not used. `memory_limit`
-    and `shape` go to `Response`. Warns if the crystal is several primitive cells, carries magnetic moments,
-    or nearly has more symmetry, and with the first modes if it is not at rest.
+    and `shape` go to `Response`; `respond` computes together with other crystals, see `lattices`. Warns if
+    the crystal is several primitive cells, carries magnetic moments, or nearly has more symmetry, and with
+    the first modes if it is not at rest.
 
     Raises as `Response` does, and ValueError if `nac` belongs to another cell.
     """
@@ -72,19 +74,27 @@ class Lattice:
         symprec: float = SYMPREC,
         memory_limit: float | None = None,
         shape: Room | None = None,
+        respond: Respond | None = None,
     ):
         if method not in get_args(Method):
             raise ValueError(f"found method={method!r}, needed 'auto', 'exact' or 'fourier'.")
         if not tolerance > 0:
             raise ValueError(f"found tolerance={tolerance}, needed a number above 0 (THz).")
-        boxed = in_box(crystal.atoms if isinstance(crystal, Symmetry) else crystal)
+        given = as_atoms(crystal.atoms if isinstance(crystal, Symmetry) else crystal)
+        check_crystal(given)
+        boxed = in_box(given)
         known = isinstance(crystal, Symmetry) and np.allclose(boxed.cell, crystal.atoms.cell)
         self.symmetry = crystal if known else Symmetry(boxed.copy(), symprec)
         self.atoms = self.symmetry.atoms
         self.symmetric, self.method, self.tolerance = symmetry, method, tolerance
+        graph = potential.graph(self.atoms)
         if shape is None and memory_limit is None:
             shape = batching.close_shape_for  # it is used for much work
-        self.response = Response(potential, self.atoms, memory_limit=memory_limit, shape=shape)
+        self.response: SecondDerivatives = (
+            respond(graph, memory_limit)
+            if respond is not None
+            else Response(potential, graph, memory_limit=memory_limit, shape=shape)
+        )
         self.nac = None if nac is None else nac.check(self.atoms)
         self.asymmetry = 0.0  # eV/Å²: the largest |D - D†| computed so far
         self._kept: dict[tuple, np.ndarray] = {}
@@ -250,7 +260,8 @@ class Lattice:
         new = {key: k for k, key in enumerate(keys) if key not in self._kept}
         if new:
             self._kept |= zip(new, self.exact(q_points[list(new.values())]), strict=True)
-        return np.array([self._kept[key] for key in keys])
+        n = 3 * len(self.atoms)
+        return np.array([self._kept[key] for key in keys], complex).reshape(-1, n, n)
 
     def _warn(self) -> None:
         """Warns of properties of the crystal that may be unintended."""

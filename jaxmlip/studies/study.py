@@ -107,27 +107,9 @@ class Study:
         self.spent, self.last = 0.0, time.perf_counter()
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_begun()
-        self.rows = self._read()
-
-    def _check_begun(self) -> None:
-        path = self.folder / BEGUN
         fixed = {k: v for k, v in self.settings.items() if k not in self.free}
-        weights = dict(self.weights)
-        if path.exists():
-            begun = json.loads(path.read_text())
-            were = begun["settings"] | {"experiment": begun["experiment"]} | begun["weights"]
-            now = fixed | {"experiment": self.name} | self.weights
-            differ = [f"{k}: {were[k]} there, {now[k]} here" for k in now if k in were and were[k] != now[k]]
-            differ += [f"{k}: only here" for k in fixed if k not in begun["settings"]]
-            if differ:
-                raise StudyError(
-                    f"{self.folder} holds rows of other settings or weights ({'; '.join(differ)}). Give "
-                    "another --out, or remove that folder."
-                )
-            weights = begun["weights"] | weights
-        begun = {"experiment": self.name, "settings": fixed, "weights": weights}
-        write_whole(path, json.dumps(begun, indent=1) + "\n")
+        check_begun(self.folder, self.name, fixed, self.weights)
+        self.rows = self._read()
 
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.folder / ROWS
@@ -307,6 +289,31 @@ def run(main: Callable[[Any], None], settings: type) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def check_begun(
+    folder: Path, experiment: str, settings: Mapping[str, Any], weights: Mapping[str, str]
+) -> None:
+    """Notes in `folder` what its rows are computed with. Raises StudyError if that was something else.
+
+    `settings` are those that change rows; `weights` are hashes by the names of potentials, of which there may
+    be others in the folder.
+    """
+    path, kept = folder / BEGUN, dict(weights)
+    if path.exists():
+        begun = json.loads(path.read_text())
+        were = begun["settings"] | {"experiment": begun["experiment"]} | begun["weights"]
+        now = {**settings, "experiment": experiment, **weights}
+        differ = [f"{k}: {were[k]} there, {now[k]} here" for k in now if k in were and were[k] != now[k]]
+        differ += [f"{k}: only here" for k in settings if k not in begun["settings"]]
+        if differ:
+            raise StudyError(
+                f"{folder} holds rows of other settings or weights ({'; '.join(differ)}). Give "
+                "another --out, or remove that folder."
+            )
+        kept = begun["weights"] | kept
+    begun = {"experiment": experiment, "settings": settings, "weights": kept}
+    write_whole(path, json.dumps(begun, indent=1) + "\n")
 
 
 def fingerprint(potential: Potential) -> str:

@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run."""
+"""One process at a time in the folder of a run, or in each of many parts of a work."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import socket
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxmlip.system.files import check_folder
 
 LOCK = "lock"  # in the folder of a run
+CLAIMS = "claims"  # in a folder with many parts
 WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
@@ -52,6 +53,40 @@ def locked(folder: str | Path) -> Iterator[None]:
         os.close(number)
 
 
+class Claims:
+    """Parts of a work in `folder`, each of which one process at a time may have.
+
+    A part is a byte of one file, locked by fcntl(2): the kernel releases it when its process ends in any way,
+    and there is no file for each part. It holds between hosts where `locked` does. Without locks every part
+    can be had, with a warning.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = folder
+        self.number = os.open(Path(folder) / CLAIMS, os.O_RDWR | os.O_CREAT, 0o666)
+
+    def close(self) -> None:
+        os.close(self.number)
+
+    @contextmanager
+    def claimed(self, part: int) -> Iterator[bool]:
+        """True within the block if this process has the part, which it then gives back."""
+        try:
+            fcntl.lockf(self.number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+        except (BlockingIOError, PermissionError):  # POSIX allows either where another has it
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in WITHOUT:
+                raise
+            _warn_of_no_locks(self.folder, error)
+        try:
+            yield True
+        finally:
+            with suppress(OSError):
+                fcntl.lockf(self.number, fcntl.LOCK_UN, 1, part)
+
+
 def in_use(folder: str | Path) -> str | None:
     """The process that has locked `folder`, or None."""
     try:
@@ -73,12 +108,16 @@ def _taken(number: int, folder: str | Path) -> bool:
     except OSError as error:
         if error.errno not in WITHOUT:
             raise
-        warnings.warn(
-            f"the file system of {folder} has no locks ({error.strerror}): nothing keeps a second process "
-            "from working in this folder.",
-            stacklevel=4,
-        )
+        _warn_of_no_locks(folder, error)
     return True
+
+
+def _warn_of_no_locks(folder: str | Path, error: OSError) -> None:
+    warnings.warn(
+        f"the file system of {folder} has no locks ({error.strerror}): nothing keeps a second process "
+        "from working in this folder.",
+        stacklevel=5,
+    )
 
 
 def _owner(number: int) -> str:

@@ -97,11 +97,6 @@ def least(number: int) -> int:
     return int(np.min(multihost_utils.process_allgather(np.asarray(number))))
 
 
-def memory_of_a_device() -> float:
-    """Bytes of memory that a device of this process has of its own; infinite if it does not tell."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", np.inf)
-
-
 class FailedElsewhereError(RuntimeError):
     """Another process of this run has failed. Its own message says why."""
 

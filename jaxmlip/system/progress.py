@@ -1,30 +1,96 @@
-"""A progress bar on standard error, for work that takes more than one step."""
+"""Progress on standard error: a bar for work of several steps, lines with a rate for work of hours."""
 
-from collections.abc import Iterable, Iterator, Sized
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 _shown = False  # one bar at a time: nested work shows none
+EVERY = 30.0  # seconds between lines where standard error is no terminal
 
 
-def track(items: Iterable[T], what: str) -> Iterable[T]:
-    """Yields `items`, with a progress bar if standard error is a terminal."""
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Yields `items`, with a progress bar if standard error is a terminal.
+
+    `total` is their number, where they do not know it.
+    """
     from jaxmlip.system.console import console
 
     terminal = console(stderr=True)
     short = isinstance(items, Sized) and len(items) < 2
-    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, terminal)
+    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, total, terminal)
 
 
-def _with_bar(items: Iterable[T], what: str, terminal) -> Iterator[T]:
+def _with_bar(items: Iterable[T], what: str, total: int | None, terminal) -> Iterator[T]:
     from rich.markup import escape
     from rich.progress import track as rich_track
 
     from jaxmlip.system.borders import printable
 
+    with _alone():
+        yield from rich_track(items, escape(printable(what)), total, console=terminal, transient=True)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps the progress of nested work from being shown."""
     global _shown
-    _shown = True
+    before, _shown = _shown, True
     try:
-        yield from rich_track(items, escape(printable(what)), console=terminal, transient=True)
+        yield
     finally:
-        _shown = False
+        _shown = before
+
+
+@contextmanager
+def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Callable[[int, str], None]]:
+    """A function `show(done, note)` that tells how much of `total` is done, the rate, and the time left.
+
+    `done` were there before; they do not count for the rate. On a terminal one line is kept up to date, and
+    work within shows no bars; elsewhere a line is written every `every` seconds.
+    """
+    from rich.live import Live
+    from rich.text import Text
+
+    from jaxmlip.system.borders import printable
+    from jaxmlip.system.console import console, say
+
+    terminal, began, told, last = console(stderr=True), time.monotonic(), -every, -1
+    there = done
+
+    def line(now: int, note: str) -> str:
+        return f"{what}: {pace(total, now, now - there, time.monotonic() - began)}{note and f'; {note}'}"
+
+    if terminal.is_terminal:
+        with _alone(), Live(console=terminal, transient=True, auto_refresh=False) as live:
+            yield lambda now, note="": live.update(Text(printable(line(now, note))), refresh=True)
+        return
+
+    def write(now: int, note: str = "") -> None:
+        nonlocal told, last
+        passed = time.monotonic() - began
+        if now != last and (passed - told >= every or now == total):
+            told, last = passed, now
+            say(line(now, note), stderr=True)
+
+    yield write
+
+
+def pace(total: int, done: int, lately: int, seconds: float) -> str:
+    """A line on work of which `done` of `total` are there, `lately` of them made in so many `seconds`."""
+    text = f"{done:,} of {total:,} ({100 * done // max(1, total)} %)"
+    if lately and seconds > 0 and done < total:
+        rate = lately / seconds
+        unit, number = ("second", rate) if rate >= 2 else ("minute", 60 * rate)
+        text += f", {number:.3g} a {unit}, {_duration((total - done) / rate)} left"
+    return text
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"

@@ -129,7 +129,7 @@ def test_a_network_that_sees_further_than_it_says_is_found_out(any_potential, lo
 
 
 def test_memory_is_that_of_columns_and_of_the_result(any_potential, long, monkeypatch):
-    monkeypatch.setattr("jaxmlip.derivatives.response._resident", lambda: 10**8)
+    monkeypatch.setattr("jaxmlip.derivatives.response.resident", lambda: 10**8)
     dense = jaxmlip.plan_hessian(any_potential, long, memory_limit=60e9)
     sparse = jaxmlip.plan_sparse_hessian(any_potential, long, memory_limit=60e9)
     found = colouring(any_potential, long)

@@ -17,6 +17,7 @@ import submitit  # noqa: F401 (its import closes log handlers, those that pytest
 from conftest import write_springs
 
 from jaxmlip.cli import main
+from jaxmlip.system.jobs import Slurm
 from jaxmlip.system.locks import InUseError, in_use, locked
 from jaxmlip.training.config import ConfigError, from_mapping, to_yaml
 from jaxmlip.training.records import RunFolderError
@@ -357,8 +358,8 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(here, monkeypatch):
     (run,) = runs_of(here, "runs: [{steps: 30}]")
     Path("out").mkdir()
     Path("out", f"{run.id}.yaml").write_text(to_yaml(run.config.absolute()))
-    slurm = backends.Slurm(here / "out", {"cluster": "local", "timeout_min": 5})
-    (submitted,) = slurm.start([Path("out", f"{run.id}.yaml")])
+    slurm = Slurm(here / "out", {"cluster": "local", "timeout_min": 5})
+    (submitted,) = slurm.start([backends.task_of(Path("out", f"{run.id}.yaml"))])
     until = time.monotonic() + 120
     while not steps_done(run.folder("out")):
         assert time.monotonic() < until

@@ -107,16 +107,3 @@ def results_in(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
             f"Remove that folder, and start the sweep again:\n  {described(changed)}"
         )
     return results
-
-
-def last_lines(path: Path, count: int, start: int = 0) -> str:
-    """The last non-empty lines of a file after byte `start`."""
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, 2)
-            file.seek(max(start, end - 20_000))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(line if len(line) <= 300 else line[:300] + " …" for line in lines[-count:])

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.system.files import check_folder, write_whole
+from jaxmlip.system.jobs import IN_USE, Local, Slurm, last_lines
 from jaxmlip.system.locks import in_use
 from jaxmlip.training.config import ConfigError, TrainConfig, flat, to_yaml
 from jaxmlip.training.records import CONFIG, RESULTS
-from jaxmlip.training.sweeps.backends import IN_USE, Local, Slurm
-from jaxmlip.training.sweeps.folders import begun, beside, digest, last_lines, results_in, steps_done
+from jaxmlip.training.sweeps.backends import task_of
+from jaxmlip.training.sweeps.folders import begun, beside, digest, results_in, steps_done
 
 TABLES = ("sweep.csv", "sweep.json")
 POLL = 0.2  # seconds
@@ -90,7 +91,7 @@ def run_all(
 
     When this process ends, even if killed, its runs save and stop; jobs of SLURM go on. `say` is called for
     each run that ends; default: standard error. Raises ConfigError for a configuration that cannot be used,
-    before anything is started.
+    and JobsError for such processes or jobs, before anything is started.
     """
     folder, say = Path(folder), say or _say
     check(runs)
@@ -157,7 +158,7 @@ class _Work:
             else:
                 starting.append(run)
         if starting:
-            attempts = self.backend.start([self.configs[run.name] for run in starting])
+            attempts = self.backend.start([task_of(self.configs[run.name]) for run in starting])
             self.going += zip(starting, attempts, strict=True)
         return bool(starting) or not (self.waiting or self.going)
 

@@ -1,0 +1,359 @@
+"""The properties of a screening: what each needs, its columns with units, and how it is computed.
+
+A new property is a function and an entry of PROPERTIES.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from jaxmlip.crystals import batches
+from jaxmlip.crystals.atoms import check_repeats, in_box
+from jaxmlip.crystals.batching import BatchShape, exact_shape
+from jaxmlip.crystals.symmetry import Symmetry
+from jaxmlip.derivatives.response import BLOCK_SIZE, MemoryLimitError, Response
+from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
+from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many, space_group
+from jaxmlip.phonons.density import IMAGINARY, thermodynamics
+from jaxmlip.phonons.many import lattices
+from jaxmlip.phonons.modes import Modes
+from jaxmlip.phonons.report import default_mesh
+from jaxmlip.studies.phonondb import Spectrum
+from jaxmlip.studies.screen.library import Chunk
+from jaxmlip.system.memory import resident
+from jaxmlip.units import GPA_PER_EV_PER_A3, J_PER_MOL_PER_EV
+
+if TYPE_CHECKING:
+    from jaxmlip.potential import Potential
+
+TEMPERATURE = 300.0  # K
+# Å; symmetry within it saves elastic columns. Relaxation in float32 keeps symmetry to about the second.
+SYMMETRY = {"float64": 1e-5, "float32": 1e-3}
+NEAR = 8  # a crystal whose estimated memory is this many times below the limit is not looked at more closely
+
+
+@dataclass(frozen=True)
+class ScreenOptions:
+    """Settings of a screening that change its rows. Raises ValueError as `RelaxationOptions` does."""
+
+    fmax: float = 1e-3  # eV/Å, of `relax`
+    smax: float = 0.01  # GPa
+    steps: int = 500
+    pressure: float = 0.0  # GPa
+    mesh: tuple[int, int, int] | None = None  # of wave vectors; default: 0.02 1/Å apart
+    symprec: float = 1e-5  # Å, of phonons
+    memory_limit: float | None = None  # bytes; larger crystals are left out
+
+    def __post_init__(self):
+        self.relaxation(True)
+        if self.mesh is not None and (len(self.mesh) != 3 or min(self.mesh) < 1):
+            raise ValueError(f"found mesh={self.mesh}, needed three numbers from 1 on.")
+
+    def relaxation(self, repeats: bool) -> dict[str, Any]:
+        """The options of `relax_many`. A crystal that repeats in three directions keeps its space group."""
+        its = RelaxationOptions(
+            fmax=self.fmax,
+            smax=self.smax,
+            steps=self.steps,
+            fix_symmetry=repeats,
+            pressure=self.pressure if repeats else 0.0,
+        )
+        return vars(its)
+
+
+class Column(NamedTuple):
+    """A column of the table."""
+
+    unit: str
+    about: str
+    drawn: bool = False  # its distribution is shown in the figure
+
+
+@dataclass
+class Found:
+    """What was computed for one crystal."""
+
+    columns: dict[str, Any]
+    atoms: Atoms | None = None  # the crystal that later properties belong to; None if it stays the same
+    failed: str = ""  # why these columns are not what was asked for
+    notes: list[str] = field(default_factory=list)
+
+
+Outcome = Found | Exception
+Compute = Callable[["Potential", Sequence[Atoms], ScreenOptions, Chunk], Iterable[tuple[int, Outcome]]]
+
+
+@dataclass(frozen=True)
+class Property:
+    """A property. `compute` yields (number, outcome) for each crystal of a chunk, in any order."""
+
+    about: str
+    columns: Mapping[str, Column]
+    compute: Compute
+    needs: tuple[str, ...] = ()  # properties that have to be computed before, without which it fails
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of properties with those that they need, each after what it needs. Raises ValueError."""
+    found: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        if name not in PROPERTIES:
+            raise ValueError(f"found the property {name!r}, needed some of {', '.join(PROPERTIES)}.")
+        for other in PROPERTIES[name].needs:
+            add(other)
+        found.setdefault(name)
+
+    for name in names:
+        add(name)
+    if not found:
+        raise ValueError(f"found no property, needed some of {', '.join(PROPERTIES)}.")
+    # PROPERTIES has relaxation first, since others are those of the relaxed crystal.
+    return [name for name in PROPERTIES if name in found]
+
+
+def relaxed(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """Relaxation of cell and atoms, within the space group of the crystal."""
+    able = yield from _that_fit(potential, crystals, options, chunk, _check_gradient)
+    for repeats in (True, False):
+        numbers = [k for k in able if crystals[k].pbc.all() == repeats]
+        found = relax_many(
+            potential, [crystals[k] for k in numbers], shape=chunk.moving, **options.relaxation(repeats)
+        )
+        for k, r in zip(numbers, found, strict=True):
+            n = len(r.atoms)
+            columns = {
+                "energy_eV_per_atom": r.energy / n,
+                "energy_change_eV_per_atom": (r.energy - r.start_energy) / n,
+                "volume_A3_per_atom": r.atoms.cell.volume / n if repeats else None,
+                "volume_change_percent": 100 * r.volume_change if repeats else None,
+                "space_group": space_group(r.atoms) if repeats else None,
+                "max_force_eV_per_A": r.max_force,
+                "max_stress_GPa": r.max_stress,
+                "steps": r.steps,
+            }
+            failed = "" if r.converged else f"did not come to rest: {r.reason}"
+            yield k, Found(columns, r.atoms.copy() if r.converged else None, failed)  # without results
+
+
+def energies(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """Energy, and the forces and the pressure that are left."""
+    able = yield from _that_fit(potential, crystals, options, chunk, _check_gradient)
+    graphs = potential.graphs([crystals[k] for k in able])
+    found = batches.predicted(potential, graphs, shapes=(chunk.moving,))
+    for k, its in zip(able, found, strict=True):
+        n, whole = len(crystals[k]), crystals[k].pbc.all()
+        columns = {
+            "eV_per_atom": its["energy"] / n,
+            "max_force_eV_per_A": np.linalg.norm(its["forces"], axis=1).max(),
+            "pressure_GPa": -np.trace(its["stress"]) / 3 * GPA_PER_EV_PER_A3 if whole else None,
+        }
+        yield k, Found(columns)
+
+
+def elastic(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """Elastic constants by linear response."""
+    able = []
+    for k in (yield from _that_fit(potential, crystals, options, chunk, _check_columns)):
+        try:
+            check_repeats(crystals[k], "elastic constants")
+        except ValueError as error:
+            yield k, error
+        else:
+            able.append(k)
+    found = elastic_tensors(potential, [crystals[k] for k in able], chunk.curved, SYMMETRY[potential.dtype])
+    for k, its in zip(able, found, strict=True):
+        yield k, its if isinstance(its, Exception) else Found(_moduli(its))
+
+
+def _moduli(found: Elasticity) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    if found.resists_everything:
+        hill = found.hill
+        columns |= {"bulk_GPa": hill.bulk, "shear_GPa": hill.shear, "young_GPa": hill.young}
+        columns |= {"poisson": hill.poisson, "anisotropy": found.anisotropy}
+    columns |= {"lowest_GPa": found.eigenvalues[0], "stable": found.stable}
+    columns |= {"atoms_stable": found.internal_modes_stable, "density_kg_per_m3": found.density}
+    return columns | {f"C{i + 1}{j + 1}_GPa": found.C[i, j] for i, j in UPPER}
+
+
+def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """Phonons of the primitive cell on a mesh of wave vectors."""
+    reduced = [Symmetry(in_box(atoms), options.symprec).primitive for atoms in crystals]
+    cells = [its.atoms for its in reduced]
+    able = yield from _that_fit(potential, cells, options, chunk, _check_columns)
+    large = {k: _may_be_large(potential, cells[k], options, chunk) for k in able}
+    for is_so, limit in ((False, None), (True, options.memory_limit)):
+        numbers = [k for k in able if large[k] == is_so]
+        meshes = [_mesh(cells[k], options.mesh) for k in numbers]
+        every = lattices(
+            potential,
+            [reduced[k] for k in numbers],
+            lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
+            shapes=chunk.curved,
+            symprec=options.symprec,
+            memory_limit=limit,
+        )
+        for number, modes, notes in _with_warnings(every):
+            yield (
+                numbers[number],
+                modes if isinstance(modes, Exception) else Found(_spectrum(modes), notes=notes),
+            )
+
+
+def _with_warnings(pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
+    """The pairs, each with the warnings that were given while it was made."""
+    while True:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            pair = next(pairs, None)
+        if pair is None:
+            return
+        yield (*pair, list(dict.fromkeys(str(w.message) for w in said)))
+
+
+def _mesh(atoms: Atoms, mesh: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    if mesh is None:
+        return default_mesh(atoms)
+    return tuple(np.where(atoms.pbc, mesh, 1).tolist())
+
+
+def _spectrum(modes: Modes) -> dict[str, Any]:
+    n = len(modes.primitive)
+    spectrum, heat = Spectrum.of(modes.frequencies, modes.weights), thermodynamics(modes, [0.0, TEMPERATURE])
+    return {
+        "max_THz": spectrum.maximum,
+        "mean_THz": spectrum.mean,
+        "lowest_THz": spectrum.lowest,
+        "imaginary_percent": 100 * heat.imaginary,
+        "zero_point_meV_per_atom": 1e6 * heat.free_energy[0] / J_PER_MOL_PER_EV / n,
+        "heat_capacity_J_per_K_mol": heat.heat_capacity[1] / n,
+        "entropy_J_per_K_mol": heat.entropy[1] / n,
+        "mesh": " ".join(map(str, modes.mesh.shape)),
+        "primitive_atoms": n,
+    }
+
+
+def _that_fit(
+    potential: Potential,
+    crystals: Sequence[Atoms],
+    options: ScreenOptions,
+    chunk: Chunk,
+    check: Callable[[Response, float], object],
+) -> Generator[tuple[int, MemoryLimitError], None, list[int]]:
+    """The numbers of the crystals that fit into the memory; yields an error for each other one.
+
+    Only those that may be too large are looked at closely, since that takes seconds for each.
+    """
+    able = []
+    for k, atoms in enumerate(crystals):
+        try:
+            if _may_be_large(potential, atoms, options, chunk):
+                check(Response(potential, atoms, memory_limit=options.memory_limit), options.memory_limit)
+        except MemoryLimitError as error:
+            yield k, error
+        else:
+            able.append(k)
+    return able
+
+
+def _may_be_large(potential: Potential, atoms: Atoms, options: ScreenOptions, chunk: Chunk) -> bool:
+    if options.memory_limit is None:
+        return False
+    needed = exact_shape([potential.graph(atoms)]).messages * _bytes_per_message(potential, chunk.moving)
+    return needed > (options.memory_limit - resident()) / NEAR
+
+
+@lru_cache(64)
+def _bytes_per_message(potential: Potential, shape: BatchShape) -> float:
+    """Bytes of the linear map for each bond and angle of a shape."""
+    z = potential.elements[0]
+    return (
+        Response(potential, Atoms(numbers=[z], cell=np.eye(3) * 99, pbc=True), shape=shape).kept
+        / shape.messages
+    )
+
+
+def _check_columns(response: Response, limit: float) -> None:
+    """Raises MemoryLimitError if no column of second derivatives can be computed."""
+    response.plan(BLOCK_SIZE)
+
+
+def _check_gradient(response: Response, limit: float) -> None:
+    """Raises MemoryLimitError if the gradient, which needs about half of its linear map, needs too much."""
+    held = resident()
+    if held + response.kept / 2 > limit:
+        raise MemoryLimitError(
+            f"energy and forces need about {response.kept / 2e9:.3g} GB for {response.atoms} atoms, beside "
+            f"{held / 1e9:.3g} GB that the process holds; memory_limit={limit / 1e9:.3g} GB was given."
+        )
+
+
+UPPER = [(i, j) for i in range(6) for j in range(i, 6)]
+J = "J/(K mol)"
+PROPERTIES: dict[str, Property] = {
+    "relax": Property(
+        "cell and atoms relaxed, the space group kept; what follows is of the relaxed crystal",
+        {
+            "energy_eV_per_atom": Column("eV/atom", "energy of the relaxed crystal"),
+            "energy_change_eV_per_atom": Column("eV/atom", "change of the energy"),
+            "volume_A3_per_atom": Column("Å³/atom", "volume", True),
+            "volume_change_percent": Column("%", "change of the volume", True),
+            "space_group": Column("", "space group within 0.01 Å"),
+            "max_force_eV_per_A": Column("eV/Å", "largest force that is left"),
+            "max_stress_GPa": Column("GPa", "largest component of the stress that is left"),
+            "steps": Column("", "steps of the relaxation"),
+        },
+        relaxed,
+    ),
+    "energy": Property(
+        "energy, largest force and pressure",
+        {
+            "eV_per_atom": Column("eV/atom", "energy", True),
+            "max_force_eV_per_A": Column("eV/Å", "largest force on an atom"),
+            "pressure_GPa": Column("GPa", "pressure"),
+        },
+        energies,
+    ),
+    "elastic": Property(
+        "elastic constants and moduli of a polycrystal (Hill), atoms following the strain",
+        {
+            "bulk_GPa": Column("GPa", "bulk modulus", True),
+            "shear_GPa": Column("GPa", "shear modulus", True),
+            "young_GPa": Column("GPa", "Young's modulus"),
+            "poisson": Column("", "Poisson's ratio"),
+            "anisotropy": Column("", "universal anisotropy"),
+            "lowest_GPa": Column("GPa", "lowest of Kelvin's moduli", True),
+            "stable": Column("", "no strain lowers the energy"),
+            "atoms_stable": Column("", "no motion of atoms in the cell lowers the energy"),
+            "density_kg_per_m3": Column("kg/m³", "density"),
+            **{
+                f"C{i + 1}{j + 1}_GPa": Column("GPa", "elastic constant, order xx yy zz yz xz xy")
+                for i, j in UPPER
+            },
+        },
+        elastic,
+    ),
+    "phonons": Property(
+        "phonons of the primitive cell on a mesh of wave vectors, and what follows at 300 K",
+        {
+            "max_THz": Column("THz", "highest frequency", True),
+            "mean_THz": Column("THz", "mean frequency, imaginary ones counted as 0"),
+            "lowest_THz": Column("THz", "lowest frequency, negative if imaginary", True),
+            "imaginary_percent": Column("%", f"share of modes below {IMAGINARY} THz"),
+            "zero_point_meV_per_atom": Column("meV/atom", "zero-point energy", True),
+            "heat_capacity_J_per_K_mol": Column(J, "heat capacity at 300 K for a mole of atoms", True),
+            "entropy_J_per_K_mol": Column(J, "entropy at 300 K for a mole of atoms"),
+            "mesh": Column("", "wave vectors along each reciprocal lattice vector"),
+            "primitive_atoms": Column("", "atoms of the primitive cell"),
+        },
+        phonons,
+    ),
+}
