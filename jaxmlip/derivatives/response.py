@@ -217,7 +217,7 @@ class Response(SecondDerivatives):
         One line says so.
         """
         mesh = self.potential.mesh
-        if mesh is None or mesh.size == 1:
+        if mesh is None or mesh.size == 1 or self._room == np.inf:
             return False
         with self.potential.precision():
             energy = partial(linear_map.linearise, self.potential.energy_fn)

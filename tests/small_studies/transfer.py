@@ -89,7 +89,7 @@ def write_dimers(folder: Path, moved: float = 0.0) -> None:
 
 
 def write_set(folder: Path, teachers=("a", "b")) -> None:
-    """What experiments.transfer.teacher_set.make leaves: rocksalts, in which elements have energies of their own."""
+    """What experiments.transfer.teacher_set.make leaves: rocksalts, elements with energies of their own."""
     for k, name in enumerate(teachers):
         crystals = []
         for n, (metal, X) in enumerate(
