@@ -122,7 +122,10 @@ def shifted_sums(x, index, image, around):
 
 def test_a_wave_goes_through_what_is_computed_anew_and_is_refused_by_loops_with_fetches_inside():
     rng = np.random.default_rng(0)
-    index, image = np.array([0, 1, 1, 2]), np.array([[0, 0, 1], [0, 0, 0], [0, 0, -1], [0, 0, 2.0]])
+    index, image = (
+        np.array([0, 1, 1, 2]),
+        np.array([[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, -1, 0], [0, 0, 2.0, 0]]),
+    )
     x = rng.normal(size=(3, 4, 2))
 
     def wave(y, image, sign):
