@@ -1,6 +1,7 @@
 """Sparse Hessians: which elements are zero, which columns are added, and that nothing is lost by it."""
 
 import errno
+import functools
 import os
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import scipy.sparse
 from ase import Atoms
 from commands import here
-from conftest import small_potential
+from conftest import FIRST, small_potential
 from crystals import chain
 
 import jaxmlip
@@ -25,9 +26,14 @@ def long() -> Atoms:
     return chain()
 
 
+@functools.cache
+def whole_of(name: str) -> np.ndarray:
+    return hessian(small_potential(name), chain())
+
+
 @pytest.fixture(scope="module")
-def whole(any_potential, long) -> np.ndarray:
-    return hessian(any_potential, long)
+def whole() -> np.ndarray:
+    return whole_of(FIRST)
 
 
 def blocks(h: np.ndarray) -> np.ndarray:
@@ -39,7 +45,7 @@ def test_a_hessian_is_zero_exactly_where_no_atom_sees_both(potential, long):
     """Neither more pairs than needed, nor fewer."""
     found = coupled(potential.graph(long), potential.model.reach).toarray()
     assert 0.2 < found.mean() < 0.9
-    np.testing.assert_array_equal(blocks(hessian(potential, long)), found)
+    np.testing.assert_array_equal(blocks(whole_of(potential.name)), found)
 
 
 def test_a_crystal_narrower_than_the_network_sees_has_no_zeros(any_potential, crystal):
@@ -69,9 +75,9 @@ def test_a_sparse_hessian_is_the_hessian(any_potential, long, whole):
     assert found.nnz < whole.size
     assert found.has_sorted_indices
     check(found, whole)
-    check(sparse_hessian(any_potential, long, block_size=5, memory_limit=60e9), whole)
 
 
+@pytest.mark.slow
 def test_a_small_crystal_has_its_whole_hessian(any_potential, crystal):
     check(sparse_hessian(any_potential, crystal), hessian(any_potential, crystal))
 
@@ -88,6 +94,7 @@ def test_chosen_coordinates_are_those_of_the_whole(any_potential, long, whole):
         sparse_hessian(any_potential, long, coordinates=[90])
 
 
+@pytest.mark.slow
 def test_float32_passes_the_proof_of_its_zeros(any_potential, long, whole):
     found = sparse_hessian(any_potential.astype("float32"), long)
     assert found.dtype == np.float32
@@ -128,14 +135,15 @@ def test_a_network_that_sees_further_than_it_says_is_found_out(any_potential, lo
         sparse_hessian(any_potential, long)
 
 
-def test_memory_is_that_of_columns_and_of_the_result(any_potential, long, monkeypatch):
+def test_memory_is_that_of_columns_and_of_the_result(any_potential, long, whole, monkeypatch):
     monkeypatch.setattr("jaxmlip.derivatives.response.resident", lambda: 10**8)
     dense = jaxmlip.plan_hessian(any_potential, long, memory_limit=60e9)
     sparse = jaxmlip.plan_sparse_hessian(any_potential, long, memory_limit=60e9)
     found = colouring(any_potential, long)
     assert sparse.fixed - dense.fixed == found.size("float64")
     assert sparse.per_column == dense.per_column
-    kept = sparse_hessian(any_potential, long)
+    kept = sparse_hessian(any_potential, long, memory_limit=60e9)
+    check(kept, whole)
     arrays = kept.data.nbytes + kept.indices.nbytes + 8 * 90 * len(found.sums)
     assert arrays <= found.size("float64") <= 3 * arrays
 
@@ -212,19 +220,19 @@ def test_a_disk_that_is_full_in_the_end_leaves_the_sums(any_potential, long, who
     check(stream_sparse_hessian(any_potential, long, path), whole)
 
 
-def test_the_command_says_what_it_saves(tmp_path, long, crystal, monkeypatch, capsys):
+def test_the_command_says_what_it_saves(tmp_path, long, monkeypatch, capsys):
     potential = small_potential("chgnet-0.3")
     potential.save(tmp_path / "model")
     long.write(tmp_path / "a [long] chain.vasp", direct=True)
-    crystal.write(tmp_path / "small.cif")
+    chain(20).write(tmp_path / "short.vasp", direct=True)
     sparse = ("hessian", "--sparse", "--model", "model", "--out")
     done = here(tmp_path, monkeypatch, capsys, *sparse, "h.npz", "a [long] chain.vasp")
     assert done.returncode == 0, done.stderr
     assert "columns" in done.stdout
     found = scipy.sparse.load_npz(tmp_path / "h.npz")
     assert found.shape == (90, 90)
-    done = here(tmp_path, monkeypatch, capsys, *sparse, "small.npz", "small.cif")
-    assert "15 sums instead of 15 columns (nothing is saved" in done.stdout
-    done = here(tmp_path, monkeypatch, capsys, *sparse, "h.npy", "small.cif")
+    done = here(tmp_path, monkeypatch, capsys, *sparse, "short.npz", "short.vasp")
+    assert "60 sums instead of 60 columns (nothing is saved" in done.stdout
+    done = here(tmp_path, monkeypatch, capsys, *sparse, "h.npy", "short.vasp")
     assert done.returncode == 1
     assert "--out h.npy, needed a name that ends in .npz" in done.stderr
