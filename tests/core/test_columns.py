@@ -75,7 +75,7 @@ def test_the_block_size_does_not_change_the_hessian(any_potential, crystal):
 @pytest.fixture
 def steady(monkeypatch):
     """A process that does not grow while a test looks at it."""
-    monkeypatch.setattr("jaxmlip.derivatives.response._resident", lambda: 10**8)
+    monkeypatch.setattr("jaxmlip.derivatives.response.resident", lambda: 10**8)
 
 
 def test_a_memory_limit_makes_blocks_smaller_and_is_kept(any_potential, crystal, steady):
