@@ -6,7 +6,7 @@ share one shape that grows and shrinks with them (`InFlight`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -21,6 +21,7 @@ MESSAGES = 30_000  # bonds and angles in a batch; more gains no speed on a CPU
 # Crystals that move at once: beyond a thousand, time on a CPU is proportional to their number, and in larger
 # batches the last crystals would finish in a mostly empty batch.
 MOVING_ON_CPU = 2_000
+SIZE = 0.05  # how much a large crystal is preferred to one that is more alike the free space
 AHEAD = 1_000  # crystals searched for those that fill a batch; searching all would take n² steps
 SPARE = 0.15  # share of a shape left free for neighbours that come and go
 GROWTH = 0.5  # the same, once crystals did not fit
@@ -71,13 +72,11 @@ def shapes_for(
     sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph],
     messages: int,
     spare: float = 0.0,
-    rounded: Callable[[BatchShape, float], BatchShape] = padded_shape,
 ) -> list[BatchShape]:
     """A few shapes, ascending, of which the last holds the largest of the crystals.
 
     The first holds about `messages` bonds and angles, with atoms, bonds and angles in the proportion of all
-    crystals together; each other shape is four times the one before. They are rounded up so that other
-    crystals have the same shapes, by default to the ladder of `shape_for`; `spare` is as there.
+    crystals together; each other shape is four times the one before. `spare` is as in `shape_for`.
     """
     sizes = _as_sizes(sizes)
     if not len(sizes):
@@ -86,7 +85,7 @@ def shapes_for(
     found: list[BatchShape] = []
     while not (found and found[-1].fits(largest)):
         share = min(1.0, messages * 4 ** len(found) / max(1, whole.messages))
-        found.append(any_number(rounded(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
+        found.append(any_number(padded_shape(BatchShape(*(int(np.ceil(share * n)) for n in whole)), spare)))
     return found
 
 
@@ -192,12 +191,23 @@ def _fit(sizes: Int[np.ndarray, "n 4"], shape: BatchShape) -> np.ndarray:
 
 
 def _filling(sizes: Int[np.ndarray, "n 4"], free: Int[np.ndarray, " 5"]) -> list[int]:
-    """Indices of crystals that go into the free space together: the first, then each one that fits."""
+    """Indices of crystals that go into the free space together.
+
+    The first comes first; then always the one whose bonds and angles are most nearly in the proportion that
+    is still free. If each took the next that fits, one kind would be full first, and a fifth of the others
+    stay empty.
+    """
     sizes = np.column_stack([sizes, np.ones(len(sizes), int)])
+    work, whole = slice(1, 4), np.maximum(free, 1)
+    share = sizes[:, work] / whole[work]
+    length = np.maximum(np.linalg.norm(share, axis=1), 1e-9)
     found: list[int] = []
     fits = np.all(sizes <= free, axis=1)
     while fits.any():
-        found.append(int(np.argmax(fits)))
+        left = np.flatnonzero(fits)
+        room = free[work] / whole[work]
+        alike = share[left] @ room / (length[left] * max(np.linalg.norm(room), 1e-9)) + SIZE * length[left]
+        found.append(int(left[np.argmax(alike)] if found else left[0]))
         free = free - sizes[found[-1]]
         fits[found[-1]] = False
         fits &= np.all(sizes <= free, axis=1)

@@ -101,26 +101,22 @@ def close_shape_for(graphs: Sequence[CrystalGraph]) -> BatchShape:
     return close(exact_shape(graphs))
 
 
-def close(n: BatchShape, spare: float = 0.0) -> BatchShape:
-    """The shape with each number rounded up separately; `spare` is as in `shape_for`."""
-    return BatchShape(*map(round_up, _spared(n, spare)[:4]), n.crystals)
+def close(n: BatchShape) -> BatchShape:
+    """The shape with each number rounded up separately."""
+    return BatchShape(*map(round_up, n[:4]), n.crystals)
 
 
 def padded_shape(n: BatchShape, spare: float = 0.0) -> BatchShape:
     """The shape from the ladder of `shape_for` that holds n."""
-    wanted = _spared(n, spare)
+    wanted = BatchShape(
+        *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:4]), n.crystals
+    )
     for long in LADDER:
         for short in (long // 4, long):
             rung = BatchShape(long // 8, short, long, 3 * long, n.crystals)
             if rung.fits(wanted):
                 return rung
     return close(wanted)
-
-
-def _spared(n: BatchShape, spare: float) -> BatchShape:
-    return BatchShape(
-        *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:4]), n.crystals
-    )
 
 
 def pack(graphs: Sequence[CrystalGraph], shape: BatchShape | None = None, dtype=np.float64) -> CrystalGraph:

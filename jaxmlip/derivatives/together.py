@@ -26,7 +26,8 @@ from jaxmlip.system.coroutines import Coroutine, give_warnings
 
 T = TypeVar("T")
 UNDER_WAY = 128  # tasks at once: enough to fill calls whatever each of them needs
-MESSAGES = 2_000  # bonds and angles in a graph, times the columns of a part
+# Bonds and angles in a graph, less if its linear map takes more bytes. In larger ones less stays empty.
+MESSAGES, BYTES = 4_000, 1e9
 # Columns of a part on each device; of waves, pairs of them.
 COLUMNS = {
     linear_map.waves: 8,
@@ -34,8 +35,8 @@ COLUMNS = {
     linear_map.strained_waves: 4,
     linear_map.strained_columns: 8,
 }
-ALONE = 0.5  # share of MESSAGES above which a crystal is computed alone
-FULL = 0.75  # calls are made that compute as much as this, compared with the best that could be made
+ALONE = 1_000  # bonds and angles above which a crystal is computed alone, if no given shape holds it
+FULL = 0.9  # calls are made that compute as much as this, compared with the best that could be made
 
 
 class Respond(Protocol):
@@ -67,7 +68,7 @@ def together(
     try:
         while True:
             for k, task in islice(waiting, UNDER_WAY - len(under_way)):
-                guest = _Guest(task, potential)
+                guest = _Guest(task, potential, shapes)
                 under_way[guest] = k
                 ready.append((guest, None))
             if not under_way:
@@ -90,13 +91,19 @@ def together(
 class _Guest(Coroutine):
     """A task under way. Its questions are a seat, and what is wanted for the crystal of that seat."""
 
-    def __init__(self, task: Callable[[Respond], Any], potential: Differentiable):
+    def __init__(
+        self,
+        task: Callable[[Respond], Any],
+        potential: Differentiable,
+        shapes: Sequence[batching.BatchShape],
+    ):
         super().__init__(lambda: task(self._respond))
-        self.potential = potential
+        self.potential, self._shapes = potential, shapes
 
     def _respond(self, graph: CrystalGraph, memory_limit: float | None = None) -> SecondDerivatives:
         alone = partial(Response, self.potential, graph, memory_limit=memory_limit)
-        if batching.exact_shape([graph]).messages > ALONE * MESSAGES:
+        size = batching.exact_shape([graph])
+        if size.messages > ALONE and not any(shape.fits(size) for shape in self._shapes):
             return alone(shape=batching.close_shape_for if memory_limit is None else None)
         return _Seat(self, graph, alone)
 
@@ -162,7 +169,7 @@ class _Table:
         of = self.parts[0].wanted.of
         alike = [part for part in self.parts if part.wanted.of is of]
         sizes = batching.sizes_of([part.seat.graph for part in alike])
-        self._make_room(sizes)
+        self._make_room(alike)
         calls = batches.side_by_side(sizes, MESSAGES, self.shapes)
         work = (sizes @ (0, 2, 2, 1)) * [len(part.wanted.coordinate) for part in alike]
         use = np.array([work[batch].sum() / shape.messages for batch, shape in calls])
@@ -180,11 +187,26 @@ class _Table:
         ]
         return answers
 
-    def _make_room(self, sizes: np.ndarray) -> None:
-        """Adds shapes for crystals that fit none."""
-        homes = [np.all(sizes <= shape.free[:4], axis=1) for shape in self.shapes]
-        homeless = sizes[~np.any(homes, axis=0)] if homes else sizes
-        self.shapes += batches.shapes_for(homeless, MESSAGES, rounded=batching.close)
+    def _make_room(self, parts: list[_Part]) -> None:
+        """Adds a shape for crystals that fit none: in their proportions, and as large as pays."""
+        graphs = [p.seat.graph for p in parts]
+        homes = [np.all(batching.sizes_of(graphs) <= shape.free[:4], axis=1) for shape in self.shapes]
+        homeless = [g for k, g in enumerate(graphs) if not any(home[k] for home in homes)]
+        if not homeless:
+            return
+        whole = batching.exact_shape(homeless)
+        each = [*self.shapes, *(batching.exact_shape([graph]) for graph in homeless)]
+        share = min(1.0, MESSAGES / max(1, whole.messages))
+        while True:
+            mixed = batching.BatchShape(*(int(np.ceil(share * n)) for n in whole))
+            # Atoms cost little, and a graph without a place for one more would leave bonds empty.
+            mixed = mixed._replace(atoms=2 * mixed.atoms)
+            shape = batching.any_number(batching.close(batching.BatchShape.covering([mixed, *each])))
+            kept = Response.side_by_side(self.potential, homeless[:1], shape).kept
+            if kept < BYTES or mixed.messages < max(one.messages for one in each):
+                self.shapes.append(shape)
+                return
+            share /= 2
 
     def _compute(
         self, parts: list[_Part], shape: batching.BatchShape, failed: dict[_Guest, Exception]

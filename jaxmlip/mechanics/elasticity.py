@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlip.crystals import batching
+from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.atoms import as_atoms, check_repeats, repeating
 from jaxmlip.crystals.symmetry import (
     Pairs,
@@ -46,6 +46,7 @@ LARGE_FORCE = 0.05  # eV/Å; above it, or above this stress, constants are not t
 LARGE_STRESS = 0.5  # GPa
 SHEAR = np.sqrt([1, 1, 1, 2, 2, 2])  # makes strains in Voigt's order orthonormal
 GAMMA = np.zeros((1, 3))
+MESSAGES = 2_000  # bonds and angles at once in `elastic_tensors`, times the columns of a block
 
 
 class NotAtRestWarning(UserWarning):
@@ -247,6 +248,7 @@ def elastic_tensors(
     def task(k: int, respond: Respond) -> Elasticity:
         return _elasticity(respond(graphs[k]), every[k], symmetry)
 
+    shapes = shapes or batches.shapes_for(graphs, MESSAGES)
     tasks = (partial(task, k) for k in range(len(every)))
     found: list[Elasticity | ValueError] = [ValueError()] * len(every)
     for k, its in track(together(potential, tasks, shapes), "elastic constants", len(every)):

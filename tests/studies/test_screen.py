@@ -115,8 +115,8 @@ def test_relaxation_is_done_once_and_properties_can_be_added(tmp_path, pairs, ro
         assert found[name] == close
 
 
-def started(folder: Path, *shard: int) -> subprocess.Popen:
-    return subprocess.Popen([*killed_screen.WORKER, str(folder), *map(str, shard)], stdin=subprocess.PIPE)
+def started(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen([*killed_screen.WORKER, str(folder)], stdin=subprocess.PIPE)
 
 
 def table(folder: Path) -> str:
@@ -148,8 +148,6 @@ def test_a_screening_that_is_killed_at_random_moments_ends_with_the_same_table(t
         process.wait()
         process.stdin.close()
     both = [started(tmp_path), started(tmp_path)]
-    for process in both:
-        process.stdin.flush()
     assert [process.wait(120) for process in both] == [0, 0]
     for process in both:
         process.stdin.close()
@@ -355,8 +353,11 @@ def test_the_command_computes_a_folder_says_what_failed_and_goes_on(command, cap
 
 
 @pytest.mark.slow
-def test_processes_share_the_work_and_one_that_fails_is_told(command, capsys, monkeypatch, whole):
-    command("given", "--processes", "2")
+@pytest.mark.parametrize(
+    "jobs", [(), ("--slurm", "cluster=local", "timeout_min=5")], ids=["here", "submitit"]
+)
+def test_processes_share_the_work_and_one_that_fails_is_told(command, capsys, monkeypatch, jobs):
+    command("given", "--processes", "2", *jobs)
     several = Path("out/results.csv").read_text()
     assert "7 of 7 (100 %)" in capsys.readouterr().err
     assert sorted(path.name for path in Path("out/logs").iterdir()) == ["1.log", "2.log"]
@@ -365,7 +366,7 @@ def test_processes_share_the_work_and_one_that_fails_is_told(command, capsys, mo
     monkeypatch.setattr("jaxmlip.studies.screen.worker.WORKER", (sys.executable, "-c", "1/0"))
     ase.io.write("more.cif", bulk("Ti", "fcc", 4.0))
     with pytest.raises(SystemExit):
-        command("more.cif", "--processes", "2")
+        command("more.cif", "--processes", "2", *jobs)
     said = capsys.readouterr().err
     assert "2 of the processes failed; 1 of 8 crystals are left" in said
     assert "ZeroDivisionError" in said
@@ -411,6 +412,19 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, whole):
     assert screening(tmp_path).finished()[0] == before > 0
     screening(tmp_path).work()
     assert table(tmp_path) == table(whole)
+
+
+def test_crystals_can_be_added_and_a_name_that_is_given_again_is_the_new_crystal(tmp_path):
+    begun = screening(tmp_path)
+    copper, silver = bulk("Cu", "fcc", 3.7), bulk("Ag", "fcc", 4.0)
+    begun.add(named({"a": copper, "b": silver, "c": Atoms()}))
+    text = (tmp_path / "crystals.jsonl").read_text()
+    begun.add(named({"b": silver, "a": copper}))
+    assert (tmp_path / "crystals.jsonl").read_text() == text
+    begun.add(named({"c": copper, "d": bulk("Al", "fcc", 4.0)}))
+    begun.add(named({"b": copper}))
+    found = {str(entry.atoms.symbols): entry.names for entry in screening(tmp_path).entries}
+    assert found == {"Cu": ["a", "b", "c"], "Al": ["d"]}
 
 
 def test_what_failed_is_tried_again_when_asked_for_and_nothing_else(tmp_path, pairs, rows, monkeypatch):

@@ -106,6 +106,8 @@ class Screening(Results):
             entry = entries.setdefault(old.key, old)
             if entry is not old:
                 entry.names = [*names, *entry.names]
+        for entry in entries.values():
+            entry.names.sort()
         # In the order of names, so that the table does not depend on what was added when.
         self.entries = sorted(entries.values(), key=lambda entry: entry.names)
         write_whole(self.folder / CRYSTALS, "".join(f"{entry.as_line()}\n" for entry in self.entries))

@@ -41,6 +41,7 @@ def run(
             done, failed, _ = screening.finished()
             show(done, f"{failed:,} with failures" if failed else "")
 
+        tell()
         if processes == 1 and slurm is None:
             screening.work(shard, tell)
             return {}
