@@ -54,7 +54,7 @@ class Settings:
     dtype: str = "float64"
     ways: tuple[str, ...] = tuple(WAYS)
     sizes: bool = True  # measure where the gain ends
-    part: tyro.conf.Suppress[str] = ""  # of the measurement, for the processes that this one starts
+    part: str = ""  # alone, ladder, together or sizes: of the processes that this one starts
 
 
 def materials(number: int) -> list[Material]:

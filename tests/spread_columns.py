@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ase.build import bulk
 from crystals import chain, triclinic
 
 from jaxmlip.crystals import batching
@@ -19,7 +20,14 @@ from jaxmlip.derivatives.response import Response
 from jaxmlip.derivatives.sparse import sparse_hessian
 from jaxmlip.derivatives.streaming import stream_hessian, stream_sparse_hessian
 from jaxmlip.mechanics.elasticity import elastic_tensor, elastic_tensors
-from jaxmlip.phonons import bloch, dynamical_matrix, force_constants, group_velocities, grueneisen
+from jaxmlip.phonons import (
+    bloch,
+    dynamical_matrix,
+    force_constants,
+    group_velocities,
+    grueneisen,
+    lattices,
+)
 from jaxmlip.system import parallel
 
 Q = np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.21, -0.34, 0.4]])
@@ -37,6 +45,7 @@ QUANTITIES = {
     "velocities": lambda potential, atoms, folder: group_velocities(potential, atoms, Q[2:])[1],
     "Grüneisen": lambda potential, atoms, folder: grueneisen(potential, atoms, Q[2:])[1],
     "elastic": lambda potential, atoms, folder: elastic_tensor(potential, atoms).C,
+    "dynamical matrices, side by side": lambda potential, atoms, folder: side_by_side(potential, atoms),
     "elastic, side by side": lambda potential, atoms, folder: np.array(
         [found.C for found in elastic_tensors(potential, [atoms, atoms])]
     ),
@@ -71,6 +80,13 @@ def of_divided_bonds(alone, spread, atoms) -> dict[str, list[float]]:
             found[name] = [float(np.abs(a - b).max()), float(np.abs(a).max())]
         assert many.kept < 0.8 * one.kept
     return found
+
+
+def side_by_side(potential, atoms) -> np.ndarray:
+    """D of two crystals, each at its own wave vectors, and of each at a different number of them."""
+    crystals = [atoms, bulk("NaCl", "rocksalt", 5.0)]
+    found = dict(lattices(potential, crystals, lambda k, lattice: lattice.exact(Q[k:] * (1 - 2 * k))))
+    return np.concatenate([found[k].ravel() for k in range(len(crystals))])
 
 
 def operations(response: Response) -> float:
