@@ -184,7 +184,7 @@ def test_a_chunk_that_another_process_has_is_left_to_it(tmp_path, whole):
         "fcntl.lockf(file, fcntl.LOCK_EX, 1, int(sys.argv[2]))\nprint('mine', flush=True)\ntime.sleep(99)"
     )
     (tmp_path / "claims").touch()
-    part = next(chunk.part for chunk in chunks_of(begun.entries) if len(chunk.keys) == 3)
+    part = next(chunk.part for chunk in chunks_of(begun.potential, begun.entries) if len(chunk.keys) == 3)
     claim = [sys.executable, "-c", script, str(tmp_path / "claims"), str(part)]
     with subprocess.Popen(claim, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"mine\n"

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from jaxmlip.crystals import batches
 from jaxmlip.crystals.atoms import check_repeats, in_box
-from jaxmlip.crystals.batching import BatchShape, exact_shape
+from jaxmlip.crystals.batching import BatchShape, close_shape_for, exact_shape
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.derivatives.response import BLOCK_SIZE, MemoryLimitError, Response
 from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
@@ -168,9 +168,21 @@ def elastic(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
             yield k, error
         else:
             able.append(k)
-    found = elastic_tensors(potential, [crystals[k] for k in able], chunk.curved, SYMMETRY[potential.dtype])
-    for k, its in zip(able, found, strict=True):
-        yield k, its if isinstance(its, Exception) else Found(_moduli(its))
+    tolerance = SYMMETRY[potential.dtype]
+    for numbers, shapes in _with_shapes(potential, crystals, able, options, chunk):
+        found = elastic_tensors(potential, [crystals[k] for k in numbers], shapes, tolerance)
+        for k, its in zip(numbers, found, strict=True):
+            yield k, its if isinstance(its, Exception) else Found(_moduli(its))
+
+
+def _with_shapes(
+    potential: Potential, crystals: Sequence[Atoms], able: list[int], options: ScreenOptions, chunk: Chunk
+) -> Iterator[tuple[list[int], tuple[BatchShape, ...]]]:
+    """Crystals that lie side by side, with their shapes; then each that may be large, in a shape of its own."""
+    large = [k for k in able if _may_be_large(potential, crystals[k], options, chunk)]
+    yield [k for k in able if k not in large], chunk.curved
+    for k in large:
+        yield [k], (close_shape_for([potential.graph(crystals[k])]),)
 
 
 def _moduli(found: Elasticity) -> dict[str, Any]:
@@ -197,7 +209,7 @@ def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
             potential,
             [reduced[k] for k in numbers],
             lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
-            shapes=chunk.curved,
+            shapes=() if is_so else chunk.curved,
             symprec=options.symprec,
             memory_limit=limit,
         )

@@ -171,7 +171,7 @@ def _rows(potential: Potential, crystals, names: Sequence[str], options: ScreenO
     for entry in entries:
         if entry.failed:
             yield from rows_of(entry, None, names)
-    for chunk in chunks_of(entries):
+    for chunk in chunks_of(potential, entries):
         records: dict[str, Record] = {}
         carry_on(potential, chunk, records, names, options)
         for entry in chunk.entries:
