@@ -178,7 +178,7 @@ def chunks_of(potential: Potential, entries: Sequence[Entry]) -> list[Chunk]:
 
 
 def _curved_shapes(potential: Potential, entries: Sequence[Entry]) -> tuple[BatchShape, ...]:
-    """Shapes for second derivatives of crystals side by side; very large crystals have none, and are alone."""
+    """Shapes for second derivatives of crystals side by side; very large ones have none."""
     if not entries:
         return ()
     sizes, messages = np.array([entry.sizes for entry in entries], int), MESSAGES

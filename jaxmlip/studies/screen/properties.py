@@ -178,7 +178,7 @@ def elastic(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
 def _with_shapes(
     potential: Potential, crystals: Sequence[Atoms], able: list[int], options: ScreenOptions, chunk: Chunk
 ) -> Iterator[tuple[list[int], tuple[BatchShape, ...]]]:
-    """Crystals that lie side by side, with their shapes; then each that may be large, in a shape of its own."""
+    """Crystals that lie side by side, with their shapes; then each that may be large, in its own."""
     large = [k for k in able if _may_be_large(potential, crystals[k], options, chunk)]
     yield [k for k in able if k not in large], chunk.curved
     for k in large:
