@@ -140,6 +140,7 @@ class Chunk:
     entries: tuple[Entry, ...]
     moving: BatchShape  # for relaxation
     curved: tuple[BatchShape, ...]  # for second derivatives
+    bytes_each: float  # of a linear map, for each bond and angle
 
     @property
     def part(self) -> int:
@@ -166,30 +167,34 @@ def chunks_of(potential: Potential, entries: Sequence[Entry]) -> list[Chunk]:
             size, number = RATIO * size, number + 1
         classes.setdefault(number, []).append(entry)
     room, most = CHUNK.get(jax.default_backend(), CHUNK_OF_OTHERS)
-    curved = _curved_shapes(potential, good)
+    curved, bytes_each = _curved_shapes(potential, good)
     found = []
     for members in classes.values():
         moving = batches.moving_shape(np.array([entry.sizes for entry in members], int))
         for part in _parts(members, room, most):
             digest = hashlib.sha256(" ".join(entry.key for entry in part).encode()).hexdigest()[:16]
-            found.append(Chunk(digest, tuple(part), moving, curved))
+            found.append(Chunk(digest, tuple(part), moving, curved, bytes_each))
     # In the order of their hashes rates are those of all sizes, and the time left can be told.
     return sorted(found, key=lambda chunk: chunk.id)
 
 
-def _curved_shapes(potential: Potential, entries: Sequence[Entry]) -> tuple[BatchShape, ...]:
-    """Shapes for second derivatives of crystals side by side; very large ones have none."""
+def _curved_shapes(potential: Potential, entries: Sequence[Entry]) -> tuple[tuple[BatchShape, ...], float]:
+    """Shapes for second derivatives of crystals side by side, and the bytes of a bond or angle.
+
+    The largest crystals have none.
+    """
     if not entries:
-        return ()
+        return (), 0.0
     sizes, messages = np.array([entry.sizes for entry in entries], int), MESSAGES
     graph = potential.graph(entries[0].atoms)
     while True:
         first, *others = batches.shapes_for(sizes, messages, batches.SPARE)
         kept = Response.side_by_side(potential, [graph], first).kept
-        if kept < BYTES or messages < entries[-1].messages:
+        if kept < BYTES or messages <= SMALL:
             break
         messages //= 2
-    return (first, *(shape for shape in others if shape.messages * kept < LARGEST * first.messages * BYTES))
+    each = kept / first.messages
+    return (first, *(shape for shape in others if shape.messages * each < LARGEST * BYTES)), each
 
 
 def _parts(entries: Sequence[Entry], room: int, most: int) -> Iterable[list[Entry]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -279,18 +278,8 @@ def _that_fit(
 def _may_be_large(potential: Potential, atoms: Atoms, options: ScreenOptions, chunk: Chunk) -> bool:
     if options.memory_limit is None:
         return False
-    needed = exact_shape([potential.graph(atoms)]).messages * _bytes_per_message(potential, chunk.moving)
+    needed = exact_shape([potential.graph(atoms)]).messages * chunk.bytes_each
     return needed > (options.memory_limit - resident()) / NEAR
-
-
-@lru_cache(64)
-def _bytes_per_message(potential: Potential, shape: BatchShape) -> float:
-    """Bytes of the linear map for each bond and angle of a shape."""
-    z = potential.elements[0]
-    return (
-        Response(potential, Atoms(numbers=[z], cell=np.eye(3) * 99, pbc=True), shape=shape).kept
-        / shape.messages
-    )
 
 
 def _check_columns(response: Response, limit: float) -> None:
