@@ -34,6 +34,7 @@ from jaxmlip.studies.screen import PROPERTIES as PROPERTIES_OF
 from jaxmlip.studies.screen import results, screen
 from jaxmlip.studies.screen.inputs import files_of, named, read_inputs
 from jaxmlip.studies.screen.library import Entry, chunks_of, key_of
+from jaxmlip.studies.screen.properties import Found
 from jaxmlip.studies.study import StudyError
 
 ELASTIC = PROPERTIES_OF["elastic"]
@@ -184,7 +185,7 @@ def test_a_chunk_that_another_process_has_is_left_to_it(tmp_path, whole):
         "fcntl.lockf(file, fcntl.LOCK_EX, 1, int(sys.argv[2]))\nprint('mine', flush=True)\ntime.sleep(99)"
     )
     (tmp_path / "claims").touch()
-    part = next(chunk.part for chunk in chunks_of(begun.entries) if len(chunk.keys) == 3)
+    part = next(chunk.part for chunk in chunks_of(begun.potential, begun.entries) if len(chunk.keys) == 3)
     claim = [sys.executable, "-c", script, str(tmp_path / "claims"), str(part)]
     with subprocess.Popen(claim, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"mine\n"
@@ -448,6 +449,23 @@ def test_what_failed_is_tried_again_when_asked_for_and_nothing_else(tmp_path, pa
     assert begun.finished() == (2, 0, 2)
     found = {row.columns["name"]: row.columns["elastic_bulk_GPa"] for row in begun.rows()}
     assert found == {name: pytest.approx(rows[name]["elastic_bulk_GPa"]) for name in found}
+
+
+def test_a_fault_that_ends_a_batch_is_that_of_one_crystal(pairs, monkeypatch):
+    def fragile(potential, crystals, options, chunk):
+        for k, atoms in enumerate(crystals):
+            if "Cu" in atoms.symbols:
+                raise TypeError("cannot be")
+            yield k, Found({"bulk_GPa": float(len(crystals))})
+
+    monkeypatch.setitem(PROPERTIES_OF, "elastic", replace(ELASTIC, compute=fragile))
+    crystals = {symbol: bulk(symbol, "fcc", 3.9) for symbol in ("Al", "Cu", "Ag")}
+    rows = {row.columns["name"]: row.columns for row in screen(pairs, crystals, ("elastic",))}
+    assert {name: row["elastic_failed"] for name, row in rows.items()} == {
+        "Al": None,
+        "Cu": "TypeError: cannot be",
+        "Ag": None,
+    }
 
 
 def test_parquet_has_the_table_with_its_units(tmp_path, whole):

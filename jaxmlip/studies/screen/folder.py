@@ -130,7 +130,7 @@ class Screening(Results):
         number, shards = shard
         known = self.records()
         with closing(Claims(self.folder)) as claims:
-            for chunk in chunks_of(self.entries)[number::shards]:
+            for chunk in chunks_of(self.potential, self.entries)[number::shards]:
                 if self._is_done(chunk, known):
                     continue
                 with claims.claimed(chunk.part) as ours:

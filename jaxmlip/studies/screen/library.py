@@ -18,7 +18,8 @@ from ase import Atoms
 
 from jaxmlip.crystals import batches
 from jaxmlip.crystals.batching import BatchShape, sizes_of
-from jaxmlip.derivatives.together import MESSAGES
+from jaxmlip.derivatives.response import Response
+from jaxmlip.derivatives.together import BYTES, MESSAGES
 from jaxmlip.potential import Potential
 from jaxmlip.studies.screen.inputs import Given
 from jaxmlip.system.progress import track
@@ -29,6 +30,7 @@ SMALL, RATIO = 1_000, 4  # bonds and angles of a crystal of the first class; fro
 # than what may be lost by a kill.
 CHUNK = {"cpu": (20_000, 64)}
 CHUNK_OF_OTHERS = (400_000, 1_024)
+LARGEST = 2  # times BYTES: the memory of the largest shape in which crystals lie side by side
 
 
 @dataclass
@@ -138,6 +140,7 @@ class Chunk:
     entries: tuple[Entry, ...]
     moving: BatchShape  # for relaxation
     curved: tuple[BatchShape, ...]  # for second derivatives
+    bytes_each: float  # of a linear map, for each bond and angle
 
     @property
     def part(self) -> int:
@@ -149,7 +152,7 @@ class Chunk:
         return [entry.key for entry in self.entries]
 
 
-def chunks_of(entries: Sequence[Entry]) -> list[Chunk]:
+def chunks_of(potential: Potential, entries: Sequence[Entry]) -> list[Chunk]:
     """The chunks of all crystals that can be computed, in an order that mixes sizes.
 
     Crystals of similar size lie in one chunk, and share the shapes of all of their class: so few programs are
@@ -164,16 +167,34 @@ def chunks_of(entries: Sequence[Entry]) -> list[Chunk]:
             size, number = RATIO * size, number + 1
         classes.setdefault(number, []).append(entry)
     room, most = CHUNK.get(jax.default_backend(), CHUNK_OF_OTHERS)
-    sizes = np.array([entry.sizes for entry in good], int).reshape(-1, 4)
-    curved = tuple(batches.shapes_for(sizes, MESSAGES, batches.SPARE))
+    curved, bytes_each = _curved_shapes(potential, good)
     found = []
     for members in classes.values():
         moving = batches.moving_shape(np.array([entry.sizes for entry in members], int))
         for part in _parts(members, room, most):
             digest = hashlib.sha256(" ".join(entry.key for entry in part).encode()).hexdigest()[:16]
-            found.append(Chunk(digest, tuple(part), moving, curved))
+            found.append(Chunk(digest, tuple(part), moving, curved, bytes_each))
     # In the order of their hashes rates are those of all sizes, and the time left can be told.
     return sorted(found, key=lambda chunk: chunk.id)
+
+
+def _curved_shapes(potential: Potential, entries: Sequence[Entry]) -> tuple[tuple[BatchShape, ...], float]:
+    """Shapes for second derivatives of crystals side by side, and the bytes of a bond or angle.
+
+    The largest crystals have none.
+    """
+    if not entries:
+        return (), 0.0
+    sizes, messages = np.array([entry.sizes for entry in entries], int), MESSAGES
+    graph = potential.graph(entries[0].atoms)
+    while True:
+        first, *others = batches.shapes_for(sizes, messages, batches.SPARE)
+        kept = Response.side_by_side(potential, [graph], first).kept
+        if kept < BYTES or messages <= SMALL:
+            break
+        messages //= 2
+    each = kept / first.messages
+    return (first, *(shape for shape in others if shape.messages * each < LARGEST * BYTES)), each
 
 
 def _parts(entries: Sequence[Entry], room: int, most: int) -> Iterable[list[Entry]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from ase import Atoms
 
 from jaxmlip.crystals import batches
 from jaxmlip.crystals.atoms import check_repeats, in_box
-from jaxmlip.crystals.batching import BatchShape, exact_shape
+from jaxmlip.crystals.batching import BatchShape, close_shape_for, exact_shape
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.derivatives.response import BLOCK_SIZE, MemoryLimitError, Response
 from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
@@ -168,9 +167,21 @@ def elastic(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
             yield k, error
         else:
             able.append(k)
-    found = elastic_tensors(potential, [crystals[k] for k in able], chunk.curved, SYMMETRY[potential.dtype])
-    for k, its in zip(able, found, strict=True):
-        yield k, its if isinstance(its, Exception) else Found(_moduli(its))
+    tolerance = SYMMETRY[potential.dtype]
+    for numbers, shapes in _with_shapes(potential, crystals, able, options, chunk):
+        found = elastic_tensors(potential, [crystals[k] for k in numbers], shapes, tolerance)
+        for k, its in zip(numbers, found, strict=True):
+            yield k, its if isinstance(its, Exception) else Found(_moduli(its))
+
+
+def _with_shapes(
+    potential: Potential, crystals: Sequence[Atoms], able: list[int], options: ScreenOptions, chunk: Chunk
+) -> Iterator[tuple[list[int], tuple[BatchShape, ...]]]:
+    """Crystals that lie side by side, with their shapes; then each that may be large, in its own."""
+    large = [k for k in able if _may_be_large(potential, crystals[k], options, chunk)]
+    yield [k for k in able if k not in large], chunk.curved
+    for k in large:
+        yield [k], (close_shape_for([potential.graph(crystals[k])]),)
 
 
 def _moduli(found: Elasticity) -> dict[str, Any]:
@@ -197,7 +208,7 @@ def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
             potential,
             [reduced[k] for k in numbers],
             lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
-            shapes=chunk.curved,
+            shapes=() if is_so else chunk.curved,
             symprec=options.symprec,
             memory_limit=limit,
         )
@@ -267,18 +278,8 @@ def _that_fit(
 def _may_be_large(potential: Potential, atoms: Atoms, options: ScreenOptions, chunk: Chunk) -> bool:
     if options.memory_limit is None:
         return False
-    needed = exact_shape([potential.graph(atoms)]).messages * _bytes_per_message(potential, chunk.moving)
+    needed = exact_shape([potential.graph(atoms)]).messages * chunk.bytes_each
     return needed > (options.memory_limit - resident()) / NEAR
-
-
-@lru_cache(64)
-def _bytes_per_message(potential: Potential, shape: BatchShape) -> float:
-    """Bytes of the linear map for each bond and angle of a shape."""
-    z = potential.elements[0]
-    return (
-        Response(potential, Atoms(numbers=[z], cell=np.eye(3) * 99, pbc=True), shape=shape).kept
-        / shape.messages
-    )
 
 
 def _check_columns(response: Response, limit: float) -> None:

@@ -205,8 +205,7 @@ def draw(rows: Sequence[Row], names: Sequence[str]) -> Figure:
         place.axvline(np.median(values), color=COLOURS[1], lw=1.2)
         label = textwrap.fill(f"{column.about} ({column.unit})", WIDE)
         place.set(xlabel=label, ylabel="crystals")
-        place.set_title(
-            f"{name.partition('_')[0]}: {len(values):,}, median {np.median(values):.4g}", fontsize=9
-        )
+        median = f"{round(float(np.median(values)), 4) + 0.0:.4g} {column.unit}"  # no -0
+        place.set_title(f"{name.partition('_')[0]}: {len(values):,}, median {median}", fontsize=9)
         place.yaxis.get_major_locator().set_params(integer=True)
     return figure

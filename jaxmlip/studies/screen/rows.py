@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jaxmlip.potential import Potential
 
-FAULTS = (ValueError, RuntimeError, MemoryError, ArithmeticError)  # of one crystal, whatever the others do
+TOLD = (ValueError, RuntimeError, MemoryError)  # errors whose message says what is wrong
 
 
 @dataclass
@@ -46,7 +46,9 @@ class Record:
                 self.atoms = atoms_of(described(outcome.atoms))  # as it is read back after a kill
         else:
             self.columns[name] = {}
-            self.failed[name] = " ".join(str(outcome).split()) or type(outcome).__name__
+            reason = " ".join(str(outcome).split())
+            kind = "" if reason and isinstance(outcome, TOLD) else f"{type(outcome).__name__}: "
+            self.failed[name] = kind + reason
 
     def as_line(self, key: str) -> str:
         """The record as JSON in one line; numbers are read back as they are."""
@@ -134,7 +136,7 @@ def computed(
                 del left[numbers[k]]
                 yield numbers[k], outcome
             return
-        except FAULTS as error:
+        except Exception as error:  # symmetry, linear algebra and optimisers raise any, each for one crystal
             if len(numbers) == 1:
                 yield numbers[0], error
                 return
@@ -171,7 +173,7 @@ def _rows(potential: Potential, crystals, names: Sequence[str], options: ScreenO
     for entry in entries:
         if entry.failed:
             yield from rows_of(entry, None, names)
-    for chunk in chunks_of(entries):
+    for chunk in chunks_of(potential, entries):
         records: dict[str, Record] = {}
         carry_on(potential, chunk, records, names, options)
         for entry in chunk.entries:
