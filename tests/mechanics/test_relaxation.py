@@ -503,7 +503,7 @@ def test_what_did_not_converge_is_written_and_marked_and_the_exit_code_says_so(f
 
 
 def test_one_structure_can_be_written_as_poscar(folder):
-    options = ["--model", "model", "--fixed-cell", "--fmax", "0.01", "--out", "POSCAR_relaxed"]
+    options = ["--model", "model", "--fixed-cell", "--fmax", "0.001", "--out", "POSCAR_relaxed"]
     done = command(folder, "relax", "POSCAR", *options)
     assert done.returncode == 0, done.stderr
     start, end = read(folder / "POSCAR"), read(folder / "POSCAR_relaxed")

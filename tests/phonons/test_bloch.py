@@ -163,7 +163,7 @@ def test_one_program_serves_all_wave_vectors_of_all_crystals_of_a_size(any_poten
 def test_a_sum_onto_places_is_the_transpose_of_the_fetch_from_them(places, entities, seed):
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(places, 2)), rng.normal(size=(entities, 2))
-    index, image = rng.integers(0, places, entities), rng.normal(size=(entities, 3))
+    index, image = rng.integers(0, places, entities), rng.normal(size=(entities, 4))
     with jax.enable_x64(True), warnings.catch_warnings():
         there = jnp.vdot(gather(x, index, image), y)
         back = jnp.vdot(x, scatter_add(y, index, places, image))
