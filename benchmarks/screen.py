@@ -21,18 +21,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from ase import Atoms
 from ase.build import bulk
 
 import jaxmlip
+from benchmarks.library import Compilations
 from jaxmlip.crystals import batching
 from jaxmlip.phonons import Lattice, lattices
 from jaxmlip.potential import Potential
@@ -82,18 +80,6 @@ def cpu() -> float:
     """CPU seconds of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-class Compilations:
-    """Counts the programs that JAX compiles, by name."""
-
-    def __init__(self):
-        self.counts: Counter = Counter()
-        jax.monitoring.register_event_duration_secs_listener(self.hear)
-
-    def hear(self, event: str, duration: float, **about: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            self.counts[about.get("fun_name", "")] += 1
 
 
 def measure(settings: Settings) -> None:

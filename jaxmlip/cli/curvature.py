@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import tyro
 
 from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
 from jaxmlip.mechanics.relaxation import SYMPREC
@@ -19,6 +18,7 @@ from jaxmlip.system.arguments import (
     AsJson,
     Devices,
     DType,
+    Flag,
     Head,
     Limit,
     Model,
@@ -34,7 +34,6 @@ from jaxmlip.system.files import check_file, check_folder, write_whole, writing
 from jaxmlip.system.parallel import reports
 from jaxmlip.system.tables import Table, show
 
-Flag = tyro.conf.FlagCreatePairsOff[bool]
 Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
 
 if TYPE_CHECKING:
@@ -230,7 +229,7 @@ def phonons(
     width: float | None = None,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
-    keep_cell: tyro.conf.FlagCreatePairsOff[bool] = False,
+    keep_cell: Flag = False,
     symprec: float = 1e-5,
     memory_limit: float | None = None,
     devices: Devices = None,

@@ -12,6 +12,7 @@ each fetch from the cell R away multiplies by e^{2πi q·R}, and each transpose 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -101,25 +102,25 @@ class Wanted(NamedTuple):
         return self._replace(coordinate=self.coordinate[some], q=self.q[some])
 
 
-class SecondDerivatives:
+class SecondDerivatives(ABC):
     """The second derivatives of the energy of one crystal, by displacements, lattice waves and strains."""
 
     potential: Differentiable
     atoms: int  # their number, N
 
+    @abstractmethod
     def find(self, wanted: Wanted) -> np.ndarray:
         """The columns as rows (…, k, entries)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def forces(self) -> np.ndarray:
         """F (atoms, 3), eV/Å."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def stress(self) -> np.ndarray | None:
         """σ (3, 3), eV/Å³, positive in tension; None for a molecule."""
-        raise NotImplementedError
 
     def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Second derivatives by positions and strains, as rows (k, N, 3) and (k, 3, 3).
@@ -219,20 +220,27 @@ class Response(SecondDerivatives):
         mesh = self.potential.mesh
         if mesh is None or mesh.size == 1 or self._room == np.inf:
             return False
-        with self.potential.precision():
-            energy = partial(linear_map.linearise, self.potential.energy_fn)
-            kept = _bytes(jax.eval_shape(energy, self.potential.arrays, self._whole)[1])
         # A column takes about as much memory as the map.
-        fits = 2 * kept <= self._room
+        fits = 2 * self._size <= self._room
         if parallel.Crew.of(mesh).count > 1:  # all hosts have to do the same
             fits = bool(parallel.least(int(fits)))
         if not fits:
             say(
-                f"The linear map of {self.atoms} atoms ({_gb(kept)}) and a column of it need more than the "
-                f"{_gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among them.",
+                f"The linear map of {self.atoms} atoms ({_gb(self._size)}) and a column of it need more than "
+                f"the {_gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among "
+                "them.",
                 stderr=True,
             )
         return not fits
+
+    @cached_property
+    def _size(self) -> int:
+        """Bytes of the linear map as a whole."""
+        linearise, mesh = linear_map.linearise, self.potential.mesh
+        linearise = linearise if mesh is None else linear_map.on_mesh(linearise, mesh)
+        with self.potential.precision():
+            made = partial(linearise, self.potential.energy_fn)
+            return _bytes(jax.eval_shape(made, self.potential.arrays, self._whole)[1])
 
     @property
     def _room(self) -> float:
@@ -315,6 +323,8 @@ class Response(SecondDerivatives):
     @cached_property
     def kept(self) -> int:
         """Bytes that the linear map takes on each device, known before it is made."""
+        if not self.divided:
+            return self._size
         with self.potential.precision():
             return _bytes(self._shapes_of_map())
 

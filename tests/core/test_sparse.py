@@ -13,6 +13,7 @@ from ase import Atoms
 from commands import here
 from conftest import FIRST, small_potential
 from crystals import chain
+from interruptions import StopError, interrupted
 
 import jaxmlip
 from jaxmlip import Potential, hessian, sparse_hessian, stream_sparse_hessian
@@ -149,23 +150,6 @@ def test_memory_is_that_of_columns_and_of_the_result(any_potential, long, whole,
     assert arrays <= found.size("float64") <= 3 * arrays
 
 
-class StopError(Exception):
-    """The end of a process, without the process."""
-
-
-def stopped(monkeypatch, blocks: int) -> None:
-    """Makes the next run end after so many blocks."""
-    fsync, left = os.fsync, [blocks]
-
-    def stop(file):
-        fsync(file)
-        if left[0] == 0:
-            raise StopError
-        left[0] -= 1
-
-    monkeypatch.setattr("jaxmlip.derivatives.streaming.os.fsync", stop)
-
-
 def test_a_streamed_one_goes_on_and_ends_with_the_same_bits(
     any_potential, long, whole, tmp_path, monkeypatch
 ):
@@ -173,7 +157,7 @@ def test_a_streamed_one_goes_on_and_ends_with_the_same_bits(
     check(first, whole)
     path = tmp_path / "h.npz"
     with monkeypatch.context() as patch:
-        stopped(patch, 3)
+        interrupted(patch, 3)
         with pytest.raises(StopError):
             stream_sparse_hessian(any_potential, long, path, block_size=8)
     assert not path.exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHORT, small_potential
+from interruptions import StopError, interrupted
 
 from jaxmlip import hessian, hessian_columns
 from jaxmlip.derivatives.response import Response
@@ -33,25 +34,6 @@ def counted(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(module, "columns", remember)
     return seen
-
-
-class StopError(Exception):
-    """The end of a process, without the process."""
-
-
-def interrupted(monkeypatch, blocks: int):
-    """Makes the next run end after so many blocks."""
-    import jaxmlip.derivatives.streaming as module
-
-    fsync, left = os.fsync, [blocks]
-
-    def stop(file):
-        fsync(file)
-        if left[0] == 0:
-            raise StopError
-        left[0] -= 1
-
-    monkeypatch.setattr(module.os, "fsync", stop)
 
 
 def test_the_file_holds_the_hessian_and_numpy_opens_it(any_potential, crystal, tmp_path):

@@ -257,7 +257,7 @@ def _that_fit(
     crystals: Sequence[Atoms],
     options: ScreenOptions,
     chunk: Chunk,
-    check: Callable[[Response, float], object],
+    check: Callable[[Response], object],
 ) -> Generator[tuple[int, MemoryLimitError], None, list[int]]:
     """The numbers of the crystals that fit into the memory; yields an error for each other one.
 
@@ -267,7 +267,7 @@ def _that_fit(
     for k, atoms in enumerate(crystals):
         try:
             if _may_be_large(potential, atoms, options, chunk):
-                check(Response(potential, atoms, memory_limit=options.memory_limit), options.memory_limit)
+                check(Response(potential, atoms, memory_limit=options.memory_limit))
         except MemoryLimitError as error:
             yield k, error
         else:
@@ -282,14 +282,14 @@ def _may_be_large(potential: Potential, atoms: Atoms, options: ScreenOptions, ch
     return needed > (options.memory_limit - resident()) / NEAR
 
 
-def _check_columns(response: Response, limit: float) -> None:
+def _check_columns(response: Response) -> None:
     """Raises MemoryLimitError if no column of second derivatives can be computed."""
     response.plan(BLOCK_SIZE)
 
 
-def _check_gradient(response: Response, limit: float) -> None:
+def _check_gradient(response: Response) -> None:
     """Raises MemoryLimitError if the gradient, which needs about half of its linear map, needs too much."""
-    held = resident()
+    held, limit = resident(), response.memory_limit
     if held + response.kept / 2 > limit:
         raise MemoryLimitError(
             f"energy and forces need about {response.kept / 2e9:.3g} GB for {response.atoms} atoms, beside "
