@@ -137,6 +137,9 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
+programs().share = 0.5  # a test maps few pieces, and to trace all that is dropped again takes long
+
+
 @pytest.hookimpl(trylast=True)  # when the test's own replacements are gone
 def pytest_runtest_teardown():
     """Drops compiled programs where a process maps too many: the library does so only where it is asked."""
@@ -146,15 +149,13 @@ def pytest_runtest_teardown():
 @pytest.fixture(scope="session", params=list(MODELS))
 def potential(request):
     """Each model in turn, and all of its tests before the next one's."""
-    yield small_potential(request.param)
-    jax.clear_caches()  # a process can map only so many compiled programs into its memory
+    return small_potential(request.param)
 
 
 @pytest.fixture(scope="session", params=[name for name in MODELS if name not in SECOND])
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
-    yield small_potential(request.param)
-    jax.clear_caches()
+    return small_potential(request.param)
 
 
 @pytest.fixture(scope="session")

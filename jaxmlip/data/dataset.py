@@ -115,7 +115,7 @@ class MemorySplit:
 class Selection:
     """Some crystals of a split, as `Split`. They are read once, when their labels are first asked for."""
 
-    def __init__(self, split: Split, index: Int[np.ndarray, " n"]):
+    def __init__(self, split: Split, index: Sequence[int] | np.ndarray):
         self.split, self.index, self.cutoffs = split, np.asarray(index, np.int64), split.cutoffs
         self.sizes = split.sizes[self.index]
 

@@ -24,10 +24,13 @@ SHARE = 0.27
 class Programs:
     """Counts the pieces of memory that a process maps, and drops compiled programs when there are many."""
 
-    def __init__(self, limit: int | None = None):
-        """`limit` is the number of pieces that are allowed; None if there is no limit."""
-        self.limit = limit
-        self.allowed = SHARE * limit if limit else float("inf")
+    def __init__(self, limit: int | None = None, share: float = SHARE):
+        """`limit` is the number of pieces that the kernel allows, None if there is none.
+
+        Programs may map this `share` of them.
+        """
+        self.limit, self.share = limit, share
+        self.left = 0  # pieces that were mapped when programs had been dropped
         self.compiled = True  # True if anything was compiled since the last count
         self.dropped = False
 
@@ -44,12 +47,12 @@ class Programs:
         if not self.compiled or self.limit is None:
             return
         self.compiled = False
-        if (before := mapped()) <= self.allowed:
+        # Pieces that other code maps remain, and are no reason to drop programs each time.
+        if (before := mapped()) <= max(self.share * self.limit, 2 * self.left):
             return
         jax.clear_caches()
         gc.collect()
-        # Pieces that other code maps remain, and are no reason to drop programs each time.
-        self.allowed = max(SHARE * self.limit, 2 * mapped())
+        self.left = mapped()
         if not self.dropped:
             self.dropped = True
             say(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from jax.experimental.compilation_cache import compilation_cache
 from small_run import CONFIG as NETWORK
 
 import jaxmlip
@@ -223,21 +222,7 @@ tensorboard: false
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory):
-    """A cache, so that the runs of this file compile each program once."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("programs")), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def finished(files, tmp_path_factory, programs):
+def finished(files, tmp_path_factory):
     """A network that has learnt two functionals at once."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "two.yaml").write_text(CONFIG.format(**files))

@@ -106,6 +106,7 @@ def test_a_relaxation_with_its_cell_lowers_the_energy(atoms):
     assert atoms.get_potential_energy() < before
 
 
+@pytest.mark.one_model
 def test_200_steps_of_molecular_dynamics_compile_at_most_twice_and_conserve_energy(architecture):
     atoms = bulk("W", cubic=True) * (2, 2, 1)
     atoms.calc = Calculator(architecture)

@@ -132,6 +132,7 @@ def test_many_crystals_end_where_each_ends_alone(morse):
         np.testing.assert_allclose(one.energy, alone.energy, rtol=1e-10)
 
 
+@pytest.mark.one_model
 def test_networks_relax_many_crystals_as_they_relax_each_and_keep_a_fixed_space_group(architecture):
     """Few steps are enough: random parameters need have no minimum."""
     crystals = [bulk("ZnO", "wurtzite", a=3.25, c=5.2), bulk("MgO", "rocksalt", 4.2)]

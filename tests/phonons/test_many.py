@@ -54,6 +54,7 @@ def same(found, expected, relative=1e-12) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * max(scale, 1e-2))
 
 
+@pytest.mark.one_model
 def test_crystals_side_by_side_have_the_dynamical_matrices_that_each_has_alone(potential):
     crystals = several()
     found = collected(potential, crystals, lambda k, lattice: lattice.exact(waves(k, lattice.atoms)))
