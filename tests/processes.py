@@ -4,14 +4,15 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
+
+COMMAND = ("-c", "from jaxmlip.cli import main; main()")
 
 
-def started(devices: int, script: Path, *arguments: object) -> subprocess.Popen:
-    """A process that runs a script on so many devices, made of one CPU."""
+def started(devices: int, *script: object) -> subprocess.Popen:
+    """A process that runs a script with its arguments, or COMMAND, on so many devices, made of one CPU."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
+        [sys.executable, *map(str, script)],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,20 +2,18 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from conftest import write_springs
-from processes import free_address, started
+from processes import COMMAND, free_address, started
 
 from jaxmlip.cli import main
 from jaxmlip.potential import Potential
 
-HERE = Path(__file__).parents[1]
-SCRIPT = HERE / "data_parallel.py"
+SCRIPT = Path(__file__).parents[1] / "data_parallel.py"
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 
@@ -74,24 +72,10 @@ def test_the_command_in_two_processes_ends_where_it_does_in_one(tmp_path, monkey
     (tmp_path / "springs.yaml").write_text(CONFIG)
     train = ["train", "springs.yaml", "--out"]
     together = [*train, "two", "--coordinator", free_address(), "--processes", "2", "--process"]
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", "from jaxmlip.cli import main; main()", *together, str(k)],
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "XLA_FLAGS": flags,
-                "JAX_PLATFORMS": "cpu",
-                "PYTHONPATH": path,
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for k in range(2)
-    ]
+    path = filter(None, [str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.chdir(tmp_path)
+    runs = [started(1, *COMMAND, *together, k) for k in range(2)]
     main([*train, "one"])
     finish(*runs)
     one, two = (Potential.from_folder(tmp_path / name / "model", "float64") for name in ("one", "two"))

@@ -2,33 +2,24 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import started
 
 from jaxmlip.training.step_time import DEVICES, Device, Work, padding, step_time, summed_bytes
 
-HERE = Path(__file__).parents[1]
 PLAIN = Device("plain", 1e12, 1e11, 4, 1e9, 1e8, 1e-6, 1e-5, 0.0)
 WORK = Work(flops=1e9, bytes=2e8, parameters=1_000_000, loading=1e-4)
 
 
 @pytest.fixture(scope="module")
 def programs():
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, str(HERE / "simulated_devices.py")],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = started(8, Path(__file__).parents[1] / "simulated_devices.py")
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return json.loads(printed)
 
 
 @pytest.mark.slow
