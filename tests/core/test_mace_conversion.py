@@ -29,6 +29,7 @@ from weights_convert.torch_zip import CheckpointError, Record
 # Made by `python -m weights_convert.golden tests/golden/mace mace`.
 GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
 VARIANTS = sorted(path.stem for path in GOLDEN.glob("*.npz"))  # of models, and of heads as model.head
+LONG = ("cutoff-on-weights", "degrees-two-three", "three-layers")  # to compile, and of rare options
 # Of both sides in float64, relative to the largest value.
 EXACT = {"energy": 1e-10, "site_energies": 1e-10, "forces": 1e-9, "stress": 1e-9, "hessian": 1e-8}
 
@@ -79,7 +80,9 @@ def assert_repeats(found, wanted, quantities) -> None:
             )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=pytest.mark.slow) if v in LONG else v for v in VARIANTS]
+)
 def test_a_converted_model_repeats_the_original(files, variant):
     potential = load(files, variant)
     crystals, wanted = golden(variant)
@@ -169,6 +172,7 @@ def test_parameters_keep_the_precision_of_the_file_also_when_saved(files, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, potential.params, Potential.from_folder(tmp_path).params)
 
 
+@pytest.mark.slow
 def test_the_converted_file_of_a_published_size_is_no_larger_than_its_parameters(tmp_path):
     config = MACEConfig(elements=tuple(range(1, 90)), paths=(1, 4, 23, 1, 6, 51))
     potential = random_potential(config)

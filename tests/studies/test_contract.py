@@ -21,7 +21,7 @@ from jaxmlip.system.tables import Estimate, Table
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [*TABLE, "report"]
-HESSIAN_COLUMNS = "training.hessian_columns"  # compiles for a minute
+LONG = ("training.hessian_columns", "training.from_scratch", "transfer.methods")  # compile for long
 
 
 def but_slowly(*slow: str, of=TABLE):
@@ -31,8 +31,7 @@ def but_slowly(*slow: str, of=TABLE):
     )
 
 
-every = but_slowly(HESSIAN_COLUMNS)
-TRAINING = (HESSIAN_COLUMNS, "training.from_scratch", "transfer.methods", "transfer.scaling_law")
+every = but_slowly(*LONG)
 
 
 @contextmanager
@@ -274,7 +273,7 @@ def test_a_folder_of_other_settings_is_refused_by_their_names_and_stays_as_it_wa
     assert contents(tmp_path / "out") == before
 
 
-@but_slowly(HESSIAN_COLUMNS, of=[name for name in TABLE if TABLE[name].models])
+@but_slowly(*LONG, of=[name for name in TABLE if TABLE[name].models])
 def test_a_potential_that_knows_no_element_is_named_with_what_is_left_out(name, ran, tmp_path, monkeypatch):
     settings, which = ran(name).settings, TABLE[name].models
     if isinstance(getattr(settings, which), tuple) and set(getattr(settings, which)) <= set(
@@ -327,7 +326,7 @@ def alike(one, other, without: tuple[str, ...]):
         assert one == other
 
 
-@but_slowly(*TRAINING, "softening.force_constants")
+@but_slowly(*LONG, "transfer.scaling_law", "softening.force_constants")
 def test_a_run_that_is_killed_goes_on_with_the_rows_it_has_and_ends_with_the_same(name, ran, tmp_path):
     done = ran(name)
     settings = replace(done.settings, out=tmp_path / "out")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from conftest import small_potential
+from small_studies.transfer import methods
 
 import experiments.transfer.methods as transfer
 from experiments.transfer.material_errors import mean, median
@@ -44,18 +45,13 @@ OTHERS = {  # a start, and what is done with it
 
 
 @pytest.fixture(scope="module")
-def teachers(ran):
-    """A set of two teachers: a random network, and another of other parameters and other references."""
-    return ran("transfer.methods").settings.set
+def settings(tmp_path_factory):
+    """Of a small run, whose data are there: two random networks play the teachers."""
+    root = tmp_path_factory.mktemp("transfer")
+    return Settings(**methods(root), out=root / "out")
 
 
 pytestmark = pytest.mark.usefixtures("runs_alike")
-
-
-@pytest.fixture
-def settings(ran):
-    """Those of the small run."""
-    return ran("transfer.methods").settings
 
 
 def answered(given: Settings) -> dict:
@@ -70,8 +66,9 @@ def answered(given: Settings) -> dict:
     return record
 
 
-def test_a_method_gives_a_row_of_the_table(settings):
-    record = answered(settings)
+@pytest.mark.slow
+def test_a_method_gives_a_row_of_the_table(ran):
+    record = answered(ran("transfer.methods").settings)
     assert {f["file"] for f in record["figures"]} == {"transfer_gradients.png", "transfer_curves.png"}
 
 
@@ -86,7 +83,8 @@ def test_every_method_begins_as_its_references_say(settings, tmp_path):
     assert before["fidelities"] == pytest.approx(before["refit"], rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["chgnet", pytest.param("mace", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["chgnet", "mace"])
 def test_other_architectures_start_from_a_given_potential_with_graphs_of_its_own(
     settings, tmp_path, architecture
 ):
@@ -99,11 +97,11 @@ def test_other_architectures_start_from_a_given_potential_with_graphs_of_its_own
 
 
 def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_leave_no_error(
-    teachers, settings, tmp_path
+    settings, tmp_path
 ):
     given = replace(settings, out=tmp_path)
     start = small_potential("m3gnet-smooth", "float32")
-    sets = (transfer.teacher_set(teachers, name) for name in ("pbe", "shifted"))
+    sets = (transfer.teacher_set(settings.set, name) for name in ("pbe", "shifted"))
     trial = transfer.Trial(given, tmp_path, start, *sets)
     found = fit_references(start, trial.splits["train"])
     refitted = replace(start, params=start.params | {"reference_energies": found.energies})
@@ -133,10 +131,8 @@ def test_what_is_wrong_is_said_before_anything_is_trained(settings, tmp_path, mo
     assert not given.out.exists()
 
 
-def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_counted(
-    teachers, settings, tmp_path
-):
-    source, target = (transfer.teacher_set(teachers, name) for name in ("pbe", "r2scan"))
+def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_counted(settings, tmp_path):
+    source, target = (transfer.teacher_set(settings.set, name) for name in ("pbe", "r2scan"))
     start, given = small_potential("m3gnet-smooth"), replace(settings, out=tmp_path, crystals=3)
     trial = transfer.Trial(given, tmp_path, start, source, target)
     known = set(Selection(target.splits["train"], drawn(target, 3)).elements)
