@@ -114,6 +114,17 @@ def test_an_object_made_through_its_class_alone_is_a_record_of_its_arguments(pat
     assert (found.args, found.kwargs, found.state) == (((1, -1),), {}, None)
 
 
+def test_what_a_file_puts_into_an_object_stays_in_its_record(path):
+    filled = made.call("torch.nn.modules.container", "ModuleList")
+    items = b"(" + made.plain(1) + made.plain(2) + b"e" + made.plain(3) + b"a"
+    entries = b"(" + made.plain("a") + made.plain(4) + b"u" + made.plain("b") + made.plain(5) + b"s"
+    found = torch_zip.read(made.write(path, filled + items + entries))
+    assert found.items == [1, 2, 3]
+    assert found.entries == {"a": 4, "b": 5}
+    assert {found: 6}[found] == 6
+    assert repr(found) == "<record of torch.nn.modules.container.ModuleList>"
+
+
 HOSTILE = [
     ("os", "system", "touch {mark}"),
     ("posix", "system", "touch {mark}"),

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -410,6 +411,20 @@ def test_verification_fails_above_its_tolerance(tmp_path, monkeypatch, capsys, d
         assert "needed differences up to 1e-06" in said.err
     shown = "inf" if np.isnan(difference) else f"{difference:.1e}"
     assert f"forces   differs by at most {shown} eV/Å" in said.out
+
+
+def test_golden_values_are_of_the_crystals_that_a_new_recording_has():
+    files = sorted((Path(__file__).parents[1] / "golden").rglob("*.npz"))
+    assert len(files) > 10
+    for file in files:
+        with np.load(file) as archive:
+            names = {key.split("/")[0] for key in archive.files if "/" in key}
+            elements = np.unique(np.concatenate([archive[f"{name}/numbers"] for name in names]))
+            crystals = golden.structures() | golden.structures_of(elements.tolist())
+            for name in names - {"mixed"}:  # of the first elements in the order of the model
+                for quantity in ("numbers", "positions"):
+                    its = getattr(crystals[name], quantity)
+                    np.testing.assert_allclose(archive[f"{name}/{quantity}"], its, atol=1e-12)
 
 
 def test_recording_golden_values_needs_neither_jax_nor_torch_to_start():

@@ -128,7 +128,9 @@ def same(a, b) -> bool:
 def test_a_run_resumed_at_any_step_sees_the_same_batches(split):
     plan = Plan(split.sizes, 4, shards=2, seed=3, epochs=3)
     loader = Loader(split, plan, REFERENCES, mixed=True)
+    assert loader.waiting == 0
     whole = list(loader.iterate())
+    assert 0 < loader.waiting < 1  # whoever only takes batches waits for them
     assert len(whole) == plan.steps == 18
     for start in (1, 6, 17):
         again = Loader(split, plan, REFERENCES, mixed=True).iterate(start)

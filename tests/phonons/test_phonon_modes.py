@@ -30,7 +30,7 @@ from jaxmlip.phonons.lattice import (
 )
 from jaxmlip.phonons.modes import animation
 from jaxmlip.phonons.nac import NAC, long_range, long_range_slopes, long_range_strained
-from jaxmlip.phonons.report import as_record, draw, main, phonons, table
+from jaxmlip.phonons.report import as_record, default_mesh, draw, main, phonons, table
 from jaxmlip.phonons.supercell import force_constants
 from jaxmlip.units import COULOMB, THZ_PER_ROOT_EV_PER_A2_U
 
@@ -183,6 +183,13 @@ def test_grueneisen_parameters_are_logarithmic_slopes_of_the_branches(architectu
     np.testing.assert_allclose(gamma, -slope / thz, rtol=0, atol=1e-6 * np.abs(gamma).max())
     following = grueneisen(architecture, cell, Q)[1]
     assert np.abs(following - gamma).max() > 1e-6
+
+
+def test_the_default_mesh_is_dense_along_short_vectors_and_one_where_nothing_repeats():
+    cell = bulk("NaCl", "rocksalt", 5.64, cubic=True) * (1, 2, 4)
+    assert default_mesh(cell) == (9, 5, 3)
+    cell.pbc = (True, True, False)
+    assert default_mesh(cell) == (9, 5, 1)
 
 
 @pytest.fixture(scope="module")

@@ -353,7 +353,6 @@ def test_submitit_trains_each_run_in_tasks_that_know_each_other(here, monkeypatc
     assert collect(runs, "out")["seed=0"]["after"]["energy"]["rmse"] == 2  # processes
 
 
-@pytest.mark.slow
 def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(here, monkeypatch):
     monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
     (run,) = runs_of(here, "runs: [{steps: 30}]")

@@ -1,0 +1,50 @@
+"""Progress: one bar on a terminal, whatever is nested in it, and lines with a rate and the time left."""
+
+import io
+
+import pytest
+
+from jaxmlip.system import progress
+from jaxmlip.system.console import PlainConsole
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal in place of standard error, that keeps what is written."""
+    made = PlainConsole(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr("jaxmlip.system.console.console", lambda **_: made)
+    return made
+
+
+def test_a_terminal_shows_one_bar_and_none_for_work_within(terminal):
+    inner = range(5)
+    within = [progress.track(inner, "inner work") is inner for _ in progress.track(range(3), "outer [work]")]
+    assert within == [True] * 3
+    shown = terminal.file.getvalue()
+    assert "outer [work]" in shown
+    assert "inner" not in shown
+    assert progress.track(inner, "later work") is not inner  # the bar is gone
+
+
+def test_a_bar_that_is_left_early_makes_room_for_the_next(terminal):
+    bar = progress.track(range(3), "first work")
+    next(bar)
+    bar.close()
+    assert list(progress.track(range(3), "second work")) == [0, 1, 2]
+    assert "second work" in terminal.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("counts", "seconds", "line"),
+    [
+        ((100, 50, 10), 2.0, "50 of 100 (50 %), 5 a second, 10 s left"),
+        ((100, 90, 3), 3.0, "90 of 100 (90 %), 60 a minute, 10 s left"),
+        ((1000, 400, 1), 1.0, "400 of 1,000 (40 %), 60 a minute, 10 min left"),
+        ((10_000, 0, 0), 5.0, "0 of 10,000 (0 %)"),
+        ((72_000, 36_000, 2), 1.0, "36,000 of 72,000 (50 %), 2 a second, 5 h left"),
+        ((10_000, 9_000, 1), 864.0, "9,000 of 10,000 (90 %), 0.0694 a minute, 10 d left"),
+        ((5, 5, 5), 1.0, "5 of 5 (100 %)"),
+    ],
+)
+def test_a_line_tells_the_share_the_rate_and_the_time_left(counts, seconds, line):
+    assert progress.pace(*counts, seconds) == line
