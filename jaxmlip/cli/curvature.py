@@ -39,6 +39,7 @@ Strain = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from jaxmlip.derivatives.sparse import Colouring
     from jaxmlip.mechanics.relaxation import Relaxation
     from jaxmlip.potential import Potential
 
@@ -91,7 +92,8 @@ def hessian(
     limit, terminal = in_bytes(memory_limit), console()
     coordinates = _vibrating(crystal, atoms, terminal)
     potential = _that_takes(crystal, file, model, dtype, head, devices)
-    number = _sums(potential, crystal, coordinates, terminal) if sparse else len(coordinates)
+    found = _coloured(potential, crystal, coordinates, terminal) if sparse else None
+    number = len(coordinates) if found is None else len(found.sums)
     plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
     each = "" if potential.mesh is None else f" on each of {potential.mesh.size} devices"
     terminal.print(
@@ -99,7 +101,7 @@ def hessian(
         f"{min(plan.block_size, number)} at once{each}, predicted memory {plan.total / 1e9:.3g} GB"
     )
     if sparse or out.suffix == ".npy":
-        _stream(potential, crystal, coordinates, out, block_size, limit, sparse)
+        _stream(potential, crystal, coordinates, out, block_size, limit, found)
         return
     h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
     masses = np.repeat(crystal.get_masses(), 3)[coordinates]
@@ -149,31 +151,39 @@ def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) ->
     return np.flatnonzero(free)
 
 
-def _sums(potential, crystal, coordinates, terminal: PlainConsole) -> int:
-    """The number of sums of columns that are computed for a sparse Hessian; prints a line about it."""
+def _coloured(potential, crystal, coordinates, terminal: PlainConsole) -> Colouring:
+    """The sums of columns that are computed for a sparse Hessian; prints a line about them."""
     from jaxmlip.derivatives.sparse import colouring
 
     found = colouring(potential, crystal, coordinates)
-    moving, number = int((found.colours >= 0).sum()), len(found.sums)
+    moving = int((found.colours >= 0).sum())
     if found.number == moving:
         told = "nothing is saved: the cell is too short for how far the network sees"
     else:
         told = f"{found.number} colours for {moving} atoms"
-    terminal.print(f"{number} sums instead of {len(coordinates)} columns ({told})", soft_wrap=True)
-    return number
+    terminal.print(f"{len(found.sums)} sums instead of {len(coordinates)} columns ({told})", soft_wrap=True)
+    return found
 
 
 def _stream(
-    potential, crystal, coordinates, out: Path, block_size: int | None, limit: float | None, sparse: bool
+    potential,
+    crystal,
+    coordinates: np.ndarray,
+    out: Path,
+    block_size: int | None,
+    limit: float | None,
+    colours: Colouring | None,
 ) -> None:
     from jaxmlip.derivatives.streaming import columns_done, stream_hessian, stream_sparse_hessian
 
-    done = columns_done(out)
+    done, sparse = columns_done(out), colours is not None
     if done:
         say(f"{done} {'sums of ' * sparse}columns are there already")
     every = len(coordinates) == 3 * len(crystal)
-    write = stream_sparse_hessian if sparse else stream_hessian
-    write(potential, crystal, out, None if every else coordinates, block_size, limit)
+    if sparse:
+        stream_sparse_hessian(potential, crystal, out, colours, block_size, limit)
+    else:
+        stream_hessian(potential, crystal, out, None if every else coordinates, block_size, limit)
     opens = f'scipy.sparse.load_npz("{out}")' if sparse else f'numpy.load("{out}", mmap_mode="r")'
     what = "row and column k are those" if sparse else "row k is the column"
     which = f"{what} of coordinate k" + ("" if every else f" of {_listed(coordinates)}")

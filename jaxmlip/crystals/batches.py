@@ -70,7 +70,7 @@ def each_predicted(
 
 def shapes_for(
     sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph],
-    messages: int,
+    messages: float,
     spare: float = 0.0,
 ) -> list[BatchShape]:
     """A few shapes, ascending, of which the last holds the largest of the crystals.

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxmlip.crystals import batching
-from jaxmlip.derivatives.response import Differentiable, MemoryPlan, Response
+from jaxmlip.derivatives.memory_plan import MemoryPlan
+from jaxmlip.derivatives.response import Differentiable, Response
 
 
 def hessian(

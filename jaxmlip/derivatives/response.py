@@ -15,7 +15,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,6 +28,14 @@ from jaxmlip.crystals.graph import CrystalGraph, has_stress
 from jaxmlip.crystals.symmetry import Pairs
 from jaxmlip.derivatives import linear_map
 from jaxmlip.derivatives.linear_map import Gradient
+from jaxmlip.derivatives.memory_plan import (
+    MemoryLimitError,
+    MemoryPlan,
+    bytes_of,
+    gb,
+    plan_within,
+    scratch,
+)
 from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
@@ -64,29 +71,6 @@ class Differentiable(Protocol):
     def graph(self, crystal: Any) -> CrystalGraph: ...
 
     def precision(self) -> AbstractContextManager[None]: ...
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Memory (bytes) that columns of second derivatives need, as XLA reports it for the compiled programs."""
-
-    process: int  # already held by the process (0 on an accelerator, which has its own memory)
-    fixed: int  # kept while columns are computed: all that does not depend on the column
-    per_column: int  # more for each column of a block
-    block_size: int
-
-    @property
-    def total(self) -> int:
-        """Peak memory with a block of `block_size` columns."""
-        return self.process + self.fixed + self.block_size * self.per_column
-
-    def fitting(self, limit: float) -> int:
-        """The largest block that stays within `limit` bytes; 0 if none does."""
-        return max(0, int((limit - self.process - self.fixed) // self.per_column))
-
-
-class MemoryLimitError(MemoryError):
-    """Columns of second derivatives that cannot be computed within the allowed memory."""
 
 
 class Wanted(NamedTuple):
@@ -226,8 +210,8 @@ class Response(SecondDerivatives):
             fits = bool(parallel.least(int(fits)))
         if not fits:
             say(
-                f"The linear map of {self.atoms} atoms ({_gb(self._size)}) and a column of it need more than "
-                f"the {_gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among "
+                f"The linear map of {self.atoms} atoms ({gb(self._size)}) and a column of it need more than "
+                f"the {gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among "
                 "them.",
                 stderr=True,
             )
@@ -240,7 +224,7 @@ class Response(SecondDerivatives):
         linearise = linearise if mesh is None else linear_map.on_mesh(linearise, mesh)
         with self.potential.precision():
             made = partial(linearise, self.potential.energy_fn)
-            return _bytes(jax.eval_shape(made, self.potential.arrays, self._whole)[1])
+            return bytes_of(jax.eval_shape(made, self.potential.arrays, self._whole)[1])
 
     @property
     def _room(self) -> float:
@@ -326,7 +310,7 @@ class Response(SecondDerivatives):
         if not self.divided:
             return self._size
         with self.potential.precision():
-            return _bytes(self._shapes_of_map())
+            return bytes_of(self._shapes_of_map())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -472,7 +456,7 @@ class Response(SecondDerivatives):
         # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit
-            if limit is not None and resident() + _scratch(linear_map.column.lower(*arguments, 0)) > limit:
+            if limit is not None and resident() + scratch(linear_map.column.lower(*arguments, 0)) > limit:
                 return None
             found = []
             for k in coordinates:
@@ -559,51 +543,23 @@ class Response(SecondDerivatives):
         if not self._is_linearised:
             if resident() + beside + copies * self.kept > limit:
                 raise MemoryLimitError(
-                    f"the linearised gradient alone needs {_gb(copies * self.kept)} for {atoms} atoms in "
-                    f"{dtype}, beside {_gb(resident())} that the process holds; "
-                    f"memory_limit={_gb(limit)} was given. Allow more"
+                    f"the linearised gradient alone needs {gb(copies * self.kept)} for {atoms} atoms in "
+                    f"{dtype}, beside {gb(resident())} that the process holds; "
+                    f"memory_limit={gb(limit)} was given. Allow more"
                     + (", or use float32." if dtype == "float64" else ".")
                 )
             fixed += copies * max(
-                self.kept, _scratch(self._on_devices(linear_map.linearise).lower(*self._arguments))
+                self.kept, scratch(self._on_devices(linear_map.linearise).lower(*self._arguments))
             )
         tangent_map = self._shapes_of_map()
-        while True:
-            per_block = copies * _scratch(self._lowered(program, tangent_map, block))
-            # Measured last, since compiling also takes memory that is not returned at once.
-            plan = MemoryPlan(resident(), fixed, -(-per_block // block), block)
-            fitting = block if plan.total <= limit else min(plan.fitting(limit), block - 1)
-            if parallel.Crew.of(self.potential.mesh).count > 1:
-                # Hosts may hold different amounts; all have to compute the same block.
-                fitting = parallel.least(fitting)
-            if fitting == block:
-                return plan
-            if self.block_size is not None or fitting < 1:
-                break
-            block = fitting
-        raise MemoryLimitError(
-            f"block_size={plan.block_size} needs {_gb(plan.total)} ({_gb(plan.process)} held by the process, "
-            f"{_gb(fixed)} whatever the block, {_gb(plan.per_column)} for each column); "
-            f"memory_limit={_gb(limit)} was given. "
-            + (f"block_size={fitting} fits." if fitting >= 1 else "No block size fits: allow more.")
+        several = parallel.Crew.of(self.potential.mesh).count > 1
+        return plan_within(
+            limit,
+            block,
+            fixed=fixed,
+            for_block=lambda block: copies * scratch(self._lowered(program, tangent_map, block)),
+            held=resident,
+            # Hosts may hold different amounts; all have to compute the same block.
+            agreed=parallel.least if several else lambda fitting: fitting,
+            smaller=self.block_size is None,
         )
-
-
-def _bytes(shapes) -> int:
-    """The size of arrays on each of their devices."""
-
-    def size(x):
-        own = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        return int(np.prod(own)) * x.dtype.itemsize
-
-    return sum(map(size, jax.tree.leaves(shapes)))
-
-
-def _scratch(lowered) -> int:
-    """Bytes that a compiled program needs besides its arguments."""
-    memory = lowered.compile().memory_analysis()
-    return memory.temp_size_in_bytes + memory.output_size_in_bytes
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"

@@ -27,7 +27,8 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.reach import coupled, neighbours
 from jaxmlip.derivatives.hessian import checked_columns
-from jaxmlip.derivatives.response import Differentiable, MemoryPlan, Response
+from jaxmlip.derivatives.memory_plan import MemoryPlan
+from jaxmlip.derivatives.response import Differentiable, Response
 
 ROUNDS = 12  # of the greedy algorithm
 PROOFS = 4  # sums of random columns by which the zeros are proved
@@ -100,11 +101,15 @@ class Colouring:
             yield rows
 
 
-def colouring(potential: Differentiable, crystal: Any, coordinates: Sequence[int] | None = None) -> Colouring:
-    """The colours of the atoms of `crystal` for its Hessian in `potential`.
+def colouring(
+    potential: Differentiable, crystal: Any, coordinates: Sequence[int] | Colouring | None = None
+) -> Colouring:
+    """The colours of the atoms of `crystal` for its Hessian in `potential`; if they are given, just these.
 
     Raises ValueError if it is not known how far the energy of an atom sees, or `coordinates` are not there.
     """
+    if isinstance(coordinates, Colouring):
+        return coordinates
     reach = potential.model.reach
     if reach is None:
         raise ValueError(

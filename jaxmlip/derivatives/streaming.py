@@ -98,7 +98,7 @@ def stream_sparse_hessian(
     potential: Known,
     crystal: Atoms | Structure,
     path: str | Path,
-    coordinates: Sequence[int] | None = None,
+    coordinates: Sequence[int] | Colouring | None = None,
     block_size: int | None = None,
     memory_limit: float | None = None,
 ) -> scipy.sparse.csr_array:
@@ -106,7 +106,8 @@ def stream_sparse_hessian(
 
     Returns what that reads. Sums of columns are written as they are computed, and all else is as
     `stream_hessian` has it. The Hessian is made of them in the end, some atoms at a time; the disk then holds
-    both for a moment. Raises ValueError as `sparse_hessian` does, too.
+    both for a moment. In place of coordinates their `colouring` can be given, if it is known. Raises
+    ValueError as `sparse_hessian` does, too.
     """
     atoms = _checked(crystal)
     found = colouring(potential, atoms, coordinates)

@@ -88,6 +88,26 @@ def together(
             guest.close()
 
 
+def paying(
+    potential: Differentiable,
+    graph: CrystalGraph,
+    shapes_for: Callable[[float], list[batching.BatchShape]],
+    least: float,
+) -> tuple[list[batching.BatchShape], float]:
+    """Shapes of which the first is as large as pays, and the bytes of its linear map for each message.
+
+    `shapes_for` makes them for MESSAGES bonds and angles, or half as many and so on until the map takes less
+    than BYTES, but not for fewer than `least`. `graph` fits into the first of them.
+    """
+    messages = float(MESSAGES)
+    while True:
+        shapes = shapes_for(messages)
+        kept = Response.side_by_side(potential, [graph], shapes[0]).kept
+        if kept < BYTES or messages <= least:
+            return shapes, kept / shapes[0].messages
+        messages /= 2
+
+
 class _Guest(Coroutine):
     """A task under way. Its questions are a seat, and what is wanted for the crystal of that seat."""
 
@@ -196,17 +216,16 @@ class _Table:
             return
         whole = batching.exact_shape(homeless)
         each = [*self.shapes, *(batching.exact_shape([graph]) for graph in homeless)]
-        share = min(1.0, MESSAGES / max(1, whole.messages))
-        while True:
-            mixed = batching.BatchShape(*(int(np.ceil(share * n)) for n in whole))
+
+        def mixed(messages: float) -> list[batching.BatchShape]:
+            share = min(1.0, messages / max(1, whole.messages))
+            shape = batching.BatchShape(*(int(np.ceil(share * n)) for n in whole))
             # Atoms cost little, and a graph without a place for one more would leave bonds empty.
-            mixed = mixed._replace(atoms=2 * mixed.atoms)
-            shape = batching.any_number(batching.close(batching.BatchShape.covering([mixed, *each])))
-            kept = Response.side_by_side(self.potential, homeless[:1], shape).kept
-            if kept < BYTES or mixed.messages < max(one.messages for one in each):
-                self.shapes.append(shape)
-                return
-            share /= 2
+            shape = shape._replace(atoms=2 * shape.atoms)
+            return [batching.any_number(batching.close(batching.BatchShape.covering([shape, *each])))]
+
+        least = max(one.messages for one in each)
+        self.shapes += paying(self.potential, homeless[0], mixed, least)[0]
 
     def _compute(
         self, parts: list[_Part], shape: batching.BatchShape, failed: dict[_Guest, Exception]

@@ -9,7 +9,7 @@ from jaxmlip import hessian, hessian_columns, plan_hessian
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.derivatives.gradients import gradient
-from jaxmlip.derivatives.response import MemoryLimitError
+from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.derivatives.tangents import second_axis_vmap
 
 index = np.array([0, 2, 2, 1, 3, 0])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.derivatives import linear_map, response
-from jaxmlip.derivatives.response import MemoryLimitError, Response
+from jaxmlip.derivatives.memory_plan import MemoryLimitError
+from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.elasticity import internal_motion, internal_strain
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.bloch import asymmetry, dynamical_matrix, position_phases

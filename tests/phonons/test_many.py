@@ -11,7 +11,7 @@ from crystals import triclinic
 
 from jaxmlip.crystals.batching import BatchShape
 from jaxmlip.derivatives import linear_map, together
-from jaxmlip.derivatives.response import MemoryLimitError
+from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons import NAC, Lattice, bloch, lattices
 

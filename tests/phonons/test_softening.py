@@ -17,7 +17,7 @@ from small_studies.softening import FREQUENCY, MESH, write_phonondb
 from experiments.softening.phonons import CELLS, representatives
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
-from jaxmlip.derivatives.response import MemoryLimitError
+from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.studies.phonondb import (

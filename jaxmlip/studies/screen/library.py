@@ -18,8 +18,7 @@ from ase import Atoms
 
 from jaxmlip.crystals import batches
 from jaxmlip.crystals.batching import BatchShape, sizes_of
-from jaxmlip.derivatives.response import Response
-from jaxmlip.derivatives.together import BYTES, MESSAGES
+from jaxmlip.derivatives.together import BYTES, paying
 from jaxmlip.potential import Potential
 from jaxmlip.studies.screen.inputs import Given
 from jaxmlip.system.progress import track
@@ -185,15 +184,12 @@ def _curved_shapes(potential: Potential, entries: Sequence[Entry]) -> tuple[tupl
     """
     if not entries:
         return (), 0.0
-    sizes, messages = np.array([entry.sizes for entry in entries], int), MESSAGES
-    graph = potential.graph(entries[0].atoms)
-    while True:
-        first, *others = batches.shapes_for(sizes, messages, batches.SPARE)
-        kept = Response.side_by_side(potential, [graph], first).kept
-        if kept < BYTES or messages <= SMALL:
-            break
-        messages //= 2
-    each = kept / first.messages
+    sizes = np.array([entry.sizes for entry in entries], int)
+
+    def shapes(messages: float) -> list[BatchShape]:
+        return batches.shapes_for(sizes, messages, batches.SPARE)
+
+    (first, *others), each = paying(potential, potential.graph(entries[0].atoms), shapes, SMALL)
     return (first, *(shape for shape in others if shape.messages * each < LARGEST * BYTES)), each
 
 

@@ -15,9 +15,10 @@ from ase import Atoms
 
 from jaxmlip.crystals import batches
 from jaxmlip.crystals.atoms import check_repeats, in_box
-from jaxmlip.crystals.batching import BatchShape, close_shape_for, exact_shape
+from jaxmlip.crystals.batching import close_shape_for, exact_shape
 from jaxmlip.crystals.symmetry import Symmetry
-from jaxmlip.derivatives.response import BLOCK_SIZE, MemoryLimitError, Response
+from jaxmlip.derivatives.memory_plan import MemoryLimitError
+from jaxmlip.derivatives.response import BLOCK_SIZE, Response
 from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
 from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many, space_group
 from jaxmlip.phonons.density import IMAGINARY, thermodynamics
@@ -120,9 +121,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def relaxed(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
     """Relaxation of cell and atoms, within the space group of the crystal."""
-    able = yield from _that_fit(potential, crystals, options, chunk, _check_gradient)
+    small, large = yield from _that_fit(potential, crystals, options, chunk, _check_gradient)
     for repeats in (True, False):
-        numbers = [k for k in able if crystals[k].pbc.all() == repeats]
+        numbers = [k for k in sorted(small + large) if crystals[k].pbc.all() == repeats]
         found = relax_many(
             potential, [crystals[k] for k in numbers], shape=chunk.moving, **options.relaxation(repeats)
         )
@@ -144,7 +145,8 @@ def relaxed(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
 
 def energies(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
     """Energy, and the forces and the pressure that are left."""
-    able = yield from _that_fit(potential, crystals, options, chunk, _check_gradient)
+    small, large = yield from _that_fit(potential, crystals, options, chunk, _check_gradient)
+    able = sorted(small + large)
     graphs = potential.graphs([crystals[k] for k in able])
     found = batches.predicted(potential, graphs, shapes=(chunk.moving,))
     for k, its in zip(able, found, strict=True):
@@ -159,29 +161,22 @@ def energies(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Itera
 
 def elastic(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
     """Elastic constants by linear response."""
-    able = []
-    for k in (yield from _that_fit(potential, crystals, options, chunk, _check_columns)):
-        try:
-            check_repeats(crystals[k], "elastic constants")
-        except ValueError as error:
-            yield k, error
-        else:
-            able.append(k)
     tolerance = SYMMETRY[potential.dtype]
-    for numbers, shapes in _with_shapes(potential, crystals, able, options, chunk):
+    small, large = yield from _that_fit(potential, crystals, options, chunk, _check_columns)
+    # Small ones lie side by side; then comes each that may be large, in its own shape.
+    for some, shapes in [(small, chunk.curved), *(([k], ()) for k in large)]:
+        numbers = []
+        for k in some:
+            try:
+                check_repeats(crystals[k], "elastic constants")
+            except ValueError as error:
+                yield k, error
+            else:
+                numbers.append(k)
+        shapes = shapes or [close_shape_for([potential.graph(crystals[k])]) for k in numbers]
         found = elastic_tensors(potential, [crystals[k] for k in numbers], shapes, tolerance)
         for k, its in zip(numbers, found, strict=True):
             yield k, its if isinstance(its, Exception) else Found(_moduli(its))
-
-
-def _with_shapes(
-    potential: Potential, crystals: Sequence[Atoms], able: list[int], options: ScreenOptions, chunk: Chunk
-) -> Iterator[tuple[list[int], tuple[BatchShape, ...]]]:
-    """Crystals that lie side by side, with their shapes; then each that may be large, in its own."""
-    large = [k for k in able if _may_be_large(potential, crystals[k], options, chunk)]
-    yield [k for k in able if k not in large], chunk.curved
-    for k in large:
-        yield [k], (close_shape_for([potential.graph(crystals[k])]),)
 
 
 def _moduli(found: Elasticity) -> dict[str, Any]:
@@ -199,16 +194,14 @@ def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
     """Phonons of the primitive cell on a mesh of wave vectors."""
     reduced = [Symmetry(in_box(atoms), options.symprec).primitive for atoms in crystals]
     cells = [its.atoms for its in reduced]
-    able = yield from _that_fit(potential, cells, options, chunk, _check_columns)
-    large = {k: _may_be_large(potential, cells[k], options, chunk) for k in able}
-    for is_so, limit in ((False, None), (True, options.memory_limit)):
-        numbers = [k for k in able if large[k] == is_so]
+    small, large = yield from _that_fit(potential, cells, options, chunk, _check_columns)
+    for numbers, shapes, limit in ((small, chunk.curved, None), (large, (), options.memory_limit)):
         meshes = [_mesh(cells[k], options.mesh) for k in numbers]
         every = lattices(
             potential,
             [reduced[k] for k in numbers],
             lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
-            shapes=() if is_so else chunk.curved,
+            shapes=shapes,
             symprec=options.symprec,
             memory_limit=limit,
         )
@@ -258,21 +251,24 @@ def _that_fit(
     options: ScreenOptions,
     chunk: Chunk,
     check: Callable[[Response], object],
-) -> Generator[tuple[int, MemoryLimitError], None, list[int]]:
-    """The numbers of the crystals that fit into the memory; yields an error for each other one.
+) -> Generator[tuple[int, MemoryLimitError], None, tuple[list[int], list[int]]]:
+    """The numbers of the crystals that fit into the memory: small ones, and those that may be large.
 
-    Only those that may be too large are looked at closely, since that takes seconds for each.
+    Yields an error for each other one. Only those that may be too large are looked at closely, since that
+    takes seconds for each.
     """
-    able = []
+    small, large = [], []
     for k, atoms in enumerate(crystals):
+        if not _may_be_large(potential, atoms, options, chunk):
+            small.append(k)
+            continue
         try:
-            if _may_be_large(potential, atoms, options, chunk):
-                check(Response(potential, atoms, memory_limit=options.memory_limit))
+            check(Response(potential, atoms, memory_limit=options.memory_limit))
         except MemoryLimitError as error:
             yield k, error
         else:
-            able.append(k)
-    return able
+            large.append(k)
+    return small, large
 
 
 def _may_be_large(potential: Potential, atoms: Atoms, options: ScreenOptions, chunk: Chunk) -> bool:
