@@ -344,7 +344,10 @@ class Response(SecondDerivatives):
             with self._counted():
                 found = columns(self._linear[1], *linear_map.point(self.graph), of_all, index)
                 found = parallel.gather(found)
-            yield start, found[: self.atoms, : len(part)].swapaxes(0, 1).reshape(len(part), -1)
+            rows = found[: self.atoms, : len(part)].swapaxes(0, 1)
+            if groups is None:
+                rows = without_net_force(rows).astype(found.dtype, copy=False)
+            yield start, rows.reshape(len(part), -1)
 
     def block_of(self, columns: int) -> int:
         """The number of columns of the Hessian that each device computes at once, out of `columns` of all."""
@@ -461,7 +464,7 @@ class Response(SecondDerivatives):
             found = []
             for k in coordinates:
                 gradient, column = linear_map.column(*arguments, int(k))
-                found.append(np.asarray(column)[: self.atoms].ravel())
+                found.append(without_net_force(np.asarray(column)[: self.atoms]).ravel())
             self.gradient = jax.device_get(gradient)
         return np.array(found, complex)
 
@@ -482,6 +485,9 @@ class Response(SecondDerivatives):
         each = []
         for its, start, n in zip(wanted, self._starts, self._numbers, strict=True):
             own = whole[..., : len(its.coordinate), start : start + n, :]
+            if its.of is linear_map.waves:
+                uniform = (its.q == its.q.round()).all(axis=1)
+                own = np.where(uniform[:, None, None], without_net_force(own), own)
             each.append(own.reshape(*own.shape[:-2], 3 * n))
         return each
 
@@ -563,3 +569,18 @@ class Response(SecondDerivatives):
             agreed=parallel.least if several else lambda fitting: fitting,
             smaller=self.block_size is None,
         )
+
+
+def without_net_force(rows: np.ndarray) -> np.ndarray:
+    """Forces (…, atoms, 3) in answer to displacements, those of single precision with their mean taken out.
+
+    To shift all atoms together costs no energy, so that the mean is rounding (the acoustic sum rule), and
+    would be seen in frequencies, which are roots of numbers near 0. An energy that depends on where the
+    crystal is has a larger mean, which stays. In double precision nothing changes.
+    """
+    eps = np.finfo(np.float32).eps
+    if np.finfo(rows.dtype).eps < eps:
+        return rows
+    mean = rows.mean(axis=-2, keepdims=True, dtype=np.result_type(rows.dtype, np.float64))
+    scale = np.abs(rows).max(axis=(-2, -1), keepdims=True, initial=0)
+    return rows - np.where(np.abs(mean) <= eps**0.5 * scale, mean, 0)

@@ -11,10 +11,11 @@ from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip import hessian_columns
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.derivatives import linear_map, response
 from jaxmlip.derivatives.memory_plan import MemoryLimitError
-from jaxmlip.derivatives.response import Response
+from jaxmlip.derivatives.response import Response, without_net_force
 from jaxmlip.mechanics.elasticity import internal_motion, internal_strain
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.bloch import asymmetry, dynamical_matrix, position_phases
@@ -52,6 +53,35 @@ def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
     D = dynamical_matrix(architecture, cell, np.zeros((1, 3)))[0]
     assert np.abs(D.reshape(9, 3, 3).sum(axis=1)).max() < 1e-12
     assert np.abs(D.imag).max() < 1e-12
+
+
+def test_in_single_precision_a_shift_of_the_whole_crystal_costs_nothing_either(
+    any_potential, cell, monkeypatch
+):
+    single, exact = any_potential.astype("float32"), dynamical_matrix(any_potential, cell, Q[:1])
+    q = np.concatenate([np.zeros((1, 3)), Q[:1]])
+
+    def net_force(D) -> float:
+        return np.abs(D[0].reshape(3, 3, 9).sum(axis=0)).max() / np.abs(exact).max()
+
+    D = dynamical_matrix(single, cell, q)
+    assert net_force(D) < 1e-14
+    np.testing.assert_allclose(D[1:], exact, rtol=0, atol=1e-4 * np.abs(exact).max())
+    columns = hessian_columns(single, cell, range(9)).reshape(1, 9, 9).swapaxes(1, 2)
+    assert net_force(columns) < 2e-7  # they are kept in single precision
+    monkeypatch.setattr(response, "without_net_force", lambda rows: rows)
+    assert net_force(dynamical_matrix(single, cell, q)) > 1e-8
+
+
+def test_only_rounding_is_taken_out_of_net_forces():
+    rows = np.random.default_rng(0).normal(size=(2, 5, 3))
+    rows[0] -= rows[0].mean(axis=0)
+    single = rows.astype(np.float32)
+    found = without_net_force(single)
+    assert np.abs(single[0].sum(axis=0)).max() > 0
+    assert np.abs(found[0].sum(axis=0)).max() < 1e-15
+    np.testing.assert_array_equal(found[1], single[1])  # its net force is as large as the forces
+    np.testing.assert_array_equal(without_net_force(rows), rows)
 
 
 @pytest.mark.slow
