@@ -8,7 +8,8 @@ compiled program, as a user's first run is; then again with all of them. The way
 a shape of its own, as `mesh_modes` does by default; one by one in the shapes of the ladder, which share
 programs and compute padding; and side by side (`phonons.lattices`). CPU seconds are those of all threads of
 the process, and tell more than minutes where other work is going on. Then, with cells that grow, what a
-wave vector costs one by one and side by side: where the gain ends.
+wave vector costs one by one and side by side: where the gain ends. And what a call costs, by the crystals in
+its graph and the waves of each: whether it is the number of calls that binds, or the work in them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import tyro
 from ase import Atoms
@@ -32,6 +34,7 @@ from ase.build import bulk
 import jaxmlip
 from benchmarks.library import Compilations
 from jaxmlip.crystals import batching
+from jaxmlip.derivatives import linear_map
 from jaxmlip.phonons import Lattice, lattices
 from jaxmlip.potential import Potential
 from jaxmlip.studies.phonondb import Material, builtin_materials, read_phonondb
@@ -41,6 +44,8 @@ from jaxmlip.system.tables import Table, show
 WAYS = {"alone": "one by one", "ladder": "one by one, shapes of the ladder", "together": "side by side"}
 CELLS = ((1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 2, 2), (3, 2, 2), (3, 3, 2), (3, 3, 3))
 COPIES, WAVES = 8, 4  # crystals of each size, and wave vectors of each
+CALLS = ((1, 12), (1, 48), (4, 8), (4, 24), (16, 8), (64, 8))  # crystals in a graph, and waves of each
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Settings:
     dtype: str = "float64"
     ways: tuple[str, ...] = tuple(WAYS)
     sizes: bool = True  # measure where the gain ends
-    part: str = ""  # alone, ladder, together or sizes: of the processes that this one starts
+    calls: bool = True  # measure what a call costs
+    part: str = ""  # alone, ladder, together, sizes or calls: of the processes that this one starts
 
 
 def materials(number: int) -> list[Material]:
@@ -131,6 +137,41 @@ def by_size(settings: Settings) -> None:
     show(Table(f"D at a wave vector, {COPIES} crystals, {WAVES} wave vectors each, {model}", columns, rows))
 
 
+def by_call(settings: Settings) -> None:
+    """What a call costs for each bond or angle and real column, by its extent."""
+    (model,) = settings.model
+    potential, rows = jaxmlip.load(model, settings.dtype), []
+    graph, rng = potential.graph(bulk("NaCl", "rocksalt", 5.69)), np.random.default_rng(0)
+    coordinates = 3 * len(graph.species)
+    for crystals, waves in CALLS:
+        graphs = [graph] * crystals
+        shape = batching.exact_shape(graphs)
+        packed = batching.pack(graphs, shape, np.dtype(settings.dtype))
+        q = rng.uniform(-0.5, 0.5, (waves, crystals, 3)).astype(settings.dtype)
+        index = coordinates * np.arange(crystals) + rng.integers(coordinates, size=(waves, 1))
+        with potential.precision():
+            tangent_map = linear_map.linearise(potential.energy_fn, potential.arrays, packed)[1]
+            arguments = tangent_map, *linear_map.point(packed), q, index
+            program = linear_map.waves.lower(*arguments).compile()
+            taken = []
+            for _ in range(ROUNDS + 1):
+                used = cpu()
+                jax.block_until_ready(program(*arguments))
+                taken.append(cpu() - used)
+        seconds, work = min(taken[1:]), 2 * waves * shape.messages
+        operations, moved = (1e-6 * program.cost_analysis()[what] for what in ("flops", "bytes accessed"))
+        each = (
+            f"{1e6 * seconds / work:.1f}",
+            f"{1e-6 * operations / work:.2f}",
+            f"{1e-6 * moved / work:.2f}",
+        )
+        rate = f"{1e-9 * operations / seconds:.0f}"
+        rows.append((crystals, waves, shape.messages, f"{1e3 * seconds:.1f}", *each, rate))
+    columns = ("crystals", "waves of each", "bonds and angles", "CPU ms", "CPU µs", "MFLOP", "MB", "GFLOP/s")
+    title = f"A call, in all and for each bond or angle and real column, {model}, {settings.dtype}"
+    show(Table(title, columns, rows))
+
+
 def started(settings: Settings, model: str, part: str) -> subprocess.CompletedProcess:
     """A process that does one part, with no compiled program at first."""
     with tempfile.TemporaryDirectory() as programs:
@@ -147,7 +188,7 @@ def started(settings: Settings, model: str, part: str) -> subprocess.CompletedPr
 def main(settings: Settings) -> None:
     warnings.simplefilter("ignore")  # DFT's cells are not the model's
     if settings.part:
-        return by_size(settings) if settings.part == "sizes" else measure(settings)
+        return {"sizes": by_size, "calls": by_call}.get(settings.part, measure)(settings)
     number = len(materials(settings.crystals))
     for model in settings.model:
         rows, first, means = [], {}, {}
@@ -165,8 +206,9 @@ def main(settings: Settings) -> None:
         show(Table(f"Phonons of {number} binaries, {model}, {settings.dtype}", columns, rows))
         off = max(np.abs(its - means[settings.ways[0]]).max() for its in means.values())
         say(f"mean frequencies differ by at most {off:.1e} THz")
-        if settings.sizes:
-            print(started(settings, model, "sizes").stdout)
+        for part, wanted in {"sizes": settings.sizes, "calls": settings.calls}.items():
+            if wanted:
+                print(started(settings, model, part).stdout)
     say(f"{os.cpu_count()} cores, jaxmlip {jaxmlip.__version__}")
     return None
 
