@@ -7,6 +7,7 @@ model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,6 +19,25 @@ from jaxmlip.crystals.graph import CrystalGraph, directions
 from jaxmlip.system.arrays import Array
 
 EnergyFn = Callable[[CrystalGraph], Float[Array, " crystals"]]  # eV per crystal
+
+
+@dataclass(frozen=True)
+class Along:
+    """The slope of an energy function along a displacement w, dE(r + s w)/ds, in eV times the unit of w / Å.
+
+    It is an energy function as well, of the arrays (params, w) and a graph, w (atoms, 3). Its derivatives are
+    those of the energy, one order higher; all displacements share the compiled programs.
+    """
+
+    energy: Callable[[Any, CrystalGraph], Float[Array, " crystals"]]
+
+    def __call__(self, arrays: tuple[Any, Array], graph: CrystalGraph) -> Float[Array, " crystals"]:
+        params, w = arrays
+
+        def moved(r):
+            return self.energy(params, graph.replace(positions=r))
+
+        return jax.jvp(moved, (jnp.asarray(graph.positions),), (w,))[1]
 
 
 def strain(graph: CrystalGraph, eps: Float[Array, "crystals 3 3"]) -> CrystalGraph:

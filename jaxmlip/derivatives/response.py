@@ -12,6 +12,7 @@ each fetch from the cell R away multiplies by e^{2πi q·R}, and each transpose 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,6 +28,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, has_stress
 from jaxmlip.crystals.symmetry import Pairs
 from jaxmlip.derivatives import linear_map
+from jaxmlip.derivatives.gradients import Along
 from jaxmlip.derivatives.linear_map import Gradient
 from jaxmlip.derivatives.memory_plan import (
     MemoryLimitError,
@@ -149,6 +151,10 @@ class Response(SecondDerivatives):
     results; they count as well. Everything is computed on demand; the linear map lives as long as the
     response.
 
+    With `along`, a displacement w (N, 3), the energy is replaced by its slope dE(r + s w)/ds: second
+    derivatives are then third derivatives of the energy, along w and two others. `turned` gives those of
+    another w from the same programs.
+
     Raises ValueError as `from_atoms` does, and if block size or limit are not above 0.
     """
 
@@ -161,6 +167,7 @@ class Response(SecondDerivatives):
         memory_limit: float | None = None,
         shape: Room | None = None,
         beside: int = 0,
+        along: Float[np.ndarray, "atoms 3"] | None = None,
     ):
         if block_size is not None and block_size < 1:
             raise ValueError(f"found block_size={block_size}, needed at least 1.")
@@ -171,6 +178,7 @@ class Response(SecondDerivatives):
             shape = batching.shape_for if memory_limit is None else batching.exact_shape
         self._begin(potential, [graph], shape, block_size, memory_limit)
         self.beside = beside
+        self._along = None if along is None else self._padded(along)
 
     @classmethod
     def side_by_side(
@@ -184,6 +192,19 @@ class Response(SecondDerivatives):
         response._begin(potential, graphs, shape, None, None)
         return response
 
+    def turned(self, along: Float[np.ndarray, "atoms 3"]) -> Response:
+        """The response of the slope of the energy along another displacement, from the same programs."""
+        other = copy.copy(self)
+        for known in ("_linear", "_arguments", "gradient"):
+            other.__dict__.pop(known, None)
+        other._along = self._padded(along)
+        return other
+
+    def _padded(self, along: np.ndarray) -> np.ndarray:
+        w = np.zeros_like(self._whole.positions)
+        w[: self.atoms] = along
+        return w
+
     def _begin(self, potential, graphs, shape, block_size, memory_limit) -> None:
         self.potential, self._graphs = potential, graphs
         shape = shape(graphs) if callable(shape) else shape
@@ -192,6 +213,7 @@ class Response(SecondDerivatives):
         self.atoms = sum(self._numbers)
         self._whole = batching.pack(graphs, shape, np.dtype(potential.dtype))
         self.block_size, self.memory_limit, self.beside = block_size, memory_limit, 0
+        self._along: np.ndarray | None = None
         self._plans: dict[Callable, MemoryPlan] = {}
         self._blocks: dict[Callable, int] = {}
 
@@ -222,9 +244,9 @@ class Response(SecondDerivatives):
         """Bytes of the linear map as a whole."""
         linearise, mesh = linear_map.linearise, self.potential.mesh
         linearise = linearise if mesh is None else linear_map.on_mesh(linearise, mesh)
+        energy, arrays = self._energy
         with self.potential.precision():
-            made = partial(linearise, self.potential.energy_fn)
-            return bytes_of(jax.eval_shape(made, self.potential.arrays, self._whole)[1])
+            return bytes_of(jax.eval_shape(partial(linearise, energy), arrays, self._whole)[1])
 
     @property
     def _room(self) -> float:
@@ -283,16 +305,22 @@ class Response(SecondDerivatives):
     def _is_linearised(self) -> bool:
         return "_linear" in self.__dict__
 
+    @property
+    def _energy(self) -> tuple[Any, Any]:
+        """The energy function, or its slope, and the arrays that it depends on."""
+        energy, arrays = self.potential.energy_fn, self.potential.arrays
+        return (energy, arrays) if self._along is None else (Along(energy), (arrays, self._along))
+
     @cached_property
     def _arguments(self) -> tuple[Any, Any, CrystalGraph]:
         """What is linearised, on each device."""
-        arrays, graph, mesh = self.potential.arrays, self.graph, self.potential.mesh
+        (energy, arrays), graph, mesh = self._energy, self.graph, self.potential.mesh
         if mesh is not None:
             with self.potential.precision():
                 arrays = parallel.replicate(arrays, mesh)
                 place = linear_map.with_divided_bonds if self.divided else parallel.replicate
                 graph = place(graph, mesh)
-        return self.potential.energy_fn, arrays, graph
+        return energy, arrays, graph
 
     @property
     def _devices(self) -> int:
@@ -455,7 +483,7 @@ class Response(SecondDerivatives):
         """
         if self.kept < LARGE:
             return None
-        arguments = self.potential.energy_fn, self.potential.arrays, self.graph  # on one device
+        arguments = *self._energy, self.graph  # on one device
         # In a heap that is kept, the scratch memory of a column may not fit into that of the one before.
         with giving_memory_back(), self.potential.precision():
             limit = self.memory_limit

@@ -47,7 +47,7 @@ class PhonopyRun:
     @property
     def supercell(self) -> Atoms:
         """The supercell without displacements."""
-        return _as_atoms(self.phonon.supercell)
+        return as_ase(self.phonon.supercell)
 
     @property
     def displaced(self) -> list[Atoms]:
@@ -102,8 +102,8 @@ def to_phonopy(constants: ForceConstants, nac: NAC | None = None) -> Phonopy:
 
     Raises ImportError if phonopy is not installed.
     """
-    _import_phonopy()
-    cell = _as_phonopy(constants.primitive)
+    import_phonopy()
+    cell = as_phonopy(constants.primitive)
     # phonopy multiplies columns of lattice vectors, so its matrix is the transpose.
     phonon = _phonon(cell, constants.supercell.T, "P")
     R, i, j = _pairs(phonon, constants)
@@ -141,10 +141,10 @@ def read_born(file: str | Path, crystal: Atoms | Structure, symprec: float = SYM
 
     Raises ValueError if it is of another crystal, and ImportError if phonopy is not installed.
     """
-    _import_phonopy()
+    import_phonopy()
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
-    cell = _as_phonopy(as_atoms(crystal))
+    cell = as_phonopy(as_atoms(crystal))
     primitive = _phonon(cell, np.eye(3, dtype=int), "P").primitive
     found = _told(Path(file), _read_born, Path(file), primitive, symprec)
     return NAC(np.array(found["born"]), np.array(found["dielectric"]))
@@ -159,7 +159,7 @@ def from_phonopy(phonon: Phonopy) -> ForceConstants:
         raise ValueError(
             "the Phonopy object has no force constants; call its produce_force_constants first, or set them."
         )
-    atoms = _as_atoms(phonon.primitive)
+    atoms = as_ase(phonon.primitive)
     ratio = phonon.supercell.cell @ np.linalg.inv(atoms.cell.array)
     supercell = triangular(ratio.round())
     shape = (*supercell.diagonal(), len(atoms), 3, len(atoms), 3)
@@ -187,7 +187,7 @@ def read_phonopy(path: str | Path, supercell: Any = None) -> PhonopyRun:
     Raises ImportError if phonopy is not installed, FileNotFoundError naming the missing file, and ValueError
     if files cannot be read, do not belong together, or are not in eV and Å.
     """
-    _import_phonopy()
+    import_phonopy()
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     cell_file = path if path.is_file() else _first(folder, (*YAML_FILES, *CELL_FILES))
@@ -209,7 +209,8 @@ def read_phonopy(path: str | Path, supercell: Any = None) -> PhonopyRun:
     return PhonopyRun(path, phonon, from_phonopy(phonon), nac)
 
 
-def _import_phonopy() -> Any:
+def import_phonopy() -> Any:
+    """The module phonopy. Raises ImportError, with what to install, if it cannot be imported."""
     try:
         import phonopy
     except ImportError as error:
@@ -224,6 +225,11 @@ def _phonon(unitcell, supercell_matrix, primitive_matrix, calculator=None) -> Ph
     from phonopy import Phonopy
 
     return Phonopy(unitcell, supercell_matrix, primitive_matrix=primitive_matrix, calculator=calculator)
+
+
+def read_cells(file: Path) -> Phonopy:
+    """The cells in a yaml file of phonopy or phono3py. Raises ValueError if it cannot be used."""
+    return _told(file, _read_cells, file, None)[0]
 
 
 def _read_cells(file: Path, supercell) -> tuple[Phonopy, Any]:
@@ -406,7 +412,8 @@ def _first(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _as_phonopy(atoms: Atoms) -> PhonopyAtoms:
+def as_phonopy(atoms: Atoms) -> PhonopyAtoms:
+    """The same cell for phonopy, masses included."""
     from phonopy.structure.atoms import PhonopyAtoms
 
     return PhonopyAtoms(
@@ -417,7 +424,8 @@ def _as_phonopy(atoms: Atoms) -> PhonopyAtoms:
     )
 
 
-def _as_atoms(cell: PhonopyAtoms) -> Atoms:
+def as_ase(cell: PhonopyAtoms) -> Atoms:
+    """A cell of phonopy for ASE, masses included."""
     return Atoms(cell.numbers, cell.positions, cell=cell.cell, masses=cell.masses, pbc=True)
 
 

@@ -91,7 +91,7 @@ class ForceConstants:
 
     def number(self, R: np.ndarray) -> np.ndarray:
         """The index in `cells` of the cell of which R (…, 3), whole numbers, is an image."""
-        return _number(R, self.supercell)
+        return cell_number(R, self.supercell)
 
 
 def force_constants(
@@ -192,7 +192,7 @@ def with_space_group(constants: ForceConstants, symprec: float = SYMPREC) -> For
     spglib finds the symmetry within `symprec` (Å); operations that do not keep the lattice of supercells are
     left out. `imposed["space_group"]` of the result is the largest change of an element (eV/Å²).
     """
-    group = _group(constants.primitive, constants.supercell, symprec)
+    group = supercell_group(constants.primitive, constants.supercell, symprec)
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
     # The mean over all operations: first over translations, then over one operation of each rotation.
     for operations in (
@@ -259,7 +259,7 @@ def triangular(supercell: np.ndarray) -> np.ndarray:
 def _cells(operation: Operation, i: int, supercell: np.ndarray) -> np.ndarray:
     """The cell (cells, n) of the image of atom j of each cell, relative to the image of atom i of cell 0."""
     R = np.moveaxis(np.indices(supercell.diagonal()), 0, -1).reshape(-1, 1, 3)
-    return _number(R @ operation.rotation.T + operation.cell - operation.cell[i], supercell)
+    return cell_number(R @ operation.rotation.T + operation.cell - operation.cell[i], supercell)
 
 
 def _repeated(crystal, supercell) -> tuple[Atoms, np.ndarray, Atoms]:
@@ -280,7 +280,8 @@ def _repeated(crystal, supercell) -> tuple[Atoms, np.ndarray, Atoms]:
     return primitive, matrix, repeated
 
 
-def _number(R, supercell) -> np.ndarray:
+def cell_number(R: np.ndarray, supercell: np.ndarray) -> np.ndarray:
+    """The number of the cell of which R (…, 3) is an image in an upper triangular supercell."""
     R = np.array(R, int)
     for k in range(3):
         R -= (R[..., k] // supercell[k, k])[..., None] * supercell[k]
@@ -298,8 +299,8 @@ def _by_columns(
     n = len(primitive)
     chosen = dict.fromkeys(range(n), (0, 1, 2))
     if symmetry:
-        group = _group(primitive, matrix, symprec)
-        chosen = _chosen_columns(group)
+        group = supercell_group(primitive, matrix, symprec)
+        chosen = spanning_columns(group)
     rows = columns([3 * atom + x for atom, directions in chosen.items() for x in directions])
     rows = np.asarray(rows, float).reshape(len(rows), -1, n, 3)
     if symmetry:
@@ -325,13 +326,13 @@ def _turned(block, operation) -> np.ndarray:
     return np.einsum("xa,yb,cajb->cxjy", operation.cartesian, operation.cartesian, block)
 
 
-def _group(primitive: Atoms, supercell: np.ndarray, symprec: float) -> SpaceGroup:
+def supercell_group(primitive: Atoms, supercell: np.ndarray, symprec: float) -> SpaceGroup:
     """The operations of the crystal's space group that map the lattice of supercells to itself."""
     group = find_space_group(primitive, symprec)
-    return group.only(np.array([not _number(supercell @ W.T, supercell).any() for W in group.rotations]))
+    return group.only(np.array([not cell_number(supercell @ W.T, supercell).any() for W in group.rotations]))
 
 
-def _chosen_columns(group: SpaceGroup) -> dict[int, tuple[int, ...]]:
+def spanning_columns(group: SpaceGroup) -> dict[int, tuple[int, ...]]:
     """Inequivalent atoms, each with directions whose images under its site symmetry span space."""
     chosen = {}
     for atom in np.unique(group.orbits):

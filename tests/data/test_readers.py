@@ -502,9 +502,9 @@ def test_force_constants_are_columns_of_the_hessian(tmp_path):
     pytest.importorskip("phonopy")
     from ase.build import bulk
 
-    from jaxmlip.phonons.phonopy_files import _as_phonopy, _phonon
+    from jaxmlip.phonons.phonopy_files import _phonon, as_phonopy
 
-    phonon = _phonon(_as_phonopy(bulk("NaCl", "rocksalt", 5.6)), 2 * np.eye(3, dtype=int), "P")
+    phonon = _phonon(as_phonopy(bulk("NaCl", "rocksalt", 5.6)), 2 * np.eye(3, dtype=int), "P")
     phonon.generate_displacements(distance=0.01)
     forces = []
     for cell in phonon.supercells_with_displacements:

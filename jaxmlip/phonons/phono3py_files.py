@@ -1,0 +1,199 @@
+"""Exchange with phono3py, and with the codes that read its files or ShengBTE's.
+
+phono3py (https://phonopy.github.io/phono3py) is an extra of this package: pip install 'jaxmlip[phono3py]'.
+Only its YAML files and its own objects need it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmlip.phonons.cells import Cells
+from jaxmlip.phonons.phonopy_files import SAME_PLACE, import_phonopy, read_cells
+from jaxmlip.phonons.third_order import SecondOrder, ThirdOrder, checked
+from jaxmlip.system.files import writing_folder
+from jaxmlip.system.versions import own_version
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from phono3py import Phono3py
+
+YAML_FILES = ("phono3py_params.yaml", "phono3py_params.yaml.xz", "phono3py_disp.yaml", "phono3py.yaml")
+NOTHING = 1e-10  # eV/Å³; blocks of smaller elements are left out of FORCE_CONSTANTS_3RD
+
+
+def to_phono3py(third: ThirdOrder, second: SecondOrder | None = None, **options: Any) -> Phono3py:
+    """A Phono3py object with these constants, for all that phono3py does; `options` are its own.
+
+    Raises ImportError if phono3py is not installed, and ValueError if the two are of different crystals.
+    """
+    if second is not None:
+        check_same_crystal(third, second)
+        options["phonon_supercell_matrix"] = second.cells.supercell_matrix
+    ph3 = third.cells.to_phono3py(**options)
+    ph3.fc3 = third.fc3
+    if second is not None:
+        ph3.fc2 = np.ascontiguousarray(second.fc2)
+    return ph3
+
+
+def check_same_crystal(third: ThirdOrder, second: SecondOrder) -> None:
+    """Raises ValueError unless both constants are of the same primitive cell, atoms in the same order."""
+    a, b = third.cells.primitive, second.cells.primitive
+    if len(a) != len(b) or (a.numbers != b.numbers).any():
+        raise ValueError(
+            f"found fc2 of {b.get_chemical_formula()} ({len(b)} atoms: {_symbols(b)}) and fc3 of "
+            f"{a.get_chemical_formula()} ({len(a)} atoms: {_symbols(a)}), needed those of one crystal, "
+            "in the same order of atoms."
+        )
+    off = max(np.abs(a.cell.array - b.cell.array).max(), np.abs(a.positions - b.positions).max())
+    if off > SAME_PLACE:
+        raise ValueError(
+            f"found fc2 and fc3 of {a.get_chemical_formula()} whose primitive cells differ by {off:.3g} Å "
+            "in a lattice vector or a position, needed those of one cell, relaxed once."
+        )
+
+
+def write_third_order(
+    third: ThirdOrder,
+    folder: str | Path,
+    second: SecondOrder | None = None,
+    *,
+    cutoff: float | None = None,
+) -> list[str]:
+    """Writes constants into `folder` for other codes, and returns the names of the files.
+
+    fc3.hdf5, and fc2.hdf5 if `second` is given, as phono3py, kaldo and phoebe read them; FORCE_CONSTANTS_3RD
+    for ShengBTE, FourPhonon and almaBTE, of atoms within `cutoff` (Å) of the first (default: all); and, if
+    phono3py is installed, phono3py_params.yaml and phono3py_disp.yaml with the cells, from which `phono3py`
+    continues.
+
+    Raises ValueError as `to_phono3py` does.
+    """
+    if second is not None:
+        check_same_crystal(third, second)
+    written = ["fc3.hdf5", "FORCE_CONSTANTS_3RD"]
+    with writing_folder(folder) as draft:
+        _write_hdf5(draft / "fc3.hdf5", {"fc3": third.fc3, "p2s_map": third.cells.p2s})
+        if second is not None:
+            unit = np.array([b"eV/angstrom^2"])
+            held = {"force_constants": second.fc2, "p2s_map": second.cells.p2s, "physical_unit": unit}
+            _write_hdf5(draft / "fc2.hdf5", held)
+            written.append("fc2.hdf5")
+        _write_shengbte(third, draft / "FORCE_CONSTANTS_3RD", cutoff)
+        try:
+            ph3 = to_phono3py(third, second)
+        except ImportError:
+            return written
+        parts = ("force_sets", "displacements", "force_constants")
+        for name in ("phono3py_params.yaml", "phono3py_disp.yaml"):
+            ph3.save(draft / name, settings=dict.fromkeys(parts, False))
+            written.append(name)
+    return written
+
+
+def read_third_order(path: str | Path) -> ThirdOrder:
+    """Third-order constants of phono3py: a folder with fc3.hdf5, or such a file, and the cells beside it.
+
+    Cells come from phono3py_params.yaml (or .xz), phono3py_disp.yaml or phono3py.yaml. Constants between all
+    atoms are reduced to the compact layout.
+
+    Raises FileNotFoundError naming the missing file, and ValueError if the constants are of other cells or
+    not in eV and Å.
+    """
+    import_phonopy()
+    path = Path(path)
+    file = path / "fc3.hdf5" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file; needed fc3.hdf5 as phono3py writes it.")
+    beside = next((file.parent / name for name in YAML_FILES if (file.parent / name).is_file()), None)
+    if beside is None:
+        raise FileNotFoundError(
+            f"{file.parent} has none of {', '.join(YAML_FILES)}; needed the cells "
+            f"that {file.name} belongs to."
+        )
+    cells = Cells.from_phonopy(read_cells(beside))
+    phi = _compact(_dataset(file, "fc3"), cells, file, beside)
+    return ThirdOrder(cells, phi, f"read from {file}", checked(phi, cells))
+
+
+def read_second_order(path: str | Path, cells: Cells) -> SecondOrder:
+    """The constants of an fc2.hdf5 or force_constants.hdf5 file, for these cells.
+
+    Raises FileNotFoundError or ValueError as `read_third_order` does.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file; needed fc2.hdf5 as phono3py writes it.")
+    return SecondOrder(cells, _compact(_dataset(file, "force_constants"), cells, file, file))
+
+
+def _dataset(file: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as held:
+            if name not in held:
+                raise ValueError(f"it holds {', '.join(held)}, needed the data set {name!r}")
+            return held[name][()], held["p2s_map"][()] if "p2s_map" in held else None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be used: {error}.") from None
+
+
+def _compact(
+    held: tuple[np.ndarray, np.ndarray | None], cells: Cells, file: Path, beside: Path
+) -> np.ndarray:
+    """Constants in the compact layout of these cells. Raises ValueError if they are of others."""
+    found, p2s = held
+    order, n, N = found.ndim // 2, len(cells.primitive), len(cells.supercell)
+    rest = (*(N,) * (order - 1), *(3,) * order)
+    whose = f"{n} atoms of the primitive cell and {N} of the supercell"
+    whose += f", as {beside.name} has them" if beside != file else ""
+    if found.shape not in ((n, *rest), (N, *rest)):
+        raise ValueError(f"{file} holds constants of shape {found.shape}, needed {(n, *rest)}: {whose}.")
+    if found.shape[0] == n and p2s is not None and not np.array_equal(p2s, cells.p2s):
+        raise ValueError(
+            f"{file} has the primitive atoms {p2s.tolist()} of its supercell, needed {cells.p2s.tolist()}: "
+            "it belongs to another cell, or to another choice of the primitive cell."
+        )
+    return np.ascontiguousarray(found if found.shape[0] == n else found[cells.p2s], float)
+
+
+def _write_hdf5(path: Path, held: dict[str, np.ndarray]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset("version", data=np.bytes_(f"jaxmlip {own_version()}"))
+        for name, value in held.items():
+            compression = "gzip" if value.ndim > 1 else None
+            file.create_dataset(name, data=value, compression=compression)
+
+
+def _write_shengbte(third: ThirdOrder, path: Path, cutoff: float | None) -> None:
+    """Blocks of three atoms: the vectors of the cells of the second and the third, and 27 constants."""
+    cells, phi = third.cells, third.fc3
+    images, (atom, _), vectors = cells.images, cells.places, cells.primitive.cell.array
+    within = images.distance <= (np.inf if cutoff is None else cutoff)
+    lines = [f"{a + 1} {b + 1} {c + 1} %20.10e" for a, b, c in np.ndindex(3, 3, 3)]
+    template = "\n%d\n%15.10e %15.10e %15.10e\n%15.10e %15.10e %15.10e\n%d %d %d\n" + "\n".join(lines) + "\n"
+    blocks = []
+    for i in range(len(phi)):
+        near = np.flatnonzero(within[i])
+        places = {
+            j: [(w, R @ vectors) for w, R in zip(images.weight[i, j], images.cell[i, j], strict=True) if w]
+            for j in near.tolist()
+        }
+        for j, k in ((j, k) for j in places for k in places if np.abs(phi[i, j, k]).max() > NOTHING):
+            for first, R in places[j]:
+                for other, S in places[k]:
+                    values = (first * other * phi[i, j, k]).ravel().tolist()
+                    atoms = i + 1, int(atom[j]) + 1, int(atom[k]) + 1
+                    blocks.append(template % (len(blocks) + 1, *R, *S, *atoms, *values))
+    path.write_text(f"{len(blocks)}\n" + "".join(blocks))
+
+
+def _symbols(atoms: Atoms) -> str:
+    return " ".join(atoms.get_chemical_symbols())

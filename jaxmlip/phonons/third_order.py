@@ -1,0 +1,352 @@
+"""Third-order force constants of a crystal that repeats with a supercell, exact or from displacements.
+
+    Φ(ia, jb, kc) = ∂³E / ∂r_ia ∂r_jb ∂r_kc
+
+For a displacement w the slope E_w(r) = dE(r + s w)/ds is an energy function as well, and Φ(w, ·, ·) its
+Hessian. So a column Φ(w, jb, ·) is a column of that Hessian, exact and without a step: see
+`jaxmlip.derivatives.response`. `triplets` says which columns are computed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from jaxmlip.crystals import batching
+from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
+from jaxmlip.derivatives.response import Response
+from jaxmlip.phonons.cells import Cells, Primitive
+from jaxmlip.phonons.phonopy_files import as_ase
+from jaxmlip.phonons.supercell import ForceConstants, Supercell, force_constants
+from jaxmlip.phonons.triplets import (
+    Column,
+    Pairs,
+    Plan,
+    completed,
+    permutation_error,
+    plan,
+    space_group_error,
+)
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+    from jaxmlip.potential import Potential
+
+Method = Literal["exact", "differences", "displaced"]
+STEPS = {"differences": 0.01, "displaced": 0.03}  # Å
+Columns = Callable[[tuple[int, int], list[int]], np.ndarray]
+
+
+class SmallSupercellWarning(UserWarning):
+    """A supercell whose images are not told apart: bonds to two images of an atom count as one."""
+
+
+@dataclass(frozen=True)
+class Checks:
+    """How far third-order constants are from what they should be, in eV/Å³ unless said."""
+
+    largest: float  # the largest element
+    sum_rule: float  # the largest |Σ_k Φ_ijk| and |Σ_j Φ_ijk|
+    permutation: float  # the largest difference between elements that permutation makes equal
+    space_group: float  # the largest difference between columns, or elements, that symmetry makes equal
+    boundary: float  # the largest element of the two atoms farthest apart: what a larger supercell would move
+    columns: int  # that were computed
+    of: int  # columns of all pairs of atoms
+    repeat: float  # Å, from an atom to its nearest image
+    needed: float  # Å, twice the reach of a bond: images of a bond are then apart
+    projected: float = 0.0  # the largest change by symfc's projector
+
+    def __str__(self) -> str:
+        share = f"{100 * self.boundary / self.largest:.2g} %" if self.largest else "-"
+        short = self.needed - self.repeat
+        room = f", too small by {short:.2f} Å to keep images of bonds apart" if short > 0 else ""
+        lines = [
+            f"largest element       {self.largest:.4g} eV/Å³",
+            f"acoustic sum rule     {self.sum_rule:.1e} eV/Å³",
+            f"permutation           {self.permutation:.1e} eV/Å³",
+            f"space group           {self.space_group:.1e} eV/Å³",
+            f"at the boundary       {self.boundary:.1e} eV/Å³, {share} of the largest",
+            f"supercell             repeats after {self.repeat:.2f} Å{room}",
+        ]
+        if self.columns:
+            lines.append(f"columns               {self.columns} of {self.of}")
+        if self.projected:
+            lines.append(f"changed by projecting {self.projected:.1e} eV/Å³")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class ThirdOrder:
+    """Third-order force constants, in the order and the compact layout of phono3py."""
+
+    cells: Cells
+    # (n, N, N, 3, 3, 3), eV/Å³: Φ(ia, jb, kc) at [i, j, k, a, b, c], i in the primitive cell, j and k in the
+    # supercell. C-contiguous, float64.
+    fc3: np.ndarray
+    method: str
+    checks: Checks
+
+    def strained(self, strain: np.ndarray) -> SecondOrder:
+        """∂Φ2/∂s (eV/Å²) for a strain 1 + s ε under which atoms move with the cell.
+
+        It is Σ_k Φ(ia, jb, kc) (ε r_ik)_c, r_ik (Å) the mean of the nearest images, and exact if Φ vanishes
+        before the supercell repeats.
+        """
+        eps = np.asarray(strain, float)
+        if eps.shape != (3, 3):
+            raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
+        atom, _ = self.cells.places
+        cell, x = self.cells.primitive.cell.array, self.cells.primitive.positions
+        images = self.cells.images
+        r = np.einsum("ikm,ikmx->ikx", images.weight, images.cell @ cell) + x[atom][None] - x[:, None]
+        moved = r @ ((eps + eps.T) / 2)
+        return SecondOrder(self.cells, np.einsum("ijkabc,ikc->ijab", self.fc3, moved))
+
+
+@dataclass(frozen=True, eq=False)
+class SecondOrder:
+    """Second-order force constants in the order and the compact layout of phonopy."""
+
+    cells: Cells
+    fc2: np.ndarray  # (n, N, 3, 3), eV/Å²
+
+    @classmethod
+    def of(cls, constants: ForceConstants, cells: Cells) -> SecondOrder:
+        """The same constants between the atoms of `cells`, whose primitive cell and supercell they have."""
+        if not np.array_equal(constants.supercell, cells.matrix) or len(constants.primitive) != len(
+            cells.primitive
+        ):
+            raise ValueError(
+                f"found constants of {len(constants.primitive)} atoms in the supercell "
+                f"{constants.supercell.tolist()}, needed {len(cells.primitive)} in {cells.matrix.tolist()}."
+            )
+        (atom, R), n = cells.places, len(cells.primitive)
+        phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
+        number = constants.number(R[None] - R[cells.p2s][:, None])
+        found = phi[number, np.arange(n)[:, None], :, atom[None]]
+        return cls(cells, np.ascontiguousarray(found))
+
+    def matrices(self, q_points: np.ndarray) -> np.ndarray:
+        """D(q) (q, 3n, 3n) in eV/Å² with the phases of cells, q (q, 3) in reciprocal lattice units.
+
+        Each atom of the supercell stands for its nearest images.
+        """
+        images, (atom, _) = self.cells.images, self.cells.places
+        q, n = np.asarray(q_points, float), len(self.cells.primitive)
+        D = np.zeros((len(q), n, 3, n, 3), complex)
+        for k, one in enumerate(q):
+            phase = (images.weight * np.exp(2j * np.pi * images.cell @ one)).sum(axis=2)
+            for j in range(n):
+                its = atom == j
+                D[k, :, :, j] = np.einsum("is,isab->iab", phase[:, its], self.fc2[:, its])
+        return D.reshape(len(q), 3 * n, 3 * n)
+
+
+def third_order(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    supercell: Supercell,
+    *,
+    primitive: Primitive = "auto",
+    method: Method = "exact",
+    step: float | None = None,
+    symmetry: bool = True,
+    symprec: float = SYMPREC,
+    project: bool = False,
+    block_size: int | None = None,
+    memory_limit: float | None = None,
+) -> ThirdOrder:
+    """Third-order force constants between the atoms of a primitive cell and those of a supercell.
+
+    `crystal` is the unit cell, `supercell` and `primitive` as in `Cells.of`. Atoms are not relaxed. `method`
+    is "exact", third derivatives of the energy; or "differences", central differences of exact Hessian
+    columns, each atom moved by `step` Å (default: 0.01); or "displaced", phono3py's finite displacements of
+    `step` Å (default: 0.03) with forces of the potential, which phono3py makes into constants.
+
+    With `symmetry` only columns that differ under the space group, found within `symprec` (Å), and by
+    permutation are computed. With `project` symfc's projector imposes space group, permutation and
+    translation on the result. `block_size` and `memory_limit` are those of `Response`.
+
+    Use a potential of dtype "float64". Raises ImportError if phonopy (or for "displaced" phono3py) is not
+    installed, ValueError as `Cells.of` does or if arguments make no sense, and MemoryLimitError as `Response`
+    does. Warns if the supercell is so small that an atom has bonds to two images of another.
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"found method={method!r}, needed 'exact', 'differences' or 'displaced'.")
+    if step is not None and (method == "exact" or not step > 0):
+        raise ValueError(
+            f"found step={step} for method={method!r}, needed a distance above 0 (Å), and none for 'exact'."
+        )
+    step = STEPS.get(method) if step is None else step
+    cells = Cells.of(crystal, supercell, primitive, symprec)
+    group = cells.group(symprec) if symmetry else None
+    _warn_of_images(potential, cells)
+    if method == "displaced":
+        found = _displaced(potential, cells, step, symprec)
+        return projected(found) if project else found
+    chosen = plan(cells, group)
+    beside = 8 * 27 * len(cells.primitive) * len(cells.supercell) ** 2
+    if method == "exact":
+        how = "exact"
+        columns = _exact(potential, cells, block_size, memory_limit, beside, chosen)
+    else:
+        how = f"differences of exact Hessian columns, ±{step:g} Å"
+        columns = _differences(potential, cells, step, block_size, memory_limit, beside, chosen)
+    rows = _rows(chosen, columns, len(cells.supercell))
+    phi, off = completed(chosen, rows)
+    found = ThirdOrder(cells, phi, how, checked(phi, cells, len(rows), potential.cutoffs.bond))
+    off = space_group_error(phi, Pairs(cells, cells.group(symprec))) if group is None else off
+    found = replace(found, checks=replace(found.checks, space_group=off))
+    return projected(found) if project else found
+
+
+def second_order(
+    potential: Potential,
+    crystal: Atoms | Structure,
+    supercell: Supercell,
+    *,
+    primitive: Primitive = "auto",
+    symprec: float = SYMPREC,
+    **options: Any,
+) -> SecondOrder:
+    """Exact second-order force constants in the order of phonopy and phono3py, for `write_third_order`.
+
+    Arguments are those of `third_order`; `options` are those of `force_constants`, whose symmetry is used.
+    """
+    cells = Cells.of(crystal, supercell, primitive, symprec)
+    options = {"symmetry": True, **options}
+    constants = force_constants(potential, cells.primitive, cells.matrix, symprec=symprec, **options)
+    return SecondOrder.of(constants, cells)
+
+
+def projected(constants: ThirdOrder) -> ThirdOrder:
+    """The nearest constants that have the space group, permutation and translation, by symfc."""
+    from phonopy.interface.symfc import symmetrize_by_projector
+
+    cells, phi = constants.cells, constants.fc3
+    phonon = cells.to_phonopy()
+    found = symmetrize_by_projector(phonon.supercell, phi, 3, primitive=phonon.primitive)
+    change = float(np.abs(found - phi).max())
+    checks = replace(constants.checks, projected=change)
+    return replace(constants, fc3=np.ascontiguousarray(found), checks=checks)
+
+
+def _displaced(potential: Potential, cells: Cells, step: float, symprec: float) -> ThirdOrder:
+    """What phono3py makes of forces at its displacements; the checks are of what it has before it imposes
+    translation and permutation."""
+    ph3 = cells.to_phono3py(symprec)
+    ph3.generate_displacements(distance=step)
+    # Displacements are small; supercells that are left out by a cutoff would be None.
+    ph3.forces = np.array(
+        [p["forces"] for p in potential.predict(list(map(as_ase, ph3.supercells_with_displacements)))], float
+    )
+    ph3.produce_fc3()
+    phi = np.array(ph3.fc3, float)
+    how = f"phono3py's displacements of {step:g} Å, {len(ph3.forces)} supercells"
+    checks = checked(phi, cells, bond=potential.cutoffs.bond)
+    off = space_group_error(phi, Pairs(cells, cells.group(symprec)))
+    ph3.symmetrize_fc3()
+    return ThirdOrder(cells, np.ascontiguousarray(ph3.fc3), how, replace(checks, space_group=off))
+
+
+def _rows(chosen: Plan, columns: Columns, N: int) -> Mapping[Column, np.ndarray]:
+    """All columns (N, 3) that are wanted."""
+    found = {}
+    for w, numbers in chosen.wanted.items():
+        for number, row in zip(numbers, columns(w, numbers), strict=True):
+            found[Column(*w, number)] = np.asarray(row, float).reshape(N, 3)
+    return found
+
+
+def _exact(potential, cells: Cells, block_size, memory_limit, beside: int, chosen: Plan) -> Columns:
+    """Columns of the Hessian of the slope along each displacement."""
+    response = Response(
+        potential,
+        cells.supercell,
+        block_size=block_size,
+        memory_limit=memory_limit,
+        shape=batching.close_shape_for if memory_limit is None else None,
+        beside=beside,
+        along=_unit(cells, (0, 0)),
+    )
+    total = max(map(len, chosen.wanted.values()))
+
+    def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
+        each = response.turned(_unit(cells, w)).columns(np.array(numbers), total=total)
+        return np.concatenate([rows for _, rows in each])
+
+    return columns
+
+
+def _differences(potential, cells: Cells, step, block_size, memory_limit, beside, chosen: Plan) -> Columns:
+    """Central differences of Hessian columns."""
+
+    def graph(w: tuple[int, int], sign: int):
+        moved = cells.supercell.copy()
+        moved.positions += sign * step * _unit(cells, w)
+        return potential.graph(moved)
+
+    # Bonds come and go as atoms move; one shape holds them all.
+    sizes = [batching.exact_shape([graph(w, sign)]) for w in chosen.wanted for sign in (1, -1)]
+    shape = batching.close(batching.BatchShape.covering(sizes))
+    total = max(map(len, chosen.wanted.values()))
+
+    def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
+        found = []
+        for sign in (1, -1):
+            response = Response(
+                potential,
+                graph(w, sign),
+                block_size=block_size,
+                memory_limit=memory_limit,
+                shape=shape,
+                beside=beside,
+            )
+            each = response.columns(np.array(numbers), total=total)
+            found.append(np.concatenate([rows for _, rows in each]))
+        return (found[0] - found[1]) / (2 * step)
+
+    return columns
+
+
+def _unit(cells: Cells, w: tuple[int, int]) -> np.ndarray:
+    """The displacement (N, 3) of an atom of the primitive cell along an axis by 1 Å."""
+    unit = np.zeros((len(cells.supercell), 3))
+    unit[cells.p2s[w[0]], w[1]] = 1
+    return unit
+
+
+def checked(phi: np.ndarray, cells: Cells, columns: int = 0, bond: float = 0.0) -> Checks:
+    """All checks of constants but that of the space group; `bond` (Å) is how far bonds reach."""
+    distance = cells.images.distance
+    farthest = distance > distance.max() - 1e-3
+    return Checks(
+        largest=float(np.abs(phi).max()),
+        sum_rule=float(max(np.abs(phi.sum(axis=axis)).max() for axis in (1, 2))),
+        permutation=permutation_error(phi, cells),
+        space_group=0.0,
+        boundary=float(np.abs(phi[farthest]).max()),
+        columns=columns,
+        of=9 * phi.shape[0] * phi.shape[1],
+        repeat=cells.repeat,
+        needed=2 * bond,
+    )
+
+
+def _warn_of_images(potential: Potential, cells: Cells) -> None:
+    """Warns if an atom is bonded to two images of another."""
+    needed = 2 * potential.cutoffs.bond
+    if cells.repeat < needed:
+        warnings.warn(
+            f"the supercell of {len(cells.supercell)} atoms repeats after {cells.repeat:.2f} Å, and bonds of "
+            f"{potential.name} reach {needed / 2:g} Å: an atom can be bonded to two images of another, whose "
+            f"constants are then added. It is too small by {needed - cells.repeat:.2f} Å.",
+            SmallSupercellWarning,
+            stacklevel=3,
+        )
