@@ -59,6 +59,7 @@ IDENTITY = {
     "parameters": "the network or its parameters",
     "dtype": "the precision",
     "columns": "the columns",
+    "along": "the displacement along which the slope is taken",
     "sums": "the way in which this version of jaxmlip adds columns",
 }
 
@@ -70,8 +71,12 @@ def stream_hessian(
     columns: Sequence[int] | None = None,
     block_size: int | None = None,
     memory_limit: float | None = None,
+    along: np.ndarray | None = None,
 ) -> np.ndarray:
     """Columns of the Hessian (default: all), as from `hessian_columns`, in the file `path` (.npy).
+
+    With `along`, a displacement (N, 3), they are those of the Hessian of the slope along it, as `Response`
+    has it: third derivatives of the energy.
 
     Returns the array (len(columns), 3N) in eV/Å² as np.load(path, mmap_mode="r") gives it: on disk, not in
     memory. Memory holds one block of columns beside what `hessian_columns` needs. An interrupted run resumes
@@ -89,7 +94,7 @@ def stream_hessian(
     """
     atoms = _checked(crystal)
     columns = np.arange(3 * len(atoms)) if columns is None else checked_columns(atoms, columns)
-    work = _Work(_named(path, ".npy", "NumPy's format"), atoms, columns)
+    work = _Work(_named(path, ".npy", "NumPy's format"), atoms, columns, along=along)
     _stream(potential, work, block_size, memory_limit, lambda response: os.replace(work.part, work.path))
     return np.load(work.path, mmap_mode="r")
 
@@ -133,6 +138,7 @@ class _Work:
     atoms: Atoms
     columns: np.ndarray  # those that are wanted
     colouring: Colouring | None = None  # of a sparse Hessian
+    along: np.ndarray | None = None  # if the slope along it takes the place of the energy
 
     @property
     def numbers(self) -> np.ndarray:
@@ -165,6 +171,8 @@ class _Work:
             "dtype": potential.dtype,
             "columns": self.columns.tolist(),
         }
+        if self.along is not None:
+            found["along"] = _sha256(np.asarray(self.along, float))
         return found if self.groups is None else found | {"sums": _sha256(self.groups.astype(np.int64))}
 
 
@@ -196,6 +204,7 @@ def _stream(
                 block_size=state["block_size"],
                 memory_limit=memory_limit,
                 shape=batching.BatchShape(*state["room"]),
+                along=work.along,
             )
             _compute(response, work, file, state, crew)
         with crew.together():

@@ -2,7 +2,8 @@
 
 A Hessian contains each activation in the forward pass, in the backward pass and in the tangents of both.
 Automatic differentiation of x / (1 + exp(-x)) leaves a chain of factors at each of these places. Written out,
-only one factor for each derivative remains, and a linearised gradient keeps a third of the memory.
+only one factor for each derivative remains, and a linearised gradient keeps a third of the memory. Third
+order contains the third derivatives as well.
 """
 
 import jax
@@ -35,9 +36,22 @@ def _(primals, tangents):
     return _silu_slope(x), _silu_curvature(x) * dx
 
 
+@jax.custom_jvp
 def _silu_curvature(x):
     s = jax.lax.logistic(x)
     return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+@_silu_curvature.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _silu_curvature(x), _silu_third(x) * dx
+
+
+def _silu_third(x):
+    s = jax.lax.logistic(x)
+    slope = s * (1 - s)
+    return slope * (3 * (1 - 2 * s) + x * (1 - 6 * slope))
 
 
 @jax.custom_jvp
@@ -60,11 +74,35 @@ def _gate_slopes(core, gate):
 
 @_gate_slopes.defjvp
 def _(primals, tangents):
+    d_core, d_gate = tangents
+    twice_core, mixed, twice_gate = _gate_curvatures(*primals)
+    return _gate_slopes(*primals), (
+        twice_core * d_core + mixed * d_gate,
+        mixed * d_core + twice_gate * d_gate,
+    )
+
+
+@jax.custom_jvp
+def _gate_curvatures(core, gate):
+    """The second derivatives, by core twice, by both, and by gate twice."""
+    s = jax.lax.logistic(gate)
+    slope = s * (1 - s)
+    return (
+        _silu_curvature(core) * s,
+        _silu_slope(core) * slope,
+        silu(core) * (slope * (1 - 2 * s)),
+    )
+
+
+@_gate_curvatures.defjvp
+def _(primals, tangents):
     (core, gate), (d_core, d_gate) = primals, tangents
     s = jax.lax.logistic(gate)
     slope = s * (1 - s)
-    mixed = _silu_slope(core) * slope
-    return _gate_slopes(core, gate), (
-        _silu_curvature(core) * s * d_core + mixed * d_gate,
-        mixed * d_core + silu(core) * (slope * (1 - 2 * s)) * d_gate,
+    curvature = slope * (1 - 2 * s)
+    by_core, by_gate = _silu_curvature(core) * slope, _silu_slope(core) * curvature
+    return _gate_curvatures(core, gate), (
+        _silu_third(core) * s * d_core + by_core * d_gate,
+        by_core * d_core + by_gate * d_gate,
+        by_gate * d_core + silu(core) * (slope * (1 - 6 * slope)) * d_gate,
     )

@@ -12,13 +12,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from jaxmlip.crystals import batching
+from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.derivatives.response import Response
+from jaxmlip.derivatives.response import Response, Room
+from jaxmlip.derivatives.streaming import stream_hessian
 from jaxmlip.phonons.cells import Cells, Primitive
 from jaxmlip.phonons.phonopy_files import as_ase
 from jaxmlip.phonons.supercell import ForceConstants, Supercell, force_constants
@@ -161,6 +164,8 @@ def third_order(
     project: bool = False,
     block_size: int | None = None,
     memory_limit: float | None = None,
+    shape: Room | None = None,
+    path: str | Path | None = None,
 ) -> ThirdOrder:
     """Third-order force constants between the atoms of a primitive cell and those of a supercell.
 
@@ -171,7 +176,9 @@ def third_order(
 
     With `symmetry` only columns that differ under the space group, found within `symprec` (Å), and by
     permutation are computed. With `project` symfc's projector imposes space group, permutation and
-    translation on the result. `block_size` and `memory_limit` are those of `Response`.
+    translation on the result. `block_size`, `memory_limit` and `shape` are those of `Response`; columns are
+    spread over the devices of the potential as its are. `path` names a folder in which `stream_hessian` keeps
+    the exact columns: the same call goes on there after an interruption.
 
     Use a potential of dtype "float64". Raises ImportError if phonopy (or for "displaced" phono3py) is not
     installed, ValueError as `Cells.of` does or if arguments make no sense, and MemoryLimitError as `Response`
@@ -179,6 +186,10 @@ def third_order(
     """
     if method not in get_args(Method):
         raise ValueError(f"found method={method!r}, needed 'exact', 'differences' or 'displaced'.")
+    if path is not None and method != "exact":
+        raise ValueError(
+            f"found path={str(path)!r} for method={method!r}, needed 'exact', which is kept there."
+        )
     if step is not None and (method == "exact" or not step > 0):
         raise ValueError(
             f"found step={step} for method={method!r}, needed a distance above 0 (Å), and none for 'exact'."
@@ -191,13 +202,16 @@ def third_order(
         found = _displaced(potential, cells, step, symprec)
         return projected(found) if project else found
     chosen = plan(cells, group)
-    beside = 8 * 27 * len(cells.primitive) * len(cells.supercell) ** 2
-    if method == "exact":
-        how = "exact"
-        columns = _exact(potential, cells, block_size, memory_limit, beside, chosen)
+    limits = {"block_size": block_size, "memory_limit": memory_limit}
+    if path is not None:
+        how, columns = "exact", _streamed(potential, cells, Path(path), **limits)
     else:
-        how = f"differences of exact Hessian columns, ±{step:g} Å"
-        columns = _differences(potential, cells, step, block_size, memory_limit, beside, chosen)
+        limits |= {"shape": shape, "beside": 8 * 27 * len(cells.primitive) * len(cells.supercell) ** 2}
+        if method == "exact":
+            how, columns = "exact", _exact(potential, cells, chosen, limits)
+        else:
+            how = f"differences of exact Hessian columns, ±{step:g} Å"
+            columns = _differences(potential, cells, chosen, step, limits)
     rows = _rows(chosen, columns, len(cells.supercell))
     phi, off = completed(chosen, rows)
     found = ThirdOrder(cells, phi, how, checked(phi, cells, len(rows), potential.cutoffs.bond))
@@ -264,55 +278,54 @@ def _rows(chosen: Plan, columns: Columns, N: int) -> Mapping[Column, np.ndarray]
     return found
 
 
-def _exact(potential, cells: Cells, block_size, memory_limit, beside: int, chosen: Plan) -> Columns:
+def _exact(potential: Potential, cells: Cells, chosen: Plan, limits: dict[str, Any]) -> Columns:
     """Columns of the Hessian of the slope along each displacement."""
-    response = Response(
-        potential,
-        cells.supercell,
-        block_size=block_size,
-        memory_limit=memory_limit,
-        shape=batching.close_shape_for if memory_limit is None else None,
-        beside=beside,
-        along=_unit(cells, (0, 0)),
-    )
-    total = max(map(len, chosen.wanted.values()))
+    if limits["shape"] is None and limits["memory_limit"] is None:
+        limits = {**limits, "shape": batching.close_shape_for}  # it is used for much work
+    response = Response(potential, cells.supercell, along=_unit(cells, (0, 0)), **limits)
 
     def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
-        each = response.turned(_unit(cells, w)).columns(np.array(numbers), total=total)
-        return np.concatenate([rows for _, rows in each])
+        return _all(response.turned(_unit(cells, w)), numbers, chosen)
 
     return columns
 
 
-def _differences(potential, cells: Cells, step, block_size, memory_limit, beside, chosen: Plan) -> Columns:
+def _streamed(potential: Potential, cells: Cells, folder: Path, **limits: Any) -> Columns:
+    """The same, kept in files of `folder`, from which an interrupted run goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
+        file = folder / f"columns-{w[0]}{'xyz'[w[1]]}.npy"
+        return stream_hessian(potential, cells.supercell, file, numbers, along=_unit(cells, w), **limits)
+
+    return columns
+
+
+def _differences(
+    potential: Potential, cells: Cells, chosen: Plan, step: float, limits: dict[str, Any]
+) -> Columns:
     """Central differences of Hessian columns."""
 
-    def graph(w: tuple[int, int], sign: int):
+    def graph(w: tuple[int, int], sign: int) -> CrystalGraph:
         moved = cells.supercell.copy()
         moved.positions += sign * step * _unit(cells, w)
         return potential.graph(moved)
 
-    # Bonds come and go as atoms move; one shape holds them all.
-    sizes = [batching.exact_shape([graph(w, sign)]) for w in chosen.wanted for sign in (1, -1)]
-    shape = batching.close(batching.BatchShape.covering(sizes))
-    total = max(map(len, chosen.wanted.values()))
+    if limits["shape"] is None:  # bonds come and go as atoms move: one shape holds them all
+        sizes = [batching.exact_shape([graph(w, sign)]) for w in chosen.wanted for sign in (1, -1)]
+        limits = {**limits, "shape": batching.close(batching.BatchShape.covering(sizes))}
 
     def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
-        found = []
-        for sign in (1, -1):
-            response = Response(
-                potential,
-                graph(w, sign),
-                block_size=block_size,
-                memory_limit=memory_limit,
-                shape=shape,
-                beside=beside,
-            )
-            each = response.columns(np.array(numbers), total=total)
-            found.append(np.concatenate([rows for _, rows in each]))
-        return (found[0] - found[1]) / (2 * step)
+        up, down = (_all(Response(potential, graph(w, s), **limits), numbers, chosen) for s in (1, -1))
+        return (up - down) / (2 * step)
 
     return columns
+
+
+def _all(response: Response, numbers: list[int], chosen: Plan) -> np.ndarray:
+    """The columns of these numbers, in blocks of one size for all displacements."""
+    most = max(map(len, chosen.wanted.values()))
+    return np.concatenate([rows for _, rows in response.columns(np.array(numbers), total=most)])
 
 
 def _unit(cells: Cells, w: tuple[int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ from conftest import MODELS, SHORT, small_potential
 from jaxmlip import hessian, hessian_columns
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.gradients import gradient, hvp
+from jaxmlip.derivatives.response import Response
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 STEP, STRAIN = 1e-4, 1e-5  # Å; of differences
@@ -269,6 +270,29 @@ def test_hessian_columns_are_hessian_vector_products(any_potential, crystal):
         with any_potential.precision():
             column = product(v)
         np.testing.assert_allclose(row, np.ravel(column)[: len(row)], **TIGHT)
+
+
+def third_derivatives(potential, crystal: Atoms, *directions: np.ndarray) -> list[np.ndarray]:
+    """∂³E/∂w∂r∂r, (3N, 3N) in eV/Å³, along each of `directions`, in the programs that all laws share."""
+    response = Response(potential, crystal, along=directions[0])
+    columns = np.arange(3 * len(crystal))
+    return [np.concatenate([rows for _, rows in response.turned(w).columns(columns)]) for w in directions]
+
+
+@pytest.mark.one_model
+def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_up_to_zero(potential, crystal):
+    w, v = np.random.default_rng(4).normal(size=(2, len(crystal), 3))
+    along_w, along_v = third_derivatives(potential, crystal, w, v)
+    moved = [crystal.copy() for _ in range(2)]
+    for atoms, sign in zip(moved, (1, -1), strict=True):
+        atoms.positions += sign * STEP * w
+    slope = np.subtract(*(hessian(potential, atoms) for atoms in moved)) / (2 * STEP)
+    scale = np.abs(slope).max()
+    np.testing.assert_allclose(along_w, slope, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(along_w, along_w.T, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(along_w @ v.ravel(), along_v @ w.ravel(), rtol=0, atol=1e-9)
+    shifts = np.tile(np.eye(3), (len(crystal), 1))
+    np.testing.assert_allclose(along_w @ shifts, 0, atol=1e-8)
 
 
 def test_the_energy_is_smooth_where_a_neighbour_crosses_a_cutoff(potential, predicted):
