@@ -31,7 +31,7 @@ from benchmarks.speed import OPPONENTS, Peer, peer_of, seconds
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.response import Response
 from jaxmlip.phonons.cells import Cells
-from jaxmlip.phonons.third_order import SmallSupercellWarning, ThirdOrder, third_order
+from jaxmlip.phonons.third import SmallSupercellWarning, ThirdOrder, third_order
 from jaxmlip.potential import Potential
 from jaxmlip.system.console import say
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmlip.phonons.cells import Cells
 from jaxmlip.phonons.phonopy_files import SAME_PLACE, import_phonopy, read_cells
-from jaxmlip.phonons.third_order import SecondOrder, ThirdOrder, checked
+from jaxmlip.phonons.third import SecondOrder, ThirdOrder, checked
 from jaxmlip.system.files import writing_folder
 from jaxmlip.system.versions import own_version
 

@@ -1,5 +1,8 @@
 """Third-order force constants: symmetry, checks, methods, files, and what goes wrong."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -8,13 +11,30 @@ from crystals import rutile
 from embedded import third_derivatives
 
 from jaxmlip.crystals import batching
+from jaxmlip.derivatives.hessian import hessian_columns
+from jaxmlip.derivatives.streaming import stream_hessian
 from jaxmlip.phonons.cells import Cells
 from jaxmlip.phonons.lattice import Lattice
-from jaxmlip.phonons.third_order import ThirdOrder, checked, third_order
+from jaxmlip.phonons.phono3py_files import (
+    check_same_crystal,
+    read_second_order,
+    read_third_order,
+    to_phono3py,
+    write_third_order,
+)
+from jaxmlip.phonons.third import (
+    SecondOrder,
+    SmallSupercellWarning,
+    ThirdOrder,
+    checked,
+    projected,
+    second_order,
+    third_order,
+)
 from jaxmlip.phonons.triplets import Column, Pairs, completed, plan, space_group_error
 
 # Supercells of tests are small.
-pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.phonons.third_order.SmallSupercellWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.phonons.third.SmallSupercellWarning")
 CUBIC = [[-1, 1, 1], [1, -1, 1], [1, 1, -1]]  # the cube of a face-centred cell
 
 
@@ -133,8 +153,11 @@ def test_grueneisen_parameters_follow_from_third_order(architecture):
     squares, e = np.linalg.eigh(lattice.exact(q) / (root[:, None] * root))
     along = np.einsum("qim,qij,qjm->qm", e.conj(), slope / (root[:, None] * root), e).real
     gamma = -along / (2 * squares)
-    assert np.abs(np.diff(thz, axis=1)).min() > 0.01  # each mode is one, not a mixture
-    np.testing.assert_allclose(gamma, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    gaps = np.pad(np.abs(np.diff(thz, axis=1)), ((0, 0), (1, 1)), constant_values=np.inf)
+    alone = np.minimum(gaps[:, 1:], gaps[:, :-1]) > 2e-3  # modes that are no mixtures, THz
+    assert alone.mean() > 0.8
+    scale = np.abs(expected[alone]).max()
+    np.testing.assert_allclose(gamma[alone], expected[alone], rtol=0, atol=1e-6 * scale)
 
 
 def test_phono3py_approaches_the_exact_constants_with_the_square_of_its_displacements(any_potential, blende):
@@ -146,3 +169,183 @@ def test_phono3py_approaches_the_exact_constants_with_the_square_of_its_displace
         off.append(np.abs(found.fc3 - blende.fc3).max())
     assert off[0] < 0.02 * blende.checks.largest
     assert np.log2(off[1] / off[0]) == pytest.approx(2, abs=0.2)
+
+
+def hand_made(name: str = "diamond") -> ThirdOrder:
+    """Constants that no network computes."""
+    atoms, supercell, _ = SYMMETRIC[name]
+    cells = Cells.of(atoms, supercell)
+    phi = np.ascontiguousarray(third_derivatives(cells.supercell)[cells.p2s])
+    return ThirdOrder(cells, phi, "by hand", checked(phi, cells))
+
+
+def second(cells: Cells) -> SecondOrder:
+    rng = np.random.default_rng(0)
+    return SecondOrder(cells, rng.normal(size=(len(cells.primitive), len(cells.supercell), 3, 3)))
+
+
+def test_phono3py_reads_what_is_written_for_it(tmp_path):
+    phono3py = pytest.importorskip("phono3py")
+    constants = hand_made("rutile")
+    larger = second(Cells.of(SYMMETRIC["rutile"][0], (1, 2, 2)))
+    written = write_third_order(constants, tmp_path / "for [phono3py]", larger)
+    assert {path.name for path in (tmp_path / "for [phono3py]").iterdir()} == set(written)
+    folder = tmp_path / "for [phono3py]"
+    files = {"fc3_filename": folder / "fc3.hdf5", "fc2_filename": folder / "fc2.hdf5"}
+    for name in ("phono3py_params.yaml", "phono3py_disp.yaml"):
+        ph3 = phono3py.load(folder / name, **files)
+        np.testing.assert_array_equal(ph3.fc3, constants.fc3)
+        np.testing.assert_array_equal(ph3.fc2, larger.fc2)
+        np.testing.assert_array_equal(ph3.primitive.p2s_map, constants.cells.p2s)
+        np.testing.assert_allclose(ph3.supercell.positions, constants.cells.supercell.positions, atol=1e-12)
+    again = read_third_order(folder)
+    np.testing.assert_array_equal(again.fc3, constants.fc3)
+    np.testing.assert_array_equal(read_second_order(folder / "fc2.hdf5", larger.cells).fc2, larger.fc2)
+
+
+def test_constants_between_all_atoms_are_read_in_the_compact_layout(tmp_path):
+    import h5py
+
+    atoms, supercell, _ = SYMMETRIC["turned blende in a cube"]
+    cells = Cells.of(atoms, supercell)
+    whole = third_derivatives(cells.supercell)
+    with h5py.File(tmp_path / "fc3.hdf5", "w") as file:
+        file["fc3"] = whole
+    cells.to_phonopy().save(tmp_path / "phono3py_disp.yaml")
+    found = read_third_order(tmp_path / "fc3.hdf5")
+    np.testing.assert_array_equal(found.fc3, whole[cells.p2s])
+    assert found.checks.permutation < 1e-12
+
+
+def shengbte(path) -> dict[tuple, np.ndarray]:
+    """The 27 constants of each three atoms and cells."""
+    numbers = path.read_text().split()
+    count, rest = int(numbers[0]), np.array(numbers[1:], float).reshape(-1, 1 + 6 + 3 + 27 * 4)
+    assert len(rest) == count
+    np.testing.assert_array_equal(rest[:, 0], np.arange(count) + 1)
+    keys = [(*row[7:10].astype(int), *row[1:7].round(6)) for row in rest]
+    return dict(zip(keys, rest[:, 10:].reshape(-1, 27, 4)[:, :, 3].reshape(-1, 3, 3, 3), strict=True))
+
+
+def test_shengbte_has_all_constants_each_in_the_nearest_images(tmp_path):
+    constants = hand_made()
+    write_third_order(constants, tmp_path)
+    blocks = shengbte(tmp_path / "FORCE_CONSTANTS_3RD")
+    cells, total = constants.cells, np.zeros((2, 2, 2, 3, 3, 3))
+    for (i, j, k, *_), block in blocks.items():
+        total[i - 1, j - 1, k - 1] += block
+    atom, _ = cells.places
+    for j in range(2):
+        for k in range(2):
+            expected = constants.fc3[:, atom == j][:, :, atom == k].sum(axis=(1, 2))
+            np.testing.assert_allclose(total[:, j, k], expected, atol=1e-7)
+    lattice = cells.primitive.cell.array
+    for key in blocks:
+        R = np.array(key[3:]).reshape(2, 3) @ np.linalg.inv(lattice)
+        np.testing.assert_allclose(R, R.round(), atol=1e-5)
+        x = cells.primitive.positions[np.array(key[:3]) - 1]
+        apart = x[1:] + np.array(key[3:]).reshape(2, 3) - x[0]
+        assert np.linalg.norm(apart, axis=1).max() < cells.images.distance.max() + 1e-4
+    near = write_third_order(constants, tmp_path / "near", cutoff=3.0)
+    assert len(shengbte(tmp_path / "near" / near[1])) < len(blocks) / 2
+
+
+def test_what_a_wave_sees_is_the_hessian_of_the_nearest_images(any_potential):
+    """second_order has phonopy's order, whichever cell is given."""
+    cubic = bulk("ZnS", "zincblende", 5.2, cubic=True)
+    shape = batching.padded_shape(batching.exact_shape([any_potential.graph(cubic)]), 0.2)
+    found = second_order(any_potential, cubic, (1, 1, 1), shape=shape)
+    whole = hessian_columns(any_potential, found.cells.supercell, np.arange(24), shape=shape)
+    whole = whole.reshape(8, 3, 8, 3).swapaxes(1, 2)
+    np.testing.assert_allclose(found.fc2, whole[found.cells.p2s], rtol=0, atol=1e-9)
+    D = found.matrices([[0, 0, 0], [0.5, 0.5, 0]])
+    np.testing.assert_allclose(D, D.conj().swapaxes(1, 2), atol=1e-9)
+
+
+def test_symfc_changes_symmetric_constants_by_rounding_alone_and_mends_others():
+    constants = hand_made("turned blende in a cube")
+    found = projected(constants)
+    scale = constants.checks.largest
+    np.testing.assert_allclose(found.fc3, constants.fc3, rtol=0, atol=1e-9 * scale)
+    noisy = constants.fc3 + 0.01 * scale * np.random.default_rng(0).normal(size=constants.fc3.shape)
+    mended = projected(replace(constants, fc3=noisy))
+    assert mended.checks.projected > 0.01 * scale
+    assert checked(mended.fc3, mended.cells).permutation < 1e-9 * scale
+    assert np.abs(mended.fc3 - constants.fc3).max() < 0.5 * np.abs(noisy - constants.fc3).max()
+
+
+def test_an_interrupted_run_goes_on_with_the_columns_that_it_has(
+    any_potential, blende, tmp_path, monkeypatch
+):
+    kept = tmp_path / "kept [columns]"
+    calls = []
+
+    def stop(potential, crystal, path, *args, **options):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(path)
+        return stream_hessian(potential, crystal, path, *args, **options)
+
+    monkeypatch.setattr("jaxmlip.phonons.third.stream_hessian", stop)
+    with pytest.raises(KeyboardInterrupt):
+        third_order(any_potential, BLENDE, (2, 1, 1), path=kept)
+    monkeypatch.undo()
+    before = calls[0].stat().st_mtime_ns
+    found = third_order(any_potential, BLENDE, (2, 1, 1), path=kept)
+    assert calls[0].stat().st_mtime_ns == before
+    np.testing.assert_allclose(found.fc3, blende.fc3, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"columns-0x\.npy.*positions"):
+        third_order(any_potential, bulk("ZnS", "zincblende", 5.1), (2, 1, 1), path=kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "displaced", "step": -0.1}, r"step=-0\.1"),
+        ({"step": 0.01}, r"step=0\.01.*exact"),
+        ({"method": "finite"}, "finite"),
+        ({"method": "differences", "path": "kept"}, "kept"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(any_potential, options, words):
+    with pytest.raises(ValueError, match=words):
+        third_order(any_potential, SALT, (1, 1, 1), **options)
+
+
+@pytest.mark.filterwarnings("default::jaxmlip.phonons.third.SmallSupercellWarning")
+def test_a_supercell_that_is_too_small_is_said_by_how_much(any_potential, shape):
+    with pytest.warns(SmallSupercellWarning, match=r"7\.07 Å.*reach 4 Å.*0\.93 Å"):
+        third_order(any_potential, bulk("Ar", "fcc", 5.0), (2, 2, 2), shape=shape)
+
+
+def test_constants_of_other_cells_are_refused_with_both_named(tmp_path):
+    constants = hand_made()
+    folder = tmp_path / "run"
+    write_third_order(constants, folder)
+    (folder / "phono3py_params.yaml").unlink(missing_ok=True)
+    constants.cells.to_phonopy().save(folder / "phono3py_disp.yaml")
+    np.testing.assert_array_equal(read_third_order(folder).fc3, constants.fc3)
+    with pytest.raises(ValueError, match=r"Na.*Cl.*Si2"):
+        check_same_crystal(constants, second(Cells.of(SALT, (2, 2, 2))))
+    stretched = SYMMETRIC["diamond"][0].copy()
+    stretched.set_cell(1.01 * stretched.cell.array, scale_atoms=True)
+    with pytest.raises(ValueError, match=r"Si2.*0\.0\d+ Å"):
+        write_third_order(constants, tmp_path / "other", second(Cells.of(stretched, (2, 2, 2))))
+    assert not (tmp_path / "other").exists()
+    Cells.of(SALT, (2, 1, 1)).to_phonopy().save(folder / "phono3py_disp.yaml")
+    with pytest.raises(ValueError, match=r"fc3\.hdf5.*\(2, 16, 16, 3, 3, 3\).*\(2, 4, 4, 3, 3, 3\)"):
+        read_third_order(folder)
+    (folder / "phono3py_disp.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"phono3py_disp\.yaml"):
+        read_third_order(folder)
+    (folder / "fc3.hdf5").write_text("nothing")
+    with pytest.raises(ValueError, match=r"fc2\.hdf5|fc3\.hdf5"):
+        read_second_order(folder / "fc3.hdf5", constants.cells)
+
+
+def test_without_phono3py_its_name_is_said_and_files_are_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "phono3py", None)
+    constants = hand_made()
+    with pytest.raises(ImportError, match=r"jaxmlip\[phono3py\]"):
+        to_phono3py(constants)
+    assert write_third_order(constants, tmp_path) == ["fc3.hdf5", "FORCE_CONSTANTS_3RD"]
