@@ -26,7 +26,7 @@ from ase import Atoms
 from ase.build import bulk
 
 import jaxmlip
-from benchmarks.library import Compilations
+from benchmarks.library import KINDS, Compilations
 from benchmarks.speed import OPPONENTS, Peer, peer_of, seconds
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.response import Response
@@ -39,7 +39,6 @@ CRYSTALS = {
     "rock salt": (bulk("NaCl", "rocksalt", 5.64, cubic=True), (2, 2, 2)),
     "wurtzite": (bulk("ZnO", "wurtzite", a=3.25, c=5.2, u=0.382), (3, 3, 2)),
 }
-PROGRAMS = ("linearise", "columns")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def measure(name: str, potential: Potential, settings: Settings, peer: Peer | No
     compiled = Compilations()
     work = lambda: third_order(potential, atoms, supercell)  # noqa: E731
     first, exact = timed(work)
-    counts = {program: compiled.counts[program] for program in PROGRAMS}
+    counts = {kind: compiled.counts[KINDS[kind]] for kind in ("linearise", "columns")}
     took = seconds(work, settings.rounds)
     map3, column3 = column(potential, cells.supercell, w, settings.rounds)
     say(f"{name}, {len(cells.supercell)} atoms, {settings.model}, float64, {os.cpu_count()} cores")
