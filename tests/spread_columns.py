@@ -40,6 +40,7 @@ QUANTITIES = {
     "streamed sparse": lambda potential, atoms, folder: stream_sparse_hessian(
         potential, chain(), folder / "h.npz"
     ).toarray(),
+    "third derivatives": lambda potential, atoms, folder: third_derivatives(potential, atoms),
     "dynamical matrices": lambda potential, atoms, folder: dynamical_matrix(potential, atoms, Q),
     "force constants": lambda potential, atoms, folder: force_constants(potential, atoms, (2, 1, 1)).phi,
     "velocities": lambda potential, atoms, folder: group_velocities(potential, atoms, Q[2:])[1],
@@ -58,6 +59,13 @@ DIVIDED = {
     ),
     "waves of divided bonds": lambda response: bloch.matrices(response, Q),
 }
+
+
+def third_derivatives(potential, atoms) -> np.ndarray:
+    """Those along two displacements."""
+    response, columns = Response(potential, atoms), np.arange(3 * len(atoms))
+    each = (response.turned(w).columns(columns) for w in np.random.default_rng(0).normal(size=(2, 3, 3)))
+    return np.array([np.concatenate([rows for _, rows in its]) for its in each])
 
 
 def divided(potential, atoms) -> Response:

@@ -197,6 +197,10 @@ class Response(SecondDerivatives):
         other = copy.copy(self)
         for known in ("_linear", "_arguments", "gradient"):
             other.__dict__.pop(known, None)
+        if self._along is None:  # the map of a slope is larger than that of the energy
+            for known in ("_size", "divided", "graph", "kept"):
+                other.__dict__.pop(known, None)
+            other._plans, other._blocks = {}, {}
         other._along = self._padded(along)
         return other
 

@@ -260,7 +260,7 @@ def _displaced(potential: Potential, cells: Cells, step: float, symprec: float) 
     ph3.forces = np.array(
         [p["forces"] for p in potential.predict(list(map(as_ase, ph3.supercells_with_displacements)))], float
     )
-    ph3.produce_fc3()
+    ph3.produce_fc3(is_compact_fc=True)
     phi = np.array(ph3.fc3, float)
     how = f"phono3py's displacements of {step:g} Å, {len(ph3.forces)} supercells"
     checks = checked(phi, cells, bond=potential.cutoffs.bond)
