@@ -22,7 +22,7 @@ OPTIMISED = ("test_canary.py", "test_mace_conversion.py", "test_parity.py")
 SHARED = ("chgnet-0.3", "chgnet-0.2", "m3gnet-smooth", "m3gnet-spherical", "mace-density", "mace-residual")
 KEPT = Path(__file__).parents[1] / ".pytest_cache/d/programs"  # `pytest --cache-clear` drops them
 MOST_KEPT = 2 * 2**30  # bytes; those of one state of the code take a tenth
-MEMORY = 3 * 2**30  # bytes for each process
+MEMORY = 4 * 2**30  # bytes for each process
 DURATIONS = "durations/tests"  # in pytest's cache
 THREADS = 2  # for each process: crystals of tests are small
 

@@ -83,7 +83,7 @@ def write_third_order(
             held = {"force_constants": second.fc2, "p2s_map": second.cells.p2s, "physical_unit": unit}
             _write_hdf5(draft / "fc2.hdf5", held)
             written.append("fc2.hdf5")
-        _write_shengbte(third, draft / "FORCE_CONSTANTS_3RD", cutoff)
+        (draft / "FORCE_CONSTANTS_3RD").write_text(_for_shengbte(third, cutoff), encoding="utf-8")
         try:
             ph3 = to_phono3py(third, second)
         except ImportError:
@@ -172,7 +172,7 @@ def _write_hdf5(path: Path, held: dict[str, np.ndarray]) -> None:
             file.create_dataset(name, data=value, compression=compression)
 
 
-def _write_shengbte(third: ThirdOrder, path: Path, cutoff: float | None) -> None:
+def _for_shengbte(third: ThirdOrder, cutoff: float | None) -> str:
     """Blocks of three atoms: the vectors of the cells of the second and the third, and 27 constants."""
     cells, phi = third.cells, third.fc3
     images, (atom, _), vectors = cells.images, cells.places, cells.primitive.cell.array
@@ -192,7 +192,7 @@ def _write_shengbte(third: ThirdOrder, path: Path, cutoff: float | None) -> None
                     values = (first * other * phi[i, j, k]).ravel().tolist()
                     atoms = i + 1, int(atom[j]) + 1, int(atom[k]) + 1
                     blocks.append(template % (len(blocks) + 1, *R, *S, *atoms, *values))
-    path.write_text(f"{len(blocks)}\n" + "".join(blocks))
+    return f"{len(blocks)}\n" + "".join(blocks)
 
 
 def _symbols(atoms: Atoms) -> str:

@@ -150,7 +150,7 @@ def test_a_file_or_two_run_in_this_process_and_more_in_as_many_as_memory_and_cor
     assert (
         number("tests/core/test_graph.py") == number("a/test_a.py::test_b", "a/test_a.py::test_c[.py]") == 0
     )
-    assert number("tests") == number("tests/core") == number("a.py", "b.py", "c.py") == 5
+    assert number("tests") == number("tests/core") == number("a.py", "b.py", "c.py") == 4
     monkeypatch.setattr(workers, "cores", lambda: 2)
     assert number("tests") == 3
     sizes["SC_PHYS_PAGES"] = 2**20 // 4  # 1 GiB
