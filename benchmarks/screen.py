@@ -159,7 +159,7 @@ def by_call(settings: Settings) -> None:
                 jax.block_until_ready(program(*arguments))
                 taken.append(cpu() - used)
         seconds, work = min(taken[1:]), 2 * waves * shape.messages
-        operations, moved = (1e-6 * program.cost_analysis()[what] for what in ("flops", "bytes accessed"))
+        operations, moved = (program.cost_analysis()[what] for what in ("flops", "bytes accessed"))
         each = (
             f"{1e6 * seconds / work:.1f}",
             f"{1e-6 * operations / work:.2f}",
