@@ -217,6 +217,8 @@ def _with_warnings(pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any,
     while True:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
+            # Packages say what is deprecated once for a process, so that rows would depend on kills.
+            warnings.simplefilter("ignore", DeprecationWarning)
             pair = next(pairs, None)
         if pair is None:
             return
