@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -222,8 +223,10 @@ def nothing_loads(monkeypatch):
     def late(*_, **__):
         raise AssertionError("the work began")
 
-    for place in ("zoo.load", "training.evaluate", "training.run"):
-        monkeypatch.setattr(f"jaxmlip.{place}.load", late)
+    # Imported before any is replaced: each takes `load` from where it is made.
+    modules = [import_module(f"jaxmlip.{name}") for name in ("zoo.load", "training.evaluate", "training.run")]
+    for module in modules:
+        monkeypatch.setattr(module, "load", late)
     monkeypatch.setattr("jaxmlip.zoo.load.load_each", late)
     monkeypatch.setattr("weights_convert.conversion.convert_file", late)
     monkeypatch.setattr("jaxmlip.training.run.export", late)
