@@ -101,15 +101,11 @@ class Colouring:
             yield rows
 
 
-def colouring(
-    potential: Differentiable, crystal: Any, coordinates: Sequence[int] | Colouring | None = None
-) -> Colouring:
-    """The colours of the atoms of `crystal` for its Hessian in `potential`; if they are given, just these.
+def colouring(potential: Differentiable, crystal: Any, coordinates: Sequence[int] | None = None) -> Colouring:
+    """The colours of the atoms of `crystal` for its Hessian in `potential`.
 
     Raises ValueError if it is not known how far the energy of an atom sees, or `coordinates` are not there.
     """
-    if isinstance(coordinates, Colouring):
-        return coordinates
     reach = potential.model.reach
     if reach is None:
         raise ValueError(

@@ -115,7 +115,10 @@ def stream_sparse_hessian(
     ValueError as `sparse_hessian` does, too.
     """
     atoms = _checked(crystal)
-    found = colouring(potential, atoms, coordinates)
+    given = isinstance(coordinates, Colouring)
+    found = coordinates if given else colouring(potential, atoms, coordinates)
+    if len(found.colours) != len(atoms):
+        raise ValueError(f"found colours of {len(found.colours)} atoms, needed those of {len(atoms)}.")
     work = _Work(_named(path, ".npz", "that of scipy.sparse"), atoms, found.coordinates, found)
     _stream(potential, work, block_size, memory_limit, lambda response: _tell_apart(work, response))
     return scipy.sparse.load_npz(work.path)

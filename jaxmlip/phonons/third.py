@@ -214,9 +214,9 @@ def third_order(
             columns = _differences(potential, cells, chosen, step, limits)
     rows = _rows(chosen, columns, len(cells.supercell))
     phi, off = completed(chosen, rows)
-    found = ThirdOrder(cells, phi, how, checked(phi, cells, len(rows), potential.cutoffs.bond))
-    off = space_group_error(phi, Pairs(cells, cells.group(symprec))) if group is None else off
-    found = replace(found, checks=replace(found.checks, space_group=off))
+    known = None if group is None else off
+    checks = checked(phi, cells, symprec, len(rows), potential.cutoffs.bond, known)
+    found = ThirdOrder(cells, phi, how, checks)
     return projected(found) if project else found
 
 
@@ -263,10 +263,9 @@ def _displaced(potential: Potential, cells: Cells, step: float, symprec: float) 
     ph3.produce_fc3(is_compact_fc=True)
     phi = np.array(ph3.fc3, float)
     how = f"phono3py's displacements of {step:g} Å, {len(ph3.forces)} supercells"
-    checks = checked(phi, cells, bond=potential.cutoffs.bond)
-    off = space_group_error(phi, Pairs(cells, cells.group(symprec)))
+    checks = checked(phi, cells, symprec, bond=potential.cutoffs.bond)
     ph3.symmetrize_fc3()
-    return ThirdOrder(cells, np.ascontiguousarray(ph3.fc3), how, replace(checks, space_group=off))
+    return ThirdOrder(cells, np.ascontiguousarray(ph3.fc3), how, checks)
 
 
 def _rows(chosen: Plan, columns: Columns, N: int) -> Mapping[Column, np.ndarray]:
@@ -335,15 +334,24 @@ def _unit(cells: Cells, w: tuple[int, int]) -> np.ndarray:
     return unit
 
 
-def checked(phi: np.ndarray, cells: Cells, columns: int = 0, bond: float = 0.0) -> Checks:
-    """All checks of constants but that of the space group; `bond` (Å) is how far bonds reach."""
+def checked(
+    phi: np.ndarray,
+    cells: Cells,
+    symprec: float = SYMPREC,
+    columns: int = 0,
+    bond: float = 0.0,
+    space_group: float | None = None,
+) -> Checks:
+    """All checks of constants; `bond` (Å) is how far bonds reach, `space_group` its error if it is known."""
+    if space_group is None:
+        space_group = space_group_error(phi, Pairs(cells, cells.group(symprec)))
     distance = cells.images.distance
     farthest = distance > distance.max() - 1e-3
     return Checks(
         largest=float(np.abs(phi).max()),
         sum_rule=float(max(np.abs(phi.sum(axis=axis)).max() for axis in (1, 2))),
         permutation=permutation_error(phi, cells),
-        space_group=0.0,
+        space_group=space_group,
         boundary=float(np.abs(phi[farthest]).max()),
         columns=columns,
         of=9 * phi.shape[0] * phi.shape[1],

@@ -33,9 +33,9 @@ from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.phonons import mesh_modes
 from jaxmlip.studies.screen import PROPERTIES as PROPERTIES_OF
 from jaxmlip.studies.screen import results, screen
-from jaxmlip.studies.screen.inputs import files_of, named, read_inputs
+from jaxmlip.studies.screen.inputs import files_of, named, noted, read_inputs
 from jaxmlip.studies.screen.library import Entry, chunks_of, key_of
-from jaxmlip.studies.screen.properties import Found, _with_warnings
+from jaxmlip.studies.screen.properties import Found
 from jaxmlip.studies.study import StudyError
 
 ELASTIC = PROPERTIES_OF["elastic"]
@@ -453,12 +453,11 @@ def test_what_failed_is_tried_again_when_asked_for_and_nothing_else(tmp_path, pa
 
 
 def test_what_packages_deprecate_is_no_note_of_a_crystal():
-    def pairs():
+    with noted() as notes:
         warnings.warn("once for a process", DeprecationWarning, stacklevel=1)
-        warnings.warn("of this crystal", stacklevel=1)
-        yield 7, "found"
-
-    assert list(_with_warnings(pairs())) == [(7, "found", ["of this crystal"])]
+        for _ in range(2):
+            warnings.warn("of this crystal", stacklevel=1)
+    assert notes == ["of this crystal"]
 
 
 def test_a_fault_that_ends_a_batch_is_that_of_one_crystal(pairs, monkeypatch):

@@ -9,6 +9,7 @@ import glob
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,20 +96,32 @@ def _below(folder: Path, out: Path | None) -> list[Path]:
     ]
 
 
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """The warnings of a block, each once, in the list when the block has ended.
+
+    Packages say what is deprecated once for a process. Rows would depend on kills, so that it is left out.
+    """
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield notes
+    notes += dict.fromkeys(str(w.message) for w in said)
+
+
 def _crystals_of(path: Path, limit: int | None) -> Iterator[Given]:
     if path.name.endswith((".json", ".json.gz")):
         documents = _documents(path)
         if documents is not None:
             yield from _of_documents(path, documents, limit)
             return
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with noted() as texts:
         try:
             frames = read_crystals(path, limit, skip_bad=True)
         except Exception as error:  # readers of a hundred formats raise any exception
             yield Given(str(path), None, str(error))
             return
-    texts = list(dict.fromkeys(str(w.message) for w in said))
     cut = [text for text in texts if CUT in text]
     notes = tuple(text for text in texts if text not in cut)
     for k, atoms in enumerate(frames):

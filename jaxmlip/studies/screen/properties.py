@@ -5,7 +5,6 @@ A new property is a function and an entry of PROPERTIES.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +25,7 @@ from jaxmlip.phonons.many import lattices
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.report import default_mesh
 from jaxmlip.studies.phonondb import Spectrum
+from jaxmlip.studies.screen.inputs import noted
 from jaxmlip.studies.screen.library import Chunk
 from jaxmlip.system.memory import resident
 from jaxmlip.units import GPA_PER_EV_PER_A3, J_PER_MOL_PER_EV
@@ -215,14 +215,11 @@ def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterat
 def _with_warnings(pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
     """The pairs, each with the warnings that were given while it was made."""
     while True:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            # Packages say what is deprecated once for a process, so that rows would depend on kills.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with noted() as notes:
             pair = next(pairs, None)
         if pair is None:
             return
-        yield (*pair, list(dict.fromkeys(str(w.message) for w in said)))
+        yield (*pair, notes)
 
 
 def _mesh(atoms: Atoms, mesh: tuple[int, int, int] | None) -> tuple[int, int, int]:
