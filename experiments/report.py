@@ -23,6 +23,7 @@ from typing import Any
 import tyro
 
 from jaxmlip.studies.study import RECORD, StudyError, run
+from jaxmlip.system.borders import shallow
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing_folder
 from jaxmlip.system.tables import Estimate, Table
@@ -128,7 +129,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[Record], list[str]]:
 def read_record(path: Path) -> Record:
     """The record in a file. Raises RecordError if `Study.write` cannot have written it."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with shallow():
+            raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise RecordError(f"it is no JSON ({error})") from None
     level = [raw]

@@ -25,7 +25,7 @@ from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_numbe
 from jaxmlip.data.batch import Example
 from jaxmlip.data.encoding import Title, decode, encode, title
 from jaxmlip.data.labels import PROPERTIES, LabelError, LabelledCrystal, Labels, counted
-from jaxmlip.system.borders import in_lines
+from jaxmlip.system.borders import in_lines, shallow
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -389,7 +389,8 @@ class Dataset:
                 f"{self.folder} has no {MANIFEST}; needed a folder that `jaxmlip data convert` wrote."
             )
         try:
-            self.manifest = json.loads(path.read_text())
+            with shallow():
+                self.manifest = json.loads(path.read_text())
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path} is not JSON ({error}); convert the data again.") from None
         found = self.manifest.get("format") if isinstance(self.manifest, dict) else None

@@ -14,6 +14,7 @@ import safetensors.numpy
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, angle_pairs
 from jaxmlip.data.batch import Example
 from jaxmlip.data.labels import PROPERTIES, Labels
+from jaxmlip.system.borders import shallow
 
 
 def encode(example: Example, name: str = "", material: str = "") -> bytes:
@@ -108,8 +109,9 @@ class Title(NamedTuple):
 def title(record: bytes) -> Title:
     """The title that `encode` was given. Raises ValueError if the bytes have none."""
     try:
-        header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])["__metadata__"]
-        return Title(*map(str, json.loads(header["crystal"])))
+        with shallow():
+            header = json.loads(record[8 : 8 + int.from_bytes(record[:8], "little")])["__metadata__"]
+            return Title(*map(str, json.loads(header["crystal"])))
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(repr(error)) from None
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ ROOM = 200  # characters of a list within a message
 
 # Errors that only bugs of this library cause, never a file.
 OURS = (NameError, ImportError)
+
+NESTED = 1000  # calls within calls: Python's own limit
 
 
 class RefusedError(ValueError):
@@ -33,15 +37,56 @@ class CheckpointError(RefusedError):
     """A file is not the expected checkpoint. The message says what was found, needed, and to be done."""
 
 
+class _Shallow:
+    """The recursion limit while files are parsed, whatever other packages have set; for several threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.outside = NESTED
+
+    def enter(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.outside = sys.getrecursionlimit()
+                with contextlib.suppress(RecursionError):  # the caller is deeper than that already
+                    sys.setrecursionlimit(min(self.outside, NESTED))
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                sys.setrecursionlimit(self.outside)
+
+
+_SHALLOW = _Shallow()
+
+
+@contextlib.contextmanager
+def shallow() -> Iterator[None]:
+    """Raises RecursionError within the block for what is nested deeper than Python allows by itself.
+
+    Other packages raise the limit of the whole process (symfc to 100,000, once imported). Parsers such as
+    json's then follow a file of brackets until the stack overflows, which ends the process.
+    """
+    _SHALLOW.enter()
+    try:
+        yield
+    finally:
+        _SHALLOW.leave()
+
+
 @contextlib.contextmanager
 def guard(place: str | Path, kind: type[RefusedError], remedy: str) -> Iterator[None]:
     """Turns any error that the file at `place` causes within the block into a `kind` that names the file.
 
     Unexpected errors become the cause of the new one. Errors that only a bug of this library can raise pass
-    through, and so do errors of the file system that name a file.
+    through, and so do errors of the file system that name a file. What is nested as in `shallow` is refused.
     """
     try:
-        yield
+        with shallow():
+            yield
     except kind as error:
         raise kind(error.text, place) from error.__cause__
     except OURS:

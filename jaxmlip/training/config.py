@@ -24,6 +24,7 @@ import yaml
 
 from jaxmlip.data.labels import PROPERTIES, functional_name
 from jaxmlip.models import limits
+from jaxmlip.system.borders import shallow
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 
@@ -479,7 +480,8 @@ class _Once(yaml.SafeLoader):
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Once)
+        with shallow():
+            return yaml.load(text, _Once)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {error}") from None
     except RecursionError:

@@ -1,9 +1,13 @@
 """Messages about files: one line of printable text, whatever a file holds, at little cost."""
 
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from jaxmlip.system.borders import CheckpointError, brief, guard, in_lines, listed, one_line
+from jaxmlip.system.borders import CheckpointError, brief, guard, in_lines, listed, one_line, shallow
 
 DOUBLED = [1]
 for _ in range(60):
@@ -57,3 +61,38 @@ def test_mistakes_of_the_library_and_missing_files_pass_as_they_are(error):
     with pytest.raises(type(error)) as caught, guard("a.pt", CheckpointError, "Fetch it again."):
         raise error
     assert caught.value is error
+
+
+@pytest.fixture
+def raised_limit():
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)  # as symfc does when it is imported
+    yield
+    sys.setrecursionlimit(before)
+
+
+def test_what_is_nested_deeply_is_refused_though_another_package_raised_the_limit(raised_limit, tmp_path):
+    text = "[" * 10_000 + "]" * 10_000
+    with pytest.raises(CheckpointError, match="RecursionError"), guard(tmp_path, CheckpointError, ""):
+        json.loads(text)
+    assert sys.getrecursionlimit() == 100_000
+
+
+def test_the_limit_returns_when_the_last_thread_has_parsed(raised_limit):
+    def parsed(k):
+        with shallow():
+            return sys.getrecursionlimit() + len(json.loads(json.dumps(list(range(k)))))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(parsed, range(2000))) == [1000 + k for k in range(2000)]
+    assert sys.getrecursionlimit() == 100_000
+
+
+def test_who_calls_from_deeper_than_the_limit_may_still_parse(raised_limit):
+    def deep(n):
+        if n:
+            return deep(n - 1)
+        with shallow():
+            return json.loads("[1]")
+
+    assert deep(3000) == [1]

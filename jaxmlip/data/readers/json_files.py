@@ -24,6 +24,7 @@ from jaxmlip.data.readers.common import (
     structure_atoms,
 )
 from jaxmlip.data.readers.families import Label, is_isolated, note_look_alikes, weights_of
+from jaxmlip.system.borders import shallow
 
 
 def read_mptrj(path: Path, keys: Keys) -> Iterator[Frame]:
@@ -50,7 +51,12 @@ def read_chgnet(path: Path, keys: Keys) -> Iterator[Frame]:
     not have the same length; an empty list, or null, means that there is no label.
     """
     with open_bytes(path) as file:
-        columns = {name: its for name, its in _checked(json.load(file), str(path)).items() if its}
+        try:
+            with shallow():
+                found = json.load(file)
+        except RecursionError:
+            raise ValueError("it is nested too deeply, needed lists of structures and labels") from None
+    columns = {name: its for name, its in _checked(found, str(path)).items() if its}
     count = len(columns.get("structure", ()))
     lengths = {name: len(its) for name, its in columns.items() if isinstance(its, list)}
     if wrong := {name: n for name, n in lengths.items() if n != count}:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxmlip.crystals.atoms import as_atoms
 from jaxmlip.crystals.structures import Found, read_crystals
 from jaxmlip.data.readers.common import open_bytes
+from jaxmlip.system.borders import shallow
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -133,9 +134,9 @@ def _crystals_of(path: Path, limit: int | None) -> Iterator[Given]:
 def _documents(path: Path) -> dict[str, Any] | None:
     """Documents with structures of pymatgen by their ids; None for a file of another kind."""
     try:
-        with open_bytes(path) as file:
+        with open_bytes(path) as file, shallow():
             found = json.load(file)
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, RecursionError):
         return None  # the reader of crystals says what is wrong
     if isinstance(found, dict):
         if "lattice" in found or any(name in found for name in STRUCTURES):
