@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxmlip.system.borders import shallow
 from jaxmlip.system.files import check_file
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def read_crystals(path: Path, limit: int | None = None, skip_bad: bool = False) 
     if limit is not None and limit < 1:
         raise ValueError(f"found limit={limit}, needed a number from 1.")
     found: list[Atoms] = []
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said, shallow():
         warnings.simplefilter("always")
         try:
             found = _read_by_either(path, limit, skip_bad, found)

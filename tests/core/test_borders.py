@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from jaxmlip.crystals.structures import read_crystals
 from jaxmlip.system.borders import CheckpointError, brief, guard, in_lines, listed, one_line, shallow
 
 DOUBLED = [1]
@@ -75,6 +76,9 @@ def test_what_is_nested_deeply_is_refused_though_another_package_raised_the_limi
     text = "[" * 10_000 + "]" * 10_000
     with pytest.raises(CheckpointError, match="RecursionError"), guard(tmp_path, CheckpointError, ""):
         json.loads(text)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="maximum recursion"):
+        read_crystals(tmp_path / "a.json")
     assert sys.getrecursionlimit() == 100_000
 
 
