@@ -23,3 +23,6 @@ from jaxmlip.phonons.third import SecondOrder as SecondOrder
 from jaxmlip.phonons.third import ThirdOrder as ThirdOrder
 from jaxmlip.phonons.third import second_order as second_order
 from jaxmlip.phonons.third import third_order as third_order
+from jaxmlip.phonons.transport import Conductivity as Conductivity
+from jaxmlip.phonons.transport import ImaginaryModesError as ImaginaryModesError
+from jaxmlip.phonons.transport import conductivity as conductivity

@@ -33,15 +33,23 @@ Primitive = str | Sequence[Sequence[float]] | np.ndarray
 SAME_LENGTH = 1e-4  # Å; images of an atom that are as near as that are equally near
 
 
+PHONO3PY = (4, 8)  # the first version with linewidths that do not depend on the choice of eigenvectors
+
+
 def import_phono3py() -> Any:
-    """The module phono3py. Raises ImportError, with what to install, if it cannot be imported."""
+    """The module phono3py. Raises ImportError, with what to install, if it is missing or too old."""
+    install = "Install it with pip install 'jaxmlip[phono3py]'."
     try:
         import phono3py
     except ImportError as error:
         raise ImportError(
-            f"phono3py is needed for this and cannot be imported ({error}). Install it with "
-            "pip install 'jaxmlip[phono3py]'."
+            f"phono3py is needed for this and cannot be imported ({error}). {install}"
         ) from None
+    version = phono3py.__version__
+    if tuple(map(int, version.split(".")[:2])) < PHONO3PY:
+        raise ImportError(
+            f"found phono3py {version}, needed {'.'.join(map(str, PHONO3PY))} or newer. {install}"
+        )
     return phono3py
 
 

@@ -1,0 +1,301 @@
+"""Lattice thermal conductivity by phono3py, from the second- and third-order constants of a potential.
+
+phono3py (https://phonopy.github.io/phono3py) solves the Boltzmann equation in the relaxation-time
+approximation on a mesh of wave vectors, with tetrahedra, and Wigner's equation with its coherences
+(Simoncelli, Marzari and Mauri, Nat. Phys. 15, 809 (2019)). It is an extra of this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from ase.data import atomic_masses
+
+from jaxmlip.phonons.cells import Cells, import_phono3py
+from jaxmlip.phonons.phono3py_files import to_phono3py
+from jaxmlip.phonons.third import SecondOrder, ThirdOrder
+from jaxmlip.system.begun import changes, described
+from jaxmlip.system.files import write_whole, writing
+from jaxmlip.system.progress import paced
+
+if TYPE_CHECKING:
+    from phono3py import Phono3py
+
+Transport = Literal["wigner", "particles"]
+VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # xx, yy, zz, yz, xz, xy
+AT_REST = -0.01  # THz; acoustic frequencies at Γ down to it count as zero
+SAME_MASS = 3e-4  # relative; tables of masses differ by less, isotopes by more
+TOGETHER = 16  # wave vectors that are computed, and kept, at once
+BEGUN = "conductivity.json"
+
+
+class ImaginaryModesError(ValueError):
+    """A crystal has imaginary modes: energy falls along them, and phonons have no lifetimes.
+
+    `q_point` (3,), in reciprocal lattice units, and `thz` (negative) are those of the lowest.
+    """
+
+    def __init__(self, formula: str, q_point: np.ndarray, thz: float, wave_vectors: int, of: int):
+        self.q_point, self.thz = q_point, thz
+        where = " ".join(f"{x:.4g}" for x in q_point)
+        super().__init__(
+            f"found imaginary modes of {formula} at {wave_vectors} of {of} wave vectors of the mesh, the "
+            f"lowest {thz:.3g} THz at q = ({where}); needed frequencies above zero. Relax the crystal with "
+            "this potential first; if they stay, it is not stable in this cell: move its atoms along the "
+            "mode and relax again."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Modes:
+    """What phono3py computes at wave vectors, for all bands: Q wave vectors, B bands, T temperatures."""
+
+    q_points: np.ndarray  # (Q, 3), reciprocal lattice units, irreducible
+    weights: np.ndarray  # (Q,), the number of wave vectors that each stands for
+    thz: np.ndarray  # (Q, B)
+    velocities: np.ndarray  # (Q, B, 3), km/s
+    heat_capacities: np.ndarray  # (T, Q, B), eV/K
+    linewidths: np.ndarray  # (T, Q, B), THz: Γ of three phonons, half the width at half maximum
+    isotope_linewidths: np.ndarray  # (Q, B), THz
+    # (T, Q, B, 3, 3), W/m/K: a mode's conductivity, summed over the wave vectors that it stands for. Their
+    # sum over Q and B by that of the weights is the conductivity. A coherence of two modes is shared in the
+    # ratio of their heat capacities.
+    modes: np.ndarray
+    shared: np.ndarray  # (T, Q, B, 3, 3), W/m/K: what of `modes` is of coherences
+
+
+@dataclass(frozen=True, eq=False)
+class Conductivity(_Modes):
+    """Lattice thermal conductivity of a crystal, and what each mode has of it."""
+
+    cells: Cells
+    mesh: tuple[int, int, int]
+    temperatures: np.ndarray  # (T,), K
+    transport: Transport
+    isotopes: bool
+    boundary: float | None  # µm
+
+    @property
+    def particles(self) -> np.ndarray:
+        """The conductivity (T, 3, 3) of phonons as particles, W/m/K."""
+        return self.kappa - self.coherences
+
+    @property
+    def coherences(self) -> np.ndarray:
+        """The conductivity (T, 3, 3) of Wigner's coherences between bands, W/m/K."""
+        return self.shared.sum(axis=(1, 2)) / self.weights.sum()
+
+    @property
+    def kappa(self) -> np.ndarray:
+        """The whole conductivity (T, 3, 3), W/m/K."""
+        return self.modes.sum(axis=(1, 2)) / self.weights.sum()
+
+    @cached_property
+    def lifetimes(self) -> np.ndarray:
+        """1/(4πΓ) (T, Q, B) in ps, by phonons, isotopes and boundaries; infinite for modes without Γ."""
+        gamma = self.linewidths + self.isotope_linewidths
+        if self.boundary is not None:  # rate of a phonon that crosses the length: km/s / µm = 1e-3 THz
+            gamma = gamma + 1e-3 * self.speeds / self.boundary / (4 * np.pi)
+        with np.errstate(divide="ignore"):
+            return np.where(gamma > 0, 1 / (4 * np.pi * gamma), np.inf)
+
+    @property
+    def speeds(self) -> np.ndarray:
+        """The length (Q, B) of the group velocities, km/s."""
+        return np.linalg.norm(self.velocities, axis=-1)
+
+    @property
+    def mean_free_paths(self) -> np.ndarray:
+        """The way (T, Q, B) in nm that a phonon goes before it scatters."""
+        with np.errstate(invalid="ignore"):
+            return np.nan_to_num(self.lifetimes * self.speeds, nan=0.0, posinf=np.inf)
+
+
+def conductivity(
+    third: ThirdOrder,
+    second: SecondOrder,
+    *,
+    mesh: Sequence[int] | float = 100.0,
+    temperatures: Sequence[float] = (300.0,),
+    transport: Transport = "wigner",
+    isotopes: bool = True,
+    boundary: float | None = None,
+    path: str | Path | None = None,
+) -> Conductivity:
+    """The lattice thermal conductivity of the crystal that these constants are of, by phono3py.
+
+    `mesh` is the number of wave vectors along each reciprocal vector of the primitive cell, or phono3py's
+    length (Å), which chooses it. `temperatures` are in K. `transport` is "wigner", with coherences, or
+    "particles", the relaxation-time approximation alone. With `isotopes` natural isotopes scatter; an atom
+    whose mass is not its element's counts as one isotope. Phonons scatter at boundaries after `boundary` µm.
+    phono3py's linewidths by isotopes depend on the eigenvectors that it meets at equal frequencies: κ of Si
+    on 9 x 9 x 9 wave vectors is known to 0.02 %.
+    `path` names a folder in which finished wave vectors are kept: the same call goes on there.
+
+    Raises ImportError if phono3py is missing or too old, ImaginaryModesError, and ValueError if the constants
+    are of different crystals, the arguments make no sense, or `path` was begun with other ones.
+    """
+    _check(temperatures, transport, boundary)
+    ph3 = to_phono3py(third, second)
+    ph3.mesh_numbers = mesh
+    # Without them a linewidth depends on which eigenvectors of equal frequencies a library happens to return,
+    # and on how the mesh is cut into tetrahedra: κ of Si on 7 x 7 x 7 wave vectors by 0.2 %.
+    ph3.init_phph_interaction(symmetrize_tetrahedra=True, average_degenerate_weights=True)
+    ph3.run_phonon_solver()
+    points = _irreducible(ph3)
+    _check_stable(ph3, third.cells)
+    options = {
+        "temperatures": [float(t) for t in temperatures],
+        "transport_type": "SMM19" if transport == "wigner" else None,
+        "boundary_mfp": boundary,
+        "is_isotope": isotopes,
+        "mass_variances": mass_variances(third.cells).tolist() if isotopes else None,
+    }
+    whole = tuple(int(n) for n in ph3.mesh_numbers)
+    folder = None if path is None else _begun(Path(path), third, second, {"mesh": list(whole), **options})
+    parts = list(_computed(ph3, points, options, folder))
+    joined = {
+        f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=_AXES[f.name])
+        for f in fields(_Modes)
+    }
+    return Conductivity(
+        **joined,
+        cells=third.cells,
+        mesh=whole,
+        temperatures=np.array(options["temperatures"]),
+        transport=transport,
+        isotopes=isotopes,
+        boundary=boundary,
+    )
+
+
+# The axis of wave vectors.
+_AXES = dict.fromkeys(("heat_capacities", "linewidths", "modes", "shared"), 1)
+_AXES |= dict.fromkeys(("q_points", "weights", "thz", "velocities", "isotope_linewidths"), 0)
+
+
+def _check(temperatures: Sequence[float], transport: str, boundary: float | None) -> None:
+    if transport not in get_args(Transport):
+        raise ValueError(f"found transport={transport!r}, needed {' or '.join(get_args(Transport))}.")
+    t = np.asarray(temperatures, float)
+    if t.ndim != 1 or not t.size or not (np.isfinite(t) & (t > 0)).all():
+        raise ValueError(f"found temperatures={np.ravel(t).tolist()}, needed some above 0 K.")
+    if boundary is not None and not boundary > 0:
+        raise ValueError(f"found boundary={boundary}, needed a length above 0 µm, or None.")
+    import_phono3py()
+
+
+def mass_variances(cells: Cells) -> np.ndarray:
+    """Σ c (1 - m/m̄)² (n,) of the isotopes of each atom of the primitive cell, by natural abundance.
+
+    It is 0 for an atom whose mass is not that of its element: it is then taken as one isotope.
+    """
+    from phono3py.other.isotope import get_mass_variances
+
+    atoms = cells.primitive
+    natural = np.isclose(atoms.get_masses(), atomic_masses[atoms.numbers], rtol=SAME_MASS, atol=0)
+    return np.where(natural, get_mass_variances(symbols=atoms.get_chemical_symbols()), 0.0)
+
+
+def _irreducible(ph3: Phono3py) -> np.ndarray:
+    """The numbers of the irreducible wave vectors in phono3py's grid."""
+    from phonopy.phonon.grid import get_ir_grid_points
+
+    return ph3.grid.grg2bzg[get_ir_grid_points(ph3.grid)[0]]
+
+
+def _check_stable(ph3: Phono3py, cells: Cells) -> None:
+    """Raises ImaginaryModesError by the rule of arXiv:2408.00755: at Γ three acoustic modes may have
+    -0.01 THz, all else has frequencies from 0."""
+    thz, _, address = ph3.get_phonon_data()
+    lowest = np.where(np.all(address == 0, axis=1)[:, None] & (np.arange(thz.shape[1]) < 3), AT_REST, 0.0)
+    imaginary = (thz < lowest).any(axis=1)
+    if imaginary.any():
+        k = np.where(imaginary, thz.min(axis=1), np.inf).argmin()
+        q = address[k] / ph3.mesh_numbers
+        formula = cells.primitive.get_chemical_formula()
+        raise ImaginaryModesError(formula, q, float(thz[k].min()), int(imaginary.sum()), len(thz))
+
+
+def _begun(folder: Path, third: ThirdOrder, second: SecondOrder, settings: dict[str, Any]) -> Path:
+    """The folder, if what it holds was begun with the same constants and settings."""
+    digest = hashlib.sha256()
+    atoms = third.cells.primitive
+    for x in (third.fc3, second.fc2, atoms.cell.array, atoms.positions, atoms.numbers, atoms.get_masses()):
+        digest.update(np.ascontiguousarray(x).tobytes())
+    now = {"constants": digest.hexdigest()[:16], **settings}
+    record = folder / BEGUN
+    if record.exists() and (changed := changes(json.loads(record.read_text()), now)):
+        raise ValueError(
+            f"{folder} holds wave vectors of another calculation:\n  {described(changed)}\nGive another "
+            "folder, or remove that one."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(record, json.dumps(now) + "\n")
+    return folder
+
+
+def _computed(
+    ph3: Phono3py, points: np.ndarray, options: dict[str, Any], folder: Path | None
+) -> Iterator[_Modes]:
+    """The modes at these wave vectors in blocks, kept in `folder` and read from there."""
+    blocks = [points[k : k + TOGETHER] for k in range(0, len(points), TOGETHER)]
+    files = [None if folder is None else folder / f"wave-vectors-{block[0]}.npz" for block in blocks]
+    there = sum(len(block) for block, file in zip(blocks, files, strict=True) if file and file.exists())
+    with paced(len(points), there, "wave vectors") as show:
+        for block, file in zip(blocks, files, strict=True):
+            if file is not None and file.exists():
+                with np.load(file) as held:
+                    yield _Modes(**held)
+            else:
+                ph3.run_thermal_conductivity(grid_points=block, **options)
+                found = _modes(ph3.thermal_conductivity, options["transport_type"] is not None)
+                if file is not None:
+                    with writing(file) as draft, draft.open("wb") as opened:
+                        np.savez(opened, **{f.name: getattr(found, f.name) for f in fields(_Modes)})
+                there += len(block)
+                show(there, "")
+                yield found
+
+
+def _modes(found: Any, coherent: bool) -> _Modes:
+    """The results of phono3py's calculator, with one smearing, in this module's units."""
+    thz, capacity = found.frequencies, found.mode_heat_capacities
+    isotope = found.gamma_isotope
+    if coherent:
+        pairs = found.mode_kappa_matrix[0]  # (T, Q, B, B, 6)
+        own = np.einsum("tqssv->tqsv", pairs)
+        shared = shared_coherences(pairs, capacity)
+    else:
+        own = found.mode_kappa[0]
+        shared = np.zeros_like(own)
+    return _Modes(
+        q_points=found.qpoints,
+        weights=found.grid_weights,
+        thz=thz,
+        velocities=0.1 * found.group_velocities,  # from THz Å
+        heat_capacities=capacity,
+        linewidths=found.gamma[0],
+        isotope_linewidths=np.zeros_like(thz) if isotope is None else isotope[0],
+        modes=(own + shared)[..., VOIGT],
+        shared=shared[..., VOIGT],
+    )
+
+
+def shared_coherences(pairs: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """What each mode has of its coherences with others, (T, Q, B, 6), as arXiv:2408.00755 has it.
+
+    `pairs` (T, Q, B, B, 6) are conductivities of pairs of modes, whose diagonal is left out, `capacity`
+    (T, Q, B) heat capacities. Both of a pair have what it has together in the ratio of their capacities.
+    """
+    apart = pairs * ~np.eye(pairs.shape[2], dtype=bool)[:, :, None]
+    both = capacity[..., :, None] + capacity[..., None, :]
+    ratio = np.divide(capacity[..., :, None], both, out=np.full_like(both, 0.5), where=both > 0)
+    return ((apart + apart.swapaxes(2, 3)) * ratio[..., None]).sum(axis=3)
