@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -201,8 +201,8 @@ def write_dataset(
             f"found fractions={tuple(fractions)}, needed three for train, validation and test that "
             "add up to 1."
         )
-    with writing_folder(folder, last=MANIFEST) as partial:
-        conversion = _Conversion(partial, fractions, seed, skip_bad)
+    with writing_folder(folder, last=MANIFEST) as partial, tempfile.TemporaryFile(dir=partial) as spool:
+        conversion = _Conversion(partial, spool, fractions, seed, skip_bad)
         with _explained(conversion, folder, partial, crystals):
             with contextlib.closing(_made(track(crystals, "graphs"), cutoffs, processes)) as made:
                 for each in made:
@@ -250,14 +250,14 @@ def _explained(conversion: _Conversion, folder: Path, partial: Path, crystals: A
 class _Conversion:
     """Decides in which split each crystal goes, and counts crystals.
 
-    Until a third material comes, crystals wait in a file: their frames may have to be divided.
+    Until a third material comes, crystals wait in the file `spool`: their frames may have to be divided.
     """
 
-    def __init__(self, folder: Path, fractions: Sequence[float], seed: int, skip_bad: bool):
+    def __init__(self, folder: Path, spool: IO[bytes], fractions: Sequence[float], seed: int, skip_bad: bool):
         self.fractions, self.seed, self.skip_bad = fractions, seed, skip_bad
         self.writers = {name: _SplitWriter(folder, name) for name in SPLITS}
         self.first_materials: set[str] = set()
-        self.spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.spool = spool
         self.number = 0
         self.alone: list[_Alone] = []
         self.bad: list[str] = []

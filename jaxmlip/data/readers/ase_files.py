@@ -90,9 +90,10 @@ def read_trajectory(path: Path, keys: Keys) -> Iterator[Frame]:
             raise ValueError(
                 "it is not in ASE's current trajectory format; older formats hold pickles, which can run code"
             )
-    with TrajectoryReader(path) as frames:
-        for number, atoms in enumerate(frames):
-            yield partial(_of_atoms, atoms, keys, f"{path} frame {number}")
+        file.seek(0)
+        with TrajectoryReader(file) as frames:
+            for number, atoms in enumerate(frames):
+                yield partial(_of_atoms, atoms, keys, f"{path} frame {number}")
 
 
 def read_sqlite(path: Path, keys: Keys) -> Iterator[Frame]:
