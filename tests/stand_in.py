@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from ase import Atoms
 
-from jaxmlip.crystals.graph import from_atoms
+from jaxmlip.crystals.graph import Cutoffs, from_atoms
 
 
 class StandIn(ABC):
@@ -13,14 +13,14 @@ class StandIn(ABC):
 
     name = "stand-in"
     elements, params = tuple(range(1, 95)), {}
-    cutoff = 2.0  # Å
+    cutoffs = Cutoffs(2.0)  # Å
 
     @abstractmethod
     def predict_one(self, species: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> dict:
         """Energy (eV), forces (eV/Å) and stress (eV/Å³) of atomic numbers, positions (Å) and cell (Å)."""
 
     def graph(self, crystal: Atoms):
-        return from_atoms(crystal, self.cutoff)
+        return from_atoms(crystal, self.cutoffs)
 
     def predict(self, crystals):
         if isinstance(crystals, Atoms):

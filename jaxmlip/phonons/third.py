@@ -10,7 +10,7 @@ Hessian. So a column Φ(w, jb, ·) is a column of that Hessian, exact and withou
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -37,6 +37,7 @@ from jaxmlip.phonons.triplets import (
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from phonopy.structure.atoms import PhonopyAtoms
     from pymatgen.core import Structure
 
     from jaxmlip.potential import Potential
@@ -190,10 +191,7 @@ def third_order(
         raise ValueError(
             f"found path={str(path)!r} for method={method!r}, needed 'exact', which is kept there."
         )
-    if step is not None and (method == "exact" or not step > 0):
-        raise ValueError(
-            f"found step={step} for method={method!r}, needed a distance above 0 (Å), and none for 'exact'."
-        )
+    _check_step(method, step)
     step = STEPS.get(method) if step is None else step
     cells = Cells.of(crystal, supercell, primitive, symprec)
     group = cells.group(symprec) if symmetry else None
@@ -226,14 +224,26 @@ def second_order(
     supercell: Supercell,
     *,
     primitive: Primitive = "auto",
+    method: Literal["exact", "displaced"] = "exact",
+    step: float | None = None,
     symprec: float = SYMPREC,
     **options: Any,
 ) -> SecondOrder:
-    """Exact second-order force constants in the order of phonopy and phono3py, for `write_third_order`.
+    """Second-order force constants in the order of phonopy and phono3py, for `write_third_order`.
 
-    Arguments are those of `third_order`; `options` are those of `force_constants`, whose symmetry is used.
+    Arguments are those of `third_order`. `method` is "exact", second derivatives of the energy; or
+    "displaced", the displacements of `step` Å (default: 0.03) that phono3py has for second order, with forces
+    of the potential, made symmetric by phonopy. `options` are those of `force_constants`, whose symmetry is
+    used; "displaced" has none. Raises as `third_order` does.
     """
+    if method not in ("exact", "displaced"):
+        raise ValueError(f"found method={method!r}, needed 'exact' or 'displaced'.")
+    _check_step(method, step)
     cells = Cells.of(crystal, supercell, primitive, symprec)
+    if method == "displaced":
+        if options:
+            raise ValueError(f"found {next(iter(options))} for method='displaced', which has no such option.")
+        return _second_displaced(potential, cells, STEPS[method] if step is None else step, symprec)
     options = {"symmetry": True, **options}
     constants = force_constants(potential, cells.primitive, cells.matrix, symprec=symprec, **options)
     return SecondOrder.of(constants, cells)
@@ -256,16 +266,37 @@ def _displaced(potential: Potential, cells: Cells, step: float, symprec: float) 
     translation and permutation."""
     ph3 = cells.to_phono3py(symprec)
     ph3.generate_displacements(distance=step)
-    # Displacements are small; supercells that are left out by a cutoff would be None.
-    ph3.forces = np.array(
-        [p["forces"] for p in potential.predict(list(map(as_ase, ph3.supercells_with_displacements)))], float
-    )
+    # Supercells that are left out by a cutoff would be None.
+    ph3.forces = _forces(potential, ph3.supercells_with_displacements)
     ph3.produce_fc3(is_compact_fc=True)
     phi = np.array(ph3.fc3, float)
     how = f"phono3py's displacements of {step:g} Å, {len(ph3.forces)} supercells"
     checks = checked(phi, cells, symprec, bond=potential.cutoffs.bond)
     ph3.symmetrize_fc3()
     return ThirdOrder(cells, np.ascontiguousarray(ph3.fc3), how, checks)
+
+
+def _second_displaced(potential: Potential, cells: Cells, step: float, symprec: float) -> SecondOrder:
+    """What phonopy makes of forces at displacements along the vectors of the supercell, as phono3py has them
+    for second order."""
+    phonon = cells.to_phonopy(symprec)
+    phonon.generate_displacements(distance=step, is_plusminus="auto", is_diagonal=False)
+    phonon.forces = _forces(potential, phonon.supercells_with_displacements)
+    phonon.produce_force_constants(calculate_full_force_constants=False)
+    phonon.symmetrize_force_constants()
+    return SecondOrder(cells, np.ascontiguousarray(phonon.force_constants, float))
+
+
+def _forces(potential: Potential, supercells: Iterable[PhonopyAtoms]) -> np.ndarray:
+    """Forces (supercells, N, 3) in eV/Å."""
+    return np.array([p["forces"] for p in potential.predict(list(map(as_ase, supercells)))], float)
+
+
+def _check_step(method: str, step: float | None) -> None:
+    if step is not None and (method == "exact" or not step > 0):
+        raise ValueError(
+            f"found step={step} for method={method!r}, needed a distance above 0 (Å), and none for 'exact'."
+        )
 
 
 def _rows(chosen: Plan, columns: Columns, N: int) -> Mapping[Column, np.ndarray]:

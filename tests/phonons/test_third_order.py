@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.build import bulk
 from crystals import rutile
 from embedded import third_derivatives
+from stand_in import Morse
 
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.hessian import hessian_columns
@@ -22,6 +23,7 @@ from jaxmlip.phonons.phono3py_files import (
     to_phono3py,
     write_third_order,
 )
+from jaxmlip.phonons.phonopy_files import as_ase
 from jaxmlip.phonons.third import (
     SecondOrder,
     SmallSupercellWarning,
@@ -169,6 +171,31 @@ def test_phono3py_approaches_the_exact_constants_with_the_square_of_its_displace
         off.append(np.abs(found.fc3 - blende.fc3).max())
     assert off[0] < 0.02 * blende.checks.largest
     assert np.log2(off[1] / off[0]) == pytest.approx(2, abs=0.2)
+
+
+def test_displaced_second_order_is_what_phono3py_makes_of_the_displacements_in_its_larger_supercell():
+    pytest.importorskip("phono3py")
+    morse = Morse("Morse")
+    found = second_order(morse, BLENDE, (2, 2, 1), method="displaced", step=0.02)
+    ph3 = Cells.of(BLENDE, (1, 1, 1)).to_phono3py(phonon_supercell_matrix=np.diag((2, 2, 1)))
+    ph3.generate_displacements(distance=0.02)
+    moved = [as_ase(cell) for cell in ph3.phonon_supercells_with_displacements]
+    ph3.phonon_forces = np.array([p["forces"] for p in morse.predict(moved)])
+    ph3.produce_fc2()
+    ph3.symmetrize_fc2()
+    assert np.abs(ph3.fc2).max() > 1
+    np.testing.assert_allclose(found.fc2, ph3.fc2, rtol=0, atol=1e-10)
+
+
+def test_second_order_says_which_methods_and_steps_there_are():
+    for options, words in (
+        ({"method": "guessed"}, "'guessed', needed 'exact' or 'displaced'"),
+        ({"step": 0.01}, r"step=0\.01 for method='exact'"),
+        ({"method": "displaced", "step": -0.01}, r"step=-0\.01"),
+        ({"method": "displaced", "block_size": 2}, "block_size for method='displaced'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            second_order(Morse("Morse"), BLENDE, (1, 1, 1), **options)
 
 
 def hand_made(name: str = "diamond") -> ThirdOrder:
