@@ -40,7 +40,6 @@ from jaxmlip.system.tables import Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from jaxmlip.phonons.modes import Modes
     from jaxmlip.potential import Potential
     from jaxmlip.studies.phonondb import Material
 
@@ -118,7 +117,7 @@ def phonons(
             )
         accuracy = (settings.displacement, settings.tolerance)
         row, modes, displaced = spectra_of(potential, material, jobs[key], *accuracy)
-        same, weights = representatives(modes, material), material.modes.weights
+        same, weights = material.modes.representatives(modes.mesh), material.modes.weights
         for measure, thz in zip(NAMES, (modes.frequencies, displaced), strict=True):
             square = ((thz[same] - material.modes.thz) ** 2).mean(axis=1)
             row[measure]["rms_difference"] = float(np.sqrt(np.average(square, weights=weights)))
@@ -144,19 +143,6 @@ def relaxed(
         keys[key].id: Atoms(keys[key].atoms.numbers, cell=x["cell"], scaled_positions=x["scaled"], pbc=True)
         for key, x in study.done(keys).items()
     }
-
-
-def representatives(modes: Modes, material: Material) -> np.ndarray:
-    """The wave vector of `modes` equivalent to each of DFT's. Raises ValueError if stars differ."""
-    shape, dft = np.array(material.mesh), material.modes
-    index = np.rint(dft.q_points * shape).astype(int) % shape
-    found = modes.mesh.representative[np.ravel_multi_index(tuple(index.T), material.mesh)]
-    if not np.array_equal(np.bincount(found, dft.weights, len(modes.mesh.weights)), modes.mesh.weights):
-        raise ValueError(
-            f"the wave vectors and weights of {material.id} ({material.formula}) differ from the mesh "
-            f"{material.mesh} reduced by the symmetry of its cell. Check that both are of the same material."
-        )
-    return found
 
 
 def of_cell(rows: Rows, cell: str) -> list[Mapping[str, Any]]:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.crystals.symmetry import Mesh
+
 STRUCTURES = {225: "rocksalt", 216: "zincblende", 186: "wurtzite"}  # by space group
 ANIONS = {14: "carbide", 15: "pnictide", 16: "chalcogenide", 17: "halide"}  # by group, below oxygen
 STRUCTURES_FILE, FREQUENCIES_FILE = "phononDB-PBE-structures.extxyz", "kappas_phononDB_PBE_noNAC.json.gz"
+ON_MESH = 1e-3  # steps of a mesh; wave vectors are kept with ten digits
 SOURCE = {
     "data": "phononDB-PBE, A. Togo: harmonic frequencies of VASP force constants (PBE), without the "
     "non-analytical correction",
@@ -52,6 +57,26 @@ class MeshModes:
     q_points: np.ndarray  # (q, 3), reciprocal lattice units
     weights: np.ndarray  # (q,), the number of wave vectors that each stands for
     thz: np.ndarray  # (q, branches), ascending; imaginary ones are negative
+
+    def representatives(self, mesh: Mesh) -> np.ndarray:
+        """The irreducible point of `mesh` that each wave vector (q,) is equivalent to.
+
+        Raises ValueError if they are not on that mesh, or do not stand for the same numbers of its points.
+        """
+        steps = self.q_points * mesh.shape
+        off = np.abs(steps - np.rint(steps)).max()
+        if off > ON_MESH:
+            raise ValueError(
+                f"found a wave vector that is {off:.2g} steps off the mesh {mesh.shape}, needed points of it."
+            )
+        index = np.rint(steps).astype(int) % mesh.shape
+        found = mesh.representative[np.ravel_multi_index(tuple(index.T), mesh.shape)]
+        if not np.array_equal(np.bincount(found, self.weights, len(mesh.weights)), mesh.weights):
+            raise ValueError(
+                f"the {len(self.weights)} wave vectors and their weights differ from the mesh {mesh.shape} "
+                f"reduced by symmetry, which has {len(mesh.weights)}. Check that both are of one crystal."
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -101,6 +126,14 @@ def read_phonondb(folder: str | Path) -> list[Material]:
 
     Raises FileNotFoundError if a file is missing, and ValueError if the two files do not agree.
     """
+    return [material_of(crystal, row) for crystal, row in read_rows(folder)]
+
+
+def read_rows(folder: str | Path) -> Iterator[tuple[Atoms, dict[str, Any]]]:
+    """Each crystal of these files, its unit cell, with the entries of the file of frequencies on it.
+
+    Raises as `read_phonondb` does.
+    """
     folder = Path(folder)
     if not (folder / STRUCTURES_FILE).is_file() and (folder / "phonondb_PBE_103").is_dir():
         folder = folder / "phonondb_PBE_103"
@@ -122,29 +155,30 @@ def read_phonondb(folder: str | Path) -> list[Material]:
             f"{', '.join(unmatched[:5])}{' …' * (len(unmatched) > 5)} are in only one of them. Take both "
             "from the same commit."
         )
-    found = []
     for crystal in crystals:
         k = index[crystal.info["mp_id"]]
-        thz, weights = np.array(columns["frequencies"][k]), np.array(columns["weights"][k])
-        primitive = primitive_cell(crystal, crystal.info.get("primitive_matrix"))
-        if thz.shape != (len(weights), 3 * len(primitive)) or weights.sum() != np.prod(columns["q_mesh"][k]):
-            raise ValueError(
-                f"{crystal.info['mp_id']} ({crystal.info['name']}) has frequencies of shape {thz.shape} and "
-                f"weights that add up to {weights.sum()}; needed {3 * len(primitive)} branches, and weights "
-                f"for a mesh of {columns['q_mesh'][k]}. Take both files from the same commit."
-            )
-        found.append(
-            Material(
-                id=crystal.info["mp_id"],
-                formula=crystal.info["name"],
-                structure=STRUCTURES[int(crystal.info["symm.no"])],
-                atoms=primitive,
-                mesh=tuple(columns["q_mesh"][k]),
-                dft=Spectrum.of(thz, weights),
-                modes=MeshModes(np.array(columns["qpoints"][k]), weights, np.sort(thz, axis=1)),
-            )
+        yield crystal, {name: column[k] for name, column in columns.items()}
+
+
+def material_of(crystal: Atoms, row: dict[str, Any]) -> Material:
+    """A material of `read_rows`. Raises ValueError if crystal and row do not agree."""
+    thz, weights = np.array(row["frequencies"]), np.array(row["weights"])
+    primitive = primitive_cell(crystal, crystal.info.get("primitive_matrix"))
+    if thz.shape != (len(weights), 3 * len(primitive)) or weights.sum() != np.prod(row["q_mesh"]):
+        raise ValueError(
+            f"{crystal.info['mp_id']} ({crystal.info['name']}) has frequencies of shape {thz.shape} and "
+            f"weights that add up to {weights.sum()}; needed {3 * len(primitive)} branches, and weights "
+            f"for a mesh of {row['q_mesh']}. Take both files from the same commit."
         )
-    return found
+    return Material(
+        id=crystal.info["mp_id"],
+        formula=crystal.info["name"],
+        structure=STRUCTURES[int(crystal.info["symm.no"])],
+        atoms=primitive,
+        mesh=tuple(row["q_mesh"]),
+        dft=Spectrum.of(thz, weights),
+        modes=MeshModes(np.array(row["qpoints"]), weights, np.sort(thz, axis=1)),
+    )
 
 
 def primitive_cell(crystal: Atoms, matrix: np.ndarray | None) -> Atoms:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,11 @@ from PIL import Image
 from rich.console import Console
 from small_studies.softening import FREQUENCY, MESH, write_phonondb
 
-from experiments.softening.phonons import CELLS, representatives
+from experiments.softening.phonons import CELLS
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.phonons.lattice import mesh_modes
-from jaxmlip.phonons.modes import Modes
 from jaxmlip.studies.phonondb import (
     STRUCTURES_FILE,
     Material,
@@ -274,10 +274,10 @@ def test_every_wave_vector_of_dft_finds_its_star_and_other_weights_are_refused()
     atoms = bulk("ZnS", "zincblende", 5.2)
     mesh = reduced_mesh(MESH, space_group(atoms))
     other = mesh.q_points[::-1] @ space_group(atoms).inverse[7]  # another member of each star, upside down
-    modes = Modes(atoms, mesh.q_points, None, None, None, 0, 0, "exact", mesh=mesh)
     dft = MeshModes(other, mesh.weights[::-1], None)
-    material = Material("mp-1", "ZnS", "zincblende", atoms, MESH, None, dft)
-    np.testing.assert_array_equal(representatives(modes, material), np.arange(len(other))[::-1])
+    np.testing.assert_array_equal(dft.representatives(mesh), np.arange(len(other))[::-1])
     wrong = replace(dft, weights=mesh.weights)
-    with pytest.raises(ValueError, match=r"weights of mp-1 \(ZnS\) differ from the mesh"):
-        representatives(modes, replace(material, modes=wrong))
+    with pytest.raises(ValueError, match=rf"weights differ from the mesh {re.escape(str(MESH))}"):
+        wrong.representatives(mesh)
+    with pytest.raises(ValueError, match=r"0\.2 steps off the mesh"):
+        replace(dft, q_points=other + 0.1).representatives(mesh)
