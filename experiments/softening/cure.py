@@ -194,6 +194,8 @@ def cured(
             validation=given[:out],
             shape=shape,
         )
+    if method != AS_PUBLISHED:
+        tuned.save(folder / "model")  # for --model of other studies
     return in_families(tuned, material, held_out)
 
 

@@ -113,20 +113,44 @@ class Study:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         path = self.folder / ROWS
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        if lines[-1]:  # half a line, left by a kill
+        found, rest = _lines(path)
+        if rest:  # half a line, left by a kill
             with writing(path) as draft:
-                draft.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
-        found = [json.loads(line) for line in lines[:-1]]
+                draft.write_bytes(path.read_bytes()[: -len(rest)])
         self.spent = sum(x["seconds"] for x in found)
         return {x["key"]: x["row"] for x in found}
 
+    def join(self, folders: Iterable[Path]) -> None:
+        """Stores the rows of the same study in other folders, such as those of its shards; own ones stay.
+
+        Raises StudyError, before it stores any, if a folder holds none, or rows of other settings, weights or
+        models.
+        """
+        fixed, several = {k: v for k, v in self.settings.items() if k not in self.free}, []
+        for folder in map(Path, folders):
+            if not (folder / BEGUN).is_file():
+                raise StudyError(f"{folder} has no {BEGUN}; needed a folder of this study, to join its rows.")
+            begun = json.loads((folder / BEGUN).read_text())
+            differ = _differences(begun, self.name, fixed, self.weights)
+            differ += [f"{model}: only there" for model in begun["weights"] if model not in self.weights]
+            if differ:
+                raise StudyError(
+                    f"{folder} holds rows that do not belong to this study ({'; '.join(differ)}). Join "
+                    "folders of the same settings, weights and models."
+                )
+            several.append(_lines(folder / ROWS)[0])
+        for x in (x for found in several for x in found):
+            if x["key"] not in self.rows:
+                self._store(x["key"], x["row"], x["seconds"])
+
     def keep(self, key: str, row: Mapping[str, Any]) -> None:
         """Stores one row, on disk too."""
-        row = json.loads(json.dumps(plain(row)))
         seconds, self.last = time.perf_counter() - self.last, time.perf_counter()
+        self._store(key, json.loads(json.dumps(plain(row))), round(seconds, 3))
+
+    def _store(self, key: str, row: dict[str, Any], seconds: float) -> None:
         with (self.folder / ROWS).open("a") as file:
-            file.write(json.dumps({"key": key, "row": row, "seconds": round(seconds, 3)}) + "\n")
+            file.write(json.dumps({"key": key, "row": row, "seconds": seconds}) + "\n")
         self.spent += seconds
         self.rows[key] = row
 
@@ -302,11 +326,7 @@ def check_begun(
     path, kept = folder / BEGUN, dict(weights)
     if path.exists():
         begun = json.loads(path.read_text())
-        were = begun["settings"] | {"experiment": begun["experiment"]} | begun["weights"]
-        now = {**settings, "experiment": experiment, **weights}
-        differ = [f"{k}: {were[k]} there, {now[k]} here" for k in now if k in were and were[k] != now[k]]
-        differ += [f"{k}: only here" for k in settings if k not in begun["settings"]]
-        if differ:
+        if differ := _differences(begun, experiment, settings, weights):
             raise StudyError(
                 f"{folder} holds rows of other settings or weights ({'; '.join(differ)}). Give "
                 "another --out, or remove that folder."
@@ -314,6 +334,22 @@ def check_begun(
         kept = begun["weights"] | kept
     begun = {"experiment": experiment, "settings": settings, "weights": kept}
     write_whole(path, json.dumps(begun, indent=1) + "\n")
+
+
+def _differences(
+    begun: Mapping[str, Any], experiment: str, settings: Mapping[str, Any], weights: Mapping[str, str]
+) -> list[str]:
+    """What a folder was begun with, and is something else here."""
+    were = begun["settings"] | {"experiment": begun["experiment"]} | begun["weights"]
+    now = {**settings, "experiment": experiment, **weights}
+    differ = [f"{k}: {were[k]} there, {now[k]} here" for k in now if k in were and were[k] != now[k]]
+    return differ + [f"{k}: only here" for k in settings if k not in begun["settings"]]
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], bytes]:
+    """The lines of a file of rows, and the part of a line at its end, if a kill left one."""
+    *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return [json.loads(line) for line in lines], rest
 
 
 def fingerprint(potential: Potential) -> str:

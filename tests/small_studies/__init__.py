@@ -22,7 +22,7 @@ import pytest
 from experiments.training.networks import small
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.training.run import run_training
-from small_studies import softening, transfer
+from small_studies import conductivity, softening, transfer
 
 
 def nothing(patch: pytest.MonkeyPatch) -> None:
@@ -158,6 +158,14 @@ TABLE = {
         ({"methods": ("magic",)}, "'magic', needed some of least squares"),
         ("mlearn/Si.extxyz.gz", MLEARN, {}),
         other={"epochs": 2},
+    ),
+    "conductivity": Experiment(
+        conductivity.conductivities,
+        ({"methods": ("magic",)}, "'magic', needed some of displaced, exact"),
+        ("phonondb_PBE_103", "MPA2suite/k_SRME", {}),
+        other={"step": 0.02},
+        small=conductivity.small,
+        times=("seconds",),
     ),
     "transfer.energy_references": Experiment(
         transfer.energy_references,

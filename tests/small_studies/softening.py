@@ -325,8 +325,11 @@ def force_constants(root: Path, model: str = SHORT) -> dict:
     return {"model": (name,), "data": root / "data", "runs": ("NaCl",), "silicon": False}
 
 
-def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None) -> None:
-    """The two files of the reference; `stars`: wave vectors and weights, by default made up."""
+def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None, **more: list) -> None:
+    """The two files of the reference; `stars`: wave vectors and weights, by default made up.
+
+    `more` are further columns.
+    """
     stars = stars or [([[0, 0, 0], [0.5, 0, 0]], [1, 1])] * len(crystals)
     folder.mkdir(parents=True, exist_ok=True)
     ase.io.write(folder / STRUCTURES_FILE, crystals)
@@ -337,6 +340,7 @@ def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None) -> N
         "weights": [np.asarray(weights).tolist() for _, weights in stars],
         "qpoints": [np.asarray(q).tolist() for q, _ in stars],
         "q_mesh": [list(mesh)] * len(crystals),
+        **more,
     }
     with gzip.open(folder / FREQUENCIES_FILE, "wt") as file:
         json.dump({name: dict(zip(keys, column, strict=True)) for name, column in columns.items()}, file)

@@ -202,11 +202,13 @@ def test_a_second_run_computes_nothing_and_says_the_same(name, ran, again):
 
 
 # Counts, ratios and the like. Whatever else is a number has a unit: in its column, the title or its line.
-UNIT = re.compile(r"/ ?(eV|meV|Å|GPa|THz|J/m²|s\b|mJ|µ|%|1/|MeV|kJ)|\((eV|meV|Å|GPa|THz|μB)|1/s|crystals/s")
+UNIT = re.compile(
+    r"/ ?(eV|meV|Å|GPa|THz|J/m²|W/m/K|s\b|mJ|µ|%|1/|MeV|kJ)|\((eV|meV|Å|GPa|THz|μB)|1/s|crystals/s"
+)
 BARE = re.compile(
     r"slope|ratio|share|r²|ρ|number|model / DFT|model / PBE|fraction|Deming|median|frames|materials|steps|"
     r"minutes|parameters|of the RMS force|exponent|crystals|FLOP|norm|explained|1 - cMAE|atoms|ω_|rank|"
-    r"inverse|shrinkage|Σ model / Σ DFT",
+    r"inverse|shrinkage|Σ model / Σ DFT|SRME",
     re.IGNORECASE,
 )
 
