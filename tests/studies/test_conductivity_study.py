@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import small_studies.softening
 from ase.build import bulk
+from conftest import SHORT, small_potential
 from small_studies import Ran, go
 from small_studies.conductivity import MESH, SOFTER
 from small_studies.softening import OWN, SOFT, STAND_INS
 
-from experiments.conductivity import refused, relaxed
+from experiments.conductivity import conducted, refused, relaxed
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, MeshModes
 from jaxmlip.studies.srme import ModeConductivity, drawn, imaginary, read_references, srme
@@ -230,3 +231,17 @@ def test_modes_that_do_not_add_up_are_refused(ran, tmp_path):
         json.dump(columns, f)
     with pytest.raises(ValueError, match=r"the modes of Cu \(mp-0\) add up to .* its conductivity is"):
         read_references(tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_exact_constants_and_small_displacements_have_the_same_conductivity(ran):
+    (salt,) = (r for r in read_references(ran("conductivity").settings.data) if r.material.id == "mp-1")
+    rest = {"cell": salt.unit.cell.array, "space_group": 225, "volume_ratio": 1.0}
+    rest["scaled"] = salt.unit.get_scaled_positions()
+    network = small_potential(SHORT)  # with random parameters, but stable in this crystal
+    exact, displaced = (conducted(network, salt, rest, how, 1e-3) for how in ("exact", "displaced"))
+    assert exact["spectrum"] == pytest.approx(displaced["spectrum"], rel=1e-3, abs=1e-4)
+    assert exact["kappa"] == pytest.approx(displaced["kappa"], rel=0.05)
+    assert exact["srme"] == pytest.approx(displaced["srme"], abs=0.05)
+    assert exact["kappa"] != displaced["kappa"]
+    assert exact["third"]["permutation"] < 1e-9 < displaced["third"]["permutation"]
