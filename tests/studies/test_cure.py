@@ -6,6 +6,8 @@ import pytest
 from small_studies import Ran, go
 from small_studies.softening import STIFFER
 
+import jaxmlip
+
 
 @pytest.mark.one_model
 @pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
@@ -20,6 +22,8 @@ def test_one_frame_gives_the_factor_that_the_forces_lack_and_with_it_every_famil
     assert cured["surfaces"]["mae"] < 0.05 * soft["surfaces"]["mae"]
     assert "in other families" in done.text
     assert {p.suffix for p in done.out.iterdir() if p.is_file()} == {".json", ".jsonl", ".md", ".png"}
+    (left,) = (done.out / "runs").iterdir()
+    assert float(jaxmlip.load(left / "model").params["scale"]) == pytest.approx(STIFFER, rel=2e-3)
 
 
 def test_training_the_readout_for_a_moment_moves_the_slope(ran, tmp_path):
