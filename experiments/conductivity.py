@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
-from experiments.conductivity_results import METHODS, figures, findings, tables
+from experiments.conductivity_results import METHODS, figures, findings, softness_table, tables
 from experiments.datasets import data_file
 from jaxmlip.cli.screen import shard_of
 from jaxmlip.crystals.symmetry import symmetry_dataset
@@ -83,10 +83,11 @@ def main(settings: Settings) -> None:
     at_least(0, cubic=settings.cubic, wurtzite=settings.wurtzite)
     part, parts = shard_of(settings.shard)
     folder = data_file(settings.data, FOLDER)
-    chosen = drawn(read_references(folder), settings.seed, settings.cubic, settings.wurtzite)
+    references, every = read_references(folder), read_published(folder)
+    chosen = drawn(references, settings.seed, settings.cubic, settings.wurtzite)
     models = settings.model or DEFAULTS
     # A folder may hold a model trained further under the name of a published one.
-    published = {name: run for name, run in read_published(folder).items() if name in models}
+    published = {name: run for name, run in every.items() if name in models}
     potentials = load_models(models, settings.dtype)
     study = Study("conductivity", settings, potentials, CHOICES)
     study.join(settings.join)
@@ -97,7 +98,9 @@ def main(settings: Settings) -> None:
         conduct(study, settings, label, dict(list(known.items())[part::parts]))
         keys = [f"{label} | {name} | {method}" for method in settings.methods for name in known]
         found[label] = list(study.done(keys).values())
-    study.write(tables(found, published), figures(found, published), findings(found, published))
+    softness = softness_table(every, {r.material.id: r.dft.kappa for r in references})
+    shown = [*tables(found, published), softness] if any(found.values()) else []
+    study.write(shown, figures(found, published), findings(found, published))
 
 
 def conduct(study: Study, settings: Settings, label: str, materials: dict[str, Reference]) -> None:

@@ -32,6 +32,7 @@ WORST = 2.0  # of a material without a conductivity
 TEMPERATURE = 300.0  # K
 SAME_SUM = 1e-6  # relative; between a conductivity and the sum of its modes
 ANALYSIS_FILE = "matbench_discovery_kappa-103-analysis.jsonl"
+LEVELS = 17  # quantiles of the frequencies of a material in that file
 PUBLISHED_AS = {  # names in that file of models of this library
     "chgnet-0.3.0": "chgnet-0.3.0",
     "m3gnet-mp-2021.2.8": "m3gnet",
@@ -190,21 +191,35 @@ class Published(NamedTuple):
 
     kappa: float | None  # W/m/K; None where it was refused
     srme: float
+    mean_ratio: float | None  # of the mean of LEVELS quantiles of all frequencies, model / DFT
 
 
 def read_published(folder: str | Path) -> dict[str, dict[str, Published]]:
-    """Published results by model, with this library's names, and by the id of the material.
+    """Published results by model and by the id of the material.
 
-    They are in a file of Matbench Discovery's; without it there are none.
+    Models that this library has are under its names, others under those of Matbench Discovery. They are in a
+    file of Matbench Discovery's; without it there are none. Raises ValueError if it has another layout.
     """
     path = Path(folder) / ANALYSIS_FILE
     if not path.is_file():
         return {}
     first, *models = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    ids, found = first["_base"]["material_ids"], {}
-    for name, key in PUBLISHED_AS.items():
-        for model in models:
-            if model["key"] == key:
-                values = zip(ids, model["kappa_ml"], model["srme"], strict=True)
-                found[name] = {mp_id: Published(kappa, error) for mp_id, kappa, error in values}
+    ids, names = first["_base"]["material_ids"], {key: name for name, key in PUBLISHED_AS.items()}
+    found = {}
+    for model in models:
+        columns = zip(ids, model["kappa_ml"], model["srme"], _mean_ratios(model), strict=True)
+        found[names.get(model["key"], model["key"])] = {mp_id: Published(*rest) for mp_id, *rest in columns}
     return found
+
+
+def _mean_ratios(model: dict[str, Any]) -> list[float | None]:
+    """The ratios of materials with frequencies; the file has quantiles of these alone, one after another."""
+    known = [distance is not None for distance in model["freq_w1"]]
+    dft, its = (np.maximum(model["freq_pairs"][side], 0.0) for side in ("dft", "ml"))
+    if not len(dft) == len(its) == LEVELS * sum(known):
+        raise ValueError(
+            f"{ANALYSIS_FILE} has {len(its)} frequencies of {model['key']}, needed {LEVELS} for each of "
+            f"{sum(known)} materials. Take the file of the commit that the data are of."
+        )
+    ratios = iter((its.reshape(-1, LEVELS).mean(axis=1) / dft.reshape(-1, LEVELS).mean(axis=1)).tolist())
+    return [next(ratios) if there else None for there in known]

@@ -15,7 +15,7 @@ from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.phonons.third import second_order, third_order
 from jaxmlip.phonons.transport import conductivity
-from jaxmlip.studies.srme import ANALYSIS_FILE, ModeConductivity
+from jaxmlip.studies.srme import ANALYSIS_FILE, LEVELS, ModeConductivity
 from small_studies.softening import OWN, SOFT, STAND_INS, write_phonondb
 
 SOFTER = 0.75  # the energies of SOFT over those of OWN
@@ -76,6 +76,9 @@ def conductivities(root: Path, model: str = SOFT) -> dict:
         temperatures=[[300.0]] * 2,
     )
     published = {"key": "as soft", "kappa_ml": [SOFTER**1.5 * modes[0].kappa, None], "srme": [0.9, 2.0]}
+    quantiles = np.linspace(0, 6, LEVELS)
+    published |= {"freq_w1": [0.5, None]}
+    published |= {"freq_pairs": {"dft": quantiles.tolist(), "ml": (SOFTER**0.5 * quantiles).tolist()}}
     lines = [{"_base": {"material_ids": ["mp-0", "mp-1"]}}, published]
     (folder / ANALYSIS_FILE).write_text("\n".join(map(json.dumps, lines)))
     return {"model": (model,), "data": root / "data", "methods": ("displaced",)}

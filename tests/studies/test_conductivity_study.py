@@ -18,7 +18,15 @@ from small_studies.softening import OWN, SOFT, STAND_INS
 from experiments.conductivity import conducted, refused, relaxed
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE, MeshModes
-from jaxmlip.studies.srme import ModeConductivity, drawn, imaginary, read_references, srme
+from jaxmlip.studies.srme import (
+    ANALYSIS_FILE,
+    ModeConductivity,
+    drawn,
+    imaginary,
+    read_published,
+    read_references,
+    srme,
+)
 from jaxmlip.studies.study import StudyError
 
 ATOMS = bulk("ZnS", "zincblende", 5.2)
@@ -144,7 +152,7 @@ def test_what_is_unstable_has_no_conductivity_an_srme_of_2_and_its_reason(ran):
 
 def test_tables_put_the_published_run_beside_and_count_what_agrees(ran):
     done = ran("conductivity")
-    summary, agreement, materials = done.record["tables"]
+    summary, agreement, materials, softness = done.record["tables"]
     copper = by_id(done)["mp-0"]
     (line,) = summary["rows"]
     line = dict(zip(summary["columns"], line, strict=True))
@@ -164,6 +172,22 @@ def test_tables_put_the_published_run_beside_and_count_what_agrees(ran):
         "at most / %": pytest.approx(100 * off),
     }
     assert [row[0] for row in materials["rows"]] == ["Cu, rocksalt (mp-0)", "NaCl, rocksalt (mp-1)"]
+    (line,) = softness["rows"]
+    line = dict(zip(softness["columns"], line, strict=True))
+    assert (line["published run"], line["materials"], line["refused"]) == (SOFT, 2, 1)
+    assert line["κ_SRME"] == pytest.approx(1.45)
+    assert line["median ω_mean, model / DFT"]["value"] == pytest.approx(SOFTER**0.5)
+    assert line["median κ / ω_mean³, model / DFT"]["value"] == pytest.approx(1)
+
+
+def test_published_runs_of_another_layout_are_refused_and_without_the_file_there_are_none(ran, tmp_path):
+    folder = ran("conductivity").settings.data / "phonondb_PBE_103"
+    first, model = map(json.loads, (folder / ANALYSIS_FILE).read_text().splitlines())
+    assert read_published(tmp_path) == {}
+    model["freq_w1"] = [0.5, 0.5]
+    (tmp_path / ANALYSIS_FILE).write_text("\n".join(map(json.dumps, (first, model))))
+    with pytest.raises(ValueError, match="has 17 frequencies of as soft, needed 17 for each of 2 materials"):
+        read_published(tmp_path)
 
 
 def test_a_model_in_a_folder_is_not_taken_for_the_published_one_of_its_name(ran, tmp_path, monkeypatch):
