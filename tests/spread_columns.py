@@ -53,26 +53,32 @@ QUANTITIES = {
 }
 FEW = ("hessian", "dynamical matrices")
 HELD = 10**8  # bytes that the process is taken to hold
+
+
+def every_column(response: Response) -> np.ndarray:
+    return np.concatenate([rows for _, rows in response.columns(np.arange(3 * response.atoms))])
+
+
 DIVIDED = {
-    "Hessian of divided bonds": lambda response: np.concatenate(
-        [rows for _, rows in response.columns(np.arange(3 * response.atoms))]
-    ),
+    "Hessian of divided bonds": every_column,
     "waves of divided bonds": lambda response: bloch.matrices(response, Q),
 }
+DIVIDED_THIRD = {"third derivatives of divided bonds": every_column}
 
 
 def third_derivatives(potential, atoms) -> np.ndarray:
     """Those along two displacements."""
-    response, columns = Response(potential, atoms), np.arange(3 * len(atoms))
-    each = (response.turned(w).columns(columns) for w in np.random.default_rng(0).normal(size=(2, 3, 3)))
-    return np.array([np.concatenate([rows for _, rows in its]) for its in each])
+    response = Response(potential, atoms)
+    return np.array(
+        [every_column(response.turned(w)) for w in np.random.default_rng(0).normal(size=(2, 3, 3))]
+    )
 
 
-def divided(potential, atoms) -> Response:
+def divided(potential, atoms, along=None) -> Response:
     """With a memory limit that the whole linear map does not meet on any of several devices."""
-    kept = Response(replace(potential, mesh=None), atoms, shape=batching.exact_shape).kept
+    kept = Response(replace(potential, mesh=None), atoms, shape=batching.exact_shape, along=along).kept
     limit = HELD + 1.5 * kept * len(jax.local_devices())
-    response = Response(potential, atoms, memory_limit=limit)
+    response = Response(potential, atoms, memory_limit=limit, along=along)
     assert response.divided == (potential.mesh is not None)
     return response
 
@@ -82,11 +88,13 @@ def of_divided_bonds(alone, spread, atoms) -> dict[str, list[float]]:
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxmlip.derivatives.response.resident", lambda: HELD)
-        one, many = (divided(potential, atoms) for potential in (alone, spread))
-        for name, quantity in DIVIDED.items():
-            a, b = quantity(one), quantity(many)
-            found[name] = [float(np.abs(a - b).max()), float(np.abs(a).max())]
-        assert many.kept < 0.8 * one.kept
+        w = np.random.default_rng(0).normal(size=(len(atoms), 3))
+        for kinds, along in ((DIVIDED, None), (DIVIDED_THIRD, w)):
+            one, many = (divided(potential, atoms, along) for potential in (alone, spread))
+            for name, quantity in kinds.items():
+                a, b = quantity(one), quantity(many)
+                found[name] = [float(np.abs(a - b).max()), float(np.abs(a).max())]
+            assert many.kept < 0.8 * one.kept
     return found
 
 

@@ -58,6 +58,11 @@ class Slope:
         return float(np.sign(self.slope) * np.sqrt(self.slope * self.inverse))
 
     @property
+    def relative_error(self) -> float:
+        """√(Σ(y - x)² / Σx²): the norm of all errors over that of DFT's values."""
+        return float(np.sqrt(max(0.0, 1 - 2 * self.slope + self.slope * self.inverse)))
+
+    @property
     def shrinkage_share(self) -> float:
         """(1 - r²) / (1 - slope): the part of 1 - slope that a conditional mean of this r² would show.
 
@@ -136,6 +141,41 @@ def hessian_slope(
         if np.shape(pairs) != (n, N):
             raise ValueError(f"found pairs of shape {np.shape(pairs)}, needed ({n}, {N}), True or False.")
         kept &= np.asarray(pairs, bool)
+    return _slope(
+        [phi[keep] for phi, keep in zip(model, kept, strict=True)],
+        [phi[keep] for phi, keep in zip(dft, kept, strict=True)],
+        "atom",
+        error_ratio,
+        resamples,
+    )
+
+
+def third_order_slope(
+    model: np.ndarray,
+    dft: np.ndarray,
+    triples: np.ndarray | None = None,
+    error_ratio: float = 1.0,
+    resamples: int = 2000,
+) -> Slope:
+    """Third-order force constants (eV/Å³) of a model against those of DFT, element by element.
+
+    Both are (n, N, N, 3, 3, 3), between n atoms of the primitive cell and all N of a supercell. `triples`
+    (n, N, N), bool, selects those that count (default: all). Samples of the bootstrap are the n atoms, as for
+    `hessian_slope`.
+
+    Raises ValueError if the shapes differ or are not that, and if nothing is left.
+    """
+    model, dft = np.asarray(model, float), np.asarray(dft, float)
+    if model.shape != dft.shape or dft.ndim != 6 or dft.shape[3:] != (3, 3, 3):
+        raise ValueError(
+            f"found third-order constants of shape {model.shape} from the model and {dft.shape} from DFT, "
+            "needed (n, N, N, 3, 3, 3) of the same atoms on both sides."
+        )
+    kept = np.ones(dft.shape[:3], bool) if triples is None else np.asarray(triples)
+    if kept.shape != dft.shape[:3] or kept.dtype != bool:
+        raise ValueError(
+            f"found triples of shape {kept.shape}, needed {dft.shape[:3]}, True or False, as the atoms have."
+        )
     return _slope(
         [phi[keep] for phi, keep in zip(model, kept, strict=True)],
         [phi[keep] for phi, keep in zip(dft, kept, strict=True)],

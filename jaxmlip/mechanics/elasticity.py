@@ -285,7 +285,7 @@ def internal_motion(
 def _internal_strain(response: SecondDerivatives, atoms: Atoms) -> np.ndarray:
     check_repeats(atoms, "internal strains")
     at, precision = _expansion(response, atoms), np.finfo(response.potential.dtype).eps
-    return _internal_response(at.H, at.coupling, precision, atoms)[1].reshape(-1, 3, 6)
+    return internal_response(at.H, at.coupling, precision, atoms)[1].reshape(-1, 3, 6)
 
 
 class _Expansion(NamedTuple):
@@ -362,7 +362,7 @@ def _turned_strains(group: SpaceGroup) -> np.ndarray:
 def _elasticity(response: SecondDerivatives, atoms: Atoms, symmetry: float | None = None) -> Elasticity:
     at, n, volume = _expansion(response, atoms, symmetry), len(atoms), atoms.get_volume()
     precision = np.finfo(response.potential.dtype).eps
-    modes, answer = _internal_response(at.H, at.coupling, precision, atoms)
+    modes, answer = internal_response(at.H, at.coupling, precision, atoms)
     clamped = at.bare / volume
     relaxed = clamped - at.coupling.T @ answer / volume
     return Elasticity(
@@ -377,8 +377,16 @@ def _elasticity(response: SecondDerivatives, atoms: Atoms, symmetry: float | Non
     )
 
 
-def _internal_response(H, coupling, eps, atoms) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvalues of H for displacements other than rigid shifts, and H⁺Λ."""
+def internal_response(
+    H: Float[np.ndarray, "coordinates coordinates"],
+    coupling: Float[np.ndarray, "coordinates strains"],
+    eps: float,
+    atoms: Atoms,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues of H (eV/Å²) for displacements other than rigid shifts, and H⁺Λ.
+
+    Raises ValueError if one is below √eps of the largest: such displacements have no place of rest.
+    """
     n = len(atoms)
     # The rows after the first are orthonormal and add up to 0: motions of n atoms without a rigid shift.
     relative = np.kron(np.linalg.svd(np.ones((1, n)))[2][1:], np.eye(3))

@@ -1,8 +1,12 @@
 """Lattice vibrations: dynamical matrices, force constants, and quantities derived from them."""
 
 from jaxmlip.crystals.symmetry import primitive_cell as primitive_cell
+from jaxmlip.phonons.anharmonicity import anharmonicity as anharmonicity
 from jaxmlip.phonons.bloch import dynamical_matrix as dynamical_matrix
 from jaxmlip.phonons.cells import Cells as Cells
+from jaxmlip.phonons.coupling import couplings as couplings
+from jaxmlip.phonons.coupling import grueneisen_of as grueneisen_of
+from jaxmlip.phonons.coupling import linewidths as linewidths
 from jaxmlip.phonons.density import density_of_states as density_of_states
 from jaxmlip.phonons.density import thermodynamics as thermodynamics
 from jaxmlip.phonons.lattice import Lattice as Lattice
@@ -14,6 +18,7 @@ from jaxmlip.phonons.lattice import phonon_modes as phonon_modes
 from jaxmlip.phonons.many import lattices as lattices
 from jaxmlip.phonons.modes import animation as animation
 from jaxmlip.phonons.nac import NAC as NAC
+from jaxmlip.phonons.phono3py_files import read_phono3py as read_phono3py
 from jaxmlip.phonons.phono3py_files import read_second_order as read_second_order
 from jaxmlip.phonons.phono3py_files import read_third_order as read_third_order
 from jaxmlip.phonons.phono3py_files import to_phono3py as to_phono3py

@@ -62,6 +62,11 @@ class Images(NamedTuple):
     weight: np.ndarray  # (n, N, images): equal for images that are equally near, adding up to 1
     distance: np.ndarray  # (n, N), Å
 
+    def phases(self, q_points: np.ndarray) -> np.ndarray:
+        """e^{2πi q·R} at wave vectors (q, 3), of each atom the mean of its images: complex (q, n, N)."""
+        turns = np.tensordot(q_points, self.cell, (-1, -1))
+        return (self.weight * np.exp(2j * np.pi * turns)).sum(axis=-1)
+
 
 @dataclass(frozen=True, eq=False)
 class Cells:
@@ -189,6 +194,18 @@ class Cells:
         weight = (lengths < distance[:, :, None] + SAME_LENGTH).astype(float)
         weight /= weight.sum(axis=2, keepdims=True)
         return Images((R[None] - own[:, None])[:, :, None] + shift, weight, distance)
+
+    def strained(self, strain: np.ndarray) -> np.ndarray:
+        """How far the atoms of the supercell move from each primitive one under a strain ε: (n, N, 3), Å.
+
+        It is ε r_ik, r_ik the mean of the nearest images. Raises ValueError unless ε is (3, 3).
+        """
+        eps = np.asarray(strain, float)
+        if eps.shape != (3, 3):
+            raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
+        (atom, _), images, x = self.places, self.images, self.primitive.positions
+        mean = np.einsum("ikm,ikmx->ikx", images.weight, images.cell @ self.primitive.cell.array)
+        return (mean + x[atom][None] - x[:, None]) @ ((eps + eps.T) / 2)
 
     def group(self, symprec: float = SYMPREC) -> SpaceGroup:
         """The operations of the primitive cell's space group that map the lattice of supercells to itself."""

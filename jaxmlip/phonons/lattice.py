@@ -32,7 +32,16 @@ from jaxmlip.derivatives.response import Response, Room, SecondDerivatives
 from jaxmlip.derivatives.together import Respond
 from jaxmlip.mechanics.elasticity import internal_motion, warn_of_residuals
 from jaxmlip.phonons import bloch
-from jaxmlip.phonons.modes import Bands, Modes, band_path
+from jaxmlip.phonons.modes import (
+    Bands,
+    Modes,
+    band_path,
+    divided,
+    grueneisen_parameters,
+    hermitian,
+    in_thz,
+    split,
+)
 from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.sums import Sums
 from jaxmlip.phonons.supercell import ForceConstants
@@ -45,7 +54,6 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "exact", "fourier"]
 TOLERANCE = 1e-3  # THz: largest error of frequencies from a sum of force constants
-SAME_FREQUENCY = 1e-3  # THz; modes this close are degenerate
 
 
 class Lattice:
@@ -164,7 +172,7 @@ class Lattice:
             primitive=self.atoms,
             q_points=q_points,
             weights=even if weights is None else np.asarray(weights) / np.sum(weights),
-            frequencies=_thz(squares),
+            frequencies=in_thz(squares),
             eigenvectors=turn[:, :, None] * vectors,
             max_force=self.max_force,
             stress=self.stress,
@@ -200,15 +208,15 @@ class Lattice:
             D = D + long_range(self.nac, self.atoms, q_points)
             slopes = slopes + long_range_slopes(self.nac, self.atoms, q_points)
         squares, vectors = np.linalg.eigh(self._weighed(D))
-        thz = _thz(squares)
+        thz = in_thz(squares)
         # ∂/∂k = Σ ∂/∂q_α a_α / 2π, for ω in 2π THz.
         slopes = np.einsum("qdij,dx->qxij", slopes / self._root_masses, self.atoms.cell.array)
         slopes = slopes * THZ_PER_ROOT_EV_PER_A2_U**2
         generic = np.array([0.61, 0.33, 0.72])
-        vectors = _split(thz, vectors, np.einsum("x,qxij->qij", generic, slopes))
+        vectors = split(thz, vectors, np.einsum("x,qxij->qij", generic, slopes))
         along = np.einsum("qim,qxij,qjm->qmx", vectors.conj(), slopes, vectors).real
         # Signed frequencies: their signed squares are ω².
-        return thz, _divide(along, 2 * np.abs(thz)[:, :, None])
+        return thz, divided(along, 2 * np.abs(thz)[:, :, None])
 
     def grueneisen(
         self, q_points: np.ndarray, strain: np.ndarray | None = None, relaxed: bool = True
@@ -224,12 +232,7 @@ class Lattice:
         if self.nac is not None:
             D = D + long_range(self.nac, self.atoms, q_points)
             slope = slope + long_range_strained(self.nac, self.atoms, q_points, eps, along)
-        squares, vectors = np.linalg.eigh(self._weighed(D))
-        thz, slope = _thz(squares), slope / self._root_masses
-        vectors = _split(thz, vectors, slope)
-        along = np.einsum("qim,qij,qjm->qm", vectors.conj(), slope, vectors).real
-        # The sign of ω² comes out right by itself: ∂ln ω = ∂ω² / 2ω².
-        return thz, _divide(-along * THZ_PER_ROOT_EV_PER_A2_U**2, 2 * thz * np.abs(thz))
+        return grueneisen_parameters(self._weighed(D), slope / self._root_masses)
 
     @property
     def max_force(self) -> float:
@@ -249,10 +252,10 @@ class Lattice:
         return root[:, None] * root
 
     def _weighed(self, D: np.ndarray) -> np.ndarray:
-        return _hermitian(D / self._root_masses)
+        return hermitian(D / self._root_masses)
 
     def _frequencies(self, D: np.ndarray) -> np.ndarray:
-        return _thz(np.linalg.eigvalsh(self._weighed(D)))
+        return in_thz(np.linalg.eigvalsh(self._weighed(D)))
 
     def _remembered(self, q_points: np.ndarray) -> np.ndarray:
         """D(q) as of `exact`, cached so that none is computed twice."""
@@ -293,31 +296,6 @@ class Lattice:
                 "Check that they are those of this crystal, in its axes and its order of atoms.",
                 stacklevel=4,
             )
-
-
-def _hermitian(D: np.ndarray) -> np.ndarray:
-    return (D + np.conj(D.swapaxes(-1, -2))) / 2
-
-
-def _thz(squares: np.ndarray) -> np.ndarray:
-    return np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
-
-
-def _split(thz, vectors, slope) -> np.ndarray:
-    """Eigenvectors that diagonalise `slope` within each degenerate space."""
-    vectors = vectors.copy()
-    for q, row in enumerate(thz):
-        for some in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row) > SAME_FREQUENCY) + 1):
-            if len(some) > 1:
-                inside = vectors[q][:, some]
-                _, turn = np.linalg.eigh(_hermitian(inside.conj().T @ slope[q] @ inside))
-                vectors[q][:, some] = inside @ turn
-    return vectors
-
-
-def _divide(a, b) -> np.ndarray:
-    zero = np.abs(b) < 2 * SAME_FREQUENCY**2
-    return np.where(zero, 0.0, a / np.where(zero, 1.0, b))
 
 
 def phonon_modes(

@@ -17,6 +17,9 @@ from ase import Atoms
 
 from jaxmlip.crystals.symmetry import Mesh, mesh_shape
 from jaxmlip.phonons.nac import NAC
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+
+SAME_FREQUENCY = 1e-3  # THz; modes this close are degenerate
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,3 +136,50 @@ def animation(
         frame.info |= {"q": modes.q_points[q].tolist(), "frequency_THz": modes.frequencies[q, branch]}
         found.append(frame)
     return found
+
+
+def hermitian(D: np.ndarray) -> np.ndarray:
+    """The Hermitian part of matrices (…, k, k)."""
+    return (D + np.conj(D.swapaxes(-1, -2))) / 2
+
+
+def in_thz(squares: np.ndarray) -> np.ndarray:
+    """Frequencies (THz) of eigenvalues ω² in eV/(Å² u); imaginary ones are negative."""
+    return np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+
+
+def degenerate(thz: np.ndarray) -> list[np.ndarray]:
+    """The numbers of the modes of one wave vector, ascending in frequency, by sets of equal frequency."""
+    return np.split(np.arange(len(thz)), np.flatnonzero(np.diff(thz) > SAME_FREQUENCY) + 1)
+
+
+def split(thz: np.ndarray, vectors: np.ndarray, slope: np.ndarray) -> np.ndarray:
+    """Eigenvectors (q, k, k) that diagonalise `slope` (q, k, k) within each degenerate space."""
+    vectors = vectors.copy()
+    for q, row in enumerate(thz):
+        for some in degenerate(row):
+            if len(some) > 1:
+                inside = vectors[q][:, some]
+                _, turn = np.linalg.eigh(hermitian(inside.conj().T @ slope[q] @ inside))
+                vectors[q][:, some] = inside @ turn
+    return vectors
+
+
+def divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, and 0 where b is that of frequencies that are nearly zero."""
+    zero = np.abs(b) < 2 * SAME_FREQUENCY**2
+    return np.where(zero, 0.0, a / np.where(zero, 1.0, b))
+
+
+def grueneisen_parameters(D: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (THz) and -∂ln ω/∂s, both (q, k), of D(q) and ∂D/∂s, (q, k, k) in eV/(Å² u).
+
+    Parameters of a degenerate space are those of its modes that `slope` splits; they are 0 where the
+    frequency is nearly zero.
+    """
+    squares, vectors = np.linalg.eigh(D)
+    thz = in_thz(squares)
+    vectors = split(thz, vectors, slope)
+    along = np.einsum("qim,qij,qjm->qm", vectors.conj(), slope, vectors).real
+    # The sign of ω² comes out right by itself: ∂ln ω = ∂ω² / 2ω².
+    return thz, divided(-along * THZ_PER_ROOT_EV_PER_A2_U**2, 2 * thz * np.abs(thz))

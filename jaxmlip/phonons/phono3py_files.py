@@ -6,14 +6,17 @@ Only its YAML files and its own objects need it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmlip.phonons.cells import Cells
-from jaxmlip.phonons.phonopy_files import SAME_PLACE, import_phonopy, read_cells
-from jaxmlip.phonons.third import SecondOrder, ThirdOrder, checked
+from jaxmlip.phonons.cells import Cells, import_phono3py
+from jaxmlip.phonons.phonopy_files import SAME_PLACE, as_ase, import_phonopy, read_cells, told
+from jaxmlip.phonons.third import SecondOrder, ThirdOrder, checked, from_forces
 from jaxmlip.system.files import writing_folder
 from jaxmlip.system.versions import own_version
 
@@ -21,7 +24,12 @@ if TYPE_CHECKING:
     from ase import Atoms
     from phono3py import Phono3py
 
-YAML_FILES = ("phono3py_params.yaml", "phono3py_params.yaml.xz", "phono3py_disp.yaml", "phono3py.yaml")
+CELLS_ALONE = "phonopy.yaml"  # what is written without phono3py
+YAML_FILES = (
+    *("phono3py_params.yaml", "phono3py_params.yaml.xz", "phono3py_disp.yaml", "phono3py.yaml"),
+    CELLS_ALONE,
+)
+FORCES = tuple("FORCES_FC3" + end for end in ("", ".xz", ".gz", ".bz2", ".lzma"))
 NOTHING = 1e-10  # eV/Å³; blocks of smaller elements are left out of FORCE_CONSTANTS_3RD
 
 
@@ -67,9 +75,9 @@ def write_third_order(
     """Writes constants into `folder` for other codes, and returns the names of the files.
 
     fc3.hdf5, and fc2.hdf5 if `second` is given, as phono3py, kaldo and phoebe read them; FORCE_CONSTANTS_3RD
-    for ShengBTE, FourPhonon and almaBTE, of atoms within `cutoff` (Å) of the first (default: all); and, if
-    phono3py is installed, phono3py_params.yaml and phono3py_disp.yaml with the cells, from which `phono3py`
-    continues.
+    for ShengBTE, FourPhonon and almaBTE, of atoms within `cutoff` (Å) of the first (default: all);
+    phono3py_params.yaml and phono3py_disp.yaml with the cells, from which `phono3py` continues, or, if it is
+    not installed, the cells of fc3.hdf5 as phonopy.yaml.
 
     Raises ValueError as `to_phono3py` does.
     """
@@ -87,7 +95,8 @@ def write_third_order(
         try:
             ph3 = to_phono3py(third, second)
         except ImportError:
-            return written
+            third.cells.to_phonopy().save(draft / CELLS_ALONE, settings={"displacements": False})
+            return [*written, CELLS_ALONE]
         parts = ("force_sets", "displacements", "force_constants")
         for name in ("phono3py_params.yaml", "phono3py_disp.yaml"):
             ph3.save(draft / name, settings=dict.fromkeys(parts, False))
@@ -98,8 +107,8 @@ def write_third_order(
 def read_third_order(path: str | Path) -> ThirdOrder:
     """Third-order constants of phono3py: a folder with fc3.hdf5, or such a file, and the cells beside it.
 
-    Cells come from phono3py_params.yaml (or .xz), phono3py_disp.yaml or phono3py.yaml. Constants between all
-    atoms are reduced to the compact layout.
+    Cells come from phono3py_params.yaml (or .xz), phono3py_disp.yaml, phono3py.yaml or phonopy.yaml.
+    Constants between all atoms are reduced to the compact layout.
 
     Raises FileNotFoundError naming the missing file, and ValueError if the constants are of other cells or
     not in eV and Å.
@@ -129,6 +138,134 @@ def read_second_order(path: str | Path, cells: Cells) -> SecondOrder:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not a file; needed fc2.hdf5 as phono3py writes it.")
     return SecondOrder(cells, _compact(_dataset(file, "force_constants"), cells, file, file))
+
+
+@dataclass(frozen=True, eq=False)
+class Phono3pyRun:
+    """A run of phono3py: constants of a crystal, and the displacements and forces that they come from."""
+
+    source: Path
+    dataset: dict[str, Any]  # as phono3py keeps displacements and forces
+    third: ThirdOrder  # of `from_forces`
+    second: SecondOrder  # from the same forces
+
+    @property
+    def cells(self) -> Cells:
+        return self.third.cells
+
+    @cached_property
+    def displaced(self) -> list[Atoms]:
+        """The supercells whose forces were computed, with atoms displaced."""
+        ph3 = self.cells.to_phono3py()
+        ph3.dataset = self.dataset
+        return list(map(as_ase, ph3.supercells_with_displacements))
+
+    @property
+    def forces(self) -> np.ndarray:
+        """Forces on the atoms of each of `displaced`, (supercells, N, 3) in eV/Å."""
+        return np.array(_each(self.dataset, "forces"), float)
+
+    def with_forces(self, forces: Sequence[np.ndarray], how: str) -> Phono3pyRun:
+        """The run with other forces on `displaced`, (supercells, N, 3) in eV/Å; `how` says whose they are.
+
+        Raises ValueError if there are fewer or more.
+        """
+        dataset = _with_forces(self.dataset, np.asarray(forces, float))
+        return Phono3pyRun(self.source, dataset, *from_forces(self.cells, dataset, how))
+
+
+def read_phono3py(path: str | Path) -> Phono3pyRun:
+    """A run of phono3py: a folder, or one of its yaml files, with FORCES_FC3 beside it if that has no forces.
+
+    Cells and displacements come from phono3py_params.yaml (or .xz), phono3py_disp.yaml or phono3py.yaml, or
+    from the file that is given. Constants are made as `from_forces` says, third and second order from the
+    same supercells.
+
+    Raises ImportError if phono3py is not installed, FileNotFoundError naming the missing file, and ValueError
+    if files cannot be read, do not belong together, or are not in eV and Å.
+    """
+    import_phono3py()
+    path = Path(path)
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in YAML_FILES[:-1] if (path / name).is_file()), None)
+    if file is None or not file.is_file():
+        raise FileNotFoundError(
+            f"{path} has none of {', '.join(YAML_FILES[:-1])}; needed the folder of a run of phono3py, or a "
+            "yaml file that it wrote."
+        )
+    cells = Cells.from_phonopy(read_cells(file))
+    dataset = told(file, _displacements, file, len(cells.supercell))
+    if not _each(dataset, "forces"):
+        forces = next((file.parent / name for name in FORCES if (file.parent / name).is_file()), None)
+        if forces is None:
+            raise FileNotFoundError(
+                f"{file} has displacements and no forces, and there is no FORCES_FC3 beside it; needed one "
+                "of them. phono3py --cf3 makes FORCES_FC3 of the output of many codes."
+            )
+        found = told(forces, _read_forces, forces, len(cells.supercell))
+        dataset = told(forces, _with_forces, dataset, found)
+    how = f"forces of {file.parent}, {len(_each(dataset, 'forces'))} supercells"
+    return Phono3pyRun(path, dataset, *from_forces(cells, dataset, how))
+
+
+def _displacements(file: Path, atoms: int) -> dict[str, Any]:
+    """The displacements, and forces if there are any, of a yaml file."""
+    from phono3py.interface.phono3py_yaml import Phono3pyYaml
+
+    held = Phono3pyYaml()
+    held.read(file)
+    if held.dataset is None:
+        raise ValueError("it holds no displacements")
+    if not all(pair.get("included", True) for pair in _pairs(held.dataset)):
+        raise ValueError(
+            "it leaves out pairs of atoms that are farther apart than a cutoff; needed a run without one"
+        )
+    moved = held.dataset.get("displacements")
+    if moved is not None and np.shape(moved)[1:] != (atoms, 3):
+        raise ValueError(f"it has displacements of shape {np.shape(moved)}, needed (…, {atoms}, 3)")
+    return held.dataset
+
+
+def _pairs(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    return [pair for first in dataset.get("first_atoms", []) for pair in first["second_atoms"]]
+
+
+def _each(dataset: dict[str, Any], name: str) -> list[np.ndarray]:
+    """What the dataset has of each supercell, in order; nothing if it is not there for all of them."""
+    if "first_atoms" not in dataset:
+        return list(dataset.get(name, []))
+    every = [*dataset["first_atoms"], *_pairs(dataset)]
+    return [one[name] for one in every] if all(name in one for one in every) else []
+
+
+def _read_forces(file: Path, atoms: int) -> np.ndarray:
+    """The rows of FORCES_FC3, (supercells, atoms, 3)."""
+    from phonopy.file_IO import get_io_module_to_decompress
+
+    with get_io_module_to_decompress(file).open(file, "rt") as text:
+        rows = np.loadtxt(text, ndmin=2)
+    if rows.shape[1] != 3 or len(rows) % atoms:
+        raise ValueError(
+            f"it has an array {rows.shape}, needed three numbers a line, and lines for {atoms} atoms of each "
+            "supercell"
+        )
+    return rows.reshape(-1, atoms, 3)
+
+
+def _with_forces(dataset: dict[str, Any], forces: np.ndarray) -> dict[str, Any]:
+    """The dataset with these forces, in the order of its supercells."""
+    wanted = len(_each(dataset, "displacement" if "first_atoms" in dataset else "displacements"))
+    if len(forces) != wanted:
+        raise ValueError(f"found forces of {len(forces)} supercells, needed those of {wanted}.")
+    if "first_atoms" not in dataset:
+        return {**dataset, "forces": forces}
+    firsts, rest = dataset["first_atoms"], iter(forces[len(dataset["first_atoms"]) :])
+    moved = [
+        {**one, "forces": own, "second_atoms": [{**two, "forces": next(rest)} for two in one["second_atoms"]]}
+        for one, own in zip(firsts, forces, strict=False)
+    ]
+    return {**dataset, "first_atoms": moved}
 
 
 def _dataset(file: Path, name: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -6,7 +6,7 @@ phonopy (https://phonopy.github.io/phonopy) is an extra of this package: pip ins
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,7 @@ def read_born(file: str | Path, crystal: Atoms | Structure, symprec: float = SYM
         raise FileNotFoundError(f"{file} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     cell = as_phonopy(as_atoms(crystal))
     primitive = _phonon(cell, np.eye(3, dtype=int), "P").primitive
-    found = _told(Path(file), _read_born, Path(file), primitive, symprec)
+    found = told(Path(file), _read_born, Path(file), primitive, symprec)
     return NAC(np.array(found["born"]), np.array(found["dielectric"]))
 
 
@@ -196,13 +196,13 @@ def read_phonopy(path: str | Path, supercell: Any = None) -> PhonopyRun:
             f"{path} has none of {', '.join((*YAML_FILES, *CELL_FILES))}; needed the folder of a phonopy "
             "run, or a yaml file that phonopy wrote."
         )
-    phonon, held = _told(cell_file, _read_cells, cell_file, supercell)
+    phonon, held = told(cell_file, _read_cells, cell_file, supercell)
     _read_data(phonon, held, folder, cell_file)
     born = folder / "BORN"
     if born.is_file():
-        phonon.nac_params = _told(born, _read_born, born, phonon.primitive)
+        phonon.nac_params = told(born, _read_born, born, phonon.primitive)
     elif held is not None and held.nac_params is not None:
-        phonon.nac_params = _told(cell_file, _checked_born, held.nac_params, phonon.primitive)
+        phonon.nac_params = told(cell_file, _checked_born, held.nac_params, phonon.primitive)
     nac = phonon.nac_params and NAC(
         np.array(phonon.nac_params["born"]), np.array(phonon.nac_params["dielectric"])
     )
@@ -229,7 +229,7 @@ def _phonon(unitcell, supercell_matrix, primitive_matrix, calculator=None) -> Ph
 
 def read_cells(file: Path) -> Phonopy:
     """The cells in a yaml file of phonopy or phono3py. Raises ValueError if it cannot be used."""
-    return _told(file, _read_cells, file, None)[0]
+    return told(file, _read_cells, file, None)[0]
 
 
 def _read_cells(file: Path, supercell) -> tuple[Phonopy, Any]:
@@ -269,20 +269,20 @@ def _read_data(phonon: Phonopy, held: Any, folder: Path, cell_file: Path) -> Non
     triplets = _first(folder, ("FORCES_FC3", "FORCES_FC3.xz"))
     if not _has_forces(dataset):
         if force_sets.is_file():
-            dataset = _told(force_sets, parse_FORCE_SETS, filename=force_sets)
+            dataset = told(force_sets, parse_FORCE_SETS, filename=force_sets)
             _check_size(force_sets, dataset, phonon, size)
         elif cell_file.name.startswith("phono3py_disp") and triplets is not None:
-            dataset = _told(triplets, _read_forces_fc3, cell_file, triplets, len(phonon.supercell), size)
+            dataset = told(triplets, _read_forces_fc3, cell_file, triplets, len(phonon.supercell), size)
         elif dataset and vasp:
-            dataset = _told(vasp[0], _read_vasp, dataset, vasp, len(phonon.supercell), size)
+            dataset = told(vasp[0], _read_vasp, dataset, vasp, len(phonon.supercell), size)
     if _has_forces(dataset):
         phonon.dataset = dataset
-        _told(force_sets if force_sets.is_file() else cell_file, _produce, phonon)
+        told(force_sets if force_sets.is_file() else cell_file, _produce, phonon)
     elif held is not None and held.force_constants is not None:
         phonon.force_constants = held.force_constants
     elif text.is_file() or hdf5.is_file():
         file, parse = (text, parse_FORCE_CONSTANTS) if text.is_file() else (hdf5, read_force_constants_hdf5)
-        found = _told(file, parse, filename=file)
+        found = told(file, parse, filename=file)
         if found.shape[:2] not in [
             (k, len(phonon.supercell)) for k in (len(phonon.primitive), found.shape[1])
         ]:
@@ -397,8 +397,8 @@ def _checked_born(found, primitive):
     return {"factor": COULOMB, **found}
 
 
-def _told(file: Path, f, *args, **kwargs):
-    """f(*args, **kwargs); any exception becomes a ValueError that names the file."""
+def told(file: Path, f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """f(*args, **kwargs) without warnings; any exception becomes a ValueError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -22,7 +22,9 @@ from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.derivatives.response import Response, Room
 from jaxmlip.derivatives.streaming import stream_hessian
+from jaxmlip.mechanics.elasticity import internal_response
 from jaxmlip.phonons.cells import Cells, Primitive
+from jaxmlip.phonons.modes import hermitian, in_thz
 from jaxmlip.phonons.phonopy_files import as_ase
 from jaxmlip.phonons.supercell import ForceConstants, Supercell, force_constants
 from jaxmlip.phonons.triplets import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 Method = Literal["exact", "differences", "displaced"]
 STEPS = {"differences": 0.01, "displaced": 0.03}  # Å
+SAME_WAVE = 1e-9  # of a reciprocal lattice vector
 Columns = Callable[[tuple[int, int], list[int]], np.ndarray]
 
 
@@ -96,20 +99,16 @@ class ThirdOrder:
     method: str
     checks: Checks
 
-    def strained(self, strain: np.ndarray) -> SecondOrder:
-        """∂Φ2/∂s (eV/Å²) for a strain 1 + s ε under which atoms move with the cell.
+    def strained(self, strain: np.ndarray, motion: np.ndarray | None = None) -> SecondOrder:
+        """∂Φ2/∂s (eV/Å²) for a strain 1 + s ε under which atoms move with the cell, and by s `motion` (n, 3).
 
         It is Σ_k Φ(ia, jb, kc) (ε r_ik)_c, r_ik (Å) the mean of the nearest images, and exact if Φ vanishes
         before the supercell repeats.
         """
-        eps = np.asarray(strain, float)
-        if eps.shape != (3, 3):
-            raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
-        atom, _ = self.cells.places
-        cell, x = self.cells.primitive.cell.array, self.cells.primitive.positions
-        images = self.cells.images
-        r = np.einsum("ikm,ikmx->ikx", images.weight, images.cell @ cell) + x[atom][None] - x[:, None]
-        moved = r @ ((eps + eps.T) / 2)
+        moved = self.cells.strained(strain)
+        if motion is not None:
+            atom, _ = self.cells.places
+            moved = moved + np.asarray(motion, float)[atom]
         return SecondOrder(self.cells, np.einsum("ijkabc,ikc->ijab", self.fc3, moved))
 
 
@@ -145,11 +144,38 @@ class SecondOrder:
         q, n = np.asarray(q_points, float), len(self.cells.primitive)
         D = np.zeros((len(q), n, 3, n, 3), complex)
         for k, one in enumerate(q):
-            phase = (images.weight * np.exp(2j * np.pi * images.cell @ one)).sum(axis=2)
+            phase = images.phases(one)
             for j in range(n):
                 its = atom == j
                 D[k, :, :, j] = np.einsum("is,isab->iab", phase[:, its], self.fc2[:, its])
         return D.reshape(len(q), 3 * n, 3 * n)
+
+    def weighed(self, q_points: np.ndarray) -> np.ndarray:
+        """D(q) (q, 3n, 3n) over the roots of the masses, in eV/(Å² u), Hermitian."""
+        root = np.sqrt(np.repeat(self.cells.primitive.get_masses(), 3))
+        return hermitian(self.matrices(q_points) / (root[:, None] * root))
+
+    def modes(self, q_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frequencies (q, 3n) in THz and eigenvectors (q, 3n, 3n), in columns, with the phases of cells.
+
+        Eigenvectors are real where -q and q are one wave vector.
+        """
+        q = np.asarray(q_points, float)
+        squares, vectors = np.linalg.eigh(D := self.weighed(q))
+        real = np.abs(2 * q - np.rint(2 * q)).max(axis=1) < SAME_WAVE
+        vectors[real] = np.linalg.eigh(D[real].real)[1]
+        return in_thz(squares), vectors
+
+    def internal_motion(self, strain: np.ndarray) -> np.ndarray:
+        """The motion (n, 3) in Å of the atoms back to rest per unit of a strain, of a crystal at rest.
+
+        Raises ValueError if displacements meet no resistance.
+        """
+        H = self.matrices(np.zeros((1, 3)))[0].real
+        pull = np.einsum("ijab,ijb->ia", self.fc2, self.cells.strained(strain))
+        precision = np.finfo(float).eps
+        answer = internal_response((H + H.T) / 2, -pull.reshape(-1, 1), precision, self.cells.primitive)[1]
+        return answer.reshape(-1, 3)
 
 
 def third_order(
@@ -262,18 +288,36 @@ def projected(constants: ThirdOrder) -> ThirdOrder:
 
 
 def _displaced(potential: Potential, cells: Cells, step: float, symprec: float) -> ThirdOrder:
-    """What phono3py makes of forces at its displacements; the checks are of what it has before it imposes
-    translation and permutation."""
+    """Constants from forces of the potential at phono3py's displacements."""
     ph3 = cells.to_phono3py(symprec)
     ph3.generate_displacements(distance=step)
     # Supercells that are left out by a cutoff would be None.
     ph3.forces = _forces(potential, ph3.supercells_with_displacements)
-    ph3.produce_fc3(is_compact_fc=True)
-    phi = np.array(ph3.fc3, float)
     how = f"phono3py's displacements of {step:g} Å, {len(ph3.forces)} supercells"
-    checks = checked(phi, cells, symprec, bond=potential.cutoffs.bond)
-    ph3.symmetrize_fc3()
-    return ThirdOrder(cells, np.ascontiguousarray(ph3.fc3), how, checks)
+    return from_forces(cells, ph3.dataset, how, symprec, potential.cutoffs.bond)[0]
+
+
+def from_forces(
+    cells: Cells, dataset: dict[str, Any], how: str, symprec: float = SYMPREC, bond: float = 0.0
+) -> tuple[ThirdOrder, SecondOrder]:
+    """What phono3py makes of the displacements and forces in its `dataset`; `how` says where they are from.
+
+    Pairs of displaced atoms give the constants by differences, symmetrised as by its `symmetrize_fc3` and
+    `symmetrize_fc2`; the checks are of what they are before. Supercells with all atoms displaced are fitted
+    by symfc.
+
+    Raises ImportError if phono3py, or symfc if it is needed, is not installed.
+    """
+    ph3 = cells.to_phono3py(symprec)
+    ph3.dataset = dataset
+    fit = "first_atoms" not in dataset
+    ph3.produce_fc3(is_compact_fc=True, fc_calculator="symfc" if fit else None)
+    checks = checked(np.array(ph3.fc3, float), cells, symprec, bond=bond)
+    if not fit:
+        ph3.symmetrize_fc3()
+        ph3.symmetrize_fc2()
+    third = ThirdOrder(cells, np.ascontiguousarray(ph3.fc3, float), how, checks)
+    return third, SecondOrder(cells, np.ascontiguousarray(ph3.fc2, float))
 
 
 def _second_displaced(potential: Potential, cells: Cells, step: float, symprec: float) -> SecondOrder:

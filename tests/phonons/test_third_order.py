@@ -13,8 +13,10 @@ from stand_in import Morse
 
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.hessian import hessian_columns
+from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.derivatives.streaming import stream_hessian
 from jaxmlip.phonons.cells import Cells
+from jaxmlip.phonons.coupling import couplings, grueneisen_of
 from jaxmlip.phonons.lattice import Lattice
 from jaxmlip.phonons.phono3py_files import (
     check_same_crystal,
@@ -146,20 +148,95 @@ def zigzag() -> Atoms:
 def test_grueneisen_parameters_follow_from_third_order(architecture):
     wire, strain = zigzag(), np.diag([1.0, 0, 0])
     q = np.array([[0.13, 0, 0], [0.37, 0, 0]])
-    found = third_order(architecture, wire, (CELLS[architecture.name], 1, 1))
-    assert found.checks.boundary < 1e-9 * found.checks.largest
-    slope = found.strained(strain).matrices(q)
-    lattice = Lattice(architecture, wire)
-    thz, expected = lattice.grueneisen(q, strain, relaxed=False)
-    root = np.sqrt(np.repeat(wire.get_masses(), 3))
-    squares, e = np.linalg.eigh(lattice.exact(q) / (root[:, None] * root))
-    along = np.einsum("qim,qij,qjm->qm", e.conj(), slope / (root[:, None] * root), e).real
-    gamma = -along / (2 * squares)
+    supercell = (CELLS[architecture.name], 1, 1)
+    third, fc2 = third_order(architecture, wire, supercell), second_order(architecture, wire, supercell)
+    assert third.checks.boundary < 1e-9 * third.checks.largest
+    expected_thz, expected = Lattice(architecture, wire).grueneisen(q, strain, relaxed=False)
+    thz, gamma = grueneisen_of(third, fc2, q, strain, relaxed=False)
+    np.testing.assert_allclose(thz, expected_thz, rtol=0, atol=1e-6 * np.abs(thz).max())
     gaps = np.pad(np.abs(np.diff(thz, axis=1)), ((0, 0), (1, 1)), constant_values=np.inf)
     alone = np.minimum(gaps[:, 1:], gaps[:, :-1]) > 2e-3  # modes that are no mixtures, THz
     assert alone.mean() > 0.8
     scale = np.abs(expected[alone]).max()
     np.testing.assert_allclose(gamma[alone], expected[alone], rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
+def test_atoms_follow_a_strain_in_grueneisen_parameters_from_third_order(any_potential):
+    """In a crystal so wide that bonds are few, and sheared, so that its two lattices move apart."""
+    wide, supercell = bulk("ZnS", "zincblende", 6.5), (3, 3, 3)
+    strain = np.array([[0.3, 0.2, 0.0], [0.2, 0.1, 0.4], [0.0, 0.4, -0.2]])
+    q = np.array([[0.13, 0.27, -0.4], [0.5, 0, 0]])
+    # phonopy would choose other vectors of the same lattice, to which q would belong.
+    third = third_order(any_potential, wide, supercell, primitive="P")
+    fc2 = second_order(any_potential, wide, supercell, primitive="P")
+    assert third.checks.boundary < 1e-9 * third.checks.largest
+    lattice = Lattice(any_potential, wide)
+    thz, expected = lattice.grueneisen(q, strain)
+    still = lattice.grueneisen(q, strain, relaxed=False)[1]
+    scale = np.abs(expected).max()
+    assert np.abs(expected - still).max() > 0.01 * scale
+    for relaxed, wanted in ((True, expected), (False, still)):
+        found_thz, found = grueneisen_of(third, fc2, q, strain, relaxed)
+        np.testing.assert_allclose(found_thz, thz, rtol=0, atol=1e-6 * np.abs(thz).max())
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * scale)
+
+
+def test_the_energy_along_modes_has_the_third_derivative_of_their_coupling(any_potential, shape, blende):
+    """Along a mode at Γ, and of two modes at the border of the zone with it."""
+    cells = blende.cells
+    half = next(q for q in np.linalg.inv(cells.matrix).T if (q != q.round()).any())  # fits the supercell
+    q = np.array([half, half, [0, 0, 0]])
+    found = couplings(blende, second(cells), q)
+    atom, R = cells.places
+    waves = (found.patterns[:, :, atom] * np.exp(2j * np.pi * q @ R.T)[:, None, :, None]).real
+    border, other, optical = waves[0, 4], waves[1, 2], waves[2, 5]
+
+    def pull(moved: np.ndarray, along: np.ndarray) -> float:
+        atoms = cells.supercell.copy()
+        atoms.positions += moved
+        (predicted,) = any_potential.predict_graphs([any_potential.graph(atoms)], shape)
+        return -np.sum(predicted["forces"] * along) / 2  # of two cells
+
+    def bend(u: np.ndarray, along: np.ndarray, step: float) -> float:
+        return (pull(step * u, along) - 2 * pull(0 * u, along) + pull(-step * u, along)) / step**2
+
+    def twice(u: np.ndarray, along: np.ndarray) -> float:
+        return (4 * bend(u, along, 0.01) - bend(u, along, 0.02)) / 3  # without the fifth derivative
+
+    alone = couplings(blende, second(cells), np.zeros((3, 3))).bare[5, 5, 5].real
+    scale = np.abs(found.bare).max()
+    assert abs(alone) > 0.01 * scale
+    assert twice(optical, optical) == pytest.approx(alone, abs=1e-5 * scale)
+    assert twice(border, optical) == pytest.approx(found.bare[4, 4, 5].real, abs=1e-5 * scale)
+    mixed = (twice(border + other, optical) - twice(border - other, optical)) / 4
+    assert mixed == pytest.approx(found.bare[4, 2, 5].real, abs=1e-5 * scale)
+    assert twice(border, border) == pytest.approx(0, abs=1e-5 * scale)  # whose waves do not add up
+
+
+@pytest.mark.slow
+def test_both_methods_approach_the_exact_constants_of_every_architecture(architecture):
+    """As the two tests of one potential show, with the square of the step."""
+    pytest.importorskip("phono3py")
+    moved = BLENDE.repeat((2, 1, 1))
+    moved.positions[0] += 0.3
+    room = batching.padded_shape(batching.exact_shape([architecture.graph(moved)]), 0.2)
+    exact = third_order(architecture, BLENDE, (2, 1, 1), shape=room)
+    for method, steps, nearly in (("differences", (0.01, 0.02), 0.1), ("displaced", (0.01, 0.02), 0.2)):
+        off = []
+        for step in steps:
+            found = third_order(architecture, BLENDE, (2, 1, 1), method=method, step=step, shape=room)
+            off.append(np.abs(found.fc3 - exact.fc3).max())
+        assert off[0] < 0.05 * exact.checks.largest
+        assert np.log2(off[1] / off[0]) == pytest.approx(2, abs=nearly)
+
+
+def test_a_memory_limit_is_kept_or_what_is_needed_is_said(any_potential, shape, blende, monkeypatch):
+    monkeypatch.setattr("jaxmlip.derivatives.response.resident", lambda: 10**8)  # of the process
+    found = third_order(any_potential, BLENDE, (2, 1, 1), shape=shape, memory_limit=2e10)
+    np.testing.assert_allclose(found.fc3, blende.fc3, rtol=0, atol=1e-9)
+    with pytest.raises(MemoryLimitError, match=r"alone needs [\d.e+-]+ GB for 4 atoms"):
+        third_order(any_potential, BLENDE, (2, 1, 1), memory_limit=1e3)
 
 
 def test_phono3py_approaches_the_exact_constants_with_the_square_of_its_displacements(any_potential, blende):
@@ -376,4 +453,14 @@ def test_without_phono3py_its_name_is_said_and_files_are_written_all_the_same(tm
     constants = hand_made()
     with pytest.raises(ImportError, match=r"jaxmlip\[phono3py\]"):
         to_phono3py(constants)
-    assert write_third_order(constants, tmp_path) == ["fc3.hdf5", "FORCE_CONSTANTS_3RD"]
+    folder = tmp_path / "for [others]"
+    larger = second(Cells.of(SYMMETRIC["diamond"][0], (3, 2, 2)))
+    written = write_third_order(constants, folder, larger)
+    assert written == ["fc3.hdf5", "FORCE_CONSTANTS_3RD", "fc2.hdf5", "phonopy.yaml"]
+    assert {path.name for path in folder.iterdir()} == set(written)
+    again = read_third_order(folder)
+    np.testing.assert_array_equal(again.fc3, constants.fc3)
+    np.testing.assert_allclose(
+        again.cells.supercell.positions, constants.cells.supercell.positions, atol=1e-12
+    )
+    np.testing.assert_array_equal(read_second_order(folder / "fc2.hdf5", larger.cells).fc2, larger.fc2)
