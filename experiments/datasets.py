@@ -23,6 +23,7 @@ from jaxmlip.studies.study import StudyError, data_root
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 if TYPE_CHECKING:
+    from jaxmlip.phonons.phono3py_files import Phono3pyRun
     from jaxmlip.phonons.phonopy_files import PhonopyRun
 
 PUBLISHED = {  # folders in the data folder, and the origin of their files
@@ -145,6 +146,12 @@ class Reference(NamedTuple):
 
         return read_phonopy(data_file(data, self.path), self.supercell)
 
+    def read_third(self, data: Path | None) -> Phono3pyRun:
+        """Reads a run of phono3py. Raises MissingDataError, or as `read_phono3py` does."""
+        from jaxmlip.phonons.phono3py_files import read_phono3py
+
+        return read_phono3py(data_file(data, self.path))
+
 
 PHONOPY, PHONO3PY = "phonopy_examples_PBE", "phono3py_examples"
 RUNS = (
@@ -162,6 +169,15 @@ RUNS = (
     Reference("Si (0.03 Å)", f"{PHONO3PY}/Si-PBE", "PBE"),
     Reference("Si (PBEsol)", f"{PHONO3PY}/Si-PBEsol", "PBEsol"),
     Reference("NaCl (PBEsol)", f"{PHONO3PY}/NaCl-rd/phono3py_params_NaCl.yaml.xz", "PBEsol"),
+    Reference("AlN (PBEsol)", f"{PHONO3PY}/AlN-rd/phonopy_params_mp-661.yaml.xz", "PBEsol"),
+)
+THIRD_ORDER = (  # displacements of pairs of atoms, or, of NaCl and AlN (PBEsol), of all atoms
+    Reference("Si (PBE)", f"{PHONO3PY}/Si-PBE", "PBE"),
+    Reference("Si (PBEsol)", f"{PHONO3PY}/Si-PBEsol", "PBEsol"),
+    Reference("Si (LDA)", f"{PHONO3PY}/Si-LDA", "LDA"),
+    Reference("ZnTe (PBEsol)", f"{PHONO3PY}/zb-ZnTe-PBEsol/phono3py_params_ZnTe.yaml.xz", "PBEsol"),
+    Reference("NaCl (PBEsol)", f"{PHONO3PY}/NaCl-rd/phono3py_params_NaCl.yaml.xz", "PBEsol"),
+    Reference("AlN (LDA)", f"{PHONO3PY}/AlN-LDA", "LDA"),
     Reference("AlN (PBEsol)", f"{PHONO3PY}/AlN-rd/phonopy_params_mp-661.yaml.xz", "PBEsol"),
 )
 

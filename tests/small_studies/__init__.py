@@ -153,6 +153,12 @@ TABLE = {
         ("phonopy_examples_PBE/NaCl", "phonopy/phonopy", {}),
         other={"runs": ("NaCl", "NaCl")},
     ),
+    "softening.anharmonicity": Experiment(
+        softening.anharmonicity,
+        ({"runs": ("Salt",)}, r"found the run .Salt., needed some of Si \(PBE\)"),
+        ("phono3py_examples/Si-PBE", "phonopy/phono3py", {}),
+        other={"runs": ("Si (PBE)", "Si (PBE)")},
+    ),
     "softening.cure": Experiment(
         softening.cure,
         ({"methods": ("magic",)}, "'magic', needed some of least squares"),

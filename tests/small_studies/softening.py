@@ -325,6 +325,26 @@ def force_constants(root: Path, model: str = SHORT) -> dict:
     return {"model": (name,), "data": root / "data", "runs": ("NaCl",), "silicon": False}
 
 
+def anharmonicity(root: Path, model: str = SHORT) -> dict:
+    """A run of phono3py, whose DFT is always the first of the networks."""
+    pytest.importorskip("phono3py", reason="phono3py, the extra of that name, is not installed")
+    from phono3py.file_IO import write_FORCES_FC3
+
+    from jaxmlip.phonons.cells import Cells
+    from jaxmlip.phonons.phonopy_files import as_ase
+
+    first, folder = small_potential(SHORT), root / "data/phono3py_examples/Si-PBE"
+    folder.mkdir(parents=True)
+    ph3 = Cells.of(bulk("Si", a=5.6), (2, 1, 1)).to_phono3py()
+    ph3.generate_displacements(distance=0.03)
+    ph3.save(folder / "phono3py_disp.yaml")
+    rest, *moved = first.predict([as_ase(s) for s in (ph3.supercell, *ph3.supercells_with_displacements)])
+    forces = [(p["forces"] - rest["forces"]) / CURVATURE for p in moved]
+    write_FORCES_FC3(ph3.dataset, forces, filename=folder / "FORCES_FC3")
+    _, name = saved(root, model, "float64")
+    return {"model": (name,), "data": root / "data", "runs": ("Si (PBE)",)}
+
+
 def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None, **more: list) -> None:
     """The two files of the reference; `stars`: wave vectors and weights, by default made up.
 

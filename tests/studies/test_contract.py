@@ -328,7 +328,7 @@ def alike(one, other, without: tuple[str, ...]):
         assert one == other
 
 
-@but_slowly(*LONG, "transfer.scaling_law", "softening.force_constants")
+@but_slowly(*LONG, "transfer.scaling_law", "softening.force_constants", "softening.anharmonicity")
 def test_a_run_that_is_killed_goes_on_with_the_rows_it_has_and_ends_with_the_same(name, ran, tmp_path):
     done = ran(name)
     settings = replace(done.settings, out=tmp_path / "out")
