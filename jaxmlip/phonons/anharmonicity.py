@@ -33,7 +33,7 @@ class Anharmonicity:
     def __str__(self) -> str:
         lines = [f"{'':16}{'slope':>8}{'inverse':>9}{'r²':>7}{'shrinkage':>11}{'error / norm':>14}"]
         for name, s in {"all": self.all, "without self": self.without_self, **self.kinds}.items():
-            share = f"{s.shrinkage_share:.2f}" if s.slope < 1 else "-"
+            share = f"{round(s.shrinkage_share, 2) + 0.0:.2f}" if s.slope < 1 else "-"  # no -0.00
             lines.append(
                 f"{name:16}{s.slope:8.3f}{s.inverse:9.3f}{s.r_squared:7.3f}{share:>11}{s.relative_error:14.3f}"
             )
