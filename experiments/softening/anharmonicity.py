@@ -198,7 +198,7 @@ def slope_table(found: Mapping[str, Rows]) -> Table:
                 line = {"model": model, "run": row["run"], "model's from": said}
                 line |= {"slope": of["all"]["slope"], "inverse": of["all"]["inverse"], "r²": of["all"]["r2"]}
                 line |= {"shrinkage": of["all"]["shrinkage"] if of["all"]["slope"] < 1 else None}
-                line |= {"error / norm of DFT's": of["all"]["error"], "MAE / eV/Å³": of["all"]["mae"]}
+                line |= {"error / norm of DFT's": of["all"]["error"], "MAE / meV/Å³": 1e3 * of["all"]["mae"]}
                 line |= {"slope without self terms": of["without_self"]["slope"]}
                 line |= {"second order: slope": row["second"]["slope"], "its r²": row["second"]["r2"]}
                 line |= {"Grüneisen ratio, model / DFT": of["grueneisen"] / row["dft"]["grueneisen"]}
@@ -298,8 +298,8 @@ def draw_elements(axes: Axes, rows: Rows) -> None:
     for name, style in styles(rows[0]["points"]).items():
         x, y = (np.concatenate([row["points"][name][k] for row in rows]) for k in (0, 1))
         axes.plot(x, y, ls="", ms=3, alpha=0.5, label=name, rasterized=True, **style)
-    axes.set_xscale("symlog", linthresh=0.3)
-    axes.set_yscale("symlog", linthresh=0.3)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_yscale("symlog", linthresh=1)
     limit = axes.get_xlim()
     axes.plot(limit, limit, color="0.4", lw=0.9)
     axes.set(xlabel="third-order constant, DFT (eV/Å³)", ylabel="third-order constant, model (eV/Å³)")
