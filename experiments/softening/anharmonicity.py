@@ -265,9 +265,9 @@ def findings(found: Mapping[str, Rows]) -> list[str]:
             below = [row["exact"]["all"] for row in rows if row["exact"]["all"]["slope"] < 1]
             still = sum(of["inverse"] < 1 for of in below)
             lines.append(
-                f"{model}, {len(rows)} runs: {len(below)} slopes of the third order are below 1, {still} "
-                "stay below 1 if all of the scatter counts as shrinkage (inverse). Third and second order "
-                f"differ by {np.abs(third - second).mean():.3f} in slope on average; the third is the lower "
+                f"{model}, {len(rows)} runs: slopes of the third order below 1: {len(below)}, of which "
+                f"{still} if all of the scatter counts as shrinkage (inverse). Slopes of the two orders "
+                f"differ by {np.abs(third - second).mean():.3f} on average; the third order has the lower "
                 f"one in {(third < second).sum()}."
             )
     return lines

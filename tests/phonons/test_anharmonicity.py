@@ -115,10 +115,9 @@ def test_a_run_of_phono3py_gives_the_constants_that_its_forces_come_from(run):
         found.with_forces(found.forces[:1], "too few")
 
 
+@pytest.mark.parametrize("run", ["pairs"], indirect=True)
 def test_what_is_missing_or_does_not_belong_together_is_named(run, tmp_path):
     folder = run[0]
-    if not (folder / "FORCES_FC3").exists():
-        pytest.skip("its forces are in the yaml file")
     with pytest.raises(FileNotFoundError, match=r"nowhere has none of phono3py_params\.yaml"):
         read_phono3py(tmp_path / "nowhere")
     (tmp_path / "phono3py_disp.yaml").write_text((folder / "phono3py_disp.yaml").read_text())

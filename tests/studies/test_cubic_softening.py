@@ -39,5 +39,5 @@ def test_slopes_that_shrinkage_cannot_explain_are_counted():
         return {"exact": third, "displaced": third, "second": {"slope": second}}
 
     (line,) = findings({"m": [row(0.8, 0.9, 0.9), row(0.9, 1.1, 0.8), row(1.2, 1.3, 1.2)], "none": []})
-    assert "2 slopes of the third order are below 1, 1 stay below 1" in line
-    assert "0.067 in slope on average; the third is the lower one in 1." in line
+    assert "slopes of the third order below 1: 2, of which 1 if" in line
+    assert "differ by 0.067 on average; the third order has the lower one in 1." in line
