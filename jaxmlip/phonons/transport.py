@@ -35,6 +35,7 @@ AT_REST = -0.01  # THz; acoustic frequencies at Γ down to it count as zero
 SAME_MASS = 3e-4  # relative; tables of masses differ by less, isotopes by more
 TOGETHER = 16  # wave vectors that are computed, and kept, at once
 BEGUN = "conductivity.json"
+NOTHING = 1e-6  # eV/Å³; third-order constants that are all smaller are none
 
 
 class ImaginaryModesError(ValueError):
@@ -141,11 +142,12 @@ def conductivity(
     `path` names a folder in which finished wave vectors are kept: the same call goes on there.
 
     Raises ImportError if phono3py is missing or too old, ImaginaryModesError, and ValueError if the constants
-    are of different crystals, the mesh breaks symmetry, equivalent atoms have different masses, the arguments
-    make no sense, or `path` was begun with other ones.
+    are of different crystals or those of third order all vanish, the mesh breaks symmetry, equivalent atoms
+    have different masses, the arguments make no sense, or `path` was begun with other ones.
     """
     _check(temperatures, transport, boundary)
     check_masses(third.cells.unit)
+    _check_anharmonic(third)
     whole = check_mesh(third.cells, mesh)
     ph3 = to_phono3py(third, second)
     ph3.mesh_numbers = whole
@@ -194,6 +196,16 @@ def _check(temperatures: Sequence[float], transport: str, boundary: float | None
     if boundary is not None and not boundary > 0:
         raise ValueError(f"found boundary={boundary}, needed a length above 0 µm, or None.")
     import_phono3py()
+
+
+def _check_anharmonic(third: ThirdOrder) -> None:
+    largest = float(np.abs(third.fc3).max())
+    if not largest > NOTHING:
+        raise ValueError(
+            f"found third-order constants of at most {largest:.2g} eV/Å³, with which phonons never scatter; "
+            "needed some above 0. In a supercell that is too small those of images cancel (this one repeats "
+            f"after {third.cells.repeat:.2f} Å): take a larger one."
+        )
 
 
 def mass_variances(cells: Cells) -> np.ndarray:

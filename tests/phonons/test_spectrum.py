@@ -135,3 +135,9 @@ def test_masses_that_phono3py_would_take_as_equal_are_refused():
     zincblende = bulk("ZnS", "zincblende", 5.4)
     zincblende.set_masses([64.0, 34.0])
     check_masses(zincblende)
+
+
+def test_constants_that_cancel_in_a_small_supercell_are_refused(constants):
+    third, second = constants
+    with pytest.raises(ValueError, match=r"at most 3e-17 eV/Å³.*repeats after 11\.4"):
+        conductivity(replace(third, fc3=np.full_like(third.fc3, 3e-17)), second, mesh=(4, 4, 4))
