@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "predict": models.predict,
     "hessian": curvature.hessian,
     "phonons": curvature.phonons,
+    "conductivity": curvature.conductivity,
     "relax": curvature.relax,
     "elastic": curvature.elastic,
     "screen": screen.screen,

@@ -72,6 +72,7 @@ def stream_hessian(
     block_size: int | None = None,
     memory_limit: float | None = None,
     along: np.ndarray | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Columns of the Hessian (default: all), as from `hessian_columns`, in the file `path` (.npy).
 
@@ -79,9 +80,10 @@ def stream_hessian(
     has it: third derivatives of the energy.
 
     Returns the array (len(columns), 3N) in eV/Å² as np.load(path, mmap_mode="r") gives it: on disk, not in
-    memory. Memory holds one block of columns beside what `hessian_columns` needs. An interrupted run resumes
-    when it is called again with the same crystal, potential and columns, with the block size that it began
-    with; the numbers are the same bit by bit on the same machine. A complete file is returned as it is.
+    memory. Memory holds one block of columns beside what `hessian_columns` needs. After each block `progress`
+    is called with the number of columns that are there. An interrupted run resumes when it is called again
+    with the same crystal, potential and columns, with the block size that it began with; the numbers are the
+    same bit by bit on the same machine. A complete file is returned as it is.
 
     If the devices of the potential belong to several processes, all of them make the same call, with a path
     on a file system that they share, and each writes a part of the columns. When the work goes on, the
@@ -94,7 +96,8 @@ def stream_hessian(
     """
     atoms = _checked(crystal)
     columns = np.arange(3 * len(atoms)) if columns is None else checked_columns(atoms, columns)
-    work = _Work(_named(path, ".npy", "NumPy's format"), atoms, columns, along=along)
+    path = _named(path, ".npy", "NumPy's format")
+    work = _Work(path, atoms, columns, along=along, progress=progress)
     _stream(potential, work, block_size, memory_limit, lambda response: os.replace(work.part, work.path))
     return np.load(work.path, mmap_mode="r")
 
@@ -142,6 +145,7 @@ class _Work:
     columns: np.ndarray  # those that are wanted
     colouring: Colouring | None = None  # of a sparse Hessian
     along: np.ndarray | None = None  # if the slope along it takes the place of the energy
+    progress: Callable[[int], None] | None = None
 
     @property
     def numbers(self) -> np.ndarray:
@@ -264,6 +268,8 @@ def _compute(response: Response, work: _Work, file: BinaryIO, state: dict[str, A
         if crew.first:
             state.update(block_size=response.block_of(total), **_told(done | own))
             _write(work.record, state)
+            if work.progress is not None:
+                work.progress(state["done"])
         else:
             _write(_record_of(work.record, crew.index), _spans(own))
 

@@ -23,6 +23,8 @@ from jaxmlip.phonons.phono3py_files import read_second_order as read_second_orde
 from jaxmlip.phonons.phono3py_files import read_third_order as read_third_order
 from jaxmlip.phonons.phono3py_files import to_phono3py as to_phono3py
 from jaxmlip.phonons.phono3py_files import write_third_order as write_third_order
+from jaxmlip.phonons.spectrum import cumulative as cumulative
+from jaxmlip.phonons.spectrum import spectrum as spectrum
 from jaxmlip.phonons.supercell import force_constants as force_constants
 from jaxmlip.phonons.third import SecondOrder as SecondOrder
 from jaxmlip.phonons.third import ThirdOrder as ThirdOrder

@@ -19,7 +19,7 @@ from ase.geometry import minkowski_reduce
 
 from jaxmlip.crystals.atoms import check_crystal, in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.crystals.symmetry import SpaceGroup, identity
+from jaxmlip.crystals.symmetry import SpaceGroup, Symmetry, identity, kinds
 from jaxmlip.phonons.phonopy_files import SAME_PLACE, as_ase, as_phonopy, import_phonopy
 from jaxmlip.phonons.supercell import Supercell, cell_number, supercell_group, triangular
 
@@ -51,6 +51,23 @@ def import_phono3py() -> Any:
             f"found phono3py {version}, needed {'.'.join(map(str, PHONO3PY))} or newer. {install}"
         )
     return phono3py
+
+
+def check_masses(crystal: Atoms, symprec: float = SYMPREC) -> None:
+    """Raises ValueError if atoms that symmetry makes equal have different masses.
+
+    phono3py does not tell them apart. Symmetry is found within `symprec` (Å).
+    """
+    if np.array_equal(kinds(crystal, masses=True), crystal.numbers):
+        return
+    symmetry = Symmetry(crystal, symprec)
+    kept, of = symmetry.group_of_masses.order, symmetry.group.order
+    if kept < of:
+        raise ValueError(
+            f"found {crystal.get_chemical_formula()} with masses that keep {kept} of the {of} operations of "
+            "its space group, needed equal masses of equivalent atoms, which phono3py does not tell apart. "
+            "Natural isotopes scatter without masses of single atoms."
+        )
 
 
 class Images(NamedTuple):

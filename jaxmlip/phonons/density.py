@@ -55,7 +55,7 @@ def density_of_states(modes: Modes, thz: np.ndarray | None = None, width: float 
     thz = np.asarray(thz, float)
     share = _shares(modes)  # (q, n, 3n)
     if width is None:
-        total, projected = _tetrahedra(thz, f, share, modes.mesh)
+        total, projected = tetrahedra(thz, f, share, modes.mesh)
         how = "linear tetrahedra"
     else:
         weight = np.exp(-0.5 * ((thz[:, None, None] - f) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
@@ -80,7 +80,14 @@ def _shares(modes: Modes) -> np.ndarray:
     return share
 
 
-def _tetrahedra(thz, f, share, mesh: Mesh):
+def tetrahedra(
+    thz: np.ndarray, f: np.ndarray, share: np.ndarray, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Modes per THz at each of `thz` (points,), and of k quantities what lies there: (k, points).
+
+    The modes of the irreducible wave vectors of `mesh` have frequencies `f` (q, B) in THz and quantities
+    `share` (q, k, B). Both are taken as linear within tetrahedra.
+    """
     corners = mesh.representative[_corners(mesh.shape)]
     # Tetrahedra of the same representatives are alike.
     corners, count = np.unique(np.sort(corners, axis=1), axis=0, return_counts=True)

@@ -81,26 +81,38 @@ def write_third_order(
 
     Raises ValueError as `to_phono3py` does.
     """
+    with writing_folder(folder) as draft:
+        first, *others = _for_phono3py(third, draft, second)
+        (draft / "FORCE_CONSTANTS_3RD").write_text(_for_shengbte(third, cutoff), encoding="utf-8")
+    return [first, "FORCE_CONSTANTS_3RD", *others]
+
+
+def write_for_phono3py(third: ThirdOrder, folder: str | Path, second: SecondOrder | None = None) -> list[str]:
+    """Writes the files of `write_third_order` but ShengBTE's, which is large, and returns their names."""
+    with writing_folder(folder) as draft:
+        return _for_phono3py(third, draft, second)
+
+
+def _for_phono3py(third: ThirdOrder, folder: Path, second: SecondOrder | None) -> list[str]:
+    """Writes constants and, if phono3py is installed, cells; returns the names of the files."""
     if second is not None:
         check_same_crystal(third, second)
-    written = ["fc3.hdf5", "FORCE_CONSTANTS_3RD"]
-    with writing_folder(folder) as draft:
-        _write_hdf5(draft / "fc3.hdf5", {"fc3": third.fc3, "p2s_map": third.cells.p2s})
-        if second is not None:
-            unit = np.array([b"eV/angstrom^2"])
-            held = {"force_constants": second.fc2, "p2s_map": second.cells.p2s, "physical_unit": unit}
-            _write_hdf5(draft / "fc2.hdf5", held)
-            written.append("fc2.hdf5")
-        (draft / "FORCE_CONSTANTS_3RD").write_text(_for_shengbte(third, cutoff), encoding="utf-8")
-        try:
-            ph3 = to_phono3py(third, second)
-        except ImportError:
-            third.cells.to_phonopy().save(draft / CELLS_ALONE, settings={"displacements": False})
-            return [*written, CELLS_ALONE]
-        parts = ("force_sets", "displacements", "force_constants")
-        for name in ("phono3py_params.yaml", "phono3py_disp.yaml"):
-            ph3.save(draft / name, settings=dict.fromkeys(parts, False))
-            written.append(name)
+    _write_hdf5(folder / "fc3.hdf5", {"fc3": third.fc3, "p2s_map": third.cells.p2s})
+    written = ["fc3.hdf5"]
+    if second is not None:
+        unit = np.array([b"eV/angstrom^2"])
+        held = {"force_constants": second.fc2, "p2s_map": second.cells.p2s, "physical_unit": unit}
+        _write_hdf5(folder / "fc2.hdf5", held)
+        written.append("fc2.hdf5")
+    try:
+        ph3 = to_phono3py(third, second)
+    except ImportError:
+        third.cells.to_phonopy().save(folder / CELLS_ALONE, settings={"displacements": False})
+        return [*written, CELLS_ALONE]
+    parts = ("force_sets", "displacements", "force_constants")
+    for name in ("phono3py_params.yaml", "phono3py_disp.yaml"):
+        ph3.save(folder / name, settings=dict.fromkeys(parts, False))
+        written.append(name)
     return written
 
 

@@ -225,6 +225,26 @@ def repeats_within(cell: np.ndarray, cells: int) -> tuple[int, int, int]:
     return max(candidates, key=lambda n: (round(repeat_distance(cell, n), 6), -np.prod(n)))
 
 
+def repeats_beyond(crystal: Atoms, distance: float, symprec: float = SYMPREC) -> tuple[int, int, int]:
+    """The smallest supercell whose images are at least `distance` (Å) apart, and that keeps the space group.
+
+    The group is found within `symprec` (Å). Of equally small ones it is that whose images are farthest apart.
+    """
+    cell = crystal.cell.array
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)  # between planes of cells
+    rotations = find_space_group(crystal, symprec).rotations
+    most = np.maximum(1, np.ceil(distance / heights - 1e-6)).astype(int)
+    most[:] = most.max()  # vectors that operations exchange need equal numbers
+
+    def kept(n: tuple[int, ...]) -> bool:
+        moved = rotations * np.array(n) / np.array(n)[:, None]
+        return bool(np.abs(moved - np.rint(moved)).max() < 1e-6)
+
+    every = itertools.product(*(range(1, k + 1) for k in most.tolist()))
+    far = [n for n in every if kept(n) and repeat_distance(cell, n) >= distance - 1e-6]
+    return min(far, key=lambda n: (np.prod(n), -round(repeat_distance(cell, n), 6)))
+
+
 def triangular(supercell: np.ndarray) -> np.ndarray:
     """The upper triangular matrix whose rows span the same lattice as those of `supercell` (Hermite's form).
 

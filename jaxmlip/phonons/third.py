@@ -21,7 +21,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.derivatives.response import Response, Room
-from jaxmlip.derivatives.streaming import stream_hessian
+from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 from jaxmlip.mechanics.elasticity import internal_response
 from jaxmlip.phonons.cells import Cells, Primitive
 from jaxmlip.phonons.modes import hermitian, in_thz
@@ -36,6 +36,7 @@ from jaxmlip.phonons.triplets import (
     plan,
     space_group_error,
 )
+from jaxmlip.system.progress import paced
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 Method = Literal["exact", "differences", "displaced"]
 STEPS = {"differences": 0.01, "displaced": 0.03}  # Å
 SAME_WAVE = 1e-9  # of a reciprocal lattice vector
-Columns = Callable[[tuple[int, int], list[int]], np.ndarray]
+Progress = Callable[[int], None]  # called with the number of columns of a displacement that are there
+Columns = Callable[[tuple[int, int], list[int], Progress], np.ndarray]
 
 
 class SmallSupercellWarning(UserWarning):
@@ -225,10 +227,11 @@ def third_order(
     if method == "displaced":
         found = _displaced(potential, cells, step, symprec)
         return projected(found) if project else found
-    chosen = plan(cells, group)
+    chosen, there = plan(cells, group), 0
     limits = {"block_size": block_size, "memory_limit": memory_limit}
     if path is not None:
         how, columns = "exact", _streamed(potential, cells, Path(path), **limits)
+        there = sum(columns_done(_file(Path(path), w)) for w in chosen.wanted)
     else:
         limits |= {"shape": shape, "beside": 8 * 27 * len(cells.primitive) * len(cells.supercell) ** 2}
         if method == "exact":
@@ -236,7 +239,7 @@ def third_order(
         else:
             how = f"differences of exact Hessian columns, ±{step:g} Å"
             columns = _differences(potential, cells, chosen, step, limits)
-    rows = _rows(chosen, columns, len(cells.supercell))
+    rows = _rows(chosen, columns, len(cells.supercell), there)
     phi, off = completed(chosen, rows)
     known = None if group is None else off
     checks = checked(phi, cells, symprec, len(rows), potential.cutoffs.bond, known)
@@ -343,12 +346,15 @@ def _check_step(method: str, step: float | None) -> None:
         )
 
 
-def _rows(chosen: Plan, columns: Columns, N: int) -> Mapping[Column, np.ndarray]:
-    """All columns (N, 3) that are wanted."""
-    found = {}
-    for w, numbers in chosen.wanted.items():
-        for number, row in zip(numbers, columns(w, numbers), strict=True):
-            found[Column(*w, number)] = np.asarray(row, float).reshape(N, 3)
+def _rows(chosen: Plan, columns: Columns, N: int, there: int) -> Mapping[Column, np.ndarray]:
+    """All columns (N, 3) that are wanted, of which `there` are known from earlier."""
+    found: dict[Column, np.ndarray] = {}
+    with paced(sum(map(len, chosen.wanted.values())), there, "third-order columns") as show:
+        for w, numbers in chosen.wanted.items():
+            before = len(found)
+            rows = columns(w, numbers, lambda done, before=before: show(before + done, ""))
+            for number, row in zip(numbers, rows, strict=True):
+                found[Column(*w, number)] = np.asarray(row, float).reshape(N, 3)
     return found
 
 
@@ -358,8 +364,8 @@ def _exact(potential: Potential, cells: Cells, chosen: Plan, limits: dict[str, A
         limits = {**limits, "shape": batching.close_shape_for}  # it is used for much work
     response = Response(potential, cells.supercell, along=_unit(cells, (0, 0)), **limits)
 
-    def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
-        return _all(response.turned(_unit(cells, w)), numbers, chosen)
+    def columns(w: tuple[int, int], numbers: list[int], progress: Progress) -> np.ndarray:
+        return _all(response.turned(_unit(cells, w)), numbers, chosen, progress)
 
     return columns
 
@@ -368,11 +374,16 @@ def _streamed(potential: Potential, cells: Cells, folder: Path, **limits: Any) -
     """The same, kept in files of `folder`, from which an interrupted run goes on."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
-        file = folder / f"columns-{w[0]}{'xyz'[w[1]]}.npy"
-        return stream_hessian(potential, cells.supercell, file, numbers, along=_unit(cells, w), **limits)
+    def columns(w: tuple[int, int], numbers: list[int], progress: Progress) -> np.ndarray:
+        how = {"along": _unit(cells, w), "progress": progress, **limits}
+        return stream_hessian(potential, cells.supercell, _file(folder, w), numbers, **how)
 
     return columns
+
+
+def _file(folder: Path, w: tuple[int, int]) -> Path:
+    """The file of the columns of a first displacement."""
+    return folder / f"columns-{w[0]}{'xyz'[w[1]]}.npy"
 
 
 def _differences(
@@ -389,17 +400,23 @@ def _differences(
         sizes = [batching.exact_shape([graph(w, sign)]) for w in chosen.wanted for sign in (1, -1)]
         limits = {**limits, "shape": batching.close(batching.BatchShape.covering(sizes))}
 
-    def columns(w: tuple[int, int], numbers: list[int]) -> np.ndarray:
-        up, down = (_all(Response(potential, graph(w, s), **limits), numbers, chosen) for s in (1, -1))
-        return (up - down) / (2 * step)
+    def columns(w: tuple[int, int], numbers: list[int], progress: Progress) -> np.ndarray:
+        def at(sign: int, halves: int) -> np.ndarray:
+            response = Response(potential, graph(w, sign), **limits)
+            return _all(response, numbers, chosen, lambda done: progress((halves * len(numbers) + done) // 2))
+
+        return (at(1, 0) - at(-1, 1)) / (2 * step)
 
     return columns
 
 
-def _all(response: Response, numbers: list[int], chosen: Plan) -> np.ndarray:
+def _all(response: Response, numbers: list[int], chosen: Plan, progress: Progress) -> np.ndarray:
     """The columns of these numbers, in blocks of one size for all displacements."""
-    most = max(map(len, chosen.wanted.values()))
-    return np.concatenate([rows for _, rows in response.columns(np.array(numbers), total=most)])
+    most, found = max(map(len, chosen.wanted.values())), []
+    for start, rows in response.columns(np.array(numbers), total=most):
+        found.append(rows)
+        progress(start + len(rows))
+    return np.concatenate(found)
 
 
 def _unit(cells: Cells, w: tuple[int, int]) -> np.ndarray:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from ase.data import atomic_masses
 
-from jaxmlip.phonons.cells import Cells, import_phono3py
+from jaxmlip.phonons.cells import Cells, check_masses, import_phono3py
+from jaxmlip.phonons.meshes import check_mesh
 from jaxmlip.phonons.phono3py_files import to_phono3py
 from jaxmlip.phonons.third import SecondOrder, ThirdOrder
 from jaxmlip.system.begun import changes, described
@@ -34,6 +35,7 @@ AT_REST = -0.01  # THz; acoustic frequencies at Γ down to it count as zero
 SAME_MASS = 3e-4  # relative; tables of masses differ by less, isotopes by more
 TOGETHER = 16  # wave vectors that are computed, and kept, at once
 BEGUN = "conductivity.json"
+NOTHING = 1e-6  # eV/Å³; third-order constants that are all smaller are none
 
 
 class ImaginaryModesError(ValueError):
@@ -131,8 +133,8 @@ def conductivity(
 ) -> Conductivity:
     """The lattice thermal conductivity of the crystal that these constants are of, by phono3py.
 
-    `mesh` is the number of wave vectors along each reciprocal vector of the primitive cell, or phono3py's
-    length (Å), which chooses it. `temperatures` are in K. `transport` is "wigner", with coherences, or
+    `mesh` is the number of wave vectors along each reciprocal vector of the primitive cell, or a length (Å):
+    see `check_mesh`. `temperatures` are in K. `transport` is "wigner", with coherences, or
     "particles", the relaxation-time approximation alone. With `isotopes` natural isotopes scatter; an atom
     whose mass is not its element's counts as one isotope. Phonons scatter at boundaries after `boundary` µm.
     phono3py's linewidths by isotopes depend on the eigenvectors that it meets at equal frequencies: κ of Si
@@ -140,17 +142,22 @@ def conductivity(
     `path` names a folder in which finished wave vectors are kept: the same call goes on there.
 
     Raises ImportError if phono3py is missing or too old, ImaginaryModesError, and ValueError if the constants
-    are of different crystals, the arguments make no sense, or `path` was begun with other ones.
+    are of different crystals or those of third order all vanish, the mesh breaks symmetry, equivalent atoms
+    have different masses, the arguments make no sense, or `path` was begun with other ones.
     """
     _check(temperatures, transport, boundary)
+    check_masses(third.cells.unit)
+    _check_anharmonic(third)
+    whole = check_mesh(third.cells, mesh)
     ph3 = to_phono3py(third, second)
-    ph3.mesh_numbers = mesh
+    ph3.mesh_numbers = whole
     # Without them a linewidth depends on which eigenvectors of equal frequencies a library happens to return,
     # and on how the mesh is cut into tetrahedra: κ of Si on 7 x 7 x 7 wave vectors by 0.2 %.
     ph3.init_phph_interaction(symmetrize_tetrahedra=True, average_degenerate_weights=True)
     ph3.run_phonon_solver()
     points = _irreducible(ph3)
-    _check_stable(ph3, third.cells)
+    thz, _, address = ph3.get_phonon_data()
+    check_stable(third.cells, address / whole, thz, np.ones(len(thz), int))
     options = {
         "temperatures": [float(t) for t in temperatures],
         "transport_type": "SMM19" if transport == "wigner" else None,
@@ -158,7 +165,6 @@ def conductivity(
         "is_isotope": isotopes,
         "mass_variances": mass_variances(third.cells).tolist() if isotopes else None,
     }
-    whole = tuple(int(n) for n in ph3.mesh_numbers)
     folder = None if path is None else _begun(Path(path), third, second, {"mesh": list(whole), **options})
     parts = list(_computed(ph3, points, options, folder))
     joined = {
@@ -192,6 +198,16 @@ def _check(temperatures: Sequence[float], transport: str, boundary: float | None
     import_phono3py()
 
 
+def _check_anharmonic(third: ThirdOrder) -> None:
+    largest = float(np.abs(third.fc3).max())
+    if not largest > NOTHING:
+        raise ValueError(
+            f"found third-order constants of at most {largest:.2g} eV/Å³, with which phonons never scatter; "
+            "needed some above 0. In a supercell that is too small those of images cancel (this one repeats "
+            f"after {third.cells.repeat:.2f} Å): take a larger one."
+        )
+
+
 def mass_variances(cells: Cells) -> np.ndarray:
     """Σ c (1 - m/m̄)² (n,) of the isotopes of each atom of the primitive cell, by natural abundance.
 
@@ -211,17 +227,18 @@ def _irreducible(ph3: Phono3py) -> np.ndarray:
     return ph3.grid.grg2bzg[get_ir_grid_points(ph3.grid)[0]]
 
 
-def _check_stable(ph3: Phono3py, cells: Cells) -> None:
-    """Raises ImaginaryModesError by the rule of arXiv:2408.00755: at Γ three acoustic modes may have
-    -0.01 THz, all else has frequencies from 0."""
-    thz, _, address = ph3.get_phonon_data()
-    lowest = np.where(np.all(address == 0, axis=1)[:, None] & (np.arange(thz.shape[1]) < 3), AT_REST, 0.0)
+def check_stable(cells: Cells, q_points: np.ndarray, thz: np.ndarray, weights: np.ndarray) -> None:
+    """Raises ImaginaryModesError if a mode of a crystal is imaginary, by the rule of arXiv:2408.00755.
+
+    At Γ the three acoustic modes may have -0.01 THz, all else has frequencies `thz` (Q, B) from 0. `q_points`
+    (Q, 3) are in reciprocal lattice units, ascending frequencies at each; `weights` (Q,) of them are alike.
+    """
+    lowest = np.where(~q_points.any(axis=1)[:, None] & (np.arange(thz.shape[1]) < 3), AT_REST, 0.0)
     imaginary = (thz < lowest).any(axis=1)
     if imaginary.any():
         k = np.where(imaginary, thz.min(axis=1), np.inf).argmin()
-        q = address[k] / ph3.mesh_numbers
-        formula = cells.primitive.get_chemical_formula()
-        raise ImaginaryModesError(formula, q, float(thz[k].min()), int(imaginary.sum()), len(thz))
+        formula, number = cells.primitive.get_chemical_formula(), int(weights[imaginary].sum())
+        raise ImaginaryModesError(formula, q_points[k], float(thz[k].min()), number, int(weights.sum()))
 
 
 def _begun(folder: Path, third: ThirdOrder, second: SecondOrder, settings: dict[str, Any]) -> Path:

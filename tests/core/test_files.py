@@ -251,6 +251,7 @@ def refused(capsys, *arguments: str) -> str:
         ("hessian", "salt.cif", "--out", "OUT.npz"),
         ("hessian", "salt.cif", "--out", "OUT.npy"),
         ("phonons", "salt.cif", "--out", "OUT"),
+        ("conductivity", "salt.cif", "--out", "OUT"),
         ("elastic", "salt.cif", "--out", "OUT"),
         ("relax", "salt.cif", "--out", "OUT.extxyz"),
         ("softening", "--out", "OUT"),

@@ -45,6 +45,16 @@ def test_the_file_holds_the_hessian_and_numpy_opens_it(any_potential, crystal, t
     assert columns_done(tmp_path / "h.npy") == 15
 
 
+def test_progress_counts_the_columns_that_are_there(any_potential, crystal, tmp_path, monkeypatch):
+    told, again = [], []
+    with monkeypatch.context() as patch:
+        interrupted(patch, 2)
+        with pytest.raises(StopError):
+            stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4, progress=told.append)
+    stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4, progress=again.append)
+    assert (told, again) == ([4, 8], [12, 15])
+
+
 def test_chosen_columns_come_in_the_order_asked_for(any_potential, crystal, tmp_path):
     columns = [7, 0, 14, 3]
     found = stream_hessian(any_potential, crystal, tmp_path / "h.npy", columns, block_size=4)
