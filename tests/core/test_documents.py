@@ -141,7 +141,7 @@ def write_mptrj(path: Path, number: int) -> None:
             "mp_id": f"mp-{k}",
         }
         materials[f"mp-{k}"] = {f"mp-{k}-0-0": frame}
-    path.write_text(json.dumps(materials))
+    path.write_text(json.dumps(materials, default=lambda x: x.item()))  # old pymatgens keep bools of NumPy
 
 
 def test_commands_of_readme_train_evaluate_and_export(stand_in):
