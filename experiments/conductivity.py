@@ -36,8 +36,6 @@ from jaxmlip.studies.srme import (
     ModeConductivity,
     Reference,
     drawn,
-    frequencies,
-    imaginary,
     read_published,
     read_references,
     srme,
@@ -175,7 +173,7 @@ def conducted(
 ) -> dict[str, Any]:
     """What a row has of one method: κ (W/m/K) and SRME, frequencies against DFT's, or why κ was refused."""
     from jaxmlip.phonons.third import SmallSupercellWarning, second_order, third_order
-    from jaxmlip.phonons.transport import ImaginaryModesError, conductivity
+    from jaxmlip.phonons.transport import ImaginaryModesError, conductivity, imaginary
 
     if "failed" in rest:
         return refused(f"relaxation failed: {rest['failed']}")
@@ -186,9 +184,9 @@ def conducted(
     how |= {"step": step} if method == "displaced" else {}
     begun = time.perf_counter()
     second = second_order(potential, atoms, reference.second, **how)
-    modes = frequencies(second, reference.dft)
-    row = compared(modes.thz, reference) | {"volume_ratio": rest["volume_ratio"]}
-    bad = imaginary(modes)
+    thz, _ = second.modes(reference.dft.q_points)
+    row = compared(thz, reference) | {"volume_ratio": rest["volume_ratio"]}
+    bad = imaginary(reference.dft.q_points, thz)
     if bad.any():
         return row | refused(f"imaginary modes at {weighed(bad, reference):.0%} of wave vectors")
     with warnings.catch_warnings():

@@ -171,14 +171,13 @@ RUNS = (
     Reference("NaCl (PBEsol)", f"{PHONO3PY}/NaCl-rd/phono3py_params_NaCl.yaml.xz", "PBEsol"),
     Reference("AlN (PBEsol)", f"{PHONO3PY}/AlN-rd/phonopy_params_mp-661.yaml.xz", "PBEsol"),
 )
-THIRD_ORDER = (  # displacements of pairs of atoms, or, of NaCl and AlN (PBEsol), of all atoms
+THIRD_ORDER = (  # displacements of pairs of atoms, or, of NaCl, of all atoms
     Reference("Si (PBE)", f"{PHONO3PY}/Si-PBE", "PBE"),
     Reference("Si (PBEsol)", f"{PHONO3PY}/Si-PBEsol", "PBEsol"),
     Reference("Si (LDA)", f"{PHONO3PY}/Si-LDA", "LDA"),
     Reference("ZnTe (PBEsol)", f"{PHONO3PY}/zb-ZnTe-PBEsol/phono3py_params_ZnTe.yaml.xz", "PBEsol"),
     Reference("NaCl (PBEsol)", f"{PHONO3PY}/NaCl-rd/phono3py_params_NaCl.yaml.xz", "PBEsol"),
     Reference("AlN (LDA)", f"{PHONO3PY}/AlN-LDA", "LDA"),
-    Reference("AlN (PBEsol)", f"{PHONO3PY}/AlN-rd/phonopy_params_mp-661.yaml.xz", "PBEsol"),
 )
 
 

@@ -27,7 +27,7 @@ from jaxmlip.phonons.cells import Cells
 from jaxmlip.phonons.modes import degenerate, grueneisen_parameters
 from jaxmlip.phonons.phono3py_files import check_same_crystal
 from jaxmlip.phonons.third import SAME_WAVE, SecondOrder, ThirdOrder
-from jaxmlip.phonons.transport import AT_REST, ImaginaryModesError
+from jaxmlip.phonons.transport import check_stable
 from jaxmlip.units import EV_PER_THZ, KELVIN_PER_EV, THZ_PER_ROOT_EV_PER_A2_U
 
 SMEARING = 0.1  # THz
@@ -209,12 +209,7 @@ class _Waves:
 
     def check(self, cells: Cells) -> None:
         """Raises ImaginaryModesError if a frequency is imaginary, as `conductivity` does."""
-        imaginary = (self.thz < np.where(self.acoustic, AT_REST, 0)).any(axis=1)
-        if imaginary.any():
-            k = np.where(imaginary, self.thz.min(axis=1), np.inf).argmin()
-            formula = cells.primitive.get_chemical_formula()
-            lowest = float(self.thz[k].min())
-            raise ImaginaryModesError(formula, self.q_points[k], lowest, int(imaginary.sum()), len(imaginary))
+        check_stable(cells, self.q_points, self.thz, np.ones(len(self.thz), int))
 
     def parts(self, third: ThirdOrder) -> Iterator[_Waves]:
         """Some of the wave vectors after others, as many as may be computed at once."""

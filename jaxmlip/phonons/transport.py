@@ -21,7 +21,7 @@ from ase.data import atomic_masses
 from jaxmlip.phonons.cells import Cells, check_masses, import_phono3py
 from jaxmlip.phonons.meshes import check_mesh
 from jaxmlip.phonons.phono3py_files import to_phono3py
-from jaxmlip.phonons.third import SecondOrder, ThirdOrder
+from jaxmlip.phonons.third import SAME_WAVE, SecondOrder, ThirdOrder
 from jaxmlip.system.begun import changes, described
 from jaxmlip.system.files import write_whole, writing
 from jaxmlip.system.progress import paced
@@ -227,17 +227,27 @@ def _irreducible(ph3: Phono3py) -> np.ndarray:
     return ph3.grid.grg2bzg[get_ir_grid_points(ph3.grid)[0]]
 
 
-def check_stable(cells: Cells, q_points: np.ndarray, thz: np.ndarray, weights: np.ndarray) -> None:
-    """Raises ImaginaryModesError if a mode of a crystal is imaginary, by the rule of arXiv:2408.00755.
+def imaginary(q_points: np.ndarray, thz: np.ndarray) -> np.ndarray:
+    """True (Q,) for wave vectors with imaginary modes, by the rule of arXiv:2408.00755.
 
-    At Γ the three acoustic modes may have -0.01 THz, all else has frequencies `thz` (Q, B) from 0. `q_points`
-    (Q, 3) are in reciprocal lattice units, ascending frequencies at each; `weights` (Q,) of them are alike.
+    At Γ three acoustic modes may have -0.01 THz; all else has frequencies from 0. `q_points` (Q, 3) are in
+    reciprocal lattice units, `thz` (Q, B) ascending frequencies.
     """
-    lowest = np.where(~q_points.any(axis=1)[:, None] & (np.arange(thz.shape[1]) < 3), AT_REST, 0.0)
-    imaginary = (thz < lowest).any(axis=1)
-    if imaginary.any():
-        k = np.where(imaginary, thz.min(axis=1), np.inf).argmin()
-        formula, number = cells.primitive.get_chemical_formula(), int(weights[imaginary].sum())
+    q = np.asarray(q_points, float)
+    at_gamma = np.abs(q - np.rint(q)).max(axis=1) < SAME_WAVE
+    acoustic = at_gamma[:, None] & (np.arange(thz.shape[1]) < 3)
+    return (thz < np.where(acoustic, AT_REST, 0.0)).any(axis=1)
+
+
+def check_stable(cells: Cells, q_points: np.ndarray, thz: np.ndarray, weights: np.ndarray) -> None:
+    """Raises ImaginaryModesError if a mode of a crystal is `imaginary`.
+
+    Each wave vector stands for `weights` (Q,) of them.
+    """
+    bad = imaginary(q_points, thz)
+    if bad.any():
+        k = np.where(bad, thz.min(axis=1), np.inf).argmin()
+        formula, number = cells.primitive.get_chemical_formula(), int(weights[bad].sum())
         raise ImaginaryModesError(formula, q_points[k], float(thz[k].min()), number, int(weights.sum()))
 
 

@@ -36,7 +36,7 @@ from jaxmlip.studies.study import fingerprint, save
 from jaxmlip.system.console import say
 from jaxmlip.system.files import writing
 from jaxmlip.system.tables import show
-from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U
+from jaxmlip.units import GPA_PER_EV_PER_A3
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -326,7 +326,5 @@ def _check_stable(second: SecondOrder, mesh: Numbers, symprec: float) -> None:
     """Raises ImaginaryModesError before third order is computed, which would be in vain."""
     atoms = second.cells.primitive
     reduced = reduced_mesh(mesh, space_group(atoms, symprec))
-    root = np.sqrt(atoms.get_masses()).repeat(3)
-    squares = np.linalg.eigvalsh(second.matrices(reduced.q_points) / np.outer(root, root))
-    thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+    thz, _ = second.modes(reduced.q_points)
     check_stable(second.cells, reduced.q_points, thz, reduced.weights)

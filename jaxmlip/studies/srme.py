@@ -21,11 +21,9 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals.symmetry import Mesh, reduced_mesh, space_group
-from jaxmlip.phonons.transport import AT_REST
 from jaxmlip.studies.phonondb import Material, MeshModes, material_of, read_rows
 
 if TYPE_CHECKING:
-    from jaxmlip.phonons.third import SecondOrder
     from jaxmlip.phonons.transport import Conductivity
 
 WORST = 2.0  # of a material without a conductivity
@@ -146,27 +144,6 @@ def _supercells(info: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     # phonopy's matrices have the vectors as columns.
     second, third = (np.array(info[f"fc{n}_supercell"], int).T for n in (2, 3))
     return second, third
-
-
-def frequencies(second: SecondOrder, modes: MeshModes) -> MeshModes:
-    """The frequencies of force constants at the wave vectors of `modes`, THz."""
-    from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
-
-    masses = np.repeat(second.cells.primitive.get_masses(), 3)
-    D = second.matrices(modes.q_points) / np.sqrt(np.outer(masses, masses))
-    squares = np.linalg.eigvalsh((D + D.conj().swapaxes(1, 2)) / 2)
-    thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
-    return MeshModes(modes.q_points, modes.weights, thz)
-
-
-def imaginary(modes: MeshModes) -> np.ndarray:
-    """True (q,) for wave vectors with imaginary modes by the rule of the paper.
-
-    At Γ three acoustic modes may have -0.01 THz; all else has frequencies from 0.
-    """
-    gamma = np.abs(modes.q_points).max(axis=1) == 0
-    acoustic = gamma[:, None] & (np.arange(modes.thz.shape[1]) < 3)
-    return (modes.thz < np.where(acoustic, AT_REST, 0.0)).any(axis=1)
 
 
 def drawn(
