@@ -467,7 +467,8 @@ def test_a_command_that_is_killed_leaves_nothing_half_written_and_comes_to_the_s
         if out in there:
             assert digests(cut / out) == digests(whole / out)
     again = started(work, *command, str(cut / out))
-    assert again.wait() == 0
+    _, said = again.communicate()
+    assert again.returncode == 0, said.decode()
     assert sorted(p.name for p in cut.iterdir()) == final
     assert digests(cut / out) == digests(whole / out)
 
