@@ -141,13 +141,15 @@ def hessian_slope(
         if np.shape(pairs) != (n, N):
             raise ValueError(f"found pairs of shape {np.shape(pairs)}, needed ({n}, {N}), True or False.")
         kept &= np.asarray(pairs, bool)
-    return _slope(
-        [phi[keep] for phi, keep in zip(model, kept, strict=True)],
-        [phi[keep] for phi, keep in zip(dft, kept, strict=True)],
-        "atom",
-        error_ratio,
-        resamples,
-    )
+    return _by_atom(model, dft, kept, error_ratio, resamples)
+
+
+def _by_atom(
+    model: np.ndarray, dft: np.ndarray, kept: np.ndarray, error_ratio: float, resamples: int
+) -> Slope:
+    """The slope of the `kept` elements; samples of the bootstrap are the atoms of the first axis."""
+    its, theirs = ([phi[keep] for phi, keep in zip(x, kept, strict=True)] for x in (model, dft))
+    return _slope(its, theirs, "atom", error_ratio, resamples)
 
 
 def third_order_slope(
@@ -176,13 +178,7 @@ def third_order_slope(
         raise ValueError(
             f"found triples of shape {kept.shape}, needed {dft.shape[:3]}, True or False, as the atoms have."
         )
-    return _slope(
-        [phi[keep] for phi, keep in zip(model, kept, strict=True)],
-        [phi[keep] for phi, keep in zip(dft, kept, strict=True)],
-        "atom",
-        error_ratio,
-        resamples,
-    )
+    return _by_atom(model, dft, kept, error_ratio, resamples)
 
 
 @dataclass(frozen=True, eq=False)
