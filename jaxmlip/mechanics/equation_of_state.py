@@ -52,15 +52,27 @@ def birch_murnaghan(volumes: Float[np.ndarray, " n"], energies: Float[np.ndarray
     x = (V / middle) ** (-2 / 3)
     # Scaled to about 1, where the powers differ.
     cubic = np.polynomial.Polynomial.fit(x, E - E.mean(), 3).convert()
-    slope, curvature = cubic.deriv(), cubic.deriv(2)
-    minima = [r.real for r in slope.roots() if abs(r.imag) < 1e-12 and r.real > 0 and curvature(r.real) > 0]
-    if not minima or np.ptp(E) <= 64 * np.finfo(float).eps * np.abs(E).max():
+    x0 = _minimum(cubic)
+    if x0 is None or np.ptp(E) <= 64 * np.finfo(float).eps * np.abs(E).max():
         raise ValueError(f"E(V) has no minimum near {V.min():.4g} to {V.max():.4g} Å³.")
-    x0 = minima[0]  # a cubic polynomial has one
     V0 = middle * x0**-1.5
-    second, third = x0**2 * curvature(x0), x0**3 * cubic.deriv(3)(x0)
+    second, third = x0**2 * cubic.deriv(2)(x0), x0**3 * cubic.deriv(3)(x0)
     numbers = (V0, cubic(x0) + E.mean(), 4 / 9 * second / V0, 4 + 2 / 3 * third / second)
     return EquationOfState(*map(float, numbers))
+
+
+def _minimum(cubic: np.polynomial.Polynomial) -> float | None:
+    """Where a polynomial of third degree or less has its minimum above zero."""
+    c = cubic.deriv().coef
+    constant, linear, square = np.pad(c, (0, 3 - len(c)))
+    below = linear**2 - 4 * square * constant
+    if not below > 0 or max(linear, square) <= 0:
+        return None
+    # Of two forms of one root the one that subtracts nothing: at B₁ = 4 the cubic term is zero but for its
+    # last digits, and a general solver of polynomials divides by it.
+    root = np.sqrt(below)
+    x = -2 * constant / (linear + root) if linear > 0 else (root - linear) / (2 * square)
+    return float(x) if x > 0 else None
 
 
 def equations_of_state(
