@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from ase.data import atomic_masses
 
 from jaxmlip.phonons.cells import Cells, check_masses, import_phono3py
+from jaxmlip.phonons.isotopes import isotope_linewidths, mass_variances
 from jaxmlip.phonons.meshes import check_mesh
 from jaxmlip.phonons.phono3py_files import to_phono3py
 from jaxmlip.phonons.third import SAME_WAVE, SecondOrder, ThirdOrder
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Transport = Literal["wigner", "particles"]
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # xx, yy, zz, yz, xz, xy
 AT_REST = -0.01  # THz; acoustic frequencies at Γ down to it count as zero
-SAME_MASS = 3e-4  # relative; tables of masses differ by less, isotopes by more
 TOGETHER = 16  # wave vectors that are computed, and kept, at once
 BEGUN = "conductivity.json"
 NOTHING = 1e-6  # eV/Å³; third-order constants that are all smaller are none
@@ -137,8 +136,6 @@ def conductivity(
     see `check_mesh`. `temperatures` are in K. `transport` is "wigner", with coherences, or
     "particles", the relaxation-time approximation alone. With `isotopes` natural isotopes scatter; an atom
     whose mass is not its element's counts as one isotope. Phonons scatter at boundaries after `boundary` µm.
-    phono3py's linewidths by isotopes depend on the eigenvectors that it meets at equal frequencies: κ of Si
-    on 9 x 9 x 9 wave vectors is known to 0.02 %.
     `path` names a folder in which finished wave vectors are kept: the same call goes on there.
 
     Raises ImportError if phono3py is missing or too old, ImaginaryModesError, and ValueError if the constants
@@ -162,11 +159,11 @@ def conductivity(
         "temperatures": [float(t) for t in temperatures],
         "transport_type": "SMM19" if transport == "wigner" else None,
         "boundary_mfp": boundary,
-        "is_isotope": isotopes,
-        "mass_variances": mass_variances(third.cells).tolist() if isotopes else None,
     }
-    folder = None if path is None else _begun(Path(path), third, second, {"mesh": list(whole), **options})
-    parts = list(_computed(ph3, points, options, folder))
+    variances = mass_variances(third.cells) if isotopes else np.zeros(len(third.cells.primitive))
+    settings = {"mesh": list(whole), "mass_variances": variances.tolist(), **options}
+    folder = None if path is None else _begun(Path(path), third, second, settings)
+    parts = list(_computed(ph3, points, options, variances, folder))
     joined = {
         f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=_AXES[f.name])
         for f in fields(_Modes)
@@ -206,18 +203,6 @@ def _check_anharmonic(third: ThirdOrder) -> None:
             "needed some above 0. In a supercell that is too small those of images cancel (this one repeats "
             f"after {third.cells.repeat:.2f} Å): take a larger one."
         )
-
-
-def mass_variances(cells: Cells) -> np.ndarray:
-    """Σ c (1 - m/m̄)² (n,) of the isotopes of each atom of the primitive cell, by natural abundance.
-
-    It is 0 for an atom whose mass is not that of its element: it is then taken as one isotope.
-    """
-    from phono3py.other.isotope import get_mass_variances
-
-    atoms = cells.primitive
-    natural = np.isclose(atoms.get_masses(), atomic_masses[atoms.numbers], rtol=SAME_MASS, atol=0)
-    return np.where(natural, get_mass_variances(symbols=atoms.get_chemical_symbols()), 0.0)
 
 
 def _irreducible(ph3: Phono3py) -> np.ndarray:
@@ -270,7 +255,7 @@ def _begun(folder: Path, third: ThirdOrder, second: SecondOrder, settings: dict[
 
 
 def _computed(
-    ph3: Phono3py, points: np.ndarray, options: dict[str, Any], folder: Path | None
+    ph3: Phono3py, points: np.ndarray, options: dict[str, Any], variances: np.ndarray, folder: Path | None
 ) -> Iterator[_Modes]:
     """The modes at these wave vectors in blocks, kept in `folder` and read from there."""
     blocks = [points[k : k + TOGETHER] for k in range(0, len(points), TOGETHER)]
@@ -283,7 +268,12 @@ def _computed(
                     yield _Modes(**held)
             else:
                 ph3.run_thermal_conductivity(grid_points=block, **options)
-                found = _modes(ph3.thermal_conductivity, options["transport_type"] is not None)
+                solved = ph3.thermal_conductivity
+                if variances.any():  # solved again, with what isotopes add to the same Γ
+                    solved.gamma = solved.gamma
+                    solved.gamma_isotope = isotope_linewidths(ph3, block, variances)[None]
+                    solved.run()
+                found = _modes(solved, options["transport_type"] is not None)
                 if file is not None:
                     with writing(file) as draft, draft.open("wb") as opened:
                         np.savez(opened, **{f.name: getattr(found, f.name) for f in fields(_Modes)})

@@ -6,9 +6,11 @@ from ase.build import bulk
 from springs import springs
 
 from jaxmlip.phonons.cells import Cells, import_phono3py
+from jaxmlip.phonons.isotopes import isotope_linewidths, mass_variances
+from jaxmlip.phonons.modes import split
 from jaxmlip.phonons.phono3py_files import to_phono3py
 from jaxmlip.phonons.third import SecondOrder
-from jaxmlip.phonons.transport import ImaginaryModesError, conductivity, mass_variances, shared_coherences
+from jaxmlip.phonons.transport import ImaginaryModesError, conductivity, shared_coherences
 
 phono3py = pytest.importorskip("phono3py")
 VOIGT = (0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)
@@ -20,14 +22,24 @@ def blende():
     return springs(bulk("ZnS", "zincblende", 5.4), (3, 3, 3), reach=1.7)
 
 
-@pytest.mark.parametrize(("transport", "its"), [("wigner", "SMM19"), ("particles", None)])
-def test_the_parts_add_up_to_what_phono3py_computes_at_once(blende, transport, its):
-    temperatures = (100.0, 300.0)
-    found = conductivity(*blende, mesh=MESH, temperatures=temperatures, transport=transport, isotopes=False)
-    ph3 = to_phono3py(*blende)
+def solved(third, second):
+    """phono3py with these constants and the phonons of its mesh."""
+    ph3 = to_phono3py(third, second)
     ph3.mesh_numbers = MESH
     ph3.init_phph_interaction(symmetrize_tetrahedra=True, average_degenerate_weights=True)
-    ph3.run_thermal_conductivity(temperatures=temperatures, transport_type=its)
+    ph3.run_phonon_solver()
+    return ph3
+
+
+@pytest.mark.parametrize(("transport", "its"), [("wigner", "SMM19"), ("particles", None)])
+@pytest.mark.parametrize("isotopes", [True, False])
+def test_the_parts_add_up_to_what_phono3py_computes_at_once(blende, transport, its, isotopes):
+    temperatures = (100.0, 300.0)
+    found = conductivity(
+        *blende, mesh=MESH, temperatures=temperatures, transport=transport, isotopes=isotopes
+    )
+    ph3 = solved(*blende)
+    ph3.run_thermal_conductivity(temperatures=temperatures, transport_type=its, is_isotope=isotopes)
     whole = ph3.thermal_conductivity
     tensor = np.stack([found.kappa[:, a, b] for a, b in VOIGT], axis=-1)
     scale = np.abs(tensor).max()
@@ -39,7 +51,21 @@ def test_the_parts_add_up_to_what_phono3py_computes_at_once(blende, transport, i
         assert np.abs(between).max() > 1e-3
     assert found.weights.sum() == np.prod(MESH)
     np.testing.assert_array_equal(found.q_points, whole.qpoints)
-    np.testing.assert_allclose(1 / found.lifetimes[..., 3:], 4 * np.pi * whole.gamma[0][..., 3:], rtol=1e-9)
+    gamma = whole.gamma[0] + (whole.gamma_isotope[0] if isotopes else 0)
+    np.testing.assert_allclose(1 / found.lifetimes[..., 3:], 4 * np.pi * gamma[..., 3:], rtol=1e-9)
+
+
+def test_isotopes_scatter_the_same_whatever_eigenvectors_equal_frequencies_have(blende):
+    ph3 = solved(*blende)
+    variances = mass_variances(blende[0].cells)
+    points = np.arange(3)
+    before = isotope_linewidths(ph3, points, variances)
+    thz, vectors, _ = ph3.get_phonon_data()
+    slope = np.random.default_rng(0).normal(size=vectors.shape)
+    turned = split(thz, vectors, slope + slope.swapaxes(1, 2))
+    assert np.abs(turned - vectors).max() > 0.1
+    vectors[:] = turned
+    np.testing.assert_allclose(isotope_linewidths(ph3, points, variances), before, rtol=1e-9, atol=1e-14)
 
 
 def test_a_coherence_is_shared_by_heat_capacities():
