@@ -172,8 +172,9 @@ def conducted(
     potential: Potential, reference: Reference, rest: dict[str, Any], method: str, step: float
 ) -> dict[str, Any]:
     """What a row has of one method: κ (W/m/K) and SRME, frequencies against DFT's, or why κ was refused."""
+    from jaxmlip.phonons.imaginary import ImaginaryModesError, imaginary
     from jaxmlip.phonons.third import SmallSupercellWarning, second_order, third_order
-    from jaxmlip.phonons.transport import ImaginaryModesError, conductivity, imaginary
+    from jaxmlip.phonons.transport import conductivity
 
     if "failed" in rest:
         return refused(f"relaxation failed: {rest['failed']}")

@@ -9,6 +9,7 @@ from jaxmlip.phonons.coupling import grueneisen_of as grueneisen_of
 from jaxmlip.phonons.coupling import linewidths as linewidths
 from jaxmlip.phonons.density import density_of_states as density_of_states
 from jaxmlip.phonons.density import thermodynamics as thermodynamics
+from jaxmlip.phonons.imaginary import ImaginaryModesError as ImaginaryModesError
 from jaxmlip.phonons.lattice import Lattice as Lattice
 from jaxmlip.phonons.lattice import band_modes as band_modes
 from jaxmlip.phonons.lattice import group_velocities as group_velocities
@@ -31,5 +32,4 @@ from jaxmlip.phonons.third import ThirdOrder as ThirdOrder
 from jaxmlip.phonons.third import second_order as second_order
 from jaxmlip.phonons.third import third_order as third_order
 from jaxmlip.phonons.transport import Conductivity as Conductivity
-from jaxmlip.phonons.transport import ImaginaryModesError as ImaginaryModesError
 from jaxmlip.phonons.transport import conductivity as conductivity

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -70,7 +70,8 @@ def check_masses(crystal: Atoms, symprec: float = SYMPREC) -> None:
         )
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Images:
     """The nearest images of each atom of a supercell, seen from each atom of the primitive cell."""
 
     # (n, N, images, 3): the lattice vectors from the cell of the one to that of the other, in vectors of the
@@ -81,8 +82,18 @@ class Images(NamedTuple):
 
     def phases(self, q_points: np.ndarray) -> np.ndarray:
         """e^{2πi q·R} at wave vectors (q, 3), of each atom the mean of its images: complex (q, n, N)."""
-        turns = np.tensordot(q_points, self.cell, (-1, -1))
-        return (self.weight * np.exp(2j * np.pi * turns)).sum(axis=-1)
+        vectors, shares = self._distinct
+        return np.tensordot(np.exp(2j * np.pi * (np.asarray(q_points) @ vectors.T)), shares, 1)
+
+    @cached_property
+    def _distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lattice vectors (v, 3) that occur, and the share (v, n, N) of each in each pair of atoms."""
+        counted = self.weight > 0
+        vectors, which = np.unique(self.cell[counted], axis=0, return_inverse=True)
+        shares = np.zeros((len(vectors), *counted.shape[:2]))
+        i, k, _ = np.nonzero(counted)
+        np.add.at(shares, (which.ravel(), i, k), self.weight[counted])
+        return vectors, shares
 
 
 @dataclass(frozen=True, eq=False)

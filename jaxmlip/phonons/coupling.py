@@ -17,21 +17,20 @@ Phys. Rev. 128, 2589 (1962); A. Togo, L. Chaput and I. Tanaka, Phys. Rev. B 91, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxmlip.crystals.symmetry import mesh_shape
 from jaxmlip.phonons.cells import Cells
+from jaxmlip.phonons.imaginary import check_stable
 from jaxmlip.phonons.modes import degenerate, grueneisen_parameters
 from jaxmlip.phonons.phono3py_files import check_same_crystal
 from jaxmlip.phonons.third import SAME_WAVE, SecondOrder, ThirdOrder
-from jaxmlip.phonons.transport import check_stable
-from jaxmlip.units import EV_PER_THZ, KELVIN_PER_EV, THZ_PER_ROOT_EV_PER_A2_U
+from jaxmlip.phonons.three_waves import THZ_OF_RATES, along, bose, parts, rates
 
 SMEARING = 0.1  # THz
-TOGETHER = 3e8  # bytes of waves that are computed at once
 NO_FREQUENCY = 1e-4  # THz; modes below scatter nothing, as in phono3py
 
 
@@ -84,7 +83,7 @@ def couplings(third: ThirdOrder, second: SecondOrder, q_points: np.ndarray) -> C
             "not couple."
         )
     thz, vectors = second.modes(q)
-    (V,) = _along(third, q[:, None], vectors[:, None])
+    (V,) = along(third, q[:, None], vectors[:, None])
     return Couplings(third.cells, q, thz, vectors, V)
 
 
@@ -143,14 +142,14 @@ def linewidths(
     for k, q in enumerate(q_points):
         first = _Waves(q[None], thz[k][None], vectors[k][None])
         first.check(third.cells)
-        for part in waves.parts(third):
+        for some in parts(third, len(grid)):
+            part = _Waves(waves.q_points[some], waves.thz[some], waves.eigenvectors[some])
             last = _Waves.of(second, -q - part.q_points)
             last.check(third.cells)
             gamma[:, k] += _rates(third, (first, part, last), T, smearing)
         for some in degenerate(thz[k]):
             gamma[:, k, some] = gamma[:, k, some].mean(axis=-1, keepdims=True)
-    # In THz: ω = 2πν, δ(ω) = δ(ν)/2π, ħ = h/2π, and V² has (2πk THz)⁶ / eV with k = 15.63; all 2π cancel.
-    gamma *= np.pi * EV_PER_THZ * THZ_PER_ROOT_EV_PER_A2_U**6 / (16 * len(grid))
+    gamma *= THZ_OF_RATES / len(grid)
     return Linewidths(third.cells, q_points, whole, T, smearing, thz, gamma)
 
 
@@ -199,30 +198,14 @@ class _Waves:
         counted = (self.thz > NO_FREQUENCY) & ~self.acoustic
         return np.divide(1, self.thz, out=np.zeros_like(self.thz), where=counted)
 
-    def numbers(self, temperature: float) -> np.ndarray:
-        """Bose's occupation numbers (m, B), 0 for modes that do not scatter."""
-        if temperature == 0:
-            return np.zeros_like(self.thz)
-        x = self.thz * EV_PER_THZ * KELVIN_PER_EV / temperature
-        with np.errstate(over="ignore"):
-            return np.divide(1, np.expm1(x), out=np.zeros_like(x), where=self.inverse > 0)
-
     def check(self, cells: Cells) -> None:
         """Raises ImaginaryModesError if a frequency is imaginary, as `conductivity` does."""
         check_stable(cells, self.q_points, self.thz, np.ones(len(self.thz), int))
 
-    def parts(self, third: ThirdOrder) -> Iterator[_Waves]:
-        """Some of the wave vectors after others, as many as may be computed at once."""
-        N, B = len(third.cells.supercell), self.thz.shape[1]
-        size = max(1, int(TOGETHER / (16 * (27 * N * B + 4 * B**3))))
-        for k in range(0, len(self.thz), size):
-            some = slice(k, k + size)
-            yield _Waves(self.q_points[some], self.thz[some], self.eigenvectors[some])
-
 
 def _rates(third: ThirdOrder, waves: Sequence[_Waves], T: np.ndarray, smearing: float) -> np.ndarray:
     """Σ |V|² / (ν ν′ ν″) {…} (T, B) of one wave vector and m pairs of others; δ in 1/THz."""
-    V = _along(third, [w.q_points for w in waves], [w.eigenvectors for w in waves])
+    V = along(third, [w.q_points for w in waves], [w.eigenvectors for w in waves])
     own, left, right = (w.inverse for w in waves)
     strength = np.abs(V) ** 2 * own[:, :, None, None] * left[:, None, :, None] * right[:, None, None, :]
     x, y, z = waves[0].thz[:, :, None, None], waves[1].thz[:, None, :, None], waves[2].thz[:, None, None, :]
@@ -230,47 +213,6 @@ def _rates(third: ThirdOrder, waves: Sequence[_Waves], T: np.ndarray, smearing: 
     def delta(nu: np.ndarray) -> np.ndarray:
         return np.exp(-((nu / smearing) ** 2) / 2) / (np.sqrt(2 * np.pi) * smearing)
 
-    decay, join = strength * delta(x - y - z), strength * (delta(x + y - z) - delta(x - y + z))
-    found = []
-    for t in T:
-        n, m = waves[1].numbers(t)[:, None, :, None], waves[2].numbers(t)[:, None, None, :]
-        found.append(((1 + n + m) * decay + (n - m) * join).sum(axis=(0, 2, 3)))
-    return np.array(found)
-
-
-def _along(third: ThirdOrder, q_points: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> np.ndarray:
-    """V (m, B, B, B) at three arrays of wave vectors (m or 1, 3) with eigenvectors (m or 1, B, B)."""
-    root = np.sqrt(np.repeat(third.cells.primitive.get_masses(), 3))[:, None]
-    first, second, last = (e / root for e in vectors)
-    V = _summed(third, q_points)  # (m, x, y, z), and in the end (m, a, b, c)
-    V = V.transpose(0, 2, 3, 1) @ first[:, None]  # (m, y, z, a)
-    V = V.transpose(0, 2, 3, 1) @ second[:, None]  # (m, z, a, b)
-    return V.transpose(0, 2, 3, 1) @ last[:, None]
-
-
-def _summed(third: ThirdOrder, q_points: Sequence[np.ndarray]) -> np.ndarray:
-    """Σ Φ e^{2πi (q·R_i + q′·R_j + q″·R_k)}, (m, 3n, 3n, 3n) in eV/Å³: a mean over the atom in cell 0."""
-    phases = [third.cells.images.phases(q) for q in q_points]
-    total = 0
-    for first in range(3):
-        one, two = (phase for k, phase in enumerate(phases) if k != first)
-        total = total + np.moveaxis(_seen_from(third, one, two), 1, 1 + first)
-    return total / 3
-
-
-def _seen_from(third: ThirdOrder, one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """The sum for phases (m or 1, n, N) of the second and the third atom, the first in cell 0."""
-    atom, _ = third.cells.places
-    m, n = max(len(one), len(two)), len(third.cells.primitive)
-    found = np.empty((m, n, 3, n, 3, n, 3), complex)
-    for i in range(n):
-        for k in range(n):
-            its = atom == k
-            half = np.tensordot(two[:, i, its], third.fc3[i][:, its], (1, 1))  # (m or 1, N, 3, 3, 3)
-            for j in range(n):
-                own = atom == j
-                phase = np.broadcast_to(one[:, i, own], (m, own.sum()))
-                found[:, i, :, j, :, k] = np.einsum(
-                    "ms,msabc->mabc", phase, np.broadcast_to(half[:, own], (m, own.sum(), 3, 3, 3))
-                )
-    return found.reshape(m, 3 * n, 3 * n, 3 * n)
+    join = delta(x + y - z) - delta(x - y + z)
+    numbers = bose(waves[1].thz, T), bose(waves[2].thz, T)
+    return rates(strength, delta(x - y - z), join, numbers, np.ones(len(V)))

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from jaxmlip.phonons.cells import Cells, check_masses, import_phono3py
-from jaxmlip.phonons.isotopes import isotope_linewidths, mass_variances
+from jaxmlip.phonons.imaginary import check_stable
+from jaxmlip.phonons.isotopes import NO_FREQUENCY, isotope_linewidths, mass_variances, same_frequency
 from jaxmlip.phonons.meshes import check_mesh
 from jaxmlip.phonons.phono3py_files import to_phono3py
-from jaxmlip.phonons.third import SAME_WAVE, SecondOrder, ThirdOrder
+from jaxmlip.phonons.third import SecondOrder, ThirdOrder
+from jaxmlip.phonons.three_waves import THZ_OF_RATES, along, bose, parts, rates
 from jaxmlip.system.begun import changes, described
 from jaxmlip.system.files import write_whole, writing
 from jaxmlip.system.progress import paced
@@ -31,27 +33,9 @@ if TYPE_CHECKING:
 
 Transport = Literal["wigner", "particles"]
 VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # xx, yy, zz, yz, xz, xy
-AT_REST = -0.01  # THz; acoustic frequencies at Γ down to it count as zero
 TOGETHER = 16  # wave vectors that are computed, and kept, at once
 BEGUN = "conductivity.json"
 NOTHING = 1e-6  # eV/Å³; third-order constants that are all smaller are none
-
-
-class ImaginaryModesError(ValueError):
-    """A crystal has imaginary modes: energy falls along them, and phonons have no lifetimes.
-
-    `q_point` (3,), in reciprocal lattice units, and `thz` (negative) are those of the lowest.
-    """
-
-    def __init__(self, formula: str, q_point: np.ndarray, thz: float, wave_vectors: int, of: int):
-        self.q_point, self.thz = q_point, thz
-        where = " ".join(f"{x:.4g}" for x in q_point)
-        super().__init__(
-            f"found imaginary modes of {formula} at {wave_vectors} of {of} wave vectors of the mesh, the "
-            f"lowest {thz:.3g} THz at q = ({where}); needed frequencies above zero. Relax the crystal with "
-            "this potential first; if they stay, it is not stable in this cell: move its atoms along the "
-            "mode and relax again."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,24 +139,25 @@ def conductivity(
     points = _irreducible(ph3)
     thz, _, address = ph3.get_phonon_data()
     check_stable(third.cells, address / whole, thz, np.ones(len(thz), int))
-    options = {
-        "temperatures": [float(t) for t in temperatures],
-        "transport_type": "SMM19" if transport == "wigner" else None,
-        "boundary_mfp": boundary,
-    }
     variances = mass_variances(third.cells) if isotopes else np.zeros(len(third.cells.primitive))
-    settings = {"mesh": list(whole), "mass_variances": variances.tolist(), **options}
+    settings = {
+        "mesh": list(whole),
+        "temperatures": [float(t) for t in temperatures],
+        "transport": transport,
+        "boundary": boundary,
+        "mass_variances": variances.tolist(),
+    }
     folder = None if path is None else _begun(Path(path), third, second, settings)
-    parts = list(_computed(ph3, points, options, variances, folder))
+    blocks = list(_computed(ph3, third, points, settings, folder))
     joined = {
-        f.name: np.concatenate([getattr(p, f.name) for p in parts], axis=_AXES[f.name])
+        f.name: np.concatenate([getattr(b, f.name) for b in blocks], axis=_AXES[f.name])
         for f in fields(_Modes)
     }
     return Conductivity(
         **joined,
         cells=third.cells,
         mesh=whole,
-        temperatures=np.array(options["temperatures"]),
+        temperatures=np.array(settings["temperatures"]),
         transport=transport,
         isotopes=isotopes,
         boundary=boundary,
@@ -212,30 +197,6 @@ def _irreducible(ph3: Phono3py) -> np.ndarray:
     return ph3.grid.grg2bzg[get_ir_grid_points(ph3.grid)[0]]
 
 
-def imaginary(q_points: np.ndarray, thz: np.ndarray) -> np.ndarray:
-    """True (Q,) for wave vectors with imaginary modes, by the rule of arXiv:2408.00755.
-
-    At Γ three acoustic modes may have -0.01 THz; all else has frequencies from 0. `q_points` (Q, 3) are in
-    reciprocal lattice units, `thz` (Q, B) ascending frequencies.
-    """
-    q = np.asarray(q_points, float)
-    at_gamma = np.abs(q - np.rint(q)).max(axis=1) < SAME_WAVE
-    acoustic = at_gamma[:, None] & (np.arange(thz.shape[1]) < 3)
-    return (thz < np.where(acoustic, AT_REST, 0.0)).any(axis=1)
-
-
-def check_stable(cells: Cells, q_points: np.ndarray, thz: np.ndarray, weights: np.ndarray) -> None:
-    """Raises ImaginaryModesError if a mode of a crystal is `imaginary`.
-
-    Each wave vector stands for `weights` (Q,) of them.
-    """
-    bad = imaginary(q_points, thz)
-    if bad.any():
-        k = np.where(bad, thz.min(axis=1), np.inf).argmin()
-        formula, number = cells.primitive.get_chemical_formula(), int(weights[bad].sum())
-        raise ImaginaryModesError(formula, q_points[k], float(thz[k].min()), number, int(weights.sum()))
-
-
 def _begun(folder: Path, third: ThirdOrder, second: SecondOrder, settings: dict[str, Any]) -> Path:
     """The folder, if what it holds was begun with the same constants and settings."""
     digest = hashlib.sha256()
@@ -255,7 +216,7 @@ def _begun(folder: Path, third: ThirdOrder, second: SecondOrder, settings: dict[
 
 
 def _computed(
-    ph3: Phono3py, points: np.ndarray, options: dict[str, Any], variances: np.ndarray, folder: Path | None
+    ph3: Phono3py, third: ThirdOrder, points: np.ndarray, settings: dict[str, Any], folder: Path | None
 ) -> Iterator[_Modes]:
     """The modes at these wave vectors in blocks, kept in `folder` and read from there."""
     blocks = [points[k : k + TOGETHER] for k in range(0, len(points), TOGETHER)]
@@ -267,19 +228,86 @@ def _computed(
                 with np.load(file) as held:
                     yield _Modes(**held)
             else:
-                ph3.run_thermal_conductivity(grid_points=block, **options)
-                solved = ph3.thermal_conductivity
-                if variances.any():  # solved again, with what isotopes add to the same Γ
-                    solved.gamma = solved.gamma
-                    solved.gamma_isotope = isotope_linewidths(ph3, block, variances)[None]
-                    solved.run()
-                found = _modes(solved, options["transport_type"] is not None)
+                found = _modes(_solved(ph3, third, block, settings), settings["transport"] == "wigner")
                 if file is not None:
                     with writing(file) as draft, draft.open("wb") as opened:
                         np.savez(opened, **{f.name: getattr(found, f.name) for f in fields(_Modes)})
                 there += len(block)
                 show(there, "")
                 yield found
+
+
+def _solved(ph3: Phono3py, third: ThirdOrder, points: np.ndarray, settings: dict[str, Any]) -> Any:
+    """phono3py's calculator of the conductivity, at the end of its work for these points of its grid."""
+    from phono3py.conductivity.factory import conductivity_calculator
+
+    temperatures, variances = np.array(settings["temperatures"]), np.array(settings["mass_variances"])
+    solved = conductivity_calculator(
+        ph3.phph_interaction,
+        temperatures,
+        [None],
+        method="SMM19-rta" if settings["transport"] == "wigner" else "std-rta",
+        grid_points=points,
+        boundary_mfp=settings["boundary"],
+    )
+    solved.gamma = linewidths_by_phonons(ph3, third, points, temperatures)[None]
+    if variances.any():
+        solved.gamma_isotope = isotope_linewidths(ph3, points, variances)[None]
+    solved.run()
+    return solved
+
+
+def linewidths_by_phonons(
+    ph3: Phono3py, third: ThirdOrder, points: np.ndarray, temperatures: np.ndarray
+) -> np.ndarray:
+    """Γ (T, Q, B) in THz of three phonons at points (Q,) of the grid of a Phono3py object.
+
+    The coupling of modes is ours, as products of matrices; phono3py's loops take several times as long.
+    Triplets and tetrahedra are phono3py's.
+    """
+    from phono3py.phonon3.triplets import get_triplets_integration_weights
+
+    interaction = ph3.phph_interaction
+    thz, vectors, address = ph3.get_phonon_data()
+    q = address / ph3.mesh_numbers
+    # From the phases of atoms, as phonopy has them, to those of cells.
+    phases = np.exp(2j * np.pi * np.repeat(q @ third.cells.primitive.get_scaled_positions().T, 3, axis=1))
+    vectors = phases[:, :, None] * vectors
+    inverse = np.divide(1, thz, out=np.zeros_like(thz), where=thz > NO_FREQUENCY)
+    gamma = np.zeros((len(temperatures), len(points), thz.shape[1]))
+    for k, point in enumerate(points):
+        interaction.set_grid_point(int(point))
+        triplets, weights, *_ = interaction.get_triplets_at_q()
+        for some in parts(third, len(triplets)):
+            three = triplets[:1, 0], triplets[some, 1], triplets[some, 2]
+            (decay, join), _ = get_triplets_integration_weights(
+                _Some(interaction, triplets[some], weights[some]), thz[point], None
+            )
+            V = along(third, [q[x] for x in three], [vectors[x] for x in three])
+            one, two, last = (inverse[x] for x in three)
+            strength = V.real**2 + V.imag**2
+            strength *= one[:, :, None, None] * two[:, None, :, None] * last[:, None, None, :]
+            # Weights of equal frequencies differ, as their bands do around them; their mean counts.
+            strength = (
+                same_frequency(thz[three[1]])[:, None] @ strength @ same_frequency(thz[three[2]])[:, None]
+            )
+            numbers = bose(thz[three[1]], temperatures), bose(thz[three[2]], temperatures)
+            gamma[:, k] += rates(strength, decay, join, numbers, weights[some])
+        gamma[:, k] = gamma[:, k] @ same_frequency(thz[point])
+    return THZ_OF_RATES / np.prod(ph3.mesh_numbers) * gamma
+
+
+class _Some:
+    """phono3py's interaction with some of the triplets of a wave vector, so that weights of few are kept."""
+
+    def __init__(self, interaction: Any, triplets: np.ndarray, weights: np.ndarray):
+        self._interaction, self._some = interaction, (triplets, weights, None, None)
+
+    def get_triplets_at_q(self) -> tuple[Any, ...]:
+        return self._some
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._interaction, name)
 
 
 def _modes(found: Any, coherent: bool) -> _Modes:

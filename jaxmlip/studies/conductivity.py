@@ -24,12 +24,13 @@ from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.mechanics.elasticity import warn_of_residuals
 from jaxmlip.phonons.cells import Cells, check_masses
+from jaxmlip.phonons.imaginary import check_stable
 from jaxmlip.phonons.meshes import check_mesh
 from jaxmlip.phonons.phono3py_files import write_for_phono3py
 from jaxmlip.phonons.spectrum import cumulative, spectrum
 from jaxmlip.phonons.supercell import repeats_beyond
 from jaxmlip.phonons.third import STEPS, Checks, Method, SecondOrder, ThirdOrder, second_order, third_order
-from jaxmlip.phonons.transport import Conductivity, Transport, check_stable, conductivity
+from jaxmlip.phonons.transport import Conductivity, Transport, conductivity
 from jaxmlip.phonons.transport_report import as_record, describe, draw, modes_of, table
 from jaxmlip.phonons.triplets import plan
 from jaxmlip.studies.study import fingerprint, save

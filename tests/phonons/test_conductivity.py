@@ -6,11 +6,12 @@ from ase.build import bulk
 from springs import springs
 
 from jaxmlip.phonons.cells import Cells, import_phono3py
+from jaxmlip.phonons.imaginary import ImaginaryModesError
 from jaxmlip.phonons.isotopes import isotope_linewidths, mass_variances
 from jaxmlip.phonons.modes import split
 from jaxmlip.phonons.phono3py_files import to_phono3py
 from jaxmlip.phonons.third import SecondOrder
-from jaxmlip.phonons.transport import ImaginaryModesError, conductivity, shared_coherences
+from jaxmlip.phonons.transport import conductivity, linewidths_by_phonons, shared_coherences
 
 phono3py = pytest.importorskip("phono3py")
 VOIGT = (0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)
@@ -43,16 +44,17 @@ def test_the_parts_add_up_to_what_phono3py_computes_at_once(blende, transport, i
     whole = ph3.thermal_conductivity
     tensor = np.stack([found.kappa[:, a, b] for a, b in VOIGT], axis=-1)
     scale = np.abs(tensor).max()
-    np.testing.assert_allclose(tensor, whole.kappa[0], rtol=0, atol=1e-9 * scale)
+    # Both have their own constants of nature.
+    np.testing.assert_allclose(tensor, whole.kappa[0], rtol=0, atol=1e-6 * scale)
     np.testing.assert_allclose(found.particles + found.coherences, found.kappa, rtol=0, atol=1e-12 * scale)
     if its:
         between = np.stack([found.coherences[:, a, b] for a, b in VOIGT], axis=-1)
-        np.testing.assert_allclose(between, whole.kappa_inter[0], rtol=0, atol=1e-9 * scale)
+        np.testing.assert_allclose(between, whole.kappa_inter[0], rtol=0, atol=1e-6 * scale)
         assert np.abs(between).max() > 1e-3
     assert found.weights.sum() == np.prod(MESH)
     np.testing.assert_array_equal(found.q_points, whole.qpoints)
     gamma = whole.gamma[0] + (whole.gamma_isotope[0] if isotopes else 0)
-    np.testing.assert_allclose(1 / found.lifetimes[..., 3:], 4 * np.pi * gamma[..., 3:], rtol=1e-9)
+    np.testing.assert_allclose(1 / found.lifetimes[..., 3:], 4 * np.pi * gamma[..., 3:], rtol=1e-6)
 
 
 def test_isotopes_scatter_the_same_whatever_eigenvectors_equal_frequencies_have(blende):
@@ -92,17 +94,13 @@ def test_an_interrupted_calculation_goes_on_with_the_wave_vectors_that_it_has(bl
     assert len(parts) == len(first.weights)
     parts[1].unlink()
     runs = []
-    run = phono3py.Phono3py.run_thermal_conductivity
-    monkeypatch.setattr(
-        phono3py.Phono3py,
-        "run_thermal_conductivity",
-        lambda self, **given: (runs.append(given["grid_points"]), run(self, **given))[1],
-    )
+    solve = "jaxmlip.phonons.transport.linewidths_by_phonons"
+    monkeypatch.setattr(solve, lambda *given: (runs.append(given[2]), linewidths_by_phonons(*given))[1])
     again = conductivity(*blende, mesh=MESH, path=path)
     assert len(runs) == 1
     np.testing.assert_allclose(again.kappa, first.kappa, rtol=1e-12)
     np.testing.assert_array_equal(again.q_points, first.q_points)
-    with pytest.raises(ValueError, match=r"boundary_mfp: begun with None, found 2"):
+    with pytest.raises(ValueError, match=r"boundary: begun with None, found 2"):
         conductivity(*blende, mesh=MESH, boundary=2.0, path=path)
     softer = SecondOrder(blende[1].cells, 0.9 * blende[1].fc2)
     with pytest.raises(ValueError, match="constants: begun with"):

@@ -8,9 +8,9 @@ from springs import springs
 
 from jaxmlip.phonons.cells import Cells
 from jaxmlip.phonons.coupling import couplings, grueneisen_of, linewidths
+from jaxmlip.phonons.imaginary import ImaginaryModesError
 from jaxmlip.phonons.phono3py_files import to_phono3py
 from jaxmlip.phonons.third import SecondOrder, ThirdOrder, checked
-from jaxmlip.phonons.transport import ImaginaryModesError
 
 SILICON, SALT = bulk("Si"), bulk("NaCl", "rocksalt", 5.0)
 MESH = (3, 3, 3)
