@@ -51,8 +51,9 @@ LENGTH = 60.0  # Å: phono3py's length of the default mesh
 SHOWN = 300.0  # K; the temperature nearest to it is shown in detail
 PARTS = "conductivity-parts"
 LONG = 1800.0  # s; longer work is warned of
-# Seconds for a product of constants and phases in phono3py, on two cores: the order of magnitude.
-EACH = 5e-10
+# Seconds of a core for a product of constants and phases, and what a tetrahedron costs in them: the order of
+# magnitude.
+EACH, TETRAHEDRA = 5e-10, 280
 PACKAGES = ("jax", "numpy", "phonopy", "phono3py", "spglib")
 
 
@@ -301,11 +302,11 @@ def _say_work(work: Work) -> None:
         f"{len(o.temperatures)} temperatures"
     )
     triplets = waves * np.prod(work.mesh) / 2
-    seconds = EACH * triplets * (27 * n * N**2 + 3 * (3 * n) ** 4)
+    seconds = EACH * triplets * (27 * n * N**2 + TETRAHEDRA * (3 * n) ** 3)
     if seconds > LONG:
         say(
-            f"phono3py will need of the order of {_duration(seconds)} for the wave vectors; a --mesh of half "
-            "the numbers needs about a fiftieth of it. If it is interrupted, the same command goes on."
+            f"The wave vectors will need of the order of {_duration(seconds)}; a --mesh of half the numbers "
+            "needs about a fiftieth of it. If it is interrupted, the same command goes on."
         )
 
 
