@@ -321,7 +321,7 @@ def _duration(seconds: float) -> str:
     for unit, size in (("days", 86_400), ("hours", 3_600)):
         if seconds >= 2 * size:
             return f"{seconds / size:.2g} {unit}"
-    return f"{seconds / 60:.2g} minutes"
+    return f"{seconds / 60:.0f} minutes"
 
 
 def _check_stable(second: SecondOrder, mesh: Numbers, symprec: float) -> None:

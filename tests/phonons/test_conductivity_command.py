@@ -229,5 +229,5 @@ def test_hours_are_warned_of(run, monkeypatch, capsys):
     monkeypatch.setattr("jaxmlip.studies.conductivity.EACH", 1e-3)
     with pytest.raises(EnoughError):
         run("Cu [fcc].vasp", *SMALL)
-    # 8 wave vectors with 32 triplets each, of 27 x 27² products
-    assert "of the order of 85 minutes for the wave vectors" in " ".join(capsys.readouterr().out.split())
+    # 8 wave vectors with 32 triplets each, of 27 x 27² products and 27 tetrahedra of 280 each
+    assert "wave vectors will need of the order of 116 minutes" in " ".join(capsys.readouterr().out.split())
