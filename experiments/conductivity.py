@@ -41,6 +41,7 @@ from jaxmlip.studies.srme import (
     srme,
 )
 from jaxmlip.studies.study import Study, check_known, load_models, run
+from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.arguments import DType, Models, above_zero, at_least
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def conducted(
     how |= {"step": step} if method == "displaced" else {}
     begun = time.perf_counter()
     second = second_order(potential, atoms, reference.second, **how)
+    give_memory_back()
     thz, _ = second.modes(reference.dft.q_points)
     row = compared(thz, reference) | {"volume_ratio": rest["volume_ratio"]}
     bad = imaginary(reference.dft.q_points, thz)
@@ -195,6 +197,7 @@ def conducted(
             "ignore", SmallSupercellWarning
         )  # the published supercells; rows say by how much
         third = third_order(potential, atoms, reference.third, **how)
+    give_memory_back()  # that forces of 512 atoms took; the mesh needs other sizes
     constants, begun = time.perf_counter() - begun, time.perf_counter()
     try:
         found = conductivity(
