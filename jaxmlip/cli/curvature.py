@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from jaxmlip.crystals.structures import checked, free_coordinates, naming, read_all, read_crystal, writable
+from jaxmlip.cli.given import of_one, start, that_takes
+from jaxmlip.crystals.structures import checked, free_coordinates, read_all, read_crystal, writable
 from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.arguments import (
     ALONE,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
     from jaxmlip.derivatives.sparse import Colouring
     from jaxmlip.mechanics.relaxation import Relaxation
-    from jaxmlip.potential import Potential
 
 
 def hessian(
@@ -92,7 +92,7 @@ def hessian(
     together.connect()
     limit, terminal = in_bytes(memory_limit), console()
     coordinates = _vibrating(crystal, atoms, terminal)
-    potential = _that_takes(crystal, file, model, dtype, head, devices)
+    potential = that_takes(crystal, file, model, dtype, head, devices)
     found = _coloured(potential, crystal, coordinates, terminal) if sparse else None
     number = len(coordinates) if found is None else len(found.sums)
     plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
@@ -196,37 +196,6 @@ def _listed(coordinates: np.ndarray) -> str:
     return shown + (", …" if len(coordinates) > 6 else "")
 
 
-def _of_one(
-    file: Path, model: str, dtype: str, head: str | None, devices: int | None
-) -> tuple[Potential, Atoms]:
-    """A potential, and the one structure in a file, checked against it."""
-    atoms = read_crystal(file)
-    return _that_takes(atoms, file, model, dtype, head, devices), atoms
-
-
-def _that_takes(
-    atoms: Atoms, file: Path, model: str, dtype: str, head: str | None, devices: int | None
-) -> Potential:
-    """The potential on its devices; raises ValueError, naming the file, if it cannot take the structure."""
-    from jaxmlip.zoo.load import load
-
-    potential = load(model, dtype, head=head).on_devices(devices)
-    naming(file, 0, potential.graph, atoms)
-    return potential
-
-
-def _start(atoms: Atoms, potential: Potential, relax: bool) -> Atoms:
-    """The crystal to differentiate: relaxed if `relax`, else as given."""
-    from jaxmlip.mechanics.relaxation import at_rest
-
-    if relax:
-        return at_rest(potential, atoms)
-    if atoms.constraints:
-        kinds = ", ".join(sorted({type(constraint).__name__ for constraint in atoms.constraints}))
-        warnings.warn(f"constraints of the file ({kinds}) are not used: every atom moves.", stacklevel=2)
-    return atoms
-
-
 def phonons(
     file: Positional[Path],
     model: Model = DEFAULT_MODEL,
@@ -280,8 +249,8 @@ def phonons(
     if born is not None and not born.is_file():
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     together.connect()
-    potential, atoms = _of_one(file, model, dtype, head, devices)
-    atoms = _start(atoms, potential, relax)
+    potential, atoms = of_one(file, model, dtype, head, devices)
+    atoms = start(atoms, potential, relax)
     report.main(
         potential,
         atoms,
@@ -364,8 +333,8 @@ def conductivity(
     )
     check_folder(out)
     import_phono3py()
-    potential, atoms = _of_one(file, model, dtype, head, devices)
-    study.main(potential, atoms, out, partial(_start, potential=potential, relax=relax), options)
+    potential, atoms = of_one(file, model, dtype, head, devices)
+    study.main(potential, atoms, out, partial(start, potential=potential, relax=relax), options)
 
 
 def elastic(
@@ -398,8 +367,8 @@ def elastic(
     if not json_:
         check_file(out)
     together.connect()
-    potential, atoms = _of_one(file, model, dtype, head, devices)
-    atoms = _start(atoms, potential, relax)
+    potential, atoms = of_one(file, model, dtype, head, devices)
+    atoms = start(atoms, potential, relax)
     found = elastic_tensor(potential, atoms)
     if not reports():
         return
