@@ -10,6 +10,8 @@ from jaxmlip.phonons.coupling import linewidths as linewidths
 from jaxmlip.phonons.density import density_of_states as density_of_states
 from jaxmlip.phonons.density import thermodynamics as thermodynamics
 from jaxmlip.phonons.imaginary import ImaginaryModesError as ImaginaryModesError
+from jaxmlip.phonons.instabilities import follow as follow
+from jaxmlip.phonons.instabilities import instabilities as instabilities
 from jaxmlip.phonons.lattice import Lattice as Lattice
 from jaxmlip.phonons.lattice import band_modes as band_modes
 from jaxmlip.phonons.lattice import group_velocities as group_velocities

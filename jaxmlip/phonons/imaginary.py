@@ -22,8 +22,8 @@ class ImaginaryModesError(ValueError):
         super().__init__(
             f"found imaginary modes of {formula} at {wave_vectors} of {of} wave vectors of the mesh, the "
             f"lowest {thz:.3g} THz at q = ({where}); needed frequencies above zero. Relax the crystal with "
-            "this potential first; if they stay, it is not stable in this cell: move its atoms along the "
-            "mode and relax again."
+            "this potential first; if they stay, it is not stable in this cell, and jaxmlip stabilise (or "
+            "jaxmlip.phonons.follow) finds one that is."
         )
 
 

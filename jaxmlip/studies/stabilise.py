@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 State = Literal["not looked at", "stable", "unstable", "rough", "too large"]
 SAME_ENERGY = 2e-4  # eV per atom; crystals of one space group this close count as one
+SAME_FREQUENCY = 0.1  # THz
 LOWER = 1e-5  # eV per atom that a distortion must gain
 PACKAGES = ("jax", "numpy", "phonopy", "spglib", "ase")
 MEANING = {
@@ -126,6 +127,8 @@ def _look(potential: Potential, node: Node, options: Options) -> None:
     if not held:
         node.state = "too large" if node.unstable else "stable"
         return
+    # Of modes that are about as unstable those that repeat sooner come first.
+    held.sort(key=lambda each: (round(each.thz / SAME_FREQUENCY), each.cells))
     for each in held[: options.branches]:
         node.wells += follow(potential, each, cells=options.cells, symprec=options.symprec)
     node.state = "unstable" if any(well.falls for well in node.wells) else "rough"
@@ -153,6 +156,7 @@ def main(
     lowest = min(nodes, key=lambda each: each.energy)
     show(_table(nodes, potential.name))
     say(f"lowest: {lowest.number}, {lowest.space_group}; {MEANING[lowest.state]}")
+    out.mkdir(parents=True, exist_ok=True)
     for node in nodes:
         with writing(out / f"{node.number}.cif") as draft:
             ase.io.write(draft, node.atoms, format="cif")

@@ -1,0 +1,232 @@
+"""Unstable modes lead to stable crystals: directions are those of the tables, predictions those visited."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pairs
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import read, write
+from commands import complaint, here
+from conftest import MODELS, small_potential
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxmlip
+from jaxmlip.crystals.symmetry import Symmetry
+from jaxmlip.derivatives.line import derivatives_along
+from jaxmlip.mechanics.relaxation import at_rest
+from jaxmlip.phonons.instabilities import Expansion, follow, instabilities
+from jaxmlip.phonons.order_parameter import OrderParameter, commensurate, star
+from jaxmlip.potential import Potential
+
+PEROVSKITE = Atoms(
+    "CaTiO3",
+    scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+    cell=[3.9] * 3,
+    pbc=True,
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return pairs.potential()
+
+
+@pytest.fixture(scope="module")
+def cubic(pair):
+    """Simple cubic, which pairs make unstable."""
+    return at_rest(pair, bulk("Al", "sc", 2.6))
+
+
+@pytest.fixture(scope="module")
+def unstable(pair, cubic):
+    return instabilities(pair, cubic, cells=4, mesh=(4, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def wells(pair, unstable):
+    return follow(pair, unstable[0], cells=4)
+
+
+def test_derivatives_along_a_line_are_those_of_energies_on_it(pair):
+    atoms = bulk("NaCl", "rocksalt", 4.4, cubic=True)
+    w = np.random.default_rng(0).normal(size=(2, 8, 3))
+    x = 0.004 * np.arange(-4, 5)
+    for found, one in zip(derivatives_along(pair, atoms, w), w, strict=True):
+        frames = [atoms.copy() for _ in x]
+        for frame, step in zip(frames, x, strict=True):
+            frame.positions += step * one
+        E = np.array([each["energy"] for each in pair.predict(frames)])
+        fit = np.polynomial.Polynomial.fit(x, E, 8).convert().coef[:5] * [1, 1, 2, 6, 24]
+        np.testing.assert_allclose(found, fit, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"\(2, 7, 3\), needed \(k, 8, 3\)"):
+        derivatives_along(pair, atoms, w[:, :7])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_second_derivative_along_a_line_is_that_of_the_hessian(name):
+    potential = small_potential(name)
+    atoms = bulk("NaCl", "rocksalt", 5.0)
+    atoms.rattle(0.05, seed=1)
+    w = np.random.default_rng(1).normal(size=(1, 2, 3))
+    H = jaxmlip.hessian(potential, atoms).reshape(6, 6)
+    found = derivatives_along(potential, atoms, w)[0]
+    assert found[2] == pytest.approx(w.ravel() @ H @ w.ravel(), rel=1e-8)
+    assert found[1] == pytest.approx(-np.sum(potential.predict(atoms)["forces"] * w), rel=1e-8)
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0, 1 / 2, 1 / 3, 1 / 4, 2 / 3])] * 3), min_size=1, max_size=3))
+def test_the_smallest_supercell_holds_the_waves_and_no_smaller_one_does(q_points):
+    q = np.array(q_points)
+    matrix = commensurate(q)
+    turns = q @ matrix.T
+    np.testing.assert_allclose(turns, np.rint(turns), atol=1e-9)
+    # The wave vectors make a group with as many elements as the supercell has cells.
+    times = np.array(np.meshgrid(*[np.arange(12)] * len(q))).reshape(len(q), -1).T
+    made = np.unique(times @ np.rint(12 * q).astype(int) % 12, axis=0)
+    assert round(abs(np.linalg.det(matrix))) == len(made)
+
+
+def test_waves_that_fit_no_small_supercell_are_refused():
+    with pytest.raises(ValueError, match="denominator up to 12"):
+        commensurate(np.array([0.1234, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    ("q", "moves", "groups"),
+    [
+        # Tilts of octahedra, in phase and out of phase, and a polar shift: C. J. Howard and H. T. Stokes,
+        # Acta Cryst. B 54, 782 (1998); H. T. Stokes and D. M. Hatch, Phys. Rev. B 30, 4962 (1984)
+        ([0.5, 0.5, 0], [{3: (1, 0, 0), 4: (0, -1, 0)}], {127, 139, 204}),
+        (
+            [0.5, 0.5, 0.5],
+            [
+                {3: (1, 0, 0), 4: (0, -1, 0)},
+                {2: (1, 0, 0), 4: (0, 0, -1)},
+                {2: (0, 1, 0), 3: (0, 0, -1)},
+            ],
+            {140, 74, 167},
+        ),
+        ([0, 0, 0], [{1: (1, 0, 0)}, {1: (0, 1, 0)}, {1: (0, 0, 1)}], {99, 38, 160}),
+    ],
+)
+def test_directions_have_the_space_groups_of_the_tables(q, moves, groups):
+    modes = np.zeros((15, len(moves)), complex)
+    for k, move in enumerate(moves):
+        for atom, way in move.items():
+            modes[3 * atom : 3 * atom + 3, k] = way
+    modes /= np.linalg.norm(modes, axis=0)
+    space = OrderParameter.of(PEROVSKITE, np.array(q), modes, 8, 1e-5)
+    found = set()
+    for components in space.directions():
+        moved = space.supercell.copy()
+        moved.positions += 0.1 * space.distortion(components)
+        found.add(Symmetry(moved).dataset().number)
+        assert np.linalg.norm(space.distortion(components), axis=1).max() == pytest.approx(1)
+    assert found == groups
+
+
+def test_masses_break_the_symmetry_of_a_star():
+    heavy = bulk("Al", "sc", 2.2).repeat((2, 1, 1))
+    heavy.set_masses([26.98, 30.0])
+    its = Symmetry(heavy)
+    assert len(star(np.array([0, 0.5, 0.5]), its.group_of_masses)) < 3
+
+
+def test_simple_cubic_pairs_fall_at_the_edge_of_the_zone(unstable, cubic):
+    assert unstable[0].thz < -3
+    assert sorted(np.abs(unstable[0].q_point)) == [0, 0.5, 0.5]
+    assert unstable[0].cells == 2
+    # As in the supercell that the wave fits.
+    thz = np.linalg.eigvalsh(jaxmlip.hessian(pairs.potential(), cubic.repeat(2)).reshape(24, 24))[0]
+    assert unstable[0].thz == pytest.approx(-np.sqrt(-thz / cubic.get_masses()[0]) * 15.633302, rel=1e-5)
+
+
+def test_a_stable_crystal_has_no_instability(pair):
+    assert instabilities(pair, at_rest(pair, bulk("Al", "fcc", 3.6)), cells=2, mesh=(4, 4, 4)) == []
+
+
+def test_the_well_that_derivatives_predict_is_the_one_that_is_visited(wells):
+    assert {well.space_group for well in wells} == {"P4/nmm (129)", "I4/mcm (140)", "I-43m (217)"}
+    for well in wells:
+        assert well.at_rest.bottom[1] == pytest.approx(well.bottom[1], rel=0.35)
+        assert well.misfit < 0.01
+        near = int(np.abs(well.amplitudes - well.bottom[0]).argmin())
+        assert well.energies[near] == pytest.approx(well.bottom[1], rel=0.02)
+        assert well.relaxed.converged
+        assert well.relaxed.energy < well.energy + well.bottom[1] + 1e-9
+    gains = [well.gain for well in wells]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_an_expansion_has_the_minimum_of_its_polynomial():
+    found = Expansion(0.1, np.array([0.5, 0, -2, 0, 24.0]))
+    x = np.linspace(-1, 1, 20001)
+    assert found.bottom[1] == pytest.approx(found(x).min(), abs=1e-7)
+    assert Expansion(0, np.array([0, 0, -1, 0, -1.0])).bottom is None
+
+
+def test_a_rough_potential_is_told_from_an_unstable_crystal(pair):
+    """A ripple of 0.01 Å on every bond: curvature is negative at its crest; energies rise."""
+    atoms = at_rest(pair, bulk("Al", "fcc", 3.6))
+    r = atoms.cell.lengths()[0]
+
+    def rippled(params, graph):
+        owner = jnp.zeros(len(graph.senders), int)
+        there = jnp.einsum("ek,ekx->ex", graph.edges["shifts"], graph.globals["cell"][owner])
+        x = graph.nodes["positions"]
+        square = jnp.sum((x[graph.senders] + there - x[graph.receivers]) ** 2, axis=1)
+        near = (square > 0.25) & (square < (1.2 * r) ** 2)
+        length = jnp.sqrt(jnp.where(near, square, 1.0))
+        crest = jnp.where(near, 1e-4 * jnp.cos(2 * jnp.pi * (length - r) / 0.01) / 2, 0)
+        return pairs.pairs(params, graph) + jnp.zeros(len(graph.n_edge)).at[0].add(crest.sum())
+
+    size = {"size": pair.params["network"]["size"]}
+    rough = Potential.from_energy(rippled, pairs.REACH, pairs.ELEMENTS, size, dtype="float64")
+    found = instabilities(rough, atoms, cells=2, mesh=(2, 2, 2))
+    assert found
+    assert found[0].thz < -1
+    assert not any(well.falls for well in follow(rough, found[0], cells=4))
+
+
+def test_a_wave_too_long_for_the_cells_allowed_is_refused_with_its_cells(pair, unstable):
+    with pytest.raises(ValueError, match=r"repeats after 2 cells of Al \(2 atoms\), and at most 1"):
+        follow(pair, unstable[0], cells=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"threshold": 0.1}, "threshold=0.1"), ({"cells": 0}, "cells=0, needed 1")]
+)
+def test_arguments_that_make_no_sense_are_refused(pair, cubic, options, words):
+    with pytest.raises(ValueError, match=words):
+        instabilities(pair, cubic, **options)
+
+
+def test_the_command_ends_in_a_stable_crystal(pair, cubic, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxmlip.zoo.load.load", lambda *_, **__: pair)
+    write(tmp_path / "Al [sc].vasp", cubic)
+    words = ("stabilise", "Al [sc].vasp", "--cells", "2", "--branches", "1", "--mesh", "4", "4", "4")
+    done = here(tmp_path, monkeypatch, capsys, *words)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "stabilise" / "stabilise.json").read_text())
+    first, last = record["crystals"][0], record["crystals"][record["lowest"]]
+    assert first["space_group"] == "Pm-3m (221)"
+    assert record["lowest_is"] == "stable"
+    assert last["energy_eV_per_atom"] < first["energy_eV_per_atom"] - 0.3
+    assert not last["unstable_modes"]
+    written = read(tmp_path / "stabilise" / f"{record['lowest']}.cif")
+    energy = pair.predict(written)["energy"] / len(written)
+    assert energy == pytest.approx(last["energy_eV_per_atom"], abs=1e-5)
+    assert (tmp_path / "stabilise" / "stabilise.png").stat().st_size > 10_000
+
+
+def test_a_command_with_a_mistake_says_what_is_needed(pair, cubic, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxmlip.zoo.load.load", lambda *_, **__: pair)
+    write(tmp_path / "Al.vasp", cubic)
+    said = complaint(tmp_path, monkeypatch, capsys, "stabilise", "Al.vasp", "--cells", "0")
+    assert "cells" in said
+    assert not (tmp_path / "stabilise").exists()
