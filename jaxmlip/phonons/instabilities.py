@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CELLS = 8  # that a distortion may repeat after
 UNSTABLE = -0.05  # THz; modes above count as stable: frequencies near Γ have that much noise
+TOLERANCE, SPACING = 0.02, 0.05  # THz, 1/Å: of the mesh on which the lowest mode is looked for
 DENOMINATORS = (2, 3, 4)  # of the wave vectors that are tried as distortions
 FARTHEST = 0.8  # Å that an atom is moved along a mode
 STEPS = 16  # energies along it, on one side
@@ -75,11 +76,11 @@ def instabilities(
 ) -> list[Instability]:
     """The unstable modes of a crystal at rest, the most unstable first; none for a stable one.
 
-    First the lowest ω²(q) over all q: the lowest wave vectors of a Γ-centred `mesh` (default: 0.02 1/Å apart)
-    are moved downhill by the exact gradient ∂ω²/∂q. Then all modes below `threshold` (THz, negative) at wave
+    First the lowest ω²(q) over all q: the lowest wave vector of a Γ-centred `mesh` (default: 0.05 1/Å apart)
+    is moved downhill by the exact gradient ∂ω²/∂q. Then all modes below `threshold` (THz, negative) at wave
     vectors whose waves repeat after at most `cells` cells. The lowest of all is left out where one of these
     is as low. Modes of one wave vector that are degenerate count once, as do wave vectors that symmetry makes
-    equal. `options` are those of `Lattice`.
+    equal. `options` are those of `Lattice`, of which the tolerance is 0.02 THz here.
 
     Warns if the crystal is not at rest. Raises ValueError for a threshold that is not negative, for
     `cells` below 1, and as `Lattice` does.
@@ -88,9 +89,9 @@ def instabilities(
         raise ValueError(f"found threshold={threshold}, needed a frequency below 0 THz: imaginary ones.")
     if cells < 1:
         raise ValueError(f"found cells={cells}, needed 1 or more.")
-    lattice = Lattice(potential, crystal, **options)
+    lattice = Lattice(potential, crystal, **{"tolerance": TOLERANCE} | options)
     atoms = lattice.atoms
-    on_mesh = lattice.mesh(default_mesh(atoms) if mesh is None else mesh)
+    on_mesh = lattice.mesh(default_mesh(atoms, SPACING) if mesh is None else mesh)
     found = []
     for q in _simple(lattice, cells):
         thz, vectors = _at(lattice, q)
