@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from jaxmlip.cli import against_dft, curvature, data, models, screen, sweeps, training
+from jaxmlip.cli import against_dft, curvature, data, models, screen, sweeps, training, vibrations
 from jaxmlip.system.console import say
 from jaxmlip.system.runtime import collect_rarely
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "conductivity": curvature.conductivity,
     "relax": curvature.relax,
     "elastic": curvature.elastic,
+    "vibrations": vibrations.vibrations,
     "screen": screen.screen,
     "softening": against_dft.softening,
     "compare": against_dft.compare,
