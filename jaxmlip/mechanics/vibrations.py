@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from ase import Atoms
-from ase.geometry import find_mic
 from jaxtyping import Float
 
 from jaxmlip.crystals.atoms import as_atoms, oscillation
@@ -266,10 +265,9 @@ class Vibrations:
     def _inertia_about(self, axis: np.ndarray) -> float:
         """The moment of inertia of the atoms that move about `axis`, in u Å²."""
         some = self.atoms[self.indices]
-        apart, _ = find_mic(some.positions - some.positions[0], some.cell, some.pbc)
-        m = some.get_masses()[:, None]
-        r = apart - (m * apart).sum(axis=0) / m.sum()
-        return float((m[:, 0] * (np.cross(r, axis / np.linalg.norm(axis)) ** 2).sum(axis=1)).sum())
+        m, r = some.get_masses(), _unwrapped(some)
+        across = np.cross(r - m @ r / m.sum(), axis / np.linalg.norm(axis))
+        return float(m @ (across**2).sum(axis=1))
 
     @property
     def _known_energy(self) -> float:
@@ -418,6 +416,19 @@ def rotations(atoms: Atoms) -> int:
         for j in there
         if abs(apart[i, j] - apart[a, b]) < ALIKE
     )
+
+
+def _unwrapped(atoms: Atoms) -> np.ndarray:
+    """Positions of one molecule, put together across the boundary: each atom beside its nearest one."""
+    r, placed = atoms.positions.copy(), [0]
+    apart = atoms.get_all_distances(mic=True)
+    while len(placed) < len(r):
+        left = np.setdiff1d(np.arange(len(r)), placed)
+        a, b = np.unravel_index(apart[np.ix_(placed, left)].argmin(), (len(placed), len(left)))
+        there, new = placed[a], left[b]
+        r[new] = r[there] + atoms.get_distance(there, new, mic=True, vector=True)
+        placed.append(new)
+    return r
 
 
 def _frame(a: np.ndarray, b: np.ndarray) -> np.ndarray:
