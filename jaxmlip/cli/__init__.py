@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "relax": curvature.relax,
     "elastic": curvature.elastic,
     "vibrations": vibrations.vibrations,
+    "saddle": vibrations.saddle,
     "screen": screen.screen,
     "softening": against_dft.softening,
     "compare": against_dft.compare,

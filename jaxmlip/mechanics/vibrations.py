@@ -22,6 +22,7 @@ from ase import Atoms
 from jaxtyping import Float
 
 from jaxmlip.crystals.atoms import as_atoms, oscillation
+from jaxmlip.crystals.batching import BatchShape
 from jaxmlip.crystals.graph import CrystalGraph, directions
 from jaxmlip.crystals.structures import moving_coordinates
 from jaxmlip.derivatives.response import Response
@@ -330,9 +331,10 @@ def exact_hessian(
     coordinates: np.ndarray,
     block_size: int | None = None,
     memory_limit: float | None = None,
+    shape: BatchShape | None = None,
 ) -> Float[np.ndarray, "n n"]:
     """The block of the Hessian of some `coordinates`, in eV/Å² and float64; it takes their columns alone."""
-    response = Response(potential, crystal, block_size=block_size, memory_limit=memory_limit)
+    response = Response(potential, crystal, block_size=block_size, memory_limit=memory_limit, shape=shape)
     rows = [part[:, coordinates] for _, part in response.columns(coordinates)]
     return np.concatenate(rows).astype(float)
 

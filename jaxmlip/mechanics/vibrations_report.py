@@ -54,8 +54,8 @@ def thermochemistry(
         }
 
 
-def as_record(found: Vibrations, thermo: dict[str, Any]) -> dict[str, Any]:
-    """All results as lists and numbers for JSON, with units in the names."""
+def as_record(found: Vibrations, thermo: dict[str, Any] | None = None) -> dict[str, Any]:
+    """All results as lists and numbers for JSON, with units in the names; thermochemistry if given."""
     atoms = found.atoms
     return {
         "what": "vibrations at q = 0, from an exact Hessian; imaginary frequencies are negative",
