@@ -230,7 +230,7 @@ def who_moves(atoms: Atoms, coordinates: np.ndarray, chosen: Sequence[int] | Non
     if len(coordinates) == 3 * n:
         return ""
     why = "held in place by the file" if chosen is None else "not chosen"
-    return f"{moving} of {n} atoms vibrate ({len(coordinates)} of {3 * n} coordinates), the others are {why}"
+    return f"{moving} of {n} atoms move ({len(coordinates)} of {3 * n} coordinates), the others are {why}"
 
 
 def writable(out: Path, structures: int) -> str:

@@ -2,8 +2,8 @@
 
 Along one mode the energy is maximised and along all others minimised, each by a rational function: A.
 Banerjee, N. Adams, J. Simons and R. Shepard, J. Phys. Chem. 89, 52 (1985). Steps stay within a trust radius,
-which follows how well the quadratic model predicts the energy: R. Fletcher, Practical Methods of
-Optimization (1987), chapter 5. Between exact Hessians the last one is updated: J. M. Bofill, J. Comput. Chem.
+which follows how well the Hessian predicts the change of the gradient: changes of the energy up and down
+nearly cancel and tell less. Between exact Hessians the last one is updated: J. M. Bofill, J. Comput. Chem.
 15, 1 (1994).
 """
 
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 LARGEST, SMALLEST = 0.3, 0.005  # Å, of the trust radius
 AWAY = 0.1  # Å; the largest motion along the mode before minima are relaxed
-SMALL_CHANGE = 1e-6  # eV; smaller changes of the energy do not tell how good the model is
+# Errors of a predicted gradient, of which its size or change is 1: below GOOD the radius may grow,
+# above POOR it shrinks, and a step with more than WRONG is taken back.
+GOOD, POOR, WRONG = 0.25, 0.5, 1.0
 
 
 class Point(NamedTuple):
@@ -103,12 +105,13 @@ def saddle(
 ) -> Saddle:
     """The saddle point near `atoms`, in a fixed cell, until no force is above `fmax` (eV/Å).
 
-    It follows the mode most like `direction`, such as the tangent of a band at its top, or the lowest one.
+    It follows the mode most like `direction`, such as the tangent of a band at its top, or the lowest one at
+    first, and keeps to it as it turns.
     Coordinates that constraints hold do not move; translations, and rotations of a free molecule, are
     projected out. An exact Hessian is computed at the start, every `renew` steps, where the model was wrong,
     and at the end, where it has to show one imaginary mode; where it shows none or several, the search goes
-    on along a mode. No step moves an atom farther than the trust radius, `trust` (Å) at first. With `minima`
-    the minima on both sides are found, by relaxing from 0.1 Å along the mode.
+    on along a mode. A step moves no atom farther than the trust radius, `trust` (Å) at first, either up or
+    down. With `minima` the minima on both sides are found, by relaxing from 0.1 Å along the mode.
 
     If it does not converge within `steps` it warns (NotConvergedWarning) and the result says why. Raises
     ValueError for arguments out of range, if nothing but rigid motions is free, and as `Potential.graph` and
@@ -124,7 +127,8 @@ def saddle(
         raise ValueError(f"found a direction of shape {np.shape(direction)}, needed ({len(start)}, 3).")
     search = _Search(potential, start, direction, trust, memory_limit)
     for taken in track(range(steps + 1), "saddle"):
-        if (reason := search.ends(fmax)) is not None:
+        if search.ends(fmax):
+            reason = ""
             break
         if taken < steps:
             search.move(fmax, renew)
@@ -158,6 +162,11 @@ class _Search:
         self.hessians, self.since = 0, 0
         self.history: list[tuple[float, float]] = []
         self.here = self._at(start.positions)
+        if not self._finite(self.here):
+            raise ValueError(
+                f"energy or forces of {start.get_chemical_formula()} are not finite, needed a start where "
+                "the potential is defined."
+            )
         if self._space().shape[1] == 0:
             raise ValueError(
                 f"{start.get_chemical_formula()} can only move as a whole, needed atoms that move against "
@@ -196,11 +205,9 @@ class _Search:
         atoms = self._placed(self.here.positions)
         return Vibrations(atoms, self.coordinates, self.hessian, self.here.energy, self.here.max_force)
 
-    def ends(self, fmax: float) -> str | None:
-        """Why the search has ended, "" if it is on a saddle; None if it goes on."""
-        if not np.isfinite([self.here.energy, self.here.max_force]).all():
-            return "energy or forces were not finite"
-        return "" if self.here.max_force < fmax and self.vibrations().imaginary == 1 else None
+    def ends(self, fmax: float) -> bool:
+        """True on a saddle: no force is left, and an exact Hessian shows one imaginary mode."""
+        return self.here.max_force < fmax and self.vibrations().imaginary == 1
 
     def left(self, fmax: float) -> str:
         """What is missing."""
@@ -214,20 +221,24 @@ class _Search:
             self._differentiate()
         step = self._step() if self.here.max_force >= fmax else self._escape()
         longest = self._longest(step)
-        predicted = self.here.gradient @ step + step @ self.hessian @ step / 2
         there = self._at(self.here.positions + self._of_atoms(step))
-        change = there.energy - self.here.energy
-        ratio = change / predicted if abs(predicted) > SMALL_CHANGE else 1.0
-        if not 0 < ratio < 2 and longest > SMALLEST:
+        expected, change = self.hessian @ step, there.gradient - self.here.gradient
+        error = np.linalg.norm(change - expected)
+        error /= max(np.linalg.norm(expected), np.linalg.norm(self.here.gradient))
+        if not self._finite(there) or (error > WRONG and self.trust > SMALLEST):
             self.trust = max(SMALLEST, longest / 4)
             self.since = self.since if self.exact else renew
             return
-        self.hessian = updated(self.hessian, step, there.gradient - self.here.gradient)
+        self.hessian = updated(self.hessian, step, change)
         self.here, self.exact, self.since = there, False, self.since + 1
-        if not 0.25 < ratio < 1.75:
+        if error > POOR:
             self.trust, self.since = max(SMALLEST, longest / 2), renew
-        elif 0.75 < ratio < 1.25 and longest > 0.8 * self.trust:
+        elif error < GOOD and longest > 0.8 * self.trust:
             self.trust = min(LARGEST, 2 * self.trust)
+
+    @staticmethod
+    def _finite(point: Point) -> bool:
+        return bool(np.isfinite([point.energy, point.max_force]).all())
 
     def _modes(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Eigenvalues, ascending, and eigenvectors (n, modes) of the Hessian, and the mode to follow."""
@@ -239,10 +250,15 @@ class _Search:
         return value, vector, up
 
     def _step(self) -> np.ndarray:
-        """The step (n,) of P-RFO, at most as long as the trust radius."""
+        """The step (n,) of P-RFO, its parts up and down each at most as long as the trust radius.
+
+        Shortened as a whole, a long way up would leave nothing of the way down.
+        """
         value, vector, up = self._modes()
-        step = vector @ rational(value, self.here.gradient @ vector, up)
-        return step * min(1.0, self.trust / self._longest(step))
+        along = rational(value, self.here.gradient @ vector, up)
+        rises = np.arange(len(value)) == up
+        parts = [vector @ np.where(some, along, 0.0) for some in (rises, ~rises)]
+        return sum(part * (self.trust / max(self._longest(part), self.trust)) for part in parts)
 
     def _escape(self) -> np.ndarray:
         """A step away from where nothing pulls: up from a minimum, down from a saddle of higher order."""

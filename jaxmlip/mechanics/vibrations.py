@@ -70,11 +70,9 @@ class Vibrations:
     @cached_property
     def rigid(self) -> Float[np.ndarray, "n motions"]:
         """Translations and rotations that cost no energy, orthonormal in mass-weighted coordinates."""
-        return rigid_motions(self.atoms, self.atoms.get_masses()) if not self.frozen else self._no_motion
-
-    @property
-    def _no_motion(self) -> np.ndarray:
-        return np.zeros((len(self.coordinates), 0))
+        if self.frozen:
+            return np.zeros((len(self.coordinates), 0))
+        return rigid_motions(self.atoms, self.atoms.get_masses())
 
     @cached_property
     def _solved(self) -> tuple[np.ndarray, np.ndarray]:

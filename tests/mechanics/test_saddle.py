@@ -117,15 +117,29 @@ def test_an_atom_hops_over_one_imaginary_mode(potential, hop):
 
 
 def test_a_molecule_neither_drifts_nor_turns(potential):
-    # A triangle turns inside out through a line, where two bends are imaginary but for the ends' attraction.
-    bent = Atoms("OMgO", [[-1.9, 0, 0], [0, 0.35, 0.1], [1.9, 0, 0]])
+    # Four atoms attract each other into a tetrahedron; it turns inside out through a flat rhombus.
+    bent = Atoms("Mg4", [[1.05, 0, 0], [-0.95, 0, 0], [0, 1.59, 0.2], [0, -1.59, 0.15]])
     found = saddle(pairs.potential(0.8), bent, fmax=1e-5)
-    before, after = bent.get_positions().mean(axis=0), found.atoms.get_positions().mean(axis=0)
-    np.testing.assert_allclose(after, before, atol=1e-8)
-    assert found.vibrations.rigid.shape[1] in (5, 6)
-    assert found.vibrations.imaginary == 1 or not found.converged
+    assert found.converged
+    assert found.vibrations.rigid.shape[1] == 6
+    assert len(found.vibrations.thz) == 6
+    np.testing.assert_allclose(found.atoms.positions.mean(axis=0), bent.positions.mean(axis=0), atol=1e-8)
+    a, b, c = np.diff(found.atoms.positions, axis=0)
+    across = np.cross(a, c)
+    assert across @ b == pytest.approx(0, abs=1e-2)
+    rise = found.mode @ across / np.linalg.norm(across)
+    np.testing.assert_allclose(rise * rise[0], [1, 1, -1, -1], atol=1e-2)
     with pytest.raises(ValueError, match="can only move as a whole"):
         saddle(potential, Atoms("O"))
+
+
+def test_a_start_on_a_saddle_of_higher_order_is_left_downhill(potential, hop):
+    top = hop.copy()
+    top.positions[-1] = top.positions[13] + [0, 0, 2.4]
+    found = saddle(potential, top)
+    assert found.converged
+    assert found.energy == pytest.approx(saddle(potential, hop).energy, abs=1e-5)  # the bridge again
+    assert np.linalg.norm(found.atoms.positions[-1] - top.positions[-1]) > 1
 
 
 def test_what_does_not_converge_says_why(double_well, hop, potential):
@@ -243,7 +257,7 @@ def test_the_command_writes_what_it_found(folder, monkeypatch, capsys):
     words = ("saddle", "near [1].extxyz", "--out", "of [1]", "--minima")
     done = here(folder, monkeypatch, capsys, *words)
     assert done.returncode == 0, done.stderr
-    assert "10 of 19 atoms vibrate (30 of 57 coordinates), the others are held in place by" in done.stdout
+    assert "10 of 19 atoms move (30 of 57 coordinates), the others are held in place by" in done.stdout
     record = json.loads((folder / "of [1]" / "saddle.json").read_text())
     assert record["converged"]
     assert record["imaginary_modes"] == 1

@@ -319,9 +319,7 @@ def test_the_command_writes_what_it_found(folder, monkeypatch, capsys):
         *("vibrations", "half [held] @1.vasp", "--model", "model", "--frames", "4", "--out", "of [1]"),
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        "1 of 2 atoms vibrate (3 of 6 coordinates), the others are held in place by the file" in done.stdout
-    )
+    assert "1 of 2 atoms move (3 of 6 coordinates), the others are held in place by the file" in done.stdout
     record = json.loads((folder / "of [1]" / "vibrations.json").read_text())
     found = vibrations(small_potential(SHORT), read_crystal(folder / "half [held] @1.vasp"))
     np.testing.assert_allclose(record["frequencies_per_cm"], found.per_cm, rtol=1e-6)
