@@ -22,6 +22,8 @@ from jaxmlip.mechanics.calculator import Calculator as Calculator
 from jaxmlip.mechanics.elasticity import elastic_tensor as elastic_tensor
 from jaxmlip.mechanics.relaxation import relax as relax
 from jaxmlip.mechanics.relaxation import relax_many as relax_many
+from jaxmlip.mechanics.saddle import saddle as saddle
+from jaxmlip.mechanics.vibrations import vibrations as vibrations
 from jaxmlip.potential import Potential as Potential
 from jaxmlip.zoo.load import load as load
 

@@ -9,7 +9,17 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from jaxmlip.cli import against_dft, curvature, data, models, screen, stabilise, sweeps, training
+from jaxmlip.cli import (
+    against_dft,
+    curvature,
+    data,
+    models,
+    screen,
+    stabilise,
+    sweeps,
+    training,
+    vibrations,
+)
 from jaxmlip.system.console import say
 from jaxmlip.system.runtime import collect_rarely
 
@@ -31,6 +41,8 @@ COMMANDS: dict[str, Callable | Group] = {
     "stabilise": stabilise.stabilise,
     "relax": curvature.relax,
     "elastic": curvature.elastic,
+    "vibrations": vibrations.vibrations,
+    "saddle": vibrations.saddle,
     "screen": screen.screen,
     "softening": against_dft.softening,
     "compare": against_dft.compare,

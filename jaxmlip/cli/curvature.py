@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from jaxmlip.cli.given import of_one, start, that_takes
-from jaxmlip.crystals.structures import checked, free_coordinates, read_all, read_crystal, writable
+from jaxmlip.crystals.structures import (
+    checked,
+    moving_coordinates,
+    read_all,
+    read_crystal,
+    who_moves,
+    writable,
+)
 from jaxmlip.mechanics.relaxation import SYMPREC
 from jaxmlip.system.arguments import (
     ALONE,
@@ -78,7 +84,7 @@ def hessian(
             it is computed and never held in memory; an interrupted run goes on when it is started again
     """
     import jaxmlip
-    from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+    from jaxmlip.units import in_thz
 
     above_zero(memory_limit=memory_limit)
     at_least(1, block_size=block_size, devices=devices)
@@ -107,8 +113,7 @@ def hessian(
     h = jaxmlip.hessian(potential, crystal, plan.block_size, limit, coordinates)
     masses = np.repeat(crystal.get_masses(), 3)[coordinates]
     squares, vectors = np.linalg.eigh((h + h.T) / 2 / np.sqrt(masses[:, None] * masses))
-    # The sign distinguishes stable modes from imaginary ones.
-    thz = np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
+    thz = in_thz(squares)
     modes = np.zeros((len(thz), 3 * len(crystal)))
     modes[:, coordinates] = vectors.T
     if reports():
@@ -129,27 +134,10 @@ def hessian(
 
 def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) -> np.ndarray:
     """The numbers 3a + x of the coordinates that vibrate; prints a line if some do not."""
-    free, others = free_coordinates(crystal)
-    if others:
-        warnings.warn(f"constraints of the kinds {', '.join(others)} are not used.", stacklevel=2)
-    n = len(crystal)
-    if chosen:
-        if wrong := [k for k in chosen if not 0 <= k < n]:
-            raise ValueError(f"found --atoms {wrong[0]}, needed numbers from 0 to {n - 1}, as ASE counts.")
-        free = np.zeros((n, 3), bool)
-        free[list(chosen)] = True
-    if not free.any():
-        raise ValueError(
-            f"all {n} atoms of {crystal.get_chemical_formula()} are held in place, needed one that vibrates. "
-            "Name some with --atoms."
-        )
-    if not free.all():
-        why = "chosen" if chosen else "held in place by the file"
-        terminal.print(
-            f"{free.any(axis=1).sum()} of {n} atoms vibrate ({free.sum()} of {3 * n} coordinates), the "
-            "others are " + ("not " + why if chosen else why)
-        )
-    return np.flatnonzero(free)
+    found = moving_coordinates(crystal, chosen or None)
+    if told := who_moves(crystal, found, chosen or None):
+        terminal.print(told)
+    return found
 
 
 def _coloured(potential, crystal, coordinates, terminal: PlainConsole) -> Colouring:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -85,6 +85,23 @@ def extent(vectors: np.ndarray) -> float:
 def reach(atoms: Atoms) -> float:
     """An upper bound (Å) on the distance between two atoms of one cell."""
     return float(np.linalg.norm(np.ptp(atoms.positions, axis=0)))
+
+
+def oscillation(
+    atoms: Atoms, along: Shaped[np.ndarray, "atoms 3"], amplitude: float = 0.3, frames: int = 20
+) -> list[Atoms]:
+    """One period of a harmonic motion about `atoms` as frames; the largest motion is `amplitude` Å.
+
+    The displacement of atom a at phase φ is the real part of `along`[a] e^{-iφ}, scaled. Constraints do not
+    hold atoms.
+    """
+    u = along * (amplitude / np.linalg.norm(np.abs(along), axis=1).max())
+    found = []
+    for k in range(frames):
+        frame = atoms.copy()
+        frame.positions += (u * np.exp(-2j * np.pi * k / frames)).real
+        found.append(frame)
+    return found
 
 
 @contextmanager

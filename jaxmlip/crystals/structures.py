@@ -196,6 +196,43 @@ def free_coordinates(atoms: Atoms) -> tuple[np.ndarray, list[str]]:
     return free, others
 
 
+def moving_coordinates(atoms: Atoms, chosen: Sequence[int] | None = None) -> np.ndarray:
+    """The numbers 3a + x of the Cartesian coordinates that move: of the `chosen` atoms, held or not.
+
+    By default they are those that the constraints leave free; constraints that hold no coordinates are
+    ignored with a warning. Raises ValueError if an atom is not there, or none moves.
+    """
+    n, name = len(atoms), atoms.get_chemical_formula()
+    free, others = free_coordinates(atoms)
+    if others:
+        warnings.warn(f"constraints of the kinds {', '.join(others)} are not used.", stacklevel=2)
+    if chosen is not None:
+        wrong = [k for k in chosen if not 0 <= k < n]
+        if wrong or not len(chosen):
+            found = f"atom {wrong[0]}" if wrong else "no atom"
+            raise ValueError(
+                f"found {found} among the chosen ones of {name}, needed numbers from 0 to {n - 1}, as ASE "
+                "counts."
+            )
+        free = np.zeros((n, 3), bool)
+        free[list(chosen)] = True
+    if not free.any():
+        raise ValueError(
+            f"all {n} atoms of {name} are held in place by constraints, needed one that moves. Choose some "
+            "(--atoms), or release the constraints."
+        )
+    return np.flatnonzero(free)
+
+
+def who_moves(atoms: Atoms, coordinates: np.ndarray, chosen: Sequence[int] | None = None) -> str:
+    """A sentence on what `moving_coordinates` found; "" if every atom moves."""
+    n, moving = len(atoms), len(np.unique(coordinates // 3))
+    if len(coordinates) == 3 * n:
+        return ""
+    why = "held in place by the file" if chosen is None else "not chosen"
+    return f"{moving} of {n} atoms move ({len(coordinates)} of {3 * n} coordinates), the others are {why}"
+
+
 def writable(out: Path, structures: int) -> str:
     """ASE's format for a file name, once it is known to be one that can be written."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from jaxtyping import Float
 
 from jaxmlip.crystals.batches import InFlight
+from jaxmlip.derivatives.hessian import hessian
 from jaxmlip.potential import Potential, Prediction
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 class Calculator(ASECalculator):
@@ -51,6 +56,20 @@ class Calculator(ASECalculator):
         if "numbers" in system_changes:  # another crystal, not the same one moved
             self._compute = InFlight(self.potential, several=False)
         self.results = results(self._compute([graph])[0])
+
+    def get_hessian(self, atoms: Atoms | None = None) -> Float[np.ndarray, "n n"]:
+        """The exact Hessian ∂²E/∂r∂r of all atoms, (3N, 3N) in eV/Å², symmetric, in float64.
+
+        Rows and columns are in the order x₀ y₀ z₀ x₁ …; constraints are ignored, as ASE's force fields do.
+        `atoms` are by default those of the last calculation. It is what `sella.Sella(atoms,
+        hessian_function=calculator.get_hessian)` takes. Raises ValueError if there are no atoms, and as
+        `Potential.graph` does.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise ValueError("found no atoms, needed get_hessian(atoms), or a calculation before.")
+        found = hessian(self.potential, atoms).astype(float)
+        return (found + found.T) / 2
 
 
 def results(prediction: Prediction) -> dict[str, float | np.ndarray]:

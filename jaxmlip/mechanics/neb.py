@@ -113,7 +113,7 @@ def in_order_of(crystal: Atoms | Structure, reference: Atoms | Structure) -> Ato
     from scipy.optimize import linear_sum_assignment
 
     atoms, reference = as_atoms(crystal), as_atoms(reference)
-    _check_alike(reference, atoms, ordered=False)
+    check_alike(reference, atoms, ordered=False)
     apart = (atoms.positions[None] - reference.positions[:, None]).reshape(-1, 3)
     lengths = find_mic(apart, reference.cell, reference.pbc)[1]
     cost = lengths.reshape(len(reference), len(atoms)) ** 2
@@ -149,7 +149,7 @@ def interpolated(
     from ase.mep import NEB
 
     start, end = as_atoms(start), as_atoms(end)
-    _check_alike(start, end)
+    check_alike(start, end)
     if images < 1:
         raise ValueError(f"found images={images}, needed at least one between the ends.")
     if method not in ("linear", "idpp"):
@@ -331,7 +331,7 @@ def _guesses(
         if len(path) < 2:
             raise ValueError(f"found a path of {len(path)} crystals, needed its two ends at least.")
         for other in path[1:]:
-            _check_alike(path[0], other)
+            check_alike(path[0], other)
     reasons = [""] * len(paths)
     if relax_ends:
         ends = [end for path in paths for end in (path[0], path[-1])]
@@ -356,7 +356,8 @@ def _said(found: list[Band]) -> list[Band]:
     return found
 
 
-def _check_alike(start: Atoms, end: Atoms, ordered: bool = True) -> None:
+def check_alike(start: Atoms, end: Atoms, ordered: bool = True) -> None:
+    """Raises ValueError unless both can be images of one path: atoms, their order, cell and pbc."""
     name = start.get_chemical_formula()
     if sorted(start.numbers) != sorted(end.numbers):
         raise ValueError(

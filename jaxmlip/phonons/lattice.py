@@ -39,13 +39,12 @@ from jaxmlip.phonons.modes import (
     divided,
     grueneisen_parameters,
     hermitian,
-    in_thz,
     split,
 )
 from jaxmlip.phonons.nac import NAC, NOISE, long_range, long_range_slopes, long_range_strained
 from jaxmlip.phonons.sums import Sums
 from jaxmlip.phonons.supercell import ForceConstants
-from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U
+from jaxmlip.units import GPA_PER_EV_PER_A3, THZ_PER_ROOT_EV_PER_A2_U, in_thz
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

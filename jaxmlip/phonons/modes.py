@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.crystals.atoms import oscillation
 from jaxmlip.crystals.symmetry import Mesh, mesh_shape
 from jaxmlip.phonons.nac import NAC
-from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U, in_thz
 
 SAME_FREQUENCY = 1e-3  # THz; modes this close are degenerate
 
@@ -127,25 +128,15 @@ def animation(
     wave = np.exp(2j * np.pi * places @ modes.q_points[q])
     shape = modes.eigenvectors[q][:, branch].reshape(-1, 3) / np.sqrt(atoms.get_masses())[:, None]
     u = np.tile(shape, (len(cells), 1)) * wave[:, None]
-    u *= amplitude / np.linalg.norm(np.abs(u), axis=1).max()
-    still = atoms.repeat(n)
-    found = []
-    for k in range(frames):
-        frame = still.copy()
-        frame.positions += (u * np.exp(-2j * np.pi * k / frames)).real
+    found = oscillation(atoms.repeat(n), u, amplitude, frames)
+    for frame in found:
         frame.info |= {"q": modes.q_points[q].tolist(), "frequency_THz": modes.frequencies[q, branch]}
-        found.append(frame)
     return found
 
 
 def hermitian(D: np.ndarray) -> np.ndarray:
     """The Hermitian part of matrices (…, k, k)."""
     return (D + np.conj(D.swapaxes(-1, -2))) / 2
-
-
-def in_thz(squares: np.ndarray) -> np.ndarray:
-    """Frequencies (THz) of eigenvalues ω² in eV/(Å² u); imaginary ones are negative."""
-    return np.sign(squares) * np.sqrt(np.abs(squares)) * THZ_PER_ROOT_EV_PER_A2_U
 
 
 def degenerate(thz: np.ndarray) -> list[np.ndarray]:

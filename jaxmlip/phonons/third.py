@@ -24,7 +24,7 @@ from jaxmlip.derivatives.response import Response, Room
 from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 from jaxmlip.mechanics.elasticity import internal_response
 from jaxmlip.phonons.cells import Cells, Primitive
-from jaxmlip.phonons.modes import hermitian, in_thz
+from jaxmlip.phonons.modes import hermitian
 from jaxmlip.phonons.phonopy_files import as_ase
 from jaxmlip.phonons.supercell import ForceConstants, Supercell, force_constants
 from jaxmlip.phonons.triplets import (
@@ -37,6 +37,7 @@ from jaxmlip.phonons.triplets import (
     space_group_error,
 )
 from jaxmlip.system.progress import paced
+from jaxmlip.units import in_thz
 
 if TYPE_CHECKING:
     from ase import Atoms

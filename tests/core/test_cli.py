@@ -206,7 +206,10 @@ def test_hessian_names_the_block_that_fits_into_the_memory_given(folder, monkeyp
         (["predict", "masses.lammpstrj", "--model", "model"], "types 1, 2 and no elements"),
         (["predict", "nonsense.cif", "POSCAR_of_VASP_4", "--skip-bad", "--model", "model"], "no structure"),
         (["elastic", "molecule.xyz", "--model", "model"], "pbc=[False, False, False]"),
-        (["hessian", "POSCAR", "--atoms", "2", "--model", "model"], "--atoms 2, needed numbers from 0 to 1"),
+        (
+            ["hessian", "POSCAR", "--atoms", "2", "--model", "model"],
+            "found atom 2 among the chosen ones of ClNa, needed numbers from 0 to 1",
+        ),
         (["hessian", "held.vasp", "--model", "model"], "all 2 atoms"),
         (["predict", "POSCAR", "--model", "chgnet-0.3"], "chgnet-0.3.0"),
         (["predict", "POSCAR", "--model", "cache"], "no manifest.json"),

@@ -71,6 +71,8 @@ NOT_RUN = {
     ("docs/conductivity.md", "NaCl.cif"): "test_conductivity_command.py runs it on another crystal",
     ("docs/stabilise.md", "CaTiO3.cif"): "test_instabilities.py runs it on another crystal",
     ("docs/screening.md", "more.db"): "test_screen.py runs it on other files",
+    ("docs/vibrations.md", "adsorbate.extxyz"): "test_vibrations.py runs it on another structure",
+    ("docs/vibrations.md", "neb images.extxyz"): "test_saddle.py runs it on another band",
     ("docs/screening.md", "--collect"): "as the one before",
     ("docs/screening.md", "--slurm"): "needs SLURM and two GPUs; test_screen.py has processes",
     ("docs/screening.md", "--shard"): "test_screen.py has shards",
