@@ -22,9 +22,10 @@ from jaxmlip.derivatives.line import derivatives_along
 from jaxmlip.mechanics.relaxation import Relaxation, quiet, relax_many
 from jaxmlip.phonons import bloch
 from jaxmlip.phonons.lattice import Lattice
-from jaxmlip.phonons.modes import degenerate, in_thz
+from jaxmlip.phonons.modes import degenerate
 from jaxmlip.phonons.order_parameter import OrderParameter, commensurate
 from jaxmlip.phonons.report import default_mesh
+from jaxmlip.units import in_thz
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
