@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxmlip.crystals.symmetry import Mesh
+from jaxmlip.mechanics.vibrations import IMAGINARY
 from jaxmlip.phonons.bloch import position_phases
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.units import EV_PER_THZ, J_PER_MOL_PER_EV, KELVIN_PER_EV
 
-IMAGINARY = -0.1  # THz; a lower mode has no restoring force, which is not rounding
 STILL = 1e-2  # THz; slower modes are left out of thermodynamics, where their entropy would diverge
 TETRAHEDRA = np.array(
     [  # of a cube, about its diagonal from 0 to 7; corners numbered 4x + 2y + z

@@ -15,8 +15,8 @@ from ase.data import chemical_symbols
 from jaxmlip.crystals.atoms import in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
+from jaxmlip.mechanics.vibrations import IMAGINARY
 from jaxmlip.phonons.density import (
-    IMAGINARY,
     STILL,
     Density,
     Thermodynamics,

@@ -20,7 +20,8 @@ from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.derivatives.response import BLOCK_SIZE, Response
 from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
 from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many, space_group
-from jaxmlip.phonons.density import IMAGINARY, thermodynamics
+from jaxmlip.mechanics.vibrations import IMAGINARY
+from jaxmlip.phonons.density import thermodynamics
 from jaxmlip.phonons.many import lattices
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.report import default_mesh
