@@ -94,10 +94,10 @@ def phonons(
     return Phonons(lattice, bands, on_mesh, density, heat)
 
 
-def default_mesh(crystal: Atoms) -> tuple[int, int, int]:
-    """A mesh whose wave vectors are at most 0.02 1/Å apart along each reciprocal lattice vector."""
+def default_mesh(crystal: Atoms, spacing: float = SPACING) -> tuple[int, int, int]:
+    """A mesh whose wave vectors are at most `spacing` (1/Å) apart along each reciprocal lattice vector."""
     lengths = np.linalg.norm(np.linalg.inv(crystal.cell.array).T, axis=1)
-    points = np.maximum(1, np.ceil(lengths / SPACING)).astype(int)
+    points = np.maximum(1, np.ceil(lengths / spacing)).astype(int)
     return tuple(np.where(crystal.pbc, points, 1).tolist())
 
 
