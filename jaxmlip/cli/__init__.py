@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Union
 
 import tyro
 
-from jaxmlip.cli import against_dft, curvature, data, models, screen, sweeps, training
+from jaxmlip.cli import against_dft, curvature, data, expansion, models, screen, sweeps, training
 from jaxmlip.system.console import say
 from jaxmlip.system.runtime import collect_rarely
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "hessian": curvature.hessian,
     "phonons": curvature.phonons,
     "conductivity": curvature.conductivity,
+    "expansion": expansion.expansion,
     "relax": curvature.relax,
     "elastic": curvature.elastic,
     "screen": screen.screen,

@@ -196,7 +196,7 @@ def _listed(coordinates: np.ndarray) -> str:
     return shown + (", …" if len(coordinates) > 6 else "")
 
 
-def _of_one(
+def of_one(
     file: Path, model: str, dtype: str, head: str | None, devices: int | None
 ) -> tuple[Potential, Atoms]:
     """A potential, and the one structure in a file, checked against it."""
@@ -215,7 +215,7 @@ def _that_takes(
     return potential
 
 
-def _start(atoms: Atoms, potential: Potential, relax: bool) -> Atoms:
+def start_of(atoms: Atoms, potential: Potential, relax: bool) -> Atoms:
     """The crystal to differentiate: relaxed if `relax`, else as given."""
     from jaxmlip.mechanics.relaxation import at_rest
 
@@ -280,8 +280,8 @@ def phonons(
     if born is not None and not born.is_file():
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     together.connect()
-    potential, atoms = _of_one(file, model, dtype, head, devices)
-    atoms = _start(atoms, potential, relax)
+    potential, atoms = of_one(file, model, dtype, head, devices)
+    atoms = start_of(atoms, potential, relax)
     report.main(
         potential,
         atoms,
@@ -364,8 +364,8 @@ def conductivity(
     )
     check_folder(out)
     import_phono3py()
-    potential, atoms = _of_one(file, model, dtype, head, devices)
-    study.main(potential, atoms, out, partial(_start, potential=potential, relax=relax), options)
+    potential, atoms = of_one(file, model, dtype, head, devices)
+    study.main(potential, atoms, out, partial(start_of, potential=potential, relax=relax), options)
 
 
 def elastic(
@@ -398,8 +398,8 @@ def elastic(
     if not json_:
         check_file(out)
     together.connect()
-    potential, atoms = _of_one(file, model, dtype, head, devices)
-    atoms = _start(atoms, potential, relax)
+    potential, atoms = of_one(file, model, dtype, head, devices)
+    atoms = start_of(atoms, potential, relax)
     found = elastic_tensor(potential, atoms)
     if not reports():
         return

@@ -69,6 +69,7 @@ NOT_RUN = {
     ("docs/many_devices.md", "--dry-run"): "as README's sweep",
     ("docs/many_devices.md", "CUDA_VISIBLE_DEVICES"): "needs two GPUs",
     ("docs/conductivity.md", "NaCl.cif"): "test_conductivity_command.py runs it on another crystal",
+    ("docs/expansion.md", "ZnO.cif"): "test_expansion.py runs it on another crystal",
     ("docs/screening.md", "more.db"): "test_screen.py runs it on other files",
     ("docs/screening.md", "--collect"): "as the one before",
     ("docs/screening.md", "--slurm"): "needs SLURM and two GPUs; test_screen.py has processes",
