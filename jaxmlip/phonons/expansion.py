@@ -77,7 +77,7 @@ class Expansion:
     free_energy: Float[np.ndarray, " t"]  # eV, vibrational, of the static cell; zero-point energy included
     heat_capacity_v: Float[np.ndarray, " t"]  # J/K/mol, at constant volume, of the static cell
     heat_capacity_slope: Float[np.ndarray, "t 3 3"]  # its ∂/∂ε_ij, J/K/mol
-    mean_grueneisen: Float[np.ndarray, "t 3 3"]  # Σ C γ / Σ C
+    mean_grueneisen: Float[np.ndarray, "t 3 3"]  # Σ C γ / Σ C; NaN so near 0 K that C is 0
     # GPa: (1/V) ∂F/∂ε of the vibrations, of the static cell; positive in tension
     stress: Float[np.ndarray, "t 3 3"]
     strain: Float[np.ndarray, "t 3 3"]  # of the cell at T from the static cell, zero-point strain included
@@ -130,7 +130,8 @@ class Expansion:
     def adiabatic_bulk_modulus(self) -> Float[np.ndarray, " t"]:
         """GPa, under uniform pressure: 1/B_S = 1/B - V T β² / C_p."""
         volume = self.modes.primitive.get_volume() / GPA_PER_EV_PER_A3 * J_PER_MOL_PER_EV  # J/mol/GPa
-        eased = volume * self.temperatures * self.beta**2 / self.heat_capacity_p
+        some = np.where(self.heat_capacity_p > 0, self.heat_capacity_p, np.inf)  # 0 at 0 K, as β is
+        eased = volume * self.temperatures * self.beta**2 / some
         return 1 / (1 / self.bulk_modulus - eased)
 
     @property
@@ -183,8 +184,9 @@ def expansion_of(lattice: Lattice, mesh: tuple[int, int, int], temperatures: Seq
             "THz or below, and left out: their contributions have no limit.",
             stacklevel=3,
         )
-    alone = ~shifts(modes) & (modes.frequencies > STILL)
-    sums = [_sums(modes, slopes, alone, t) for t in (0.0, *T)]
+    counted = ~shifts(modes) & (modes.frequencies > STILL)
+    slopes = np.where(counted[:, :, None], slopes, 0.0)
+    sums = [_sums(modes, slopes, counted, t) for t in (0.0, *T)]
     volume = atoms.get_volume()
     energy, by_heat, by_slope = (np.array(each) / volume for each in zip(*sums, strict=True))  # (t + 1, s)
     strain, alpha = (np.linalg.solve(resisting, x.T).T for x in (energy, by_heat))
@@ -194,6 +196,7 @@ def expansion_of(lattice: Lattice, mesh: tuple[int, int, int], temperatures: Seq
         return np.einsum("...s,sij->...ij", x, strains)
 
     capacity = J_PER_MOL_PER_EV * volume
+    some = np.where(heat.heat_capacity > 0, heat.heat_capacity, np.nan)
     return Expansion(
         modes=modes,
         grueneisen=whole(_of_sets(modes.frequencies, slopes)),
@@ -203,7 +206,7 @@ def expansion_of(lattice: Lattice, mesh: tuple[int, int, int], temperatures: Seq
         free_energy=heat.free_energy * 1e3 / J_PER_MOL_PER_EV,
         heat_capacity_v=heat.heat_capacity,
         heat_capacity_slope=-whole(by_slope[1:]) * capacity,
-        mean_grueneisen=whole(by_heat[1:]) * capacity / heat.heat_capacity[:, None, None],
+        mean_grueneisen=whole(by_heat[1:]) * capacity / some[:, None, None],
         stress=-whole(energy[1:]) * GPA_PER_EV_PER_A3,
         strain=whole(strain[1:]),
         zero_point_strain=whole(strain[0]),
@@ -312,10 +315,10 @@ class _Sums(NamedTuple):
     slope: np.ndarray  # x = ∂C/∂ln ω, eV/K
 
 
-def _sums(modes: Modes, slopes: np.ndarray, alone: np.ndarray, T: float) -> _Sums:
-    """The sums over the modes that `alone` (q, 3n) names."""
-    weight = np.broadcast_to(modes.weights[:, None], alone.shape)[alone]
-    energy, along = modes.frequencies[alone] * EV_PER_THZ, slopes[alone]
+def _sums(modes: Modes, slopes: np.ndarray, counted: np.ndarray, T: float) -> _Sums:
+    """The sums over the modes that `counted` (q, 3n) names."""
+    weight = np.broadcast_to(modes.weights[:, None], counted.shape)[counted]
+    energy, along = modes.frequencies[counted] * EV_PER_THZ, slopes[counted]
     half, none = energy / 2, np.zeros(len(energy))
     if T == 0:
         return _Sums(*((weight * x) @ along for x in (half, none, none)))

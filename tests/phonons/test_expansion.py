@@ -165,6 +165,12 @@ def test_at_zero_temperature_the_zero_point_strain_is_left(pair, magnesium, shap
     assert np.trace(its.zero_point_strain) > 0.01
     assert its.pressure[0] > 0
     assert its.heat_capacity_p[0] == pytest.approx(0, abs=1e-3)
+    assert its.adiabatic_bulk_modulus[0] == pytest.approx(its.bulk_modulus, rel=1e-6)
+    frozen = expansion(pair, magnesium, mesh=MESH, temperatures=[0.01], shape=shape)
+    assert (frozen.beta[0], frozen.heat_capacity_p[0]) == (0, 0)
+    assert np.isnan(frozen.gamma[0])
+    gamma = its.grueneisen[np.abs(its.modes.q_points).max(axis=1) == 0][0]
+    assert (np.abs(gamma).max(axis=(1, 2)) == 0).sum() == 3  # the shifts
 
 
 @pytest.mark.parametrize("isotopes", [False, True], ids=["alike", "isotopes"])
