@@ -20,7 +20,7 @@ from jaxtyping import Float
 from jaxmlip.crystals.atoms import as_atoms, check_repeats
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.mechanics.relaxation import relax_many
-from jaxmlip.phonons.density import Thermodynamics, thermodynamics
+from jaxmlip.phonons.density import STILL, Thermodynamics, thermodynamics
 from jaxmlip.phonons.expansion import checked_temperatures
 from jaxmlip.phonons.imaginary import check_stable
 from jaxmlip.phonons.many import lattices
@@ -89,15 +89,7 @@ def quasi_harmonic(
     """
     T, atoms = checked_temperatures(temperatures), as_atoms(crystal).copy()
     check_repeats(atoms, "thermal expansion coefficients")
-    if volumes < FEWEST:
-        raise ValueError(f"found {volumes} volumes, needed {FEWEST} or more for the fit.")
-    if not -1 < span[0] < span[1]:
-        raise ValueError(
-            f"found the span {span}, needed the smallest and the largest change of the volume, such as "
-            f"{SPAN}."
-        )
-    if equation not in get_args(Equation):
-        raise ValueError(f"found equation={equation!r}, needed one of {', '.join(get_args(Equation))}.")
+    _check(volumes, span, equation)
     import_phonopy()
     atoms.set_constraint()
     changes = np.linspace(*span, volumes)
@@ -106,16 +98,10 @@ def quasi_harmonic(
     # phonopy differentiates by the temperatures before and after.
     around = (T[:, None] * (1 + STEP * np.array([-1, 0, 1]))).ravel()
     found = [thermodynamics(modes, around) for modes in several]
-    fit = _fitted(crystals, energies, found, around, equation, pressure)
+    lowest = energies.min()  # of which phonopy's solver would lose digits
+    fit = _fitted(crystals, energies - lowest, found, around, equation, pressure)
     volume = fit.volume_temperature[1::3]
-    outside = (volume < crystals[0].get_volume()) | (volume > crystals[-1].get_volume())
-    if outside.any():
-        warnings.warn(
-            f"the volume of {atoms.get_chemical_formula()} at {T[outside][0]:g} K, "
-            f"{volume[outside][0]:.4g} Å³, is outside of those of the fit, {crystals[0].get_volume():.4g} to "
-            f"{crystals[-1].get_volume():.4g} Å³: it is extrapolated. Needed a wider span.",
-            stacklevel=2,
-        )
+    _warn(crystals, found, T, volume)
     return QuasiHarmonic(
         crystals=crystals,
         energies=energies,
@@ -126,9 +112,44 @@ def quasi_harmonic(
         beta=fit.thermal_expansion[1::3],
         bulk_modulus=fit.bulk_modulus_temperature[1::3],
         heat_capacity_p=np.array(fit.heat_capacity_P_polyfit)[1::3],
-        gibbs=fit.gibbs_temperature[1::3],
+        gibbs=lowest + fit.gibbs_temperature[1::3],
         gamma=np.array(fit.gruneisen_temperature)[1::3],
     )
+
+
+def _check(volumes: int, span: tuple[float, float], equation: str) -> None:
+    """Raises ValueError for numbers that make no sense."""
+    if volumes < FEWEST:
+        raise ValueError(f"found {volumes} volumes, needed {FEWEST} or more for the fit.")
+    if not -1 < span[0] < span[1]:
+        raise ValueError(
+            f"found the span {span}, needed the smallest and the largest change of the volume, such as "
+            f"{SPAN}."
+        )
+    if equation not in get_args(Equation):
+        raise ValueError(f"found equation={equation!r}, needed one of {', '.join(get_args(Equation))}.")
+
+
+def _warn(
+    crystals: Sequence[Atoms], found: Sequence[Thermodynamics], temperatures: np.ndarray, volume: np.ndarray
+) -> None:
+    """Warns of modes that are left out, and of volumes at `temperatures` that lie outside of the fit's."""
+    name = crystals[0].get_chemical_formula()
+    if slow := max(heat.left_out for heat in found):
+        warnings.warn(
+            f"up to {100 * slow:.2g} % of the modes of {name} are at {STILL:g} THz or below at some volumes, "
+            "and left out there: the free energy of the fit is not smooth.",
+            stacklevel=3,
+        )
+    first, last = (atoms.get_volume() for atoms in (crystals[0], crystals[-1]))
+    outside = np.flatnonzero((volume < first) | (volume > last))
+    if len(outside):
+        k = outside[0]
+        warnings.warn(
+            f"the volume of {name} at {temperatures[k]:g} K, {volume[k]:.4g} Å³, is outside of those of the "
+            f"fit, {first:.4g} to {last:.4g} Å³: it is extrapolated. Needed a wider span.",
+            stacklevel=3,
+        )
 
 
 def _relaxed(potential: Potential, atoms: Atoms, changes: np.ndarray) -> tuple[list[Atoms], np.ndarray]:
