@@ -22,6 +22,7 @@ from jaxmlip.phonons.density import thermodynamics
 from jaxmlip.phonons.expansion import expansion, grueneisen_tensors, symmetric_strains
 from jaxmlip.phonons.imaginary import ImaginaryModesError
 from jaxmlip.phonons.lattice import Lattice
+from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.quasi_harmonic import quasi_harmonic
 from jaxmlip.units import GPA_PER_EV_PER_A3, J_PER_MOL_PER_EV, THZ_PER_ROOT_EV_PER_A2_U
 
@@ -189,6 +190,16 @@ def test_symmetry_saves_work_and_changes_nothing(pair, magnesium, shape, isotope
     expected = Lattice(pair, crystal, shape=shape).grueneisen(with_it.modes.q_points[1:3])[1].sum(axis=1)
     traces = np.trace(with_it.grueneisen, axis1=2, axis2=3)[1:3].sum(axis=1) / 3
     np.testing.assert_allclose(traces, expected, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_long_range_part_of_polar_crystals_expands_as_well(pair, monoclinic, shape, found):
+    charges = np.array([0.6, -0.6, 0.3, -0.3])[:, None, None] * np.eye(3)
+    asked = {"mesh": MESH, "temperatures": T, "shape": shape, "nac": NAC(charges, 6.0 * np.eye(3), (3, 3, 3))}
+    polar, without = (expansion(pair, monoclinic, **asked, symmetry=use) for use in (True, False))
+    close(polar.alpha, without.alpha, 1e-7)
+    assert len(polar.modes.weights) < len(without.modes.weights)
+    assert np.abs(polar.alpha - found.alpha).max() > 1e-3 * np.abs(found.alpha).max()
 
 
 def test_a_mesh_that_breaks_the_symmetry_is_warned_of(pair, copper, shape):
