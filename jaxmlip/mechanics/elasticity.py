@@ -220,7 +220,7 @@ def elastic_tensor(
     """
     atoms = as_atoms(crystal)
     check_repeats(atoms, "elastic constants")
-    found = _elasticity(Response(potential, atoms, shape=shape), atoms)
+    found = elasticity_of(Response(potential, atoms, shape=shape), atoms)
     warn_of_residuals(atoms, found.max_force, found.stress, "The elastic constants")
     return found
 
@@ -246,7 +246,7 @@ def elastic_tensors(
     graphs = potential.graphs(every)
 
     def task(k: int, respond: Respond) -> Elasticity:
-        return _elasticity(respond(graphs[k]), every[k], symmetry)
+        return elasticity_of(respond(graphs[k]), every[k], symmetry)
 
     shapes = shapes or batches.shapes_for(graphs, MESSAGES)
     tasks = (partial(task, k) for k in range(len(every)))
@@ -256,6 +256,29 @@ def elastic_tensors(
             raise its
         found[k] = its
     return found
+
+
+def elasticity_of(response: SecondDerivatives, atoms: Atoms, symmetry: float | None = None) -> Elasticity:
+    """The elastic constants of the crystal whose `response` it is, as of `elastic_tensor`, without a warning.
+
+    With `symmetry` (Å), operations of the space group that hold within it give most derivatives from a few.
+    Raises as `elastic_tensor`.
+    """
+    at, n, volume = _expansion(response, atoms, symmetry), len(atoms), atoms.get_volume()
+    precision = np.finfo(response.potential.dtype).eps
+    modes, answer = internal_response(at.H, at.coupling, precision, atoms)
+    clamped = at.bare / volume
+    relaxed = clamped - at.coupling.T @ answer / volume
+    return Elasticity(
+        C=(relaxed + relaxed.T) / 2 * GPA_PER_EV_PER_A3,
+        clamped=(clamped + clamped.T) / 2 * GPA_PER_EV_PER_A3,
+        force_strain=at.coupling.reshape(n, 3, 6),
+        internal_strain=answer.reshape(n, 3, 6),
+        internal_modes=modes,
+        stress=at.stress * GPA_PER_EV_PER_A3,
+        max_force=float(np.linalg.norm(at.forces, axis=1).max()),
+        density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
+    )
 
 
 def internal_strain(
@@ -277,9 +300,13 @@ def internal_motion(
 
     It is `internal_strain` along `eps`, of the crystal whose `response` it is. Raises as `elastic_tensor`.
     """
+    return _internal_strain(response, atoms) @ engineering(eps)
+
+
+def engineering(eps: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 6"]:
+    """ε_xx, ε_yy, ε_zz, 2ε_yz, 2ε_xz, 2ε_xy of a strain, of which the symmetric part counts."""
     symmetric = np.add(eps, np.transpose(eps))
-    voigt = [symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT]
-    return _internal_strain(response, atoms) @ voigt
+    return np.array([symmetric[i, j] / (2 if i == j else 1) for i, j in VOIGT])
 
 
 def _internal_strain(response: SecondDerivatives, atoms: Atoms) -> np.ndarray:
@@ -357,24 +384,6 @@ def _turned_strains(group: SpaceGroup) -> np.ndarray:
         basis[s, j, i] += SHEAR[s] / 2
     W = group.cartesian
     return np.einsum("sij,kia,tab,kjb->kst", basis, W, basis, W, optimize=True)
-
-
-def _elasticity(response: SecondDerivatives, atoms: Atoms, symmetry: float | None = None) -> Elasticity:
-    at, n, volume = _expansion(response, atoms, symmetry), len(atoms), atoms.get_volume()
-    precision = np.finfo(response.potential.dtype).eps
-    modes, answer = internal_response(at.H, at.coupling, precision, atoms)
-    clamped = at.bare / volume
-    relaxed = clamped - at.coupling.T @ answer / volume
-    return Elasticity(
-        C=(relaxed + relaxed.T) / 2 * GPA_PER_EV_PER_A3,
-        clamped=(clamped + clamped.T) / 2 * GPA_PER_EV_PER_A3,
-        force_strain=at.coupling.reshape(n, 3, 6),
-        internal_strain=answer.reshape(n, 3, 6),
-        internal_modes=modes,
-        stress=at.stress * GPA_PER_EV_PER_A3,
-        max_force=float(np.linalg.norm(at.forces, axis=1).max()),
-        density=float(atoms.get_masses().sum() * ATOMIC_MASS / (volume * 1e-30)),
-    )
 
 
 def internal_response(

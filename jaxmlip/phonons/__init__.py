@@ -9,6 +9,9 @@ from jaxmlip.phonons.coupling import grueneisen_of as grueneisen_of
 from jaxmlip.phonons.coupling import linewidths as linewidths
 from jaxmlip.phonons.density import density_of_states as density_of_states
 from jaxmlip.phonons.density import thermodynamics as thermodynamics
+from jaxmlip.phonons.expansion import Expansion as Expansion
+from jaxmlip.phonons.expansion import expansion as expansion
+from jaxmlip.phonons.expansion import grueneisen_tensors as grueneisen_tensors
 from jaxmlip.phonons.imaginary import ImaginaryModesError as ImaginaryModesError
 from jaxmlip.phonons.instabilities import follow as follow
 from jaxmlip.phonons.instabilities import instabilities as instabilities
@@ -26,6 +29,7 @@ from jaxmlip.phonons.phono3py_files import read_second_order as read_second_orde
 from jaxmlip.phonons.phono3py_files import read_third_order as read_third_order
 from jaxmlip.phonons.phono3py_files import to_phono3py as to_phono3py
 from jaxmlip.phonons.phono3py_files import write_third_order as write_third_order
+from jaxmlip.phonons.quasi_harmonic import quasi_harmonic as quasi_harmonic
 from jaxmlip.phonons.spectrum import cumulative as cumulative
 from jaxmlip.phonons.spectrum import spectrum as spectrum
 from jaxmlip.phonons.supercell import force_constants as force_constants

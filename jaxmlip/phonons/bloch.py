@@ -92,14 +92,23 @@ def slopes(response: SecondDerivatives, q_points: np.ndarray) -> tuple[np.ndarra
 
 
 def strained(
-    response: SecondDerivatives, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray
+    response: SecondDerivatives,
+    q_points: np.ndarray,
+    eps: np.ndarray,
+    along: np.ndarray,
+    group: SpaceGroup | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """D(q) and its derivative dD(q)/ds, each (q, 3N, 3N), for a crystal strained by 1 + s·`eps`.
 
-    The atoms also move by s·`along` (N, 3), in Å. q is constant in reciprocal lattice units.
+    The atoms also move by s·`along` (N, 3), in Å. q is constant in reciprocal lattice units. A `group` that
+    strain and motion keep saves columns.
     """
-    found = response.strained_waves(q_points, _all_pairs(len(q_points), response.atoms), eps, along)
-    return tuple(_square(found, response.atoms))
+    if group is None:
+        found = response.strained_waves(q_points, _all_pairs(len(q_points), response.atoms), eps, along)
+        return tuple(_square(found, response.atoms))
+    pairs = needed_columns(q_points, group)
+    D, slope = response.strained_waves(q_points, pairs, eps, along)
+    return completed(D, pairs, q_points, group), completed(slope, pairs, q_points, group)
 
 
 def along_lattice(crystal: Atoms | Structure, q_points: Any) -> tuple[Atoms, np.ndarray]:

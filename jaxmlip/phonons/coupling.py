@@ -200,7 +200,7 @@ class _Waves:
 
     def check(self, cells: Cells) -> None:
         """Raises ImaginaryModesError if a frequency is imaginary, as `conductivity` does."""
-        check_stable(cells, self.q_points, self.thz, np.ones(len(self.thz), int))
+        check_stable(cells.primitive, self.q_points, self.thz, np.ones(len(self.thz), int))
 
 
 def _rates(third: ThirdOrder, waves: Sequence[_Waves], T: np.ndarray, smearing: float) -> np.ndarray:

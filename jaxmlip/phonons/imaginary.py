@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from ase import Atoms
 
-from jaxmlip.phonons.cells import Cells
 from jaxmlip.phonons.third import SAME_WAVE
 
 AT_REST = -0.01  # THz; acoustic frequencies at Γ down to it count as zero
@@ -39,13 +39,16 @@ def imaginary(q_points: np.ndarray, thz: np.ndarray) -> np.ndarray:
     return (thz < np.where(acoustic, AT_REST, 0.0)).any(axis=1)
 
 
-def check_stable(cells: Cells, q_points: np.ndarray, thz: np.ndarray, weights: np.ndarray) -> None:
-    """Raises ImaginaryModesError if a mode of a crystal is `imaginary`.
+def check_stable(
+    atoms: Atoms, q_points: np.ndarray, thz: np.ndarray, weights: np.ndarray, name: str = ""
+) -> None:
+    """Raises ImaginaryModesError if a mode of a crystal (its primitive cell) is `imaginary`.
 
-    Each wave vector stands for `weights` (Q,) of them.
+    Each wave vector stands for `weights` (Q,) of them. `name` is what the error calls the crystal, by default
+    its formula.
     """
     bad = imaginary(q_points, thz)
     if bad.any():
         k = np.where(bad, thz.min(axis=1), np.inf).argmin()
-        formula, number = cells.primitive.get_chemical_formula(), int(weights[bad].sum())
-        raise ImaginaryModesError(formula, q_points[k], float(thz[k].min()), number, int(weights.sum()))
+        name, number = name or atoms.get_chemical_formula(), int(weights[bad].sum())
+        raise ImaginaryModesError(name, q_points[k], float(thz[k].min()), number, int(weights.sum()))

@@ -160,13 +160,21 @@ class Lattice:
         D, method = self.matrices(q_points)
         if self.nac is not None:
             D = D + long_range(self.nac, self.atoms, q_points, directions)
-        D = self._weighed(D)
+        return self.modes_of(self._weighed(D), q_points, weights, method)
+
+    def modes_of(
+        self, D: np.ndarray, q_points: np.ndarray, weights: np.ndarray | None, method: str, what: str = ""
+    ) -> Modes:
+        """The modes of given D(q), Hermitian (q, 3n, 3n) in eV/(Å² u), phases of cells; see `modes`.
+
+        `what` is computed from them, for the warning of a crystal that is not at rest.
+        """
         squares, vectors = np.linalg.eigh(D if D.imag.any() else D.real)  # at Γ real, and four times as fast
         turn = bloch.position_phases(self.atoms, q_points).conj()
         even = np.full(len(q_points), 1 / max(1, len(q_points)))
         if not self._told:
             self._told = True
-            warn_of_residuals(self.atoms, self.max_force, self.stress, "The frequencies")
+            warn_of_residuals(self.atoms, self.max_force, self.stress, what or "The frequencies")
         return Modes(
             primitive=self.atoms,
             q_points=q_points,
@@ -186,13 +194,20 @@ class Lattice:
         Stars are those of the operations that also keep the masses.
         """
         mesh = mesh_shape(mesh, self.atoms.pbc)
-        # D(q) has the symmetry of the elements, its eigenvalues that of the masses as well, and its
-        # long-range part that of the charges and of their mesh.
+        reduced = reduced_mesh(mesh, self.group_of_modes)
+        return replace(self.modes(reduced.q_points, reduced.weights), mesh=reduced)
+
+    @cached_property
+    def group_of_modes(self) -> SpaceGroup | None:
+        """The operations that take modes to modes; None if none are used.
+
+        D(q) has the symmetry of the elements, its eigenvalues that of the masses as well, and its long-range
+        part that of the charges and of their mesh.
+        """
         group = self.symmetry.group_of_masses if self.symmetric else None
         if group is not None and self.nac is not None:
             group = None if self.nac.asymmetry(group) > NOISE else keeping_mesh(self.nac.mesh, group)
-        reduced = reduced_mesh(mesh, group)
-        return replace(self.modes(reduced.q_points, reduced.weights), mesh=reduced)
+        return group
 
     def bands(self, path: str | None = None, points: int = 101) -> Bands:
         """The modes along a path between special points; see `band_modes`."""
@@ -227,11 +242,22 @@ class Lattice:
             raise ValueError(f"found a strain of shape {eps.shape}, needed (3, 3).")
         still = np.zeros((len(self.atoms), 3))
         along = internal_motion(self.response, self.atoms, eps) if relaxed else still
-        D, slope = bloch.strained(self.response, q_points, eps, along)
+        return grueneisen_parameters(*self.strained(q_points, eps, along))
+
+    def strained(
+        self, q_points: np.ndarray, eps: np.ndarray, along: np.ndarray, group: SpaceGroup | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """D(q), Hermitian, and ∂D/∂s of a strain 1 + s·`eps`, (q, 3n, 3n) in eV/(Å² u), phases of cells.
+
+        The atoms also move by s·`along` (n, 3), in Å; q is constant in reciprocal lattice units. A `group`
+        that strain and motion keep saves work.
+        """
+        D, slope = bloch.strained(self.response, q_points, eps, along, group)
+        self.asymmetry = max(self.asymmetry, bloch.asymmetry(D))
         if self.nac is not None:
             D = D + long_range(self.nac, self.atoms, q_points)
             slope = slope + long_range_strained(self.nac, self.atoms, q_points, eps, along)
-        return grueneisen_parameters(self._weighed(D), slope / self._root_masses)
+        return self._weighed(D), slope / self._root_masses
 
     @property
     def max_force(self) -> float:

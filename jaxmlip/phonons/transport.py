@@ -138,7 +138,7 @@ def conductivity(
     ph3.run_phonon_solver()
     points = _irreducible(ph3)
     thz, _, address = ph3.get_phonon_data()
-    check_stable(third.cells, address / whole, thz, np.ones(len(thz), int))
+    check_stable(third.cells.primitive, address / whole, thz, np.ones(len(thz), int))
     variances = mass_variances(third.cells) if isotopes else np.zeros(len(third.cells.primitive))
     settings = {
         "mesh": list(whole),

@@ -329,4 +329,4 @@ def _check_stable(second: SecondOrder, mesh: Numbers, symprec: float) -> None:
     atoms = second.cells.primitive
     reduced = reduced_mesh(mesh, space_group(atoms, symprec))
     thz, _ = second.modes(reduced.q_points)
-    check_stable(second.cells, reduced.q_points, thz, reduced.weights)
+    check_stable(atoms, reduced.q_points, thz, reduced.weights)

@@ -30,7 +30,7 @@ from jaxmlip.crystals.batching import shape_for
 from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.elasticity import elastic_tensor
 from jaxmlip.mechanics.relaxation import relax
-from jaxmlip.phonons import mesh_modes
+from jaxmlip.phonons import expansion, mesh_modes
 from jaxmlip.studies.screen import PROPERTIES as PROPERTIES_OF
 from jaxmlip.studies.screen import results, screen
 from jaxmlip.studies.screen.inputs import files_of, named, noted, read_inputs
@@ -96,6 +96,26 @@ def test_a_row_is_what_each_function_gives_for_the_crystal_alone(pairs, rows):
             row["relax_energy_eV_per_atom"], alone.energy / len(alone.atoms), rtol=1e-10
         )
         np.testing.assert_allclose(row["phonons_max_THz"], modes.frequencies.max(), atol=1e-6)
+
+
+def test_thermal_expansion_is_that_of_each_crystal_alone_and_slabs_have_none(pairs):
+    crystals = {name: many()[name] for name in ("Mg hcp", "Cu fcc", "molecule")}
+    found = {
+        row.columns["name"]: row for row in screen(pairs, crystals, ["relax", "expansion"], mesh=(2, 2, 2))
+    }
+    for name in ("Mg hcp", "Cu fcc"):
+        columns, atoms = found[name].columns, found[name].atoms
+        its = expansion(pairs, atoms, mesh=(2, 2, 2), temperatures=[300])
+        expected = [
+            its.beta[0] * 1e6,
+            its.alpha[0, 2, 2] * 1e6,
+            its.gamma[0],
+            its.heat_capacity_p[0] / len(atoms),
+        ]
+        names = ("volumetric_ppm_per_K", "zz_ppm_per_K", "grueneisen", "heat_capacity_p_J_per_K_mol")
+        np.testing.assert_allclose([columns[f"expansion_{k}"] for k in names], expected, rtol=1e-6)
+        assert columns["expansion_failed"] is None
+    assert "thermal expansion coefficients need" in found["molecule"].columns["expansion_failed"]
 
 
 def test_relaxation_is_done_once_and_properties_can_be_added(tmp_path, pairs, rows, monkeypatch):

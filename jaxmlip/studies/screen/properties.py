@@ -18,13 +18,17 @@ from jaxmlip.crystals.batching import close_shape_for, exact_shape
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.derivatives.response import BLOCK_SIZE, Response
-from jaxmlip.mechanics.elasticity import Elasticity, elastic_tensors
+from jaxmlip.mechanics.elasticity import VOIGT, Elasticity, elastic_tensors
 from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many, space_group
 from jaxmlip.mechanics.vibrations import IMAGINARY
 from jaxmlip.phonons.density import thermodynamics
+from jaxmlip.phonons.expansion import Expansion, expansion_of
+from jaxmlip.phonons.expansion_report import NAMES
+from jaxmlip.phonons.lattice import Lattice
 from jaxmlip.phonons.many import lattices
 from jaxmlip.phonons.modes import Modes
-from jaxmlip.phonons.report import default_mesh
+from jaxmlip.phonons.report import SPACING, default_mesh
+from jaxmlip.studies.expansion import SPACING as EXPANSION_SPACING
 from jaxmlip.studies.phonondb import Spectrum
 from jaxmlip.studies.screen.inputs import noted
 from jaxmlip.studies.screen.library import Chunk
@@ -193,24 +197,46 @@ def _moduli(found: Elasticity) -> dict[str, Any]:
 
 def phonons(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
     """Phonons of the primitive cell on a mesh of wave vectors."""
+
+    def work(lattice: Lattice) -> dict[str, Any]:
+        return _spectrum(lattice.mesh(_mesh(lattice.atoms, options.mesh)))
+
+    return _of_lattices(potential, crystals, options, chunk, work)
+
+
+def expansions(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """Thermal expansion of the primitive cell by derivatives."""
+
+    def work(lattice: Lattice) -> dict[str, Any]:
+        mesh = _mesh(lattice.atoms, options.mesh, EXPANSION_SPACING)
+        return _expansion(expansion_of(lattice, mesh, [TEMPERATURE]))
+
+    return _of_lattices(potential, crystals, options, chunk, work)
+
+
+def _of_lattices(
+    potential: Potential,
+    crystals: Sequence[Atoms],
+    options: ScreenOptions,
+    chunk: Chunk,
+    work: Callable[[Lattice], dict[str, Any]],
+) -> Iterator[tuple[int, Outcome]]:
+    """The columns that `work` makes of the lattice of each primitive cell."""
     reduced = [Symmetry(in_box(atoms), options.symprec).primitive for atoms in crystals]
     cells = [its.atoms for its in reduced]
     small, large = yield from _that_fit(potential, cells, options, chunk, _check_columns)
     for numbers, shapes, limit in ((small, chunk.curved, None), (large, (), options.memory_limit)):
-        meshes = [_mesh(cells[k], options.mesh) for k in numbers]
         every = lattices(
             potential,
             [reduced[k] for k in numbers],
-            lambda number, lattice, meshes=meshes: lattice.mesh(meshes[number]),
+            lambda _, lattice: work(lattice),
             shapes=shapes,
             symprec=options.symprec,
             memory_limit=limit,
         )
-        for number, modes, notes in _with_warnings(every):
-            yield (
-                numbers[number],
-                modes if isinstance(modes, Exception) else Found(_spectrum(modes), notes=notes),
-            )
+        for number, columns, notes in _with_warnings(every):
+            failed = isinstance(columns, Exception)
+            yield numbers[number], columns if failed else Found(columns, notes=notes)
 
 
 def _with_warnings(pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
@@ -223,9 +249,9 @@ def _with_warnings(pairs: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any,
         yield (*pair, notes)
 
 
-def _mesh(atoms: Atoms, mesh: tuple[int, int, int] | None) -> tuple[int, int, int]:
+def _mesh(atoms: Atoms, mesh: tuple[int, int, int] | None, spacing: float = SPACING) -> tuple[int, int, int]:
     if mesh is None:
-        return default_mesh(atoms)
+        return default_mesh(atoms, spacing)
     return tuple(np.where(atoms.pbc, mesh, 1).tolist())
 
 
@@ -241,6 +267,22 @@ def _spectrum(modes: Modes) -> dict[str, Any]:
         "heat_capacity_J_per_K_mol": heat.heat_capacity[1] / n,
         "entropy_J_per_K_mol": heat.entropy[1] / n,
         "mesh": " ".join(map(str, modes.mesh.shape)),
+        "primitive_atoms": n,
+    }
+
+
+def _expansion(found: Expansion) -> dict[str, Any]:
+    n, volume = len(found.modes.primitive), found.modes.primitive.get_volume()
+    alpha = {f"{name}_ppm_per_K": 1e6 * found.alpha[0][at] for name, at in zip(NAMES, VOIGT, strict=True)}
+    return {
+        "volumetric_ppm_per_K": 1e6 * found.beta[0],
+        **alpha,
+        "grueneisen": found.gamma[0],
+        "volume_change_percent": 100 * (found.volume[0] / volume - 1),
+        "zero_point_percent": 100 * np.trace(found.zero_point_strain),
+        "heat_capacity_p_J_per_K_mol": found.heat_capacity_p[0] / n,
+        "adiabatic_bulk_GPa": found.adiabatic_bulk_modulus[0],
+        "mesh": " ".join(map(str, found.modes.mesh.shape)),
         "primitive_atoms": n,
     }
 
@@ -352,5 +394,23 @@ PROPERTIES: dict[str, Property] = {
             "primitive_atoms": Column("", "atoms of the primitive cell"),
         },
         phonons,
+    ),
+    "expansion": Property(
+        "thermal expansion of the crystal at 300 K by derivatives at one cell, to first order",
+        {
+            "volumetric_ppm_per_K": Column("1e-6/K", "volumetric thermal expansion", True),
+            **{
+                f"{name}_ppm_per_K": Column("1e-6/K", f"thermal expansion, component {name}")
+                for name in NAMES
+            },
+            "grueneisen": Column("", "mean Grüneisen parameter", True),
+            "volume_change_percent": Column("%", "volume at 300 K beside that without vibrations"),
+            "zero_point_percent": Column("%", "of it, by zero-point vibrations"),
+            "heat_capacity_p_J_per_K_mol": Column(J, "C_p for a mole of atoms"),
+            "adiabatic_bulk_GPa": Column("GPa", "adiabatic bulk modulus"),
+            "mesh": Column("", "wave vectors along each reciprocal lattice vector"),
+            "primitive_atoms": Column("", "atoms of the primitive cell"),
+        },
+        expansions,
     ),
 }
