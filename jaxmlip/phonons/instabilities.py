@@ -210,14 +210,16 @@ class Well:
 
     @property
     def misfit(self) -> float:
-        """The largest error of `at_bottom` in the energies within a fifth of its amplitude, by the depth."""
+        """The largest error of `at_bottom` in the energies within a fifth of its amplitude, by the depth.
+
+        NaN if there is no bottom, or it is so near that none of the energies is.
+        """
         if self.bottom is None:
             return float("nan")
         x, depth = self.bottom
         near = np.abs(self.amplitudes - x) < 0.2 * abs(x)
-        return float(
-            np.abs(self.at_bottom(self.amplitudes[near]) - self.energies[near]).max(initial=0) / -depth
-        )
+        apart = np.abs(self.at_bottom(self.amplitudes[near]) - self.energies[near])
+        return float(apart.max() / -depth) if near.any() else float("nan")
 
     @property
     def gain(self) -> float:

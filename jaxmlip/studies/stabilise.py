@@ -77,7 +77,7 @@ class Node:
     state: State = "not looked at"
 
 
-def stabilise(potential: Potential, crystal: Atoms, options: Options = Options()) -> Iterator[list[Node]]:
+def stabilise(potential: Potential, crystal: Atoms, options: Options) -> Iterator[list[Node]]:
     """The tree of crystals below a crystal at rest, after each crystal whose modes were computed.
 
     It ends when the lowest crystal is stable, its modes cannot be followed, or `options.looks` are used up.
@@ -189,10 +189,10 @@ def _tell(node: Node) -> None:
         x, depth = well.bottom
         guess = well.at_rest.bottom
         first = "none" if guess is None else f"{abs(guess[0]):.3f} Å, {1000 * guess[1]:.1f} meV"
+        off = "is not checked" if np.isnan(well.misfit) else f"is off by {100 * well.misfit:.2g} %"
         say(
             f"  along {well.space_group}: bottom at {abs(x):.3f} Å, {1000 * depth:.1f} meV in "
-            f"{len(well.crystal)} atoms (predicted at rest: {first}); fourth order about it is off by "
-            f"{100 * well.misfit:.2g} %"
+            f"{len(well.crystal)} atoms (predicted at rest: {first}); fourth order about it {off}"
         )
 
 

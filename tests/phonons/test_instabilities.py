@@ -1,6 +1,7 @@
 """Unstable modes lead to stable crystals: directions are those of the tables, predictions those visited."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.derivatives.line import derivatives_along
 from jaxmlip.mechanics.relaxation import at_rest
 from jaxmlip.phonons.instabilities import Expansion, follow, instabilities
-from jaxmlip.phonons.order_parameter import OrderParameter, commensurate, star
+from jaxmlip.phonons.order_parameter import OrderParameter, commensurate
 from jaxmlip.potential import Potential
 
 PEROVSKITE = Atoms(
@@ -131,10 +132,11 @@ def test_directions_have_the_space_groups_of_the_tables(q, moves, groups):
 
 
 def test_masses_break_the_symmetry_of_a_star():
-    heavy = bulk("Al", "sc", 2.2).repeat((2, 1, 1))
-    heavy.set_masses([26.98, 30.0])
-    its = Symmetry(heavy)
-    assert len(star(np.array([0, 0.5, 0.5]), its.group_of_masses)) < 3
+    layers = bulk("Al", "fcc", 4.0, cubic=True)
+    q, every = np.array([0, 0.5, 0.5]), np.eye(12, dtype=complex)
+    assert len(OrderParameter.of(layers, q, every, 4, 1e-5).arms) == 3
+    layers.set_masses([26.98, 30.0, 30.0, 26.98])  # heavy every second layer along z
+    assert len(OrderParameter.of(layers, q, every, 4, 1e-5).arms) == 2
 
 
 def test_simple_cubic_pairs_fall_at_the_edge_of_the_zone(unstable, cubic):
@@ -161,6 +163,11 @@ def test_the_well_that_derivatives_predict_is_the_one_that_is_visited(wells):
         assert well.relaxed.energy < well.energy + well.bottom[1] + 1e-9
     gains = [well.gain for well in wells]
     assert gains == sorted(gains, reverse=True)
+
+
+def test_a_bottom_with_no_energy_near_it_is_not_called_exact(wells):
+    alone = replace(wells[0], amplitudes=np.array([0.0]), energies=np.array([0.0]))
+    assert np.isnan(alone.misfit)
 
 
 def test_an_expansion_has_the_minimum_of_its_polynomial():
