@@ -30,6 +30,7 @@ from jaxmlip.crystals.reach import Reach
 from jaxmlip.derivatives.gradients import with_derivatives
 from jaxmlip.models import limits
 from jaxmlip.models.chgnet import CHGNet, CHGNetConfig
+from jaxmlip.models.dispersion import TABLES, Damping, Dispersed
 from jaxmlip.models.function import energy_function
 from jaxmlip.models.limits import fault_of
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
@@ -52,6 +53,7 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
 }
 FUNCTION = "function"  # an energy function that the user wrote
 LARGEST_MANIFEST = 10_000_000  # bytes; the manifest of a published model has some thousands
+LARGEST_DAMPING = 100.0  # of parameters of dispersion; published ones are below 7
 LONGEST_LABEL = 200  # characters of the name of a model
 
 
@@ -136,7 +138,8 @@ class Potential:
     name: str
     model: Model
     # {"network": …, "reference_energies": by atomic number, "constants": numbers that training does not
-    # change, if any, "scale": a factor of the network's output, if it is not 1},
+    # change, if any, "scale": a factor of the network's output, if it is not 1, "dispersion": its tables, if
+    # it is added},
     # in NumPy and the precision in which they were published.
     params: Any
     elements: tuple[
@@ -312,11 +315,13 @@ class Potential:
         flat = flax.traverse_util.flatten_dict(self.params, sep="/")
         tensors = {name: np.asarray(x, order="C") for name, x in flat.items()}
         raw = safetensors.numpy.save(tensors)
+        has_dispersion = isinstance(self.model, Dispersed)
         manifest = {
             **{key: value for key, value in self.manifest.items() if key != "checksum"},
+            **({"dispersion": asdict(self.model.damping)} if has_dispersion else {}),
             "format": FORMAT,
             "name": printable(cut(self.name, LONGEST_LABEL)),
-            "architecture": architecture_of(self.model),
+            "architecture": architecture_of(self.model.network if has_dispersion else self.model),
             "hyperparameters": asdict(self.model.config),
             "elements": list(self.elements),
             "parameters": self.parameter_count,
@@ -398,8 +403,11 @@ def _atomic_number(element: int | str) -> int:
 
 
 @lru_cache(maxsize=64)
-def parameter_shapes(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+def parameter_shapes(model: nn.Module | Dispersed) -> Mapping[str, tuple[int, ...]]:
     """The name and shape of every parameter of a potential with this network."""
+    if isinstance(model, Dispersed):
+        tables = {f"dispersion/{name}": shape for name, shape in TABLES.items()}
+        return MappingProxyType({**parameter_shapes(model.network), **tables})
     # The key is made inside, so no device is needed.
     tree = jax.eval_shape(lambda: _initial(model, jax.random.key(0)))
     return MappingProxyType(_shapes(tree))
@@ -475,7 +483,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _make_model(manifest: dict[str, Any]) -> nn.Module:
+def _make_model(manifest: dict[str, Any]) -> nn.Module | Dispersed:
     name, given = manifest.get("architecture"), manifest.get("hyperparameters")
     if name == FUNCTION:
         raise ManifestError(
@@ -496,7 +504,20 @@ def _make_model(manifest: dict[str, Any]) -> nn.Module:
     with limits.told(ManifestError):
         frozen = config(**tuples)
     limits.check(frozen, error=ManifestError)
-    return kind(frozen)
+    network = kind(frozen)
+    return Dispersed(network, _read_damping(manifest)) if "dispersion" in manifest else network
+
+
+def _read_damping(manifest: dict[str, Any]) -> Damping:
+    given, known = manifest["dispersion"], {field.name for field in fields(Damping)}
+    numbers = [x for key, x in given.items() if key != "functional"] if isinstance(given, dict) else [None]
+    sound = all(type(x) in (int, float) and 0 <= x <= LARGEST_DAMPING for x in numbers)
+    if not sound or set(given) != known or not isinstance(given["functional"], str):
+        raise ManifestError(
+            f"manifest.json has dispersion={brief(given)}, needed {', '.join(sorted(known))}: a name, and "
+            f"numbers from 0 to {LARGEST_DAMPING:g}."
+        )
+    return Damping(**given)
 
 
 def _same_model(manifest: dict[str, Any], model: Model) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on Python's public index (PyPI) whose wheels hold weights. No code in it is run."""
+    """A package on Python's public index (PyPI) whose wheels hold data. No code in it is run."""
 
     project: str
     version: str
@@ -22,7 +23,7 @@ class Wheel:
     @property
     def pattern(self) -> str:
         """A pattern for the names of its wheels, which differ by platform; the weights in them do not."""
-        return f"{self.project}-{self.version}-*.whl"
+        return f"{self.project.replace('-', '_')}-{self.version}-*.whl"
 
     def __str__(self) -> str:
         return f"{self.project} {self.version}, Python package index"
@@ -49,7 +50,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Source:
-    """Published weights, identified by their content: a file, or a folder of several files."""
+    """Published numbers, identified by their content: a file, or a folder of several files."""
 
     architecture: str
     files: Mapping[str, str | None]  # published name -> sha256; None: unknown, any content is accepted
@@ -170,3 +171,17 @@ MODELS: dict[str, Source] = {
     "mace-omat-0-small": _mace("mace-omat-0-small.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
     "mace-omat-0-medium": _mace("mace-omat-0-medium.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
 }
+
+D3_TABLES = "d3-tables"
+# What is published for potentials and is none itself.
+TABLES = {
+    D3_TABLES: Source(
+        "d3bj",
+        {"dftd3_params.npz": "52b7b35a957df55b813035ffde3a6b5a41dec585bdb1e281fb8ba67a729f3d92"},
+        Wheel("torch-dftd", "0.5.3"),
+        "MIT, copyright 2021 Preferred Networks",
+        "",
+        "coefficients of reference molecules (Grimme et al. 2010) for pairs of elements",
+    )
+}
+PUBLISHED = ChainMap(MODELS, TABLES)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxmlip.crystals.batching import BatchShape, any_number, exact_shape, padded_shape, sizes_of
+from jaxmlip.crystals.batching import WORK, BatchShape, any_number, exact_shape, padded_shape, sizes_of
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.system.progress import track
 
@@ -69,7 +69,7 @@ def each_predicted(
 
 
 def shapes_for(
-    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph],
+    sizes: Int[np.ndarray, "n 5"] | Sequence[CrystalGraph],
     messages: float,
     spare: float = 0.0,
 ) -> list[BatchShape]:
@@ -90,7 +90,7 @@ def shapes_for(
 
 
 def side_by_side(
-    sizes: Int[np.ndarray, "n 4"] | Sequence[CrystalGraph], messages: int, shapes: Sequence[BatchShape] = ()
+    sizes: Int[np.ndarray, "n 5"] | Sequence[CrystalGraph], messages: int, shapes: Sequence[BatchShape] = ()
 ) -> list[tuple[list[int], BatchShape]]:
     """Batches of indices of crystals, those with similar numbers of atoms together, and their shapes.
 
@@ -151,7 +151,7 @@ class InFlight:
     def __call__(self, graphs: Sequence[CrystalGraph]) -> list[Any]:
         """Predictions in the same order, in as few calls as MESSAGES or a larger shape allow."""
         most = max(MESSAGES, self.shape.messages if self.shape else 0)
-        ends = np.cumsum(sizes_of(graphs) @ (0, 2, 2, 1))
+        ends = np.cumsum(sizes_of(graphs) @ WORK)
         found: list[Any] = []
         while (start := len(found)) < len(graphs):
             before = ends[start - 1] if start else 0
@@ -172,7 +172,7 @@ class InFlight:
         self.shape, self.wasted = any_number(shape) if self.several else shape, 0
 
 
-def moving_shape(sizes: Int[np.ndarray, "n 4"]) -> BatchShape:
+def moving_shape(sizes: Int[np.ndarray, "n 5"]) -> BatchShape:
     """The shape in which crystals of these sizes (see `sizes_of`) move: it holds each, often several."""
     most = MOVING_ON_CPU if jax.default_backend() == "cpu" else MESSAGES
     whole = BatchShape.holding(sizes.sum(0), len(sizes))
@@ -182,15 +182,15 @@ def moving_shape(sizes: Int[np.ndarray, "n 4"]) -> BatchShape:
     return any_number(padded_shape(largest, SPARE))
 
 
-def _as_sizes(crystals) -> Int[np.ndarray, "n 4"]:
-    return crystals.reshape(-1, 4) if isinstance(crystals, np.ndarray) else sizes_of(crystals)
+def _as_sizes(crystals) -> Int[np.ndarray, "n 5"]:
+    return crystals.reshape(-1, 5) if isinstance(crystals, np.ndarray) else sizes_of(crystals)
 
 
-def _fit(sizes: Int[np.ndarray, "n 4"], shape: BatchShape) -> np.ndarray:
-    return np.all(sizes <= shape.free[:4], axis=1)
+def _fit(sizes: Int[np.ndarray, "n 5"], shape: BatchShape) -> np.ndarray:
+    return np.all(sizes <= shape.free[:5], axis=1)
 
 
-def _filling(sizes: Int[np.ndarray, "n 4"], free: Int[np.ndarray, " 5"]) -> list[int]:
+def _filling(sizes: Int[np.ndarray, "n 5"], free: Int[np.ndarray, " 6"]) -> list[int]:
     """Indices of crystals that go into the free space together.
 
     The first comes first; then always the one whose bonds and angles are most nearly in the proportion that

@@ -8,7 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxmlip.crystals.graph import CrystalGraph
+from jaxmlip.crystals.graph import CrystalGraph, Pairs
+
+# Messages of an atom, a short and a long bond, an angle and a pair. A pair is a few numbers, where a message
+# is a vector of features.
+WORK = (0, 2, 2, 1, 0.125)
 
 
 class BatchShape(NamedTuple):
@@ -18,21 +22,22 @@ class BatchShape(NamedTuple):
     short: int  # bonds within the angle cutoff
     long: int  # the other bonds
     angles: int
+    pairs: int = 0  # of atoms far beyond bonds
     crystals: int = 1
 
     @property
     def messages(self) -> int:
         """Directed bonds and angles: the work of a model is proportional to their number."""
-        return 2 * (self.short + self.long) + self.angles
+        return int(np.dot(self[:5], WORK))
 
     @classmethod
     def holding(cls, sizes: Sequence[int] | np.ndarray, crystals: int) -> BatchShape:
-        """The shape that crystals with these atoms, short bonds, long bonds and angles fill exactly.
+        """The shape that crystals with these sizes (see `sizes_of`) fill exactly.
 
         One atom and one short bond are left for padding.
         """
-        atoms, short, long, angles = map(int, sizes)
-        return cls(atoms + 1, short + 1, long, angles, crystals)
+        atoms, short, long, angles, pairs = map(int, sizes)
+        return cls(atoms + 1, short + 1, long, angles, pairs, crystals)
 
     @classmethod
     def covering(cls, shapes: Iterable[BatchShape]) -> BatchShape:
@@ -41,8 +46,8 @@ class BatchShape(NamedTuple):
 
     @property
     def free(self) -> np.ndarray:
-        """Numbers of atoms, short bonds, long bonds, angles and crystals that it holds, (5,)."""
-        return np.subtract(self, (1, 1, 0, 0, 0))
+        """Numbers of atoms, short bonds, long bonds, angles, pairs and crystals that it holds, (6,)."""
+        return np.subtract(self, (1, 1, 0, 0, 0, 0))
 
     def fits(self, need: BatchShape) -> bool:
         return all(have >= n for have, n in zip(self, need, strict=True))
@@ -56,13 +61,20 @@ def exact_shape(graphs: Sequence[CrystalGraph]) -> BatchShape:
 def shape_of(packed: CrystalGraph) -> BatchShape:
     """The shape that a graph was packed to."""
     short, bonds = packed.short, len(packed.first)
-    return BatchShape(len(packed.species), short, bonds - short, len(packed.angle_from), len(packed.cell))
+    angles, pairs, crystals = len(packed.angle_from), _pairs_of(packed), len(packed.cell)
+    return BatchShape(len(packed.species), short, bonds - short, angles, pairs, crystals)
 
 
-def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 4"]:
-    """Atoms, short bonds, long bonds and angles of each graph."""
-    sizes = [(len(g.species), g.short, len(g.first) - g.short, len(g.angle_from)) for g in graphs]
-    return np.array(sizes, int).reshape(-1, 4)
+def sizes_of(graphs: Sequence[CrystalGraph]) -> Int[np.ndarray, "n 5"]:
+    """Atoms, short bonds, long bonds, angles and pairs of each graph."""
+    sizes = [
+        (len(g.species), g.short, len(g.first) - g.short, len(g.angle_from), _pairs_of(g)) for g in graphs
+    ]
+    return np.array(sizes, int).reshape(-1, 5)
+
+
+def _pairs_of(graph: CrystalGraph) -> int:
+    return 0 if graph.pairs is None else len(graph.pairs.first)
 
 
 def round_up(n: int) -> int:
@@ -103,17 +115,17 @@ def close_shape_for(graphs: Sequence[CrystalGraph]) -> BatchShape:
 
 def close(n: BatchShape) -> BatchShape:
     """The shape with each number rounded up separately."""
-    return BatchShape(*map(round_up, n[:4]), n.crystals)
+    return BatchShape(*map(round_up, n[:5]), n.crystals)
 
 
 def padded_shape(n: BatchShape, spare: float = 0.0) -> BatchShape:
     """The shape from the ladder of `shape_for` that holds n."""
     wanted = BatchShape(
-        *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:4]), n.crystals
+        *(int(np.ceil(k * (1 + spare) + (2 * k**0.5 if spare else 0))) for k in n[:5]), n.crystals
     )
     for long in LADDER:
         for short in (long // 4, long):
-            rung = BatchShape(long // 8, short, long, 3 * long, n.crystals)
+            rung = BatchShape(long // 8, short, long, 3 * long, round_up(wanted.pairs), n.crystals)
             if rung.fits(wanted):
                 return rung
     return close(wanted)
@@ -165,7 +177,7 @@ def pack(graphs: Sequence[CrystalGraph], shape: BatchShape | None = None, dtype=
             # Reversed bonds are numbered from the number of short bonds on, which is larger here.
             to[n : n + angles] = own + np.where(own >= g.short, shape.short - g.short + s, s)
         a, s, w, n = a + atoms, s + g.short, w + long, n + angles
-    return CrystalGraph(
+    graph = CrystalGraph(
         positions,
         species,
         cell,
@@ -178,6 +190,23 @@ def pack(graphs: Sequence[CrystalGraph], shape: BatchShape | None = None, dtype=
         angle_to,
         shape.short,
     )
+    if not shape.pairs and all(g.pairs is None for g in graphs):
+        return graph
+    return graph.replace(pairs=_packed_pairs(graphs, shape, pad_atom, dtype))
+
+
+def _packed_pairs(graphs: Sequence[CrystalGraph], shape: BatchShape, pad_atom: int, dtype) -> Pairs:
+    """The pairs of `graphs` side by side, padded by loops of the first padding atom."""
+    first = np.full(shape.pairs, pad_atom, np.int32)
+    second = np.full(shape.pairs, pad_atom, np.int32)
+    shifts = np.zeros((shape.pairs, 3), dtype)
+    a = p = 0
+    for g in graphs:
+        some = slice(p, p + _pairs_of(g))
+        if g.pairs is not None:
+            first[some], second[some], shifts[some] = g.pairs.first + a, g.pairs.second + a, g.pairs.shifts
+        a, p = a + len(g.species), some.stop
+    return Pairs(first, second, shifts)
 
 
 def split_atoms(per_atom: np.ndarray, graphs: Sequence[CrystalGraph]) -> list[np.ndarray]:
@@ -193,12 +222,12 @@ def any_number(shape: BatchShape) -> BatchShape:
 
 def divisible(shape: BatchShape, parts: int) -> BatchShape:
     """The smallest larger shape whose bonds and angles can be divided into so many equal parts."""
-    short, long, angles = (parts * -(-n // parts) for n in (shape.short, shape.long, shape.angles))
-    return shape._replace(short=short, long=long, angles=angles)
+    per_bond = ("short", "long", "angles", "pairs")
+    return shape._replace(**{name: parts * -(-getattr(shape, name) // parts) for name in per_bond})
 
 
 def _words(c: BatchShape) -> str:
     return (
         f"{c.atoms - 1} atoms, {c.short - 1} short and {c.long} long bonds, "
-        f"{c.angles} angles and {c.crystals} crystals"
+        f"{c.angles} angles, {c.pairs} pairs and {c.crystals} crystals"
     )

@@ -38,6 +38,7 @@ class Cutoffs(NamedTuple):
     bond: float
     angle: float = 0.0
     listed: bool = True  # False: the model sums over angles without a list of them
+    pairs: float = 0.0  # of pairs of atoms far beyond bonds, which dispersion needs (Å; 0: none)
 
 
 @flax.struct.dataclass
@@ -55,6 +56,8 @@ class CrystalGraph:
     A slab, a wire or a molecule repeats along some lattice vectors only, or along none: `periodic` says
     which. Bonds never shift along the others; their rows of `cell` hold the height of the given box, if any.
 
+    A model that adds dispersion has `pairs` too: all pairs of atoms within a larger cutoff, bonded or not.
+
     Padding atoms have species 0 and belong to the last crystal; padding bonds are loops of zero length on
     a padding atom; padding angles lie between padding bonds; padding crystals have no atoms.
     """
@@ -70,6 +73,7 @@ class CrystalGraph:
     angle_from: Int[Array, " angles"]
     angle_to: Int[Array, " angles"]
     short: int = flax.struct.field(pytree_node=False)
+    pairs: Pairs | None = None
 
     @property
     def is_atom(self) -> Array:
@@ -101,6 +105,19 @@ class CrystalGraph:
         crystal = jnp.asarray(self.crystal)[self.first]
         return jnp.concatenate([shifts, crystal[:, None].astype(shifts.dtype)], axis=1)
 
+    @property
+    def by_pairs(self) -> CrystalGraph:
+        """The same atoms with `pairs` in place of bonds, and without angles.
+
+        Raises ValueError if the graph was made without them.
+        """
+        if self.pairs is None:
+            raise ValueError(
+                "found a graph without pairs, needed one that was made with Cutoffs(…, pairs=…)."
+            )
+        none = self.angle_from[:0]
+        return self.replace(**vars(self.pairs), angle_from=none, angle_to=none, short=0, pairs=None)
+
     def to_jraph(self, elements: Sequence[int] | None = None, padded: bool = False) -> jraph.GraphsTuple:
         """The crystals as a jraph.GraphsTuple, one graph each, with two directed edges for each bond.
 
@@ -112,7 +129,7 @@ class CrystalGraph:
         Edge e runs from the neighbour j = senders[e] to its centre i = receivers[e], along
         positions[j] + shifts[e] @ cell - positions[i]: shifts tell where the sender lies, as in nequix and
         mace-jax. (In mlip they tell where the receiver lies: negate them.) Edges are sorted by receivers.
-        Floats have the precision of `positions`.
+        Floats have the precision of `positions`. `pairs` are left out.
 
         By default the result is in NumPy and padding is left out: add it with jraph.pad_with_graphs. With
         `padded` the result has shapes that follow from those of this graph alone, for compiled programs:
@@ -145,6 +162,15 @@ class CrystalGraph:
         lattice vectors.
         """
         return _assembled(**jraph_border.from_tuple(graph, elements), cutoffs=cutoffs or Cutoffs(np.inf))
+
+
+@flax.struct.dataclass
+class Pairs:
+    """Pairs of atoms, each stored once, as bonds are."""
+
+    first: Int[Array, " pairs"]
+    second: Int[Array, " pairs"]
+    shifts: Float[Array, "pairs 3"]
 
 
 class BondEnds(NamedTuple):
@@ -219,13 +245,7 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
     check_crystal(atoms)
     if elements is not None:
         check_elements(atoms, elements)
-    # A half list holds each pair of atoms once, including pairs of images of one atom.
-    i, j, shifts, length = NeighborList(cutoff=cutoffs.bond, full_list=False, sorted=True).compute(
-        points=atoms.positions,
-        box=boxed(atoms.cell.array, atoms.pbc),
-        periodic=atoms.pbc,
-        quantities="ijSd",
-    )
+    i, j, shifts, length = _within(cutoffs.bond, atoms)
     if len(length) and length.min() < CLOSEST:
         b = length.argmin()
         warnings.warn(
@@ -234,7 +254,7 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
             f"distances below {CLOSEST} Å, so energies and forces mean little here.",
             stacklevel=2,
         )
-    return _assembled(
+    graph = _assembled(
         positions=atoms.positions,
         species=atoms.numbers.astype(np.int32),
         cell=atoms.cell.array[None],
@@ -243,6 +263,23 @@ def from_atoms(crystal: Atoms | Structure, cutoffs: Cutoffs | float) -> CrystalG
         bonds=(i, j, shifts.astype(float)),
         cutoffs=cutoffs,
         length=length,
+    )
+    if not cutoffs.pairs:
+        return graph
+    i, j, shifts, _ = _within(cutoffs.pairs, atoms)
+    return graph.replace(pairs=Pairs(i.astype(np.int32), j.astype(np.int32), shifts.astype(float)))
+
+
+def _within(cutoff: float, atoms: Atoms) -> tuple[np.ndarray, ...]:
+    """First and second atoms, shifts and lengths (Å) of the pairs within `cutoff` (Å).
+
+    Each pair is there once, those of images of one atom included.
+    """
+    return NeighborList(cutoff=cutoff, full_list=False, sorted=True).compute(
+        points=atoms.positions,
+        box=boxed(atoms.cell.array, atoms.pbc),
+        periodic=atoms.pbc,
+        quantities="ijSd",
     )
 
 

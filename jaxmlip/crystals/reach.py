@@ -20,8 +20,8 @@ class Reach(NamedTuple):
     """How far the energy of an atom sees."""
 
     hops: int
-    # A hop leads along a bond. If True, also along two short bonds that share an atom: the angle that they
-    # make tells the atom at one end of that at the other.
+    # A hop leads along a bond or a pair. If True, also along two short bonds that share an atom: the angle
+    # that they make tells the atom at one end of that at the other.
     over_angles: bool = False
 
 
@@ -32,17 +32,18 @@ def neighbours(graph: CrystalGraph, reach: Reach) -> csr_array:
     """
     atoms = len(graph.species)
 
-    def joined(bonds: slice) -> csr_array:
-        first, second = graph.first[bonds], graph.second[bonds]
+    def joined(first: np.ndarray, second: np.ndarray) -> csr_array:
         ones = np.ones(2 * len(first), bool)
         ends = np.concatenate([first, second]), np.concatenate([second, first])
         found = coo_array((ones, ends), shape=(atoms, atoms)).tocsr()
         return (found + eye_array(atoms, dtype=bool, format="csr")).astype(bool)
 
-    by_bonds = joined(slice(None))
+    by_bonds = joined(graph.first, graph.second)
+    if graph.pairs is not None:
+        by_bonds = (by_bonds + joined(graph.pairs.first, graph.pairs.second)).astype(bool)
     if not reach.over_angles:
         return by_bonds
-    short = joined(slice(0, graph.short))
+    short = joined(graph.first[: graph.short], graph.second[: graph.short])
     return (by_bonds + short @ short).astype(bool)
 
 

@@ -253,6 +253,11 @@ def check(split: Split, potential: Potential) -> None:
     """Raises DatasetError unless `potential` can be trained on `split`: cutoffs, elements, functionals."""
     from ase.data import chemical_symbols
 
+    if potential.cutoffs.pairs:
+        raise DatasetError(
+            f"{potential.name} has dispersion, and labels of DFT have none; needed the network alone, which "
+            "dispersion can be added to afterwards."
+        )
     if split.cutoffs != potential.cutoffs:
         raise DatasetError(
             f"found graphs made with {split.cutoffs}, but {potential.name} needs {potential.cutoffs}. "

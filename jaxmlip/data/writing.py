@@ -196,6 +196,11 @@ def write_dataset(
     """
     folder = Path(folder)
     check_new(folder)
+    if cutoffs.pairs:
+        raise DatasetError(
+            f"found a cutoff of pairs of {cutoffs.pairs:.4g} Å, that of a potential with dispersion; needed "
+            "those of the network alone, which is what can be trained."
+        )
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise DatasetError(
             f"found fractions={tuple(fractions)}, needed three for train, validation and test that "

@@ -178,8 +178,8 @@ def with_divided_bonds(graph: CrystalGraph, mesh: Mesh) -> CrystalGraph:
 
     Their numbers are as `batching.divisible` makes them.
     """
-    parts = parallel.divide({name: getattr(graph, name) for name in PER_BOND}, mesh)
-    return parallel.replicate(graph, mesh).replace(**parts)
+    parts = {name: getattr(graph, name) for name in PER_BOND} | {"pairs": graph.pairs}
+    return parallel.replicate(graph, mesh).replace(**parallel.divide(parts, mesh))
 
 
 @lru_cache(maxsize=64)

@@ -191,7 +191,7 @@ class _Table:
         sizes = batching.sizes_of([part.seat.graph for part in alike])
         self._make_room(alike)
         calls = batches.side_by_side(sizes, MESSAGES, self.shapes)
-        work = (sizes @ (0, 2, 2, 1)) * [len(part.wanted.coordinate) for part in alike]
+        work = (sizes @ batching.WORK) * [len(part.wanted.coordinate) for part in alike]
         use = np.array([work[batch].sum() / shape.messages for batch, shape in calls])
         failed: dict[_Guest, Exception] = {}
         for k in np.flatnonzero(use >= FULL * use.max()):
@@ -210,7 +210,7 @@ class _Table:
     def _make_room(self, parts: list[_Part]) -> None:
         """Adds a shape for crystals that fit none: in their proportions, and as large as pays."""
         graphs = [p.seat.graph for p in parts]
-        homes = [np.all(batching.sizes_of(graphs) <= shape.free[:4], axis=1) for shape in self.shapes]
+        homes = [np.all(batching.sizes_of(graphs) <= shape.free[:5], axis=1) for shape in self.shapes]
         homeless = [g for k, g in enumerate(graphs) if not any(home[k] for home in homes)]
         if not homeless:
             return

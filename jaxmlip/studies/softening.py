@@ -181,7 +181,7 @@ def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> l
     """
 
     def cost(c: batching.BatchShape) -> float:
-        return 2 * (c.short + c.long) + 4 * c.angles
+        return c.messages + 3 * c.angles
 
     classes: list[list[int]] = []
     for k in sorted(range(len(needs)), key=lambda k: -cost(needs[k])):
@@ -201,6 +201,7 @@ def shared_shapes(needs: Sequence[batching.BatchShape], waste: float = 2.5) -> l
             batching.round_up(int(1.02 * most.short) + 1),
             batching.round_up(int(1.02 * most.long)),
             batching.round_up(most.angles),
+            batching.round_up(int(1.02 * most.pairs)),
         )
         for m in members:
             shapes[m] = shape

@@ -34,8 +34,8 @@ def join(potential: Potential, functionals: Sequence[str]) -> Potential:
         )
     if architecture_of(potential.model) not in ARCHITECTURES:
         raise ValueError(
-            f"{potential.name} is made from an energy function, needed a network of this library: "
-            f"{', '.join(ARCHITECTURES)}. Only their parameters can be extended."
+            f"{potential.name} is made from an energy function or has dispersion, needed a network of this "
+            f"library alone: {', '.join(ARCHITECTURES)}. Only their parameters can be extended."
         )
     if len(set(names)) < max(2, len(names)) or not all(names):
         raise ValueError(f"found the functionals {list(names)}, needed two or more different names.")

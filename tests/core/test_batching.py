@@ -139,10 +139,10 @@ def test_nothing_of_float64_outlives_a_prediction(any_potential, crystal):
 
 
 def test_a_shape_holds_what_it_was_made_for_and_covers_each_of_several():
-    small, flat = BatchShape.holding([3, 10, 20, 30], 2), BatchShape.holding([9, 1, 2, 3], 1)
-    assert small.free.tolist() == [3, 10, 20, 30, 2]
+    small, flat = BatchShape.holding([3, 10, 20, 30, 0], 2), BatchShape.holding([9, 1, 2, 3, 40], 1)
+    assert small.free.tolist() == [3, 10, 20, 30, 0, 2]
     both = BatchShape.covering([small, flat])
     assert both.fits(small)
     assert both.fits(flat)
-    assert both.free.tolist() == [9, 10, 20, 30, 2]
+    assert both.free.tolist() == [9, 10, 20, 30, 40, 2]
     assert all(type(n) is int for n in both)

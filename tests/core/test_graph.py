@@ -103,9 +103,8 @@ def test_a_bond_seen_from_an_end_lies_where_its_image_says_and_angles_join_ends_
 def test_a_pymatgen_structure_gives_the_graph_of_the_same_atoms():
     atoms = bulk("GaN", "wurtzite", a=3.19, c=5.19)
     structure = AseAtomsAdaptor.get_structure(atoms)
-    for x, y in zip(
-        from_atoms(atoms, 5.0).__dict__.values(), from_atoms(structure, 5.0).__dict__.values(), strict=True
-    ):
+    found, wanted = (jax.tree.leaves(from_atoms(x, Cutoffs(5.0, pairs=9.0))) for x in (structure, atoms))
+    for x, y in zip(found, wanted, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-12)
 
 

@@ -60,9 +60,9 @@ def test_every_crystal_occurs_once_per_epoch(plan):
 def test_the_room_holds_every_shard_and_no_less_would(plan):
     sizes = np.concatenate([plan.sizes, *([plan.replay_sizes] if plan.replay_batch else [])])
     loads = [
-        (*sizes[shard].sum(axis=0), len(shard)) for step in range(plan.steps) for shard in plan.batch(step)
+        (*sizes[shard].sum(axis=0), 0, len(shard)) for step in range(plan.steps) for shard in plan.batch(step)
     ]
-    assert tuple(plan.shape) == tuple(np.max(loads, axis=0) + np.array([1, 1, 0, 0, 0]))
+    assert tuple(plan.shape) == tuple(np.max(loads, axis=0) + np.array([1, 1, 0, 0, 0, 0]))
 
 
 @given(plans, st.integers(1, 8))
@@ -100,9 +100,9 @@ def test_a_crystal_larger_than_the_given_room_is_named():
     sizes = heavy_tailed(50)
     sizes[17] = (900, 4, 5, 6)
     with pytest.raises(ValueError, match=r"crystal 17 has 900 atoms.*Leave the crystal out"):
-        Plan(sizes, 4, shape=BatchShape(500, 10**6, 10**6, 10**6, 4))
+        Plan(sizes, 4, shape=BatchShape(500, 10**6, 10**6, 10**6, crystals=4))
     with pytest.raises(ValueError, match="smaller batch_size"):
-        Plan(heavy_tailed(50), 50, shape=BatchShape(500, 10**6, 10**6, 10**6, 50))
+        Plan(heavy_tailed(50), 50, shape=BatchShape(500, 10**6, 10**6, 10**6, crystals=50))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from jaxmlip.phonons import NAC, Lattice, bloch, lattices
 # The crystals of these tests are not at rest in a random network.
 pytestmark = pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
 # Of all calls, so that few programs are compiled; small enough that crystals do not all fit into one.
-SHAPE = BatchShape(14, 32, 96, 320, 14)
+SHAPE = BatchShape(14, 32, 96, 320, crystals=14)
 ALONE = SHAPE._replace(crystals=1)
 CELL = [[3.2, 0, 0], [-1.6, 1.6 * 3**0.5, 0], [0, 0, 0]]
 

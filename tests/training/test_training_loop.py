@@ -463,4 +463,4 @@ def test_validation_takes_every_crystal_once_in_groups_that_fit(atoms, each, sha
     shape = loop._shape(sizes, groups)
     for g in groups:
         n, short, long, angles = sizes[g].sum(axis=0) if g else np.zeros(4, int)
-        assert shape.fits(loop.batching.BatchShape(n + 1, short + 1, long, angles, len(g)))
+        assert shape.fits(loop.batching.BatchShape(n + 1, short + 1, long, angles, crystals=len(g)))

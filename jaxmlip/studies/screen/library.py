@@ -17,7 +17,7 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals import batches
-from jaxmlip.crystals.batching import BatchShape, sizes_of
+from jaxmlip.crystals.batching import WORK, BatchShape, sizes_of
 from jaxmlip.derivatives.together import BYTES, paying
 from jaxmlip.potential import Potential
 from jaxmlip.studies.screen.inputs import Given
@@ -45,9 +45,8 @@ class Entry:
 
     @property
     def messages(self) -> int:
-        """The number of its bonds, in both directions, and angles."""
-        _, short, long, angles = self.sizes
-        return 2 * (short + long) + angles
+        """Its work: the number of its bonds, in both directions, and angles."""
+        return int(np.dot(self.sizes, WORK))
 
     def as_line(self) -> str:
         """The entry as JSON in one line; numbers are read back as they are."""
