@@ -69,7 +69,7 @@ def each_predicted(
 
 
 def shapes_for(
-    sizes: Int[np.ndarray, "n 5"] | Sequence[CrystalGraph],
+    sizes: Int[np.ndarray, "n kinds"] | Sequence[CrystalGraph],
     messages: float,
     spare: float = 0.0,
 ) -> list[BatchShape]:
@@ -90,12 +90,15 @@ def shapes_for(
 
 
 def side_by_side(
-    sizes: Int[np.ndarray, "n 5"] | Sequence[CrystalGraph], messages: int, shapes: Sequence[BatchShape] = ()
+    sizes: Int[np.ndarray, "n kinds"] | Sequence[CrystalGraph],
+    messages: int,
+    shapes: Sequence[BatchShape] = (),
 ) -> list[tuple[list[int], BatchShape]]:
     """Batches of indices of crystals, those with similar numbers of atoms together, and their shapes.
 
-    Crystals are given as graphs or by their sizes, see `sizes_of`. Each goes into the first of `shapes` that
-    holds it. By default, and for crystals that fit none of them, `shapes_for` makes the shapes.
+    Crystals are given as graphs or by their sizes, see `sizes_of`; data sets have none of pairs. Each goes
+    into the first of `shapes` that holds it. By default, and for crystals that fit none of them, `shapes_for`
+    makes the shapes.
     """
     sizes = _as_sizes(sizes)
     homeless = (
@@ -183,7 +186,12 @@ def moving_shape(sizes: Int[np.ndarray, "n 5"]) -> BatchShape:
 
 
 def _as_sizes(crystals) -> Int[np.ndarray, "n 5"]:
-    return crystals.reshape(-1, 5) if isinstance(crystals, np.ndarray) else sizes_of(crystals)
+    if not isinstance(crystals, np.ndarray):
+        return sizes_of(crystals)
+    sizes = np.zeros((len(crystals), 5), int)
+    if len(sizes):
+        sizes[:, : crystals.shape[1]] = crystals
+    return sizes
 
 
 def _fit(sizes: Int[np.ndarray, "n 5"], shape: BatchShape) -> np.ndarray:

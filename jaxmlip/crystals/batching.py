@@ -32,12 +32,12 @@ class BatchShape(NamedTuple):
 
     @classmethod
     def holding(cls, sizes: Sequence[int] | np.ndarray, crystals: int) -> BatchShape:
-        """The shape that crystals with these sizes (see `sizes_of`) fill exactly.
+        """The shape that crystals with these sizes (see `sizes_of`; without pairs: none) fill exactly.
 
         One atom and one short bond are left for padding.
         """
-        atoms, short, long, angles, pairs = map(int, sizes)
-        return cls(atoms + 1, short + 1, long, angles, pairs, crystals)
+        atoms, short, long, angles, *pairs = map(int, sizes)
+        return cls(atoms + 1, short + 1, long, angles, *(pairs or [0]), crystals)
 
     @classmethod
     def covering(cls, shapes: Iterable[BatchShape]) -> BatchShape:

@@ -118,7 +118,7 @@ class Plan:
                 loads[rows, to, 4] += number >= 0
             most = np.maximum(most, loads.max(axis=(0, 1)))
             total += loads[..., :4].sum(axis=(0, 1))
-        needed = BatchShape.holding((*most[:4], 0), int(most[4]))
+        needed = BatchShape.holding(most[:4], int(most[4]))
         if self.shape is None:
             self.shape = needed
         elif not self.shape.fits(needed):

@@ -35,6 +35,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from jaxmlip.cli import COMMANDS, Group, main
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.potential import random_potential
+from weights_convert.published import MODELS
 
 OURS = ("jaxmlip", "weights_convert", "experiments", "benchmarks", "tests", "docs")
 MODULES = [
@@ -70,6 +71,7 @@ NOT_RUN = {
     ("docs/many_devices.md", "CUDA_VISIBLE_DEVICES"): "needs two GPUs",
     ("docs/conductivity.md", "NaCl.cif"): "test_conductivity_command.py runs it on another crystal",
     ("docs/stabilise.md", "CaTiO3.cif"): "test_instabilities.py runs it on another crystal",
+    ("docs/dispersion.md", "graphite.cif"): "test_dispersion.py loads such a name",
     ("docs/expansion.md", "ZnO.cif"): "test_expansion.py runs it on another crystal",
     ("docs/screening.md", "more.db"): "test_screen.py runs it on other files",
     ("docs/vibrations.md", "adsorbate.extxyz"): "test_vibrations.py runs it on another structure",
@@ -91,7 +93,12 @@ def stand_in(monkeypatch, tmp_path):
 
     config = CHGNetConfig(features=4, radial=3, angular=3, blocks=1, bond_cutoff=4.0, readout=(4,))
     potential = random_potential(config, seed=8)  # in which MgO is stable
-    monkeypatch.setattr("jaxmlip.zoo.load.load_known", lambda name: replace(potential, name=name))
+
+    def known(name):
+        said = {**potential.manifest, "functional": MODELS[name].functional}
+        return replace(potential, name=name, manifest=said)
+
+    monkeypatch.setattr("jaxmlip.zoo.load.load_known", known)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
