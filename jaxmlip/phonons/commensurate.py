@@ -58,10 +58,11 @@ def _sums(constants: ForceConstants, q_points, factors: Callable[[np.ndarray], n
     """Σ_R f(R) Φ(R) e^{2πi q·R} for each f that `factors` gives of vectors (m, 3), as (f, m)."""
     q_points = np.asarray(q_points, float)
     cell, r = constants.primitive.cell.array, constants.primitive.positions
-    images = _images(constants)
+    shortest = _shortest(constants)
     phi = constants.phi.reshape(-1, *constants.phi.shape[3:])
     sums = np.empty((len(factors(np.zeros((0, 3)))), len(q_points), *phi.shape[1:]), complex)
     for i, j in itertools.product(range(len(r)), repeat=2):
+        images = _images(constants.cells, shortest, (r[j] - r[i]) @ np.linalg.inv(cell))
         distance = np.linalg.norm(images @ cell + r[j] - r[i], axis=-1)
         nearest = distance < distance.min(axis=1, keepdims=True) + SAME_DISTANCE
         where, image = np.nonzero(nearest)
@@ -74,12 +75,20 @@ def _sums(constants: ForceConstants, q_points, factors: Callable[[np.ndarray], n
     return sums
 
 
-def _images(constants: ForceConstants) -> np.ndarray:
-    """Images of each of `cells`, among them those nearest to cell 0, (cells, images, 3) in whole vectors."""
-    # The given vectors of the supercell can be far from the shortest ones of their lattice.
+def _shortest(constants: ForceConstants) -> np.ndarray:
+    """The shortest vectors of the supercell's lattice, rows of whole numbers of cells."""
+    # The given ones can be far from them.
     _, whole = minkowski_reduce(constants.supercell @ constants.primitive.cell.array)
-    shortest = whole @ constants.supercell
-    near = constants.cells - (constants.cells @ np.linalg.inv(shortest)).round().astype(int) @ shortest
+    return whole @ constants.supercell
+
+
+def _images(cells: np.ndarray, shortest: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """Images of each of `cells` by the vectors `shortest`, (cells, images, 3) in whole vectors.
+
+    Among them are those for which an atom that is `apart` (3,) from the first one, in lattice vectors, is
+    nearest to it.
+    """
+    near = cells - ((cells + apart) @ np.linalg.inv(shortest)).round().astype(int) @ shortest
     around = np.array(list(itertools.product(range(-2, 3), repeat=3))) @ shortest
     return near[:, None] + around
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import minkowski_reduce
 
 from jaxmlip.crystals.atoms import check_repeats
 from jaxmlip.crystals.symmetry import SpaceGroup
@@ -141,9 +142,11 @@ class DipoleSums:
         self.p, self.atoms = p, atoms
         self.reciprocal = 2 * np.pi * np.linalg.inv(atoms.cell.array).T  # rows
         lengths = np.linalg.norm(atoms.cell.array, axis=1)
-        # Beyond the mesh's supercell the smooth part must be gone: e^{-Λ² r²/ε} there.
+        # Beyond the mesh's supercell the smooth part must be gone: e^{-Λ² r²/ε} there. The given vectors need
+        # not be the shortest of its lattice.
         scale = np.linalg.eigvalsh((p.dielectric + p.dielectric.T) / 2)
-        self.Λ = 5.0 * scale.max() ** 0.5 / (p.mesh * lengths).min()
+        repeat, _ = minkowski_reduce(np.array(p.mesh)[:, None] * atoms.cell.array)
+        self.Λ = 5.0 * scale.max() ** 0.5 / np.linalg.norm(repeat, axis=1).min()
         longest = (-4 * self.Λ**2 * np.log(DECAY) / scale.min()) ** 0.5
         reach = np.ceil(longest / (2 * np.pi) * lengths).astype(int) + 1
         G = np.array(list(itertools.product(*(range(-k, k + 1) for k in reach)))) @ self.reciprocal

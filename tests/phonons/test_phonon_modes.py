@@ -328,6 +328,22 @@ def test_the_long_range_part_vanishes_on_its_mesh_and_is_continuous_towards_its_
     assert bloch.asymmetry(D) < 1e-9 * scale
 
 
+@pytest.mark.parametrize("vectors", [[[1, 0, 0], [3, 1, 0], [5, -4, 1]], [[2, 1, 0], [5, 3, 0], [4, 3, 1]]])
+def test_the_long_range_part_is_that_of_the_crystal_whatever_its_lattice_vectors(salt, nac, vectors):
+    """On a mesh of one point the nearest images of an atom in a skewed cell lie several of its vectors away."""
+    skewed = Atoms(salt.symbols, cell=vectors @ salt.cell.array, positions=salt.positions, pbc=True)
+    skewed.wrap()
+    of_one = replace(nac, mesh=(1, 1, 1))
+    waves = np.array(
+        [[0.31, 0.12, 0.05], [0.12, 0.31, 0.05], [-0.31, 0.05, 0.12]]
+    )  # alike in a cubic crystal
+    wanted, *found = (
+        np.linalg.eigvalsh(long_range(of_one, atoms, waves @ atoms.cell.array.T)) for atoms in (salt, skewed)
+    )
+    np.testing.assert_allclose(wanted, wanted[[0, 0, 0]], atol=1e-9)
+    np.testing.assert_allclose(*found, wanted, atol=1e-9)
+
+
 def test_slopes_of_the_long_range_part_are_those_of_differences(salt, nac):
     q = np.array([[0.1, 0.23, -0.4], [0.31, 0.02, 0.17]])
     step, h = np.array([0.3, -0.5, 0.8]), 1e-4
