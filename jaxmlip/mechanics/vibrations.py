@@ -289,12 +289,13 @@ def vibrations(
     indices: Sequence[int] | None = None,
     block_size: int | None = None,
     memory_limit: float | None = None,
+    shape: BatchShape | None = None,
 ) -> Vibrations:
     """The vibrations of `atoms` in `potential`, from the exact Hessian of the atoms that move.
 
     These are the atoms `indices`, or all but what constraints hold: atoms (FixAtoms) or directions of them.
     A partial Hessian costs its share of columns. Use a potential of dtype "float64". See `Response` for
-    `block_size` and `memory_limit`.
+    `block_size`, `memory_limit` and `shape`.
 
     It warns if forces remain on moving atoms, and if a molecule is in a periodic box, which is treated as a
     crystal. Raises ValueError as `Potential.graph` and `moving_coordinates` do.
@@ -308,7 +309,7 @@ def vibrations(
     found = Vibrations(
         atoms,
         coordinates,
-        exact_hessian(potential, graph, coordinates, block_size, memory_limit),
+        exact_hessian(potential, graph, coordinates, block_size, memory_limit, shape),
         float(prediction["energy"]),
         float(np.linalg.norm(force, axis=1).max()),
     )

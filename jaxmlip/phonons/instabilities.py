@@ -86,11 +86,22 @@ def instabilities(
     Warns if the crystal is not at rest. Raises ValueError for a threshold that is not negative, for
     `cells` below 1, and as `Lattice` does.
     """
+    return unstable_modes(
+        Lattice(potential, crystal, **{"tolerance": TOLERANCE} | options), mesh, cells, threshold
+    )
+
+
+def unstable_modes(
+    lattice: Lattice,
+    mesh: tuple[int, int, int] | None = None,
+    cells: int = CELLS,
+    threshold: float = UNSTABLE,
+) -> list[Instability]:
+    """What `instabilities` gives, of a `Lattice`, which keeps what was computed. Raises ValueError alike."""
     if not threshold < 0:
         raise ValueError(f"found threshold={threshold}, needed a frequency below 0 THz: imaginary ones.")
     if cells < 1:
         raise ValueError(f"found cells={cells}, needed 1 or more.")
-    lattice = Lattice(potential, crystal, **{"tolerance": TOLERANCE} | options)
     atoms = lattice.atoms
     on_mesh = lattice.mesh(default_mesh(atoms, SPACING) if mesh is None else mesh)
     found = []

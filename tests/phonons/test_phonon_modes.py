@@ -330,7 +330,7 @@ def test_the_long_range_part_vanishes_on_its_mesh_and_is_continuous_towards_its_
 
 @pytest.mark.parametrize("vectors", [[[1, 0, 0], [3, 1, 0], [5, -4, 1]], [[2, 1, 0], [5, 3, 0], [4, 3, 1]]])
 def test_the_long_range_part_is_that_of_the_crystal_whatever_its_lattice_vectors(salt, nac, vectors):
-    """On a mesh of one point the nearest images of an atom in a skewed cell lie several of its vectors away."""
+    """On a mesh of one point the nearest images of an atom in a skewed cell lie several vectors away."""
     skewed = Atoms(salt.symbols, cell=vectors @ salt.cell.array, positions=salt.positions, pbc=True)
     skewed.wrap()
     of_one = replace(nac, mesh=(1, 1, 1))

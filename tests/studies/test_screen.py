@@ -20,6 +20,7 @@ import pytest
 import submitit  # noqa: F401 (its import closes log handlers, those that pytest makes for a test too)
 from ase import Atoms
 from ase.build import bulk
+from ase.constraints import FixAtoms
 from killed_screen import PROPERTIES, potential, screening
 from matplotlib.figure import Figure
 from pymatgen.core import Lattice, Structure
@@ -28,9 +29,10 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from jaxmlip.cli import main
 from jaxmlip.crystals.batching import shape_for
 from jaxmlip.derivatives.response import Response
-from jaxmlip.mechanics.elasticity import elastic_tensor
+from jaxmlip.mechanics.elasticity import NotAtRestWarning, elastic_tensor
 from jaxmlip.mechanics.relaxation import relax
-from jaxmlip.phonons import expansion, mesh_modes
+from jaxmlip.mechanics.vibrations import vibrations
+from jaxmlip.phonons import expansion, instabilities, mesh_modes
 from jaxmlip.studies.screen import PROPERTIES as PROPERTIES_OF
 from jaxmlip.studies.screen import results, screen
 from jaxmlip.studies.screen.inputs import files_of, named, noted, read_inputs
@@ -116,6 +118,36 @@ def test_thermal_expansion_is_that_of_each_crystal_alone_and_slabs_have_none(pai
         np.testing.assert_allclose([columns[f"expansion_{k}"] for k in names], expected, rtol=1e-6)
         assert columns["expansion_failed"] is None
     assert "thermal expansion coefficients need" in found["molecule"].columns["expansion_failed"]
+
+
+def test_unstable_modes_and_vibrations_are_those_of_each_crystal_alone(pairs):
+    held = bulk("Ag", "fcc", 3.7)
+    held.set_constraint(FixAtoms([0]))
+    crystals = {
+        "cubic": bulk("Cu", "sc", 2.45),
+        "held": held,
+        "molecule": Atoms("Cu2", [[0, 0, 0], [2.5, 0, 0]]),
+        "atom": Atoms("Cu"),
+    }
+    found = {
+        row.columns["name"]: row.columns
+        for row in screen(pairs, crystals, ["instabilities", "vibrations"], mesh=(2, 2, 2))
+    }
+    assert (found["held"]["instabilities_stable"], found["cubic"]["instabilities_stable"]) == (True, False)
+    with pytest.warns(NotAtRestWarning):
+        alone = instabilities(pairs, crystals["cubic"], mesh=(2, 2, 2))
+    assert "not relaxed" in found["cubic"]["notes"]
+    assert found["cubic"]["instabilities_modes"] == len(alone) > 0
+    np.testing.assert_allclose(found["cubic"]["instabilities_lowest_THz"], alone[0].thz, rtol=1e-6)
+    assert found["cubic"]["instabilities_cells"] == alone[0].cells
+    assert "FixAtoms" in found["held"]["notes"]
+    with pytest.warns(NotAtRestWarning):
+        its = vibrations(pairs, crystals["molecule"])
+    columns = found["molecule"]
+    assert (columns["vibrations_modes"], columns["vibrations_imaginary"]) == (1, its.imaginary)
+    np.testing.assert_allclose(columns["vibrations_highest_per_cm"], its.per_cm[-1], rtol=1e-9)
+    np.testing.assert_allclose(columns["vibrations_zero_point_meV"], 1e3 * its.zero_point_energy, rtol=1e-9)
+    assert (found["atom"]["vibrations_modes"], found["atom"]["vibrations_lowest_per_cm"]) == (0, None)
 
 
 def test_relaxation_is_done_once_and_properties_can_be_added(tmp_path, pairs, rows, monkeypatch):

@@ -104,19 +104,26 @@ def gathered(potential: Potential, given: Iterable[Given]) -> list[Entry]:
     for name, atoms, failed, notes in track(given, "crystals"):
         entry = None
         if atoms is not None and not failed:
-            atoms = _bare(atoms)
+            constraints, atoms = atoms.constraints, _bare(atoms)
             try:
                 sizes = sizes_of([potential.graph(atoms)])[0]
                 key = key_of(atoms)
             except (ValueError, TypeError) as error:
                 failed = str(error)
             else:
-                entry = Entry(key, [], _without_occupancy(atoms), tuple(sizes.tolist()), notes=list(notes))
+                said = [*notes, *_unused(constraints)]
+                entry = Entry(key, [], _without_occupancy(atoms), tuple(sizes.tolist()), notes=said)
         if entry is None:
             key = "failed-" + hashlib.sha256(f"{name}\n{failed}".encode()).hexdigest()[:16]
             entry = Entry(key, [], None, failed=" ".join(failed.split()), notes=list(notes))
         found.setdefault(entry.key, entry).names.append(name)
     return list(found.values())
+
+
+def _unused(constraints: Sequence[Any]) -> list[str]:
+    """A note on constraints of a file, which a screening has no use for."""
+    kinds = ", ".join(sorted({type(constraint).__name__ for constraint in constraints}))
+    return [f"constraints of the file ({kinds}) are not used: every atom moves"] if kinds else []
 
 
 def _bare(atoms: Atoms) -> Atoms:

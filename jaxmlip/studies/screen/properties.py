@@ -20,10 +20,12 @@ from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.derivatives.response import BLOCK_SIZE, Response
 from jaxmlip.mechanics.elasticity import VOIGT, Elasticity, elastic_tensors
 from jaxmlip.mechanics.relaxation import RelaxationOptions, relax_many, space_group
-from jaxmlip.mechanics.vibrations import IMAGINARY
+from jaxmlip.mechanics.vibrations import IMAGINARY, vibrations
 from jaxmlip.phonons.density import thermodynamics
 from jaxmlip.phonons.expansion import Expansion, expansion_of
 from jaxmlip.phonons.expansion_report import NAMES
+from jaxmlip.phonons.instabilities import SPACING as INSTABILITY_SPACING
+from jaxmlip.phonons.instabilities import unstable_modes
 from jaxmlip.phonons.lattice import Lattice
 from jaxmlip.phonons.many import lattices
 from jaxmlip.phonons.modes import Modes
@@ -214,6 +216,38 @@ def expansions(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Ite
     return _of_lattices(potential, crystals, options, chunk, work)
 
 
+def unstable(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """The most unstable mode of the primitive cell."""
+
+    def work(lattice: Lattice) -> dict[str, Any]:
+        mesh = _mesh(lattice.atoms, options.mesh, INSTABILITY_SPACING)
+        found = unstable_modes(lattice, mesh)
+        columns: dict[str, Any] = {"stable": not found, "modes": len(found)}
+        if found:
+            first = found[0]
+            where = " ".join(f"{x:.6g}" for x in first.q_point + 0.0)
+            columns |= {"lowest_THz": first.thz, "q": where, "cells": first.cells}
+        return columns | {"mesh": " ".join(map(str, mesh)), "primitive_atoms": len(lattice.atoms)}
+
+    return _of_lattices(potential, crystals, options, chunk, work)
+
+
+def vibrating(potential, crystals, options: ScreenOptions, chunk: Chunk) -> Iterator[tuple[int, Outcome]]:
+    """Vibrations of all atoms of the cell as given, at Γ."""
+    small, large = yield from _that_fit(potential, crystals, options, chunk, _check_columns)
+    for k in (*small, *large):
+        need = exact_shape([potential.graph(crystals[k])])
+        shared = next((shape for shape in chunk.curved if k not in large and shape.fits(need)), None)
+        limit = options.memory_limit if k in large else None
+        with noted() as notes:
+            its = vibrations(potential, crystals[k], shape=shared, memory_limit=limit)
+        columns: dict[str, Any] = {"modes": len(its.per_cm)}
+        if columns["modes"]:  # an atom alone has none
+            columns |= {"highest_per_cm": its.per_cm[-1], "lowest_per_cm": its.per_cm[0]}
+            columns |= {"imaginary": its.imaginary, "zero_point_meV": 1e3 * its.zero_point_energy}
+        yield k, Found(columns, notes=notes)
+
+
 def _of_lattices(
     potential: Potential,
     crystals: Sequence[Atoms],
@@ -394,6 +428,30 @@ PROPERTIES: dict[str, Property] = {
             "primitive_atoms": Column("", "atoms of the primitive cell"),
         },
         phonons,
+    ),
+    "instabilities": Property(
+        "modes along which the energy of the crystal falls, at any wave vector",
+        {
+            "stable": Column("", "no mode is unstable"),
+            "modes": Column("", "unstable modes at wave vectors that differ by symmetry"),
+            "lowest_THz": Column("THz", "the most unstable mode, negative", True),
+            "q": Column("", "its wave vector, reciprocal lattice units of the primitive cell"),
+            "cells": Column("", "primitive cells that its wave repeats after; none if they are too many"),
+            "mesh": Column("", "wave vectors from which the lowest mode was looked for"),
+            "primitive_atoms": Column("", "atoms of the primitive cell"),
+        },
+        unstable,
+    ),
+    "vibrations": Property(
+        "vibrations of all atoms of the cell, without translations, and rotations of molecules",
+        {
+            "highest_per_cm": Column("1/cm", "highest wavenumber", True),
+            "lowest_per_cm": Column("1/cm", "lowest wavenumber, negative if imaginary", True),
+            "imaginary": Column("", f"modes below {IMAGINARY} THz"),
+            "zero_point_meV": Column("meV", "zero-point energy of the cell"),
+            "modes": Column("", "vibrations"),
+        },
+        vibrating,
     ),
     "expansion": Property(
         "thermal expansion of the crystal at 300 K by derivatives at one cell, to first order",
