@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.datasets import THIRD_ORDER
+from experiments.softening.elements import draw_elements, numbers
 from jaxmlip.studies.study import Study, bootstrap, check_known, load_models, run
 from jaxmlip.system.arguments import Models
 from jaxmlip.system.plots import panels, styles
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jaxmlip.crystals.batching import BatchShape
-    from jaxmlip.derivatives.slopes import Slope
     from jaxmlip.phonons.phono3py_files import Phono3pyRun
     from jaxmlip.phonons.third import SecondOrder, ThirdOrder
     from jaxmlip.potential import Potential
@@ -127,17 +127,6 @@ def compared(model: ThirdOrder, dft: Phono3pyRun) -> dict[str, Any]:
     found = anharmonicity(model, dft.third)
     kinds = {name: numbers(slope) for name, slope in found.kinds.items()}
     return {"all": numbers(found.all), "without_self": numbers(found.without_self), "kinds": kinds}
-
-
-def numbers(slope: Slope) -> dict[str, Any]:
-    return {
-        "slope": slope.slope,
-        "inverse": slope.inverse,
-        "r2": slope.r_squared,
-        "shrinkage": slope.shrinkage_share,
-        "error": slope.relative_error,
-        "mae": slope.mae,
-    }
 
 
 def grueneisen_of_rms(third: ThirdOrder, second: SecondOrder) -> float:
@@ -288,22 +277,10 @@ def draw(found: Mapping[str, Rows]) -> Figure:
     """Elements, and slopes of both orders: a line of two panels for each model."""
     figure, lines = panels(len(found), 2, each=(4.5, 4.2), spare=(0, 0))
     for (left, right), (model, rows) in zip(lines, found.items(), strict=True):
-        draw_elements(left, rows)
+        draw_elements(left, rows, list(rows[0]["points"]), "third-order constant", "eV/Å³", linear=1)
         draw_slopes(right, rows)
         left.set_title(model, loc="left", fontsize=10)
     return figure
-
-
-def draw_elements(axes: Axes, rows: Rows) -> None:
-    for name, style in styles(rows[0]["points"]).items():
-        x, y = (np.concatenate([row["points"][name][k] for row in rows]) for k in (0, 1))
-        axes.plot(x, y, ls="", ms=3, alpha=0.5, label=name, rasterized=True, **style)
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_yscale("symlog", linthresh=1)
-    limit = axes.get_xlim()
-    axes.plot(limit, limit, color="0.4", lw=0.9)
-    axes.set(xlabel="third-order constant, DFT (eV/Å³)", ylabel="third-order constant, model (eV/Å³)")
-    axes.legend(frameon=False, fontsize=8, markerscale=2)
 
 
 def draw_slopes(axes: Axes, rows: Rows) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from experiments.datasets import RUNS, against_dft, data_file, read, rms_force
+from experiments.softening.elements import numbers
 from experiments.softening.force_constants_results import (
     AMPLITUDES,
     RANGES,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from jaxmlip.data.labels import LabelledCrystal
-    from jaxmlip.derivatives.slopes import Slope
     from jaxmlip.phonons.phonopy_files import PhonopyRun
     from jaxmlip.phonons.supercell import ForceConstants
     from jaxmlip.potential import Potential
@@ -159,17 +159,6 @@ def thirds(squares: np.ndarray) -> dict[str, np.ndarray]:
     low, high = np.quantile(squares[counted], (1 / 3, 2 / 3))
     parts = (squares <= low, (squares > low) & (squares <= high), squares > high)
     return {name: counted & part for name, part in zip(THIRDS, parts, strict=True)}
-
-
-def numbers(slope: Slope) -> dict[str, Any]:
-    return {
-        "slope": slope.slope,
-        "interval": slope.interval,
-        "inverse": slope.inverse,
-        "r2": slope.r_squared,
-        "shrinkage": slope.shrinkage_share,
-        "mae": slope.mae,
-    }
 
 
 def points(model: ForceConstants, dft: ForceConstants) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.softening.elements import draw_elements
 from jaxmlip.studies.study import bootstrap
 from jaxmlip.system.plots import panels, styles
 from jaxmlip.system.tables import Estimate, Table
@@ -203,22 +204,10 @@ def draw(found: Mapping[str, Rows]) -> Figure:
     """Force constants and modes, a line of two panels for each model."""
     figure, lines = panels(len(found), 2, each=(4.5, 4.2), spare=(0, 0))
     for (left, right), (model, rows) in zip(lines, found.items(), strict=True):
-        draw_elements(left, rows)
+        draw_elements(left, rows, RANGES, "force constant", "eV/Å²", linear=0.1)
         draw_modes(right, rows)
         left.set_title(model, loc="left", fontsize=10)
     return figure
-
-
-def draw_elements(axes: Axes, rows: Rows) -> None:
-    for name, style in styles(RANGES).items():
-        x, y = (np.concatenate([row["points"][name][k] for row in rows]) for k in (0, 1))
-        axes.plot(x, y, ls="", ms=3, alpha=0.5, label=name, rasterized=True, **style)
-    axes.set_xscale("symlog", linthresh=0.1)
-    axes.set_yscale("symlog", linthresh=0.1)
-    limit = axes.get_xlim()
-    axes.plot(limit, limit, color="0.4", lw=0.9)
-    axes.set(xlabel="force constant, DFT (eV/Å²)", ylabel="force constant, model (eV/Å²)")
-    axes.legend(frameon=False, fontsize=8, markerscale=2)
 
 
 def draw_modes(axes: Axes, rows: Rows) -> None:
