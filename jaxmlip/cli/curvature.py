@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from jaxmlip.cli.given import of_one, start, that_takes
+from jaxmlip.crystals.atoms import crystal_record
 from jaxmlip.crystals.structures import (
     checked,
     moving_coordinates,
@@ -366,8 +367,7 @@ def elastic(
         "model": potential.name,
         "dtype": dtype,
         "relaxed_first": relax,
-        "cell_A": atoms.cell.tolist(),
-        "scaled_positions": atoms.get_scaled_positions().tolist(),
+        **crystal_record(atoms),
         **as_record(found),
     }
     if json_:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -215,3 +215,13 @@ def _partly_occupied(formula: str, site: str, shares: dict) -> ValueError:
         "OrderDisorderedStructureTransformation makes them from the file). If these atoms are already an "
         "ordering, delete atoms.info['occupancy']."
     )
+
+
+def crystal_record(atoms: Atoms) -> dict[str, Any]:
+    """A crystal for JSON: symbols, lattice vectors as rows, scaled positions as given, masses of isotopes."""
+    return {
+        "symbols": atoms.get_chemical_symbols(),
+        "cell_A": atoms.cell.array.tolist(),
+        "scaled_positions": atoms.cell.scaled_positions(atoms.positions).tolist(),
+        "masses_u": atoms.get_masses().tolist(),
+    }

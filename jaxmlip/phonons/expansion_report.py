@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ase.cell
 import numpy as np
 
+from jaxmlip.crystals.atoms import crystal_record
 from jaxmlip.mechanics.elasticity import VOIGT, to_voigt
 from jaxmlip.phonons.expansion import Expansion
 from jaxmlip.phonons.quasi_harmonic import QuasiHarmonic
@@ -79,10 +80,7 @@ def as_record(found: Expansion, static_energy: float) -> dict[str, Any]:
     atoms, shapes = found.modes.primitive, [ase.cell.Cell(cell).cellpar() for cell in found.cells]
     return {
         "crystal": {
-            "symbols": atoms.get_chemical_symbols(),
-            "cell_A": atoms.cell.array,
-            "scaled_positions": atoms.get_scaled_positions(),
-            "masses_u": atoms.get_masses(),
+            **crystal_record(atoms),
             "static_energy_eV": static_energy,
             "max_force_eV_per_A": found.modes.max_force,
             "stress_GPa": found.modes.stress,

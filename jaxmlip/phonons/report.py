@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 from ase.data import chemical_symbols
 
-from jaxmlip.crystals.atoms import in_box
+from jaxmlip.crystals.atoms import crystal_record, in_box
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.mechanics.vibrations import IMAGINARY
@@ -167,12 +167,7 @@ def as_record(found: Phonons) -> dict[str, Any]:
         "what": "phonons of a crystal in a potential; frequencies in THz, negative where imaginary",
         "potential": found.potential,
         "versions": versions("jax", "numpy", "jaxmlip"),
-        "crystal": {
-            "symbols": atoms.get_chemical_symbols(),
-            "cell_A": atoms.cell.array.tolist(),
-            "scaled_positions": atoms.cell.scaled_positions(atoms.positions).tolist(),
-            "masses_u": atoms.get_masses().tolist(),
-        },
+        "crystal": crystal_record(atoms),
         "max_force_eV_per_A": modes.max_force,
         "stress_GPa": None if modes.stress is None else modes.stress.tolist(),
         "asymmetry_eV_per_A2": max(modes.asymmetry, mesh.asymmetry),

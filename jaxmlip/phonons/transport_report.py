@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmlip.crystals.atoms import crystal_record
 from jaxmlip.phonons.spectrum import Cumulative, Spectrum
 from jaxmlip.phonons.third import SecondOrder, ThirdOrder
 from jaxmlip.phonons.transport import Conductivity
@@ -92,12 +93,7 @@ def as_record(
     atoms = found.cells.primitive
     units = {"frequency": "THz", "mean_free_path": "nm"}
     return {
-        "crystal": {
-            "symbols": atoms.get_chemical_symbols(),
-            "cell_A": atoms.cell.array,
-            "scaled_positions": atoms.get_scaled_positions(),
-            "masses_u": atoms.get_masses(),
-        },
+        "crystal": crystal_record(atoms),
         "third_order": {
             "method": third.method,
             "supercell": found.cells.supercell_matrix.T,

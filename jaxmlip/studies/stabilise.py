@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jaxmlip.crystals.atoms import crystal_record
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.phonons.instabilities import CELLS, UNSTABLE, Instability, Well, follow, instabilities
@@ -220,9 +221,7 @@ def _record(node: Node) -> dict[str, Any]:
         "space_group": node.space_group,
         "energy_eV_per_atom": node.energy,
         "state": node.state,
-        "cell_A": node.atoms.cell.array,
-        "scaled_positions": node.atoms.get_scaled_positions(),
-        "symbols": node.atoms.get_chemical_symbols(),
+        **crystal_record(node.atoms),
         "unstable_modes": [
             {
                 "q_point": each.q_point,
