@@ -189,8 +189,8 @@ def test_a_rough_potential_is_told_from_an_unstable_crystal(pair):
         crest = jnp.where(near, 1e-4 * jnp.cos(2 * jnp.pi * (length - r) / 0.01) / 2, 0)
         return pairs.pairs(params, graph) + jnp.zeros(len(graph.n_edge)).at[0].add(crest.sum())
 
-    size = {"size": pair.params["network"]["size"]}
-    rough = Potential.from_energy(rippled, pairs.REACH, pairs.ELEMENTS, size, dtype="float64")
+    params = pair.params["network"]
+    rough = Potential.from_energy(rippled, pairs.REACH, pairs.ELEMENTS, params, dtype="float64")
     found = instabilities(rough, atoms, cells=2, mesh=(2, 2, 2))
     assert found
     assert found[0].thz < -1
