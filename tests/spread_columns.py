@@ -30,6 +30,7 @@ from jaxmlip.phonons import (
 )
 from jaxmlip.system import parallel
 
+SEVERAL = batching.BatchShape(14, 32, 96, 320, 14)  # for crystals side by side, of all quantities
 Q = np.array([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.21, -0.34, 0.4]])
 QUANTITIES = {
     "hessian": lambda potential, atoms, folder: hessian.hessian(potential, atoms),
@@ -48,7 +49,7 @@ QUANTITIES = {
     "elastic": lambda potential, atoms, folder: elastic_tensor(potential, atoms).C,
     "dynamical matrices, side by side": lambda potential, atoms, folder: side_by_side(potential, atoms),
     "elastic, side by side": lambda potential, atoms, folder: np.array(
-        [found.C for found in elastic_tensors(potential, [atoms, atoms])]
+        [found.C for found in elastic_tensors(potential, [atoms, atoms], [SEVERAL])]
     ),
 }
 FEW = ("hessian", "dynamical matrices")
@@ -101,7 +102,10 @@ def of_divided_bonds(alone, spread, atoms) -> dict[str, list[float]]:
 def side_by_side(potential, atoms) -> np.ndarray:
     """D of two crystals, each at its own wave vectors, and of each at a different number of them."""
     crystals = [atoms, bulk("NaCl", "rocksalt", 5.0)]
-    found = dict(lattices(potential, crystals, lambda k, lattice: lattice.exact(Q[k:] * (1 - 2 * k))))
+    work = lattices(
+        potential, crystals, lambda k, lattice: lattice.exact(Q[k:] * (1 - 2 * k)), shapes=[SEVERAL]
+    )
+    found = dict(work)
     return np.concatenate([found[k].ravel() for k in range(len(crystals))])
 
 

@@ -1,7 +1,7 @@
 """README, the pages of docs/ and the experiments' README say what works: their Python runs, commands exist.
 
-Public models are replaced by a small network with random parameters, and the files that commands read are
-made for them.
+Public models are replaced by a small network with random parameters, or by pairs of atoms, and the files that
+commands read are made for them.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pairs
 import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -89,16 +90,20 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relat
 
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
-    """An empty working folder, where the names of public models stand for a small network."""
+    """An empty working folder, where names of public models stand for what compiles sooner.
 
+    Those of CHGNet stand for a small network, all others for pairs of atoms.
+    """
     config = CHGNetConfig(features=4, radial=3, angular=3, blocks=1, bond_cutoff=4.0, readout=(4,))
-    potential = random_potential(config, seed=8)  # in which MgO is stable
+    network = random_potential(config, seed=8)  # in which MgO is stable
+    salt = pairs.potential(1.1, alike=2**0.5)
 
-    def known(name):
-        said = {**potential.manifest, "functional": MODELS[name].functional}
-        return replace(potential, name=name, manifest=said)
+    def load_known(name: str):
+        its = network if name.startswith("chgnet") else salt
+        said = {**its.manifest, "functional": MODELS[name].functional}
+        return replace(its, name=name, manifest=said)
 
-    monkeypatch.setattr("jaxmlip.zoo.load.load_known", known)
+    monkeypatch.setattr("jaxmlip.zoo.load.load_known", load_known)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -46,12 +46,13 @@ def zincblende() -> Atoms:
 
 
 class Model:
-    """A potential whose programs are compiled once, for one shape."""
+    """A potential whose programs are compiled once, for a shape of one crystal and for one of several."""
 
     def __init__(self, potential, crystals):
         each = [batching.exact_shape([potential.graph(atoms)]) for atoms in crystals]
         most = (batching.round_up(int(1.2 * max(n))) for n in zip(*each, strict=True))
         self.potential, self.shape = potential, batching.BatchShape(*most)._replace(crystals=1)
+        self.side_by_side = self.shape._replace(atoms=2 * self.shape.atoms, crystals=6)
 
     def elastic(self, atoms: Atoms) -> Elasticity:
         return elastic_tensor(self.potential, atoms, self.shape)
@@ -161,7 +162,7 @@ def test_sound_velocities_are_the_slopes_of_the_acoustic_branches(model, zincble
         k = 2 * np.pi * np.linalg.norm(b3) * m / cells  # 1/Å
         return values[acoustic] / k**2 * ELEMENTARY_CHARGE / ATOMIC_MASS
 
-    matrices = dynamical_matrix(model.potential, zincblende, q, mass_weighted=True)
+    matrices = dynamical_matrix(model.potential, zincblende, q, mass_weighted=True, shape=model.shape)
     # To k = 0 by the polynomial through five points; the dispersion is even in k.
     weights = np.linalg.inv(np.vander(m**2.0, increasing=True))[0]
     expected = weights @ [square(*pair) for pair in zip(matrices, m, strict=True)]
@@ -202,9 +203,8 @@ def test_the_tensor_turns_with_the_crystal(model, crystal):
 def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, crystal, zincblende):
     """One atom, two and five: some have columns where others have none left."""
     several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]
-    shape = model.shape._replace(atoms=2 * model.shape.atoms, crystals=5)
     programs = linear_map.strained_columns._cache_size()
-    together = elastic_tensors(model.potential, several, [shape])
+    together = elastic_tensors(model.potential, several, [model.side_by_side])
     assert (
         linear_map.strained_columns._cache_size() - programs <= 2
     )  # the column blocks of large and of small batches
@@ -234,9 +234,8 @@ def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal
     several = [turned, zincblende, doubled, rutile, bulk("Cu"), crystal]
     needed = [_needed(atoms, 1e-5) for atoms in several]
     assert [len(n.displacements.coordinate) + len(n.strains) for n in needed] == [4, 12, 12, 8, 3, 21]
-    shape = model.shape._replace(atoms=2 * model.shape.atoms, crystals=6)
-    every = elastic_tensors(model.potential, several, [shape])
-    few = elastic_tensors(model.potential, several, [shape], symmetry=1e-5)
+    every = elastic_tensors(model.potential, several, [model.side_by_side])
+    few = elastic_tensors(model.potential, several, [model.side_by_side], symmetry=1e-5)
     for one, other in zip(few, every, strict=True):
         scale = np.abs(other.clamped).max()
         for name in ("C", "clamped", "stress"):
@@ -249,13 +248,13 @@ def test_columns_that_symmetry_gives_are_those_that_were_computed(model, crystal
 @pytest.mark.one_model
 def test_a_crystal_without_linear_response_has_its_error_in_its_place_and_more_crystals_no_new_program(model):
     loose = Atoms("HeNe", [[0, 0, 0], [0, 0, 8]], cell=[14, 14, 16], pbc=True)
-    shape = model.shape._replace(crystals=5)
-    first, second, third = elastic_tensors(model.potential, [bulk("Cu"), loose, bulk("Cu")], [shape])
+    shapes = [model.side_by_side]
+    first, second, third = elastic_tensors(model.potential, [bulk("Cu"), loose, bulk("Cu")], shapes)
     assert isinstance(second, ValueError)
     assert "meet no resistance" in str(second)
     np.testing.assert_allclose(first.C, third.C, atol=1e-9 * np.abs(first.C).max())
     before = linear_map.linearise._cache_size(), linear_map.strained_columns._cache_size()
-    elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], [shape])
+    elastic_tensors(model.potential, [loose, bulk("Cu", a=3.7)], shapes)
     assert (linear_map.linearise._cache_size(), linear_map.strained_columns._cache_size()) == before
     assert elastic_tensors(model.potential, []) == []
 

@@ -11,7 +11,6 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
 from commands import complaint, here
-from conftest import MODELS, small_potential
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,16 +67,14 @@ def test_derivatives_along_a_line_are_those_of_energies_on_it(pair):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_the_second_derivative_along_a_line_is_that_of_the_hessian(name):
-    potential = small_potential(name)
+def test_the_second_derivative_along_a_line_is_that_of_the_hessian(architecture):
     atoms = bulk("NaCl", "rocksalt", 5.0)
     atoms.rattle(0.05, seed=1)
     w = np.random.default_rng(1).normal(size=(1, 2, 3))
-    H = jaxmlip.hessian(potential, atoms).reshape(6, 6)
-    found = derivatives_along(potential, atoms, w)[0]
+    H = jaxmlip.hessian(architecture, atoms).reshape(6, 6)
+    found = derivatives_along(architecture, atoms, w)[0]
     assert found[2] == pytest.approx(w.ravel() @ H @ w.ravel(), rel=1e-8)
-    assert found[1] == pytest.approx(-np.sum(potential.predict(atoms)["forces"] * w), rel=1e-8)
+    assert found[1] == pytest.approx(-np.sum(architecture.predict(atoms)["forces"] * w), rel=1e-8)
 
 
 @given(st.lists(st.tuples(*[st.sampled_from([0, 1 / 2, 1 / 3, 1 / 4, 2 / 3])] * 3), min_size=1, max_size=3))
@@ -192,8 +189,8 @@ def test_a_rough_potential_is_told_from_an_unstable_crystal(pair):
         crest = jnp.where(near, 1e-4 * jnp.cos(2 * jnp.pi * (length - r) / 0.01) / 2, 0)
         return pairs.pairs(params, graph) + jnp.zeros(len(graph.n_edge)).at[0].add(crest.sum())
 
-    size = {"size": pair.params["network"]["size"]}
-    rough = Potential.from_energy(rippled, pairs.REACH, pairs.ELEMENTS, size, dtype="float64")
+    params = pair.params["network"]
+    rough = Potential.from_energy(rippled, pairs.REACH, pairs.ELEMENTS, params, dtype="float64")
     found = instabilities(rough, atoms, cells=2, mesh=(2, 2, 2))
     assert found
     assert found[0].thz < -1

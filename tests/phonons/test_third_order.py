@@ -48,7 +48,6 @@ def turned(atoms: Atoms) -> Atoms:
     return atoms
 
 
-CELLS = {"chgnet-0.3": 10, "m3gnet-smooth": 8, "mace-density": 10}  # of a wire: as far as atoms see
 SALT = bulk("NaCl", "rocksalt", 5.0)
 BLENDE = bulk("ZnS", "zincblende", 5.0)
 # The crystal, its supercell, and how many columns give all.
@@ -143,15 +142,37 @@ def zigzag() -> Atoms:
     return Atoms("MgO", [[0, 0, 0], [2.1, 1.0, 0.3]], cell=cell, pbc=[True, False, False])
 
 
+WIDE, FAR, LONG = bulk("ZnS", "zincblende", 6.5), (3, 3, 3), (6, 1, 1)  # bonds are few; as far as atoms see
+
+
+@pytest.fixture(scope="module")
+def of_cells(any_potential) -> batching.BatchShape:
+    """For the cells of the next two tests."""
+    return covering(any_potential, WIDE, zigzag())
+
+
+@pytest.fixture(scope="module")
+def of_supercells(any_potential) -> batching.BatchShape:
+    """For their supercells."""
+    return covering(any_potential, WIDE.repeat(FAR), zigzag().repeat(LONG))
+
+
+def covering(potential, *crystals) -> batching.BatchShape:
+    sizes = [batching.exact_shape([potential.graph(crystal)]) for crystal in crystals]
+    return batching.close(batching.BatchShape.covering(sizes))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
-def test_grueneisen_parameters_follow_from_third_order(architecture):
+def test_grueneisen_parameters_follow_from_third_order(any_potential, of_cells, of_supercells):
+    """test_laws.py has the third derivatives of every model, and test_bloch.py its slopes by strain."""
     wire, strain = zigzag(), np.diag([1.0, 0, 0])
     q = np.array([[0.13, 0, 0], [0.37, 0, 0]])
-    supercell = (CELLS[architecture.name], 1, 1)
-    third, fc2 = third_order(architecture, wire, supercell), second_order(architecture, wire, supercell)
+    third = third_order(any_potential, wire, LONG, shape=of_supercells)
+    fc2 = second_order(any_potential, wire, LONG, shape=of_supercells)
     assert third.checks.boundary < 1e-9 * third.checks.largest
-    expected_thz, expected = Lattice(architecture, wire).grueneisen(q, strain, relaxed=False)
+    lattice = Lattice(any_potential, wire, shape=of_cells)
+    expected_thz, expected = lattice.grueneisen(q, strain, relaxed=False)
     thz, gamma = grueneisen_of(third, fc2, q, strain, relaxed=False)
     np.testing.assert_allclose(thz, expected_thz, rtol=0, atol=1e-6 * np.abs(thz).max())
     gaps = np.pad(np.abs(np.diff(thz, axis=1)), ((0, 0), (1, 1)), constant_values=np.inf)
@@ -162,16 +183,17 @@ def test_grueneisen_parameters_follow_from_third_order(architecture):
 
 
 @pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
-def test_atoms_follow_a_strain_in_grueneisen_parameters_from_third_order(any_potential):
+def test_atoms_follow_a_strain_in_grueneisen_parameters_from_third_order(
+    any_potential, of_cells, of_supercells
+):
     """In a crystal so wide that bonds are few, and sheared, so that its two lattices move apart."""
-    wide, supercell = bulk("ZnS", "zincblende", 6.5), (3, 3, 3)
     strain = np.array([[0.3, 0.2, 0.0], [0.2, 0.1, 0.4], [0.0, 0.4, -0.2]])
     q = np.array([[0.13, 0.27, -0.4], [0.5, 0, 0]])
     # phonopy would choose other vectors of the same lattice, to which q would belong.
-    third = third_order(any_potential, wide, supercell, primitive="P")
-    fc2 = second_order(any_potential, wide, supercell, primitive="P")
+    third = third_order(any_potential, WIDE, FAR, primitive="P", shape=of_supercells)
+    fc2 = second_order(any_potential, WIDE, FAR, primitive="P", shape=of_supercells)
     assert third.checks.boundary < 1e-9 * third.checks.largest
-    lattice = Lattice(any_potential, wide)
+    lattice = Lattice(any_potential, WIDE, shape=of_cells)
     thz, expected = lattice.grueneisen(q, strain)
     still = lattice.grueneisen(q, strain, relaxed=False)[1]
     scale = np.abs(expected).max()
