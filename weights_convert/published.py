@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -53,11 +53,14 @@ class Source:
     """Published numbers, identified by their content: a file, or a folder of several files."""
 
     architecture: str
-    files: Mapping[str, str | None]  # published name -> sha256; None: unknown, any content is accepted
+    files: Mapping[str, str]  # published name -> sha256
     origin: Wheel | Address
     licence: str
     functional: str
     description: str
+    sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of some of the files
+    # False: the sha256 is known from one place alone, and another content is accepted with a warning.
+    sure: bool = True
 
     @property
     def file(self) -> str:
@@ -66,9 +69,18 @@ class Source:
         return name
 
     @property
-    def sha256(self) -> str | dict[str, str | None] | None:
+    def sha256(self) -> str | dict[str, str]:
         """The sha256 of the only file, or of each of several."""
         return dict(self.files) if len(self.files) > 1 else self.files[self.file]
+
+    def difference(self, place: Path) -> str:
+        """What the file or folder `place` has and what was published if they differ, "" if they are alike."""
+        found, wanted = digest(place, self.files), self.sha256
+        if wanted == found:
+            return ""
+        sizes = {name: (place / name if place.is_dir() else place).stat().st_size for name in self.sizes}
+        wrong = [f" ({size:,} bytes, needed {self.sizes[name]:,})" for name, size in sizes.items()]
+        return f"{place} has sha256 {found}, needed {wanted}{''.join(wrong)}"
 
 
 def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
@@ -83,6 +95,7 @@ def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
 CHGNET_WHEEL = Wheel("chgnet", "0.4.2")
 MATGL = "https://raw.githubusercontent.com/materialyzeai/matgl/e9cde229/pretrained_models"
 MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download"
+MACE_FOUNDATIONS = "https://github.com/ACEsuit/mace-foundations/releases/download"
 
 BSD_LBNL = "BSD-3-Clause-LBNL, copyright 2023 The Regents of the University of California"
 BSD_MATGL = "BSD-3-Clause, copyright 2022 Materials Virtual Lab"
@@ -102,9 +115,20 @@ def _m3gnet(folder: str, state: str, options: str, functional: str, description:
 
 
 def _mace(
-    file: str, release: str, description: str, licence: str = "MIT", functional: str = MIXED_PBE
+    file: str,
+    release: str,
+    sha256: str,
+    size: int | None,
+    description: str,
+    licence: str = "MIT",
+    functional: str = MIXED_PBE,
+    sure: bool = True,
 ) -> Source:
-    return Source("mace", {file: None}, Address(f"{MACE_MP}/{release}"), licence, functional, description)
+    sizes = {} if size is None else {file: size}
+    home = MACE_FOUNDATIONS if release == "mace_matpes_0" else MACE_MP
+    return Source(
+        "mace", {file: sha256}, Address(f"{home}/{release}"), licence, functional, description, sizes, sure
+    )
 
 
 MODELS: dict[str, Source] = {
@@ -147,29 +171,125 @@ MODELS: dict[str, Source] = {
         "r2SCAN",
         "fitted to MatPES",
     ),
-    # The addresses are from mace-torch 0.3.16; the contents are not known here.
+    # Addresses are those of mace-torch 0.3.16. No file of these was at hand: sha256 and sizes are what others
+    # have noted, several of them alike unless `sure` is False.
     "mace-mp-0a-small": _mace(
-        "2023-12-10-mace-128-L0_energy_epoch-249.model", "mace_mp_0", "invariant messages; fitted to MPtrj"
+        "2023-12-10-mace-128-L0_energy_epoch-249.model",
+        "mace_mp_0",
+        "2ddb079cee0e131eaaf6912ba581b394551ead283e95c99cfe78c605d10b5736",
+        32_581_838,
+        "invariant messages; fitted to MPtrj",
     ),
     "mace-mp-0a-medium": _mace(
-        "2023-12-03-mace-128-L1_epoch-199.model", "mace_mp_0", "vector messages; fitted to MPtrj"
+        "2023-12-03-mace-128-L1_epoch-199.model",
+        "mace_mp_0",
+        "01bfe22100139f424713cf921144e5509cbe353d67aa9fa1be9c6e1e0ed35845",
+        44_422_970,
+        "vector messages; fitted to MPtrj",
     ),
-    "mace-mp-0a-large": _mace("MACE_MPtrj_2022.9.model", "mace_mp_0", "tensor messages; fitted to MPtrj"),
-    "mace-mp-0b-small": _mace("mace_agnesi_small.model", "mace_mp_0b", "better pair repulsion; MPtrj"),
-    "mace-mp-0b-medium": _mace("mace_agnesi_medium.model", "mace_mp_0b", "better pair repulsion; MPtrj"),
+    "mace-mp-0a-large": _mace(
+        "MACE_MPtrj_2022.9.model",
+        "mace_mp_0",
+        "f80e992b65ab8f88fdf26964511357c022e92704e4d9bcd086652635a8495b32",
+        133_803_220,
+        "tensor messages; fitted to MPtrj in 2022, the larger of two files that are called large",
+    ),
+    "mace-mp-0a-large-2024": _mace(
+        "2024-01-07-mace-128-L2_epoch-199.model",
+        "mace_mp_0",
+        "514bd2f1938653c37929f7c275a489378f03a7e3ffb27aa2ae0ddce8d0c859c8",
+        63_509_066,
+        "tensor messages; fitted to MPtrj in 2024, the smaller of two files that are called large",
+        sure=False,
+    ),
+    "mace-mp-0b-small": _mace(
+        "mace_agnesi_small.model",
+        "mace_mp_0b",
+        "7e3a0abcaf41e03a80e69f778e1b11b29de1cca704783dc25917a736392f8cf0",
+        67_603_120,
+        "better pair repulsion; MPtrj",
+    ),
+    "mace-mp-0b-medium": _mace(
+        "mace_agnesi_medium.model",
+        "mace_mp_0b",
+        "ab8baff639a8f295f3eccad3d3ccf574efb6fb63220bd52cd88664211569e521",
+        79_447_096,
+        "better pair repulsion; MPtrj",
+        sure=False,
+    ),
     "mace-mp-0b2-small": _mace(
-        "mace-small-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+        "mace-small-density-agnesi-stress.model",
+        "mace_mp_0b2",
+        "d5773bf9440e96d6eb8c598f84bd0e6369fcfa432f626a87f890e07da3c651c9",
+        67_622_684,
+        "more stable at high pressure; MPtrj",
     ),
     "mace-mp-0b2-medium": _mace(
-        "mace-medium-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+        "mace-medium-density-agnesi-stress.model",
+        "mace_mp_0b2",
+        "a90be07c8aa6623c390fcc4653d3e319c4a356f8b4a53d323f96b2012d375caf",
+        79_462_798,
+        "more stable at high pressure; MPtrj",
     ),
     "mace-mp-0b2-large": _mace(
-        "mace-large-density-agnesi-stress.model", "mace_mp_0b2", "more stable at high pressure; MPtrj"
+        "mace-large-density-agnesi-stress.model",
+        "mace_mp_0b2",
+        "348390e758e1c90011c7675e864850f8e9c5b3e7c217f79a2b4bad1baaa657ad",
+        98_544_548,
+        "more stable at high pressure; MPtrj",
+        sure=False,
     ),
-    "mace-mp-0b3-medium": _mace("mace-mp-0b3-medium.model", "mace_mp_0b3", "better phonons than 0b2; MPtrj"),
-    "mace-mpa-0-medium": _mace("mace-mpa-0-medium.model", "mace_mpa_0", "fitted to MPtrj and sAlex"),
-    "mace-omat-0-small": _mace("mace-omat-0-small.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
-    "mace-omat-0-medium": _mace("mace-omat-0-medium.model", "mace_omat_0", "OMat24", ASL, OMAT_PBE),
+    "mace-mp-0b3-medium": _mace(
+        "mace-mp-0b3-medium.model",
+        "mace_mp_0b3",
+        "2f2be696351ac9e94fbe01cdfb6f017679acdbd2db7645209ef55fec9826b012",
+        79_472_952,
+        "better phonons than 0b2; MPtrj",
+    ),
+    "mace-mpa-0-medium": _mace(
+        "mace-mpa-0-medium.model",
+        "mace_mpa_0",
+        "75428afe3a1d7d8062e19bcaabd5c433623cabf308242ec9fb493e38604fb638",
+        79_462_305,
+        "fitted to MPtrj and sAlex",
+    ),
+    "mace-omat-0-small": _mace(
+        "mace-omat-0-small.model",
+        "mace_omat_0",
+        "0abfde07862cf1e93b8b4d03cb702f29ce9c344ff2fc4de2ec0d7166d6c113a5",
+        None,
+        "OMat24",
+        ASL,
+        OMAT_PBE,
+    ),
+    "mace-omat-0-medium": _mace(
+        "mace-omat-0-medium.model",
+        "mace_omat_0",
+        "d4b14be9afa294eebdbe31a0280b26a0fa29715771e978cbfd3ca24e0d90307a",
+        None,
+        "OMat24",
+        ASL,
+        OMAT_PBE,
+        sure=False,
+    ),
+    "mace-matpes-pbe-0": _mace(
+        "MACE-matpes-pbe-omat-ft.model",
+        "mace_matpes_0",
+        "e618ad582b84239905b9c3b77ce6e9ce111b0ecd1533223a1a6aac7a696b8aa0",
+        79_471_284,
+        "OMat24, then MatPES",
+        ASL,
+        "PBE",
+    ),
+    "mace-matpes-r2scan-0": _mace(
+        "MACE-matpes-r2scan-omat-ft.model",
+        "mace_matpes_0",
+        "8f147ecffa1d06a696e5648b13b81abda9c96fda9d0fb3faba3cd3fb27d9bba9",
+        79_470_738,
+        "OMat24, then MatPES",
+        ASL,
+        "r2SCAN",
+    ),
 }
 
 D3_TABLES = "d3-tables"

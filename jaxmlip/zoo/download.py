@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jaxmlip.system.files import cache_folder
-from weights_convert.published import PUBLISHED, Wheel, digest
+from weights_convert.published import PUBLISHED, Wheel
 
 # A wheel that exists, with its full name so that pip finds it from any Python on any machine.
 PIP_TAGS = (
@@ -170,13 +170,19 @@ def _members(origin: Wheel, folder: Path) -> dict[str, Path]:
 
 
 def _check(name: str, place: Path) -> None:
-    found, wanted = digest(place, PUBLISHED[name].files), PUBLISHED[name].sha256
-    if wanted not in (None, found):
+    source = PUBLISHED[name]
+    if not (difference := source.difference(place)):
+        return
+    if source.sure:
         raise FetchError(
-            f"{place} has sha256 {found}, needed {wanted}, that of the published {name}. The "
-            "file is damaged or another one: remove it and fetch it again. To use it as it is, give its path "
-            "to load."
+            f"{difference}, that of the published {name}. The file is damaged or another one: remove it and "
+            "fetch it again. To use it as it is, give its path to load."
         )
+    warnings.warn(
+        f"{difference}, which one place alone has noted of the published {name}: it may be another version "
+        "of it, or not that model at all.",
+        stacklevel=6,
+    )
 
 
 def _how_to_get(name: str, tried: list[str]) -> str:

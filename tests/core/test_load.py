@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -402,16 +403,17 @@ def test_many_that_replace_a_damaged_model_at_once_leave_a_sound_one(own_folder,
 
 @pytest.fixture
 def website(tmp_path, monkeypatch):
-    """A folder served as a place on the web, with a model of two files and one whose sum is not known."""
+    """A folder served as a place on the web, with a model of two files and one whose sum is not sure."""
     root = tmp_path / "website"
     folder = made.save_m3gnet(root / "tiny-folder", *made.small_m3gnet())
     made.save(folder / "tiny-file.tar", made.small_chgnet())
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in m3gnet.FILES}
     address = Address(folder.as_uri())
     folder_of_two = Source("m3gnet", files, address, "MIT", "PBE", "two files")
-    unknown = Source("chgnet", {"tiny-file.tar": None}, address, "MIT", "PBE", "a file")
+    noted = {"tiny-file.tar": "0" * 64}
+    unsure = Source("chgnet", noted, address, "MIT", "PBE", "a file", {"tiny-file.tar": 9}, sure=False)
     monkeypatch.setitem(MODELS, "tiny-folder", folder_of_two)
-    monkeypatch.setitem(MODELS, "tiny-unknown", unknown)
+    monkeypatch.setitem(MODELS, "tiny-unsure", unsure)
     return folder
 
 
@@ -433,11 +435,14 @@ def test_a_folder_of_files_is_found_below_the_users_folder(website, monkeypatch,
         shutil.rmtree(cache.models_folder())
 
 
-def test_a_file_whose_sum_is_not_known_is_taken_as_it_comes_and_its_sum_recorded(website):
-    potential = load("tiny-unknown")
-    found = hashlib.sha256((website / "tiny-file.tar").read_bytes()).hexdigest()
+def test_a_file_whose_sum_is_not_sure_is_taken_with_a_warning_and_its_own_sum_recorded(website):
+    raw = (website / "tiny-file.tar").read_bytes()
+    found = hashlib.sha256(raw).hexdigest()
+    with pytest.warns(UserWarning, match=rf"{found}, needed {'0' * 64} \({len(raw):,} bytes, needed 9\)"):
+        potential = load("tiny-unsure")
     assert potential.manifest["source_sha256"] == found
-    assert load("tiny-unknown").name == "tiny-unknown"  # from the cache
+    assert "functional" not in potential.manifest  # nobody knows that it is the model that was asked for
+    assert load("tiny-unsure").name == "tiny-unsure"  # from the cache, without a warning
 
 
 def test_a_fetched_file_that_is_not_the_published_one_is_refused(website):
@@ -476,6 +481,9 @@ def test_every_known_model_says_where_it_comes_from():
         assert source.architecture
         assert source.licence
         assert str(source.origin)
+        sums = source.files.values()
+        assert all(re.fullmatch("[0-9a-f]{64}", its) for its in sums)
+        assert set(source.sizes) <= set(source.files)
         if isinstance(source.origin, Address):
             assert all(source.origin.of(file).startswith("https://") for file in source.files)
 
