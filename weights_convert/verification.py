@@ -1,10 +1,16 @@
-"""Compares a converted model with its original, if the package of the original is installed."""
+"""Compares a converted model with its original, if that is installed, or with numbers that it published."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from jaxmlip.potential import Potential, architecture_of
 from weights_convert import golden
@@ -38,11 +44,47 @@ def differences(source: Path, potential: Potential) -> dict[str, float]:
     head = {"head": potential.manifest["head"]} if "head" in potential.manifest else {}
     crystals = golden.structures_of(potential.elements)
     theirs = original.predictions(source, crystals, **head)
+    pairs = zip(crystals.items(), potential.predict(crystals.values()), strict=True)
+    return _worst((len(atoms), ours, theirs[name]) for (name, atoms), ours in pairs)
+
+
+@cache
+def published() -> dict[str, Any]:
+    """Structures, and results that the authors of models published for them: published_references.json."""
+    return json.loads(files("weights_convert").joinpath("published_references.json").read_text("utf-8"))
+
+
+def differences_from_published(potential: Potential) -> dict[str, float]:
+    """The largest differences from what the authors of a public model published, in UNITS.
+
+    `potential` computes in float64. Raises ValueError if nothing was published for its name.
+    """
+    known = published()
+    if potential.name not in known["models"]:
+        raise ValueError(
+            f"no results of {potential.name} have been published that are known here, needed one of "
+            f"{', '.join(known['models'])}. `jaxmlip convert FILE OUT --verify` compares with an original "
+            "that is installed."
+        )
+    theirs = known["models"][potential.name]
+    crystals = [structure_of(known["structures"][name]) for name in theirs]
+    return _worst(
+        (len(atoms), ours, its)
+        for atoms, ours, its in zip(crystals, potential.predict(crystals), theirs.values(), strict=True)
+    )
+
+
+def structure_of(its: dict[str, Any]) -> Atoms:
+    return Atoms(its["symbols"], its["positions_A"], cell=its["cell_A"], pbc=its["pbc"])
+
+
+def _worst(compared: Iterable[tuple[int, Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, float]:
+    """The largest differences of each quantity, of (number of atoms, ours, theirs) for each structure."""
     worst: dict[str, float] = {}
-    for (name, atoms), ours in zip(crystals.items(), potential.predict(crystals.values()), strict=True):
-        for quantity in UNITS.keys() & theirs[name].keys():
-            scale = len(atoms) if quantity == "energy" else 1
-            off = np.abs(np.asarray(ours[quantity]) - theirs[name][quantity]).max() / scale
+    for atoms, ours, theirs in compared:
+        for quantity in UNITS.keys() & theirs.keys():
+            scale = atoms if quantity == "energy" else 1
+            off = np.abs(np.asarray(ours[quantity]) - theirs[quantity]).max() / scale
             # max() would drop a NaN.
             worst[quantity] = max(worst.get(quantity, 0.0), np.inf if np.isnan(off) else float(off))
     return {quantity: worst[quantity] for quantity in UNITS if quantity in worst}

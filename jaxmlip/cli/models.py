@@ -25,11 +25,21 @@ from jaxmlip.system.files import check_folder
 from jaxmlip.system.tables import Table, show
 
 
-def models() -> None:
-    """Lists the known public models, with their sources and whether they are cached."""
+def models(verify: str | None = None) -> None:
+    """Lists the known public models, with their sources and whether they are cached.
+
+    Args:
+        verify: instead fetch this one and compare it, in float64, with results that its authors published
+    """
     from jaxmlip.zoo.cache import cached
     from weights_convert.published import MODELS
 
+    if verify is not None:
+        from jaxmlip.zoo.load import load
+        from weights_convert.verification import differences_from_published
+
+        _tell(differences_from_published(load(verify, "float64")), f"{verify} is not what was published")
+        return
     here = set(cached())
     rows = [
         (name, m.architecture, m.functional, m.origin, m.licence, "yes" if name in here else "no")
@@ -55,7 +65,7 @@ def convert(
         verify: compare with the original, whose package must be installed, in float64 on small crystals
     """
     from weights_convert.conversion import convert_file
-    from weights_convert.verification import TOLERANCE, UNITS, check_original, differences
+    from weights_convert.verification import check_original, differences
 
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; needed a torch checkpoint, a file or a folder.")
@@ -68,11 +78,17 @@ def convert(
     say(f"{potential.name}: {size}, written to {out}")
     if not verify:
         return
-    found = differences(source, Potential.from_folder(out, "float64"))
-    for quantity, difference in found.items():
+    _tell(differences(source, Potential.from_folder(out, "float64")), f"{out} is not the original")
+
+
+def _tell(differences: dict[str, float], wrong: str) -> None:
+    """Prints the largest differences. Raises RuntimeError, beginning with `wrong`, if one is too large."""
+    from weights_convert.verification import TOLERANCE, UNITS
+
+    for quantity, difference in differences.items():
         say(f"{quantity:8} differs by at most {difference:.1e} {UNITS[quantity]}")
-    if max(found.values()) > TOLERANCE:
-        raise RuntimeError(f"{out} is not the original: needed differences up to {TOLERANCE:g}.")
+    if max(differences.values()) > TOLERANCE:
+        raise RuntimeError(f"{wrong}: needed differences up to {TOLERANCE:g}.")
 
 
 def predict(
