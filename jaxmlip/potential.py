@@ -243,8 +243,10 @@ class Potential:
 
     @property
     def parameter_count(self) -> int:
-        """The number of parameters, reference energies included."""
-        return sum(x.size for x in jax.tree.leaves(self.params))
+        """The number of parameters, reference energies included, tables of dispersion not."""
+        return sum(
+            x.size for name, its in self.params.items() if name != "dispersion" for x in jax.tree.leaves(its)
+        )
 
     def astype(self, dtype: str) -> Potential:
         """The same potential, computing in float32 or float64."""

@@ -229,6 +229,7 @@ def test_a_graph_without_pairs_is_refused(potential, crystal):
 
 
 def test_a_saved_potential_keeps_its_dispersion(potential, crystal, tmp_path):
+    assert potential.parameter_count == small_potential(SHORT).parameter_count
     potential.save(tmp_path / "saved")
     again = Potential.from_folder(tmp_path / "saved", "float64")
     assert again.model == potential.model
