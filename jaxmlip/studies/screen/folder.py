@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ASKED, CRYSTALS, PARTS = "screening.json", "crystals.jsonl", "parts"
 FREE = ("memory_limit",)  # options that change no row but by leaving a crystal out
+FORMAT = 2  # of what is kept in a folder; another layout gets another number
 WHOLE = (0, 1)  # the only shard
 
 
@@ -90,6 +91,7 @@ class Screening(Results):
         fixed = {name: value for name, value in asdict(options).items() if name not in FREE}
         # Without relaxation, properties are those of another crystal.
         fixed |= {"relaxed": "relax" in self.names, "dtype": potential.dtype, "model": potential.name}
+        fixed |= {"format": FORMAT}
         weights = {"weights": fingerprint(potential)}
         check_begun(self.folder, "screening", json.loads(json.dumps(fixed)), weights)
 
