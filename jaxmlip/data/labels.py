@@ -7,12 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian")
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+
+PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian", "frequencies")
 FUNCTIONALS = ("LDA", "PBE", "PBEsol", "PBE+U", "SCAN", "r2SCAN", "r2SCAN+U", "HSE06", "PBE0")
 NOT_STATED = "not stated"  # printed for an empty name
 LONGEST = 60  # characters of a functional's name
+IMAGINARY = -0.3  # THz; lower frequencies are imaginary, what lies above is the noise of acoustic ones at Γ
+# eV/Å²: no coordinate is held more stiffly. In N2, one of the stiffest bonds, ω² times the mass is 280.
+STIFFEST = 300.0
 
 
 class LabelError(ValueError):
@@ -33,6 +38,98 @@ def counted(functionals: Mapping[str, int]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Frequencies:
+    """Phonon frequencies of a crystal of N atoms at k wave vectors, in NumPy and float64.
+
+    A row has a number for each of the 3N branches, ascending, NaN where it is not known. In a row that is not
+    `assigned` the numbers belong to no branch: each is compared with the branch that is nearest, as points of
+    a measurement are.
+    """
+
+    q_points: Float[np.ndarray, "k 3"]  # reciprocal lattice units of the crystal's cell
+    thz: Float[np.ndarray, "k branches"]
+    masses: Float[np.ndarray, " N"]  # u
+    weights: Float[np.ndarray, " k"] | None = None  # wave vectors that each stands for; default: 1
+    assigned: Bool[np.ndarray, " k"] | None = None  # default: all
+    error: Float[np.ndarray, "k branches"] | None = None  # THz, of a measurement; NaN where it is not stated
+
+    def check(self, atoms: int, of: str) -> Frequencies:
+        """These labels with defaults filled in, and branches in ascending order.
+
+        Raises LabelError for shapes that do not belong to `atoms` atoms, and for numbers that cannot be
+        frequencies in THz, such as those in 1/cm or imaginary ones.
+        """
+        q, thz, masses = (np.asarray(x, np.float64) for x in (self.q_points, self.thz, self.masses))
+        k = q.shape[0] if q.ndim else 0
+        weights = np.ones(k) if self.weights is None else np.asarray(self.weights, np.float64)
+        assigned = np.ones(k, bool) if self.assigned is None else np.asarray(self.assigned, bool)
+        error = np.full(thz.shape, np.nan) if self.error is None else np.asarray(self.error, np.float64)
+        needed = {
+            "wave vectors": (q, (k, 3)),
+            "frequencies": (thz, (k, 3 * atoms)),
+            "masses": (masses, (atoms,)),
+            "weights of wave vectors": (weights, (k,)),
+            "marks of assigned rows": (assigned, (k,)),
+            "errors": (error, (k, 3 * atoms)),
+        }
+        for name, (x, shape) in needed.items():
+            if x.shape != shape:
+                raise LabelError(
+                    f"{of}: found {name} of shape {x.shape}, needed {shape}: a cell of {atoms} atoms has "
+                    f"{3 * atoms} branches. Are they of another cell of this crystal?"
+                )
+        known = ~np.isnan(thz)
+        finite = [np.isfinite(x).all() for x in (q, thz[known], masses, weights)]
+        if not (all(finite) and (masses > 0).all() and (weights > 0).all() and not (error <= 0).any()):
+            raise LabelError(
+                f"{of}: found wave vectors, frequencies, masses, weights or errors that are not finite, or "
+                "masses, weights or errors that are not positive."
+            )
+        if not known.any():
+            raise LabelError(f"{of}: found no frequency, needed at least one.")
+        _plausible(of, q, np.where(known, thz, 0.0), masses)
+        whole = known.all(axis=1)
+        falls = thz < np.fmax.accumulate(thz, axis=1)
+        if wrong := np.flatnonzero(falls.any(axis=1) & assigned & ~whole).tolist():
+            raise LabelError(
+                f"{of}: found frequencies that fall from one branch to the next at q = "
+                f"{_words(q[wrong[0]])}, where some are not known; needed those of each wave vector in "
+                "ascending order."
+            )
+        # Files that follow branches through crossings have other orders.
+        order = np.where((whole & assigned)[:, None], thz.argsort(axis=1), np.arange(thz.shape[1]))
+        thz, error = (np.take_along_axis(x, order, axis=1) for x in (thz, error))
+        return Frequencies(q, thz, masses, weights, assigned, error)
+
+
+def _plausible(
+    of: str,
+    q: Float[np.ndarray, "k 3"],
+    thz: Float[np.ndarray, "k branches"],
+    masses: Float[np.ndarray, " N"],
+) -> None:
+    """Raises LabelError for imaginary frequencies, and for those that are too high to be in THz."""
+    row, branch = np.unravel_index(thz.argmin(), thz.shape)
+    if thz[row, branch] < IMAGINARY:
+        raise LabelError(
+            f"{of}: found imaginary frequencies, the lowest {thz[row, branch]:.3g} THz at q = "
+            f"{_words(q[row])}; needed those of a stable crystal. Leave out these wave vectors, or label the "
+            "structure that is stable (jaxmlip stabilise finds one for a potential)."
+        )
+    highest = THZ_PER_ROOT_EV_PER_A2_U * float(np.sqrt(STIFFEST / masses.min()))
+    if thz.max() > highest:
+        raise LabelError(
+            f"{of}: found a frequency of {thz.max():.4g}, needed THz: with a mass of {masses.min():.4g} u "
+            f"none is above {highest:.3g} THz. Numbers in 1/cm are 33.36 times those in THz, in meV 4.136 "
+            "times."
+        )
+
+
+def _words(q: Float[np.ndarray, " 3"]) -> str:
+    return "(" + " ".join(f"{x:.4g}" for x in q) + ")"
+
+
+@dataclass(frozen=True, eq=False)
 class Labels:
     """The labels of one crystal of N atoms, in NumPy and float64; None: not known.
 
@@ -46,6 +143,7 @@ class Labels:
     magmoms: Float[np.ndarray, " N"] | None = None  # μB
     columns: Int[np.ndarray, " k"] | None = None
     hessian: Float[np.ndarray, "k N 3"] | None = None  # eV/Å²
+    frequencies: Frequencies | None = None  # THz; of the crystal as it is, whatever its forces are
     weight: float = 1.0  # of this crystal in every loss
     weights: Mapping[str, float] = field(default_factory=dict)  # of single properties, times `weight`
 
@@ -68,7 +166,9 @@ class Labels:
             "hessian": (None, atoms, 3),
         }
         found = {}
-        for name in self.known:
+        if self.frequencies is not None:
+            found["frequencies"] = self.frequencies.check(atoms, of)
+        for name in (name for name in self.known if name in shapes):
             value = np.asarray(getattr(self, name), dtype=np.float64)
             needed = (
                 tuple(n if m is None else m for m, n in zip(shapes[name], value.shape, strict=False))
