@@ -99,7 +99,7 @@ def finetune(
     data: Several = (),
     model: Model = DEFAULT_MODEL,
     head: Head = None,
-    preset: Literal["few", "transfer"] = "few",
+    preset: Literal["few", "transfer", "phonons"] = "few",
     validation: Several = (),
     test: Several = (),
     read: Read = READ,
@@ -124,12 +124,15 @@ def finetune(
     stress weighted 0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; with 5 crystals or more, a tenth is for
     validation. Preset transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments,
     reference energies refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
+    Preset phonons, for frequencies: Huber loss of frequencies (THz) at four wave vectors drawn for each
+    crystal and step, with energies, forces and stresses of what is replayed; 50 epochs, batches of 4,
+    learning rate 1e-4 falling to 1e-6.
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
         model: the potential to start from
         head: the head to use of a checkpoint with several
-        preset: for a few crystals of one material, or for many of another functional
+        preset: for a few crystals of one material, for many of another functional, or for phonons
         validation: crystals that select the best step; default: as the preset says
         test: crystals for the errors before and after training; default: as the preset says
         read: options for reading them

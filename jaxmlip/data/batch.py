@@ -8,10 +8,11 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, directions, has_stress
+from jaxmlip.crystals.primitive import PrimitiveCells, primitive_cells
 from jaxmlip.data.labels import Labels
 from jaxmlip.system.arrays import Array
 
@@ -43,6 +44,25 @@ class PerLabel:
     hessian: Float[Array, " atoms"]
 
 
+class SpectraShape(NamedTuple):
+    """The room that a batch has for crystals with frequencies."""
+
+    cells: batching.BatchShape
+    branches: int  # 3N of the largest cell
+    waves: int  # wave vectors of each crystal
+
+
+@flax.struct.dataclass
+class Spectra:
+    """Crystals with frequencies, each at some of its wave vectors; unknown frequencies are zero."""
+
+    cells: PrimitiveCells
+    q_points: Float[Array, "crystals waves 3"]  # reciprocal lattice units
+    thz: Float[Array, "crystals waves branches"]
+    weights: Float[Array, "crystals waves branches"]  # 0 for padding and for unknown frequencies
+    assigned: Bool[Array, "crystals waves"]  # False: each frequency is of the branch that is nearest
+
+
 @flax.struct.dataclass
 class Batch:
     """A packed graph with the labels of its crystals; unknown labels are zero.
@@ -60,6 +80,7 @@ class Batch:
     hessian: Float[Array, "atoms 3"]  # eV/Å
     atoms: Float[Array, " crystals"]  # number of atoms of each crystal, 0 for padding
     weights: PerLabel
+    spectra: Spectra | None = None  # of those crystals that have frequencies, in a graph of their own
 
 
 def collate(
@@ -69,14 +90,17 @@ def collate(
     rngs: np.random.Generator | Sequence[np.random.Generator | None],
     dtype=np.float32,
     mixed: bool = False,
+    spectra: SpectraShape | None = None,
 ) -> Batch:
     """One batch of `shape` with all `examples`.
 
     `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that the
     remainder fits float32. For each crystal with a Hessian, `rngs` (one for all, or one for each) picks one
-    of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe).
+    of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe). With `spectra`
+    it also draws wave vectors for each crystal with frequencies, each as likely as its weight, so that the
+    mean over many batches is that over all wave vectors; without, frequencies are left out.
 
-    Raises ValueError if the examples do not fit into `shape`.
+    Raises ValueError if the examples do not fit into `shape` or `spectra`.
     """
     graph = batching.pack([e.graph for e in examples], shape, dtype)
     reference_energies = np.asarray(reference_energies, np.float64)
@@ -87,6 +111,7 @@ def collate(
     per_crystal = {"energy": np.zeros(C, dtype), "stress": np.zeros(C, dtype)}
     per_atom = {name: np.zeros(A, dtype) for name in ("forces", "magmoms", "hessian")}
     start = 0
+    own_rngs = [rngs] * len(examples) if isinstance(rngs, np.random.Generator) else rngs
     for c, example in enumerate(examples):
         g, labels, _ = example
         own = slice(start, start + len(g.species))
@@ -101,17 +126,41 @@ def collate(
         if labels.magmoms is not None:
             magmoms[own] = labels.magmoms
         if labels.hessian is not None:
-            rng = rngs if isinstance(rngs, np.random.Generator) else rngs[c]
-            probe[own], hessian[own] = _probe(labels, len(g.species), rng, mixed)
+            probe[own], hessian[own] = _probe(labels, len(g.species), own_rngs[c], mixed)
         for name in labels.known:
             if name == "stress" and example.stress is None:
                 continue
             if name in per_crystal:
                 per_crystal[name][c] = labels.weight_of(name)
-            else:
+            elif name in per_atom:
                 per_atom[name][own] = labels.weight_of(name)
     weights = PerLabel(**per_crystal, **per_atom)
-    return Batch(graph, energy, forces, stress, magmoms, probe, hessian, atoms, weights)
+    waves = None if spectra is None else _spectra(examples, own_rngs, spectra, dtype)
+    return Batch(graph, energy, forces, stress, magmoms, probe, hessian, atoms, weights, waves)
+
+
+def _spectra(
+    examples: Sequence[Example],
+    rngs: Sequence[np.random.Generator | None],
+    shape: SpectraShape,
+    dtype,
+) -> Spectra:
+    """The crystals of `examples` that have frequencies, each at wave vectors that its generator draws."""
+    some = [(e, rng) for e, rng in zip(examples, rngs, strict=True) if e.labels.frequencies is not None]
+    masses = [e.labels.frequencies.masses for e, _ in some]
+    cells = primitive_cells([e.graph for e, _ in some], masses, shape.cells, shape.branches, dtype)
+    rows = (shape.cells.crystals, shape.waves)
+    q_points = np.zeros((*rows, 3), dtype)
+    thz, weights = (np.zeros((*rows, shape.branches), dtype) for _ in range(2))
+    assigned = np.ones(rows, bool)
+    for c, (example, rng) in enumerate(some):
+        its = example.labels.frequencies
+        branches = its.thz.shape[1]
+        k = rng.choice(len(its.thz), shape.waves, p=its.weights / its.weights.sum())
+        q_points[c], assigned[c] = its.q_points[k], its.assigned[k]
+        thz[c, :, :branches] = np.nan_to_num(its.thz[k])
+        weights[c, :, :branches] = example.labels.weight_of("frequencies") * its.confidence[k]
+    return Spectra(cells, q_points, thz, weights, assigned)
 
 
 def _probe(labels: Labels, atoms: int, rng: np.random.Generator, mixed: bool):

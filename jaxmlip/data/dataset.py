@@ -7,6 +7,7 @@ format with a checksum for every record, and <split>-sizes.npy. A record is one 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, from_atoms
 from jaxmlip.data.batch import Example
@@ -238,6 +239,16 @@ def with_graph(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
     return Example(graph, crystal.labels, crystal.functional)
 
 
+def with_label(split: Split, name: str) -> Bool[np.ndarray, " n"]:
+    """Which crystals of `split` have a label of the property `name`; damaged records have none."""
+    found = np.zeros(len(split), bool)
+    if split.counts[name]:
+        for k in range(len(split)):
+            with contextlib.suppress(CorruptRecordError):  # reported when its batch is made
+                found[k] = name in split[k].labels.known
+    return found
+
+
 def lengths(graph: CrystalGraph) -> Float[np.ndarray, " bonds"]:
     """Lengths of the bonds (Å)."""
     r = graph.positions[graph.second] + graph.shifts @ graph.cell[0] - graph.positions[graph.first]
@@ -284,7 +295,8 @@ class ShardSplit:
 
     def __init__(self, folder: Path, name: str, described: dict[str, Any], cutoffs: Cutoffs):
         self.folder, self.cutoffs = folder, cutoffs
-        self.counts = {p: int(described["counts"][p]) for p in PROPERTIES}
+        # Older data sets do not count properties that came later.
+        self.counts = {p: int(described["counts"].get(p, 0)) for p in PROPERTIES}
         self.elements = tuple(int(z) for z in described["elements"])
         # Older data sets do not have this entry.
         stated = described.get("functionals", {"": described["crystals"]})

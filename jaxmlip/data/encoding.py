@@ -13,8 +13,18 @@ import safetensors.numpy
 
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, angle_pairs
 from jaxmlip.data.batch import Example
-from jaxmlip.data.labels import PROPERTIES, Labels
+from jaxmlip.data.labels import PROPERTIES, Frequencies, Labels
 from jaxmlip.system.borders import shallow
+
+# The arrays of frequencies by their names in a record.
+SPECTRUM = {
+    "thz": "thz",
+    "thz_error": "error",
+    "q_points": "q_points",
+    "q_weights": "weights",
+    "assigned": "assigned",
+    "masses": "masses",
+}
 
 
 def encode(example: Example, name: str = "", material: str = "") -> bytes:
@@ -36,7 +46,11 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
     }
     kept = {"energy": np.float64, "stress": np.float64}
     for p in labels.known:
-        tensors[p] = np.asarray(getattr(labels, p), kept.get(p, np.float32))
+        if p != "frequencies":
+            tensors[p] = np.asarray(getattr(labels, p), kept.get(p, np.float32))
+    if labels.frequencies is not None:
+        tensors |= {key: np.asarray(getattr(labels.frequencies, its)) for key, its in SPECTRUM.items()}
+        tensors["assigned"] = tensors["assigned"].astype(np.uint8)
     if labels.hessian is not None:
         tensors["columns"] = labels.columns.astype(np.int32)
     if not g.periodic.all():  # most are; a record without this entry is periodic
@@ -89,7 +103,10 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
             short=short,
         )
         known = {p: t[p] for p in (*PROPERTIES, "columns") if p in t}
-        weights = dict(zip(PROPERTIES, t["weights"].tolist(), strict=True)) if "weights" in t else {}
+        if "thz" in t:
+            known["frequencies"] = Frequencies(**{its: t[key] for key, its in SPECTRUM.items()})
+        # Records of older data sets have no weight of properties that came later.
+        weights = dict(zip(PROPERTIES, t["weights"].tolist(), strict=False)) if "weights" in t else {}
         labels = Labels(**known, weight=float(t["weight"]), weights=weights).check(atoms, "labels")
         return Example(graph, labels, title(record).functional)
     except (KeyError, TypeError, IndexError, AttributeError) as error:

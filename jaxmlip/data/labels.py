@@ -53,6 +53,19 @@ class Frequencies:
     assigned: Bool[np.ndarray, " k"] | None = None  # default: all
     error: Float[np.ndarray, "k branches"] | None = None  # THz, of a measurement; NaN where it is not stated
 
+    @property
+    def confidence(self) -> Float[np.ndarray, "k branches"]:
+        """The weight of each number of checked labels: 0 where there is none, else 1 / error², 1 on average.
+
+        Numbers whose error is not stated weigh 1.
+        """
+        known, told = ~np.isnan(self.thz), ~np.isnan(self.thz + self.error)
+        found = known.astype(float)
+        if told.any():
+            found[told] = self.error[told] ** -2.0
+            found[told] /= found[told].mean()
+        return found
+
     def check(self, atoms: int, of: str) -> Frequencies:
         """These labels with defaults filled in, and branches in ascending order.
 

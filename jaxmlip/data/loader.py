@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxmlip.crystals.batching import BatchShape
-from jaxmlip.data.batch import Batch, Example, collate, stack
+from jaxmlip.data.batch import Batch, Example, SpectraShape, collate, stack
 from jaxmlip.data.dataset import CorruptRecordError, Split
 from jaxmlip.system.progress import track
 
@@ -36,6 +36,9 @@ class Plan:
     With `replay_sizes` each batch has `replay_batch` more crystals from a second set, in permutations of its
     own; its crystal k is numbered len(sizes) + k.
 
+    `waves` is the number of wave vectors that are drawn for each crystal that `spectra` marks, one with
+    frequencies.
+
     Raises ValueError, naming the crystal, if a given `shape` is too small.
     """
 
@@ -47,6 +50,9 @@ class Plan:
     replay_sizes: Int[np.ndarray, "m 4"] | None = None
     replay_batch: int = 0
     shape: BatchShape | None = None  # of each shard; default: the smallest that fits all shards of the run
+    waves: int = 0
+    spectra: Bool[np.ndarray, " n+m"] | None = None
+    spectra_shape: SpectraShape | None = field(init=False)  # None if no crystal has frequencies, or no waves
     waste: dict[str, float] = field(init=False)  # the fraction of `shape` that is padding, by KINDS
 
     def __post_init__(self):
@@ -69,7 +75,12 @@ class Plan:
         # One more row, of zeros, for empty places: number -1.
         rows = [self.sizes, self.replay_sizes] if replays else [self.sizes]
         self._sizes = np.concatenate([*rows, np.zeros((1, 4), np.int64)])
+        self._waving = np.zeros(len(self._sizes), bool)
+        if self.waves and self.spectra is not None:
+            self._waving[: len(self.spectra)] = self.spectra
         self._cost = cost(self._sizes)
+        # Each branch of each wave vector takes two columns of second derivatives, real and imaginary.
+        self._cost[self._waving] *= 1 + 6 * self.waves * self._sizes[self._waving, 0]
         self._lock = threading.Lock()
         self._replay_pass = lru_cache(2)(self._replay_pass)
         self._epoch = lru_cache(2)(self._epoch)
@@ -108,17 +119,22 @@ class Plan:
 
     def _measure(self) -> None:
         """Sets `shape` and `waste` by going through the run."""
-        most, total = np.zeros(5, np.int64), np.zeros(4)
+        most, total = np.zeros((2, 5), np.int64), np.zeros(4)
         rows = np.arange(self.steps_per_epoch)
         for epoch in track(range(self.epochs), "sizes of batches"):
             numbers, shard = self._epoch(epoch)
-            loads = np.zeros((len(rows), self.shards, 5), np.int64)
+            loads = np.zeros((2, len(rows), self.shards, 5), np.int64)  # of all, of those with frequencies
             for number, to in zip(numbers.T, shard.T, strict=True):
-                loads[rows, to, :4] += self._sizes[number]
-                loads[rows, to, 4] += number >= 0
-            most = np.maximum(most, loads.max(axis=(0, 1)))
-            total += loads[..., :4].sum(axis=(0, 1))
-        needed = BatchShape.holding(most[:4], int(most[4]))
+                its = np.concatenate([self._sizes[number], (number >= 0)[:, None]], axis=1)
+                loads[0, rows, to] += its
+                loads[1, rows, to] += its * self._waving[number][:, None]
+            most = np.maximum(most, loads.max(axis=(1, 2)))
+            total += loads[0, ..., :4].sum(axis=(0, 1))
+        needed, waving = (BatchShape.holding(its[:4], int(its[4])) for its in most)
+        self.spectra_shape = None
+        if waving.crystals:
+            branches = 3 * int(self._sizes[self._waving, 0].max())
+            self.spectra_shape = SpectraShape(waving, branches, self.waves)
         if self.shape is None:
             self.shape = needed
         elif not self.shape.fits(needed):
@@ -277,13 +293,21 @@ class Loader:
 
     def _shard(self, numbers: np.ndarray, step: int) -> Batch:
         found = [(int(n), e) for n in numbers if (e := self._example(int(n))) is not None]
-        # A crystal's probe must not depend on the device that it is on.
+        # A crystal's probe and wave vectors must not depend on the device that it is on.
+        drawn = {"hessian", "frequencies"}
         rngs = [
-            np.random.default_rng([self.plan.seed, step, n]) if e.labels.hessian is not None else None
+            np.random.default_rng([self.plan.seed, step, n]) if drawn.intersection(e.labels.known) else None
             for n, e in found
         ]
-        examples = [e for _, e in found]
-        return collate(examples, self.plan.shape, self.reference_energies, rngs, self.dtype, self.mixed)
+        return collate(
+            [e for _, e in found],
+            self.plan.shape,
+            self.reference_energies,
+            rngs,
+            self.dtype,
+            self.mixed,
+            self.plan.spectra_shape,
+        )
 
     def _example(self, number: int) -> Example | None:
         own = len(self.split)

@@ -35,6 +35,7 @@ LEAST = {  # the smallest allowed values of numbers in a configuration
     "epochs": 1,
     "steps": 1,
     "batch_size": 1,
+    "waves": 1,
     "devices": 1,
     "data.crystals": 1,
     "replay.crystals": 0,
@@ -169,6 +170,7 @@ class TrainConfig:
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = 0  # for random parameters, the order of the data, and the choice of Hessian columns
     mixed_probes: bool = False  # train on random mixtures of Hessian columns instead of single ones
+    waves: int = 4  # wave vectors drawn in each step for each crystal with frequencies
     validate_every: int | None = None  # in steps; default: an epoch. First and last step are validated, too
     # The validation error that is smallest at the best step: loss, energy_mae, forces_mae, ...
     monitor: Literal[MONITORED] = "loss"
@@ -233,6 +235,11 @@ class TrainConfig:
             raise ConfigError(
                 f"found {found}, but loss.hessian: 0 computes no Hessian columns; needed a weight above 0."
             )
+        if not self.loss.frequencies and self.monitor.startswith("frequencies"):
+            raise ConfigError(
+                f"found monitor: {self.monitor}, but loss.frequencies: 0 computes no frequencies; needed a "
+                "weight above 0."
+            )
 
     def check_steps(self, steps: int) -> None:
         """Raises ConfigError if the optimizer's numbers make no sense in a run of `steps` batches."""
@@ -276,6 +283,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reference_energies": "refit",
         "epochs": 50,
         "batch_size": 64,
+    },
+    # Frequencies of phonons, and of crystals to replay the labels that the potential was trained on.
+    "phonons": {
+        "loss": {
+            "kind": "huber",
+            "delta": 0.1,
+            "energy": 1.0,
+            "forces": 1.0,
+            "stress": 0.1,
+            "magmoms": 0.1,
+            "frequencies": 1.0,
+        },
+        "optimizer": {"name": "adam", "learning_rate": 1e-4, "final_learning_rate": 1e-6},
+        "data": {"fractions": [0.9, 0.1, 0.0], "split_by": "material"},
+        "epochs": 50,
+        "batch_size": 4,
     },
 }
 

@@ -15,9 +15,9 @@ from jaxtyping import Float
 
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.derivatives.slopes import force_slope
-from jaxmlip.units import GPA_PER_EV_PER_A3
+from jaxmlip.units import EV_PER_THZ, GPA_PER_EV_PER_A3, PER_CM_PER_THZ
 
-SLOPED = ("forces", "stress", "magmoms", "hessian")  # not energies, whose zero is arbitrary
+SLOPED = ("forces", "stress", "magmoms", "hessian", "frequencies")  # not energies, whose zero is arbitrary
 CLEAR = 0.7  # the smallest r² at which a slope indicates a unit
 NEAR = 1.6  # the factor by which a slope may be off that of a unit
 NEAREST = 0.2  # largest error of energies in the right unit, relative to the energy and to the error before
@@ -32,6 +32,11 @@ FACTORS = {
         -0.1: "that is GPa where VASP's kbar, positive in compression, was needed",
         -1 / KBAR: "that is eV/Å³ where VASP's kbar, positive in compression, was needed",
         -1.0: "that is the other sign: needed positive in tension (of a virial, -V σ)",
+    },
+    "frequencies": {
+        PER_CM_PER_THZ: "that is 1/cm, needed THz",
+        1e3 * EV_PER_THZ: "that is meV, needed THz",
+        2 * np.pi: "that is an angular frequency in 1/ps, needed THz",
     },
     "forces": {
         Bohr / Hartree: "that is Hartree/Bohr, needed eV/Å",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -14,9 +15,10 @@ from ase.data import chemical_symbols
 from jaxtyping import Float
 
 from jaxmlip.crystals import batches, batching
+from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Split
-from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.data.labels import PROPERTIES, Frequencies
 from jaxmlip.potential import Potential
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
@@ -46,7 +48,8 @@ from jaxmlip.zoo.load import load
 def compare(potential: Potential, split: Split) -> Comparison:
     """Predictions for every example of `split`, beside its labels, computed batch by batch.
 
-    Hessian columns are computed crystal by crystal.
+    Hessian columns and frequencies are computed crystal by crystal. A frequency of a measurement that belongs
+    to no branch is compared with the nearest one.
     """
     found: list[dict[str, Pair]] = [{} for _ in range(len(split))]
     of = cache(partial(select, potential)) if potential.functionals else lambda functional: potential
@@ -78,7 +81,28 @@ def _pairs(
         shape = batching.shape_for([graph])
         columns = hessian_columns(of(functional), atoms, labels.columns, shape=shape)
         found["hessian"] = Pair(graph.species, labels.hessian, columns.reshape(labels.hessian.shape))
+    if labels.frequencies is not None:
+        found["frequencies"] = Pair(graph.species, *_frequencies(of(functional), graph, labels.frequencies))
     return found
+
+
+def _frequencies(
+    potential: Potential, graph: CrystalGraph, labels: Frequencies
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """The known frequencies of `labels`, and those of the model in the same cell, THz."""
+    from jaxmlip.mechanics.elasticity import NotAtRestWarning
+    from jaxmlip.phonons import phonon_modes
+
+    atoms = Atoms(
+        graph.numbers, graph.positions, masses=labels.masses, cell=graph.cell[0], pbc=graph.periodic[0]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)  # the cell is that of the labels
+        found = phonon_modes(potential, atoms, labels.q_points).frequencies
+    nearest = np.abs(found[:, None, :] - labels.thz[:, :, None]).argmin(axis=2)
+    model = np.where(labels.assigned[:, None], found, np.take_along_axis(found, nearest, axis=1))
+    known = ~np.isnan(labels.thz)
+    return labels.thz[known], model[known]
 
 
 def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:

@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmlip.crystals import batching
-from jaxmlip.data.batch import Batch, collate, stack
-from jaxmlip.data.dataset import Split, check
+from jaxmlip.data.batch import Batch, SpectraShape, collate, stack
+from jaxmlip.data.dataset import Split, check, with_label
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, architecture_of
 from jaxmlip.system import parallel
@@ -153,16 +153,22 @@ def fit(
 
 
 def evaluation_batches(
-    split: Split, batch_size: int, reference_energies: np.ndarray, mesh: Mesh, dtype=np.float32
+    split: Split,
+    batch_size: int,
+    reference_energies: np.ndarray,
+    mesh: Mesh,
+    dtype=np.float32,
+    waves: int = 0,
 ) -> Iterator[Batch]:
     """Every crystal of `split` once, in batches of one shape with about `batch_size` crystals over the mesh.
 
     The leading axis is this process's shards. A crystal with several Hessian columns always gives the same
-    one.
+    one, and one with frequencies the same `waves` wave vectors.
     """
     shards = mesh.devices.size
     groups = _groups(split.sizes, max(1, -(-batch_size // shards)), shards)
     shape = _shape(split.sizes, groups)
+    spectra = _spectra_shape(split, groups, waves) if waves else None
     for start in range(0, len(groups), shards):
         yield stack(
             [
@@ -172,6 +178,7 @@ def evaluation_batches(
                     reference_energies,
                     [np.random.default_rng(k) for k in groups[start + shard]],
                     dtype,
+                    spectra=spectra,
                 )
                 for shard in parallel.local_shards(mesh)
             ]
@@ -282,6 +289,7 @@ class _Run:
             "replay set": None if train.replay is None else _described(train.replay),
             "replay_batch": train.plan.replay_batch,
             "mixed": train.mixed,
+            "waves": train.plan.waves,
             "validation set": None if self.validation is None else _described(self.validation),
             "batch_size": train.plan.batch_size,
             "seed": train.plan.seed,
@@ -370,6 +378,7 @@ class _Run:
             self.train.reference_energies,
             self.mesh,
             np.dtype(self.potential.dtype),
+            config.waves if config.loss.frequencies else 0,
         )
         stop = self.signals.seen if jax.process_count() == 1 else lambda: False
         metrics = validate(evaluate, self.state.eval_params, batches, config.loss, stop)
@@ -616,6 +625,15 @@ def _shape(sizes: np.ndarray, groups: list[list[int]]) -> batching.BatchShape:
     """The shape that holds each group."""
     most = np.max([np.asarray(sizes)[g].sum(axis=0) for g in groups], axis=0)
     return batching.BatchShape.holding(most, max(1, *map(len, groups)))
+
+
+def _spectra_shape(split: Split, groups: list[list[int]], waves: int) -> SpectraShape | None:
+    """The room for those crystals of each group that have frequencies; None if none has."""
+    labelled = with_label(split, "frequencies")
+    if not labelled.any():
+        return None
+    shape = _shape(split.sizes, [[k for k in group if labelled[k]] for group in groups])
+    return SpectraShape(shape, 3 * int(split.sizes[labelled, 0].max()), waves)
 
 
 def _described(split: Split) -> str:

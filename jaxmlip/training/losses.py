@@ -8,7 +8,6 @@ each property is averaged over the numbers of the whole batch that have a label.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,14 +15,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.derivatives.gradients import strain, stress
+from jaxmlip.potential import Energy
 from jaxmlip.system.arrays import Array
+from jaxmlip.training.spectra import errors_in_thz
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
-UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "GPa", "magmoms": "μB", "hessian": "eV/Å²"}
+UNITS = {
+    "energy": "eV/atom",
+    "forces": "eV/Å",
+    "stress": "GPa",
+    "magmoms": "μB",
+    "hessian": "eV/Å²",
+    "frequencies": "THz",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class LossConfig:
     """The loss to minimise; the defaults are those of CHGNet 0.3.0.
 
     The weights multiply means over energies in eV/atom, forces in eV/Å, stresses in GPa, magnetic moments in
-    μB and Hessian columns in eV/Å². A property of weight zero is left out and not computed.
+    μB, Hessian columns in eV/Å² and frequencies in THz. A property of weight zero is left out and not
+    computed.
     """
 
     kind: Literal["huber", "mse", "mae"] = "huber"
@@ -41,6 +49,7 @@ class LossConfig:
     stress: float = 0.1
     magmoms: float = 0.1
     hessian: float = 0.0
+    frequencies: float = 0.0
 
     def __post_init__(self):
         if self.kind not in ("huber", "mse", "mae"):
@@ -70,21 +79,22 @@ class LossConfig:
 
 
 def errors(
-    energy_fn: Callable[[CrystalGraph], tuple[Array, dict[str, Array]]],
+    energy_fn: Energy,
+    params: Any,
     batch: Batch,
     properties: tuple[str, ...],
 ) -> dict[str, tuple[Array, Array]]:
     """Model minus label, in the units of UNITS, and the weight of each number, by property.
 
-    `energy_fn` gives the energies of the crystals of a graph and quantities of each atom. Only derivatives
-    that `properties` need are taken. One Hessian-vector product gives the Hessian columns of all crystals of
-    the batch.
+    `params` are arrays as `potential.arrays` has them. Only derivatives that `properties` need are taken. One
+    Hessian-vector product gives the Hessian columns of all crystals of the batch; frequencies are as
+    `spectra.errors_in_thz` has them.
     """
     graph, weights = batch.graph, batch.weights
     origin = (jnp.asarray(graph.positions), jnp.zeros_like(graph.cell))
 
     def total(r, eps):
-        e, sites = energy_fn(strain(graph.replace(positions=r), eps))
+        e, sites = energy_fn.with_sites(params, strain(graph.replace(positions=r), eps))
         return e.sum(), (e, sites)
 
     gradient = jax.grad(total, argnums=(0, 1), has_aux=True)
@@ -107,6 +117,8 @@ def errors(
         found["magmoms"] = (sites["magmoms"] - batch.magmoms, weights.magmoms)
     if "hessian" in properties:
         found["hessian"] = (H_probe - batch.hessian, weights.hessian[:, None])
+    if "frequencies" in properties and batch.spectra is not None:
+        found["frequencies"] = (errors_in_thz(energy_fn, params, batch.spectra), batch.spectra.weights)
     return {name: (x, jnp.broadcast_to(w, x.shape)) for name, (x, w) in found.items()}
 
 

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from jax.sharding import Mesh
 
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
-from jaxmlip.data.dataset import Split
+from jaxmlip.data.dataset import Split, with_label
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, random_potential
@@ -153,8 +153,8 @@ def prepare(
         splits = read_splits(config.data, potential)
     else:
         potential, splits = _begin(config, folder, terminal)
-    _check_labels(config, potential, splits["train"], splits.get("validation"))
     loader = _loader(config, potential, splits["train"], mesh)
+    _check_labels(config, potential, loader, splits.get("validation"))
     warn_of_overlap(splits, loader.replay)
     config.check_steps(loader.plan.steps if config.steps is None else config.steps)
     return potential, splits, loader
@@ -172,6 +172,10 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
                 f"replay.data: found crystals of {counted(replay.functionals)}, needed the functional of the "
                 f"training data, {counted(train.functionals)}. {STATE}"
             )
+    labelled = None
+    if config.loss.frequencies:
+        sets = [train] if replay is None else [train, replay]
+        labelled = np.concatenate([with_label(split, "frequencies") for split in sets])
     per_epoch = -(-len(train) // min(config.batch_size, len(train)))
     plan = Plan(
         sizes=train.sizes,
@@ -181,6 +185,8 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
         epochs=config.epochs if config.steps is None else -(-config.steps // per_epoch),
         replay_sizes=None if replay is None else replay.sizes,
         replay_batch=config.replay.crystals,
+        waves=0 if labelled is None else config.waves,
+        spectra=labelled,
     )
     return Loader(
         train,
@@ -284,15 +290,18 @@ def fit_references(potential: Potential, split: Split, random: bool = False) -> 
     return references_of(compare(potential, part), before)
 
 
-def _check_labels(config: TrainConfig, potential: Potential, train: Split, validation: Split | None) -> None:
+def _check_labels(
+    config: TrainConfig, potential: Potential, loader: Loader, validation: Split | None
+) -> None:
     """Raises ConfigError if no property of the loss is both labelled and predicted; warns if some are not."""
-    asked = config.loss.properties
+    asked, train = config.loss.properties, loader.split
     if "magmoms" in asked and train.counts.get("magmoms") and not _gives_magmoms(potential, train):
         told = f"loss.magmoms: found {config.loss.magmoms}, but {potential.name} predicts no magnetic moments"
         if asked == ("magmoms",):
             raise ConfigError(f"{told}; needed a weight for something that it predicts, such as loss.energy.")
         warnings.warn(f"{told}: the loss leaves them out.", stacklevel=2)
-    missing = [p for p in asked if not train.counts.get(p)]
+    sets = [train] if loader.replay is None else [train, loader.replay]
+    missing = [p for p in asked if not any(split.counts.get(p) for split in sets)]
     if len(missing) == len(asked):
         raise ConfigError(
             f"loss: found weights for {', '.join(asked)}, but no crystal of the training data has such a "

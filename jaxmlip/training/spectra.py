@@ -7,53 +7,26 @@ gradient of a loss on frequencies costs a few times D(q) itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ase import Atoms
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float
 
-from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph
+from jaxmlip.crystals.primitive import PrimitiveCells
+from jaxmlip.data.batch import Spectra
 from jaxmlip.derivatives import linear_map
-from jaxmlip.potential import Potential
 from jaxmlip.system.arrays import Array
+from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+
+# THz; below it a frequency counts by its square, so that acoustic branches near Γ have derivatives.
+SOFT = 0.5
+# THz; how far from a measured frequency that belongs to no branch its branch is looked for.
+NEAR = 0.25
 
 Energy = Callable[[Any, CrystalGraph], Float[Array, " crystals"]]
-
-
-@flax.struct.dataclass
-class PrimitiveCells:
-    """Primitive cells side by side in one graph. Make them with `primitive_cells`."""
-
-    graph: CrystalGraph
-    first: Int[Array, " crystals"]  # the number of the first atom of each
-    present: Bool[Array, "crystals branches"]  # False beyond the 3N branches of a smaller cell
-    root_mass: Float[Array, "crystals branches"]  # √u of the atom of each coordinate; 1 where there is none
-
-
-def primitive_cells(
-    potential: Potential, crystals: Sequence[Atoms], shape: batching.BatchShape | None = None
-) -> PrimitiveCells:
-    """`crystals` with their masses, in the precision of the potential.
-
-    Raises ValueError if they do not fit into `shape`, or as `Potential.graph` does.
-    """
-    graphs = potential.graphs(crystals)
-    dtype = np.dtype(potential.dtype)
-    graph = batching.pack(graphs, shape, dtype)
-    sizes = np.zeros(len(graph.cell), int)
-    sizes[: len(graphs)] = [3 * len(g.species) for g in graphs]
-    present = np.arange(sizes.max()) < sizes[:, None]
-    root_mass = np.ones(present.shape, dtype)
-    for row, atoms in zip(root_mass, crystals, strict=False):
-        row[: 3 * len(atoms)] = np.repeat(np.sqrt(atoms.get_masses()), 3)
-    first = np.cumsum(sizes // 3) - sizes // 3
-    return PrimitiveCells(graph, first, present, root_mass)
 
 
 def dynamical_matrices(
@@ -67,7 +40,7 @@ def dynamical_matrices(
     crystals, waves = q_points.shape[:2]
     most = cells.present.shape[1]
     r, eps = linear_map.point(cells.graph)
-    coordinate = 3 * cells.first[:, None] + jnp.arange(most)[None]
+    coordinate = 3 * cells.first[:, None] + jnp.arange(most, dtype=cells.first.dtype)[None]
     # One column for each wave and coordinate, with a wave in each crystal; a number beyond the last is none.
     index = jnp.where(cells.present, coordinate, r.size)
     index = jnp.broadcast_to(index.T, (waves, most, crystals)).reshape(-1, crystals)
@@ -75,7 +48,8 @@ def dynamical_matrices(
 
     _, tangent_map = linear_map.linearise(energy, params, cells.graph)
     found = linear_map.waves(tangent_map, r, eps, q, index)  # atoms 2 columns 3
-    places = jnp.minimum(cells.first[:, None] + jnp.arange(most // 3)[None], len(r) - 1)
+    atoms = jnp.arange(most // 3, dtype=cells.first.dtype)
+    places = jnp.minimum(cells.first[:, None] + atoms[None], len(r) - 1)
     own = found[places].reshape(crystals, most // 3, 2, waves, most, 3)  # crystal atom part wave column x
     own = own.transpose(2, 0, 3, 1, 5, 4).reshape(2, crystals, waves, most, most)
     both = cells.present[:, :, None] & cells.present[:, None, :]
@@ -99,3 +73,34 @@ def squared_frequencies(
     one = jnp.eye(D.shape[-1], dtype=D.dtype)[None, None]
     squares = jnp.linalg.eigvalsh(D + absent[..., None] * one)
     return jnp.where(cells.present[:, None], squares, 0)
+
+
+def errors_in_thz(energy: Energy, params: Any, spectra: Spectra) -> Float[Array, "crystals waves branches"]:
+    """Frequencies of the model minus labels, in THz; zero weights mark those that mean nothing.
+
+    Both are signed roots that turn into squares below SOFT: f(ω²) = ω² / (ω⁴ + SOFT⁴)^¼, which is ω for high
+    frequencies and has a derivative at zero. A label that belongs to no branch is compared with the mean of
+    all branches, weighted by exp(-(ω - label)² / 2 NEAR²) like points of a measurement by its resolution:
+    that is the nearest branch, and has a derivative where the nearest one changes.
+    """
+    squares = squared_frequencies(energy, params, spectra.cells, spectra.q_points)
+    found = _signed_root(squares * squares.dtype.type(THZ_PER_ROOT_EV_PER_A2_U**2))
+    labels = _signed_root(spectra.thz * jnp.abs(spectra.thz))
+    nearest = _nearest(found, spectra.cells.present, labels)
+    return jnp.where(spectra.assigned[..., None], found, nearest) - labels
+
+
+def _signed_root(squares: Float[Array, "..."]) -> Float[Array, "..."]:
+    """THz of squares in THz²."""
+    return squares / (squares**2 + SOFT**4) ** 0.25
+
+
+def _nearest(
+    found: Float[Array, "crystals waves branches"],
+    present: Bool[Array, "crystals branches"],
+    labels: Float[Array, "crystals waves labels"],
+) -> Float[Array, "crystals waves labels"]:
+    """The branch near each label."""
+    off = (found[..., None, :] - labels[..., :, None]) / NEAR
+    weight = jax.nn.softmax(jnp.where(present[:, None, None], -0.5 * off**2, -jnp.inf), axis=-1)
+    return jnp.sum(jnp.where(present[:, None, None], weight * found[..., None, :], 0), axis=-1)

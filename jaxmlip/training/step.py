@@ -149,11 +149,13 @@ def make_eval_step(
 ) -> Callable[[Flat, Batch], dict[str, dict[str, jax.Array]]]:
     """The function (state.eval_params, batch) -> sums over the batch as `losses.sums` gives them.
 
-    All properties with labels in the batch are compared; Hessian columns only if they are in the loss.
+    All properties with labels in the batch are compared; Hessian columns and frequencies, whose derivatives
+    take long, only if they are in the loss.
     `losses.means` turns sums over batches into metrics.
     """
     everything = _everything(potential, mesh)
-    properties = tuple(p for p in PROPERTIES if p != "hessian" or loss.hessian)
+    costly = {"hessian", "frequencies"}
+    properties = tuple(p for p in PROPERTIES if p not in costly or getattr(loss, p))
 
     def of_shard(params, others, batch):
         return jax.lax.psum(_sums(potential, loss, properties, others | params, batch), parallel.AXIS)
@@ -176,7 +178,7 @@ def _sums(potential, loss, properties, flat, shard):
     """Sums over the shard of this device, whose leading axis has length one."""
     batch = jax.tree.map(lambda x: x[0], shard)
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return sums(loss, errors(partial(potential.energy_fn.with_sites, params), batch, properties))
+    return sums(loss, errors(potential.energy_fn, params, batch, properties))
 
 
 def _everything(potential: Potential, mesh: Mesh) -> Flat:

@@ -41,7 +41,7 @@ def batch_of(examples, dtype=np.float64, spare=0):
 @partial(jax.jit, static_argnames=("energy_fn", "loss"))
 def summed(energy_fn, loss, flat, batch):
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
-    return sums(loss, errors(partial(energy_fn.with_sites, params), batch, loss.properties))
+    return sums(loss, errors(energy_fn, params, batch, loss.properties))
 
 
 def loss_of(potential, loss, flat, batch):
