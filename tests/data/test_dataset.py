@@ -31,7 +31,7 @@ from jaxmlip.data.dataset import (
     example,
 )
 from jaxmlip.data.encoding import decode, encode
-from jaxmlip.data.labels import LabelError, LabelledCrystal, Labels
+from jaxmlip.data.labels import PROPERTIES, Frequencies, LabelError, LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.readers import ReadError
 from jaxmlip.data.writing import write_dataset
@@ -69,9 +69,15 @@ def same(a: Example, b: Example) -> bool:
     rounded = {"forces", "magmoms", "hessian"}
     leaves = zip(*map(jax.tree.leaves, (a.graph, b.graph)), strict=True)
     graphs = all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in leaves)
+
+    def of(labels: Labels, p: str) -> list[np.ndarray]:
+        found = getattr(labels, p)
+        return list(vars(found).values()) if p == "frequencies" else [found]
+
     labels = a.labels.known == b.labels.known and all(
-        np.allclose(getattr(a.labels, p), getattr(b.labels, p), rtol=1e-7 if p in rounded else 0, atol=0)
+        np.allclose(x, y, rtol=1e-7 if p in rounded else 0, atol=0, equal_nan=True)
         for p in a.labels.known
+        for x, y in zip(of(a.labels, p), of(b.labels, p), strict=True)
     )
     weights = all(a.labels.weight_of(p) == b.labels.weight_of(p) for p in a.labels.known)
     return graphs and labels and weights and a.graph.short == b.graph.short
@@ -81,7 +87,7 @@ def same(a: Example, b: Example) -> bool:
     k=st.integers(0, 2**32),
     atoms=st.integers(1, 6),
     cutoffs=st.sampled_from([CUTOFFS, Cutoffs(4.0), Cutoffs(4.0, 3.0, listed=False), Cutoffs(14.0, 3.0)]),
-    known=st.sets(st.sampled_from(["energy", "forces", "stress", "magmoms", "hessian"])),
+    known=st.sets(st.sampled_from(PROPERTIES)),
     pbc=st.tuples(st.booleans(), st.booleans(), st.booleans()),
 )
 @settings(max_examples=40, deadline=None)
@@ -97,6 +103,14 @@ def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known, pbc):
         magmoms=rng.normal(size=atoms),
         columns=np.array([0, 2]),
         hessian=rng.normal(size=(2, atoms, 3)),
+        frequencies=Frequencies(
+            q_points=rng.uniform(-1, 1, (2, 3)),
+            thz=np.where(np.arange(3 * atoms) == k % 4, np.nan, np.sort(rng.uniform(0, 9, (2, 3 * atoms)))),
+            masses=rng.uniform(1, 200, atoms),
+            weights=rng.uniform(1, 9, 2),
+            assigned=np.array([True, False]),
+            error=np.full((2, 3 * atoms), 0.1),
+        ),
         weight=rng.uniform(),
         weights={p: rng.uniform() for p in sorted(known)[: k % 3]},
     ).only(known)
@@ -107,6 +121,28 @@ def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known, pbc):
         except LabelError:
             return  # two atoms coincide
     assert same(written, decode(encode(written), cutoffs))
+
+
+def test_data_sets_of_before_a_property_was_known_are_read_as_without_it(tmp_path, monkeypatch):
+    crystals = [
+        replace(labelled(k), labels=replace(labelled(k).labels, weights={"energy": 2.0 + k}))
+        for k in range(3)
+    ]
+    for module in ("encoding", "writing"):
+        monkeypatch.setattr(f"jaxmlip.data.{module}.PROPERTIES", PROPERTIES[:-1])
+    write(tmp_path / "old", crystals, fractions=(1, 0, 0))
+    monkeypatch.undo()
+    train = Dataset(tmp_path / "old").splits["train"]
+    assert train.counts == {
+        "energy": 3,
+        "forces": 3,
+        "stress": 2,
+        "magmoms": 1,
+        "hessian": 0,
+        "frequencies": 0,
+    }
+    assert [train[k].labels.weight_of("energy") for k in range(3)] == [2.0, 6.0, 12.0]
+    assert train[0].labels.weight_of("frequencies") == 1.0
 
 
 @given(st.binary(max_size=200), st.integers(0, 10**6), st.integers(0, 255))

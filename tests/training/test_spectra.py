@@ -1,10 +1,12 @@
 """Frequencies are differentiable functions of the parameters of a potential, and labels like energies."""
 
+import warnings
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pairs
 import pytest
 from ase.build import bulk
 from conftest import SHORT, small_potential
@@ -12,10 +14,18 @@ from conftest import SHORT, small_potential
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.primitive import primitive_cells
 from jaxmlip.data.batch import Example, SpectraShape, collate
+from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import Frequencies, Labels
+from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons import phonon_modes
+from jaxmlip.system import parallel
+from jaxmlip.training import evaluate
+from jaxmlip.training.config import TrainConfig
+from jaxmlip.training.loop import Validated, fit
 from jaxmlip.training.losses import LossConfig, errors, means, sums
-from jaxmlip.training.spectra import dynamical_matrices, squared_frequencies
+from jaxmlip.training.optimizer import OptimizerConfig
+from jaxmlip.training.spectra import dynamical_matrices, errors_in_thz, squared_frequencies
 from jaxmlip.units import in_thz
 
 Q = np.array([[[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]], [[0.0, 0.0, 0.0], [0.1, 0.1, 0.3]]])
@@ -101,3 +111,107 @@ def test_the_gradient_of_a_matrix_holds_no_other_crystal(any_potential, cells):
         one, other = (np.asarray(matrices(q)) for q in (Q, np.stack([Q[0], Q[1] + 0.2])))
     np.testing.assert_allclose(one[0], other[0], rtol=0, atol=1e-14)
     assert np.abs(one[1] - other[1]).max() > 1e-5
+
+
+def test_wave_vectors_are_drawn_as_often_as_they_weigh_and_unknown_frequencies_weigh_nothing():
+    thz = np.array([[1.0, 2.0, np.nan], [3.0, 4.0, 5.0]])
+    error = np.array([[0.1, np.nan, np.nan], [0.2, 0.2, np.nan]])
+    its = Frequencies(np.eye(3)[:2], thz, np.array([63.5]), np.array([1.0, 3.0]), error=error)
+    copper = Example(pairs.potential().graph(bulk("Cu")), Labels(frequencies=its).check(1, "Cu"))
+    oxide = with_frequencies(pairs.potential())[0]
+    spectra = batch_of([oxide, copper], waves=4000).spectra
+    first = spectra.q_points[1, :, 0] == 1
+    assert abs(first.mean() - 0.25) < 0.03
+    confidence = np.array([100.0, 25.0, 25.0]) / 50  # 1 / error², on average 1; 1 where it is not stated
+    wanted = np.where(first[:, None], [confidence[0], 1, 0, 0, 0, 0], [*confidence[1:], 1, 0, 0, 0])
+    np.testing.assert_allclose(spectra.weights[1], wanted, rtol=1e-12)
+    np.testing.assert_array_equal(spectra.thz[1][first], np.tile([1.0, 2, 0, 0, 0, 0], (first.sum(), 1)))
+    assert spectra.assigned.all()
+
+
+@pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
+def test_errors_are_those_of_phonons_and_a_frequency_of_no_branch_has_the_nearest():
+    """Two signed roots of squares differ by 1e-4 from the frequencies at 5 THz: (SOFT / 5)⁴ / 4."""
+    potential = pairs.potential(alike=2**0.5)
+    salt = bulk("MgO", "rocksalt", 4.3)
+    q = np.array([[0.1, 0.2, 0.4], [0.5, 0.0, 0.5]])
+    its = phonon_modes(potential, salt, q).frequencies
+    assert its.min() > 4.0
+    labels = its + np.array([0.3, -0.2, 0.1, 0.4, -0.3, 0.2])
+    labels[1] = np.sort(labels[1])
+    measured = np.full((1, 6), np.nan)
+    measured[0, :2] = its[0, 5] + 0.1, its[0, 0] - 0.1
+    frequencies = Frequencies(
+        np.concatenate([q, q[:1]]),
+        np.concatenate([labels, measured]),
+        salt.get_masses(),
+        assigned=np.array([True, True, False]),
+    )
+    example = Example(potential.graph(salt), Labels(frequencies=frequencies).check(2, "MgO"))
+    batch = batch_of([example], waves=20)
+    with potential.precision():
+        found = np.asarray(errors_in_thz(potential.energy_fn, potential.arrays, batch.spectra))[0]
+    spectra = jax.tree.map(lambda x: np.asarray(x)[0], (batch.spectra.q_points, batch.spectra.assigned))
+    drawn = np.where(spectra[1], np.isclose(spectra[0], q[1]).all(axis=1), 2).astype(int)
+    assert set(drawn) == {0, 1, 2}
+    for row, k in zip(found, drawn, strict=True):
+        if k < 2:
+            np.testing.assert_allclose(row, its[k] - frequencies.thz[k], rtol=0, atol=3e-4)
+        else:
+            np.testing.assert_allclose(row[:2], [-0.1, 0.1], rtol=0, atol=0.02)
+
+
+def stiffer(materials):
+    """Salts with the frequencies of a potential whose atoms are larger, and one crystal without."""
+    teacher, q = pairs.potential(1.02, 2**0.5), np.random.default_rng(2).uniform(-0.5, 0.5, (6, 3))
+    found = []
+    for name in materials:
+        salt = bulk(name, "rocksalt", 4.4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotAtRestWarning)
+            thz = phonon_modes(teacher, salt, q).frequencies
+        labels = Labels(frequencies=Frequencies(q, thz, salt.get_masses())).check(2, name)
+        found.append(Example(teacher.graph(salt), labels))
+    return MemorySplit([*found, Example(teacher.graph(bulk("Cu")), Labels(energy=-1.0))], teacher.cutoffs)
+
+
+def test_a_wave_vector_does_not_depend_on_the_device_and_a_batch_only_on_its_step():
+    split = stiffer(["MgO", "CaO", "NaCl"])
+    marked = np.array([True, True, True, False])
+    plans = [Plan(split.sizes, 4, n, epochs=2, waves=2, spectra=marked) for n in (1, 2)]
+    one, two = (Loader(split, plan, np.zeros(120), np.float64).at(1).spectra for plan in plans)
+    assert one.thz.shape == (1, 3, 2, 6)
+    assert two.thz.shape == (2, 2, 2, 6)
+
+    def drawn(spectra):
+        """By frequency, so that neither order counts."""
+        rows = zip(spectra.thz.reshape(-1, 6), spectra.q_points.reshape(-1, 3), strict=True)
+        return {tuple(thz): tuple(q) for thz, q in rows if thz.any()}
+
+    assert drawn(one) == drawn(two)
+    assert len(drawn(one)) > 3
+    assert Plan(split.sizes, 4, epochs=2, spectra=marked).spectra_shape is None
+
+
+def test_a_potential_learns_frequencies_and_evaluation_says_so(tmp_path):
+    train, test = stiffer(["MgO", "CaO", "NaCl", "KCl"]), stiffer(["CaO"])
+    potential, mesh = pairs.potential(alike=2**0.5), parallel.make_mesh(1)
+    plan = Plan(train.sizes, 5, epochs=40, waves=4, spectra=np.array([True] * 4 + [False]))
+    loader = Loader(train, plan, potential.params["reference_energies"], np.float64)
+    settings = TrainConfig(
+        loss=LossConfig(energy=0, forces=0, stress=0, magmoms=0, frequencies=1.0),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        monitor="frequencies_mae",
+        validate_every=20,
+        dtype="float64",
+    )
+    seen = []
+    fitted = fit(potential, loader, test, settings, mesh, tmp_path, seen.append)
+    told = [event.metrics["frequencies_mae"] for event in seen if isinstance(event, Validated)]
+    assert told[-1] < 0.2 * told[0]
+    before, after = (
+        evaluate.errors(evaluate.compare(its, test))["frequencies"] for its in (potential, fitted.potential)
+    )
+    assert before.values == after.values == 36
+    assert after.mae < 0.2 * before.mae
+    assert abs(after.slope - 1) < 0.2 * abs(before.slope - 1)
