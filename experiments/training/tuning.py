@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxmlip.crystals import batching
-from jaxmlip.data.dataset import MemorySplit
+from jaxmlip.data.dataset import MemorySplit, with_label
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
@@ -38,6 +40,7 @@ def tune(
         MemorySplit.from_crystals(part, potential.cutoffs) if part else None
         for part in (frames, replay, validation)
     )
+    parts = [part for part in (split, other) if part is not None]
     plan = Plan(
         split.sizes,
         batch_size,
@@ -46,6 +49,8 @@ def tune(
         replay_sizes=other.sizes if other else None,
         replay_batch=replay_batch if other else 0,
         shape=shape,
+        waves=config.waves if config.loss.frequencies else 0,
+        spectra=np.concatenate([with_label(part, "frequencies") for part in parts]),
     )
     loader = Loader(split, plan, potential.params["reference_energies"], replay=other)
     return fit(potential, loader, watched, config, make_mesh(1), folder, report).potential
