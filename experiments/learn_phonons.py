@@ -133,16 +133,17 @@ def divided(
 ) -> tuple[dict[str, Material], dict[str, Material]]:
     """Materials to train on, and at least `held_out` others of which none has an element of these.
 
-    Materials with elements of both are left out. Raises ValueError if no material is left to train on.
+    Elements are set apart one by one, until they make enough materials. Materials with elements of both kinds
+    are left out. Raises ValueError if no material is left to train on.
     """
     of = {name: set(m.atoms.symbols) for name, m in materials.items()}
-    apart: set[str] = set()
+    drawn_first = np.random.default_rng(seed).permutation(sorted(set().union(*of.values())))
     test: dict[str, Material] = {}
-    for element in np.random.default_rng(seed).permutation(sorted(set().union(*of.values()))):
-        apart.add(str(element))
-        test = {name: m for name, m in materials.items() if of[name] <= apart}
+    for count in range(len(drawn_first)):
+        test = {name: m for name, m in materials.items() if of[name] <= set(drawn_first[: count + 1])}
         if len(test) >= held_out:
             break
+    apart = set().union(*(of[name] for name in test))
     train = {name: m for name, m in materials.items() if not of[name] & apart}
     if not train or len(test) < held_out:
         raise ValueError(
