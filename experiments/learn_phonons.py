@@ -53,11 +53,11 @@ KELVIN = 300.0
 FRAMES = 100  # of each replayed file, of which HELD are held out
 HELD = 20
 NUMBERS = {
-    "highest": "highest frequency",
-    "mean": "mean frequency",
+    "highest": "highest frequency, model / DFT",
+    "mean": "mean frequency, model / DFT",
     "rms": "rms difference / THz",
-    "heat_capacity": "C_V, 300 K",
-    "entropy": "S, 300 K",
+    "heat_capacity": "C_V at 300 K, model / DFT",
+    "entropy": "S at 300 K, model / DFT",
 }
 
 
@@ -293,7 +293,13 @@ def tables(settings: Settings, study: Study) -> list[Table]:
             "Medians over the held-out materials of all splits, with 95 % intervals by bootstrap over them; "
             "ratios are model / DFT. Materials with imaginary modes at any wave vector are counted."
         )
-        columns = ("learnt", "splits", "materials", *NUMBERS.values(), "imaginary")
+        columns = (
+            "learnt",
+            "number of splits",
+            "materials",
+            *NUMBERS.values(),
+            "materials with imaginary modes",
+        )
         found.append(Table(f"{label}: phonons of held-out materials", columns, lines, 3, note))
         names = list(next(iter(rows.values()))[0]["forces"])
         lines = [
@@ -320,8 +326,7 @@ def figures(settings: Settings, study: Study) -> dict[str, tuple[str, Figure]]:
 
 def figure(rows: dict[str, list[dict[str, Any]]]) -> Figure:
     """Every held-out material: highest and mean frequency, and the rms difference."""
-    shown = {"highest": "highest frequency, model / DFT", "mean": "mean frequency, model / DFT"}
-    shown["rms"] = NUMBERS["rms"].replace(" / THz", " (THz)")
+    shown = {name: NUMBERS[name] for name in ("highest", "mean")} | {"rms": "rms difference (THz)"}
     result, (axes,) = panels(1, len(shown), each=(3.6, 3.4), spare=(0, 0.4))
     for ax, (name, words) in zip(axes, shown.items(), strict=True):
         for (kind, its), colour in zip(rows.items(), COLOURS, strict=False):

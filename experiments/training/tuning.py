@@ -52,7 +52,8 @@ def tune(
         waves=config.waves if config.loss.frequencies else 0,
         spectra=np.concatenate([with_label(part, "frequencies") for part in parts]),
     )
-    loader = Loader(split, plan, potential.params["reference_energies"], replay=other)
+    references, dtype = potential.params["reference_energies"], np.dtype(potential.dtype)
+    loader = Loader(split, plan, references, dtype, replay=other)
     return fit(potential, loader, watched, config, make_mesh(1), folder, report).potential
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pairs
 import pytest
 
 from experiments.training.networks import small
@@ -67,10 +68,21 @@ def tiny_metal(patch) -> None:
     patch.setattr("experiments.training.from_scratch.small", tiny)
 
 
+FEW = {"REPLAYED": ("mlearn/Cu.extxyz.gz",), "ELSEWHERE": ("mlearn/Ni.extxyz.gz",)}
+
+
 def few_examples(patch) -> None:
-    few = {"TRAINED": ("NaCl",), "REPLAYED": ("mlearn/Cu.extxyz.gz",), "ELSEWHERE": ("mlearn/Ni.extxyz.gz",)}
-    for name, some in few.items():
+    for name, some in (FEW | {"TRAINED": ("NaCl",)}).items():
         patch.setattr(f"experiments.training.hessian_columns.{name}", some)
+
+
+def few_metals(patch) -> None:
+    for name, some in FEW.items():
+        patch.setattr(f"experiments.learn_phonons.{name}", some)
+    known = {"pairs": pairs.potential(alike=2**0.5)}
+    patch.setattr(
+        "experiments.learn_phonons.load_models", lambda names: {name: known[name] for name in names}
+    )
 
 
 def tiny(architecture: str, width: int) -> dict[str, Any]:
@@ -106,6 +118,13 @@ TABLE = {
         ({"displacement": -0.01}, r"--displacement -0\.01, needed a number above 0"),
         ("phonondb_PBE_103", "MPA2suite/k_SRME", {}),
         other={"displacement": 0.02},
+    ),
+    "learn_phonons": Experiment(
+        softening.learn_phonons,
+        ({"kinds": ("magic",)}, "'magic', needed some of one factor"),
+        ("phonondb_PBE_103", "MPA2suite/k_SRME", {}),
+        other={"waves": 2},
+        small=few_metals,
     ),
     "softening.surfaces": Experiment(
         softening.surfaces,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pairs
 import pytest
 from ase import Atoms
 from ase.build import bulk
@@ -30,6 +31,7 @@ from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
 from jaxmlip.mechanics.equation_of_state import equations_of_state
 from jaxmlip.mechanics.neb import interpolated, vacancy_hop
 from jaxmlip.mechanics.relaxation import relax
+from jaxmlip.phonons import phonon_modes
 from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.studies import study
 from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
@@ -384,6 +386,24 @@ def phonons(root: Path, model: str = SHORT) -> dict:
     return {
         "model": (name,), "data": root / "data", "supercell": eight_cells, "steps": 2, "examples": False,
     }  # fmt: skip
+
+
+def learn_phonons(root: Path) -> dict:
+    """Rock salts without a common element, with the frequencies of pairs that are larger, and metals."""
+    teacher = pairs.potential(1.02, 2**0.5)
+    salts = [bulk("MgO", "rocksalt", 4.4), bulk("NaCl", "rocksalt", 4.5)]
+    thz, q = [], np.array([[0.1, 0.2, 0.4], [0.5, 0.0, 0.5]])
+    for k, atoms in enumerate(salts):
+        atoms.info = {"mp_id": f"mp-{k}", "name": str(atoms.symbols), "symm.no": 225}
+        thz.append(phonon_modes(teacher, atoms, q).frequencies)
+    stars = [(q, [1, 3])] * len(salts)
+    write_phonondb(root / "data/phonondb_PBE_103", salts, thz, (4, 1, 1), stars)
+    for name, count in (("Cu", 24), ("Ni", 3)):
+        frames = [rattled(bulk(name, a=3.6, cubic=True), k) for k in range(count)]
+        lay(root / f"data/mlearn/{name}.extxyz.gz", labelled(teacher, frames))
+    kinds = ("one factor", "frequencies", "frequencies, no replay")
+    few = {"kinds": kinds, "splits": 1, "held_out": 1, "steps": 30, "learning_rate": 3e-3}
+    return {"model": ("pairs",), "data": root / "data", **few}
 
 
 def cure(root: Path, model: str = SHORT) -> dict:
