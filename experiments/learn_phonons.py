@@ -92,7 +92,8 @@ def main(settings: Settings) -> None:
     potentials = load_models(settings.model)
     study = Study("learn_phonons", settings, potentials)
     for label, potential in potentials.items():
-        known = study.known(label, materials, lambda m: m.atoms.numbers)
+        if not (known := study.known(label, materials, lambda m: m.atoms.numbers)):
+            continue
         several = [divided(known, seed, settings.held_out) for seed in range(settings.splits)]
 
         def measure(key: str, potential=potential, several=several) -> dict[str, Any]:
