@@ -51,15 +51,15 @@ SPLIT = (
 )
 DEEPEST = 20  # levels of a YAML file
 MOST = 10_000_000  # values of a file
-LARGEST = 1 << 26  # bytes of a table
+LARGEST = 1 << 26  # bytes of a table, and of what is searched for charges
 
 
 def read_phonopy_modes(path: Path, keys: Keys) -> Iterator[Frame]:
     """mesh.yaml, band.yaml or another file of phonopy that holds wave vectors, frequencies and the cell.
 
     phonopy writes lengths in the unit of its calculator. Only band.yaml says which, as `length_unit`. Whether
-    the non-analytical term was there it does not say: beside a file BORN, bands are read without Γ. In a
-    cubic crystal nothing else tells, since Γ is the same in each direction.
+    the non-analytical term was there it does not say: bands are read without Γ beside a file BORN, or a
+    phonopy.yaml with charges. In a cubic crystal nothing else tells, since Γ is the same in each direction.
     """
     yield partial(_of_phonopy, path, keys)
 
@@ -118,8 +118,18 @@ def _of_phonopy(path: Path, keys: Keys) -> LabelledCrystal:
         weights.append(_numbers(row.get("weight", 1), f"weight {of}", ()))
     told = np.array(weights) if any("weight" in row for row in rows) else None
     # On a mesh Γ has no direction, and no such term.
-    polar = "mesh" not in found and (path.parent / "BORN").is_file()
+    polar = "mesh" not in found and _has_charges(path.parent)
     return _labelled(atoms, str(path), keys, np.array(q), np.array(thz), masses, told, polar)
+
+
+def _has_charges(folder: Path) -> bool:
+    """True if a folder holds Born effective charges, which phonopy takes without being asked."""
+    for name in ("phonopy.yaml", "phonopy_params.yaml", "phonopy_params.yaml.xz"):
+        if (folder / name).is_file():
+            with open_bytes(folder / name) as file:
+                if b"born_effective_charge:" in file.read(LARGEST):
+                    return True
+    return (folder / "BORN").is_file()
 
 
 def _points(points: list, cell: Float[np.ndarray, "3 3"]) -> tuple[Atoms, Float[np.ndarray, " N"]]:
@@ -288,7 +298,7 @@ def _plain(path: Path) -> dict[str, Any]:
     """The YAML of a file as dictionaries, lists and words, without what is SKIPPED.
 
     Built from events: nothing in the file makes an object of another type, the largest parts are never in
-    memory, and it takes a tenth of the time of yaml.safe_load. Raises ValueError for aliases, by which a
+    memory, and it takes a fifth of the time of yaml.safe_load. Raises ValueError for aliases, by which a
     small file could become a very large one.
     """
     import yaml
