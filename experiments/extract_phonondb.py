@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.datasets import data_file
-from jaxmlip.studies.phonondb import SOURCE, Material, read_phonondb
+from jaxmlip.data.readers.phonondb import SOURCE
+from jaxmlip.studies.phonondb import Material, read_phonondb
 from jaxmlip.studies.study import run
 from jaxmlip.system.console import say
 from jaxmlip.system.files import write_whole

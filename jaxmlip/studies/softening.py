@@ -23,12 +23,13 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals import batching
+from jaxmlip.data.readers.phonondb import SOURCE
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons.commensurate import interpolated_frequencies
 from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.phonons.modes import Modes
 from jaxmlip.phonons.supercell import displaced_force_constants, repeat_distance, repeats_within
-from jaxmlip.studies.phonondb import SOURCE, Material, Spectrum, builtin_materials, read_phonondb
+from jaxmlip.studies.phonondb import Material, Spectrum, builtin_materials, read_phonondb
 from jaxmlip.studies.study import bootstrap, save
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import legend, panels, parity, styles

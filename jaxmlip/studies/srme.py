@@ -21,7 +21,8 @@ import numpy as np
 from ase import Atoms
 
 from jaxmlip.crystals.symmetry import Mesh, reduced_mesh, space_group
-from jaxmlip.studies.phonondb import Material, MeshModes, material_of, read_rows
+from jaxmlip.data.readers.phonondb import MeshModes, read_rows
+from jaxmlip.studies.phonondb import Material, material_of
 
 if TYPE_CHECKING:
     from jaxmlip.phonons.transport import Conductivity

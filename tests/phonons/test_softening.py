@@ -18,17 +18,10 @@ from small_studies.softening import FREQUENCY, MESH, write_phonondb
 from experiments.softening.phonons import CELLS
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
+from jaxmlip.data.readers.phonondb import STRUCTURES_FILE, MeshModes, primitive_cell
 from jaxmlip.derivatives.memory_plan import MemoryLimitError
 from jaxmlip.phonons.lattice import mesh_modes
-from jaxmlip.studies.phonondb import (
-    STRUCTURES_FILE,
-    Material,
-    MeshModes,
-    Spectrum,
-    builtin_materials,
-    primitive_cell,
-    read_phonondb,
-)
+from jaxmlip.studies.phonondb import Material, Spectrum, builtin_materials, read_phonondb
 from jaxmlip.studies.softening import draw, shared_shapes, softening, summary, table
 from jaxmlip.studies.softening import main as command
 

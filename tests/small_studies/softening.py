@@ -27,6 +27,7 @@ from stand_in import Mixture, Morse
 from experiments.datasets import ACWF, BINARIES
 from experiments.softening.elastic import SPARE
 from jaxmlip.crystals import batches, batching
+from jaxmlip.data.readers.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
 from jaxmlip.mechanics.elasticity import MESSAGES, elastic_tensors
 from jaxmlip.mechanics.equation_of_state import equations_of_state
 from jaxmlip.mechanics.neb import interpolated, vacancy_hop
@@ -34,7 +35,6 @@ from jaxmlip.mechanics.relaxation import relax
 from jaxmlip.phonons import phonon_modes
 from jaxmlip.phonons.lattice import mesh_modes
 from jaxmlip.studies import study
-from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
 from jaxmlip.studies.softening import shared_shapes
 
 OWN, SOFT = "own", "soft"  # labels are OWN's; SOFT has three quarters of its forces

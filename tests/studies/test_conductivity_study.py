@@ -17,8 +17,8 @@ from small_studies.softening import OWN, SOFT, STAND_INS
 
 from experiments.conductivity import conducted, refused, relaxed
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
+from jaxmlip.data.readers.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
 from jaxmlip.phonons.imaginary import imaginary
-from jaxmlip.studies.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
 from jaxmlip.studies.srme import (
     ANALYSIS_FILE,
     ModeConductivity,

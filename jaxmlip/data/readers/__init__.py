@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlip.data.labels import LabelError, LabelledCrystal, functional_name
-from jaxmlip.data.readers import ase_files, json_files, phonopy_run, vasp
+from jaxmlip.data.readers import ase_files, json_files, phonondb, phonopy_run, spectra, vasp
 from jaxmlip.data.readers.common import Frame, Keys, ReadOptions, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
 from jaxmlip.data.readers.families import mixed
@@ -22,6 +22,7 @@ from jaxmlip.system.borders import in_lines
 HEAD = 1 << 20  # bytes from the start of a file in which its format is looked for
 # Files of chgnet's parser: lists by name, where MPtrj has an object or a number.
 COLUMNS = re.compile(rb'\s*\{\s*"(structure|uncorrected_total_energy|energy_per_atom|force)"\s*:\s*\[')
+MODES = re.compile(rb"^nqpoint:", re.MULTILINE)  # in all files of frequencies that phonopy writes
 NAMED = 5  # crystals left out of a file that its warning names
 SKIP = "skip_bad=True (--skip-bad, or data.skip_bad: true) leaves it out and reads the rest."
 
@@ -84,6 +85,30 @@ FORMATS: dict[str, Format] = {
         lambda path, head: path.name in (*phonopy_run.YAML, *phonopy_run.DATA) or phonopy_run.is_run(path),
         phonopy_run.read_phonopy_run,
     ),
+    "phonondb": Format(
+        f"phononDB-PBE of k_SRME (a folder with {phonondb.FREQUENCIES_FILE} and {phonondb.STRUCTURES_FILE})",
+        lambda path, head: path.name == phonondb.FREQUENCIES_FILE or phonondb.is_pair(path),
+        phonondb.read_pair,
+    ),
+    "phonopy-modes": Format(
+        "frequencies of phonopy (mesh.yaml, band.yaml)",
+        lambda path, head: MODES.search(head),
+        spectra.read_phonopy_modes,
+    ),
+    "pymatgen-modes": Format(
+        "phonon band structures of pymatgen (.json)",
+        # Band structures of electrons have a lattice_rec as well.
+        lambda path, head: (
+            _json_with(*spectra.BANDS)(path, head)
+            or (_json_with("lattice_rec")(path, head) and _json_with("qpoints")(path, head))
+        ),
+        spectra.read_pymatgen_modes,
+    ),
+    "points": Format(
+        "tables of phonon frequencies (.phonons.csv, .phonons.txt, .phonons.dat)",
+        _named(".phonons.csv", ".phonons.txt", ".phonons.dat"),
+        spectra.read_points,
+    ),
     "vasprun": Format(
         "VASP (vasprun.xml)",
         lambda path, head: (
@@ -93,6 +118,9 @@ FORMATS: dict[str, Format] = {
     ),
     "outcar": Format("VASP (OUTCAR)", lambda path, head: _is_output(path, "OUTCAR"), vasp.read_outcar),
 }
+
+
+FOLDERS = ("phonopy", "phonondb")  # formats of several files
 
 
 def read_labelled(
@@ -155,7 +183,7 @@ def find_files(
         return _of_several(matches, format, skip_bad)
     if not path.is_file() and not path.is_dir():
         raise ReadError(f"{path} is a device or a pipe; needed a file or a folder.")
-    if format is not None and (path.is_file() or format == "phonopy"):
+    if format is not None and (path.is_file() or format in FOLDERS):
         return [(path, format)]
     if path.is_file() or _is_unit(path):
         if (name := guess(path)) is None:
@@ -196,7 +224,7 @@ def guess(path: Path) -> str | None:
 
 
 def _is_unit(folder: Path) -> bool:
-    return phonopy_run.is_run(folder) or (folder / "data.mdb").is_file()
+    return phonopy_run.is_run(folder) or phonondb.is_pair(folder) or (folder / "data.mdb").is_file()
 
 
 def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
@@ -213,8 +241,8 @@ def _in_folder(folder: Path, format: str | None) -> Iterator[tuple[Path, str]]:
         if not path.is_file():  # reading a pipe would block
             continue
         name = guess(path)
-        # phonopy's YAML files by themselves hold no labels.
-        if name is None or name == "phonopy" or format not in (None, name):
+        # The files of these folders by themselves hold no labels.
+        if name is None or name in FOLDERS or format not in (None, name):
             continue
         if name == "outcar" and runs and format is None:  # the same run again
             if path not in joined:

@@ -7,7 +7,7 @@ memory. Documents may be in a list, under keys, or one after the other (JSON lin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def read_mptrj(path: Path, keys: Keys) -> Iterator[Frame]:
     may also lie directly under their own names, in a list or in lines, with the material in `mp_id`.
     """
     names = (("uncorrected_total_energy", "energy"), ("force", "forces"), ("stress",), ("magmom", "magmoms"))
-    for number, (key, found) in enumerate(_documents(path)):
+    for number, (key, found) in enumerate(documents(path)):
         for frame, its in ({"": found} if "structure" in found else found).items():
             name = " ".join(filter(None, (str(path), key or f"document {number}", frame)))
             material = keys.first("material", _checked(its, name), "mp_id")[1] or key
@@ -76,7 +76,7 @@ def read_chgnet(path: Path, keys: Keys) -> Iterator[Frame]:
 def read_wbm(path: Path, keys: Keys) -> Iterator[Frame]:
     """{material: {frame: {structure, vasp_e, vasp_f, vasp_s}}}: WBM high-energy states, figshare 27307776."""
     names = (("vasp_e",), ("vasp_f",), ("vasp_s",), ("vasp_m",))
-    for material, frames in _documents(path):
+    for material, frames in documents(path):
         for frame, found in frames.items():
             yield partial(_of_document, found, keys, f"{path} {material} {frame}", material, *names)
 
@@ -88,7 +88,7 @@ def read_matpes(path: Path, keys: Keys) -> Iterator[Frame]:
     `provenance.original_mp_id`, since frames of one material must not be on both sides of a split.
     """
     names = (("energy",), ("forces",), ("stress", "stress_matrix"), ("magmoms",))
-    for number, (_, found) in enumerate(_documents(path)):
+    for number, (_, found) in enumerate(documents(path)):
         origin = _checked(found.get("provenance") or {}, f"document {number}").get("original_mp_id")
         name = f"{path} {found.get('matpes_id') or f'document {number}'}"
         material = keys.first("material", found, "mp_id")[1] or origin or found.get("matpes_id")
@@ -101,7 +101,7 @@ def read_mlearn(path: Path, keys: Keys) -> Iterator[Frame]:
     The stress has VASP's order xx yy zz xy yz zx. The material is the formula.
     """
     names = (("energy",), ("forces",), ("virial_stress",), ("magmoms",))
-    for number, (_, found) in enumerate(_documents(path)):
+    for number, (_, found) in enumerate(documents(path)):
         outputs = _checked(found.get("outputs", found), f"document {number}")
         material = keys.first("material", found, "material")[1]
         record = {**outputs, "structure": found["structure"]}
@@ -140,11 +140,14 @@ def _moment(value: Any) -> Any:
     return value["moment"] if isinstance(value, dict) else value
 
 
-def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects with their keys; the key is "" in a list, and for objects one after the other."""
+def documents(path: Path, marks: Collection[str] = ("structure",)) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects with their keys; the key is "" in a list, and for objects one after the other.
+
+    `marks` are names by which an object is known; it has one of them.
+    """
     import ijson
 
-    layout = _layout(path)
+    layout = _layout(path, marks)
     with open_bytes(path) as file:
         if layout == "keys":
             found = ijson.kvitems(file, "", use_float=True, multiple_values=True)
@@ -155,8 +158,8 @@ def _documents(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield key, _checked(document, key or f"document {number}")
 
 
-def _layout(path: Path) -> str:
-    """ "list", "lines" of documents, or documents under "keys", by where the first structure stands."""
+def _layout(path: Path, marks: Collection[str]) -> str:
+    """ "list", "lines" of documents, or documents under "keys", by where the first of `marks` stands."""
     import ijson
 
     depth = 0
@@ -168,7 +171,7 @@ def _layout(path: Path) -> str:
                 depth += 1
             elif event in ("end_map", "end_array"):
                 depth -= 1
-            elif event == "map_key" and value == "structure":
+            elif event == "map_key" and value in marks:
                 return "lines" if depth == 1 else "keys"
     return "keys"
 
