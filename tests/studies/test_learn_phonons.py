@@ -7,7 +7,8 @@ import pytest
 from ase.build import bulk
 
 from experiments.learn_phonons import divided, labelled
-from jaxmlip.studies.phonondb import Material, MeshModes, Spectrum
+from jaxmlip.data.readers.phonondb import MeshModes
+from jaxmlip.studies.phonondb import Material, Spectrum
 
 
 def test_pairs_that_learn_from_one_salt_have_better_phonons_of_another(ran):
