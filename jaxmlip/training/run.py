@@ -128,6 +128,13 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
         f"{plan.batch_size} on {mesh.devices.size} device(s); padding: {waste}",
         soft_wrap=True,
     )
+    if (spectra := plan.spectra_shape) is not None:
+        columns = spectra.waves * spectra.branches
+        terminal.print(
+            f"frequencies: {spectra.cells.crystals} crystal(s) on each device in a step, at {spectra.waves} "
+            f"wave vectors, which takes {columns} complex columns of second derivatives and their gradient",
+            soft_wrap=True,
+        )
     with Records(folder, config, steps) as records:
         fitted = fit(potential, loader, splits.get("validation"), config, mesh, folder, records)
     best = config.final == "best" and fitted.best is not None

@@ -73,6 +73,8 @@ NOT_RUN = {
     ("docs/conductivity.md", "NaCl.cif"): "test_conductivity_command.py runs it on another crystal",
     ("docs/stabilise.md", "CaTiO3.cif"): "test_instabilities.py runs it on another crystal",
     ("docs/dispersion.md", "graphite.cif"): "test_dispersion.py loads such a name",
+    ("docs/learn_phonons.md", "jaxmlip evaluate"): "test_spectra.py does the same by hand",
+    ("docs/learn_phonons.md", "jaxmlip finetune"): "test_spectra.py runs it on another file",
     ("docs/expansion.md", "ZnO.cif"): "test_expansion.py runs it on another crystal",
     ("docs/screening.md", "more.db"): "test_screen.py runs it on other files",
     ("docs/vibrations.md", "adsorbate.extxyz"): "test_vibrations.py runs it on another structure",

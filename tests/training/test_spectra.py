@@ -1,5 +1,6 @@
 """Frequencies are differentiable functions of the parameters of a potential, and labels like energies."""
 
+import json
 import warnings
 from functools import partial
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pairs
 import pytest
+import small_run
 from ase.build import bulk
 from conftest import SHORT, small_potential
 
+from jaxmlip.cli import main
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.primitive import primitive_cells
 from jaxmlip.data.batch import Example, SpectraShape, collate
@@ -77,7 +80,10 @@ def test_frequencies_of_cells_side_by_side_are_those_of_phonons(any_potential, c
         np.testing.assert_array_equal(found[:, 3 * len(atoms) :], 0)
 
 
-@pytest.mark.parametrize("name", [SHORT, "m3gnet-smooth", "mace-density"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("m3gnet-smooth", "mace-density")]
+
+
+@pytest.mark.parametrize("name", [SHORT, *SLOW])
 def test_gradients_of_the_loss_by_the_parameters_are_those_of_differences(name):
     """Along one direction in the space of all parameters. Modes at Γ are degenerate, and one crystal's
     frequencies belong to no branch."""
@@ -215,3 +221,36 @@ def test_a_potential_learns_frequencies_and_evaluation_says_so(tmp_path):
     assert before.values == after.values == 36
     assert after.mae < 0.2 * before.mae
     assert abs(after.slope - 1) < 0.2 * abs(before.slope - 1)
+
+
+@pytest.mark.slow
+def test_the_command_learns_from_a_file_of_phonons(tmp_path, monkeypatch, capsys):
+    """The file is pymatgen's, with two crystals."""
+    from pymatgen.core import Lattice
+    from pymatgen.io.ase import AseAtomsAdaptor
+    from pymatgen.phonon.bandstructure import PhononBandStructure
+
+    documents = []
+    for name, a in (("NaCl", 5.6), ("MgO", 4.2)):
+        salt = bulk(name, "rocksalt", a)
+        bands = np.sort(np.random.default_rng(1).uniform(2, 8, (6, 5)), axis=0)
+        structure = AseAtomsAdaptor.get_structure(salt)
+        q = np.random.default_rng(2).uniform(-0.5, 0.5, (5, 3))
+        found = PhononBandStructure(q, bands, Lattice(salt.cell.reciprocal()), structure=structure)
+        documents.append({"phonon_bandstructure": found.as_dict()})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phonons [PBE].json").write_text(json.dumps(documents))
+    small_run.start().save(tmp_path / "small")
+    small = ["--model", "small", "--preset", "phonons", "--out", "run"]
+    small += ["--learning-rate", "0.02", "--epochs", "6"]
+    changes = [word for key in ("waves=2", "data.fractions=[1,0,0]") for word in ("--set", key)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of properties without labels
+        main(["finetune", "--data", "phonons [PBE].json", *small, *changes])
+    said = capsys.readouterr()
+    assert "2 wave vectors" in said.err
+    assert "12 complex columns" in said.err
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results["before"]) == ["frequencies"]
+    assert results["units"]["frequencies"] == "THz"
+    assert results["after"]["frequencies"]["mae"] < results["before"]["frequencies"]["mae"]
