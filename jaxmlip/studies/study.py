@@ -8,6 +8,7 @@ folder `out`. `experiments.report` joins records. `save` writes the record of a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -108,6 +109,7 @@ class Study:
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         fixed = {k: v for k, v in self.settings.items() if k not in self.free}
+        self._new = not (self.folder / BEGUN).exists()
         check_begun(self.folder, self.name, fixed, self.weights)
         self.rows = self._read()
 
@@ -124,8 +126,22 @@ class Study:
         """Stores the rows of the same study in other folders, such as those of its shards; own ones stay.
 
         Raises StudyError, before it stores any, if a folder holds none, or rows of other settings, weights or
-        models.
+        models; a folder of this study that is new is left as it was.
         """
+        try:
+            several = self._of(folders)
+        except StudyError:
+            if self._new:
+                (self.folder / BEGUN).unlink()
+                with contextlib.suppress(OSError):  # it holds other files
+                    self.folder.rmdir()
+            raise
+        for x in (x for found in several for x in found):
+            if x["key"] not in self.rows:
+                self._store(x["key"], x["row"], x["seconds"])
+
+    def _of(self, folders: Iterable[Path]) -> list[list[dict[str, Any]]]:
+        """The rows in each of `folders`; see `join`."""
         fixed, several = {k: v for k, v in self.settings.items() if k not in self.free}, []
         for folder in map(Path, folders):
             if not (folder / BEGUN).is_file():
@@ -139,9 +155,7 @@ class Study:
                     "folders of the same settings, weights and models."
                 )
             several.append(_lines(folder / ROWS)[0])
-        for x in (x for found in several for x in found):
-            if x["key"] not in self.rows:
-                self._store(x["key"], x["row"], x["seconds"])
+        return several
 
     def keep(self, key: str, row: Mapping[str, Any]) -> None:
         """Stores one row, on disk too."""

@@ -222,6 +222,7 @@ def test_shards_joined_are_the_whole_and_rows_that_do_not_belong_are_refused(ran
         go("conductivity", replace(whole, model=(OWN,), out=tmp_path / "other models"))
     with pytest.raises(StudyError, match=r"nowhere has no begun\.json"):
         go("conductivity", replace(whole, join=(tmp_path / "nowhere",), out=tmp_path / "nothing"))
+    assert not any((tmp_path / name).exists() for name in ("other step", "other models", "nothing"))
 
 
 @pytest.mark.parametrize(
