@@ -119,7 +119,9 @@ def run_python(page: Path) -> dict:
 
 
 def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
-    found = {page: run_python(page) for page in PAGES}[ROOT / "README.md"]
+    write_labelled(stand_in / "frames.extxyz", "SiC")
+    left = {page: run_python(page) for page in PAGES}
+    found = left[ROOT / "README.md"]
     assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
     assert (len(found["many"]), found["H"].shape) == (100, (24, 24))
     assert found["D"].shape == (len(found["q_points"]), 6, 6)
@@ -127,6 +129,9 @@ def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
     assert (found["potential"].dtype, found["exact"].dtype) == ("float32", "float64")
     assert np.isfinite(found["heat"]).all()
     assert found["own"].elements == (29,)
+    its = left[ROOT / "docs" / "training.md"]
+    assert its["state"].step == its["plan"].steps == 3
+    assert not np.array_equal(its["trained"].params["size"], its["potential"].params["size"])
 
 
 def write_labelled(path: Path, names: str) -> None:
