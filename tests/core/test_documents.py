@@ -44,11 +44,19 @@ MODULES = [
     *(path for folder in ("experiments", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
     ROOT / "weights_convert" / "golden.py",
 ]
-OTHERS = {"cd": "of the shell", "wait": "of the shell", "gcloud": "Google's"}  # programs, and whose they are
+OTHERS = {  # programs, and whose they are
+    "cd": "of the shell",
+    "wait": "of the shell",
+    "gcloud": "Google's",
+    "ruff": "of [test]",
+    "pre-commit": "installed as CONTRIBUTING.md says",
+}
 TRAINING = ("README.md", "jaxmlip finetune")
 # Blocks for a shell that nothing here runs, by their page and words that no other block of it has, and why.
 NOT_RUN = {
     ("README.md", "jaxmlip softening"): "installs, takes minutes, and calls this very test",
+    ("CONTRIBUTING.md", "pre-commit install"): "installs",
+    ("CONTRIBUTING.md", "pytest --all"): "runs this very test",
     ("README.md", "jaxmlip sweep"): "six runs; test_sweep.py has smaller ones by the same options",
     ("docs/many_devices.md", "--out run\n"): "as the next",
     ("docs/many_devices.md", "device_count=8"): "test_many_devices.py runs it",
