@@ -34,7 +34,7 @@ HARDWARE = {  # what is there if the machine has some, its name, and what makes 
 }
 COMPLETION = (
     "completion by the tab key: jaxmlip --tyro-write-completion bash "
-    "~/.local/share/bash-completion/completions/jaxmlip, in a folder that exists (or zsh, or fish)"
+    "~/.local/share/bash-completion/completions/jaxmlip, in a folder that exists (or zsh)"
 )
 PATIENCE = 1.0  # seconds for the files of one folder
 GB, MB = 1e9, 1e6

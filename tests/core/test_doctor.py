@@ -96,7 +96,7 @@ def test_version_is_printed(monkeypatch, capsys):
     assert capsys.readouterr().out == f"jaxmlip {__version__}\n"
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_line_for_completion_by_the_tab_key_makes_a_script(shell, tmp_path, monkeypatch, capsys):
     done = here(tmp_path, monkeypatch, capsys, "--tyro-write-completion", shell, "script")
     assert not done.returncode
