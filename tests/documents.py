@@ -19,7 +19,11 @@ import tyro
 from jaxmlip.cli import COMMANDS, Group, main
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md")
+PAGES = (
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "experiments" / "README.md",
+)
 SHELLS = ("sh", "bash", "console")
 PROGRAMS = ("jaxmlip", "python", "pytest", "pip")  # that begin a command between backticks
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -328,8 +328,8 @@ class Made:
 
 def outcome(files: Made, index: int) -> dict[str, object]:
     """What becomes of one variant: `fault` is empty where it is as it should be."""
-    import jaxmlip
     from jaxmlip.system.borders import RefusedError
+    from jaxmlip.zoo.load import load
 
     sys.set_int_max_str_digits(0)  # to make variants
     rng = random.Random(f"{SEED} {index}")
@@ -341,7 +341,7 @@ def outcome(files: Made, index: int) -> dict[str, object]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            potential = jaxmlip.load(path, head=rng.choice([None, None, "pbe"]) if path.is_file() else None)
+            potential = load(path, head=rng.choice([None, None, "pbe"]) if path.is_file() else None)
             fault = unsound(potential)
         except RefusedError as error:
             said = str(error)

@@ -13,6 +13,7 @@ from jaxmlip.cli import (
     against_dft,
     curvature,
     data,
+    doctor,
     expansion,
     models,
     screen,
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "sweep": sweeps.sweep,
     "evaluate": training.evaluate,
     "export": training.export,
+    "doctor": doctor.doctor,
 }
 
 
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tyro.cli(
                 _one_of(COMMANDS),
                 prog="jaxmlip",
-                description="The curvature of universal interatomic potentials.",
+                description="The curvature of universal interatomic potentials. --version: its own version.",
                 args=arguments,
             )
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:

@@ -124,9 +124,8 @@ def finetune(
     stress weighted 0.1 : 100 : 0.1 (arXiv:2405.07105); batches of 4; with 5 crystals or more, a tenth is for
     validation. Preset transfer, to another functional: Huber loss 3 : 1 : 0.1 : 1 with magnetic moments,
     reference energies refitted, 50 epochs, batches of 64, split 8 : 1 : 1 by material (arXiv:2504.05565).
-    Preset phonons, for frequencies: Huber loss of frequencies (THz) at four wave vectors drawn for each
-    crystal and step, with energies, forces and stresses of what is replayed; 50 epochs, batches of 4,
-    learning rate 1e-4 falling to 1e-6.
+    Preset phonons: Huber loss of frequencies (THz) at four wave vectors drawn for each crystal and step, with
+    energies, forces and stresses of what is replayed; 50 epochs, batches of 4, 1e-4 falling to 1e-6.
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset

@@ -117,7 +117,7 @@ def to_phonopy(constants: ForceConstants, nac: NAC | None = None) -> Phonopy:
 def write_phonopy(constants: ForceConstants, folder: str | Path, nac: NAC | None = None) -> None:
     """Writes phonopy_params.yaml (cells, charges) and FORCE_CONSTANTS into `folder`.
 
-    There, `phonopy-load phonopy_params.yaml` reads both.
+    There, `phonopy phonopy_params.yaml` reads both (before phonopy 4: `phonopy-load phonopy_params.yaml`).
 
     Raises ImportError if phonopy is not installed.
     """
@@ -366,7 +366,7 @@ def _read_forces_fc3(file: Path, forces: Path, atoms: int, size: str):
 
 
 def _produce(phonon: Phonopy) -> None:
-    """Makes force constants as phonopy-load does: symmetrised, and fitted if all atoms are displaced."""
+    """Makes force constants as phonopy's command does: symmetrised, and fitted if all atoms are displaced."""
     if "first_atoms" in phonon.dataset:
         phonon.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
         phonon.symmetrize_force_constants(show_drift=False)

@@ -38,7 +38,7 @@ def _keep_compiled_programs() -> None:
     if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     # XLA splits a program for the available cores, but its cache does not distinguish such programs.
-    programs = cache_folder() / "xla" / f"{_cores()}-cores"
+    programs = cache_folder() / "xla" / f"{cores()}-cores"
     try:
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:  # only time is lost
@@ -55,7 +55,7 @@ def _keep_compiled_programs() -> None:
             utils.absl_set_min_log_level(ONLY_FATAL)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The number of cores that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import ase.io
+import jax
 import numpy as np
 import pairs
 import pytest
@@ -43,11 +44,19 @@ MODULES = [
     *(path for folder in ("experiments", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
     ROOT / "weights_convert" / "golden.py",
 ]
-OTHERS = {"cd": "of the shell", "wait": "of the shell", "gcloud": "Google's"}  # programs, and whose they are
+OTHERS = {  # programs, and whose they are
+    "cd": "of the shell",
+    "wait": "of the shell",
+    "gcloud": "Google's",
+    "ruff": "of [test]",
+    "pre-commit": "installed as CONTRIBUTING.md says",
+}
 TRAINING = ("README.md", "jaxmlip finetune")
 # Blocks for a shell that nothing here runs, by their page and words that no other block of it has, and why.
 NOT_RUN = {
     ("README.md", "jaxmlip softening"): "installs, takes minutes, and calls this very test",
+    ("CONTRIBUTING.md", "pre-commit install"): "installs",
+    ("CONTRIBUTING.md", "pytest --all"): "runs this very test",
     ("README.md", "jaxmlip sweep"): "six runs; test_sweep.py has smaller ones by the same options",
     ("docs/many_devices.md", "--out run\n"): "as the next",
     ("docs/many_devices.md", "device_count=8"): "test_many_devices.py runs it",
@@ -121,7 +130,9 @@ def run_python(page: Path) -> dict:
 
 
 def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
-    found = {page: run_python(page) for page in PAGES}[ROOT / "README.md"]
+    write_labelled(stand_in / "frames.extxyz", "SiC")
+    left = {page: run_python(page) for page in PAGES}
+    found = left[ROOT / "README.md"]
     assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
     assert (len(found["many"]), found["H"].shape) == (100, (24, 24))
     assert found["D"].shape == (len(found["q_points"]), 6, 6)
@@ -129,6 +140,10 @@ def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
     assert (found["potential"].dtype, found["exact"].dtype) == ("float32", "float64")
     assert np.isfinite(found["heat"]).all()
     assert found["own"].elements == (29,)
+    its = left[ROOT / "docs" / "training.md"]
+    assert its["state"].step == its["plan"].steps == 3
+    before, after = (jax.tree.leaves(its[who].params["network"]) for who in ("potential", "trained"))
+    assert not all(map(np.array_equal, before, after))
 
 
 def write_labelled(path: Path, names: str) -> None:

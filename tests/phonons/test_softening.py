@@ -153,6 +153,19 @@ def test_the_builtin_materials_agree_with_the_files_that_they_come_from():
             assert getattr(ours.dft, name) == pytest.approx(getattr(theirs.dft, name), abs=6e-5)
 
 
+def test_their_highest_frequencies_are_those_that_matbench_discovery_publishes():
+    folder = os.environ.get("JAXMLIP_DATA")
+    if not folder:
+        pytest.skip("JAXMLIP_DATA does not name the folder of the reference data")
+    path = Path(folder) / "phonondb_PBE_103" / "matbench_discovery_kappa-103-analysis.jsonl"
+    with path.open() as lines:
+        numbers, model = json.loads(next(lines))["_base"]["material_ids"], json.loads(next(lines))
+    quantiles = np.reshape(model["freq_pairs"]["dft"], (len(numbers), -1))
+    highest = dict(zip(numbers, quantiles[:, -1], strict=True))
+    for ours in builtin_materials():
+        assert ours.dft.maximum == pytest.approx(highest[ours.id], abs=0.0051)
+
+
 def test_the_reader_reduces_cells_and_averages_frequencies_with_their_weights(tmp_path, salt):
     thz = np.arange(12.0).reshape(2, 6)
     write_phonondb(tmp_path, [salt], [thz])

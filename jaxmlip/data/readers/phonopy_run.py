@@ -28,7 +28,7 @@ def read_phonopy_run(path: Path, keys: Keys) -> Iterator[Frame]:
 
     The supercell at rest then has the columns of the Hessian that the force constants hold: those of the
     atoms of one primitive cell if they are compact or come from forces, else those of all atoms. Force
-    constants from forces are symmetrised as phonopy-load does it.
+    constants from forces are symmetrised as phonopy does it.
     """
     from jaxmlip.phonons.phonopy_files import read_phonopy
 

@@ -1,0 +1,16 @@
+"""Command for the installation: `jaxmlip doctor`."""
+
+from __future__ import annotations
+
+from jaxmlip.system.arguments import AsJson
+
+
+def doctor(json_: AsJson = False) -> None:
+    """Tells what is installed, what is missing and how to get it, devices, memory and caches.
+
+    Args:
+        json_: print everything as JSON instead of tables
+    """
+    from jaxmlip.system.doctor import main
+
+    main(json_)
