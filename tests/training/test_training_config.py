@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.system.begun import changes
 from jaxmlip.training.config import (
     EXAMPLE,
@@ -44,7 +45,7 @@ BOUNDED = {
     "weight_decay": st.just(0.0),
     "ema": st.none() | st.floats(0, 0.999),
     "accumulate": st.integers(1, 9),
-    **dict.fromkeys(("energy", "forces", "stress", "magmoms", "hessian"), POSITIVE),
+    **dict.fromkeys(PROPERTIES, POSITIVE),
 }
 OPTIONS = st.dictionaries(
     st.text(min_size=1), st.text() | st.integers() | st.booleans() | st.none() | st.lists(st.text())
@@ -234,6 +235,7 @@ def test_changes_replace_what_the_file_says(tmp_path):
         ),
         ({"mixed_probes": True}, r"mixed_probes: true, but loss\.hessian: 0"),
         ({"monitor": "hessian_mae"}, r"monitor: hessian_mae, but loss\.hessian: 0"),
+        ({"monitor": "frequencies_mae"}, r"monitor: frequencies_mae, but loss\.frequencies: 0"),
         (
             {"model": ModelConfig(architecture="mace", head="pbe")},
             r"model\.head: pbe with model\.architecture",
