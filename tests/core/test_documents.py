@@ -51,13 +51,13 @@ OTHERS = {  # programs, and whose they are
     "ruff": "of [test]",
     "pre-commit": "installed as CONTRIBUTING.md says",
 }
-TRAINING = ("README.md", "jaxmlip finetune")
+TRAINING = ("docs/training.md", "jaxmlip finetune")
 # Blocks for a shell that nothing here runs, by their page and words that no other block of it has, and why.
 NOT_RUN = {
     ("README.md", "jaxmlip softening"): "installs, takes minutes, and calls this very test",
     ("CONTRIBUTING.md", "pre-commit install"): "installs",
     ("CONTRIBUTING.md", "pytest --all"): "runs this very test",
-    ("README.md", "jaxmlip sweep"): "six runs; test_sweep.py has smaller ones by the same options",
+    ("docs/training.md", "jaxmlip sweep"): "six runs; test_sweep.py has smaller ones by the same options",
     ("docs/many_devices.md", "--out run\n"): "as the next",
     ("docs/many_devices.md", "device_count=8"): "test_many_devices.py runs it",
     (
@@ -77,7 +77,7 @@ NOT_RUN = {
     ("docs/many_devices.md", "phonons --distributed"): "needs an account with TPUs",
     ("docs/many_devices.md", "--sparse"): "test_sparse.py does the same",
     ("docs/many_devices.md", "--devices 8"): "needs eight devices; test_spread_columns.py makes them",
-    ("docs/many_devices.md", "--dry-run"): "as README's sweep",
+    ("docs/many_devices.md", "--dry-run"): "as the sweep of docs/training.md",
     ("docs/many_devices.md", "CUDA_VISIBLE_DEVICES"): "needs two GPUs",
     ("docs/conductivity.md", "NaCl.cif"): "test_conductivity_command.py runs it on another crystal",
     ("docs/stabilise.md", "CaTiO3.cif"): "test_instabilities.py runs it on another crystal",
@@ -134,12 +134,14 @@ def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
     left = {page: run_python(page) for page in PAGES}
     found = left[ROOT / "README.md"]
     assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
-    assert (len(found["many"]), found["H"].shape) == (100, (24, 24))
-    assert found["D"].shape == (len(found["q_points"]), 6, 6)
+    assert (len(found["many"]), found["H"].shape) == (100, (6, 6))
     assert found["C"].shape == (6, 6)
     assert (found["potential"].dtype, found["exact"].dtype) == ("float32", "float64")
     assert np.isfinite(found["heat"]).all()
-    assert found["own"].elements == (29,)
+    its = left[ROOT / "docs" / "phonons.md"]
+    assert its["D"].shape == (len(its["q_points"]), 6, 6)
+    assert its["C"].shape == (6, 6)
+    assert left[ROOT / "docs" / "own_energy.md"]["own"].elements == (29,)
     its = left[ROOT / "docs" / "training.md"]
     assert its["state"].step == its["plan"].steps == 3
     before, after = (jax.tree.leaves(its[who].params["network"]) for who in ("potential", "trained"))
@@ -177,7 +179,7 @@ def write_mptrj(path: Path, number: int) -> None:
     path.write_text(json.dumps(materials, default=lambda x: x.item()))  # old pymatgens keep bools of NumPy
 
 
-def test_commands_of_readme_train_evaluate_and_export(stand_in):
+def test_commands_of_the_pages_train_evaluate_and_export(stand_in):
     (stand_in / "runs").mkdir()
     write_labelled(stand_in / "runs" / "a.extxyz", "SiC GaAs")
     write_labelled(stand_in / "frames.extxyz", "SiC")

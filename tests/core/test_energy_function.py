@@ -377,9 +377,9 @@ def test_a_streamed_hessian_is_that_in_memory_and_goes_on_with_the_same_function
             jaxmlip.stream_hessian(other, argon, tmp_path / "H.npy")
 
 
-def test_the_morse_potential_of_the_readme_holds_copper_together():
-    text = (Path(__file__).parents[2] / "README.md").read_text().split("## An energy function of your own")[1]
-    names = {"jaxmlip": jaxmlip, "phonons": jaxmlip.phonons, "bulk": bulk}
+def test_the_morse_potential_of_the_pages_holds_copper_together():
+    text = (Path(__file__).parents[2] / "docs" / "own_energy.md").read_text()
+    names: dict = {}
     exec(text.split("```python")[1].split("```")[0], names)
     assert names["relaxed"].converged
     # The parameters are those of Girifalco and Weizer (1959), fitted to copper's lattice constant.
