@@ -6,7 +6,8 @@ trains a model on frequencies of phononDB-PBE's 103 binaries (`jaxmlip.training.
 cells, differentiated by the parameters). Held-out materials share no element with those trained on. Each step
 takes some wave vectors of some crystals, each as likely as its weight, and replays frames with DFT's forces.
 Beside it: the same without replay; with the labels that these cells, relaxed by DFT, have besides (no forces,
-no stress); and one factor on all forces, by least squares of the same squared frequencies. Potential and DFT
+no stress); with no more of each material than the mean of its frequencies and of their squares, or than its
+density of states; and one factor on all forces, by least squares of squared frequencies. Potential and DFT
 have the same cells. Force errors are of frames that were not trained on, of the replayed materials and of
 others.
 """
@@ -23,7 +24,8 @@ import numpy as np
 from experiments.datasets import against_dft, data_file, drawn, read
 from experiments.training.hessian_columns import ELSEWHERE, REPLAYED
 from experiments.training.tuning import tune
-from jaxmlip.data.labels import Frequencies, LabelledCrystal, Labels
+from jaxmlip.data.labels import AVERAGES, Averages, Frequencies, LabelledCrystal, Labels
+from jaxmlip.data.readers.averages import WIDTH
 from jaxmlip.data.readers.phonondb import MeshModes
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons.density import thermodynamics
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
 FOLDER = "phonondb_PBE_103"
 AS_PUBLISHED, FACTOR = "as published", "one factor"
 REPLAY, ALONE, AT_REST = "frequencies", "frequencies, no replay", "frequencies, cells at rest"
-KINDS = (FACTOR, REPLAY, ALONE, AT_REST)
+MOMENTS, DENSITY = "two moments", "density of states"
+KINDS = (FACTOR, REPLAY, ALONE, AT_REST, MOMENTS, DENSITY)
 KELVIN = 300.0
 FRAMES = 100  # of each replayed file, of which HELD are held out
 HELD = 20
@@ -78,6 +81,7 @@ class Settings:
     waves: int = 4  # wave vectors of each
     replay: int = 2  # frames in each step
     frequencies: float = 1.0  # weight in the loss, per THz
+    averages: float = 10.0  # weight in the loss, of moments and densities
     forces: float = 1.0  # weight in the loss, per eV/Å
     learning_rate: float = 2e-4
     out: Path = Path("learn_phonons")
@@ -89,7 +93,7 @@ def main(settings: Settings) -> None:
         1,
         **{n: getattr(settings, n) for n in ("splits", "held_out", "steps", "batch_size", "waves", "replay")},
     )
-    above_zero(frequencies=settings.frequencies, forces=settings.forces)
+    above_zero(**{name: getattr(settings, name) for name in ("frequencies", "averages", "forces")})
     materials = {f"{m.formula} ({m.id})": m for m in read_phonondb(data_file(settings.data, FOLDER))}
     replayed, watched = frames_of(settings.data)
     potentials = load_models(settings.model)
@@ -172,8 +176,14 @@ def learnt(
     if kind == FACTOR:
         scale = np.float32(best_factor(potential, materials))
         return replace(potential, params={**potential.params, "scale": scale})
-    crystals = [labelled(m, at_rest=kind == AT_REST) for m in materials]
-    loss = LossConfig(energy=0.0, forces=settings.forces, magmoms=0.0, frequencies=settings.frequencies)
+    crystals = [labelled(m, kind) for m in materials]
+    loss = LossConfig(
+        energy=0.0,
+        forces=settings.forces,
+        magmoms=0.0,
+        frequencies=settings.frequencies,
+        averages=settings.averages,
+    )
     optimizer = OptimizerConfig(learning_rate=settings.learning_rate, clip=10.0, ema=0.98)
     config = TrainConfig(
         loss=loss,
@@ -203,19 +213,34 @@ def learnt(
 
 def _told(event: Any, steps: int) -> None:
     if isinstance(event, Trained):
-        shown = ("loss", "frequencies_mae", "forces_mae", "stress_mae")
+        shown = ("loss", "frequencies_mae", "averages_mae", "forces_mae", "stress_mae")
         known = {k: round(v, 4) for k, v in event.metrics.items() if k in shown}
         say(f"step {event.step} of {steps}: {known}")
 
 
-def labelled(material: Material, at_rest: bool) -> LabelledCrystal:
-    """A material with its frequencies, and forces and stress of none if `at_rest`."""
-    n, modes = len(material.atoms), material.modes
-    frequencies = Frequencies(modes.q_points, modes.thz, material.atoms.get_masses(), modes.weights)
-    rest = {"forces": np.zeros((n, 3)), "stress": np.zeros((3, 3))} if at_rest else {}
-    return LabelledCrystal(
-        material.atoms, Labels(frequencies=frequencies, **rest), material.formula, material.id, "PBE"
-    ).checked()
+def labelled(material: Material, kind: str) -> LabelledCrystal:
+    """A material with what is learnt of it."""
+    n, modes, masses = len(material.atoms), material.modes, material.atoms.get_masses()
+    if kind in (MOMENTS, DENSITY):
+        labels = Labels(averages=averages(modes, masses, kind))
+    else:
+        labels = Labels(frequencies=Frequencies(modes.q_points, modes.thz, masses, modes.weights))
+    if kind == AT_REST:
+        labels = replace(labels, forces=np.zeros((n, 3)), stress=np.zeros((3, 3)))
+    return LabelledCrystal(material.atoms, labels, material.formula, material.id, "PBE").checked()
+
+
+def averages(modes: MeshModes, masses: np.ndarray, kind: str) -> Averages:
+    """The first two moments of DFT's frequencies, or their density of states, WIDTH of the highest wide."""
+    f = np.maximum(modes.thz, 0.0)
+    share = np.broadcast_to(modes.weights[:, None], f.shape) / modes.weights.sum() / f.shape[1]
+    if kind == MOMENTS:
+        powers = np.array([1.0, 2.0])
+        return Averages(np.zeros(2, int), powers, np.array([(share * f**p).sum() for p in powers]), masses)
+    width = WIDTH * f.max()
+    at = np.arange(0, f.max() + 3 * width, width)
+    bell = np.exp(-0.5 * ((at[:, None] - f.ravel()) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
+    return Averages(np.full(len(at), AVERAGES.index("density")), at, bell @ share.ravel(), masses, width)
 
 
 def spectra(potential: Potential, materials: list[Material]) -> list[Modes]:

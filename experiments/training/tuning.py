@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmlip.crystals import batching
-from jaxmlip.data.dataset import MemorySplit, with_label
+from jaxmlip.data.dataset import MemorySplit, spectral_labels
 from jaxmlip.data.labels import LabelledCrystal
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential
@@ -49,8 +49,8 @@ def tune(
         replay_sizes=other.sizes if other else None,
         replay_batch=replay_batch if other else 0,
         shape=shape,
-        waves=config.waves if config.loss.frequencies else 0,
-        spectra=np.concatenate([with_label(part, "frequencies") for part in parts]),
+        waves=config.waves,
+        spectra=np.concatenate([spectral_labels(part, config.loss.properties) for part in parts]),
     )
     references, dtype = potential.params["reference_energies"], np.dtype(potential.dtype)
     loader = Loader(split, plan, references, dtype, replay=other)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph, directions, has_stress
@@ -49,18 +49,53 @@ class SpectraShape(NamedTuple):
 
     cells: batching.BatchShape
     branches: int  # 3N of the largest cell
-    waves: int  # wave vectors of each crystal
+    waves: int  # wave vectors of each crystal, drawn for frequencies
+    averages: int = 0  # labels of each crystal
+
+    @classmethod
+    def holding(
+        cls, cells: batching.BatchShape, atoms: int, labels: Int[np.ndarray, "n 2"], waves: int
+    ) -> SpectraShape | None:
+        """The room for `labels` as `spectral_labels` has them, of crystals of at most so many atoms.
+
+        None if there are none.
+        """
+        frequencies, averages = labels.max(axis=0, initial=0).tolist()
+        if not frequencies and not averages:
+            return None
+        return cls(cells, 3 * atoms, waves if frequencies else 0, averages)
+
+    @property
+    def rows(self) -> int:
+        """Wave vectors of each crystal in all."""
+        return self.waves + (SHIFTED**3 if self.averages else 0)
+
+
+SHIFTED = 2  # points along each axis of the mesh that averages are taken over
+
+
+@flax.struct.dataclass
+class BatchAverages:
+    """Averages over modes, as `Averages` has them; weights are 0 where there is none."""
+
+    what: Int[Array, "crystals m"]
+    at: Float[Array, "crystals m"]
+    values: Float[Array, "crystals m"]
+    scale: Float[Array, "crystals m"]
+    weights: Float[Array, "crystals m"]
+    width: Float[Array, " crystals"]
 
 
 @flax.struct.dataclass
 class Spectra:
-    """Crystals with frequencies, each at some of its wave vectors; unknown frequencies are zero."""
+    """Crystals with frequencies or averages, each at some wave vectors; unknown frequencies are zero."""
 
     cells: PrimitiveCells
-    q_points: Float[Array, "crystals waves 3"]  # reciprocal lattice units
+    q_points: Float[Array, "crystals all 3"]  # reciprocal lattice units: `waves`, and those of averages
     thz: Float[Array, "crystals waves branches"]
     weights: Float[Array, "crystals waves branches"]  # 0 for padding and for unknown frequencies
     assigned: Bool[Array, "crystals waves"]  # False: each frequency is of the branch that is nearest
+    averages: BatchAverages | None = None  # over wave vectors beyond those of `thz`
 
 
 @flax.struct.dataclass
@@ -145,22 +180,45 @@ def _spectra(
     shape: SpectraShape,
     dtype,
 ) -> Spectra:
-    """The crystals of `examples` that have frequencies, each at wave vectors that its generator draws."""
-    some = [(e, rng) for e, rng in zip(examples, rngs, strict=True) if e.labels.frequencies is not None]
-    masses = [e.labels.frequencies.masses for e, _ in some]
+    """The crystals of `examples` that have frequencies or averages, at wave vectors that are drawn.
+
+    Those of averages are a mesh with a random origin, so that the mean over many batches is that over all
+    wave vectors, with less noise than of as many that are drawn one by one.
+    """
+    labelled = {"frequencies", "averages"}
+    some = [(e, rng) for e, rng in zip(examples, rngs, strict=True) if labelled.intersection(e.labels.known)]
+    masses = [(e.labels.frequencies or e.labels.averages).masses for e, _ in some]
     cells = primitive_cells([e.graph for e, _ in some], masses, shape.cells, shape.branches, dtype)
     rows = (shape.cells.crystals, shape.waves)
-    q_points = np.zeros((*rows, 3), dtype)
+    mesh = np.moveaxis(np.indices((SHIFTED,) * 3), 0, -1).reshape(-1, 3) / SHIFTED
+    q_points = np.zeros((rows[0], shape.rows, 3), dtype)
+    averages = _no_averages(shape, dtype) if shape.averages else None
     thz, weights = (np.zeros((*rows, shape.branches), dtype) for _ in range(2))
     assigned = np.ones(rows, bool)
     for c, (example, rng) in enumerate(some):
-        its = example.labels.frequencies
-        branches = its.thz.shape[1]
-        k = rng.choice(len(its.thz), shape.waves, p=its.weights / its.weights.sum())
-        q_points[c], assigned[c] = its.q_points[k], its.assigned[k]
-        thz[c, :, :branches] = np.nan_to_num(its.thz[k])
-        weights[c, :, :branches] = example.labels.weight_of("frequencies") * its.confidence[k]
-    return Spectra(cells, q_points, thz, weights, assigned)
+        labels = example.labels
+        if (its := labels.frequencies) is not None and shape.waves:
+            branches = its.thz.shape[1]
+            k = rng.choice(len(its.thz), shape.waves, p=its.weights / its.weights.sum())
+            q_points[c, : shape.waves], assigned[c] = its.q_points[k], its.assigned[k]
+            thz[c, :, :branches] = np.nan_to_num(its.thz[k])
+            weights[c, :, :branches] = labels.weight_of("frequencies") * its.confidence[k]
+        if (its := labels.averages) is not None and averages is not None:
+            q_points[c, shape.waves :] = mesh + rng.random(3) / SHIFTED
+            m = len(its.what)
+            for name in ("what", "at", "values", "scale"):
+                getattr(averages, name)[c, :m] = getattr(its, name)
+            averages.weights[c, :m] = labels.weight_of("averages")
+            averages.width[c] = its.width or 1.0
+    return Spectra(cells, q_points, thz, weights, assigned, averages)
+
+
+def _no_averages(shape: SpectraShape, dtype) -> BatchAverages:
+    """Room for averages of all cells, without any."""
+    size = (shape.cells.crystals, shape.averages)
+    what, at = np.zeros(size, np.int32), np.ones(size, dtype)
+    values, scale, weights = (np.full(size, x, dtype) for x in (0, 1, 0))
+    return BatchAverages(what, at, values, scale, weights, np.ones(size[0], dtype))
 
 
 def _probe(labels: Labels, atoms: int, rng: np.random.Generator, mixed: bool):

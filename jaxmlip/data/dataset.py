@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from ase import Atoms
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from jaxmlip.crystals.graph import ELEMENTS, CrystalGraph, Cutoffs, atomic_number, from_atoms
 from jaxmlip.data.batch import Example
@@ -239,13 +239,20 @@ def with_graph(crystal: LabelledCrystal, cutoffs: Cutoffs) -> Example:
     return Example(graph, crystal.labels, crystal.functional)
 
 
-def with_label(split: Split, name: str) -> Bool[np.ndarray, " n"]:
-    """Which crystals of `split` have a label of the property `name`; damaged records have none."""
-    found = np.zeros(len(split), bool)
-    if split.counts[name]:
-        for k in range(len(split)):
-            with contextlib.suppress(CorruptRecordError):  # reported when its batch is made
-                found[k] = name in split[k].labels.known
+def spectral_labels(split: Split, properties: Sequence[str]) -> Int[np.ndarray, "n 2"]:
+    """Whether each crystal of `split` has frequencies (0 or 1), and how many averages over modes it has.
+
+    Of `properties` alone: what is not among them counts as absent. Damaged records have none.
+    """
+    found = np.zeros((len(split), 2), int)
+    asked = [p for p in ("frequencies", "averages") if p in properties and split.counts[p]]
+    for k in range(len(split)) if asked else ():
+        with contextlib.suppress(CorruptRecordError):  # reported when its batch is made
+            labels = split[k].labels
+            if "frequencies" in asked and labels.frequencies is not None:
+                found[k, 0] = 1
+            if "averages" in asked and labels.averages is not None:
+                found[k, 1] = len(labels.averages.what)
     return found
 
 

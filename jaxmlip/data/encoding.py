@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, angle_pairs
 from jaxmlip.data.batch import Example
-from jaxmlip.data.labels import PROPERTIES, Frequencies, Labels
+from jaxmlip.data.labels import PROPERTIES, Averages, Frequencies, Labels
 from jaxmlip.system.borders import shallow
 
 # The arrays of frequencies by their names in a record.
@@ -24,6 +24,13 @@ SPECTRUM = {
     "q_weights": "weights",
     "assigned": "assigned",
     "masses": "masses",
+}
+AVERAGED = {
+    "average": "what",
+    "average_at": "at",
+    "average_values": "values",
+    "average_masses": "masses",
+    "average_width": "width",
 }
 
 
@@ -46,11 +53,13 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
     }
     kept = {"energy": np.float64, "stress": np.float64}
     for p in labels.known:
-        if p != "frequencies":
+        if p not in ("frequencies", "averages"):
             tensors[p] = np.asarray(getattr(labels, p), kept.get(p, np.float32))
     if labels.frequencies is not None:
         tensors |= {key: np.asarray(getattr(labels.frequencies, its)) for key, its in SPECTRUM.items()}
         tensors["assigned"] = tensors["assigned"].astype(np.uint8)
+    if labels.averages is not None:
+        tensors |= {key: np.asarray(getattr(labels.averages, its)) for key, its in AVERAGED.items()}
     if labels.hessian is not None:
         tensors["columns"] = labels.columns.astype(np.int32)
     if not g.periodic.all():  # most are; a record without this entry is periodic
@@ -105,6 +114,8 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
         known = {p: t[p] for p in (*PROPERTIES, "columns") if p in t}
         if "thz" in t:
             known["frequencies"] = Frequencies(**{its: t[key] for key, its in SPECTRUM.items()})
+        if "average" in t:
+            known["averages"] = Averages(**{its: t[key] for key, its in AVERAGED.items()})
         # Records of older data sets have no weight of properties that came later.
         weights = dict(zip(PROPERTIES, t["weights"].tolist(), strict=False)) if "weights" in t else {}
         labels = Labels(**known, weight=float(t["weight"]), weights=weights).check(atoms, "labels")

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
-PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian", "frequencies")
+PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian", "frequencies", "averages")
 FUNCTIONALS = ("LDA", "PBE", "PBEsol", "PBE+U", "SCAN", "r2SCAN", "r2SCAN+U", "HSE06", "PBE0")
 NOT_STATED = "not stated"  # printed for an empty name
 LONGEST = 60  # characters of a functional's name
@@ -115,6 +115,76 @@ class Frequencies:
         return Frequencies(q, thz, masses, weights, assigned, error)
 
 
+NEEDED = {
+    "moment": "numbers above 0, of powers above 0",
+    "density": "none below 0, some above, and a width above 0 THz",
+    "heat capacity": "0 to 1 k_B for each of 3N modes, at temperatures above 0",
+    "entropy": "none below 0, in k_B for each of 3N modes, at temperatures above 0",
+}
+AVERAGES = tuple(NEEDED)
+
+
+@dataclass(frozen=True, eq=False)
+class Averages:
+    """Averages over all modes of a crystal of N atoms, in NumPy and float64; each is one of AVERAGES.
+
+    A moment is the mean of a power of the frequency; a density of states is broadened by a Gaussian, and its
+    integral is 1; heat capacity and entropy are those of harmonic modes, for each mode.
+    """
+
+    what: Int[np.ndarray, " m"]  # numbers in AVERAGES
+    at: Float[np.ndarray, " m"]  # the power of a moment; THz of a density; K
+    values: Float[np.ndarray, " m"]  # THz to that power; 1/THz; k_B; k_B
+    masses: Float[np.ndarray, " N"]  # u
+    width: float = 0.0  # THz, the standard deviation of that Gaussian
+
+    @property
+    def scale(self) -> Float[np.ndarray, " m"]:
+        """What an error of checked labels is divided by: a moment, the largest density, and 1 k_B."""
+        density = self.what == AVERAGES.index("density")
+        largest = self.values[density].max(initial=0.0)
+        return np.select(
+            [self.what == AVERAGES.index("moment"), density], [np.abs(self.values), largest], 1.0
+        )
+
+    def check(self, atoms: int, of: str) -> Averages:
+        """These labels in float64. Raises LabelError for shapes or numbers that cannot be such averages."""
+        at, values, masses = (np.asarray(x, np.float64) for x in (self.at, self.values, self.masses))
+        what, width = np.asarray(self.what), float(self.width)
+        if what.ndim != 1 or not len(what) or not at.shape == values.shape == what.shape:
+            raise LabelError(
+                f"{of}: found averages of shapes {what.shape}, {at.shape} and {values.shape}, needed as many "
+                "values as kinds and places, and at least one."
+            )
+        if masses.shape != (atoms,) or not (masses > 0).all():
+            raise LabelError(f"{of}: found masses {masses.tolist()}, needed {atoms} numbers above 0.")
+        finite = all(np.isfinite(x).all() for x in (at, values, masses, width))
+        if not finite or not np.isin(what, range(len(AVERAGES))).all():
+            raise LabelError(
+                f"{of}: found averages that are not finite, or of kinds that are none of 0 to "
+                f"{len(AVERAGES) - 1}."
+            )
+        for name in np.array(AVERAGES)[np.unique(what)].tolist():
+            its = what == AVERAGES.index(name)
+            own, places = values[its], at[its]
+            least, most = float(own.min()), float(own.max())
+            wrong = {
+                "moment": least <= 0 or places.min() <= 0,
+                "density": least < 0 or most <= 0 or width <= 0,
+                "heat capacity": least < 0 or most > 1 + 1e-6 or places.min() <= 0,
+                "entropy": least < 0 or places.min() <= 0,
+            }
+            if wrong[name]:
+                raise LabelError(
+                    f"{of}: found a {name} from {least:.4g} to {most:.4g}, needed {NEEDED[name]}."
+                )
+            if name == "moment":
+                _check_highest(of, float((own ** (1 / places)).max()), masses)
+            if name == "density":  # without its tail
+                _check_highest(of, float(places[own > 0.01 * most].max()), masses)
+        return Averages(what.astype(np.int32), at, values, masses, width)
+
+
 def _plausible(
     of: str,
     q: Float[np.ndarray, "k 3"],
@@ -129,10 +199,14 @@ def _plausible(
             f"{_words(q[row])}; needed those of a stable crystal. Leave out these wave vectors, or label the "
             "structure that is stable (jaxmlip stabilise finds one for a potential)."
         )
+    _check_highest(of, float(thz.max()), masses)
+
+
+def _check_highest(of: str, thz: float, masses: Float[np.ndarray, " N"]) -> None:
     highest = THZ_PER_ROOT_EV_PER_A2_U * float(np.sqrt(STIFFEST / masses.min()))
-    if thz.max() > highest:
+    if thz > highest:
         raise LabelError(
-            f"{of}: found a frequency of {thz.max():.4g}, needed THz: with a mass of {masses.min():.4g} u "
+            f"{of}: found a frequency of {thz:.4g}, needed THz: with a mass of {masses.min():.4g} u "
             f"none is above {highest:.3g} THz. Numbers in 1/cm are 33.36 times those in THz, in meV 4.136 "
             "times."
         )
@@ -157,6 +231,7 @@ class Labels:
     columns: Int[np.ndarray, " k"] | None = None
     hessian: Float[np.ndarray, "k N 3"] | None = None  # eV/Å²
     frequencies: Frequencies | None = None  # THz; of the crystal as it is, whatever its forces are
+    averages: Averages | None = None  # over the modes of the crystal as it is
     weight: float = 1.0  # of this crystal in every loss
     weights: Mapping[str, float] = field(default_factory=dict)  # of single properties, times `weight`
 
@@ -179,8 +254,8 @@ class Labels:
             "hessian": (None, atoms, 3),
         }
         found = {}
-        if self.frequencies is not None:
-            found["frequencies"] = self.frequencies.check(atoms, of)
+        for name in {"frequencies", "averages"}.intersection(self.known):
+            found[name] = getattr(self, name).check(atoms, of)
         for name in (name for name in self.known if name in shapes):
             value = np.asarray(getattr(self, name), dtype=np.float64)
             needed = (

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from jaxmlip.crystals.batching import BatchShape
-from jaxmlip.data.batch import Batch, Example, SpectraShape, collate, stack
+from jaxmlip.data.batch import SHIFTED, Batch, Example, SpectraShape, collate, stack
 from jaxmlip.data.dataset import CorruptRecordError, Split
 from jaxmlip.system.progress import track
 
@@ -36,8 +36,8 @@ class Plan:
     With `replay_sizes` each batch has `replay_batch` more crystals from a second set, in permutations of its
     own; its crystal k is numbered len(sizes) + k.
 
-    `waves` is the number of wave vectors that are drawn for each crystal that `spectra` marks, one with
-    frequencies.
+    `spectra` has of each crystal what `dataset.spectral_labels` gives: whether it has frequencies, at `waves`
+    wave vectors in each batch, and how many averages over modes.
 
     Raises ValueError, naming the crystal, if a given `shape` is too small.
     """
@@ -51,8 +51,10 @@ class Plan:
     replay_batch: int = 0
     shape: BatchShape | None = None  # of each shard; default: the smallest that fits all shards of the run
     waves: int = 0
-    spectra: Bool[np.ndarray, " n+m"] | None = None
-    spectra_shape: SpectraShape | None = field(init=False)  # None if no crystal has frequencies, or no waves
+    spectra: Int[np.ndarray, "n+m 2"] | None = None
+    spectra_shape: SpectraShape | None = field(
+        init=False
+    )  # of each shard; None if no crystal has such labels
     waste: dict[str, float] = field(init=False)  # the fraction of `shape` that is padding, by KINDS
 
     def __post_init__(self):
@@ -75,12 +77,12 @@ class Plan:
         # One more row, of zeros, for empty places: number -1.
         rows = [self.sizes, self.replay_sizes] if replays else [self.sizes]
         self._sizes = np.concatenate([*rows, np.zeros((1, 4), np.int64)])
-        self._waving = np.zeros(len(self._sizes), bool)
-        if self.waves and self.spectra is not None:
-            self._waving[: len(self.spectra)] = self.spectra
-        self._cost = cost(self._sizes)
+        self._spectra = np.zeros((len(self._sizes), 2), int)
+        if self.spectra is not None:
+            self._spectra[: len(self.spectra)] = self.spectra
         # Each branch of each wave vector takes two columns of second derivatives, real and imaginary.
-        self._cost[self._waving] *= 1 + 6 * self.waves * self._sizes[self._waving, 0]
+        waves = self.waves * self._spectra[:, 0] + SHIFTED**3 * (self._spectra[:, 1] > 0)
+        self._cost = cost(self._sizes) * (1 + 6 * waves * self._sizes[:, 0])
         self._lock = threading.Lock()
         self._replay_pass = lru_cache(2)(self._replay_pass)
         self._epoch = lru_cache(2)(self._epoch)
@@ -120,21 +122,20 @@ class Plan:
     def _measure(self) -> None:
         """Sets `shape` and `waste` by going through the run."""
         most, total = np.zeros((2, 5), np.int64), np.zeros(4)
+        waving = self._spectra.any(axis=1)
         rows = np.arange(self.steps_per_epoch)
         for epoch in track(range(self.epochs), "sizes of batches"):
             numbers, shard = self._epoch(epoch)
-            loads = np.zeros((2, len(rows), self.shards, 5), np.int64)  # of all, of those with frequencies
+            loads = np.zeros((2, len(rows), self.shards, 5), np.int64)  # of all, of those with spectra
             for number, to in zip(numbers.T, shard.T, strict=True):
                 its = np.concatenate([self._sizes[number], (number >= 0)[:, None]], axis=1)
                 loads[0, rows, to] += its
-                loads[1, rows, to] += its * self._waving[number][:, None]
+                loads[1, rows, to] += its * waving[number][:, None]
             most = np.maximum(most, loads.max(axis=(1, 2)))
             total += loads[0, ..., :4].sum(axis=(0, 1))
-        needed, waving = (BatchShape.holding(its[:4], int(its[4])) for its in most)
-        self.spectra_shape = None
-        if waving.crystals:
-            branches = 3 * int(self._sizes[self._waving, 0].max())
-            self.spectra_shape = SpectraShape(waving, branches, self.waves)
+        needed, cells = (BatchShape.holding(its[:4], int(its[4])) for its in most)
+        largest = int(self._sizes[waving, 0].max(initial=0))
+        self.spectra_shape = SpectraShape.holding(cells, largest, self._spectra, self.waves)
         if self.shape is None:
             self.shape = needed
         elif not self.shape.fits(needed):
@@ -294,7 +295,7 @@ class Loader:
     def _shard(self, numbers: np.ndarray, step: int) -> Batch:
         found = [(int(n), e) for n in numbers if (e := self._example(int(n))) is not None]
         # A crystal's probe and wave vectors must not depend on the device that it is on.
-        drawn = {"hessian", "frequencies"}
+        drawn = {"hessian", "frequencies", "averages"}
         rngs = [
             np.random.default_rng([self.plan.seed, step, n]) if drawn.intersection(e.labels.known) else None
             for n, e in found

@@ -235,11 +235,12 @@ class TrainConfig:
             raise ConfigError(
                 f"found {found}, but loss.hessian: 0 computes no Hessian columns; needed a weight above 0."
             )
-        if not self.loss.frequencies and self.monitor.startswith("frequencies"):
-            raise ConfigError(
-                f"found monitor: {self.monitor}, but loss.frequencies: 0 computes no frequencies; needed a "
-                "weight above 0."
-            )
+        for name in ("frequencies", "averages"):
+            if not getattr(self.loss, name) and self.monitor.startswith(name):
+                raise ConfigError(
+                    f"found monitor: {self.monitor}, but loss.{name}: 0 computes no {name}; needed a weight "
+                    "above 0."
+                )
 
     def check_steps(self, steps: int) -> None:
         """Raises ConfigError if the optimizer's numbers make no sense in a run of `steps` batches."""
@@ -294,6 +295,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "stress": 0.1,
             "magmoms": 0.1,
             "frequencies": 1.0,
+            "averages": 1.0,
         },
         "optimizer": {"name": "adam", "learning_rate": 1e-4, "final_learning_rate": 1e-6},
         "data": {"fractions": [0.9, 0.1, 0.0], "split_by": "material"},

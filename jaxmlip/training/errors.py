@@ -17,7 +17,14 @@ from jaxmlip.crystals.graph import ELEMENTS, atomic_number
 from jaxmlip.derivatives.slopes import force_slope
 from jaxmlip.units import EV_PER_THZ, GPA_PER_EV_PER_A3, PER_CM_PER_THZ
 
-SLOPED = ("forces", "stress", "magmoms", "hessian", "frequencies")  # not energies, whose zero is arbitrary
+SLOPED = (
+    "forces",
+    "stress",
+    "magmoms",
+    "hessian",
+    "frequencies",
+    "averages",
+)  # not energies, whose zero is arbitrary
 CLEAR = 0.7  # the smallest r² at which a slope indicates a unit
 NEAR = 1.6  # the factor by which a slope may be off that of a unit
 NEAREST = 0.2  # largest error of energies in the right unit, relative to the energy and to the error before

@@ -18,7 +18,7 @@ from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Split
-from jaxmlip.data.labels import PROPERTIES, Frequencies
+from jaxmlip.data.labels import PROPERTIES, Averages, Frequencies
 from jaxmlip.potential import Potential
 from jaxmlip.system.console import say
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
@@ -40,9 +40,12 @@ from jaxmlip.training.figures import parity
 from jaxmlip.training.functionals import select
 from jaxmlip.training.losses import UNITS
 from jaxmlip.training.references import References, refit
+from jaxmlip.training.spectra import averages_of
 from jaxmlip.training.splits import read_one
 from jaxmlip.units import GPA_PER_EV_PER_A3
 from jaxmlip.zoo.load import load
+
+MESH = 8  # wave vectors along each axis, for averages over modes
 
 
 def compare(potential: Potential, split: Split) -> Comparison:
@@ -83,6 +86,8 @@ def _pairs(
         found["hessian"] = Pair(graph.species, labels.hessian, columns.reshape(labels.hessian.shape))
     if labels.frequencies is not None:
         found["frequencies"] = Pair(graph.species, *_frequencies(of(functional), graph, labels.frequencies))
+    if labels.averages is not None:
+        found["averages"] = Pair(graph.species, *_averages(of(functional), graph, labels.averages))
     return found
 
 
@@ -93,9 +98,7 @@ def _frequencies(
     from jaxmlip.mechanics.elasticity import NotAtRestWarning
     from jaxmlip.phonons import phonon_modes
 
-    atoms = Atoms(
-        graph.numbers, graph.positions, masses=labels.masses, cell=graph.cell[0], pbc=graph.periodic[0]
-    )
+    atoms = _with_masses(graph, labels.masses)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotAtRestWarning)  # the cell is that of the labels
         found = phonon_modes(potential, atoms, labels.q_points).frequencies
@@ -103,6 +106,26 @@ def _frequencies(
     model = np.where(labels.assigned[:, None], found, np.take_along_axis(found, nearest, axis=1))
     known = ~np.isnan(labels.thz)
     return labels.thz[known], model[known]
+
+
+def _averages(
+    potential: Potential, graph: CrystalGraph, labels: Averages
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """The averages of `labels`, and those of the model over a mesh in the same cell, in their scales."""
+    from jaxmlip.mechanics.elasticity import NotAtRestWarning
+    from jaxmlip.phonons import mesh_modes
+
+    atoms = _with_masses(graph, labels.masses)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)  # the cell is that of the labels
+        modes = mesh_modes(potential, atoms, tuple(np.where(atoms.pbc, MESH, 1).tolist()))
+    its = (modes.frequencies, modes.weights, np.ones(modes.frequencies.shape[1], bool))
+    model = averages_of(*(x[None] for x in (*its, labels.what, labels.at)), np.array([labels.width or 1.0]))
+    return labels.values / labels.scale, np.asarray(model[0], float) / labels.scale
+
+
+def _with_masses(graph: CrystalGraph, masses: Float[np.ndarray, " N"]) -> Atoms:
+    return Atoms(graph.numbers, graph.positions, masses=masses, cell=graph.cell[0], pbc=graph.periodic[0])
 
 
 def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:

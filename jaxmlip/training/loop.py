@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Batch, SpectraShape, collate, stack
-from jaxmlip.data.dataset import Split, check, with_label
+from jaxmlip.data.dataset import Split, check, spectral_labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, architecture_of
 from jaxmlip.system import parallel
@@ -158,17 +159,18 @@ def evaluation_batches(
     reference_energies: np.ndarray,
     mesh: Mesh,
     dtype=np.float32,
+    spectra: Int[np.ndarray, "n 2"] | None = None,
     waves: int = 0,
 ) -> Iterator[Batch]:
     """Every crystal of `split` once, in batches of one shape with about `batch_size` crystals over the mesh.
 
     The leading axis is this process's shards. A crystal with several Hessian columns always gives the same
-    one, and one with frequencies the same `waves` wave vectors.
+    one, and one with frequencies the same `waves` wave vectors; `spectra` is as `Plan` has it.
     """
     shards = mesh.devices.size
     groups = _groups(split.sizes, max(1, -(-batch_size // shards)), shards)
     shape = _shape(split.sizes, groups)
-    spectra = _spectra_shape(split, groups, waves) if waves else None
+    room = None if spectra is None else _spectra_shape(split, groups, spectra, waves)
     for start in range(0, len(groups), shards):
         yield stack(
             [
@@ -178,7 +180,7 @@ def evaluation_batches(
                     reference_energies,
                     [np.random.default_rng(k) for k in groups[start + shard]],
                     dtype,
-                    spectra=spectra,
+                    spectra=room,
                 )
                 for shard in parallel.local_shards(mesh)
             ]
@@ -378,7 +380,8 @@ class _Run:
             self.train.reference_energies,
             self.mesh,
             np.dtype(self.potential.dtype),
-            config.waves if config.loss.frequencies else 0,
+            spectral_labels(self.validation, config.loss.properties),
+            config.waves,
         )
         stop = self.signals.seen if jax.process_count() == 1 else lambda: False
         metrics = validate(evaluate, self.state.eval_params, batches, config.loss, stop)
@@ -627,13 +630,11 @@ def _shape(sizes: np.ndarray, groups: list[list[int]]) -> batching.BatchShape:
     return batching.BatchShape.holding(most, max(1, *map(len, groups)))
 
 
-def _spectra_shape(split: Split, groups: list[list[int]], waves: int) -> SpectraShape | None:
-    """The room for those crystals of each group that have frequencies; None if none has."""
-    labelled = with_label(split, "frequencies")
-    if not labelled.any():
-        return None
-    shape = _shape(split.sizes, [[k for k in group if labelled[k]] for group in groups])
-    return SpectraShape(shape, 3 * int(split.sizes[labelled, 0].max()), waves)
+def _spectra_shape(split: Split, groups: list[list[int]], spectra: np.ndarray, waves: int):
+    """The room for those crystals of each group that have frequencies or averages; None if none has."""
+    waving = spectra.any(axis=1)
+    cells = _shape(split.sizes, [[k for k in group if waving[k]] for group in groups])
+    return SpectraShape.holding(cells, int(split.sizes[waving, 0].max(initial=0)), spectra, waves)
 
 
 def _described(split: Split) -> str:

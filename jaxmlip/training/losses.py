@@ -20,7 +20,7 @@ from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.derivatives.gradients import strain, stress
 from jaxmlip.potential import Energy
 from jaxmlip.system.arrays import Array
-from jaxmlip.training.spectra import errors_in_thz
+from jaxmlip.training.spectra import spectral_errors
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
 UNITS = {
@@ -30,6 +30,7 @@ UNITS = {
     "magmoms": "μB",
     "hessian": "eV/Å²",
     "frequencies": "THz",
+    "averages": "of their scale",
 }
 
 
@@ -38,7 +39,8 @@ class LossConfig:
     """The loss to minimise; the defaults are those of CHGNet 0.3.0.
 
     The weights multiply means over energies in eV/atom, forces in eV/Å, stresses in GPa, magnetic moments in
-    μB, Hessian columns in eV/Å² and frequencies in THz. A property of weight zero is left out and not
+    μB, Hessian columns in eV/Å², frequencies in THz, and averages over modes in parts of a moment, of the
+    largest density of states, and of 1 k_B for each mode. A property of weight zero is left out and not
     computed.
     """
 
@@ -50,6 +52,7 @@ class LossConfig:
     magmoms: float = 0.1
     hessian: float = 0.0
     frequencies: float = 0.0
+    averages: float = 0.0
 
     def __post_init__(self):
         if self.kind not in ("huber", "mse", "mae"):
@@ -117,8 +120,10 @@ def errors(
         found["magmoms"] = (sites["magmoms"] - batch.magmoms, weights.magmoms)
     if "hessian" in properties:
         found["hessian"] = (H_probe - batch.hessian, weights.hessian[:, None])
-    if "frequencies" in properties and batch.spectra is not None:
-        found["frequencies"] = (errors_in_thz(energy_fn, params, batch.spectra), batch.spectra.weights)
+    spectral = {"frequencies", "averages"}.intersection(properties)
+    if spectral and batch.spectra is not None:
+        its = spectral_errors(energy_fn, params, batch.spectra)
+        found |= {name: its[name] for name in spectral.intersection(its)}
     return {name: (x, jnp.broadcast_to(w, x.shape)) for name, (x, w) in found.items()}
 
 

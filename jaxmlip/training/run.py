@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from jax.sharding import Mesh
 
 from jaxmlip.crystals.graph import ELEMENTS, atomic_number
-from jaxmlip.data.dataset import Split, with_label
+from jaxmlip.data.dataset import Split, spectral_labels
 from jaxmlip.data.labels import LabelledCrystal, counted, functional_name
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, random_potential
@@ -129,10 +129,10 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
         soft_wrap=True,
     )
     if (spectra := plan.spectra_shape) is not None:
-        columns = spectra.waves * spectra.branches
+        columns = spectra.rows * spectra.branches
         terminal.print(
-            f"frequencies: {spectra.cells.crystals} crystal(s) on each device in a step, at {spectra.waves} "
-            f"wave vectors, which takes {columns} complex columns of second derivatives and their gradient",
+            f"spectra: {spectra.cells.crystals} crystal(s) on each device in a step, at {spectra.rows} wave "
+            f"vectors, which takes {columns} complex columns of second derivatives and their gradient",
             soft_wrap=True,
         )
     with Records(folder, config, steps) as records:
@@ -179,10 +179,8 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
                 f"replay.data: found crystals of {counted(replay.functionals)}, needed the functional of the "
                 f"training data, {counted(train.functionals)}. {STATE}"
             )
-    labelled = None
-    if config.loss.frequencies:
-        sets = [train] if replay is None else [train, replay]
-        labelled = np.concatenate([with_label(split, "frequencies") for split in sets])
+    sets = [train] if replay is None else [train, replay]
+    spectra = np.concatenate([spectral_labels(split, config.loss.properties) for split in sets])
     per_epoch = -(-len(train) // min(config.batch_size, len(train)))
     plan = Plan(
         sizes=train.sizes,
@@ -192,8 +190,8 @@ def _loader(config: TrainConfig, potential: Potential, train: Split, mesh: Mesh)
         epochs=config.epochs if config.steps is None else -(-config.steps // per_epoch),
         replay_sizes=None if replay is None else replay.sizes,
         replay_batch=config.replay.crystals,
-        waves=0 if labelled is None else config.waves,
-        spectra=labelled,
+        waves=config.waves,
+        spectra=spectra,
     )
     return Loader(
         train,

@@ -12,19 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Complex, Float
+import numpy as np
+from jaxtyping import Bool, Complex, Float, Int
 
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.primitive import PrimitiveCells
 from jaxmlip.data.batch import Spectra
+from jaxmlip.data.labels import AVERAGES
 from jaxmlip.derivatives import linear_map
+from jaxmlip.phonons.density import STILL
 from jaxmlip.system.arrays import Array
-from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
+from jaxmlip.units import EV_PER_THZ, KELVIN_PER_EV, THZ_PER_ROOT_EV_PER_A2_U
 
 # THz; below it a frequency counts by its square, so that acoustic branches near Γ have derivatives.
 SOFT = 0.5
 # THz; how far from a measured frequency that belongs to no branch its branch is looked for.
 NEAR = 0.25
+NEARLY_ZERO = 1e-3  # THz²; a root of less than that has no use, and no end to its derivative
 
 Energy = Callable[[Any, CrystalGraph], Float[Array, " crystals"]]
 
@@ -75,19 +79,63 @@ def squared_frequencies(
     return jnp.where(cells.present[:, None], squares, 0)
 
 
-def errors_in_thz(energy: Energy, params: Any, spectra: Spectra) -> Float[Array, "crystals waves branches"]:
-    """Frequencies of the model minus labels, in THz; zero weights mark those that mean nothing.
+def spectral_errors(energy: Energy, params: Any, spectra: Spectra) -> dict[str, tuple[Array, Array]]:
+    """Model minus label and the weight of each number: "frequencies" in THz, "averages" in their scales.
 
-    Both are signed roots that turn into squares below SOFT: f(ω²) = ω² / (ω⁴ + SOFT⁴)^¼, which is ω for high
-    frequencies and has a derivative at zero. A label that belongs to no branch is compared with the mean of
-    all branches, weighted by exp(-(ω - label)² / 2 NEAR²) like points of a measurement by its resolution:
-    that is the nearest branch, and has a derivative where the nearest one changes.
+    Frequencies of both are signed roots that turn into squares below SOFT: f(ω²) = ω² / (ω⁴ + SOFT⁴)^¼, which
+    is ω for high frequencies and has a derivative at zero. A label that belongs to no branch is compared with
+    the mean of all branches, weighted by exp(-(ω - label)² / 2 NEAR²) like points of a measurement by its
+    resolution: that is the nearest branch, and has a derivative where the nearest one changes. Averages are
+    over the wave vectors of the batch that are theirs.
     """
     squares = squared_frequencies(energy, params, spectra.cells, spectra.q_points)
-    found = _signed_root(squares * squares.dtype.type(THZ_PER_ROOT_EV_PER_A2_U**2))
-    labels = _signed_root(spectra.thz * jnp.abs(spectra.thz))
-    nearest = _nearest(found, spectra.cells.present, labels)
-    return jnp.where(spectra.assigned[..., None], found, nearest) - labels
+    squares = squares * squares.dtype.type(THZ_PER_ROOT_EV_PER_A2_U**2)
+    thz = _signed_root(squares)
+    waves, present, found = spectra.thz.shape[1], spectra.cells.present, {}
+    if waves:
+        labels = _signed_root(spectra.thz * jnp.abs(spectra.thz))
+        its = thz[:, :waves]
+        nearest = _nearest(its, present, labels)
+        off = jnp.where(spectra.assigned[..., None], its, nearest) - labels
+        found["frequencies"] = (off, spectra.weights)
+    if (labels := spectra.averages) is not None:
+        own = squares[:, waves:]
+        its = own / jnp.sqrt(jnp.abs(own) + NEARLY_ZERO)
+        equal = jnp.full(its.shape[:2], 1 / its.shape[1], its.dtype)
+        model = averages_of(its, equal, present, labels.what, labels.at, labels.width)
+        found["averages"] = ((model - labels.values) / labels.scale, labels.weights)
+    return found
+
+
+def averages_of(
+    thz: Float[Array, "crystals waves branches"],
+    shares: Float[Array, "crystals waves"],
+    present: Bool[Array, "crystals branches"],
+    what: Int[Array, "crystals m"],
+    at: Float[Array, "crystals m"],
+    width: Float[Array, " crystals"],
+) -> Float[Array, "crystals m"]:
+    """Averages over the modes of each crystal, of the kinds and units of `data.labels.Averages`.
+
+    `shares` of the wave vectors of a crystal add up to 1.
+
+    Modes at STILL or below have no heat capacity and no entropy, as in `phonons.thermodynamics`.
+    """
+    f, at = thz[..., None], at[:, None, None, :]
+    size = jnp.maximum(jnp.abs(f), 1e-6)
+    moment = jnp.sign(f) * jnp.exp(at * jnp.log(size))
+    off = (f - at) / width[:, None, None, None]
+    density = jnp.exp(-0.5 * off**2) / (width[:, None, None, None] * (2 * np.pi) ** 0.5)
+    x = jnp.maximum(f, STILL) * (EV_PER_THZ * KELVIN_PER_EV) / at
+    x = jnp.minimum(x, 60.0)  # where both are zero to all digits
+    heat_capacity = (x / 2 / jnp.sinh(x / 2)) ** 2
+    entropy = x / jnp.expm1(x) - jnp.log(-jnp.expm1(-x))
+    heat_capacity, entropy = (jnp.where(f > STILL, y, 0) for y in (heat_capacity, entropy))
+    kinds = (moment, density, heat_capacity, entropy)  # as AVERAGES
+    value = jnp.select([what[:, None, None, :] == k for k in range(len(AVERAGES))], kinds)
+    weight = present.astype(thz.dtype)
+    weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1)
+    return jnp.einsum("cwbm,cw,cb->cm", value, shares, weight)
 
 
 def _signed_root(squares: Float[Array, "..."]) -> Float[Array, "..."]:

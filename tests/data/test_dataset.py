@@ -31,7 +31,7 @@ from jaxmlip.data.dataset import (
     example,
 )
 from jaxmlip.data.encoding import decode, encode
-from jaxmlip.data.labels import PROPERTIES, Frequencies, LabelError, LabelledCrystal, Labels
+from jaxmlip.data.labels import PROPERTIES, Averages, Frequencies, LabelError, LabelledCrystal, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.data.readers import ReadError
 from jaxmlip.data.writing import write_dataset
@@ -72,7 +72,7 @@ def same(a: Example, b: Example) -> bool:
 
     def of(labels: Labels, p: str) -> list[np.ndarray]:
         found = getattr(labels, p)
-        return list(vars(found).values()) if p == "frequencies" else [found]
+        return list(vars(found).values()) if p in ("frequencies", "averages") else [found]
 
     labels = a.labels.known == b.labels.known and all(
         np.allclose(x, y, rtol=1e-7 if p in rounded else 0, atol=0, equal_nan=True)
@@ -111,6 +111,13 @@ def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known, pbc):
             assigned=np.array([True, False]),
             error=np.full((2, 3 * atoms), 0.1),
         ),
+        averages=Averages(
+            what=np.array([0, 1, 2, 3, k % 4]),
+            at=rng.uniform(1, 9, 5),
+            values=rng.uniform(0.1, 1, 5),
+            masses=rng.uniform(1, 200, atoms),
+            width=0.3,
+        ),
         weight=rng.uniform(),
         weights={p: rng.uniform() for p in sorted(known)[: k % 3]},
     ).only(known)
@@ -129,7 +136,7 @@ def test_data_sets_of_before_a_property_was_known_are_read_as_without_it(tmp_pat
         for k in range(3)
     ]
     for module in ("encoding", "writing"):
-        monkeypatch.setattr(f"jaxmlip.data.{module}.PROPERTIES", PROPERTIES[:-1])
+        monkeypatch.setattr(f"jaxmlip.data.{module}.PROPERTIES", PROPERTIES[:-2])
     write(tmp_path / "old", crystals, fractions=(1, 0, 0))
     monkeypatch.undo()
     train = Dataset(tmp_path / "old").splits["train"]
@@ -140,6 +147,7 @@ def test_data_sets_of_before_a_property_was_known_are_read_as_without_it(tmp_pat
         "magmoms": 1,
         "hessian": 0,
         "frequencies": 0,
+        "averages": 0,
     }
     assert [train[k].labels.weight_of("energy") for k in range(3)] == [2.0, 6.0, 12.0]
     assert train[0].labels.weight_of("frequencies") == 1.0

@@ -6,6 +6,7 @@ import lzma
 import os
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -16,7 +17,7 @@ from ase.build import bulk
 from ase.units import Bohr
 
 from jaxmlip.data.inspection import inspect
-from jaxmlip.data.labels import LabelError
+from jaxmlip.data.labels import Averages, LabelError, Labels
 from jaxmlip.data.readers import ReadError, guess, read_labelled, spectra
 from jaxmlip.data.readers.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
 from jaxmlip.units import EV_PER_THZ, PER_CM_PER_THZ
@@ -530,3 +531,93 @@ def test_published_files_of_other_formats_are_known_as_before():
         "phonopy_examples_PBE/Si-nosym/disp.yaml": None,
     }.items():
         assert guess(real(name)) == format, name
+
+
+@pytest.fixture
+def averaged(tmp_path):
+    """A folder with total_dos.dat and thermal_properties.yaml of springs, and all their frequencies."""
+    phonons = of_springs(SALT)
+    phonons.run_mesh((12, 12, 12), is_gamma_center=True)
+    phonons.run_total_dos(freq_min=0, freq_max=20, freq_pitch=0.02)
+    phonons.write_total_dos(tmp_path / "total_dos.dat")
+    phonons.run_thermal_properties(t_min=0, t_max=600, t_step=100)
+    phonons.write_yaml_thermal_properties(filename=tmp_path / "thermal_properties.yaml")
+    phonons.save(tmp_path / "phonopy.yaml", settings={"force_constants": False})
+    return tmp_path, phonons.mesh.frequencies, phonons.mesh.weights
+
+
+def test_densities_of_states_are_read_broadened_and_with_their_moments(averaged):
+    folder, thz, weights = averaged
+    (found,) = read_labelled(folder / "total_dos.dat")
+    its = found.labels.averages
+    assert found.labels.known == ("averages",)
+    np.testing.assert_allclose(its.masses, MASSES)
+    assert set(its.what) == {1}
+    step = np.diff(its.at)
+    np.testing.assert_allclose(step, its.width)
+    assert abs(its.values.sum() * its.width - 1) < 0.02
+    mean = np.average(thz.mean(axis=1), weights=weights)
+    assert abs(its.values @ its.at * its.width / mean - 1) < 0.02
+    assert its.scale[0] == its.values.max()
+
+
+def test_heat_capacities_and_entropies_are_read_for_each_mode(averaged):
+    folder, *_ = averaged
+    (found,) = read_labelled(folder / "thermal_properties.yaml")
+    its = found.labels.averages
+    np.testing.assert_array_equal(its.at, [100, 200, 300, 400, 500, 600] * 2)
+    np.testing.assert_array_equal(its.what, [2] * 6 + [3] * 6)
+    assert 0.2 < its.values[0] < its.values[5] < 1
+    # Of modes far below kT the entropy grows by ln 2 where the temperature doubles.
+    assert abs(its.values[11] - its.values[8] - np.log(2)) < 0.1
+
+
+def test_averages_without_their_crystal_or_of_another_one_are_refused(averaged):
+    folder, *_ = averaged
+    text = (folder / "total_dos.dat").read_text()
+    ase.io.write(folder / "one.extxyz", bulk("Cu"))
+    ase.io.write(folder / "NaCl.extxyz", SALT)
+    (folder / "phonopy.yaml").rename(folder / "elsewhere")
+    refused = {
+        "density total_dos.dat": (text, r"neither phonopy\.yaml .* lies beside it"),
+        "a total_dos.dat": ("# crystal: one.extxyz\n" + text, r"integral is 5\.\d+|integral is 6"),
+        "b total_dos.dat": ("# crystal: NaCl.extxyz\n" + text.replace("\n", " 1\n"), r"found rows of \[3\]"),
+        "c total_dos.dat": ("# crystal: NaCl.extxyz\n1 2\n", "found 1 frequencies"),
+    }
+    for name, (words, message) in refused.items():
+        (folder / name).write_text(words)
+        with pytest.raises(ReadError, match=message):
+            list(read_labelled(folder / name))
+    (folder / "total_dos.dat").write_text("# crystal: NaCl.extxyz\n" + text)
+    (found,) = read_labelled(folder / "total_dos.dat")
+    np.testing.assert_allclose(found.labels.averages.masses, SALT.get_masses())
+    thermal = (folder / "thermal_properties.yaml").read_text()
+    (folder / "elsewhere").rename(folder / "phonopy.yaml")
+    (folder / "thermal_properties.yaml").write_text(thermal.replace("natom: ", "natom: 1"))
+    with pytest.raises(ReadError, match="natom 12 and a primitive cell of 2 atoms"):
+        list(read_labelled(folder / "thermal_properties.yaml"))
+    (folder / "thermal_properties.yaml").write_text(
+        re.sub(r"heat_capacity: +(\d)", r"heat_capacity: 9\1", thermal)
+    )
+    with pytest.raises(LabelError, match=r"heat capacity from .* needed 0 to 1 k_B"):
+        list(read_labelled(folder / "thermal_properties.yaml"))
+
+
+def test_averages_of_frequencies_that_are_too_high_for_thz_are_refused():
+    masses = np.array([39.1, 126.9])
+    high = {
+        "moment": Averages(np.zeros(2, int), np.array([1.0, 2.0]), np.array([60.0, 4000.0]), masses),
+        "density": Averages(np.ones(2, int), np.array([0.0, 90.0]), np.array([0.01, 0.02]), masses, 3.0),
+    }
+    for its in high.values():
+        with pytest.raises(LabelError, match=r"found a frequency of \d+.*needed THz"):
+            Labels(averages=its).check(2, "KI")
+    for wrong, words in (
+        ({"what": np.array([4, 0])}, "0 to 3"),
+        ({"values": np.array([0.0, 1.0])}, "moment from 0 to 1, needed numbers above 0"),
+        ({"masses": np.ones(3)}, "needed 2 numbers above 0"),
+        ({"at": np.ones(1)}, r"shapes \(2,\), \(1,\) and \(2,\)"),
+    ):
+        its = replace(high["moment"], values=np.array([2.0, 5.0]))
+        with pytest.raises(LabelError, match=words):
+            Labels(averages=replace(its, **wrong)).check(2, "KI")

@@ -29,15 +29,23 @@ def test_pairs_that_learn_from_one_salt_have_better_phonons_of_another(ran):
     assert copper["frequencies"] < 0.1 * copper["frequencies, no replay"]
 
 
-def test_cells_that_dft_relaxed_have_no_forces_and_no_stress_where_that_is_asked():
+def test_what_is_learnt_of_a_material_is_what_its_kind_says():
     salt = bulk("NaCl", "rocksalt", 5.64)
     modes = MeshModes(np.zeros((1, 3)), np.ones(1), np.array([[0.0, 0, 0, 5, 5, 5]]))
     material = Material("mp-1", "NaCl", "rocksalt", salt, (1, 1, 1), Spectrum.of(modes.thz), modes)
-    assert labelled(material, at_rest=False).labels.known == ("frequencies",)
-    labels = labelled(material, at_rest=True).labels
+    assert labelled(material, "frequencies").labels.known == ("frequencies",)
+    labels = labelled(material, "frequencies, cells at rest").labels
     assert labels.known == ("forces", "stress", "frequencies")
     assert not np.any(labels.forces)
     assert not np.any(labels.stress)
+    moments = labelled(material, "two moments").labels
+    assert moments.known == ("averages",)
+    np.testing.assert_allclose(moments.averages.values, [2.5, 12.5])
+    density = labelled(material, "density of states").labels.averages
+    np.testing.assert_allclose(density.width, 0.2)
+    # Half of the modes at 0 THz, of which half lies below.
+    np.testing.assert_allclose(density.values.sum() * 0.2, 0.75, atol=0.1)
+    assert density.at[density.values[5:].argmax() + 5] == pytest.approx(5.0)
 
 
 def test_materials_that_are_held_out_share_no_element_with_those_trained_on():

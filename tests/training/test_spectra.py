@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,21 +19,21 @@ from jaxmlip.crystals import batching
 from jaxmlip.crystals.primitive import primitive_cells
 from jaxmlip.data.batch import Example, SpectraShape, collate
 from jaxmlip.data.dataset import MemorySplit
-from jaxmlip.data.labels import Frequencies, Labels
+from jaxmlip.data.labels import Averages, Frequencies, Labels
 from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
-from jaxmlip.phonons import phonon_modes
+from jaxmlip.phonons import mesh_modes, phonon_modes, thermodynamics
 from jaxmlip.system import parallel
 from jaxmlip.training import evaluate
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.loop import Validated, fit
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.spectra import dynamical_matrices, errors_in_thz, squared_frequencies
-from jaxmlip.units import in_thz
+from jaxmlip.training.spectra import dynamical_matrices, spectral_errors, squared_frequencies
+from jaxmlip.units import J_PER_MOL_PER_EV, KELVIN_PER_EV, in_thz
 
 Q = np.array([[[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]], [[0.0, 0.0, 0.0], [0.1, 0.1, 0.3]]])
-LOSS = LossConfig(kind="mse", energy=0, forces=0, stress=0, magmoms=0, frequencies=1.0)
+LOSS = LossConfig(kind="mse", energy=0, forces=0, stress=0, magmoms=0, frequencies=1.0, averages=0.7)
 
 
 def salts():
@@ -60,7 +61,8 @@ def with_frequencies(potential, seed=0, **changes):
 
 def batch_of(examples, waves=6, seed=1):
     shape = batching.exact_shape([e.graph for e in examples])
-    spectra = SpectraShape(shape, 6, waves)
+    averages = max(0 if e.labels.averages is None else len(e.labels.averages.what) for e in examples)
+    spectra = SpectraShape(shape, 6, waves, averages)
     rng = np.random.default_rng(seed)
     return collate(examples, shape, np.zeros(120), rng, float, spectra=spectra)
 
@@ -85,11 +87,16 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("m3gnet-smooth",
 
 @pytest.mark.parametrize("name", [SHORT, *SLOW])
 def test_gradients_of_the_loss_by_the_parameters_are_those_of_differences(name):
-    """Along one direction in the space of all parameters. Modes at Γ are degenerate, and one crystal's
-    frequencies belong to no branch."""
+    """Along one direction in the space of all parameters. Modes at Γ are degenerate; one crystal has
+    frequencies that belong to no branch, the other has averages too."""
     potential = small_potential(name)
     examples = with_frequencies(potential)
     examples[0] = with_frequencies(potential, assigned=np.array([True, False]))[0]
+    averages = Averages(
+        np.arange(4), np.array([1.0, 4.0, 300.0, 300.0]), np.array([3, 0.1, 0.5, 2]), [65.0], 1.0
+    )
+    its = examples[1].labels
+    examples[1] = examples[1]._replace(labels=replace(its, averages=averages).check(1, "made up"))
     batch = batch_of(examples, waves=2)
     rng = np.random.default_rng(3)
     along = jax.tree.map(lambda x: rng.normal(size=x.shape) * np.abs(x).mean(), potential.params["network"])
@@ -156,7 +163,8 @@ def test_errors_are_those_of_phonons_and_a_frequency_of_no_branch_has_the_neares
     example = Example(potential.graph(salt), Labels(frequencies=frequencies).check(2, "MgO"))
     batch = batch_of([example], waves=20)
     with potential.precision():
-        found = np.asarray(errors_in_thz(potential.energy_fn, potential.arrays, batch.spectra))[0]
+        its_errors = spectral_errors(potential.energy_fn, potential.arrays, batch.spectra)
+    found = np.asarray(its_errors["frequencies"][0])[0]
     spectra = jax.tree.map(lambda x: np.asarray(x)[0], (batch.spectra.q_points, batch.spectra.assigned))
     drawn = np.where(spectra[1], np.isclose(spectra[0], q[1]).all(axis=1), 2).astype(int)
     assert set(drawn) == {0, 1, 2}
@@ -165,6 +173,38 @@ def test_errors_are_those_of_phonons_and_a_frequency_of_no_branch_has_the_neares
             np.testing.assert_allclose(row, its[k] - frequencies.thz[k], rtol=0, atol=3e-4)
         else:
             np.testing.assert_allclose(row[:2], [-0.1, 0.1], rtol=0, atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
+def test_averages_are_those_of_phonons_on_a_mesh_with_a_random_origin():
+    potential = pairs.potential(alike=2**0.5)
+    salt, kelvin = bulk("MgO", "rocksalt", 4.3), np.array([100.0, 300.0])
+    modes = mesh_modes(potential, salt, (8, 8, 8))
+    f, weights = modes.frequencies, modes.weights
+    bell = np.exp(-0.5 * ((f - 9.0) / 0.5) ** 2) / (0.5 * (2 * np.pi) ** 0.5)
+    heat = thermodynamics(modes, kelvin)
+    gas = 6 * J_PER_MOL_PER_EV / KELVIN_PER_EV
+    whole = [np.average(x.mean(axis=1), weights=weights) for x in (f, f**2, bell)]
+    wanted = np.array([*whole, *heat.heat_capacity / gas, *heat.entropy / gas])
+    what, at = np.array([0, 0, 1, 2, 2, 3, 3]), np.array([1.0, 2.0, 9.0, *kelvin, *kelvin])
+    averages = Averages(what, at, np.maximum(0.5 * wanted, 0.01), salt.get_masses(), 0.5)
+    labels = Labels(averages=averages).check(2, "MgO")
+    example = Example(potential.graph(salt), labels)
+    off = []
+    for seed in range(8):
+        batch = batch_of([example], waves=0, seed=seed)
+        assert batch.spectra.q_points.shape == (1, 8, 3)
+        with potential.precision():
+            found = spectral_errors(potential.energy_fn, potential.arrays, batch.spectra)
+        assert set(found) == {"averages"}
+        off.append(np.asarray(found["averages"][0])[0])
+    model = np.mean(off, axis=0) * labels.averages.scale + labels.averages.values
+    # At Γ, which no random origin meets, the whole mesh has three modes without heat.
+    np.testing.assert_allclose(model, wanted, rtol=0.06)
+    split = MemorySplit([example], potential.cutoffs)
+    (pair,) = evaluate.compare(potential, split)["averages"]
+    np.testing.assert_allclose(pair.model * labels.averages.scale, wanted, rtol=0.03)
+    np.testing.assert_array_equal(pair.dft, labels.averages.values / labels.averages.scale)
 
 
 def stiffer(materials):
@@ -183,7 +223,7 @@ def stiffer(materials):
 
 def test_a_wave_vector_does_not_depend_on_the_device_and_a_batch_only_on_its_step():
     split = stiffer(["MgO", "CaO", "NaCl"])
-    marked = np.array([True, True, True, False])
+    marked = np.array([[1, 0]] * 3 + [[0, 0]])
     plans = [Plan(split.sizes, 4, n, epochs=2, waves=2, spectra=marked) for n in (1, 2)]
     one, two = (Loader(split, plan, np.zeros(120), np.float64).at(1).spectra for plan in plans)
     assert one.thz.shape == (1, 3, 2, 6)
@@ -196,13 +236,13 @@ def test_a_wave_vector_does_not_depend_on_the_device_and_a_batch_only_on_its_ste
 
     assert drawn(one) == drawn(two)
     assert len(drawn(one)) > 3
-    assert Plan(split.sizes, 4, epochs=2, spectra=marked).spectra_shape is None
+    assert Plan(split.sizes, 4, epochs=2, spectra=0 * marked, waves=2).spectra_shape is None
 
 
 def test_a_potential_learns_frequencies_and_evaluation_says_so(tmp_path):
     train, test = stiffer(["MgO", "CaO", "NaCl", "KCl"]), stiffer(["CaO"])
     potential, mesh = pairs.potential(alike=2**0.5), parallel.make_mesh(1)
-    plan = Plan(train.sizes, 5, epochs=40, waves=4, spectra=np.array([True] * 4 + [False]))
+    plan = Plan(train.sizes, 5, epochs=40, waves=4, spectra=np.array([[1, 0]] * 4 + [[0, 0]]))
     loader = Loader(train, plan, potential.params["reference_energies"], np.float64)
     settings = TrainConfig(
         loss=LossConfig(energy=0, forces=0, stress=0, magmoms=0, frequencies=1.0),

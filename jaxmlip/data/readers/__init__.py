@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlip.data.labels import LabelError, LabelledCrystal, functional_name
-from jaxmlip.data.readers import ase_files, json_files, phonondb, phonopy_run, spectra, vasp
+from jaxmlip.data.readers import ase_files, averages, json_files, phonondb, phonopy_run, spectra, vasp
 from jaxmlip.data.readers.common import Frame, Keys, ReadOptions, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
 from jaxmlip.data.readers.families import mixed
@@ -24,6 +24,7 @@ HEAD = 1 << 20  # bytes from the start of a file in which its format is looked f
 COLUMNS = re.compile(rb'\s*\{\s*"(structure|uncorrected_total_energy|energy_per_atom|force)"\s*:\s*\[')
 MODES = re.compile(rb"^nqpoint:", re.MULTILINE)  # in all files of frequencies that phonopy writes
 NAMED = 5  # crystals left out of a file that its warning names
+THERMAL = re.compile(rb"^thermal_properties:", re.MULTILINE)
 SKIP = "skip_bad=True (--skip-bad, or data.skip_bad: true) leaves it out and reads the rest."
 
 
@@ -108,6 +109,16 @@ FORMATS: dict[str, Format] = {
         "tables of phonon frequencies (.phonons.csv, .phonons.txt, .phonons.dat)",
         _named(".phonons.csv", ".phonons.txt", ".phonons.dat"),
         spectra.read_points,
+    ),
+    "density": Format(
+        "phonon densities of states of phonopy (total_dos.dat), beside its phonopy.yaml",
+        _named("total_dos.dat"),
+        averages.read_density,
+    ),
+    "thermal": Format(
+        "thermal properties of phonopy (thermal_properties.yaml), beside its phonopy.yaml",
+        lambda path, head: THERMAL.search(head),
+        averages.read_thermal,
     ),
     "vasprun": Format(
         "VASP (vasprun.xml)",

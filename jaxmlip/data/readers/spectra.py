@@ -90,7 +90,7 @@ def read_points(path: Path, keys: Keys) -> Iterator[Frame]:
 
 
 def _of_phonopy(path: Path, keys: Keys) -> LabelledCrystal:
-    found = _plain(path)
+    found = read_yaml(path)
     points, rows = (found.get(name) for name in ("points", "phonon"))
     if "lattice" not in found or not isinstance(points, list):
         raise ValueError(
@@ -101,9 +101,9 @@ def _of_phonopy(path: Path, keys: Keys) -> LabelledCrystal:
     unit = str(found.get("length_unit", "angstrom"))
     if unit not in LENGTHS:
         raise ValueError(f"found length_unit {brief(unit)}, needed {' or '.join(LENGTHS)}")
-    cell = LENGTHS[unit] * _numbers(found["lattice"], "lattice", (3, 3))
-    atoms, masses = _points(points, cell)
-    _check_reciprocal(atoms, _numbers(found.get("reciprocal_lattice"), "reciprocal_lattice", (3, 3)), unit)
+    cell = LENGTHS[unit] * numbers_of(found["lattice"], "lattice", (3, 3))
+    atoms, masses = crystal_of(points, cell)
+    _check_reciprocal(atoms, numbers_of(found.get("reciprocal_lattice"), "reciprocal_lattice", (3, 3)), unit)
     _check_lengths(atoms)
     if not isinstance(rows, list) or not rows:
         raise ValueError("it has no list of wave vectors (phonon)")
@@ -113,9 +113,9 @@ def _of_phonopy(path: Path, keys: Keys) -> LabelledCrystal:
         row = row if isinstance(row, dict) else {}
         bands = [band for band in row.get("band") or () if isinstance(band, dict)]
         of = f"of wave vector {number + 1}"
-        q.append(_numbers(row.get("q-position"), f"q-position {of}", (3,)))
-        thz.append(_numbers([band.get("frequency") for band in bands], f"frequencies {of}", size))
-        weights.append(_numbers(row.get("weight", 1), f"weight {of}", ()))
+        q.append(numbers_of(row.get("q-position"), f"q-position {of}", (3,)))
+        thz.append(numbers_of([band.get("frequency") for band in bands], f"frequencies {of}", size))
+        weights.append(numbers_of(row.get("weight", 1), f"weight {of}", ()))
     told = np.array(weights) if any("weight" in row for row in rows) else None
     # On a mesh Γ has no direction, and no such term.
     polar = "mesh" not in found and _has_charges(path.parent)
@@ -132,18 +132,18 @@ def _has_charges(folder: Path) -> bool:
     return (folder / "BORN").is_file()
 
 
-def _points(points: list, cell: Float[np.ndarray, "3 3"]) -> tuple[Atoms, Float[np.ndarray, " N"]]:
+def crystal_of(points: list, cell: Float[np.ndarray, "3 3"]) -> tuple[Atoms, Float[np.ndarray, " N"]]:
     """The crystal of phonopy's `points`, and its masses."""
     numbers, masses, scaled = [], [], []
     for number, point in enumerate(points):
         of = f"of atom {number + 1}"
         point = point if isinstance(point, dict) else {}
-        if "mixture" in point or _numbers(point.get("weight", 1), f"weight {of}", ()) != 1:
+        if "mixture" in point or numbers_of(point.get("weight", 1), f"weight {of}", ()) != 1:
             raise ValueError(f"found a mixture of elements in the place {of}, needed one atom on every site")
         symbol = str(point.get("symbol"))
         numbers.append(atomic_number(symbol))
-        scaled.append(_numbers(point.get("coordinates"), f"coordinates {of}", (3,)))
-        masses.append(_numbers(point.get("mass", _mass(symbol)), f"mass {of}", ()))
+        scaled.append(numbers_of(point.get("coordinates"), f"coordinates {of}", (3,)))
+        masses.append(numbers_of(point.get("mass", _mass(symbol)), f"mass {of}", ()))
     atoms = Atoms(numbers, scaled_positions=np.reshape(scaled, (-1, 3)), cell=cell, pbc=True)
     check_crystal(atoms)
     return atoms, np.array(masses)
@@ -171,10 +171,10 @@ def _of_band_structure(found: Mapping[str, Any], keys: Keys, name: str, material
     if masses is None:
         masses = [_mass(site["species"][0]["element"]) for site in structure["sites"]]
     if isinstance(bands.get("lattice_rec"), dict):
-        _check_reciprocal(atoms, _numbers(bands["lattice_rec"].get("matrix"), "lattice_rec", (3, 3)))
-    q = _numbers(bands["qpoints"], "qpoints", (None, 3))
-    thz = _numbers(bands["bands"], "bands", (3 * len(atoms), len(q))).T
-    masses = _numbers(masses, "masses", (len(atoms),))
+        _check_reciprocal(atoms, numbers_of(bands["lattice_rec"].get("matrix"), "lattice_rec", (3, 3)))
+    q = numbers_of(bands["qpoints"], "qpoints", (None, 3))
+    thz = numbers_of(bands["bands"], "bands", (3 * len(atoms), len(q))).T
+    masses = numbers_of(masses, "masses", (len(atoms),))
     functional = keys.functional_of(found)
     return _labelled(
         atoms, name, keys, q, thz, masses, polar=bool(bands.get("has_nac")), material=material,
@@ -276,7 +276,7 @@ def _check_lengths(atoms: Atoms) -> None:
         )
 
 
-def _numbers(values: Any, what: str, shape: tuple[int | None, ...]) -> np.ndarray:
+def numbers_of(values: Any, what: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """`values` as float64. Raises ValueError unless they are finite numbers of that shape; None: any."""
     try:
         found = np.asarray(values, np.float64)
@@ -294,7 +294,7 @@ def _numbers(values: Any, what: str, shape: tuple[int | None, ...]) -> np.ndarra
     return found
 
 
-def _plain(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The YAML of a file as dictionaries, lists and words, without what is SKIPPED.
 
     Built from events: nothing in the file makes an object of another type, the largest parts are never in
@@ -359,20 +359,25 @@ class _Point(NamedTuple):
 
 
 def _of_table(path: Path) -> LabelledCrystal:
+    lines = lines_of(path)
+    atoms = read_crystal(path.parent / named_crystal(lines))
+    points = list(_read_points(lines, 3 * len(atoms)))
+    return _with_frequencies(crystal(atoms, str(path)), _rows(points, atoms))
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a table. Raises ValueError if it is no text, or too large for one."""
     with open_bytes(path) as file:
         raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise ValueError(f"it has more than {LARGEST >> 20} MiB, needed a table")
     try:
-        lines = raw.decode("utf-8-sig").splitlines()
+        return raw.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no text: {error.reason} at byte {error.start}") from None
-    atoms = read_crystal(path.parent / _named_crystal(lines))
-    points = list(_read_points(lines, 3 * len(atoms)))
-    return _with_frequencies(crystal(atoms, str(path)), _rows(points, atoms))
 
 
-def _named_crystal(lines: list[str]) -> str:
+def named_crystal(lines: list[str]) -> str:
     """The file that the comment "# crystal: FILE" names."""
     found = {}
     for number, line in enumerate(lines, 1):
