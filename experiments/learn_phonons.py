@@ -33,6 +33,7 @@ from jaxmlip.phonons.imaginary import imaginary
 from jaxmlip.phonons.many import lattices
 from jaxmlip.studies.phonondb import Material, Spectrum, read_phonondb
 from jaxmlip.studies.study import Study, bootstrap, check_known, load_models, run
+from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.arguments import Models, above_zero, at_least
 from jaxmlip.system.console import say
 from jaxmlip.system.plots import COLOURS, legend, panels
@@ -107,6 +108,7 @@ def main(settings: Settings) -> None:
             _, kind, seed = key.rsplit("/", 2)
             train, test = several[int(seed)]
             tuned = learnt(settings, study, potential, kind, int(seed), list(train.values()), replayed)
+            give_memory_back()  # that training took; phonons need other sizes
             forces = {name: against_dft(tuned, frames) for name, frames in watched.items()}
             return {
                 "trained on": len(train),
