@@ -17,8 +17,9 @@ def main() -> None:
         from jaxmlip.cli import main as run
     except Exception as error:  # a package that commands need is missing or broken
         if asked[:1] != ["doctor"]:
-            print(f"error: jaxmlip cannot start: {type(error).__name__}: {error}", file=sys.stderr)
-            sys.exit("`jaxmlip doctor` tells what is missing or broken.")
+            sys.exit(
+                f"error: jaxmlip cannot start: {error!r}. `jaxmlip doctor` tells what is missing or broken."
+            )
         from jaxmlip.system import doctor
 
         doctor.main("--json" in asked)
