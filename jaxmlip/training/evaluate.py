@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -44,6 +44,10 @@ from jaxmlip.training.spectra import averages_of
 from jaxmlip.training.splits import read_one
 from jaxmlip.units import GPA_PER_EV_PER_A3
 from jaxmlip.zoo.load import load
+
+if TYPE_CHECKING:
+    from jaxmlip.phonons import Lattice
+    from jaxmlip.phonons.modes import Modes
 
 MESH = 8  # wave vectors along each axis, for averages over modes
 
@@ -95,13 +99,9 @@ def _frequencies(
     potential: Potential, graph: CrystalGraph, labels: Frequencies
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """The known frequencies of `labels`, and those of the model in the same cell, THz."""
-    from jaxmlip.mechanics.elasticity import NotAtRestWarning
-    from jaxmlip.phonons import phonon_modes
-
-    atoms = _with_masses(graph, labels.masses)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotAtRestWarning)  # the cell is that of the labels
-        found = phonon_modes(potential, atoms, labels.q_points).frequencies
+    found = _modes(
+        potential, graph, labels.masses, lambda lattice: lattice.modes(labels.q_points)
+    ).frequencies
     nearest = np.abs(found[:, None, :] - labels.thz[:, :, None]).argmin(axis=2)
     model = np.where(labels.assigned[:, None], found, np.take_along_axis(found, nearest, axis=1))
     known = ~np.isnan(labels.thz)
@@ -112,20 +112,28 @@ def _averages(
     potential: Potential, graph: CrystalGraph, labels: Averages
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
     """The averages of `labels`, and those of the model over a mesh in the same cell, in their scales."""
-    from jaxmlip.mechanics.elasticity import NotAtRestWarning
-    from jaxmlip.phonons import mesh_modes
-
-    atoms = _with_masses(graph, labels.masses)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotAtRestWarning)  # the cell is that of the labels
-        modes = mesh_modes(potential, atoms, tuple(np.where(atoms.pbc, MESH, 1).tolist()))
+    mesh = tuple(np.where(graph.periodic[0], MESH, 1).tolist())
+    modes = _modes(potential, graph, labels.masses, lambda lattice: lattice.mesh(mesh))
     its = (modes.frequencies, modes.weights, np.ones(modes.frequencies.shape[1], bool))
     model = averages_of(*(x[None] for x in (*its, labels.what, labels.at)), np.array([labels.width or 1.0]))
     return labels.values / labels.scale, np.asarray(model[0], float) / labels.scale
 
 
-def _with_masses(graph: CrystalGraph, masses: Float[np.ndarray, " N"]) -> Atoms:
-    return Atoms(graph.numbers, graph.positions, masses=masses, cell=graph.cell[0], pbc=graph.periodic[0])
+def _modes(
+    potential: Potential,
+    graph: CrystalGraph,
+    masses: Float[np.ndarray, " N"],
+    of: Callable[[Lattice], Modes],
+) -> Modes:
+    """Modes of the model in the cell of the labels, where it need not be at rest."""
+    from jaxmlip.mechanics.elasticity import NotAtRestWarning
+    from jaxmlip.phonons import Lattice
+
+    cell, pbc = graph.cell[0], graph.periodic[0]
+    atoms = Atoms(graph.numbers, graph.positions, masses=masses, cell=cell, pbc=pbc)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)
+        return of(Lattice(potential, atoms))
 
 
 def references_of(compared: Comparison, before: Float[np.ndarray, " elements"]) -> References:

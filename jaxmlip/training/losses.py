@@ -90,8 +90,8 @@ def errors(
     """Model minus label, in the units of UNITS, and the weight of each number, by property.
 
     `params` are arrays as `potential.arrays` has them. Only derivatives that `properties` need are taken. One
-    Hessian-vector product gives the Hessian columns of all crystals of the batch; frequencies are as
-    `spectra.errors_in_thz` has them.
+    Hessian-vector product gives the Hessian columns of all crystals of the batch; frequencies and
+    averages are as `spectra.spectral_errors` has them.
     """
     graph, weights = batch.graph, batch.weights
     origin = (jnp.asarray(graph.positions), jnp.zeros_like(graph.cell))

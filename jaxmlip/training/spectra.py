@@ -121,18 +121,22 @@ def averages_of(
 
     Modes at STILL or below have no heat capacity and no entropy, as in `phonons.thermodynamics`.
     """
-    f, at = thz[..., None], at[:, None, None, :]
+    f, at, what = thz[..., None], at[:, None, None, :], what[:, None, None, :]
+    # Where a kind is not asked for it has no place, whatever `at` is there: an infinity would turn the
+    # derivatives of the others into NaN.
+    power = jnp.where(what == AVERAGES.index("moment"), at, 1)
+    kelvin = jnp.where(what >= AVERAGES.index("heat capacity"), at, 300)
     size = jnp.maximum(jnp.abs(f), 1e-6)
-    moment = jnp.sign(f) * jnp.exp(at * jnp.log(size))
+    moment = jnp.sign(f) * jnp.exp(power * jnp.log(size))
     off = (f - at) / width[:, None, None, None]
     density = jnp.exp(-0.5 * off**2) / (width[:, None, None, None] * (2 * np.pi) ** 0.5)
-    x = jnp.maximum(f, STILL) * (EV_PER_THZ * KELVIN_PER_EV) / at
+    x = jnp.maximum(f, STILL) * (EV_PER_THZ * KELVIN_PER_EV) / kelvin
     x = jnp.minimum(x, 60.0)  # where both are zero to all digits
     heat_capacity = (x / 2 / jnp.sinh(x / 2)) ** 2
     entropy = x / jnp.expm1(x) - jnp.log(-jnp.expm1(-x))
     heat_capacity, entropy = (jnp.where(f > STILL, y, 0) for y in (heat_capacity, entropy))
     kinds = (moment, density, heat_capacity, entropy)  # as AVERAGES
-    value = jnp.select([what[:, None, None, :] == k for k in range(len(AVERAGES))], kinds)
+    value = jnp.select([what == k for k in range(len(AVERAGES))], kinds)
     weight = present.astype(thz.dtype)
     weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1)
     return jnp.einsum("cwbm,cw,cb->cm", value, shares, weight)
@@ -150,5 +154,5 @@ def _nearest(
 ) -> Float[Array, "crystals waves labels"]:
     """The branch near each label."""
     off = (found[..., None, :] - labels[..., :, None]) / NEAR
-    weight = jax.nn.softmax(jnp.where(present[:, None, None], -0.5 * off**2, -jnp.inf), axis=-1)
+    weight = jax.nn.softmax(jnp.where(present[:, None, None], -0.5 * off**2, -1e9), axis=-1)
     return jnp.sum(jnp.where(present[:, None, None], weight * found[..., None, :], 0), axis=-1)

@@ -29,7 +29,7 @@ from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.loop import Validated, fit
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig
-from jaxmlip.training.spectra import dynamical_matrices, spectral_errors, squared_frequencies
+from jaxmlip.training.spectra import averages_of, dynamical_matrices, spectral_errors, squared_frequencies
 from jaxmlip.units import J_PER_MOL_PER_EV, KELVIN_PER_EV, in_thz
 
 Q = np.array([[[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]], [[0.0, 0.0, 0.0], [0.1, 0.1, 0.3]]])
@@ -205,6 +205,16 @@ def test_averages_are_those_of_phonons_on_a_mesh_with_a_random_origin():
     (pair,) = evaluate.compare(potential, split)["averages"]
     np.testing.assert_allclose(pair.model * labels.averages.scale, wanted, rtol=0.03)
     np.testing.assert_array_equal(pair.dft, labels.averages.values / labels.averages.scale)
+
+
+def test_in_float32_no_kind_of_average_spoils_the_derivatives_of_another():
+    """A density has a place at 0 THz, which others divide by; 300 K is no power of a frequency."""
+    thz = jnp.array([[[0.0, 3.0, 14.0]]], jnp.float32)
+    what, at = jnp.array([[1, 2, 3, 0]]), jnp.array([[0.0, 300.0, 300.0, 2.0]], jnp.float32)
+    share, present, width = jnp.ones((1, 1), jnp.float32), jnp.ones((1, 3), bool), jnp.ones(1, jnp.float32)
+    found = jax.jacobian(lambda f: averages_of(f, share, present, what, at, width))(thz)
+    assert np.isfinite(found).all()
+    assert (np.abs(found[0, :, 0, 0, 1]) > 1e-4).all()
 
 
 def stiffer(materials):
