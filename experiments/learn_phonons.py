@@ -24,8 +24,8 @@ import numpy as np
 from experiments.datasets import against_dft, data_file, drawn, read
 from experiments.training.hessian_columns import ELSEWHERE, REPLAYED
 from experiments.training.tuning import tune
-from jaxmlip.data.labels import AVERAGES, Averages, Frequencies, LabelledCrystal, Labels
-from jaxmlip.data.readers.averages import WIDTH
+from jaxmlip.data.labels import Averages, Frequencies, LabelledCrystal, Labels
+from jaxmlip.data.readers.averages import WIDTH, broadened
 from jaxmlip.data.readers.phonondb import MeshModes
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
 from jaxmlip.phonons.density import thermodynamics
@@ -239,10 +239,7 @@ def averages(modes: MeshModes, masses: np.ndarray, kind: str) -> Averages:
     if kind == MOMENTS:
         powers = np.array([1.0, 2.0])
         return Averages(np.zeros(2, int), powers, np.array([(share * f**p).sum() for p in powers]), masses)
-    width = WIDTH * f.max()
-    at = np.arange(0, f.max() + 3 * width, width)
-    bell = np.exp(-0.5 * ((at[:, None] - f.ravel()) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
-    return Averages(np.full(len(at), AVERAGES.index("density")), at, bell @ share.ravel(), masses, width)
+    return broadened(f.ravel(), share.ravel(), masses, f.max(), WIDTH * f.max())
 
 
 def spectra(potential: Potential, materials: list[Material]) -> list[Modes]:

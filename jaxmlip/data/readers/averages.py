@@ -76,12 +76,23 @@ def _of_density(path: Path) -> LabelledCrystal:
         )
     highest = f[np.searchsorted(share.cumsum(), WHOLE)]
     width = max(WIDTH * highest, 2 * steps.max())
+    return _labelled(atoms, path, broadened(f, np.maximum(share, 0), masses, highest, width))
+
+
+def broadened(
+    thz: Float[np.ndarray, " f"],
+    shares: Float[np.ndarray, " f"],
+    masses: Float[np.ndarray, " N"],
+    highest: float,
+    width: float,
+) -> Averages:
+    """The density of states of `shares` of all modes at frequencies, by Gaussians of `width` (THz).
+
+    Points lie one width apart, from 0 to three widths above the highest frequency.
+    """
     at = np.arange(0, highest + 3 * width, width)
-    bell = np.exp(-0.5 * ((at[:, None] - f) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
-    its = Averages(
-        np.full(len(at), AVERAGES.index("density")), at, np.maximum(bell @ share, 0), masses, width
-    )
-    return _labelled(atoms, path, its)
+    bell = np.exp(-0.5 * ((at[:, None] - thz) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
+    return Averages(np.full(len(at), AVERAGES.index("density")), at, bell @ shares, masses, width)
 
 
 def _of_thermal(path: Path) -> LabelledCrystal:
