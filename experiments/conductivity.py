@@ -29,6 +29,7 @@ from experiments.datasets import data_file
 from jaxmlip.cli.screen import shard_of
 from jaxmlip.crystals.symmetry import symmetry_dataset
 from jaxmlip.phonons.cells import import_phono3py
+from jaxmlip.studies.conductivity import hashed
 from jaxmlip.studies.phonondb import STRUCTURES, Spectrum
 from jaxmlip.studies.srme import (
     TEMPERATURE,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from jaxmlip.potential import Potential
 
 FOLDER = "phonondb_PBE_103"
+PARTS = "wave-vectors"  # in the folder of the study
 DEFAULTS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", "m3gnet-matpes-pbe-2025.1")
 FMAX, STEPS = 1e-4, 300  # eV/Å, and per stage: the published relaxations
 NO_SHEAR = (True, True, True, False, False, False)
@@ -113,7 +115,7 @@ def conduct(study: Study, settings: Settings, label: str, materials: dict[str, R
             return relaxed(potential, reference.unit)
         row = {"model": label, "method": what, **described(reference)}
         rest = study.rows[f"{label} | {name} | at rest"]
-        return row | conducted(potential, reference, rest, what, settings.step)
+        return row | conducted(potential, reference, rest, what, settings.step, study.folder / PARTS)
 
     kinds = ("at rest", *settings.methods)
     study.each(f"κ, {label}", [f"{label} | {name} | {kind}" for name in materials for kind in kinds], measure)
@@ -170,9 +172,12 @@ def group_number(atoms: Atoms) -> int:
 
 
 def conducted(
-    potential: Potential, reference: Reference, rest: dict[str, Any], method: str, step: float
+    potential: Potential, reference: Reference, rest: dict[str, Any], method: str, step: float, parts: Path
 ) -> dict[str, Any]:
-    """What a row has of one method: κ (W/m/K) and SRME, frequencies against DFT's, or why κ was refused."""
+    """What a row has of one method: κ (W/m/K) and SRME, frequencies against DFT's, or why κ was refused.
+
+    Finished wave vectors, of which a wurtzite has an hour, are kept in a folder in `parts`.
+    """
     from jaxmlip.phonons.imaginary import ImaginaryModesError, imaginary
     from jaxmlip.phonons.third import SmallSupercellWarning, second_order, third_order
     from jaxmlip.phonons.transport import conductivity
@@ -199,10 +204,9 @@ def conducted(
         third = third_order(potential, atoms, reference.third, **how)
     give_memory_back()  # that forces of 512 atoms took; the mesh needs other sizes
     constants, begun = time.perf_counter() - begun, time.perf_counter()
+    asked = {"mesh": reference.material.mesh, "temperatures": (TEMPERATURE,), "boundary": BOUNDARY}
     try:
-        found = conductivity(
-            third, second, mesh=reference.material.mesh, temperatures=(TEMPERATURE,), boundary=BOUNDARY
-        )
+        found = conductivity(third, second, path=parts / hashed(third.fc3, second.fc2), **asked)
     except ImaginaryModesError as error:
         return row | refused(str(error))
     checks = {name: getattr(third.checks, name) for name in ("largest", "sum_rule", "permutation", "repeat")}
