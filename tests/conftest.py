@@ -122,19 +122,28 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k.
 
-    So are further models of an architecture, and all but CHGNet where a claim is of no model (`one_model`).
+    So are further models of an architecture, and all but CHGNet of `each_model`. Of `one_model`, which takes
+    a fixture that others need for each, no other model ever runs.
     """
+    of_others = [item for item in items if item.get_closest_marker("one_model") and not_first(item)]
+    config.hook.pytest_deselected(items=of_others)
+    items[:] = [item for item in items if item not in of_others]
     for item in items:
-        models = [name for name in MODELS if name in item.name]
-        one = item.get_closest_marker("one_model")
         shared = getattr(item, "callspec", None) and "potential" in item.callspec.params
-        if (one and models and models != [FIRST]) or (shared and set(models) & set(SECOND)):
+        further = any(name in item.name for name in SECOND)
+        if (item.get_closest_marker("each_model") and not_first(item)) or (shared and further):
             item.add_marker("slow")
     asked = config.option.all or config.option.markexpr or config.option.keyword
     if not asked and not workers.named_files(config):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def not_first(item) -> bool:
+    """Whether a test is of a model, and not of the first."""
+    models = [name for name in MODELS if name in item.name]
+    return bool(models) and models != [FIRST]
 
 
 programs().share = 0.5  # a test maps few pieces, and to trace all that is dropped again takes long
@@ -242,7 +251,7 @@ def runs_alike(monkeypatch):
 
 def share_programs(monkeypatch) -> None:
     from jaxmlip.system import parallel
-    from jaxmlip.training.step import flat_params, make_eval_step, make_train_step
+    from jaxmlip.training.step import Needs, flat_params, make_eval_step, make_train_step
 
     def shared(make):
         def made(potential, *settings):
@@ -250,7 +259,12 @@ def share_programs(monkeypatch) -> None:
             if key not in SHARED_PROGRAMS:
                 SHARED_PROGRAMS[key] = make(potential, *settings).jitted
             program, others = SHARED_PROGRAMS[key], parallel.replicate(flat_params(potential), mesh)
-            return lambda state, batch: program(state, others, parallel.spread(batch, mesh))
+
+            def step(state, batch):
+                return program(state, others, parallel.spread(batch, mesh))
+
+            step.needs = lambda state, batch: Needs(0, 0, 0.0)
+            return step
 
         return made
 

@@ -21,16 +21,27 @@ from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Batch, SpectraShape, collate, stack
 from jaxmlip.data.dataset import Split, check, spectral_labels
 from jaxmlip.data.loader import Loader, Plan
+from jaxmlip.derivatives.memory_plan import gb
 from jaxmlip.potential import Potential, architecture_of
 from jaxmlip.system import parallel
 from jaxmlip.system.begun import changes, described
+from jaxmlip.system.memory import available
 from jaxmlip.training.checkpoints import RECORD, Checkpoint, CheckpointError, Checkpoints, on_host
 from jaxmlip.training.config import TrainConfig
 from jaxmlip.training.losses import LossConfig, means
-from jaxmlip.training.step import TrainState, init_state, make_eval_step, make_train_step, potential_of
+from jaxmlip.training.step import Needs, TrainState, init_state, make_eval_step, make_train_step, potential_of
 
 DEAD = 20  # steps without a gradient; after so many Adam's averages of earlier gradients move nothing either
 AHEAD = 2  # steps handed to the devices at a time: they never wait, and memory stays bounded
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The program of a step is there, and says what it needs."""
+
+    step: int
+    needs: Needs
+    seconds: float  # of compiling
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class Stopped:
     reason: str
 
 
-Event = Trained | Validated | Saved | NotSaved | Resumed | Stopped
+Event = Compiled | Trained | Validated | Saved | NotSaved | Resumed | Stopped
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,11 +345,26 @@ class _Run:
                 if self.signals.received(self.step):
                     self._interrupted()
                 batch = self._next(batches)
+                if self.meter.clock is None and not self.meter.pending:
+                    self._say_needs(take, batch)
                 self.state, metrics = take(self.state, batch)
                 self.step += 1
                 self.meter.add(self.step, metrics)
                 self.saver.look()
                 self._validate_and_save(evaluate)
+
+    def _say_needs(self, take: Callable, batch: Batch) -> None:
+        """Compiles the step, and says what it needs before it is taken."""
+        begin = time.perf_counter()
+        needs = take.needs(self.state, batch)
+        self.report(Compiled(self.step, needs, time.perf_counter() - begin))
+        if needs.held + needs.memory > (most := available()):
+            warnings.warn(
+                f"a step needs {gb(needs.memory)} besides the {gb(needs.held)} that the process holds, and "
+                f"{gb(most)} may be used: the system may end the run. Take a smaller batch_size, or fewer "
+                "waves.",
+                stacklevel=2,
+            )
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         begin = time.perf_counter()

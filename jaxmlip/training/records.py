@@ -17,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlip.data.labels import PROPERTIES
+from jaxmlip.derivatives.memory_plan import gb
 from jaxmlip.system.begun import changes, described
 from jaxmlip.system.files import is_remain, write_whole
 from jaxmlip.system.locks import LOCK
 from jaxmlip.system.versions import versions
 from jaxmlip.training.config import ConfigError, TrainConfig, flat, read_config, to_yaml
-from jaxmlip.training.loop import Event, NotSaved, Resumed, Saved, Stopped, Trained, Validated, taken
+from jaxmlip.training.loop import (
+    Compiled,
+    Event,
+    NotSaved,
+    Resumed,
+    Saved,
+    Stopped,
+    Trained,
+    Validated,
+    taken,
+)
 from jaxmlip.training.losses import UNITS
 
 CONFIG, VERSIONS, METRICS, RESULTS = "config.yaml", "versions.json", "metrics.jsonl", "results.json"
@@ -166,6 +177,13 @@ class Records:
         if self._lines is None:
             self._open(event.step if isinstance(event, Resumed) else -1)
         match event:
+            case Compiled():
+                needs = event.needs._asdict()
+                self._write("compiled", event, {**needs, "seconds": event.seconds})
+                self._say(
+                    f"a step: {gb(event.needs.memory)} besides the {gb(event.needs.held)} of the process, "
+                    f"{event.needs.flops / 1e9:.3g} GFLOP; compiled in {event.seconds:.0f} s"
+                )
             case Trained():
                 speed = {
                     "crystals_per_s": event.crystals_per_second,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import flax.traverse_util
@@ -24,6 +24,7 @@ from jaxmlip.data.batch import Batch
 from jaxmlip.data.labels import PROPERTIES
 from jaxmlip.potential import Potential
 from jaxmlip.system import parallel
+from jaxmlip.system.memory import resident
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained
 
@@ -62,6 +63,14 @@ def init_state(potential: Potential, config: OptimizerConfig, steps: int, mesh: 
         return parallel.replicate(state, mesh)
 
 
+class Needs(NamedTuple):
+    """What a training step needs on each device, as XLA reports it for the compiled program."""
+
+    memory: int  # bytes, besides those that are held
+    held: int  # bytes that the process holds (0 on an accelerator, which has its own memory)
+    flops: float  # operations on floating-point numbers
+
+
 def flat_params(potential: Potential) -> dict[str, np.ndarray]:
     """All parameters by name, in the precision of the potential, as they are trained.
 
@@ -92,7 +101,7 @@ def make_train_step(
     It takes a state, whose memory it reuses, and a batch whose leading axis are the shards of this process,
     one for each of its devices. Its metrics, arrays on the device, are the loss, {property}_mae and
     {property}_rmse in the units of `losses.UNITS`, grad_norm, learning_rate, and the numbers of crystals and
-    atoms.
+    atoms. Its attribute `needs`, of the same arguments, compiles the step and says what it needs.
     """
     optimizer, rate = make_optimizer(config, steps), learning_rate(config, steps)
     everything = _everything(potential, mesh)
@@ -140,7 +149,15 @@ def make_train_step(
     def arguments(state: TrainState, batch: Batch) -> tuple[Any, ...]:
         return state, everything, parallel.spread(batch, mesh)
 
-    call.jitted, call.arguments = step, arguments
+    def needs(state: TrainState, batch: Batch) -> Needs:
+        with _precision(potential):
+            compiled = step.lower(*arguments(state, batch)).compile()
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        # New states take the place of old ones.
+        size = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return Needs(size, resident(), cost.get("flops", float("nan")))
+
+    call.jitted, call.arguments, call.needs = step, arguments, needs
     return call
 
 

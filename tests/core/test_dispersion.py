@@ -86,6 +86,11 @@ def potential() -> Potential:
 
 
 @pytest.fixture(scope="module")
+def architecture(potential) -> Potential:
+    return potential
+
+
+@pytest.fixture(scope="module")
 def tables() -> dict[str, np.ndarray]:
     try:
         return published_tables()

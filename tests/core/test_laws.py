@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import make_supercell
-from conftest import MODELS, SHORT, small_potential
+from conftest import SHORT, small_potential
 
 from jaxmlip import hessian, hessian_columns
 from jaxmlip.crystals import batching
@@ -168,11 +168,10 @@ def test_a_supercell_has_the_energy_of_its_cells_and_their_forces(predicted):
 
 
 def test_a_batch_gives_what_each_crystal_gives_alone(architecture, crystals):
-    together = architecture.predict(crystals)
     graphs = [architecture.graph(atoms) for atoms in crystals]
-    most = batching.BatchShape(*map(max, *(batching.shape_for([graph]) for graph in graphs)))
-    for graph, one in zip(graphs, together, strict=True):
-        (alone,) = architecture.predict_graphs([graph], most)
+    room = batching.shape_for(graphs)
+    for graph, one in zip(graphs, architecture.predict_graphs(graphs, room), strict=True):
+        (alone,) = architecture.predict_graphs([graph], room)
         assert_same(one, alone)
 
 
@@ -195,32 +194,33 @@ def test_site_energies_add_up_to_the_energy(predicted):
         np.testing.assert_allclose(p["site_energies"].sum(), p["energy"], **TIGHT)
 
 
-@pytest.mark.one_model
+@pytest.mark.each_model
 def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal):
+    """What is padded widely has the energy and forces of a batch, and the Hessian of the crystal alone."""
     graph = architecture.graph(crystal)
     exact = batching.exact_shape([graph])
-    wide = batching.BatchShape(*(n + 13 for n in exact[:4]), crystals=3)
+    packed = batching.pack([graph], batching.BatchShape(*(n + 13 for n in exact[:4]), crystals=3))
     v = np.random.default_rng(1).normal(size=(len(crystal), 3))
-    found = []
+    padded = np.zeros_like(packed.positions)
+    padded[: len(v)] = v
 
     def derivatives(packed, padded):
         slope, curvature = jax.jvp(gradient(architecture.energy, packed), (packed.positions,), (padded,))
         return architecture.energy(packed), slope, curvature
 
-    for shape in (exact, wide):
-        packed = batching.pack([graph], shape)
-        padded = np.zeros_like(packed.positions)
-        padded[: len(v)] = v
-        with architecture.precision():
-            e, slope, curvature = jax.jit(derivatives)(packed, padded)
-        assert np.isfinite(slope).all()
-        assert np.isfinite(curvature).all()
-        np.testing.assert_array_equal(e[1:], 0)
-        np.testing.assert_array_equal(slope[len(v) :], 0)
-        np.testing.assert_array_equal(curvature[len(v) :], 0)
-        found.append((e[0], slope[: len(v)], curvature[: len(v)]))
-    for narrow, padded in zip(*found, strict=True):
-        np.testing.assert_allclose(narrow, padded, **TIGHT)
+    with architecture.precision():
+        e, slope, curvature = jax.jit(derivatives)(packed, padded)
+    assert np.isfinite(slope).all()
+    assert np.isfinite(curvature).all()
+    np.testing.assert_array_equal(e[1:], 0)
+    np.testing.assert_array_equal(slope[len(v) :], 0)
+    np.testing.assert_array_equal(curvature[len(v) :], 0)
+    p = architecture.predict(crystal)
+    np.testing.assert_allclose(e[0], p["energy"], **TIGHT)
+    np.testing.assert_allclose(slope[: len(v)], -p["forces"], **TIGHT)
+    np.testing.assert_allclose(
+        np.ravel(curvature[: len(v)]), hessian(architecture, crystal) @ v.ravel(), **TIGHT
+    )
 
 
 def test_a_potential_can_first_be_used_inside_a_function_that_is_compiled(crystal):
@@ -279,14 +279,16 @@ def third_derivatives(potential, crystal: Atoms, *directions: np.ndarray) -> lis
     return [np.concatenate([rows for _, rows in response.turned(w).columns(columns)]) for w in directions]
 
 
-@pytest.mark.one_model
-def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_up_to_zero(potential, crystal):
+@pytest.mark.each_model
+def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_up_to_zero(
+    architecture, crystal
+):
     w, v = np.random.default_rng(4).normal(size=(2, len(crystal), 3))
-    along_w, along_v = third_derivatives(potential, crystal, w, v)
+    along_w, along_v = third_derivatives(architecture, crystal, w, v)
     moved = [crystal.copy() for _ in range(2)]
     for atoms, sign in zip(moved, (1, -1), strict=True):
         atoms.positions += sign * STEP * w
-    slope = np.subtract(*(hessian(potential, atoms) for atoms in moved)) / (2 * STEP)
+    slope = np.subtract(*(hessian(architecture, atoms) for atoms in moved)) / (2 * STEP)
     scale = np.abs(slope).max()
     np.testing.assert_allclose(along_w, slope, rtol=0, atol=1e-6 * scale)
     np.testing.assert_allclose(along_w, along_w.T, rtol=0, atol=1e-9)
@@ -337,9 +339,7 @@ def test_an_isolated_atom_has_no_curvature(potential, crystal, variants):
     np.testing.assert_array_equal(rows, 0)
 
 
-def test_float32_is_close_to_float64(potential, predicted, crystal):
-    name = potential.name
-    assert name in MODELS
-    single = small_potential(name, "float32").predict(crystal)
+def test_float32_is_close_to_float64(architecture, crystal):
+    single = architecture.astype("float32").predict(crystal)
     assert single["forces"].dtype == np.float32
-    assert_same(single, *predicted["itself"], rtol=1e-4, atol=2e-4)
+    assert_same(single, architecture.predict(crystal), rtol=1e-4, atol=2e-4)

@@ -97,7 +97,7 @@ def isotropic(bulk_modulus: float, shear: float, density: float = 4000.0) -> Ela
     return made_of(C, density=density)
 
 
-@pytest.mark.one_model
+@pytest.mark.each_model
 def test_clamped_constants_are_differences_of_the_stress(model, crystal):
     found = model.elastic(crystal)
     expected = stress_differences(model, crystal)

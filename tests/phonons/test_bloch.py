@@ -39,7 +39,7 @@ def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(architect
     np.testing.assert_allclose(found, sums, rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_model
+@pytest.mark.each_model
 def test_a_dynamical_matrix_is_hermitian_and_conjugate_at_the_opposite_wave_vector(architecture, cell):
     D = dynamical_matrix(architecture, cell, np.concatenate([Q, -Q, Q + np.array([1, 0, -2])]))
     assert np.abs(D.imag).max() > 1e-3 * np.abs(D).max()
@@ -48,7 +48,7 @@ def test_a_dynamical_matrix_is_hermitian_and_conjugate_at_the_opposite_wave_vect
     np.testing.assert_allclose(D[4:], D[:2], rtol=0, atol=1e-12)
 
 
-@pytest.mark.one_model
+@pytest.mark.each_model
 def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
     D = dynamical_matrix(architecture, cell, np.zeros((1, 3)))[0]
     assert np.abs(D.reshape(9, 3, 3).sum(axis=1)).max() < 1e-12
@@ -85,17 +85,17 @@ def test_only_rounding_is_taken_out_of_net_forces():
 
 
 @pytest.mark.slow
-@pytest.mark.one_model
-def test_slopes_by_the_wave_vector_are_those_of_differences(architecture, cell):
-    D, slopes = bloch.slopes(Response(architecture, cell), Q)
-    np.testing.assert_allclose(D, dynamical_matrix(architecture, cell, Q), rtol=0, atol=1e-12)
+def test_slopes_by_the_wave_vector_are_those_of_differences(any_potential, cell):
+    """Waves are ours: what a network makes of them is in the dynamical matrices of each, see above."""
+    D, slopes = bloch.slopes(Response(any_potential, cell), Q)
+    np.testing.assert_allclose(D, dynamical_matrix(any_potential, cell, Q), rtol=0, atol=1e-12)
     for k, direction in enumerate(np.eye(3)):
-        expected = central(lambda s, d=direction: dynamical_matrix(architecture, cell, Q + s * d))
+        expected = central(lambda s, d=direction: dynamical_matrix(any_potential, cell, Q + s * d))
         np.testing.assert_allclose(slopes[:, k], expected, rtol=0, atol=1e-8 * np.abs(slopes).max())
 
 
 @pytest.mark.slow
-@pytest.mark.one_model
+@pytest.mark.each_model
 @pytest.mark.parametrize("relaxed", [False, True])
 def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
     eps = np.array([[1, 0.3, 0], [0.3, 0.5, 0.1], [0, 0.1, -0.2]])

@@ -54,12 +54,12 @@ def same(found, expected, relative=1e-12) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * max(scale, 1e-2))
 
 
-@pytest.mark.one_model
-def test_crystals_side_by_side_have_the_dynamical_matrices_that_each_has_alone(potential):
+@pytest.mark.each_model
+def test_crystals_side_by_side_have_the_dynamical_matrices_that_each_has_alone(architecture):
     crystals = several()
-    found = collected(potential, crystals, lambda k, lattice: lattice.exact(waves(k, lattice.atoms)))
+    found = collected(architecture, crystals, lambda k, lattice: lattice.exact(waves(k, lattice.atoms)))
     for k, (D, atoms) in enumerate(zip(found, crystals, strict=True)):
-        alone = bloch.dynamical_matrix(potential, atoms, waves(k, atoms), symmetry=True, shape=ALONE)
+        alone = bloch.dynamical_matrix(architecture, atoms, waves(k, atoms), symmetry=True, shape=ALONE)
         assert atoms.symbols[0] == "He" or np.abs(alone).max() > 1e-4
         same(D, alone)
 

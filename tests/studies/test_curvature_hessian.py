@@ -8,7 +8,6 @@ pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not i
 
 from small_studies.softening import CURVATURE
 
-from experiments.softening import force_constants as curvature_hessian
 from experiments.softening.force_constants import along, ranges, standing_wave
 from jaxmlip.phonons.commensurate import dynamical_matrices
 from jaxmlip.phonons.supercell import ForceConstants, force_constants
@@ -28,18 +27,6 @@ def test_forces_of_a_known_scale_give_every_slope(ran):
     assert row["hessian"]["modes"]["slope"] == pytest.approx(CURVATURE, rel=0.02)
     assert row["stiffest"]["there"][0] == pytest.approx(CURVATURE, rel=0.02)
     assert row["stiffest"]["mean"][0] == row["stiffest"]["there"][0]
-
-
-@pytest.mark.one_model
-@pytest.mark.parametrize("name", ["m3gnet-smooth", "mace-density"])
-def test_the_other_architectures_run_too(name, ran, monkeypatch):
-    """Against the force constants of the first, and without the curve, which takes long to compile."""
-    monkeypatch.setattr(
-        curvature_hessian, "along_stiffest", lambda *_: {"THz": 1.0, "mean": 11 * [1.0], "there": 11 * [1.0]}
-    )
-    (row,) = ran("softening.force_constants", name).rows.values()
-    # What second derivatives and displacements of 0.01 Å say is one, whatever the model.
-    assert row["hessian"]["modes"]["slope"] == pytest.approx(row["displaced"]["modes"]["slope"], rel=0.02)
 
 
 @pytest.fixture(scope="module")

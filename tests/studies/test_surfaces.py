@@ -8,6 +8,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk
+from conftest import SHORT
 from small_studies import Ran, go
 from small_studies.softening import OWN, SOFT, slab
 
@@ -33,12 +34,10 @@ def test_a_model_agrees_with_its_own_labels_and_a_softer_one_does_not(ran):
     assert ": mlearn/Li, mlearn/Si, mlearn/Ni, mlearn/Mo, maml/Mo" in done.text
 
 
-@pytest.mark.one_model
-@pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
-def test_a_network_agrees_with_the_surfaces_that_it_labelled_itself(name, ran):
-    rows = ran("softening.surfaces", name).rows
+def test_a_network_agrees_with_the_surfaces_that_it_labelled_itself(ran):
+    rows = ran("softening.surfaces", SHORT).rows
     for facet in FACETS:
-        own = rows[f"{name}: mlearn/Cu {facet}"]
+        own = rows[f"{SHORT}: mlearn/Cu {facet}"]
         for way in ("as_dft", "relaxed"):
             np.testing.assert_allclose(own[way], own["dft"], atol=2e-6)
 
