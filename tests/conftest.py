@@ -268,8 +268,15 @@ def share_programs(monkeypatch) -> None:
             key, mesh = (make, potential.model, *settings), settings[-1]
             if key not in SHARED_PROGRAMS:
                 SHARED_PROGRAMS[key] = make(potential, *settings).jitted
-            program, others = SHARED_PROGRAMS[key], parallel.replicate(flat_params(potential), mesh)
-            return lambda state, batch: program(state, others, parallel.spread(batch, mesh))
+            program, double = SHARED_PROGRAMS[key], potential.dtype == "float64"
+            with jax.enable_x64(double):
+                others = parallel.replicate(flat_params(potential), mesh)
+
+            def call(state, batch):
+                with jax.enable_x64(double):
+                    return program(state, others, parallel.spread(batch, mesh))
+
+            return call
 
         return made
 

@@ -25,20 +25,7 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from small_studies.softening import OWN, STAND_INS, labelled, lay, rattled
 
-TINY = {  # networks by their architecture
-    "m3gnet": {"bond_cutoff": 5.0, "angle_cutoff": 4.0},  # played by quick_network
-    "chgnet": {"features": 4, "radial": 3, "angular": 3, "blocks": 1, "bond_cutoff": 5.0, "readout": [4]},
-    "mace": {
-        "channels": 4,
-        "hidden_l": 1,
-        "harmonics_l": 1,
-        "correlation": [2],
-        "blocks": ["density"],
-        "cutoff": 5.0,
-        "radial": 3,
-        "radial_widths": [4],
-    },
-}
+TINY = {name: {"bond_cutoff": 5.0, "angle_cutoff": 4.0} for name in ("m3gnet", "chgnet")}  # quick networks
 SMALL = ("bond_cutoff=4.0", "angle_cutoff=3.0")
 SHIFT = {11: -3.0, 12: -1.0, 17: 2.0, 8: -9.0}  # eV, of the target's elements
 PBE, R2SCAN = "teacher-pbe", "teacher-r2scan"
