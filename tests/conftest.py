@@ -26,6 +26,7 @@ import ase.io
 import jax
 import numpy as np
 import pytest
+import quick_network
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -70,6 +71,7 @@ MODELS = {
 # For claims that no model makes truer: its programs take a third as long to compile, and simple crystals
 # are stable in it.
 SHORT, STABLE = "chgnet-short", 49
+QUICK = "quick"  # for claims about training: see quick_network
 FIRST = "chgnet-0.3"
 SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architecture
 
@@ -81,8 +83,12 @@ def small_potential(name: str, dtype: str = "float64"):
 
 @functools.cache  # to trace and compile the initialisation takes seconds
 def _small_potential(name: str):
-    config = replace(MODELS[FIRST], blocks=1) if name == SHORT else MODELS[name]
-    potential = random_potential(config, seed=7, name=name)
+    if name == QUICK:
+        config = quick_network.QuickConfig(bond_cutoff=4.0, angle_cutoff=3.0)
+        potential = quick_network.potential(config, seed=7, name=name)
+    else:
+        config = replace(MODELS[FIRST], blocks=1) if name == SHORT else MODELS[name]
+        potential = random_potential(config, seed=7, name=name)
     rng = np.random.default_rng(STABLE if name == SHORT else 7)
     trained = {key: potential.params[key] for key in ("network", "reference_energies")}
     params = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(x.dtype), trained)
@@ -174,6 +180,12 @@ def any_potential():
 
 
 @pytest.fixture(scope="session")
+def quick_potential():
+    """For claims about training, which no network makes truer."""
+    return small_potential(QUICK)
+
+
+@pytest.fixture(scope="session")
 def crystal() -> Atoms:
     """Five atoms in a triclinic cell narrower than the cutoff: images of one neighbour, and self images."""
     rng = np.random.default_rng(3)
@@ -230,6 +242,13 @@ def ran(tmp_path_factory):
     return cache(lambda name, model=None: run(name, root / "small-studies", model))
 
 
+@pytest.fixture(scope="module")
+def quick():
+    """Configurations that name M3GNet get a network that compiles in a second."""
+    with quick_network.played():
+        yield
+
+
 SHARED_PROGRAMS: dict = {}  # of training runs in this process
 
 
@@ -258,13 +277,16 @@ def share_programs(monkeypatch) -> None:
             key, mesh = (make, potential.model, *settings), settings[-1]
             if key not in SHARED_PROGRAMS:
                 SHARED_PROGRAMS[key] = make(potential, *settings).jitted
-            program, others = SHARED_PROGRAMS[key], parallel.replicate(flat_params(potential), mesh)
+            program, double = SHARED_PROGRAMS[key], potential.dtype == "float64"
+            with jax.enable_x64(double):
+                others = parallel.replicate(flat_params(potential), mesh)
 
-            def step(state, batch):
-                return program(state, others, parallel.spread(batch, mesh))
+            def call(state, batch):
+                with jax.enable_x64(double):
+                    return program(state, others, parallel.spread(batch, mesh))
 
-            step.needs = lambda state, batch: Needs(0, 0, 0.0)
-            return step
+            call.needs = lambda state, batch: Needs(0, 0, 0.0)
+            return call
 
         return made
 

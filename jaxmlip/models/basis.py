@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float
-from scipy.optimize import brentq
-from scipy.special import spherical_jn
 
 from jaxmlip.models import safe
 from jaxmlip.system.arrays import Array
@@ -130,6 +128,9 @@ def spherical_bessel(
 @cache
 def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
     """The first `count` positive roots of j_l for each l below `degrees`: (degrees, count)."""
+    from scipy.optimize import brentq  # here, since it takes a second that few processes need
+    from scipy.special import spherical_jn
+
     roots = [np.pi * np.arange(1, count + degrees)]
     for degree in range(1, degrees):
         # They lie between the roots of the degree below.
@@ -140,6 +141,8 @@ def spherical_bessel_roots(degrees: int, count: int) -> np.ndarray:
 
 def spherical_bessel_norms(roots: np.ndarray, cutoff: float) -> np.ndarray:
     """√(2/c³) / |j_{l+1}(z)|, for `roots` (degrees, count): factors that normalise j_l(z r/c) in [0, c]."""
+    from scipy.special import spherical_jn
+
     above = [spherical_jn(degree + 1, z) for degree, z in enumerate(roots)]
     return (2 / cutoff**3) ** 0.5 / np.abs(above)
 

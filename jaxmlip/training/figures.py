@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from jaxmlip.system.plots import COLOURS, grid, legend, panels
 from jaxmlip.training.errors import Comparison, errors
@@ -19,6 +18,8 @@ PER_PANEL = 200_000  # values of a panel at most
 
 def learning_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Loss and MAEs against the step, from the lines of metrics.jsonl, as an image at `path`."""
+    from matplotlib.ticker import LogLocator, MaxNLocator  # here, since few processes draw
+
     lines = list(lines)
     names = [f"{p}_mae" for p in UNITS]
     shown = ["loss", *(n for n in names if any(line.get(n) is not None for line in lines))]

@@ -20,7 +20,6 @@ from jaxmlip.crystals.primitive import PrimitiveCells
 from jaxmlip.data.batch import Spectra
 from jaxmlip.data.labels import AVERAGES
 from jaxmlip.derivatives import linear_map
-from jaxmlip.phonons.density import STILL
 from jaxmlip.system.arrays import Array
 from jaxmlip.units import EV_PER_THZ, KELVIN_PER_EV, THZ_PER_ROOT_EV_PER_A2_U
 
@@ -121,6 +120,8 @@ def averages_of(
 
     Modes at STILL or below have no heat capacity and no entropy, as in `phonons.thermodynamics`.
     """
+    from jaxmlip.phonons.density import STILL  # here, since all of phonons takes a second to import
+
     f, at, what = thz[..., None], at[:, None, None, :], what[:, None, None, :]
     # Where a kind is not asked for it has no place, whatever `at` is there: an infinity would turn the
     # derivatives of the others into NaN.

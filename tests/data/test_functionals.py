@@ -28,8 +28,8 @@ from jaxmlip.training.references import refit
 from jaxmlip.training.run import _warn_unfitted, run_training
 from jaxmlip.training.splits import read, read_splits
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
-CUTOFFS = Cutoffs(3.5, 2.6, listed=False)
+pytestmark = pytest.mark.usefixtures("quick", "shared_programs")
+CUTOFFS = Cutoffs(3.5, 2.6)
 SHIFT = {"PBE": -2.0, "r2SCAN": -9.0, "": 0.0}  # eV per atom
 STIFFNESS = {"PBE": 1.0, "r2SCAN": 1.5, "": 1.0}  # eV/Å²
 
@@ -207,7 +207,7 @@ def test_splits_together_are_one_after_the_other():
 CONFIG = """
 model:
   architecture: m3gnet
-  hyperparameters: {{features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.5, angle_cutoff: 2.6}}
+  hyperparameters: {{bond_cutoff: 3.5, angle_cutoff: 2.6}}
   functionals: [PBE, r2scan]
 data:
   train: [{PBE}, {r2SCAN}]
@@ -222,7 +222,7 @@ tensorboard: false
 
 
 @pytest.fixture(scope="module")
-def finished(files, tmp_path_factory):
+def finished(quick, files, tmp_path_factory):
     """A network that has learnt two functionals at once."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "two.yaml").write_text(CONFIG.format(**files))

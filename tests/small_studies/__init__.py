@@ -19,6 +19,7 @@ from typing import Any
 
 import pairs
 import pytest
+import quick_network
 
 from experiments.training.networks import small
 from jaxmlip.mechanics.elasticity import NotAtRestWarning
@@ -47,6 +48,8 @@ def alike(patch) -> None:
     from conftest import share_programs
 
     share_programs(patch)
+    quick_network.play(patch)
+    patch.setattr("experiments.transfer.methods.small", tiny)
     for name in ("parity", "learning_curves"):
         patch.setattr(f"jaxmlip.training.run.{name}", lambda *_: None)
 
@@ -65,6 +68,7 @@ def tiny_networks(patch) -> None:
 
 
 def tiny_metal(patch) -> None:
+    quick_network.play(patch)
     patch.setattr("experiments.training.from_scratch.small", tiny)
 
 

@@ -17,7 +17,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import small_potential
+from conftest import QUICK, small_potential
 
 from experiments.transfer.energy_pairs import DIMERS, ELEMENTS
 from jaxmlip.crystals.graph import Cutoffs
@@ -25,21 +25,8 @@ from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
 from small_studies.softening import OWN, STAND_INS, labelled, lay, rattled
 
-TINY = {  # networks by their architecture
-    "m3gnet": {"features": 4, "hidden": 4, "blocks": 1, "radial": 2, "angular": 2},
-    "chgnet": {"features": 4, "radial": 3, "angular": 3, "blocks": 1, "bond_cutoff": 5.0, "readout": [4]},
-    "mace": {
-        "channels": 4,
-        "hidden_l": 1,
-        "harmonics_l": 1,
-        "correlation": [2],
-        "blocks": ["density"],
-        "cutoff": 5.0,
-        "radial": 3,
-        "radial_widths": [4],
-    },
-}
-SMALL = ("features=4", "hidden=4", "radial=2", "blocks=1", "bond_cutoff=4.0", "angle_cutoff=3.0")
+TINY = {name: {"bond_cutoff": 5.0, "angle_cutoff": 4.0} for name in ("m3gnet", "chgnet")}  # quick networks
+SMALL = ("bond_cutoff=4.0", "angle_cutoff=3.0")
 SHIFT = {11: -3.0, 12: -1.0, 17: 2.0, 8: -9.0}  # eV, of the target's elements
 PBE, R2SCAN = "teacher-pbe", "teacher-r2scan"
 ENTRIES = {
@@ -135,7 +122,7 @@ def named_crystals() -> list[tuple[str, str, Atoms]]:
 
 def write_functionals(folder: Path) -> None:
     """A set of two teachers: a random network, and another of other parameters and other references."""
-    first = small_potential("m3gnet-smooth")
+    first = small_potential(QUICK)
     rng = np.random.default_rng(1)
     moved = jax.tree.map(lambda x: x * (1 + 0.1 * rng.normal(size=x.shape)), first.params["network"])
     second = replace(first, params=first.params | {"network": moved})
@@ -185,7 +172,7 @@ def write_salts(folder: Path) -> None:
                 stress=np.zeros((3, 3)),
             )
             made.append(LabelledCrystal(atoms, labels, material=f"rocksalt-{pairs[k % len(pairs)]}"))
-        write_dataset(folder / name, made, Cutoffs(5.0, 4.0, False), fractions=(0.6, 0.2, 0.2), processes=1)
+        write_dataset(folder / name, made, Cutoffs(5.0, 4.0), fractions=(0.6, 0.2, 0.2), processes=1)
 
 
 def scaling_law(root: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import small_potential
+from conftest import QUICK, small_potential
 from small_studies import Ran, run_all, tiny_networks
 from small_studies.transfer import R2SCAN
 
@@ -26,8 +26,12 @@ from experiments.transfer.scaling_figures import (
     worth,
 )
 from jaxmlip.data.dataset import DatasetError
+from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
+from jaxmlip.potential import ARCHITECTURES, parameter_shapes
 from jaxmlip.studies.study import Study, StudyError
 from jaxmlip.zoo.load import load
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +92,36 @@ def test_the_smallest_scaling_law_is_measured_and_choices_that_change_no_run_may
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["chgnet", "mace"])
-def test_other_architectures_are_measured_and_runs_that_were_never_begun_are_named(
-    architecture, settings, tmp_path, here
+def test_another_architecture_is_measured_and_runs_that_were_never_begun_are_named(
+    settings, tmp_path, here, monkeypatch
 ):
-    given = replace(settings, architectures=(architecture,), out=tmp_path / "out")
+    """Its training is that of any other: test_transfer trains CHGNet and MACE themselves."""
+    monkeypatch.setitem(ARCHITECTURES, "chgnet", ARCHITECTURES["m3gnet"])  # a quick one
+    given = replace(settings, architectures=("chgnet",), out=tmp_path / "out")
     scaling_law.main(given)
     assert len(here.done) == 3
     done = Ran("transfer.scaling_law", given)
-    measured_alike(done, architecture)
+    measured_alike(done, "chgnet")
     assert "2 runs are not finished and in no fit" in done.text
-    assert f"{architecture}-4-scratch-8-0: not begun" in done.text
+    assert "chgnet-4-scratch-8-0: not begun" in done.text
     assert "### Power laws" not in done.text  # one size makes none
     scaling_law.main(given)
     assert len(here.done) == 3
+
+
+def test_networks_of_each_architecture_and_width_have_the_elements_of_the_data(settings, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "m3gnet", (M3GNet, M3GNetConfig))  # itself
+    given = replace(settings, architectures=("chgnet", "m3gnet", "mace"), width=4, widths=(4, 8), seeds=3)
+    found = scaling_law.shapes(given, None, (3, 9))
+    names = [f"{architecture}-{width}" for architecture in given.architectures for width in (4, 8)]
+    assert [network.name for network in found] == names
+    assert [network.seeds for network in found] == [3, 1] * 3
+    for network in found:
+        shapes = parameter_shapes(ARCHITECTURES[network.architecture][0](network.config))
+        assert network.elements == (3, 9)
+        assert shapes["reference_energies"][0] > 9
+        assert any(network.name.endswith(f"-{width}") for shape in shapes.values() for width in shape)
+        assert network.cutoffs.bond == 5.0
 
 
 def test_one_test_material_far_from_all_others_makes_the_mean_and_not_the_median(teachers, monkeypatch):
@@ -135,7 +155,7 @@ def test_what_the_data_cannot_give_is_told_before_anything_is_trained(settings, 
 
 
 def test_a_public_start_keeps_its_network_and_scratch_has_its_shape(settings, teachers, tmp_path):
-    start = small_potential("m3gnet-smooth", "float32")
+    start = small_potential(QUICK, "float32")
     target = scaling_law.teacher_set(teachers, R2SCAN)
     elements = scaling_law.elements_of(target)
     (network,) = scaling_law.shapes(settings, start, elements)

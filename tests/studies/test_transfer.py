@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase.build import bulk
-from conftest import small_potential
+from conftest import QUICK, small_potential
+from small_studies import go
 from small_studies.transfer import methods
 
 import experiments.transfer.methods as transfer
@@ -51,7 +52,7 @@ def settings(tmp_path_factory):
     return Settings(**methods(root), out=root / "out")
 
 
-pytestmark = pytest.mark.usefixtures("runs_alike")
+pytestmark = pytest.mark.usefixtures("quick", "runs_alike")
 
 
 def answered(given: Settings) -> dict:
@@ -75,7 +76,7 @@ def test_a_method_gives_a_row_of_the_table(ran):
 @pytest.mark.slow
 def test_every_method_begins_as_its_references_say(settings, tmp_path):
     given = replace(settings, methods=tuple(METHODS), out=tmp_path / "out")
-    transfer.main(given)
+    go("transfer.methods", given)
     record = answered(given)
     before = {method: record["rows"][f"{method}/0"]["before"]["energy"] for method in METHODS}
     assert before["trainable"] == before["frozen"] > before["refit"] == before["readout"]
@@ -92,7 +93,7 @@ def test_other_architectures_start_from_a_given_potential_with_graphs_of_its_own
     random_potential(config, name=architecture).save(tmp_path / "start")
     start = {"start": str(tmp_path / "start"), "methods": (method,), "crystals": None, "epochs": 1}
     given = replace(settings, out=tmp_path / "out", **start)
-    transfer.main(given)
+    go("transfer.methods", given)
     answered(given)
 
 
@@ -100,7 +101,7 @@ def test_where_functionals_differ_by_a_shift_of_elements_refitted_references_lea
     settings, tmp_path
 ):
     given = replace(settings, out=tmp_path)
-    start = small_potential("m3gnet-smooth", "float32")
+    start = small_potential(QUICK, "float32")
     sets = (transfer.teacher_set(settings.set, name) for name in ("pbe", "shifted"))
     trial = transfer.Trial(given, tmp_path, start, *sets)
     found = fit_references(start, trial.splits["train"])
@@ -123,7 +124,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(settings, tmp_path, mo
     with pytest.raises(ValueError, match=r"has \d+ crystals for training, but --crystals asks for 1000"):
         transfer.main(replace(given, crystals=1000))
     labelled = [LabelledCrystal(bulk("Na") * (2, 1, 1), Labels(energy=float(k)), f"m{k}") for k in range(40)]
-    cutoffs = small_potential("m3gnet-smooth").cutoffs
+    cutoffs = small_potential(QUICK).cutoffs
     for name, count in (("pbe", 40), ("r2scan", 39)):
         write_dataset(tmp_path / "other" / name, labelled[:count], cutoffs, fractions=(0.6, 0.2, 0.2))
     with pytest.raises(ValueError, match="have different crystals for"):
@@ -133,7 +134,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(settings, tmp_path, mo
 
 def test_crystals_with_elements_that_a_seed_does_not_train_on_are_left_out_and_counted(settings, tmp_path):
     source, target = (transfer.teacher_set(settings.set, name) for name in ("pbe", "r2scan"))
-    start, given = small_potential("m3gnet-smooth"), replace(settings, out=tmp_path, crystals=3)
+    start, given = small_potential(QUICK), replace(settings, out=tmp_path, crystals=3)
     trial = transfer.Trial(given, tmp_path, start, source, target)
     known = set(Selection(target.splits["train"], drawn(target, 3)).elements)
     assert known < set(target.splits["test"].elements)

@@ -17,9 +17,11 @@ from jaxmlip.potential import random_potential
 from jaxmlip.training import errors, evaluate
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture(scope="module")
-def potential():
+def potential(quick):
     return random_potential(CONFIG, seed=1, dtype="float64", name="small")
 
 

@@ -21,7 +21,7 @@ from jaxmlip.training.loop import NotSaved, Resumed, Saved, Stopped, Trained, Va
 from jaxmlip.training.records import METRICS, Records, RunFolderError, open_folder, read_metrics
 from jaxmlip.training.splits import divide
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
+pytestmark = pytest.mark.usefixtures("quick", "shared_programs")
 METRICS_OF_STEP = {"loss": 0.5, "learning_rate": 1e-3, "forces_mae": 0.25}
 
 
@@ -176,7 +176,7 @@ def test_ten_crystals_of_one_material_are_nine_and_one_by_crystal():
 CONFIG_YAML = """
 model:
   architecture: m3gnet
-  hyperparameters: {features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.5, angle_cutoff: 2.6}
+  hyperparameters: {bond_cutoff: 3.5, angle_cutoff: 2.6}
 data:
   train: [springs.extxyz]
   fractions: [0.7, 0.2, 0.1]
@@ -192,8 +192,8 @@ report_every: 2
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder in which a tiny network has learnt springs, by command."""
+def finished(quick, tmp_path_factory):
+    """A folder in which a network has learnt springs, by command."""
     folder = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     for k in range(20):

@@ -33,6 +33,8 @@ from jaxmlip.training.spectra import averages_of, dynamical_matrices, spectral_e
 from jaxmlip.units import J_PER_MOL_PER_EV, KELVIN_PER_EV, in_thz
 
 Q = np.array([[[0.13, -0.41, 0.27], [0.5, 0.2, -0.35]], [[0.0, 0.0, 0.0], [0.1, 0.1, 0.3]]])
+SQUARES = jax.jit(squared_frequencies, static_argnums=0)
+ERRORS = jax.jit(spectral_errors, static_argnums=0)
 LOSS = LossConfig(kind="mse", energy=0, forces=0, stress=0, magmoms=0, frequencies=1.0, averages=0.7)
 
 
@@ -68,16 +70,16 @@ def batch_of(examples, waves=6, seed=1):
 
 
 @pytest.fixture(scope="module")
-def cells(any_potential):
-    return cells_of(any_potential)
+def cells(quick_potential):
+    return cells_of(quick_potential)
 
 
 @pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
-def test_frequencies_of_cells_side_by_side_are_those_of_phonons(any_potential, cells):
-    with any_potential.precision():
-        squares = np.asarray(squared_frequencies(any_potential.energy_fn, any_potential.arrays, cells, Q))
+def test_frequencies_of_cells_side_by_side_are_those_of_phonons(quick_potential, cells):
+    with quick_potential.precision():
+        squares = np.asarray(SQUARES(quick_potential.energy_fn, quick_potential.arrays, cells, Q))
     for found, atoms, q in zip(squares, salts(), Q, strict=True):
-        wanted = phonon_modes(any_potential, atoms, q).frequencies
+        wanted = phonon_modes(quick_potential, atoms, q).frequencies
         np.testing.assert_allclose(in_thz(found[:, : 3 * len(atoms)]), wanted, rtol=0, atol=1e-4)
         np.testing.assert_array_equal(found[:, 3 * len(atoms) :], 0)
 
@@ -117,10 +119,10 @@ def test_gradients_of_the_loss_by_the_parameters_are_those_of_differences(name):
     np.testing.assert_allclose(float(found), difference, rtol=1e-6)
 
 
-def test_the_gradient_of_a_matrix_holds_no_other_crystal(any_potential, cells):
+def test_the_gradient_of_a_matrix_holds_no_other_crystal(quick_potential, cells):
     """D of the first crystal does not depend on the wave vectors of the second."""
-    matrices = partial(dynamical_matrices, any_potential.energy_fn, any_potential.arrays, cells)
-    with any_potential.precision():
+    matrices = jax.jit(partial(dynamical_matrices, quick_potential.energy_fn, quick_potential.arrays, cells))
+    with quick_potential.precision():
         one, other = (np.asarray(matrices(q)) for q in (Q, np.stack([Q[0], Q[1] + 0.2])))
     np.testing.assert_allclose(one[0], other[0], rtol=0, atol=1e-14)
     assert np.abs(one[1] - other[1]).max() > 1e-5
@@ -163,7 +165,7 @@ def test_errors_are_those_of_phonons_and_a_frequency_of_no_branch_has_the_neares
     example = Example(potential.graph(salt), Labels(frequencies=frequencies).check(2, "MgO"))
     batch = batch_of([example], waves=20)
     with potential.precision():
-        its_errors = spectral_errors(potential.energy_fn, potential.arrays, batch.spectra)
+        its_errors = ERRORS(potential.energy_fn, potential.arrays, batch.spectra)
     found = np.asarray(its_errors["frequencies"][0])[0]
     spectra = jax.tree.map(lambda x: np.asarray(x)[0], (batch.spectra.q_points, batch.spectra.assigned))
     drawn = np.where(spectra[1], np.isclose(spectra[0], q[1]).all(axis=1), 2).astype(int)
@@ -195,7 +197,7 @@ def test_averages_are_those_of_phonons_on_a_mesh_with_a_random_origin():
         batch = batch_of([example], waves=0, seed=seed)
         assert batch.spectra.q_points.shape == (1, 8, 3)
         with potential.precision():
-            found = spectral_errors(potential.energy_fn, potential.arrays, batch.spectra)
+            found = ERRORS(potential.energy_fn, potential.arrays, batch.spectra)
         assert set(found) == {"averages"}
         off.append(np.asarray(found["averages"][0])[0])
     model = np.mean(off, axis=0) * labels.averages.scale + labels.averages.values
@@ -274,6 +276,7 @@ def test_a_potential_learns_frequencies_and_evaluation_says_so(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_the_command_learns_from_a_file_of_phonons(tmp_path, monkeypatch, capsys):
     """The file is pymatgen's, with two crystals."""
     from pymatgen.core import Lattice

@@ -39,7 +39,7 @@ from jaxmlip.training.loop import (
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate
 
-pytestmark = pytest.mark.usefixtures("runs_alike")  # all but the first run
+pytestmark = pytest.mark.usefixtures("quick", "runs_alike")  # all but the first run
 
 SETTINGS = small_run.SETTINGS
 SCRIPT = Path(small_run.__file__)
@@ -47,7 +47,7 @@ KILLS = int(os.environ.get("JAXMLIP_KILLS", "2"))  # how often the run of the ki
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(quick, tmp_path_factory):
     """A run that nothing happened to: its result, its events, its folder, and what it compiled."""
     folder, events, arrays, made = tmp_path_factory.mktemp("whole"), [], [], []
 
@@ -209,13 +209,11 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(whole, t
         process.kill()
         process.communicate()
         killed += 1
-    process = script(tmp_path / "run")
-    said, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, errors_of(tmp_path / "run").read_text()
-    assert "Resumed" in said
-    for name in ("last", "best"):
-        saved = Potential.from_folder(tmp_path / "run" / name)
-        equal(saved, whole["fitted"].last if name == "last" else whole["fitted"].potential)
+    events = []
+    fitted = small_run.run(tmp_path / "run", SETTINGS, events.append)
+    assert isinstance(events[0], Resumed)
+    equal(fitted.last, whole["fitted"].last)
+    equal(fitted.potential, whole["fitted"].potential)
 
 
 def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(tmp_path):

@@ -71,6 +71,7 @@ def test_energies_of_isolated_atoms_are_taken_as_they_are_or_the_lack_of_one_is_
         of_isolated([(8, -1.5), (8, -1.4)], [8], before)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.filterwarnings("ignore:(?s).*left out 1 isolated atom")
 def test_a_run_begins_with_the_energies_of_the_isolated_atoms_in_its_files(tmp_path):
     write_springs(tmp_path, 4)
@@ -80,7 +81,7 @@ def test_a_run_begins_with_the_energies_of_the_isolated_atoms_in_its_files(tmp_p
     alone = f'1\n{properties} pbc="F F F"\nSi 0 0 0\n'
     path.write_text(alone + frames)
     config = TrainConfig(
-        model=ModelConfig(architecture="m3gnet", hyperparameters={"features": 4, "blocks": 1}),
+        model=ModelConfig(architecture="m3gnet", hyperparameters={"features": 4}),
         data=DataConfig(train=(str(path),), split_by="crystal", fractions=(1, 0, 0)),
         loss=LossConfig(stress=0.0, magmoms=0.0),
         reference_energies="isolated",
