@@ -26,6 +26,7 @@ from jaxmlip.system import parallel
 from jaxmlip.training import loop
 from jaxmlip.training.checkpoints import CheckpointError, Checkpoints
 from jaxmlip.training.loop import (
+    Compiled,
     DivergedError,
     InterruptedRun,
     NotSaved,
@@ -115,6 +116,22 @@ def test_the_metrics_before_the_first_step_are_those_of_the_potential_itself(who
     assert metrics["energy_mae"] == pytest.approx(np.mean([e for e, _ in errors]), rel=1e-5)
     assert metrics["forces_mae"] == pytest.approx(np.abs([f for _, f in errors]).mean(), rel=1e-5)
     assert "stress_mae" not in metrics  # nothing of it is labelled
+
+
+def test_what_a_step_needs_is_said_once_before_the_first_and_more_than_there_is_is_warned_of(
+    whole, tmp_path, monkeypatch
+):
+    (told,) = of_kind(whole["events"], Compiled)
+    assert whole["events"].index(told) < whole["events"].index(of_kind(whole["events"], Trained)[0])
+    assert told.step == 0
+    assert told.needs.memory > 0
+    assert told.needs.held > 0
+    assert told.needs.flops > 0
+    assert whole["programs"] == [1] * len(whole["programs"]), "what was compiled to be asked is taken"
+
+    monkeypatch.setattr(loop, "available", lambda: 1e3)
+    with pytest.warns(UserWarning, match=r"a step needs .*batch_size"):
+        small_run.run(until(whole, 35, tmp_path / "run"))
 
 
 def test_events_tell_of_every_step_once_and_in_order(whole):
