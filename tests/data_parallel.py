@@ -1,4 +1,4 @@
-"""20 steps of training on the same global batch, as one process of a run on any number of devices and hosts.
+"""20 steps of training pairs on the same global batch, as one process of any number of devices and hosts.
 
 python data_parallel.py OUT [COORDINATOR PROCESSES PROCESS]
 """
@@ -16,16 +16,12 @@ from jaxmlip.data.batch import Example, collate, stack
 from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.labels import Frequencies, Labels
 from jaxmlip.data.loader import Loader, Plan
-from jaxmlip.models.m3gnet import M3GNetConfig
-from jaxmlip.potential import random_potential
 from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig
 from jaxmlip.training.step import init_state, make_train_step
 
 STEPS = 20
-# One block is enough for sums over devices, and each process compiles a step for each precision.
-CONFIG = M3GNetConfig(features=4, hidden=4, radial=2, blocks=1, bond_cutoff=4.0, angle_cutoff=3.0)
 LOSS = LossConfig(energy=1.0, forces=2.0, stress=0.3, magmoms=0.0)
 
 
@@ -33,18 +29,23 @@ def main(out: str, *address: str) -> None:
     if address:
         parallel.connect(address[0], int(address[1]), int(address[2]))
     mesh = parallel.make_mesh()
-    found = {
-        f"{dtype}/{name}": x for dtype in ("float32", "float64") for name, x in train(dtype, mesh).items()
-    }
-    found |= {f"float64/frequencies/{name}": x for name, x in learn_frequencies(mesh).items()}
+    found = learnt(mesh)
     if jax.process_index() == 0:
         np.savez(out, devices=mesh.size, **found)
 
 
+def learnt(mesh) -> dict[str, np.ndarray]:
+    """What training on the devices of `mesh` leaves, by its precision and name."""
+    found = {
+        f"{dtype}/{name}": x for dtype in ("float32", "float64") for name, x in train(dtype, mesh).items()
+    }
+    return found | {f"float64/frequencies/{name}": x for name, x in learn_frequencies(mesh).items()}
+
+
 def train(dtype: str, mesh) -> dict[str, np.ndarray]:
     """The parameters after the last step, and its loss."""
-    potential = random_potential(CONFIG, seed=7, dtype=dtype)
-    metals = [bulk(e, cubic=True) for e in ("Cu", "Al", "Ag", "Au", "Ni", "Pd", "Pt", "Pb")]
+    potential = pairs.potential().astype(dtype)
+    metals = [bulk(e, cubic=True) for e in ("Cu", "Al", "Ag", "Ca", "Ni", "Pd", "Rh", "Sr")]
     for k, atoms in enumerate(metals):
         atoms.rattle(0.1, seed=k)
     examples = labelled(potential, metals)

@@ -36,4 +36,4 @@ def potential(scale: float = 1.0, alike: float = 1.0) -> Potential:
         "anion": 1.0 * np.isin(ELEMENTS, ANIONS),
         "alike": np.array(alike),
     }
-    return Potential.from_energy(pairs, REACH, ELEMENTS, params, name="pairs", dtype="float64")
+    return Potential.from_energy(pairs, REACH, ELEMENTS, params, name="pairs", dtype="float64", hops=1)

@@ -1,8 +1,9 @@
 """One process of those that write a Hessian into the same file: the columns that it has computed, as JSON.
 
-python shared_file.py MODEL FOLDER SECONDS COORDINATOR PROCESSES PROCESS
+python shared_file.py FOLDER SECONDS COORDINATOR PROCESSES PROCESS
 
-After each block it waits for SECONDS, so that there is a middle to be killed in.
+The potential is pairs of atoms. After each block it waits for SECONDS, so that there is a middle to be killed
+in.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pairs
 from crystals import chain
 
 from jaxmlip.derivatives.response import Response
@@ -18,10 +20,8 @@ from jaxmlip.derivatives.streaming import stream_hessian, stream_sparse_hessian
 from jaxmlip.system import parallel
 
 
-def main(model: str, folder: str, seconds: str, *address: str) -> None:
+def main(folder: str, seconds: str, *address: str) -> None:
     parallel.connect(address[0], int(address[1]), int(address[2]))
-    from conftest import small_potential  # which computes
-
     seen, columns, fsync = {}, Response.columns, os.fsync
     name = ""
 
@@ -34,7 +34,7 @@ def main(model: str, folder: str, seconds: str, *address: str) -> None:
         time.sleep(float(seconds))
 
     Response.columns, os.fsync = watched, slowly
-    potential, atoms = small_potential(model).on_devices(), chain()
+    potential, atoms = pairs.potential().on_devices(), chain()
     for name, write in (("h.npy", stream_hessian), ("h.npz", stream_sparse_hessian)):
         write(potential, atoms, Path(folder) / name, block_size=2)
     print(json.dumps(seen))

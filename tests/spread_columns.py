@@ -1,15 +1,18 @@
-"""Second derivatives on one device, and spread over all devices of all processes: differences as JSON.
+"""Second derivatives of a potential, on one device or spread over all devices of all processes.
 
-python spread_columns.py MODEL FOLDER few|every|divided [COORDINATOR PROCESSES PROCESS]
+python spread_columns.py MODEL FOLDER WHICH [COORDINATOR PROCESSES PROCESS]
+
+MODEL is "pairs" or a folder with a network, WHICH one of KINDS. Process K leaves its arrays in FOLDER/K.npz.
 """
 
-import json
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+import pairs
 import pytest
 from ase.build import bulk
 from crystals import chain, triclinic
@@ -19,7 +22,7 @@ from jaxmlip.derivatives import hessian, linear_map
 from jaxmlip.derivatives.response import Response
 from jaxmlip.derivatives.sparse import sparse_hessian
 from jaxmlip.derivatives.streaming import stream_hessian, stream_sparse_hessian
-from jaxmlip.mechanics.elasticity import elastic_tensor, elastic_tensors
+from jaxmlip.mechanics.elasticity import NotAtRestWarning, elastic_tensor, elastic_tensors
 from jaxmlip.phonons import (
     bloch,
     dynamical_matrix,
@@ -28,6 +31,7 @@ from jaxmlip.phonons import (
     grueneisen,
     lattices,
 )
+from jaxmlip.potential import Potential
 from jaxmlip.system import parallel
 
 SEVERAL = batching.BatchShape(14, 32, 96, 320, 14)  # for crystals side by side, of all quantities
@@ -54,6 +58,7 @@ QUANTITIES = {
 }
 FEW = ("hessian", "dynamical matrices")
 HELD = 10**8  # bytes that the process is taken to hold
+Found = dict[str, np.ndarray | float]
 
 
 def every_column(response: Response) -> np.ndarray:
@@ -64,7 +69,6 @@ DIVIDED = {
     "Hessian of divided bonds": every_column,
     "waves of divided bonds": lambda response: bloch.matrices(response, Q),
 }
-DIVIDED_THIRD = {"third derivatives of divided bonds": every_column}
 
 
 def third_derivatives(potential, atoms) -> np.ndarray:
@@ -75,28 +79,26 @@ def third_derivatives(potential, atoms) -> np.ndarray:
     )
 
 
-def divided(potential, atoms, along=None) -> Response:
-    """With a memory limit that the whole linear map does not meet on any of several devices."""
-    kept = Response(replace(potential, mesh=None), atoms, shape=batching.exact_shape, along=along).kept
-    limit = HELD + 1.5 * kept * len(jax.local_devices())
-    response = Response(potential, atoms, memory_limit=limit, along=along)
-    assert response.divided == (potential.mesh is not None)
-    return response
+def divided(potential, atoms, folder: Path, along=None) -> Found:
+    """What devices find that hold a part of the bonds each, and the bytes that each keeps.
 
-
-def of_divided_bonds(alone, spread, atoms) -> dict[str, list[float]]:
-    """Differences and sizes of what devices find that hold a part of the bonds each."""
-    found = {}
+    The memory limit is one that the whole linear map does not meet on any of several devices.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxmlip.derivatives.response.resident", lambda: HELD)
-        w = np.random.default_rng(0).normal(size=(len(atoms), 3))
-        for kinds, along in ((DIVIDED, None), (DIVIDED_THIRD, w)):
-            one, many = (divided(potential, atoms, along) for potential in (alone, spread))
-            for name, quantity in kinds.items():
-                a, b = quantity(one), quantity(many)
-                found[name] = [float(np.abs(a - b).max()), float(np.abs(a).max())]
-            assert many.kept < 0.8 * one.kept
-    return found
+        kept = Response(replace(potential, mesh=None), atoms, shape=batching.exact_shape, along=along).kept
+        limit = HELD + 1.5 * kept * len(jax.local_devices())
+        response = Response(potential, atoms, memory_limit=limit, along=along)
+        assert response.divided == (potential.mesh is not None)
+        if along is not None:
+            found = {"third derivatives of divided bonds": every_column(response)}
+        else:
+            found = {name: quantity(response) for name, quantity in DIVIDED.items()}
+        return found | {"kept": response.kept}
+
+
+def divided_third(potential, atoms, folder: Path) -> Found:
+    return divided(potential, atoms, folder, np.random.default_rng(0).normal(size=(len(atoms), 3)))
 
 
 def side_by_side(potential, atoms) -> np.ndarray:
@@ -116,43 +118,50 @@ def operations(response: Response) -> float:
         return program.compile().cost_analysis()["flops"]
 
 
+def some(*names: str):
+    """A function that finds these of QUANTITIES."""
+    return lambda potential, atoms, folder: {
+        name: np.asarray(QUANTITIES[name](potential, atoms, folder)) for name in names
+    }
+
+
+def few(potential, atoms, folder: Path) -> Found:
+    """Those of FEW, the work of each device, and how much another crystal of the size compiles on many."""
+    found = some(*FEW)(potential, atoms, folder)
+    if potential.mesh is not None:
+        programs = [linear_map.on_mesh(program, potential.mesh) for program in linear_map.LAYOUTS]
+        before = sum(program._cache_size() for program in programs)
+        moved = atoms.copy()
+        moved.rattle(0.01, seed=1)
+        some(*FEW)(potential, moved, folder)
+        found["compiled anew"] = sum(program._cache_size() for program in programs) - before
+    return found | {"work": operations(Response(potential, atoms))}
+
+
+KINDS = {
+    "hessian": some("hessian"),
+    "few": few,
+    "others": some(*(name for name in QUANTITIES if name not in FEW)),
+    "divided": divided,
+    "divided-third": divided_third,
+}
+
+
+def found(potential, which: str, folder: Path) -> Found:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotAtRestWarning)  # the crystal is as it is drawn
+        return KINDS[which](potential, triclinic(), folder)
+
+
 def main(model: str, folder: str, which: str, *address: str) -> None:
     if address:
         parallel.connect(address[0], int(address[1]), int(address[2]))
-    from conftest import small_potential  # which computes
-
-    alone, atoms = small_potential(model), triclinic()
+    alone = pairs.potential() if model == "pairs" else Potential.from_folder(model, "float64")
     spread = alone.on_devices()
     assert spread.mesh.size == len(jax.devices())
     here = Path(folder) / f"{jax.process_index()}"
-    found = {"devices": spread.mesh.size}
-    if which == "divided":
-        print(json.dumps(found | of_divided_bonds(alone, spread, atoms)))
-        return
-
-    def compare(name: str) -> None:
-        quantity = QUANTITIES[name]
-        for kind in ("one", "many"):
-            (here / kind).mkdir(parents=True, exist_ok=True)
-        one = quantity(alone, atoms, here / "one")
-        many = quantity(spread, atoms, here / "many")
-        found[name] = [float(np.abs(np.asarray(many) - one).max()), float(np.abs(one).max())]
-
-    for name in FEW:
-        compare(name)
-    programs = [linear_map.on_mesh(program, spread.mesh) for program in linear_map.LAYOUTS]
-    before = sum(program._cache_size() for program in programs)
-    moved = atoms.copy()
-    moved.rattle(0.01, seed=1)
-    for name in FEW:
-        QUANTITIES[name](spread, moved, here)
-    found["compiled anew"] = sum(program._cache_size() for program in programs) - before
-    for name in QUANTITIES if which == "every" else ():
-        if name not in FEW:  # the many programs of these may have older ones dropped
-            compare(name)
-    one, many = (operations(Response(potential, atoms)) for potential in (alone, spread))
-    found["work"] = many / one
-    print(json.dumps(found))
+    here.mkdir()
+    np.savez(here.with_suffix(".npz"), devices=spread.mesh.size, **found(spread, which, here))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pairs
 import pytest
 import scipy.sparse
+import shared_commands
 from ase.io import write
 from commands import here
-from conftest import FIRST, small_potential
 from crystals import chain, triclinic
 from processes import free_address, started
 
@@ -44,7 +45,7 @@ def end(run: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_two_processes_write_one_file_and_go_on_with_what_a_killed_one_has_not_written(tmp_path):
     script, record = ROOT / "tests" / "shared_file.py", tmp_path / "h.npy.json"
-    runs = both(script, FIRST, tmp_path, 0.3)
+    runs = both(script, tmp_path, 0.3)
     try:
         # The second process is killed in the middle, the first one a few blocks later.
         wait_for(lambda: (tmp_path / "h.npy.json.1").exists(), runs)
@@ -61,14 +62,14 @@ def test_two_processes_write_one_file_and_go_on_with_what_a_killed_one_has_not_w
     assert len(written) == columns_done(tmp_path / "h.npy") < 90
 
     found = []
-    for run in both(script, FIRST, tmp_path, 0.0):
+    for run in both(script, tmp_path, 0.0):
         out, said = run.communicate(timeout=300)
         assert run.returncode == 0, said
         found.append(json.loads(out.splitlines()[-1]))
     dense = [k for each in found for part in each["h.npy"] for k in part]
     assert sorted(dense) == sorted(set(range(90)) - written)
 
-    potential, atoms = small_potential(FIRST), chain()
+    potential, atoms = pairs.potential(), chain()
     whole = hessian(potential, atoms)
     close = {"rtol": 0, "atol": 1e-12 * np.abs(whole).max()}
     np.testing.assert_allclose(np.load(tmp_path / "h.npy"), whole, **close)
@@ -99,37 +100,43 @@ def test_pieces_of_lines_of_the_library_are_told_from_our_own():
     assert not any(is_of_gloo(line) for line in ("written to elastic.json", "1 wave vector", whole + " x"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        ("hessian chain.vasp --out h.npy", "h.npy"),
-        ("hessian chain.vasp --sparse --out h.npz", "h.npz"),
-        ("phonons cell.vasp --mesh 2 1 1 --points 8 --out .", "phonons.json"),
-        ("elastic cell.vasp --out elastic.json", "elastic.json"),
-    ],
-)
-def test_a_command_of_two_processes_says_and_writes_what_one_does(words, name, tmp_path, monkeypatch, capsys):
-    small_potential(FIRST).save(tmp_path / "model")
-    write(tmp_path / "chain.vasp", chain(), direct=True)
-    write(tmp_path / "cell.vasp", triclinic(), direct=True)
-    command = (*words.split(), "--model", "model")
-    alone = here(tmp_path, monkeypatch, capsys, *command)
-    assert alone.returncode == 0, alone.stderr
-    expected = read(tmp_path / name)
-    for left in (*tmp_path.glob("*.json"), tmp_path / name):
-        left.unlink(missing_ok=True)
+COMMANDS = {
+    "h.npy": "hessian chain.vasp --out h.npy",
+    "h.npz": "hessian chain.vasp --sparse --out h.npz",
+    "phonons.json": "phonons cell.vasp --mesh 2 1 1 --points 8 --out .",
+    "elastic.json": "elastic cell.vasp --out elastic.json",
+}
 
+
+@pytest.mark.slow
+def test_each_command_of_two_processes_says_and_writes_what_one_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxmlip.zoo.load.load", lambda *_, **__: pairs.potential())
+    for folder in (alone := tmp_path / "alone", together := tmp_path / "together"):
+        folder.mkdir()
+        write(folder / "chain.vasp", chain(), direct=True)
+        write(folder / "cell.vasp", triclinic(), direct=True)
+    (tmp_path / "commands.json").write_text(json.dumps([words.split() for words in COMMANDS.values()]))
+    script = ROOT / "tests" / "shared_commands.py"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    (tmp_path / "command.py").write_text("import sys; from jaxmlip.cli import main; main(sys.argv[1:])")
-    options = ("--processes", "2", "--coordinator", free_address(), "--process")
-    runs = [started(2, tmp_path / "command.py", *command, *options, k) for k in range(2)]
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(together)
+    runs = both(script, tmp_path / "commands.json")
+    expected = {name: here(alone, monkeypatch, capsys, *words.split()) for name, words in COMMANDS.items()}
     said = [run.communicate(timeout=300) for run in runs]
     assert all(run.returncode == 0 for run in runs), said
-    lines = [[line for line in out.splitlines() if not is_of_gloo(line)] for out, _ in said]
-    assert lines[0][-1] == alone.stdout.splitlines()[-1]
-    assert lines[1] == []
-    np.testing.assert_allclose(read(tmp_path / name), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    first, second = (out.split(f"{shared_commands.END}\n") for out, _ in said)
+    assert len(first) == len(second) == len(COMMANDS) + 1
+    for k, (name, done) in enumerate(expected.items()):
+        assert done.returncode == 0, done.stderr
+        assert ours(first[k])[-1] == done.stdout.splitlines()[-1]
+        assert ours(second[k]) == []
+        numbers = read(alone / name)
+        atol = 1e-9 * np.abs(numbers).max()
+        np.testing.assert_allclose(read(together / name), numbers, rtol=0, atol=atol, err_msg=name)
+
+
+def ours(out: str) -> list[str]:
+    return [line for line in out.splitlines() if not is_of_gloo(line)]
 
 
 def read(path: Path) -> np.ndarray:

@@ -76,6 +76,8 @@ FEW = {"REPLAYED": ("mlearn/Cu.extxyz.gz",), "ELSEWHERE": ("mlearn/Ni.extxyz.gz"
 
 
 def few_examples(patch) -> None:
+    alike(patch)
+    patch.setattr("experiments.training.hessian_columns.load_models", softening.load_models)
     for name, some in (FEW | {"TRAINED": ("NaCl",)}).items():
         patch.setattr(f"experiments.training.hessian_columns.{name}", some)
 

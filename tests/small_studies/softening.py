@@ -1,7 +1,6 @@
 """Data of softening studies in their public layouts, small, and labelled by a potential that is known.
 
-Each function lays the data into a folder and returns the settings of a small run. `model` is the name of one
-of conftest's networks, or of a stand-in that compiles nothing.
+Each function lays the data into a folder and returns the settings of a small run. `model` is the name
 """
 
 import bz2
@@ -38,7 +37,13 @@ from jaxmlip.studies import study
 from jaxmlip.studies.softening import shared_shapes
 
 OWN, SOFT = "own", "soft"  # labels are OWN's; SOFT has three quarters of its forces
-STAND_INS = {OWN: Morse(OWN), SOFT: Morse(SOFT, 0.3), "mixture": Mixture()}
+PAIRS = "pairs"  # for second derivatives, and for training
+STAND_INS = {
+    OWN: Morse(OWN),
+    SOFT: Morse(SOFT, 0.3),
+    "mixture": Mixture(),
+    PAIRS: pairs.potential(alike=2**0.5).astype("float32"),
+}
 LOOSE = 1e3  # eV/Å: any guess is at rest
 STIFFER = 1.25  # the forces of DFT's part over those of the model, where a cure is sought
 CURVATURE = 0.81  # of the potential's forces against those that are called DFT's

@@ -23,7 +23,7 @@ from experiments.transfer.energy_pairs import DIMERS, ELEMENTS
 from jaxmlip.crystals.graph import Cutoffs
 from jaxmlip.data.labels import LabelledCrystal, Labels
 from jaxmlip.data.writing import write_dataset
-from small_studies.softening import OWN, STAND_INS, labelled, lay, rattled
+from small_studies.softening import OWN, PAIRS, STAND_INS, labelled, lay, rattled
 
 TINY = {name: {"bond_cutoff": 5.0, "angle_cutoff": 4.0} for name in ("m3gnet", "chgnet")}  # quick networks
 SMALL = ("bond_cutoff=4.0", "angle_cutoff=3.0")
@@ -209,6 +209,5 @@ def hessian_columns(root: Path) -> dict:
     for name, count in (("Cu", 24), ("Ni", 3)):
         frames = [rattled(bulk(name, a=3.6, cubic=True), k) for k in range(count)]
         lay(root / f"data/mlearn/{name}.extxyz.gz", labelled(STAND_INS[OWN], frames))
-    small_potential("m3gnet-smooth", "float32").save(root / "model")
     few = {"steps": 2, "batch_size": 1, "replay": 1}
-    return {"model": str(root / "model"), "data": root / "data", **few}
+    return {"model": PAIRS, "data": root / "data", **few}

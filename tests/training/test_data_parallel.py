@@ -4,16 +4,19 @@ import os
 import subprocess
 from pathlib import Path
 
+import data_parallel
 import jax
 import numpy as np
+import pairs
 import pytest
 from conftest import write_springs
 from processes import COMMAND, free_address, started
 
 from jaxmlip.cli import main
 from jaxmlip.potential import Potential
+from jaxmlip.system import parallel
 
-SCRIPT = Path(__file__).parents[1] / "data_parallel.py"
+SCRIPT = Path(data_parallel.__file__)
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 
@@ -23,20 +26,25 @@ def finish(*runs: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "params.npz"
-    finish(started(1, SCRIPT, out))
-    return np.load(out)
+def alone():
+    return data_parallel.learnt(parallel.make_mesh())
 
 
 def check(expected, out: Path, devices: int) -> None:
-    found = np.load(out)
-    assert found["devices"] == devices
-    names = set(expected.files) - {"devices"}
-    assert {n.split("/")[0] for n in names} == set(TOLERANCE)
-    for name in names:
+    found = dict(np.load(out))
+    assert found.pop("devices") == devices
+    assert found.keys() == expected.keys()
+    assert {n.split("/")[0] for n in found} == set(TOLERANCE)
+    for name, x in expected.items():
         atol = TOLERANCE[name.split("/")[0]]
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(found[name], x, rtol=0, atol=atol, err_msg=name)
+
+
+def test_training_moves_what_all_devices_are_to_end_with(alone):
+    began = pairs.potential().params["network"]["size"]
+    for kind in ("float32", "float64", "float64/frequencies"):
+        ended = next(x for name, x in alone.items() if name.startswith(kind) and name.endswith("size"))
+        assert np.abs(ended - began).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -54,8 +62,8 @@ def test_two_processes_end_where_one_does(alone, tmp_path):
 
 CONFIG = """
 model:
-  architecture: m3gnet
-  hyperparameters: {features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.0, angle_cutoff: 2.6}
+  architecture: chgnet
+  hyperparameters: {features: 4, radial: 3, angular: 3, blocks: 1, bond_cutoff: 3.5, readout: [4]}
 data: {train: [springs.extxyz], fractions: [0.75, 0.25, 0], split_by: crystal}
 loss: {stress: 0, magmoms: 0}
 optimizer: {learning_rate: 1e-2}
