@@ -13,7 +13,7 @@ import numpy as np
 import pairs
 import pytest
 import spread_columns
-from conftest import MODELS, SECOND, SHORT, small_potential
+from conftest import FIRST, MODELS, SECOND, small_potential
 from processes import free_address, started
 
 SCRIPT = Path(spread_columns.__file__)
@@ -75,12 +75,12 @@ def test_eight_devices_spread_every_architecture(model, begin, tmp_path):
 
 @pytest.mark.slow
 def test_bonds_and_angles_are_divided_among_devices_that_cannot_hold_all_of_them(begin, tmp_path):
-    model = "m3gnet-smooth"  # the smallest whose energy has angles
+    model = "m3gnet-smooth"  # the smallest whose energy has angles; those that are listed come next
     check(tmp_path, 8, model, "divided-third", begin(8, model, "divided-third"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "which"), [(PAIRS, "few"), (SHORT, "divided")])
+@pytest.mark.parametrize(("model", "which"), [(PAIRS, "few"), (FIRST, "divided")])
 def test_two_processes_of_two_devices_find_what_one_device_does(model, which, begin, tmp_path):
     address = free_address()
     check(tmp_path, 4, model, which, *(begin(2, model, which, address, 2, k) for k in range(2)))
