@@ -34,6 +34,7 @@ from crystals import triclinic
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
+from jaxmlip.models.mattersim import MatterSimConfig
 from jaxmlip.potential import random_potential
 from jaxmlip.system.programs import programs
 
@@ -54,6 +55,7 @@ MODELS = {
     "chgnet-0.2": CHGNetConfig(**CHGNET, blocks=3, readout=(8,), envelope=5, norm=False, output_bias=True),
     "m3gnet-smooth": M3GNetConfig(**M3GNET, blocks=1),
     "m3gnet-spherical": M3GNetConfig(**M3GNET, blocks=2, smooth=False),
+    "mattersim": MatterSimConfig(features=6, radial=2, blocks=1, bond_cutoff=4.0, angle_cutoff=3.0),
     "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
     "mace-residual": MACEConfig(
         **MACE,
@@ -71,7 +73,7 @@ MODELS = {
 # are stable in it.
 SHORT, STABLE = "chgnet-short", 49
 FIRST = "chgnet-0.3"
-SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architecture
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "mace-residual")  # further ones of a kind
 
 
 def small_potential(name: str, dtype: str = "float64"):

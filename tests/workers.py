@@ -19,7 +19,15 @@ QUICK = "--xla_backend_optimization_level=0" + (
 )
 # What is compared with others' numbers is computed as users do, with optimisation, in a process of its own.
 OPTIMISED = ("test_canary.py", "test_mace_conversion.py", "test_parity.py")
-SHARED = ("chgnet-0.3", "chgnet-0.2", "m3gnet-smooth", "m3gnet-spherical", "mace-density", "mace-residual")
+SHARED = (
+    "chgnet-0.3",
+    "chgnet-0.2",
+    "m3gnet-smooth",
+    "m3gnet-spherical",
+    "mattersim",
+    "mace-density",
+    "mace-residual",
+)
 KEPT = Path(__file__).parents[1] / ".pytest_cache/d/programs"  # `pytest --cache-clear` drops them
 MOST_KEPT = 2 * 2**30  # bytes; those of one state of the code take a tenth
 MEMORY = 4 * 2**30  # bytes for each process
