@@ -73,7 +73,8 @@ MODELS = {
 # are stable in it.
 SHORT, STABLE = "chgnet-short", 49
 FIRST = "chgnet-0.3"
-SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "mace-residual")  # further ones of a kind
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "mace-residual")  # much like others of these
+KINDS = ("chgnet-0.3", "m3gnet-smooth", "mattersim", "mace-density")  # one of each architecture
 
 
 def small_potential(name: str, dtype: str = "float64"):
@@ -124,12 +125,13 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k.
 
-    So are further models of an architecture, and all but CHGNet where a claim is of no model (`one_model`).
+    So are models much like others, and all but CHGNet where a claim is of no model (`one_model`).
     """
     for item in items:
         models = [name for name in MODELS if name in item.name]
         one = item.get_closest_marker("one_model")
-        shared = getattr(item, "callspec", None) and "potential" in item.callspec.params
+        given = item.callspec.params if getattr(item, "callspec", None) else {}
+        shared = {"potential", "architecture"} & set(given)
         if (one and models and models != [FIRST]) or (shared and set(models) & set(SECOND)):
             item.add_marker("slow")
     asked = config.option.all or config.option.markexpr or config.option.keyword
@@ -154,7 +156,7 @@ def potential(request):
     return small_potential(request.param)
 
 
-@pytest.fixture(scope="session", params=[name for name in MODELS if name not in SECOND])
+@pytest.fixture(scope="session", params=KINDS)
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
     return small_potential(request.param)

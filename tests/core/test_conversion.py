@@ -426,6 +426,7 @@ def test_golden_values_are_of_the_crystals_that_a_new_recording_has():
             names = {key.split("/")[0] for key in archive.files if "/" in key}
             elements = np.unique(np.concatenate([archive[f"{name}/numbers"] for name in names]))
             crystals = golden.structures() | golden.structures_of(elements.tolist())
+            crystals |= golden.further_structures()
             for name in names - {"mixed"}:  # of the first elements in the order of the model
                 for quantity in ("numbers", "positions"):
                     its = getattr(crystals[name], quantity)
