@@ -55,7 +55,7 @@ MODELS = {
     "chgnet-0.2": CHGNetConfig(**CHGNET, blocks=3, readout=(8,), envelope=5, norm=False, output_bias=True),
     "m3gnet-smooth": M3GNetConfig(**M3GNET, blocks=1),
     "m3gnet-spherical": M3GNetConfig(**M3GNET, blocks=2, smooth=False),
-    "mattersim": MatterSimConfig(features=6, radial=2, blocks=1, bond_cutoff=4.0, angle_cutoff=3.0),
+    "mattersim": MatterSimConfig(features=6, radial=2, blocks=2, bond_cutoff=4.0, angle_cutoff=3.0),
     "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
     "mace-residual": MACEConfig(
         **MACE,

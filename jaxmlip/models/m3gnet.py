@@ -127,7 +127,7 @@ class M3GNet(Network):
         h = self._radial(r, c.radial if c.smooth else c.radial * c.angular)
         radial = self._radial(r[:short], c.radial * c.angular).array() * f_c[:, None]
         radial = radial * legendre_factors(c.angular, c.radial)
-        Y = both_harmonics(safe.unit(vectors[:short], r[:short]), c.angular)
+        Y = both_harmonics(safe.unit(vectors[:short], r[:short]), c.angular, c.radial)
 
         table = self.param("elements", nn.initializers.normal(1.0), (c.elements, c.features))
         v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
@@ -154,9 +154,10 @@ class M3GNet(Network):
         return spherical_radial(r, c.angular, c.radial, c.bond_cutoff)
 
 
-def both_harmonics(u: Float[Array, "short 3"], degrees: int) -> Float[Array, "short 2 lm"]:
-    """Y_lm of the short bonds, of directions `u`, seen from both ends."""
-    return jnp.stack([harmonics(u, degrees), harmonics(-u, degrees)], axis=1)
+def both_harmonics(u: Float[Array, "short 3"], degrees: int, radial: int) -> Float[Array, "short 2 lmn"]:
+    """Y_lm of the short bonds, of directions `u`, seen from both ends; the same for each n."""
+    Y = jnp.stack([harmonics(u, degrees), harmonics(-u, degrees)], axis=1)
+    return jnp.repeat(Y, radial, axis=-1)
 
 
 def legendre_factors(degrees: int, radial: int) -> Float[Array, "1 ln"]:
@@ -165,17 +166,13 @@ def legendre_factors(degrees: int, radial: int) -> Float[Array, "1 ln"]:
 
 
 def sum_over_angles(
-    graph: CrystalGraph, x: Float[Array, "short 2 ln"], Y: Float[Array, "short 2 lm"]
+    graph: CrystalGraph, x: Float[Array, "short 2 ln"], Y: Float[Array, "short 2 lmn"]
 ) -> Float[Array, "short 2 ln"]:
-    """Σ_k P_l(cos θ_jik) x_ik over the short bonds of atom i but for ij, for both directions of each ij.
-
-    `x` has the same number of functions for each degree l.
-    """
+    """Σ_k P_l(cos θ_jik) x_ik over the short bonds of atom i but for ij, for both directions of each ij."""
     short, atoms = graph.short, len(graph.species)
     i, j, far = graph.first[:short], graph.second[:short], graph.images[:short]
-    degrees = round(Y.shape[-1] ** 0.5)
-    radial = x.shape[-1] // degrees
-    Y, spread = jnp.repeat(Y, radial, axis=-1), jnp.asarray(_orders(degrees, radial), x.dtype)
+    degrees = Y.shape[-1] // x.shape[-1]
+    spread = jnp.asarray(_orders(degrees, x.shape[-1] // degrees), x.dtype)
     # Σ_k P_l(cos θ_jik) x_ik = Σ_m Y_lm(r_ij) Σ_k Y_lm(r_ik) x_ik
     moments = (x @ spread) * Y
     total = scatter_add(moments[:, 0], i, atoms) + scatter_add(moments[:, 1], j, atoms, far)

@@ -102,5 +102,5 @@ class MatterSim(Network):
         f_c = polynomial_envelope(r, c.angle_cutoff, 3)
         radial = spherical_radial(r, c.angular, c.radial, c.bond_cutoff).array() * f_c[:, None]
         radial = (radial * legendre_factors(c.angular, c.radial))[:, None]
-        Y = both_harmonics(safe.unit(vectors, r), c.angular)
+        Y = both_harmonics(safe.unit(vectors, r), c.angular, c.radial)
         return sum_over_angles(graph, jnp.concatenate([radial, radial], axis=1), Y) * f_c[:, None, None]

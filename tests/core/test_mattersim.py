@@ -15,7 +15,7 @@ from conftest import public
 
 import jaxmlip
 from jaxmlip.models.basis import harmonics
-from jaxmlip.models.mattersim import MatterSimConfig
+from jaxmlip.models.mattersim import MatterSim, MatterSimConfig
 from jaxmlip.potential import Potential, parameter_shapes
 from jaxmlip.zoo.download import FetchError
 from weights_convert import mattersim, published
@@ -139,8 +139,6 @@ def test_files_from_before_and_after_a_tensor_was_added_are_read_and_kept(files,
 
 def test_the_defaults_are_those_of_the_published_small_model():
     # 880,000 by the package's README, which leaves scales and energies of elements aside.
-    from jaxmlip.models.mattersim import MatterSim
-
     shapes = parameter_shapes(MatterSim(MatterSimConfig()))
     count = sum(math.prod(shape) for shape in shapes.values())
     assert abs(count / 880_000 - 1) < 0.02
