@@ -3,12 +3,13 @@
     python -m benchmarks.speed --peer chgnet [--peer-python PYTHON]
     python -m benchmarks.speed --peer matgl [--model m3gnet-matpes-pbe-2025.1]
     python -m benchmarks.speed --peer mace [--model FILE.model]
+    python -m benchmarks.speed --peer mattersim [--model FILE.pth]
 
 Everything that the model predicts for rattled rock-salt NaCl, neighbours included, float32; and the Hessian
 of 64 atoms (MACE: 32), against one reverse sweep of torch for each row (timed for some rows and multiplied,
-as the rows cost the same). MACE is compared with random weights, in a file that its worker makes. The peer
-runs in a process of its own, with PYTHON if it is installed elsewhere, with one thread and with all cores,
-and the better of both counts. The sides take turns; ratios are within a turn.
+as the rows cost the same). MACE and MatterSim are compared with random weights, in a file that the worker
+makes. The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with one thread and
+with all cores, and the better of both counts. The sides take turns; ratios are within a turn.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ OPPONENTS = {
     "chgnet": Opponent("chgnet-0.3.0", lambda model: model.removeprefix("chgnet-"), "E, F, σ, m"),
     "matgl": Opponent("m3gnet-mp-2021.2.8", matgl_folder, "E, F, σ"),
     "mace": Opponent("mace-128x0e-128x1o.model", str, "E, F, σ", hessian=(2, 2, 1)),
+    "mattersim": Opponent("mattersim-1m-random.pth", str, "E, F, σ"),
 }
 
 
@@ -69,7 +71,7 @@ OPPONENTS = {
 class Settings:
     """What to compare, and how often."""
 
-    peer: Literal["chgnet", "matgl", "mace"] = "chgnet"
+    peer: Literal["chgnet", "matgl", "mace", "mattersim"] = "chgnet"
     model: str | None = None  # ours, with the same weights at the peer; default: by peer
     peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = (
         sys.executable
@@ -170,7 +172,7 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
 def main(settings: Settings) -> None:
     opponent = OPPONENTS[settings.peer]
     model = settings.model or opponent.model
-    if model.endswith(".model"):
+    if model.endswith((".model", ".pth")):
         model = str(cache_folder() / model)
     rows = []
 

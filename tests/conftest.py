@@ -35,6 +35,7 @@ from crystals import triclinic
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
+from jaxmlip.models.mattersim import MatterSimConfig
 from jaxmlip.potential import random_potential
 from jaxmlip.system.programs import programs
 
@@ -55,6 +56,7 @@ MODELS = {
     "chgnet-0.2": CHGNetConfig(**CHGNET, blocks=3, readout=(8,), envelope=5, norm=False, output_bias=True),
     "m3gnet-smooth": M3GNetConfig(**M3GNET, blocks=1),
     "m3gnet-spherical": M3GNetConfig(**M3GNET, blocks=2, smooth=False),
+    "mattersim": MatterSimConfig(features=6, radial=2, blocks=2, bond_cutoff=4.0, angle_cutoff=3.0),
     "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
     "mace-residual": MACEConfig(
         **MACE,
@@ -73,7 +75,8 @@ MODELS = {
 SHORT, STABLE = "chgnet-short", 49
 QUICK = "quick"  # for claims about training: see quick_network
 FIRST = "chgnet-0.3"
-SECOND = ("chgnet-0.2", "m3gnet-spherical", "mace-residual")  # of each architecture
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "mace-residual")  # much like others of these
+KINDS = ("chgnet-0.3", "m3gnet-smooth", "mattersim", "mace-density")  # one of each architecture
 
 
 def small_potential(name: str, dtype: str = "float64"):
@@ -128,14 +131,15 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k.
 
-    So are further models of an architecture, and all but CHGNet of `each_model`. Of `one_model`, which takes
-    a fixture that others need for each, no other model ever runs.
+    So are models much like others, and all but CHGNet of `each_model`. Of `one_model`, which takes a fixture
+    that others need for each, no other model ever runs.
     """
     of_others = [item for item in items if item.get_closest_marker("one_model") and not_first(item)]
     config.hook.pytest_deselected(items=of_others)
     items[:] = [item for item in items if item not in of_others]
     for item in items:
-        shared = getattr(item, "callspec", None) and "potential" in item.callspec.params
+        given = item.callspec.params if getattr(item, "callspec", None) else {}
+        shared = {"potential", "architecture"} & set(given)
         further = any(name in item.name for name in SECOND)
         if (item.get_closest_marker("each_model") and not_first(item)) or (shared and further):
             item.add_marker("slow")
@@ -167,7 +171,7 @@ def potential(request):
     return small_potential(request.param)
 
 
-@pytest.fixture(scope="session", params=[name for name in MODELS if name not in SECOND])
+@pytest.fixture(scope="session", params=KINDS)
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
     return small_potential(request.param)

@@ -193,15 +193,17 @@ class Made:
     def __init__(self, home: Path):
         self.home = home
         self.chgnet, self.m3gnet = made.small_chgnet(), made.small_m3gnet()
+        self.mattersim = made.small_mattersim()
         made.save(home / "chgnet.pt", self.chgnet)
+        made.save(home / "mattersim.pth", self.mattersim)
         made.save_m3gnet(home / "m3gnet", *self.m3gnet)
         golden = Path(__file__).parent / "golden" / "mace"
         for name in ("density", "two-heads"):
             (home / f"{name}.model").write_bytes(gzip.decompress((golden / f"{name}.model.gz").read_bytes()))
         from weights_convert.conversion import convert_file
 
-        self.files = ["chgnet.pt", "m3gnet", "density.model", "two-heads.model"]
-        self.folders = ["of_chgnet.pt", "of_m3gnet", "of_density.model"]
+        self.files = ["chgnet.pt", "m3gnet", "mattersim.pth", "density.model", "two-heads.model"]
+        self.folders = ["of_chgnet.pt", "of_m3gnet", "of_mattersim.pth", "of_density.model"]
         for file in self.files:
             potential = convert_file(home / file, head="pbe" if "heads" in file else None)
             if f"of_{file}" in self.folders:
@@ -243,9 +245,14 @@ class Made:
         return target
 
     def values(self, rng) -> Path:
-        """Options and tensors of CHGNet and M3GNet."""
+        """Options and tensors of CHGNet, MatterSim and M3GNet."""
         target = Path("v")
-        if rng.random() < 0.5:
+        kind = rng.choice(["chgnet", "mattersim", "m3gnet"])
+        if kind == "mattersim":
+            checkpoint = copy.deepcopy(self.mattersim)
+            self._change(rng, checkpoint["model"], checkpoint["model_args"], checkpoint)
+            return made.save(Path("v.pth"), checkpoint)
+        if kind == "chgnet":
             checkpoint = copy.deepcopy(self.chgnet)
             model = checkpoint["model"]
             self._change(rng, model["state_dict"], model["model_args"], checkpoint)

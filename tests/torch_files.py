@@ -16,6 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from weights_convert.original_mattersim import constants as mattersim_constants
+
 STORAGE_NAMES = {
     np.dtype(np.float64): "DoubleStorage",
     np.dtype(np.float32): "FloatStorage",
@@ -240,6 +242,60 @@ def small_m3gnet(smooth: bool = True) -> tuple[dict[str, np.ndarray], dict[str, 
     }
     network = {"@class": "M3GNet", "@model_version": 2, "init_args": options}
     return state, {"@class": "Potential", "kwargs": {"model": network, "calc_repuls": False}}
+
+
+def small_mattersim() -> dict[str, Any]:
+    """A checkpoint in mattersim's layout of a tiny network of five elements, with different numbers."""
+    f, count, blocks, elements = 4, 2, 2, 5
+    shapes: dict[str, tuple[int, ...]] = {
+        "atom_embedding.mlp.0.linear.weight": (f, elements + 1),
+        "edge_encoder.mlp.0.linear.weight": (f, count),
+        "normalizer.scale": (elements + 1,),
+        "normalizer.shift": (elements + 1,),
+    }
+
+    def gated(name: str, *widths: int, bias: bool = True) -> None:
+        for side in ("g", "sigma"):
+            for k, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+                shapes[f"{name}.{side}.{k}.linear.weight"] = (outputs, inputs)
+                if bias:
+                    shapes[f"{name}.{side}.{k}.linear.bias"] = (outputs,)
+
+    for t in range(blocks):
+        block = f"graph_conv.{t}"
+        for kind in ("atom", "edge"):
+            gated(f"{block}.gated_mlp_{kind}", 3 * f, f, f)
+            shapes[f"{block}.edge_layer_{kind}.linear.weight"] = (f, count)
+        shapes[f"{block}.three_body.atom_mlp.linear.weight"] = (count**2, f)
+        shapes[f"{block}.three_body.atom_mlp.linear.bias"] = (count**2,)
+        gated(f"{block}.three_body.edge_gate_mlp", count**2, f, bias=False)
+    gated("final", f, f, f, 1)
+    state, start = {}, 1
+    for key, shape in shapes.items():
+        size = int(np.prod(shape))
+        state[key] = np.arange(start, start + size, dtype=np.float32).reshape(shape) / 64
+        start += size
+    known = {name: x.astype(np.float32) for name, x in mattersim_constants(count, 5.0).items()}
+    options = {
+        "num_blocks": blocks,
+        "units": f,
+        "max_l": count,
+        "max_n": count,
+        "cutoff": 5.0,
+        "max_z": elements,
+        "threebody_cutoff": 4.0,
+    }
+    return {
+        "model_name": "m3gnet",
+        "model": state | known,
+        "model_args": options,
+        "optimizer": {"state": {}, "param_groups": []},
+        "ema": {"decay": 0.99, "num_updates": 0, "collected_params": None},
+        "scheduler": {"step_size": 10},
+        "last_epoch": 3,
+        "validation_metrics": {"loss": 0.1},
+        "description": "tiny",
+    }
 
 
 def save_m3gnet(folder: Path, state: Mapping[str, np.ndarray], options: Any) -> Path:

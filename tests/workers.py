@@ -23,7 +23,15 @@ OPTIMISED = (
     "test_parity.py",
     "test_mace_conversion.py::test_a_converted_model_repeats_the_original[density]",
 )
-SHARED = ("chgnet-0.3", "chgnet-0.2", "m3gnet-smooth", "m3gnet-spherical", "mace-density", "mace-residual")
+SHARED = (
+    "chgnet-0.3",
+    "chgnet-0.2",
+    "m3gnet-smooth",
+    "m3gnet-spherical",
+    "mattersim",
+    "mace-density",
+    "mace-residual",
+)
 KEPT = Path(__file__).parents[1] / ".pytest_cache/d/programs"  # `pytest --cache-clear` drops them
 MOST_KEPT = 2 * 2**30  # bytes; those of one state of the code take a tenth
 MEMORY = 4 * 2**30  # bytes for each process

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.system.borders import CheckpointError, brief, listed
-from weights_convert.rules import Rule
+from weights_convert.rules import Rule, linear
 
 CONVENTION = (
     "Deng et al. 2023. The output bias of a bond convolution (0.2.0 only) acts on the bonds of every "
@@ -167,7 +167,7 @@ def _mean_square_gradients(checkpoint: Any, name: str) -> np.ndarray | None:
 
 
 def rules(config: CHGNetConfig) -> list[Rule]:
-    """The rules by which tensors become parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
+    """The rules by which tensors become parameters."""
     return [
         Rule((EMBEDDING,), ("network/elements",)),
         Rule(("composition_model.fc.weight",), ("reference_energies",), _by_atomic_number),
@@ -176,10 +176,10 @@ def rules(config: CHGNetConfig) -> list[Rule]:
             for graph, name in (("ag", "bond_frequencies"), ("bg", "short_bond_frequencies"))
         ),
         Rule(("angle_basis_expansion.fourier_expansion.frequencies",), ("network/angle_frequencies",)),
-        _linear("bond_embedding", "bond_embedding", bias=False),
-        _linear("bond_weights_ag", "bond_weight", bias=False),
-        _linear("bond_weights_bg", "short_bond_weight", bias=False),
-        _linear("angle_embedding", "angle_embedding", bias=False),
+        linear("bond_embedding", "bond_embedding", bias=False),
+        linear("bond_weights_ag", "bond_weight", bias=False),
+        linear("bond_weights_bg", "short_bond_weight", bias=False),
+        linear("angle_embedding", "angle_embedding", bias=False),
         *_gated_mlp(
             "atom_conv_layers.{k}.twoBody_atom", "atom_conv_{k}", config, hidden=True, split=_split_atom_conv,
             parts=("atoms/kernel", "bond/kernel", "bond/bias"),
@@ -192,13 +192,13 @@ def rules(config: CHGNetConfig) -> list[Rule]:
             "angle_layers.{k}.twoBody_bond", "angle_update_{k}", config, hidden=False, split=_split_angles,
             parts=ANGLE_PARTS,
         ),
-        _linear("atom_conv_layers.{k}.mlp_out.layers.1", "atom_conv_{k}/out", config.output_bias),
-        _linear("bond_conv_layers.{k}.mlp_out.layers.1", "bond_conv_{k}/out", config.output_bias),
-        _linear("site_wise", "magmom"),
+        linear("atom_conv_layers.{k}.mlp_out.layers.1", "atom_conv_{k}/out", config.output_bias),
+        linear("bond_conv_layers.{k}.mlp_out.layers.1", "bond_conv_{k}/out", config.output_bias),
+        linear("site_wise", "magmom"),
         *([_norm("readout_norm", "readout_norm")] if config.norm else []),
         *(
             # The original counts activations, and a dropout before the last layer.
-            _linear(f"mlp.layers.{2 * n + (n == len(config.readout))}", f"readout/layer_{n}")
+            linear(f"mlp.layers.{2 * n + (n == len(config.readout))}", f"readout/layer_{n}")
             for n in range(len(config.readout) + 1)
         ),
     ]  # fmt: skip
@@ -218,20 +218,10 @@ def _gated_mlp(source: str, target: str, config: CHGNetConfig, hidden: bool, spl
     both = tuple(f"{source}.mlp_{g}.layers.{first}.{kind}" for kind in ("weight", "bias") for g in GATED)
     found = [Rule(both, tuple(f"network/{target}/{part}" for part in parts), split)]
     if hidden:
-        found += [_linear(f"{source}.mlp_{g}.layers.3", f"{target}/phi/{g}") for g in GATED]
+        found += [linear(f"{source}.mlp_{g}.layers.3", f"{target}/phi/{g}") for g in GATED]
     if config.norm:
         found += [_norm(f"{source}.bn{n}", f"{target}/phi/{g}_norm") for n, g in enumerate(GATED, start=1)]
     return found
-
-
-def _linear(source: str, target: str, bias: bool = True) -> Rule:
-    if not bias:
-        return Rule((f"{source}.weight",), (f"network/{target}/kernel",), np.transpose)
-    return Rule(
-        (f"{source}.weight", f"{source}.bias"),
-        (f"network/{target}/kernel", f"network/{target}/bias"),
-        lambda weight, bias: (weight.T, bias),
-    )
 
 
 def _norm(source: str, target: str) -> Rule:

@@ -15,13 +15,18 @@ from jaxmlip import potential
 from jaxmlip.models import limits
 from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
 from jaxmlip.system.versions import own_version
-from weights_convert import chgnet, m3gnet, mace, published, relatives, rules, torch_zip
+from weights_convert import chgnet, m3gnet, mace, mattersim, published, relatives, rules, torch_zip
 
 # Each module has CONVENTION, NAMES (hyperparameters that its files call differently), the functions
 # recognises, tensors, config and elements of a checkpoint, and the functions rules and set_aside of a
 # configuration. The module has the name of the architecture in jaxmlip.potential. If its models can have
 # several heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
-ARCHITECTURES: dict[str, ModuleType] = {"chgnet": chgnet, "m3gnet": m3gnet, "mace": mace}
+ARCHITECTURES: dict[str, ModuleType] = {
+    "chgnet": chgnet,
+    "m3gnet": m3gnet,
+    "mace": mace,
+    "mattersim": mattersim,
+}
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -45,7 +50,7 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
         raise CheckpointError("is a device or a pipe, needed a file or a folder.", source)
     checkpoint = m3gnet.read(source) if source.is_dir() else torch_zip.read(source)
     digest = published.digest(source, m3gnet.FILES)
-    known = next((key for key, its in published.MODELS.items() if its.sha256 == digest), None)
+    known = published.name_of(source, digest)
     with guard(source, CheckpointError, "Save the model again with the trainer of its own package."):
         architecture = _recognise(checkpoint)
         kind = ARCHITECTURES[architecture]

@@ -2,10 +2,11 @@
 
     python -m weights_convert.golden tests/golden              # needs chgnet 0.4.2
     python -m weights_convert.golden tests/golden/mace mace    # needs mace-torch 0.3.16
+    python -m weights_convert.golden tests/golden/mattersim mattersim    # needs mattersim 1.2.5
 
 These write one .npz for each model with keys structure/quantity (including the structure's positions, cell
-and numbers; all are periodic in three directions), and `versions`; for mace also the models, which are small
-and have random weights. Neither JAX nor jaxmlip is needed.
+and numbers; all are periodic in three directions), and `versions`; for mace and mattersim also the models,
+which are small and have random weights. Neither JAX nor jaxmlip is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weights_convert import original_chgnet, original_mace
+from weights_convert import original_chgnet, original_mace, original_mattersim
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -101,6 +102,28 @@ def small_structures() -> dict[str, Atoms]:
     }
 
 
+def further_structures() -> dict[str, Atoms]:
+    """A long thin cell, a crystal of many elements, and one whose angles are all of 90° or 180°."""
+    from ase import Atoms
+    from ase.build import bulk
+
+    thin = Atoms(
+        "TiNiO",
+        cell=[[2.9, 0.0, 0.1], [0.2, 2.8, 0.0], [0.0, 0.3, 13.0]],
+        scaled_positions=[[0.1, 0.2, 0.05], [0.6, 0.7, 0.2], [0.55, 0.1, 0.35]],
+        pbc=True,
+    )
+    rng = np.random.default_rng(0)
+    places = np.stack(np.meshgrid(*[np.arange(3) / 3] * 2, np.arange(2) / 2, indexing="ij"), -1)
+    many = Atoms(
+        numbers=[1, 4, 9, 17, 24, 31, 38, 45, 52, 59, 66, 73, 78, 80, 82, 83, 90, 94],
+        cell=[[7.4, 0.2, 0.0], [-0.4, 7.6, 0.3], [0.5, -0.3, 5.2]],
+        scaled_positions=places.reshape(-1, 3) + 0.02 * rng.normal(size=(18, 3)),
+        pbc=True,
+    )
+    return {"TiNiO_thin": thin, "many_elements": many, "MgO_ideal": bulk("MgO", "rocksalt", a=4.21)}
+
+
 def structures_of(elements: Sequence[int]) -> dict[str, Atoms]:
     """The crystals above that consist only of `elements`, and one made of the first four elements."""
     from ase import Atoms
@@ -168,9 +191,38 @@ def record_mace(out: Path) -> None:
                     record(evaluate, small_structures(), original_mace.versions(), target)
 
 
+WITH_MATTERSIM_HESSIAN = ("MgO_strained", "MgO_ideal", "Cu_one_atom", "TiNiO_thin", "CO2_box")
+
+
+def record_mattersim(out: Path) -> None:
+    """Records random models with exact constants, and energies and forces as the package gives them."""
+    out.mkdir(parents=True, exist_ok=True)
+    small = small_structures()
+    crystals = {**structures(), "O_isolated": small["O_isolated"], **further_structures()}
+    for seed, (variant, options) in enumerate(original_mattersim.VARIANTS.items()):
+        model = original_mattersim.random_model(seed, **options)
+        original_mattersim.strengthen(model, crystals["NaCl_rattled"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{variant}.pth"
+            original_mattersim.save(model, path)
+            if variant == "1m":
+                original_mattersim.without_later_tensors(path)
+            (out / f"{variant}.pth.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+            model = original_mattersim.read(path)
+
+        def evaluate(name: str, atoms: Atoms, model=model) -> dict[str, np.ndarray]:
+            shipped = original_mattersim.evaluate(model, atoms)
+            with original_mattersim.exact(model):
+                found = original_mattersim.evaluate(model, atoms, with_hessian=name in WITH_MATTERSIM_HESSIAN)
+            return found | {f"{quantity}_as_shipped": shipped[quantity] for quantity in ("energy", "forces")}
+
+        record(evaluate, crystals, original_mattersim.versions(), out / f"{variant}.npz")
+
+
 PACKAGES = {
     "chgnet": (original_chgnet, record_chgnet, "chgnet==0.4.2"),
     "mace": (original_mace, record_mace, "mace-torch==0.3.16"),
+    "mattersim": (original_mattersim, record_mattersim, "mattersim==1.2.5"),
 }
 
 

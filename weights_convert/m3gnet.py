@@ -15,7 +15,7 @@ from ase.data import atomic_numbers
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
 from weights_convert import torch_zip
-from weights_convert.rules import Rule
+from weights_convert.rules import Rule, linear
 
 CONVENTION = (
     "Chen & Ong 2022, with right bond numbers in the three-body term: each bond is given the sum over its "
@@ -187,26 +187,26 @@ def elements(checkpoint: Any) -> tuple[int, ...]:
 
 
 def rules(config: M3GNetConfig) -> list[Rule]:
-    """The rules by which tensors become parameters. torch keeps matrices as (out, in), Flax as (in, out)."""
+    """The rules by which tensors become parameters."""
     three_body, conv = "model.three_body_interactions.{k}", "model.graph_layers.{k}.conv"
     readout = "model.final_layer.gated"
     return [
         Rule((EMBEDDING,), ("network/elements",)),
         Rule((REFERENCES,), ("reference_energies",)),
         Rule(("data_std",), ("network/scale",), lambda x: np.reshape(x, 1)),
-        _linear("model.embedding.layer_edge_embedding.layers.0", "bond_embedding"),
-        _linear(f"{three_body}.update_network_atom.layers.0", "three_body_{k}/atom"),
+        linear("model.embedding.layer_edge_embedding.layers.0", "bond_embedding"),
+        linear(f"{three_body}.update_network_atom.layers.0", "three_body_{k}/atom"),
         Rule(
             tuple(f"{three_body}.update_network_bond.{side}.0.weight" for side in SIDES),
             ("network/three_body_{k}/bond/kernel",),
-            lambda core, gate: np.concatenate([core.T, gate.T], axis=1),
+            kernel_of_both_sides,
         ),
         *_message(f"{conv}.edge", "bond_update_{k}"),
         *_message(f"{conv}.node", "atom_update_{k}"),
         Rule(
             _sides(f"{readout}.{{side}}.0"),
             ("network/readout_first/kernel", "network/readout_first/bias"),
-            lambda *x: (np.concatenate([x[0].T, x[1].T], axis=1), np.concatenate(x[2:])),
+            both_sides,
         ),
         *_later_layers(readout, "readout", 3),
     ]
@@ -283,16 +283,16 @@ def _message(source: str, target: str) -> list[Rule]:
     first = _sides(f"{source}_update_func.{{side}}.0")
     parts = ("atoms/kernel", "bond/kernel", "bond/bias")
     return [
-        Rule(first, tuple(f"network/{target}/{part}" for part in parts), _split_message),
+        Rule(first, tuple(f"network/{target}/{part}" for part in parts), split_message),
         *_later_layers(f"{source}_update_func", f"{target}/phi", 2),
-        Rule((f"{source}_weight_func.weight",), (f"network/{target}/weight/kernel",), np.transpose),
+        linear(f"{source}_weight_func", f"{target}/weight", bias=False),
     ]
 
 
 def _later_layers(source: str, target: str, count: int) -> list[Rule]:
     # The original also counts activations.
     return [
-        _linear(f"{source}.{side}.{2 * n}", f"{target}/{name}_{n}")
+        linear(f"{source}.{side}.{2 * n}", f"{target}/{name}_{n}")
         for n in range(1, count + 1)
         for side, name in zip(SIDES, ("core", "gate"), strict=True)
     ]
@@ -303,15 +303,16 @@ def _sides(template: str) -> tuple[str, ...]:
     return tuple(f"{template.replace('{side}', s)}.{kind}" for kind in ("weight", "bias") for s in SIDES)
 
 
-def _linear(source: str, target: str) -> Rule:
-    return Rule(
-        (f"{source}.weight", f"{source}.bias"),
-        (f"network/{target}/kernel", f"network/{target}/bias"),
-        lambda weight, bias: (weight.T, bias),
-    )
+def kernel_of_both_sides(core, gate):
+    return np.concatenate([core.T, gate.T], axis=1)
 
 
-def _split_message(core, gate, core_bias, gate_bias):
+def both_sides(core, gate, core_bias, gate_bias):
+    """The kernel and the bias of core and gate side by side."""
+    return kernel_of_both_sides(core, gate), np.concatenate([core_bias, gate_bias])
+
+
+def split_message(core, gate, core_bias, gate_bias):
     """Splits W of [v_i, v_j, e_ij], core and gate, into products over atoms and over bonds."""
     (core_i, core_j, core_e), (gate_i, gate_j, gate_e) = (np.split(w.T, 3) for w in (core, gate))
     atoms = np.concatenate([core_i, gate_i, core_j, gate_j], axis=1)

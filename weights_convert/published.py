@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.parse
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
@@ -53,7 +54,7 @@ class Source:
     """Published numbers, identified by their content: a file, or a folder of several files."""
 
     architecture: str
-    files: Mapping[str, str]  # published name -> sha256
+    files: Mapping[str, str]  # published name -> sha256; "" where only `git` is known
     origin: Wheel | Address
     licence: str
     functional: str
@@ -61,6 +62,7 @@ class Source:
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of some of the files
     # False: the sha256 is known from one place alone, and another content is accepted with a warning.
     sure: bool = True
+    git: str = ""  # the sum by which a repository of git knows the only file, if the sha256 is not known
 
     @property
     def file(self) -> str:
@@ -75,6 +77,9 @@ class Source:
 
     def difference(self, place: Path) -> str:
         """What the file or folder `place` has and what was published if they differ, "" if they are alike."""
+        if self.git:
+            found = "" if place.is_dir() else git_sum(place)
+            return "" if found == self.git else f"{place} has git's sum {found or None}, needed {self.git}"
         found, wanted = digest(place, self.files), self.sha256
         if wanted == found:
             return ""
@@ -92,10 +97,17 @@ def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
     return sha256(place)
 
 
+def git_sum(file: Path) -> str:
+    """The sum that git gives the content of a file: SHA-1 of its kind, its size and its bytes."""
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
 CHGNET_WHEEL = Wheel("chgnet", "0.4.2")
 MATGL = "https://raw.githubusercontent.com/materialyzeai/matgl/e9cde229/pretrained_models"
 MACE_MP = "https://github.com/ACEsuit/mace-mp/releases/download"
 MACE_FOUNDATIONS = "https://github.com/ACEsuit/mace-foundations/releases/download"
+MATTERSIM = "https://raw.githubusercontent.com/microsoft/mattersim/main/pretrained_models"
 
 BSD_LBNL = "BSD-3-Clause-LBNL, copyright 2023 The Regents of the University of California"
 BSD_MATGL = "BSD-3-Clause, copyright 2022 Materials Virtual Lab"
@@ -129,6 +141,11 @@ def _mace(
     return Source(
         "mace", {file: sha256}, Address(f"{home}/{release}"), licence, functional, description, sizes, sure
     )
+
+
+def _mattersim(file: str, git: str, description: str) -> Source:
+    origin, licence = Address(MATTERSIM), "MIT, copyright Microsoft Corporation"
+    return Source("mattersim", {file: ""}, origin, licence, MIXED_PBE, description, git=git)
 
 
 MODELS: dict[str, Source] = {
@@ -290,6 +307,17 @@ MODELS: dict[str, Source] = {
         ASL,
         "r2SCAN",
     ),
+    # No file of these was at hand. Git's sums are those that the repository has had since 2024.
+    "mattersim-v1.0.0-1m": _mattersim(
+        "mattersim-v1.0.0-1M.pth",
+        "812737ca1933fb8860195a5376986fb82f697212",
+        "three blocks, 128 features",
+    ),
+    "mattersim-v1.0.0-5m": _mattersim(
+        "mattersim-v1.0.0-5M.pth",
+        "7641430c8b1a4877eaed73c11920c6ad7f3846d6",
+        "four blocks, 256 features; fitted to twice as many crystals",
+    ),
 }
 
 D3_TABLES = "d3-tables"
@@ -305,3 +333,11 @@ TABLES = {
     )
 }
 PUBLISHED = ChainMap(MODELS, TABLES)
+
+
+def name_of(place: Path, digest: str | Mapping[str, str]) -> str | None:
+    """The published model whose content is that of `place`, which has this `digest`; None for another."""
+    for name, source in MODELS.items():
+        if not source.difference(place) if source.git else source.sha256 == digest:
+            return name
+    return None

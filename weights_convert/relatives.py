@@ -15,11 +15,13 @@ SIGNS = {
     "composition_model.fc.weight": "CHGNet",
     "node_embedding.linear.weight": "MACE",
     "model.embedding.layer_node_embedding.weight": "M3GNet",
+    "atom_embedding.mlp.0.linear.weight": "MatterSim",
 }
 ADVICE = {
     "CHGNet": "Save both from Python: torch.save({'model': model.as_dict()}, FILE).",
     "MACE": "Take the .model file that mace_run_train writes beside it.",
     "M3GNet": "Give the folder that it lies in, with model.json: matgl saves both.",
+    "MatterSim": "Save both from Python: Potential(model).save(FILE).",
 }
 
 
@@ -66,11 +68,16 @@ def _of_module(module: Record) -> str:
             f"it holds a whole {name} of matgl as one object, needed the folder that its Potential's save "
             "method writes, with state.pt and model.json."
         )
+    if package == "mattersim":
+        return (
+            f"it holds a whole {name} of mattersim as one object, needed its weights and options, as its "
+            "Potential's save method writes them."
+        )
     if package == "matgl":
         return (
             f"it holds a {name} of matgl, which is not read here; of matgl M3GNets are, as folders with "
             "state.pt and model.json."
         )
     return f"it holds a {class_of(module)} as one object, of no known architecture. " + (
-        "Needed a file or folder of the trainers of chgnet, matgl or mace-torch."
+        "Needed a file or folder of the trainers of chgnet, matgl, mace-torch or mattersim."
     )

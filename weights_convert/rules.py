@@ -29,6 +29,17 @@ class Rule:
     make: Callable[..., np.ndarray | tuple[np.ndarray, ...]] = lambda tensor: tensor
 
 
+def linear(source: str, target: str, bias: bool = True) -> Rule:
+    """The rule of a linear layer. torch keeps matrices as (out, in), Flax as (in, out)."""
+    if not bias:
+        return Rule((f"{source}.weight",), (f"network/{target}/kernel",), np.transpose)
+    return Rule(
+        (f"{source}.weight", f"{source}.bias"),
+        (f"network/{target}/kernel", f"network/{target}/bias"),
+        lambda weight, bias: (weight.T, bias),
+    )
+
+
 def convert(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],

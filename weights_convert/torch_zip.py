@@ -47,6 +47,7 @@ STORAGES = {
 # distinguish. The names become records; the packages are never imported.
 RECORDED = {
     *("torch", "numpy", "collections", "chgnet", "pymatgen", "matgl", "dgl", "mace", "e3nn"),
+    "mattersim",
     *("cuequivariance", "cuequivariance_torch", "openequivariance", "torch_geometric", "lightning"),
     *("pytorch_lightning", "torchmetrics", "torch_ema", "ase", "scipy", "opt_einsum_fx", "lammps"),
 }
@@ -349,7 +350,7 @@ def _stranger(module: str, name: str) -> str:
         )
     return (
         f"it holds a {full}, of a package whose files are not read here; nothing was run. Needed a "
-        "checkpoint of chgnet, matgl or mace-torch, saved by their own trainers."
+        "checkpoint of chgnet, matgl, mace-torch or mattersim, saved by their own trainers."
     )
 
 

@@ -58,7 +58,8 @@ def convert(
     """Converts a torch checkpoint to a model folder, without torch and without running any code in it.
 
     Args:
-        source: the checkpoint: a file of CHGNet's or MACE's trainer, or the folder of an M3GNet of matgl
+        source: the checkpoint: a file of CHGNet's, MACE's or MatterSim's trainer, or the folder of an M3GNet
+            of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: name of the model; default: the name of the file
         head: the head to use of a model with several

@@ -164,8 +164,23 @@ def smooth_mixing(count: int) -> np.ndarray:
     return np.stack(h, axis=1)
 
 
+def smooth_radial(r: Float[Array, " n"], count: int, cutoff: float) -> Expansion:
+    """The functions h_m of `smooth_mixing`."""
+    frequencies, kernel = np.pi * np.arange(1, count + 2), smooth_mixing(count)
+    basis = partial(bessel, cutoff=cutoff)
+    return Expansion(basis, r, jnp.asarray(frequencies, r.dtype), jnp.asarray(kernel, r.dtype))
+
+
+def spherical_radial(r: Float[Array, " n"], degrees: int, count: int, cutoff: float) -> Expansion:
+    """√(2/c³) j_l(z_ln r/c) / |j_{l+1}(z_ln)|, orthonormal within the cutoff: `count` for each degree l."""
+    roots = spherical_bessel_roots(degrees, count)
+    frequencies, kernel = roots.ravel(), np.diag(spherical_bessel_norms(roots, cutoff).ravel())
+    basis = partial(spherical_bessel, cutoff=cutoff, degrees=degrees)
+    return Expansion(basis, r, jnp.asarray(frequencies, r.dtype), jnp.asarray(kernel, r.dtype))
+
+
 def harmonics(u: Float[Array, "n 3"], degrees: int) -> Float[Array, "n {degrees**2}"]:
-    """Real spherical harmonics Y_lm of unit vectors for l below `degrees`, which is at most 3.
+    """Real spherical harmonics Y_lm of unit vectors for l below `degrees`, which is at most 4.
 
     They are scaled so that Σ_m Y_lm(u) Y_lm(w) = P_l(u·w). At u = 0 all but Y_00 vanish.
     """
@@ -173,4 +188,9 @@ def harmonics(u: Float[Array, "n 3"], degrees: int) -> Float[Array, "n {degrees*
     columns = [jnp.ones_like(x), x, y, z]
     columns += [3**0.5 * x * y, 3**0.5 * y * z, 3**0.5 * z * x]
     columns += [3**0.5 / 2 * (x * x - y * y), z * z - (x * x + y * y) / 2]
+    if degrees > 3:
+        along, across = x * x - y * y, 4 * z * z - x * x - y * y
+        columns += [z * (z * z - 1.5 * (x * x + y * y)), 0.375**0.5 * x * across, 0.375**0.5 * y * across]
+        columns += [3.75**0.5 * z * along, 15**0.5 * x * y * z]
+        columns += [0.625**0.5 * x * (along - 2 * y * y), 0.625**0.5 * y * (2 * x * x + along)]
     return jnp.stack(columns[: degrees**2], axis=1)

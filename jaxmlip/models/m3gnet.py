@@ -16,7 +16,6 @@ each bond subtracts its own contribution.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -29,16 +28,7 @@ from jaxmlip.crystals.graph import CrystalGraph, Cutoffs, bond_vectors
 from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
-from jaxmlip.models.basis import (
-    Expansion,
-    bessel,
-    harmonics,
-    polynomial_envelope,
-    smooth_mixing,
-    spherical_bessel,
-    spherical_bessel_norms,
-    spherical_bessel_roots,
-)
+from jaxmlip.models.basis import Expansion, harmonics, polynomial_envelope, smooth_radial, spherical_radial
 from jaxmlip.models.layers import Linear
 from jaxmlip.models.network import Network
 from jaxmlip.system.arrays import Array
@@ -90,31 +80,28 @@ class ThreeBody(nn.Module):
         atom = jax.lax.logistic(Linear(c.radial * c.angular, name="atom")(v))  # σ(W_v v_k + b_v)
         end = jnp.stack([gather(atom, j, far), gather(atom, i)], axis=1)
         x = radial[:, None] * end  # of bond ik, for each l and n
-        spread = jnp.asarray(_orders(c.angular, c.radial), x.dtype)
-        # Σ_k P_l(cos θ_jik) x_ik = Σ_m Y_lm(r_ij) Σ_k Y_lm(r_ik) x_ik
-        moments = (x @ spread) * Y
-        total = scatter_add(moments[:, 0], i, len(v)) + scatter_add(moments[:, 1], j, len(v), far)
-        total = jnp.stack([gather(total, i), gather(total, j, far)], axis=1)
-        e_tilde = ((total * Y) @ spread.T - x) * f_c[:, None, None]  # (2); k is not j
+        e_tilde = sum_over_angles(graph, x, Y) * f_c[:, None, None]  # (2)
         return silu_gate(*jnp.split(Linear(2 * c.features, bias=False, name="bond")(e_tilde), 2, axis=-1))
 
 
 class Message(nn.Module):
     """φ(v_i ⊕ v_j ⊕ e_ij) ∘ W h(r_ij) for both directions of each bond."""
 
-    config: M3GNetConfig
+    features: tuple[int, ...]  # of the layers of φ
+    activated: bool = False  # silu(W h) in place of W h
 
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, h: Expansion) -> Float[Array, "bonds 2 f"]:
-        c = self.config
+        hidden, *later = self.features
         first, second, far = graph.first, graph.second, graph.images
-        start, end = jnp.split(Linear(4 * c.hidden, bias=False, name="atoms")(v), 2, axis=-1)
-        x = Linear(2 * c.hidden, name="bond")(e)
+        start, end = jnp.split(Linear(4 * hidden, bias=False, name="atoms")(v), 2, axis=-1)
+        x = Linear(2 * hidden, name="bond")(e)
         forward = x[:, 0] + gather(start, first) + gather(end, second, far)
         backward = x[:, 1] + gather(start, second, far) + gather(end, first)
         x = jnp.stack([forward, backward], axis=1)
-        weight = Linear(c.features, bias=False, name="weight")(h)
-        return Gated((c.hidden, c.features), name="phi")(x) * weight[:, None]
+        weight = Linear(later[-1], bias=False, name="weight")(h)
+        weight = silu(weight) if self.activated else weight
+        return Gated(tuple(later), name="phi")(x) * weight[:, None]
 
 
 class M3GNet(Network):
@@ -139,21 +126,19 @@ class M3GNet(Network):
         f_c = polynomial_envelope(r[:short], c.angle_cutoff, 3)
         h = self._radial(r, c.radial if c.smooth else c.radial * c.angular)
         radial = self._radial(r[:short], c.radial * c.angular).array() * f_c[:, None]
-        # Y_l0(θ) = √((2l+1)/4π) P_l(cos θ)
-        radial = radial * np.repeat(((2 * np.arange(c.angular) + 1) / (4 * np.pi)) ** 0.5, c.radial)[None]
-        u = safe.unit(vectors[:short], r[:short])
-        Y = jnp.stack([harmonics(u, c.angular), harmonics(-u, c.angular)], axis=1)
-        Y = jnp.repeat(Y, c.radial, axis=-1)
+        radial = radial * legendre_factors(c.angular, c.radial)
+        Y = both_harmonics(safe.unit(vectors[:short], r[:short]), c.angular, c.radial)
 
         table = self.param("elements", nn.initializers.normal(1.0), (c.elements, c.features))
         v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
         e = silu(Linear(c.features, name="bond_embedding")(h))[:, None]
         e = jnp.concatenate([e, e], axis=1)
+        widths = (c.hidden, c.hidden, c.features)
         for t in range(c.blocks):
             learnt = ThreeBody(c, name=f"three_body_{t}")(graph, v, radial, Y, f_c)
             e = jnp.concatenate([e[:short] + learnt, e[short:]])  # (3)
-            e = e + Message(c, name=f"bond_update_{t}")(graph, v, e, h)  # (4)
-            m = Message(c, name=f"atom_update_{t}")(graph, v, e, h)
+            e = e + Message(widths, name=f"bond_update_{t}")(graph, v, e, h)  # (4)
+            m = Message(widths, name=f"atom_update_{t}")(graph, v, e, h)
             v = v + scatter_add(m[:, 0], graph.second, len(v), graph.images)  # (5)
             v = v + scatter_add(m[:, 1], graph.first, len(v))
 
@@ -165,13 +150,34 @@ class M3GNet(Network):
     def _radial(self, r, count: int) -> Expansion:
         c = self.config
         if c.smooth:
-            basis = partial(bessel, cutoff=c.bond_cutoff)
-            frequencies, kernel = np.pi * np.arange(1, count + 2), smooth_mixing(count)
-        else:
-            basis = partial(spherical_bessel, cutoff=c.bond_cutoff, degrees=c.angular)
-            roots = spherical_bessel_roots(c.angular, c.radial)
-            frequencies, kernel = roots.ravel(), np.diag(spherical_bessel_norms(roots, c.bond_cutoff).ravel())
-        return Expansion(basis, r, jnp.asarray(frequencies, r.dtype), jnp.asarray(kernel, r.dtype))
+            return smooth_radial(r, count, c.bond_cutoff)
+        return spherical_radial(r, c.angular, c.radial, c.bond_cutoff)
+
+
+def both_harmonics(u: Float[Array, "short 3"], degrees: int, radial: int) -> Float[Array, "short 2 lmn"]:
+    """Y_lm of the short bonds, of directions `u`, seen from both ends; the same for each n."""
+    Y = jnp.stack([harmonics(u, degrees), harmonics(-u, degrees)], axis=1)
+    return jnp.repeat(Y, radial, axis=-1)
+
+
+def legendre_factors(degrees: int, radial: int) -> Float[Array, "1 ln"]:
+    """√((2l+1)/4π) for each l and n: Y_l0(θ) is P_l(cos θ) times that."""
+    return np.repeat(((2 * np.arange(degrees) + 1) / (4 * np.pi)) ** 0.5, radial)[None]
+
+
+def sum_over_angles(
+    graph: CrystalGraph, x: Float[Array, "short 2 ln"], Y: Float[Array, "short 2 lmn"]
+) -> Float[Array, "short 2 ln"]:
+    """Σ_k P_l(cos θ_jik) x_ik over the short bonds of atom i but for ij, for both directions of each ij."""
+    short, atoms = graph.short, len(graph.species)
+    i, j, far = graph.first[:short], graph.second[:short], graph.images[:short]
+    degrees = Y.shape[-1] // x.shape[-1]
+    spread = jnp.asarray(_orders(degrees, x.shape[-1] // degrees), x.dtype)
+    # Σ_k P_l(cos θ_jik) x_ik = Σ_m Y_lm(r_ij) Σ_k Y_lm(r_ik) x_ik
+    moments = (x @ spread) * Y
+    total = scatter_add(moments[:, 0], i, atoms) + scatter_add(moments[:, 1], j, atoms, far)
+    total = jnp.stack([gather(total, i), gather(total, j, far)], axis=1)
+    return (total * Y) @ spread.T - x  # k is not j
 
 
 def _orders(degrees: int, count: int) -> np.ndarray:

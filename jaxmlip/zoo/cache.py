@@ -51,7 +51,7 @@ def read_kept(folder: Path, source: Source) -> Potential:
     if changed:
         raise ManifestError(changed)
     found = potential.manifest.get("source_sha256")
-    if source.sure and source.sha256 != found:
+    if source.sure and not source.git and source.sha256 != found:
         raise ManifestError(
             f"it was made of a source with sha256 {brief(found)}, needed {source.sha256}.", folder
         )

@@ -298,6 +298,10 @@ OTHER_FORMS = [
     (WHOLE_CHGNET, r"a whole CHGNet of chgnet.*torch\.save\(\{'model': model\.as_dict\(\)\}"),
     (made.dict_of({"model": WHOLE_CHGNET}), r"a whole CHGNet of chgnet.*torch\.save"),
     (made.call("matgl.models._tensornet", "TensorNet"), "a TensorNet of matgl, which is not read here"),
+    (
+        made.call("mattersim.forcefield.potential", "Potential"),
+        r"a whole Potential of mattersim.*save method",
+    ),
     (made.call("matgl.models._m3gnet", "M3GNet"), r"a whole M3GNet of matgl.*the folder that its Potential"),
     (made.plain({"state_dict": {}, "model_args": {}}), r"what CHGNet\.as_dict\(\) gives, needed .*'model'"),
     (
@@ -323,6 +327,7 @@ def test_an_honest_file_of_another_form_is_told_with_what_to_do(tmp_path, conten
             r"of a MACE, without the options.*the \.model file that mace_run_train",
         ),
         ("model.embedding.layer_node_embedding.weight", r"of a M3GNet, .*the folder that it lies in"),
+        ("atom_embedding.mlp.0.linear.weight", r"of a MatterSim, .*Potential\(model\)\.save\(FILE\)"),
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -421,6 +426,7 @@ def test_golden_values_are_of_the_crystals_that_a_new_recording_has():
             names = {key.split("/")[0] for key in archive.files if "/" in key}
             elements = np.unique(np.concatenate([archive[f"{name}/numbers"] for name in names]))
             crystals = golden.structures() | golden.structures_of(elements.tolist())
+            crystals |= golden.further_structures()
             for name in names - {"mixed"}:  # of the first elements in the order of the model
                 for quantity in ("numbers", "positions"):
                     its = getattr(crystals[name], quantity)

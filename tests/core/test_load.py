@@ -290,7 +290,7 @@ def test_a_damaged_model_in_the_cache_is_told_and_made_again(own_folder, damage)
         (cut_off, "is damaged"),
         (write_a_null, r"blocks=None \(needed a whole number from 1 to 32\)"),
         (write_a_large_number, r"blocks=1000000000 \(needed a whole number from 1 to 32\)"),
-        (write_another_type, r"names the architecture \[\], known are chgnet, m3gnet, mace"),
+        (write_another_type, r"names the architecture \[\], known are chgnet, m3gnet, mace, mattersim"),
         (remove_the_elements, r"elements=\[\], needed different ones of the 94"),
         (write_nan, r"holds no weights; .*network/elements: found NaN"),
         (write_whole_numbers, r"holds no weights; .*network/elements: found int32"),

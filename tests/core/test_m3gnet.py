@@ -106,7 +106,7 @@ def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tm
 def test_verification_says_for_which_architectures_it_is(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(folder), str(tmp_path / "out"), "--verify"])
-    assert "runs the original of chgnet, mace, and found m3gnet" in capsys.readouterr().err
+    assert "runs the original of chgnet, mace, mattersim, and found m3gnet" in capsys.readouterr().err
 
 
 def test_tensors_in_double_precision_stay_so(tmp_path):
