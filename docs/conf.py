@@ -1,15 +1,14 @@
 """How Sphinx makes a site of docs/: `make -C docs`."""
 
 import re
-from importlib.metadata import version as installed
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
+import jaxmlip
 from jaxmlip.training.config import descriptions
 
-project, author = "jaxmlip", "the jaxmlip developers"
-release = installed("jaxmlip")
+project, author, release = "jaxmlip", "the jaxmlip developers", jaxmlip.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build", "tutorials"]
 # Every name of ours that is linked has to be there. Left alone are words between backticks in docstrings,
@@ -87,7 +86,7 @@ def told(app, what, name, its, options, lines: list[str]) -> None:
     lines[:] = in_rst(lines)
     if what == "class" and "__annotations__" in vars(its):
         for field, comment in descriptions(its).items():
-            if not field.startswith("_"):
+            if comment and not field.startswith("_"):  # types are in the signature
                 lines += ["", f"``{field}``", f"    {escaped(comment)}"]
 
 

@@ -30,12 +30,8 @@ print(f"a = {2 ** (2 / 3) * crystal.cell.volume ** (1 / 3):.3f} Å, space group 
 # path. Imaginary frequencies would show as negative numbers.
 
 bands = phonons.band_modes(potential, crystal, "GXK,GL", points=61)
-figure, (left, right) = plt.subplots(1, 2, sharey=True, width_ratios=(3, 1), layout="constrained")
-for segment in bands.segments:
-    left.plot(bands.distance[segment.rows], bands.modes.frequencies[segment.rows], "C0")
-ends = [bands.distance[segment.rows][0] for segment in bands.segments] + [bands.distance[-1]]
-left.set_xticks(ends, ["Γ", "X", "K|Γ", "L"])
-left.set_ylabel("frequency (THz)")
+thz = bands.modes.frequencies
+print(f"frequencies from {thz.min():.2f} to {thz.max():.2f} THz")
 
 # %%
 # Sums over the zone
@@ -43,8 +39,15 @@ left.set_ylabel("frequency (THz)")
 # A mesh of wave vectors is reduced by the space group. Its density of states is drawn beside the
 # bands.
 
-on_mesh = phonons.mesh_modes(potential, crystal, (16, 16, 16))
+on_mesh = phonons.mesh_modes(potential, crystal, (12, 12, 12))
 density = phonons.density_of_states(on_mesh)
+
+figure, (left, right) = plt.subplots(1, 2, sharey=True, width_ratios=(3, 1), layout="constrained")
+for segment in bands.segments:
+    left.plot(bands.distance[segment.rows], thz[segment.rows], "C0")
+ends = [bands.distance[segment.rows][0] for segment in bands.segments] + [bands.distance[-1]]
+left.set_xticks(ends, ["Γ", "X", "K|Γ", "L"])
+left.set_ylabel("frequency (THz)")
 right.plot(density.total, density.thz, "k")
 right.set_xlabel("states per THz")
 
@@ -58,8 +61,6 @@ for t, c in zip(kelvin, heat, strict=True):
     print(f"{t:6.0f} K {c:6.2f} J/K/mol, {c / (6 * 8.314):.0%} of Dulong and Petit")
 
 # %%
-# Is it right? That depends on the model, not on the derivative: see the tutorial on softness, and
-# the page *D(q) without a supercell* for how it works.
-
-thz, velocity = phonons.group_velocities(potential, crystal, [[0.01, 0.0, 0.01]])
-print("sound towards X:", np.linalg.norm(velocity[0, :3], axis=-1).round(1), "THz Å (1 THz Å = 100 m/s)")
+# Is it right? That depends on the model, not on the derivative: see the tutorial on softness, and the
+# page *D(q) without a supercell* for how it works. ``phonons.group_velocities`` and
+# ``phonons.grueneisen`` have ∂D/∂q and ∂D/∂ε, as exactly.
