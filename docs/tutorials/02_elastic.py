@@ -49,5 +49,6 @@ speeds = np.array([found.christoffel([np.sin(a), 0, np.cos(a)]) for a in angles]
 figure, axes = plt.subplots(subplot_kw={"projection": "polar"}, figsize=(4.6, 4.2), layout="constrained")
 axes.plot(angles, speeds, label=["transverse", "transverse", "longitudinal"])
 axes.set_theta_zero_location("N")  # the hexagonal axis is up
+axes.set_thetagrids(range(0, 360, 90))
 axes.set_title("sound in ZnO (km/s)")
 axes.legend(loc="lower right", bbox_to_anchor=(1.15, -0.1))
