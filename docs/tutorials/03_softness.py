@@ -30,8 +30,9 @@ for row, a, b in zip(rows, by_hessian, by_forces, strict=True):
     print(f"{row['formula']:5} {dft:6.2f} THz by DFT; model / DFT {a:.2f} (Hessian) {b:.2f} (±0.03 Å)")
 
 # %%
-# A ratio below 1 means too soft. The two measures agree where the energy is smooth; in CHGNet they
-# do not, because its angles have a kink (see the page on it).
+# A ratio below 1 means too soft. Forces see the supercell as well, and 32 atoms are few: with more
+# the two measures of M3GNet agree. Those of CHGNet do not, because its angles have a kink (see the
+# page on it).
 
 dft = np.array([row["dft"]["maximum"] for row in rows])
 figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
