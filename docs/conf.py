@@ -54,6 +54,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
+    "capture_repr": (),  # what is printed, not what an expression is
     "show_memory": False,
     "show_signature": False,
     "write_computation_times": False,
