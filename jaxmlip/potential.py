@@ -296,7 +296,7 @@ class Potential:
         return batches.predicted(self, self.graphs(crystals))
 
     def predict_graphs(self, graphs: Sequence[CrystalGraph], shape: batching.BatchShape) -> list[Prediction]:
-        """`Prediction`s for graphs computed as one batch of the given shape."""
+        """A `Prediction` for each of the graphs, computed as one batch of the given shape."""
         packed = batching.pack(graphs, shape, np.dtype(self.dtype))
         with self.precision():
             e, stress, per_atom = jax.device_get(_predict(self.energy_fn, self.arrays, packed))

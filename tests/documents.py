@@ -1,4 +1,7 @@
-"""What documents say to run: blocks of Python, and commands in blocks for a shell and between backticks."""
+"""What documents say to run: blocks of Python, and commands in blocks for a shell and between backticks.
+
+A tutorial is a script, so all of it is one block of Python; its comments are prose.
+"""
 
 import argparse
 import ast
@@ -19,10 +22,12 @@ import tyro
 from jaxmlip.cli import COMMANDS, Group, main
 
 ROOT = Path(__file__).parents[1]
+TUTORIALS = tuple(sorted((ROOT / "docs" / "tutorials").glob("*.py")))
 PAGES = (
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "experiments" / "README.md",
+    *TUTORIALS,
 )
 SHELLS = ("sh", "bash", "console")
 PROGRAMS = ("jaxmlip", "python", "pytest", "pip")  # that begin a command between backticks
@@ -52,8 +57,15 @@ class Command(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page between fences, in order."""
-    text = page.read_text()
+    text = text_of(page)
+    if page in TUTORIALS:
+        return [Block(page, 1, "python", text)]
     return [Block(page, _line(text, m.start(2)), m[1], m[2]) for m in FENCED.finditer(text)]
+
+
+def text_of(page: Path) -> str:
+    """What stands on a page, with one backtick on either side of code."""
+    return page.read_text().replace("``", "`") if page in TUTORIALS else page.read_text()
 
 
 def block(page: str, words: str) -> Block:
@@ -64,7 +76,7 @@ def block(page: str, words: str) -> Block:
 
 def commands(page: Path) -> list[Command]:
     """All commands of a page, of its blocks and between backticks."""
-    text, found = page.read_text(), []
+    text, found = text_of(page), []
     for block in blocks(page):
         if block.language in SHELLS:
             found += commands_of(block)
@@ -88,14 +100,14 @@ def options(page: Path) -> list[tuple[int, str, tuple[str, ...]]]:
     """Options that stand alone between backticks: line, heading above and words of each."""
     return [
         (line, section, tuple(NUMBERS.get(word, word) for word in shlex.split(span)))
-        for line, section, span in _spans(page.read_text())
+        for line, section, span in _spans(text_of(page))
         if span.startswith("--")
     ]
 
 
 def spans(page: Path) -> list[tuple[int, str]]:
     """What stands between backticks, with its line."""
-    return [(line, span) for line, _, span in _spans(page.read_text())]
+    return [(line, span) for line, _, span in _spans(text_of(page))]
 
 
 def usage_of(module: Path) -> list[Command]:

@@ -1,4 +1,4 @@
-"""README, the pages of docs/ and the experiments' README say what works: their Python runs, commands exist.
+"""README, docs/ with its tutorials, experiments/README.md say what works: Python runs, commands exist.
 
 Public models are replaced by a small network with random parameters, or by pairs of atoms, and the files that
 commands read are made for them.
@@ -10,6 +10,7 @@ import pkgutil
 import re
 import tomllib
 from dataclasses import replace
+from inspect import ismodule
 from pathlib import Path
 
 import ase.io
@@ -23,6 +24,7 @@ from documents import (
     PAGES,
     ROOT,
     SHELLS,
+    TUTORIALS,
     block,
     blocks,
     commands,
@@ -50,6 +52,7 @@ OTHERS = {  # programs, and whose they are
     "gcloud": "Google's",
     "ruff": "of [test]",
     "pre-commit": "installed as CONTRIBUTING.md says",
+    "make": "reads docs/Makefile",
 }
 TRAINING = ("docs/training.md", "jaxmlip finetune")
 # Blocks for a shell that nothing here runs, by their page and words that no other block of it has, and why.
@@ -57,6 +60,7 @@ NOT_RUN = {
     ("README.md", "jaxmlip softening"): "installs, takes minutes, and calls this very test",
     ("CONTRIBUTING.md", "pre-commit install"): "installs",
     ("CONTRIBUTING.md", "pytest --all"): "runs this very test",
+    ("CONTRIBUTING.md", "make -C docs"): "test_site.py builds the site, and the tutorials run here",
     ("docs/training.md", "jaxmlip sweep"): "six runs; test_sweep.py has smaller ones by the same options",
     ("docs/many_devices.md", "--out run\n"): "as the next",
     ("docs/many_devices.md", "device_count=8"): "test_many_devices.py runs it",
@@ -131,7 +135,7 @@ def run_python(page: Path) -> dict:
 
 def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
     write_labelled(stand_in / "frames.extxyz", "SiC")
-    left = {page: run_python(page) for page in PAGES}
+    left = {page: run_python(page) for page in PAGES if page not in TUTORIALS}
     found = left[ROOT / "README.md"]
     assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
     assert (len(found["many"]), found["H"].shape) == (100, (6, 6))
@@ -146,6 +150,18 @@ def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
     assert its["state"].step == its["plan"].steps == 3
     before, after = (jax.tree.leaves(its[who].params["network"]) for who in ("potential", "trained"))
     assert not all(map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_and_draws(stand_in, page):
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")
+    try:
+        run_python(page)
+        assert len(pyplot.get_fignums()) == 1
+    finally:
+        pyplot.close("all")
 
 
 def write_labelled(path: Path, names: str) -> None:
@@ -280,3 +296,12 @@ def test_files_and_names_that_a_page_gives_are_there(page):
                 pkgutil.resolve_name(name[0])
             except (ImportError, AttributeError):
                 pytest.fail(f"{page.name}:{line}: there is no {name[0]}")
+
+
+@pytest.mark.parametrize("door", ["jaxmlip", "jaxmlip.phonons", "jaxmlip.data", "jaxmlip.training"])
+def test_the_reference_has_every_name_that_a_door_shows(door):
+    package = pkgutil.resolve_name(door)
+    shown = {name for name in dir(package) if name[0] != "_" and not ismodule(getattr(package, name))}
+    page = (ROOT / "docs" / "reference" / f"{door.rpartition('.')[2]}.rst").read_text()
+    listed = re.findall(r"^\.\. auto(?:class|function):: (\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(shown)
