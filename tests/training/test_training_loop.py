@@ -39,6 +39,7 @@ from jaxmlip.training.loop import (
 )
 from jaxmlip.training.losses import LossConfig
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate
+from jaxmlip.training.step import Needs
 
 pytestmark = pytest.mark.usefixtures("quick", "runs_alike")  # all but the first run
 
@@ -129,7 +130,7 @@ def test_what_a_step_needs_is_said_once_before_the_first_and_more_than_there_is_
     assert told.needs.flops > 0
     assert whole["programs"] == [1] * len(whole["programs"]), "what was compiled to be asked is taken"
 
-    monkeypatch.setattr(loop, "available", lambda: 1e3)
+    monkeypatch.setattr(loop, "available", lambda: -1.0)  # the shared program says that it needs nothing
     with pytest.warns(UserWarning, match=r"a step needs .*batch_size"):
         small_run.run(until(whole, 35, tmp_path / "run"))
 
@@ -342,6 +343,7 @@ def dead(losses: bool = True):
             told = {"loss": 0.5 * losses, "grad_norm": 0.0, "learning_rate": 1e-2, "crystals": 4, "atoms": 8}
             return state.replace(step=state.step + 1), told
 
+        step.needs = lambda *_: Needs(0, 0, 0.0)
         return step
 
     return make
@@ -358,6 +360,7 @@ def test_a_gradient_that_stays_zero_ends_the_run_as_nan_does(tmp_path, monkeypat
             state, metrics = real(state, batch)
             return state, metrics | ({} if len(taken) <= 7 else {"grad_norm": 0.0})
 
+        step.needs = real.needs
         return step
 
     monkeypatch.setattr(loop, "make_train_step", dies)
