@@ -21,6 +21,8 @@ def labelled(potential, crystals, seed=0) -> list[Example]:
             magmoms=rng.normal(size=n) ** 2,
             columns=np.array([0, 3 * n - 1]),
             hessian=rng.normal(size=(2, n, 3)),
+            pairs=np.array([[1, 3 * n - 2], [0, 0]]),
+            third=rng.normal(size=(2, n, 3)),
             weight=rng.uniform(0.5, 2),
             weights={"energy": 0.25 + n, "forces": 3.0 / n},
         )

@@ -42,6 +42,7 @@ class PerLabel:
     stress: Float[Array, " crystals"]
     magmoms: Float[Array, " atoms"]
     hessian: Float[Array, " atoms"]
+    third: Float[Array, " atoms"]
 
 
 class SpectraShape(NamedTuple):
@@ -103,7 +104,8 @@ class Batch:
     """A packed graph with the labels of its crystals; unknown labels are zero.
 
     `hessian` is the product H · probe of the Hessian with the displacements `probe`: the two together are one
-    column of the Hessian of each crystal, or one random mixture of its known columns.
+    column of the Hessian of each crystal, or one random mixture of its known columns. `third` is what the
+    third derivatives of the energy make of two displacements, `ways`.
     """
 
     graph: CrystalGraph
@@ -113,6 +115,8 @@ class Batch:
     magmoms: Float[Array, " atoms"]  # μB
     probe: Float[Array, "atoms 3"]  # Å
     hessian: Float[Array, "atoms 3"]  # eV/Å
+    ways: Float[Array, "2 atoms 3"]  # Å
+    third: Float[Array, "atoms 3"]  # eV/Å
     atoms: Float[Array, " crystals"]  # number of atoms of each crystal, 0 for padding
     weights: PerLabel
     spectra: Spectra | None = None  # of those crystals that have frequencies, in a graph of their own
@@ -131,9 +135,10 @@ def collate(
 
     `reference_energies` (eV, by atomic number) are subtracted from the energies in float64, so that the
     remainder fits float32. For each crystal with a Hessian, `rngs` (one for all, or one for each) picks one
-    of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe). With `spectra`
-    it also draws wave vectors for each crystal with frequencies, each as likely as its weight, so that the
-    mean over many batches is that over all wave vectors; without, frequencies are left out.
+    of its columns or, with `mixed`, a mixture of all with normal weights (Hutchinson's probe); of constants
+    of third order it picks one column. With `spectra` it also draws wave vectors for each crystal with
+    frequencies, each as likely as its weight, so that the mean over many batches is that over all wave
+    vectors; without, frequencies are left out.
 
     Raises ValueError if the examples do not fit into `shape` or `spectra`.
     """
@@ -141,10 +146,11 @@ def collate(
     reference_energies = np.asarray(reference_energies, np.float64)
     A, C = shape.atoms, shape.crystals
     energy, stress, atoms = np.zeros(C, dtype), np.zeros((C, 3, 3), dtype), np.zeros(C, dtype)
-    forces, probe, hessian = (np.zeros((A, 3), dtype) for _ in range(3))
+    forces, probe, hessian, third = (np.zeros((A, 3), dtype) for _ in range(4))
+    ways = np.zeros((2, A, 3), dtype)
     magmoms = np.zeros(A, dtype)
     per_crystal = {"energy": np.zeros(C, dtype), "stress": np.zeros(C, dtype)}
-    per_atom = {name: np.zeros(A, dtype) for name in ("forces", "magmoms", "hessian")}
+    per_atom = {name: np.zeros(A, dtype) for name in ("forces", "magmoms", "hessian", "third")}
     start = 0
     own_rngs = [rngs] * len(examples) if isinstance(rngs, np.random.Generator) else rngs
     for c, example in enumerate(examples):
@@ -162,6 +168,10 @@ def collate(
             magmoms[own] = labels.magmoms
         if labels.hessian is not None:
             probe[own], hessian[own] = _probe(labels, len(g.species), own_rngs[c], mixed)
+        if labels.third is not None:
+            k = own_rngs[c].integers(len(labels.third))
+            ways[:, own] = np.eye(3 * len(g.species))[labels.pairs[k]].reshape(2, -1, 3)
+            third[own] = labels.third[k]
         for name in labels.known:
             if name == "stress" and example.stress is None:
                 continue
@@ -171,7 +181,7 @@ def collate(
                 per_atom[name][own] = labels.weight_of(name)
     weights = PerLabel(**per_crystal, **per_atom)
     waves = None if spectra is None else _spectra(examples, own_rngs, spectra, dtype)
-    return Batch(graph, energy, forces, stress, magmoms, probe, hessian, atoms, weights, waves)
+    return Batch(graph, energy, forces, stress, magmoms, probe, hessian, ways, third, atoms, weights, waves)
 
 
 def _spectra(

@@ -62,6 +62,8 @@ def encode(example: Example, name: str = "", material: str = "") -> bytes:
         tensors |= {key: np.asarray(getattr(labels.averages, its)) for key, its in AVERAGED.items()}
     if labels.hessian is not None:
         tensors["columns"] = labels.columns.astype(np.int32)
+    if labels.third is not None:
+        tensors["pairs"] = labels.pairs.astype(np.int32)
     if not g.periodic.all():  # most are; a record without this entry is periodic
         tensors["periodic"] = g.periodic[0].astype(np.uint8)
     if labels.weights:
@@ -111,7 +113,7 @@ def decode(record: bytes, cutoffs: Cutoffs) -> Example:
             angle_to=angle_to,
             short=short,
         )
-        known = {p: t[p] for p in (*PROPERTIES, "columns") if p in t}
+        known = {p: t[p] for p in (*PROPERTIES, "columns", "pairs") if p in t}
         if "thz" in t:
             known["frequencies"] = Frequencies(**{its: t[key] for key, its in SPECTRUM.items()})
         if "average" in t:

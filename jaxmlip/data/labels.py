@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 
-PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian", "frequencies", "averages")
+PROPERTIES = ("energy", "forces", "stress", "magmoms", "hessian", "frequencies", "averages", "third")
 FUNCTIONALS = ("LDA", "PBE", "PBEsol", "PBE+U", "SCAN", "r2SCAN", "r2SCAN+U", "HSE06", "PBE0")
 NOT_STATED = "not stated"  # printed for an empty name
 LONGEST = 60  # characters of a functional's name
@@ -222,6 +222,8 @@ class Labels:
 
     `hessian[k]` is the column of the Hessian that belongs to the displacement of atom `columns[k] // 3` along
     axis `columns[k] % 3`: the force constants ∂²E/∂r∂r between that coordinate and all atoms of this cell.
+    `third[k]` are the constants of third order ∂³E/∂r∂r∂r between the two coordinates `pairs[k]`, numbered
+    in the same way, and all atoms.
     """
 
     energy: float | None = None  # eV, of the whole crystal
@@ -232,6 +234,8 @@ class Labels:
     hessian: Float[np.ndarray, "k N 3"] | None = None  # eV/Å²
     frequencies: Frequencies | None = None  # THz; of the crystal as it is, whatever its forces are
     averages: Averages | None = None  # over the modes of the crystal as it is
+    pairs: Int[np.ndarray, "k3 2"] | None = None
+    third: Float[np.ndarray, "k3 N 3"] | None = None  # eV/Å³
     weight: float = 1.0  # of this crystal in every loss
     weights: Mapping[str, float] = field(default_factory=dict)  # of single properties, times `weight`
 
@@ -252,6 +256,7 @@ class Labels:
             "stress": (3, 3),
             "magmoms": (atoms,),
             "hessian": (None, atoms, 3),
+            "third": (None, atoms, 3),
         }
         found = {}
         for name in {"frequencies", "averages"}.intersection(self.known):
@@ -272,18 +277,9 @@ class Labels:
                 )
             found[name] = float(value) if name == "energy" else value
         if self.hessian is not None:
-            columns = np.asarray(() if self.columns is None else self.columns)
-            if columns.shape != (len(self.hessian),) or not np.issubdtype(columns.dtype, np.integer):
-                raise LabelError(
-                    f"{of}: found {len(self.hessian)} columns of the Hessian and columns={self.columns!r}, "
-                    "needed one number 3 * atom + axis for each column."
-                )
-            if len(columns) and (columns.min() < 0 or columns.max() >= 3 * atoms):
-                raise LabelError(
-                    f"{of}: found numbers of columns from {columns.min()} to {columns.max()}, needed 0 to "
-                    f"{3 * atoms - 1}."
-                )
-            found["columns"] = columns.astype(np.int32)
+            found["columns"] = _numbers(of, "columns", self.columns, (len(self.hessian),), atoms)
+        if self.third is not None:
+            found["pairs"] = _numbers(of, "pairs", self.pairs, (len(self.third), 2), atoms)
         for name, weight in {"": self.weight, **self.weights}.items():
             if not (np.isfinite(weight) and weight >= 0):
                 its = f"weight {weight}" + (f" of {name}" if name else "")
@@ -293,7 +289,26 @@ class Labels:
     def only(self, properties) -> Labels:
         """These labels, but only those of `properties`."""
         gone = {p: None for p in PROPERTIES if p not in properties}
-        return replace(self, **gone, **({"columns": None} if "hessian" in gone else {}))
+        gone |= {of: None for p, of in (("hessian", "columns"), ("third", "pairs")) if p in gone}
+        return replace(self, **gone)
+
+
+def _numbers(
+    of: str, name: str, given: Int[np.ndarray, "..."] | None, shape: tuple[int, ...], atoms: int
+) -> Int[np.ndarray, "..."]:
+    """Numbers 3 * atom + axis of coordinates. Raises LabelError if they are not, or not of that shape."""
+    numbers = np.asarray(() if given is None else given)
+    if numbers.shape != shape or not np.issubdtype(numbers.dtype, np.integer):
+        raise LabelError(
+            f"{of}: found {shape[0]} columns of constants and {name}={given!r}, needed numbers "
+            f"3 * atom + axis of shape {shape}."
+        )
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= 3 * atoms):
+        raise LabelError(
+            f"{of}: found {name} with numbers from {numbers.min()} to {numbers.max()}, needed 0 to "
+            f"{3 * atoms - 1}."
+        )
+    return numbers.astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)

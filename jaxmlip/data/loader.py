@@ -295,7 +295,7 @@ class Loader:
     def _shard(self, numbers: np.ndarray, step: int) -> Batch:
         found = [(int(n), e) for n in numbers if (e := self._example(int(n))) is not None]
         # A crystal's probe and wave vectors must not depend on the device that it is on.
-        drawn = {"hessian", "frequencies", "averages"}
+        drawn = {"hessian", "frequencies", "averages", "third"}
         rngs = [
             np.random.default_rng([self.plan.seed, step, n]) if drawn.intersection(e.labels.known) else None
             for n, e in found

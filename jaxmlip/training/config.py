@@ -235,7 +235,7 @@ class TrainConfig:
             raise ConfigError(
                 f"found {found}, but loss.hessian: 0 computes no Hessian columns; needed a weight above 0."
             )
-        for name in ("frequencies", "averages"):
+        for name in ("frequencies", "averages", "third"):
             if not getattr(self.loss, name) and self.monitor.startswith(name):
                 raise ConfigError(
                     f"found monitor: {self.monitor}, but loss.{name}: 0 computes no {name}; needed a weight "

@@ -24,6 +24,7 @@ SLOPED = (
     "hessian",
     "frequencies",
     "averages",
+    "third",
 )  # not energies, whose zero is arbitrary
 CLEAR = 0.7  # the smallest r² at which a slope indicates a unit
 NEAR = 1.6  # the factor by which a slope may be off that of a unit

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.graph import CrystalGraph
@@ -88,10 +88,29 @@ def _pairs(
         shape = batching.shape_for([graph])
         columns = hessian_columns(of(functional), atoms, labels.columns, shape=shape)
         found["hessian"] = Pair(graph.species, labels.hessian, columns.reshape(labels.hessian.shape))
+    if labels.third is not None:
+        found["third"] = Pair(graph.species, labels.third, _third(of(functional), graph, labels.pairs))
     if labels.frequencies is not None:
         found["frequencies"] = Pair(graph.species, *_frequencies(of(functional), graph, labels.frequencies))
     if labels.averages is not None:
         found["averages"] = Pair(graph.species, *_averages(of(functional), graph, labels.averages))
+    return found
+
+
+def _third(
+    potential: Potential, graph: CrystalGraph, pairs: Int[np.ndarray, "k 2"]
+) -> Float[np.ndarray, "k N 3"]:
+    """The model's constants of third order (eV/Å³) between these pairs of coordinates and all atoms."""
+    from jaxmlip.derivatives.response import Response
+
+    atoms = len(graph.species)
+    found = np.empty((len(pairs), atoms, 3))
+    response = Response(potential, graph, along=np.zeros((atoms, 3)))
+    for first in np.unique(pairs[:, 0]):
+        its = np.flatnonzero(pairs[:, 0] == first)
+        turned = response.turned(np.eye(3 * atoms)[first].reshape(atoms, 3))
+        for start, rows in turned.columns(pairs[its, 1], total=3 * atoms):
+            found[its[start : start + len(rows)]] = rows.reshape(-1, atoms, 3)
     return found
 
 

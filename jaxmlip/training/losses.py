@@ -31,6 +31,7 @@ UNITS = {
     "hessian": "eV/Å²",
     "frequencies": "THz",
     "averages": "of their scale",
+    "third": "eV/Å³",
 }
 
 
@@ -39,9 +40,9 @@ class LossConfig:
     """The loss to minimise; the defaults are those of CHGNet 0.3.0.
 
     The weights multiply means over energies in eV/atom, forces in eV/Å, stresses in GPa, magnetic moments in
-    μB, Hessian columns in eV/Å², frequencies in THz, and averages over modes in parts of a moment, of the
-    largest density of states, and of 1 k_B for each mode. A property of weight zero is left out and not
-    computed.
+    μB, Hessian columns in eV/Å², frequencies in THz, averages over modes in parts of a moment, of the
+    largest density of states, and of 1 k_B for each mode, and columns of third order in eV/Å³. A property of
+    weight zero is left out and not computed.
     """
 
     kind: Literal["huber", "mse", "mae"] = "huber"
@@ -53,6 +54,7 @@ class LossConfig:
     hessian: float = 0.0
     frequencies: float = 0.0
     averages: float = 0.0
+    third: float = 0.0
 
     def __post_init__(self):
         if self.kind not in ("huber", "mse", "mae"):
@@ -90,8 +92,8 @@ def errors(
     """Model minus label, in the units of UNITS, and the weight of each number, by property.
 
     `params` are arrays as `potential.arrays` has them. Only derivatives that `properties` need are taken. One
-    Hessian-vector product gives the Hessian columns of all crystals of the batch; frequencies and
-    averages are as `spectra.spectral_errors` has them.
+    Hessian-vector product gives the Hessian columns of all crystals of the batch, and its derivative columns
+    of third order; frequencies and averages are as `spectra.spectral_errors` has them.
     """
     graph, weights = batch.graph, batch.weights
     origin = (jnp.asarray(graph.positions), jnp.zeros_like(graph.cell))
@@ -120,6 +122,14 @@ def errors(
         found["magmoms"] = (sites["magmoms"] - batch.magmoms, weights.magmoms)
     if "hessian" in properties:
         found["hessian"] = (H_probe - batch.hessian, weights.hessian[:, None])
+    if "third" in properties:
+        r, eps = origin
+
+        def slope(r):
+            return jax.jvp(lambda r: gradient(r, eps)[0][0], (r,), (batch.ways[0],))[1]
+
+        _, T_ways = jax.jvp(slope, (r,), (batch.ways[1],))
+        found["third"] = (T_ways - batch.third, weights.third[:, None])
     spectral = {"frequencies", "averages"}.intersection(properties)
     if spectral and batch.spectra is not None:
         its = spectral_errors(energy_fn, params, batch.spectra)

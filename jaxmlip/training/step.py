@@ -166,11 +166,12 @@ def make_eval_step(
 ) -> Callable[[Flat, Batch], dict[str, dict[str, jax.Array]]]:
     """The function (state.eval_params, batch) -> sums over the batch as `losses.sums` gives them.
 
-    All properties with labels in the batch are compared; Hessian columns, frequencies and averages, whose
-    derivatives take long, only if they are in the loss. `losses.means` turns sums over batches into metrics.
+    All properties with labels in the batch are compared; Hessian columns, frequencies, averages and third
+    derivatives, which take long, only if they are in the loss. `losses.means` turns sums over batches into
+    metrics.
     """
     everything = _everything(potential, mesh)
-    costly = {"hessian", "frequencies", "averages"}
+    costly = {"hessian", "frequencies", "averages", "third"}
     properties = tuple(p for p in PROPERTIES if p not in costly or getattr(loss, p))
 
     def of_shard(params, others, batch):

@@ -65,8 +65,8 @@ def write(folder, crystals, **options):
 
 
 def same(a: Example, b: Example) -> bool:
-    """Equal, but for the rounding of forces, moments and Hessians to float32."""
-    rounded = {"forces", "magmoms", "hessian"}
+    """Equal, but for the rounding of forces, moments and constants to float32."""
+    rounded = {"forces", "magmoms", "hessian", "third"}
     leaves = zip(*map(jax.tree.leaves, (a.graph, b.graph)), strict=True)
     graphs = all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in leaves)
 
@@ -118,6 +118,8 @@ def test_a_record_gives_back_its_crystal(k, atoms, cutoffs, known, pbc):
             masses=rng.uniform(1, 200, atoms),
             width=0.3,
         ),
+        pairs=np.array([[0, 2], [1, 1]]),
+        third=rng.normal(size=(2, atoms, 3)),
         weight=rng.uniform(),
         weights={p: rng.uniform() for p in sorted(known)[: k % 3]},
     ).only(known)
@@ -136,7 +138,7 @@ def test_data_sets_of_before_a_property_was_known_are_read_as_without_it(tmp_pat
         for k in range(3)
     ]
     for module in ("encoding", "writing"):
-        monkeypatch.setattr(f"jaxmlip.data.{module}.PROPERTIES", PROPERTIES[:-2])
+        monkeypatch.setattr(f"jaxmlip.data.{module}.PROPERTIES", PROPERTIES[:-3])
     write(tmp_path / "old", crystals, fractions=(1, 0, 0))
     monkeypatch.undo()
     train = Dataset(tmp_path / "old").splits["train"]
@@ -148,6 +150,7 @@ def test_data_sets_of_before_a_property_was_known_are_read_as_without_it(tmp_pat
         "hessian": 0,
         "frequencies": 0,
         "averages": 0,
+        "third": 0,
     }
     assert [train[k].labels.weight_of("energy") for k in range(3)] == [2.0, 6.0, 12.0]
     assert train[0].labels.weight_of("frequencies") == 1.0

@@ -114,8 +114,11 @@ def split() -> MemorySplit:
         atoms = bulk(*kinds[k % 3], cubic=k % 2 == 0)
         atoms.rattle(0.05, seed=k)
         n = len(atoms)
-        hessian = {"columns": np.array([0, 2]), "hessian": rng.normal(size=(2, n, 3))} if k % 4 == 0 else {}
-        return LabelledCrystal(atoms, Labels(energy=rng.normal(), forces=rng.normal(size=(n, 3)), **hessian))
+        constants = {"columns": np.array([0, 2]), "hessian": rng.normal(size=(2, n, 3))} if k % 4 == 0 else {}
+        if k % 5 == 0:
+            constants |= {"pairs": np.array([[0, 2], [1, 1], [2, 0]]), "third": rng.normal(size=(3, n, 3))}
+        labels = Labels(energy=rng.normal(), forces=rng.normal(size=(n, 3)), **constants)
+        return LabelledCrystal(atoms, labels)
 
     return MemorySplit.from_crystals([labelled(k) for k in range(21)], CUTOFFS)
 
@@ -146,7 +149,8 @@ def test_a_crystal_has_the_same_probe_on_any_number_of_devices(split):
     def labels(shards):
         loader = Loader(split, Plan(split.sizes, 8, shards), REFERENCES, np.float64, mixed=True)
         batch = loader.at(1)
-        return sorted(np.concatenate([x[x != 0] for x in (batch.probe, batch.hessian, batch.energy)]))
+        drawn = (batch.probe, batch.hessian, batch.ways, batch.third, batch.energy)
+        return sorted(np.concatenate([x[x != 0] for x in drawn]))
 
     assert len(labels(1)) > 8
     assert labels(1) == labels(2) == labels(5)

@@ -11,15 +11,21 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pairs
 import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.units import Bohr
 
+from jaxmlip.crystals.graph import Cutoffs
+from jaxmlip.data.dataset import MemorySplit
 from jaxmlip.data.inspection import inspect
 from jaxmlip.data.labels import Averages, LabelError, Labels
 from jaxmlip.data.readers import ReadError, guess, read_labelled, spectra
 from jaxmlip.data.readers.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
+from jaxmlip.phonons.phono3py_files import write_third_order
+from jaxmlip.phonons.third import SmallSupercellWarning, third_order
+from jaxmlip.training.evaluate import compare
 from jaxmlip.units import EV_PER_THZ, PER_CM_PER_THZ
 
 DATA = Path(os.environ.get("JAXMLIP_DATA", "shared/data"))
@@ -621,3 +627,32 @@ def test_averages_of_frequencies_that_are_too_high_for_thz_are_refused():
         its = replace(high["moment"], values=np.array([2.0, 5.0]))
         with pytest.raises(LabelError, match=words):
             Labels(averages=replace(its, **wrong)).check(2, "KI")
+
+
+def test_constants_of_third_order_are_labels_that_their_own_potential_repeats(tmp_path):
+    potential, salt = pairs.potential(alike=2**0.5), bulk("NaCl", "rocksalt", 4.6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SmallSupercellWarning)
+        constants = third_order(potential, salt, (2, 1, 1))
+    write_third_order(constants, tmp_path / "run")
+    (found,) = read_labelled(tmp_path / "run")
+    ((_, dft, model),) = (vars(x).values() for x in compare(potential, split_of(found))["third"])
+    assert found.labels.known == ("third",)
+    assert set(found.labels.pairs[:, 0]) == {3 * atom + x for atom in constants.cells.p2s for x in range(3)}
+    assert np.abs(dft).max() == np.abs(constants.fc3).max() > 1
+    np.testing.assert_allclose(model, dft, rtol=0, atol=1e-8)
+
+    nothing = replace(
+        constants, fc3=np.where(np.arange(4)[:, None, None, None, None] == 2, 0.0, constants.fc3)
+    )
+    write_third_order(nothing, tmp_path / "cut")
+    (cut,) = read_labelled(tmp_path / "cut" / "fc3.hdf5")
+    assert not np.isin(cut.labels.pairs[:, 1], [6, 7, 8]).any(), "pairs that a cutoff leaves out are unknown"
+    with pytest.raises(LabelError, match=r"pairs=.*needed numbers 3 \* atom \+ axis of shape \(\d+, 2\)"):
+        replace(found.labels, pairs=found.labels.pairs[:, 0]).check(4, "NaCl")
+    with pytest.raises(LabelError, match=r"pairs with numbers from 0 to 12, needed 0 to 11"):
+        replace(found.labels, pairs=found.labels.pairs + (found.labels.pairs == 11)).check(4, "NaCl")
+
+
+def split_of(crystal) -> MemorySplit:
+    return MemorySplit.from_crystals([crystal], Cutoffs(pairs.REACH))

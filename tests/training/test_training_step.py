@@ -15,6 +15,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.data.batch import Example, collate, stack
 from jaxmlip.data.labels import Labels
 from jaxmlip.derivatives.hessian import hessian
+from jaxmlip.derivatives.response import Response
 from jaxmlip.system import parallel
 from jaxmlip.training.losses import LossConfig, errors, means, sums
 from jaxmlip.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, trained
@@ -27,7 +28,7 @@ from jaxmlip.training.step import (
 )
 from jaxmlip.units import GPA_PER_EV_PER_A3
 
-EVERY = LossConfig(energy=1.0, forces=2.0, stress=0.3, magmoms=0.5, hessian=0.7)
+EVERY = LossConfig(energy=1.0, forces=2.0, stress=0.3, magmoms=0.5, hessian=0.7, third=0.2)
 FEW = LossConfig(energy=1.0, forces=2.0, stress=0.0, magmoms=0.5)
 
 
@@ -53,13 +54,13 @@ def mesh():
 
 
 @pytest.mark.slow
-def test_the_gradient_of_a_loss_on_all_labels_hessian_columns_included_is_that_of_differences(
+def test_the_gradient_of_a_loss_on_all_labels_columns_of_two_orders_included_is_that_of_differences(
     architecture, crystals
 ):
     batch = batch_of(labelled(architecture, crystals[:2]))
     with architecture.precision():
         flat = flat_params(architecture)
-        loss = partial(loss_of, architecture, LossConfig(kind="mse", hessian=0.7))
+        loss = partial(loss_of, architecture, LossConfig(kind="mse", hessian=0.7, third=0.2))
         both = jax.jit(jax.value_and_grad(loss))  # one program
         _, grads = both(flat, batch)
         rng = np.random.default_rng(5)
@@ -72,7 +73,7 @@ def test_the_gradient_of_a_loss_on_all_labels_hessian_columns_included_is_that_o
     np.testing.assert_allclose(found, slope, rtol=1e-6)
 
 
-def test_the_loss_is_made_of_what_predict_and_hessian_give(quick_potential, crystals):
+def test_the_loss_is_made_of_what_predict_hessian_and_third_derivatives_give(quick_potential, crystals):
     examples = labelled(quick_potential, crystals[:2])
     batch = batch_of(examples, spare=3)
     with quick_potential.precision():
@@ -85,6 +86,9 @@ def test_the_loss_is_made_of_what_predict_and_hessian_give(quick_potential, crys
         p, n = quick_potential.predict(atoms), len(atoms)
         probe = np.asarray(batch.probe[start : start + n]).ravel()
         column = hessian(quick_potential, atoms) @ probe
+        one, other = np.asarray(batch.ways[:, start : start + n])
+        slope = Response(quick_potential, atoms, along=one)
+        ((_, second),) = slope.columns(np.array([other.argmax()]))
         start += n
         error["energy"] += [
             (p["energy"] - own[atoms.numbers].sum() - labels.energy + REFERENCES[atoms.numbers].sum()) / n
@@ -94,6 +98,8 @@ def test_the_loss_is_made_of_what_predict_and_hessian_give(quick_potential, crys
         error["magmoms"] += [p["magmoms"] - labels.magmoms]
         k = int(np.flatnonzero(labels.columns == probe.argmax())[0])
         error["hessian"] += [column.reshape(n, 3) - labels.hessian[k]]
+        (k,) = np.flatnonzero((labels.pairs == [one.argmax(), other.argmax()]).all(axis=1))
+        error["third"] += [second.reshape(n, 3) - labels.third[k]]
         for name in weight:
             weight[name] += [np.full(np.shape(error[name][-1]), labels.weight_of(name))]
     for name in error:

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlip.data.labels import LabelError, LabelledCrystal, functional_name
-from jaxmlip.data.readers import ase_files, averages, json_files, phonondb, phonopy_run, spectra, vasp
+from jaxmlip.data.readers import (
+    ase_files,
+    averages,
+    json_files,
+    phono3py_run,
+    phonondb,
+    phonopy_run,
+    spectra,
+    vasp,
+)
 from jaxmlip.data.readers.common import Frame, Keys, ReadOptions, open_bytes
 from jaxmlip.data.readers.common import ReadError as ReadError
 from jaxmlip.data.readers.families import mixed
@@ -85,6 +94,11 @@ FORMATS: dict[str, Format] = {
         "phonopy (a folder, or its yaml file, with FORCE_SETS or FORCE_CONSTANTS beside it)",
         lambda path, head: path.name in (*phonopy_run.YAML, *phonopy_run.DATA) or phonopy_run.is_run(path),
         phonopy_run.read_phonopy_run,
+    ),
+    "phono3py": Format(
+        f"constants of third order of phono3py ({phono3py_run.FILE}), beside its cells",
+        lambda path, head: path.name == phono3py_run.FILE,
+        phono3py_run.read_third_order,
     ),
     "phonondb": Format(
         f"phononDB-PBE of k_SRME (a folder with {phonondb.FREQUENCIES_FILE} and {phonondb.STRUCTURES_FILE})",
