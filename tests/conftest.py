@@ -76,7 +76,7 @@ SHORT, STABLE = "chgnet-short", 49
 QUICK = "quick"  # for claims about training: see quick_network
 FIRST = "chgnet-0.3"
 SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "mace-residual")  # much like others of these
-KINDS = ("chgnet-0.3", "m3gnet-smooth", "mattersim", "mace-density")  # one of each architecture
+KINDS = ("chgnet-0.3", "m3gnet-smooth", "mace-density")  # one of each architecture; MatterSim is an M3GNet
 
 
 def small_potential(name: str, dtype: str = "float64"):
@@ -139,7 +139,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in of_others]
     for item in items:
         given = item.callspec.params if getattr(item, "callspec", None) else {}
-        shared = {"potential", "architecture"} & set(given)
+        shared = {"potential", "architecture", "network"} & set(given)
         further = any(name in item.name for name in SECOND)
         if (item.get_closest_marker("each_model") and not_first(item)) or (shared and further):
             item.add_marker("slow")
@@ -174,6 +174,12 @@ def potential(request):
 @pytest.fixture(scope="session", params=KINDS)
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
+    return small_potential(request.param)
+
+
+@pytest.fixture(scope="session", params=[*KINDS, "mattersim"])
+def network(request):
+    """The same and MatterSim, for the laws of second and third order that all others follow from."""
     return small_potential(request.param)
 
 

@@ -86,7 +86,7 @@ def potential() -> Potential:
 
 
 @pytest.fixture(scope="module")
-def architecture(potential) -> Potential:
+def network(potential) -> Potential:
     return potential
 
 

@@ -280,15 +280,13 @@ def third_derivatives(potential, crystal: Atoms, *directions: np.ndarray) -> lis
 
 
 @pytest.mark.each_model
-def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_up_to_zero(
-    architecture, crystal
-):
+def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_up_to_zero(network, crystal):
     w, v = np.random.default_rng(4).normal(size=(2, len(crystal), 3))
-    along_w, along_v = third_derivatives(architecture, crystal, w, v)
+    along_w, along_v = third_derivatives(network, crystal, w, v)
     moved = [crystal.copy() for _ in range(2)]
     for atoms, sign in zip(moved, (1, -1), strict=True):
         atoms.positions += sign * STEP * w
-    slope = np.subtract(*(hessian(architecture, atoms) for atoms in moved)) / (2 * STEP)
+    slope = np.subtract(*(hessian(network, atoms) for atoms in moved)) / (2 * STEP)
     scale = np.abs(slope).max()
     np.testing.assert_allclose(along_w, slope, rtol=0, atol=1e-6 * scale)
     np.testing.assert_allclose(along_w, along_w.T, rtol=0, atol=1e-9)

@@ -31,10 +31,10 @@ def central(f, step=STEP):
     return (4 * near - wide) / 3
 
 
-def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(architecture, cell):
-    constants = force_constants(architecture, cell, (2, 1, 3))
+def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(network, cell):
+    constants = force_constants(network, cell, (2, 1, 3))
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
-    found = dynamical_matrix(architecture, cell, constants.q_points)
+    found = dynamical_matrix(network, cell, constants.q_points)
     assert np.abs(sums).max() > 1e-4
     np.testing.assert_allclose(found, sums, rtol=0, atol=1e-12)
 
@@ -97,14 +97,14 @@ def test_slopes_by_the_wave_vector_are_those_of_differences(any_potential, cell)
 @pytest.mark.slow
 @pytest.mark.each_model
 @pytest.mark.parametrize("relaxed", [False, True])
-def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
+def test_slopes_by_strain_are_those_of_differences(network, cell, relaxed):
     eps = np.array([[1, 0.3, 0], [0.3, 0.5, 0.1], [0, 0.1, -0.2]])
     voigt = [1, 0.5, -0.2, 0.2, 0, 0.6]  # the shear strains doubled
-    response = Response(architecture, cell)
+    response = Response(network, cell)
     along = internal_motion(response, cell, eps) if relaxed else np.zeros((3, 3))
     D, slope = bloch.strained(response, Q, eps, along)
     if relaxed:
-        np.testing.assert_allclose(along, internal_strain(architecture, cell) @ voigt, atol=1e-12)
+        np.testing.assert_allclose(along, internal_strain(network, cell) @ voigt, atol=1e-12)
     assert relaxed == (np.abs(along).max() > 1e-3)
 
     def strained(s: float) -> Atoms:
@@ -113,13 +113,13 @@ def test_slopes_by_strain_are_those_of_differences(architecture, cell, relaxed):
         moved.positions = cell.positions @ (np.eye(3) + s * eps) + s * along
         return moved
 
-    np.testing.assert_allclose(D, dynamical_matrix(architecture, cell, Q), rtol=0, atol=1e-12)
-    expected = central(lambda s: dynamical_matrix(architecture, strained(s), Q), 2e-4)
+    np.testing.assert_allclose(D, dynamical_matrix(network, cell, Q), rtol=0, atol=1e-12)
+    expected = central(lambda s: dynamical_matrix(network, strained(s), Q), 2e-4)
     np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6 * np.abs(slope).max())
     if relaxed:
         # The cell is not at rest: what stays are the forces on fractional coordinates.
         forces = central(
-            lambda s: architecture.predict(strained(s))["forces"] @ (np.eye(3) + s * eps),
+            lambda s: network.predict(strained(s))["forces"] @ (np.eye(3) + s * eps),
             2e-4,
         )
         np.testing.assert_allclose(forces, 0, atol=1e-6 * np.abs(slope).max())
