@@ -18,6 +18,7 @@ INSIDE = (
     "crystals.symmetry.Mesh "
     "crystals.symmetry.SpaceGroup data.batch.Example data.batch.PerLabel data.batch.Spectra "
     "data.inspection.Outlier derivatives.response.Differentiable phonons.cells.Images potential.Energy "
+    "training.loop.Compiled "
     "potential.Model training.functionals.join training.loop.Resumed training.loop.Saved "
     "training.loop.NotSaved training.loop.Stopped training.loop.Trained training.loop.Validated "
     "zoo.dispersion.with_dispersion"

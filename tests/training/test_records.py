@@ -223,7 +223,7 @@ def test_a_run_leaves_a_model_figures_and_results(finished):
     assert results["after"]["forces"]["mae"] != results["before"]["forces"]["mae"]
     for figure in ("learning_curve.png", "parity.png"):
         assert (finished / figure).read_bytes().startswith(b"\x89PNG")
-    assert {kind for kind, _ in kinds(finished)} == {"train", "validation", "saved", "stopped"}
+    assert {kind for kind, _ in kinds(finished)} == {"compiled", "train", "validation", "saved", "stopped"}
     assert read_config(finished / "config.yaml").seed == 1
 
 
