@@ -299,10 +299,8 @@ def _numbers(
     """Numbers 3 * atom + axis of coordinates. Raises LabelError if they are not, or not of that shape."""
     numbers = np.asarray(() if given is None else given)
     if numbers.shape != shape or not np.issubdtype(numbers.dtype, np.integer):
-        raise LabelError(
-            f"{of}: found {shape[0]} columns of constants and {name}={given!r}, needed numbers "
-            f"3 * atom + axis of shape {shape}."
-        )
+        its = f"no {name}" if given is None else f"{name} of shape {numbers.shape} and type {numbers.dtype}"
+        raise LabelError(f"{of}: found {its}, needed whole numbers 3 * atom + axis of shape {shape}.")
     if numbers.size and (numbers.min() < 0 or numbers.max() >= 3 * atoms):
         raise LabelError(
             f"{of}: found {name} with numbers from {numbers.min()} to {numbers.max()}, needed 0 to "

@@ -109,7 +109,7 @@ def _third(
     for first in np.unique(pairs[:, 0]):
         its = np.flatnonzero(pairs[:, 0] == first)
         turned = response.turned(np.eye(3 * atoms)[first].reshape(atoms, 3))
-        for start, rows in turned.columns(pairs[its, 1], total=3 * atoms):
+        for start, rows in turned.columns(pairs[its, 1].astype(int), total=3 * atoms):
             found[its[start : start + len(rows)]] = rows.reshape(-1, atoms, 3)
     return found
 

@@ -33,4 +33,4 @@ def read_third_order(path: Path, keys: Keys) -> Iterator[Frame]:
         found = crystal(supercell, f"{path} supercell", path.resolve().parent.name)
         return replace(found, labels=Labels(pairs=pairs[known], third=third[known]))
 
-    return iter([at_rest])
+    yield at_rest
