@@ -223,8 +223,8 @@ def phonons(
         width: standard deviation of a Gaussian for each mode (THz); default: linear tetrahedra
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
-        html: one file for a browser: bands that tell what they are, and the mode that is clicked in motion; needs
-            plotly, jaxmlip[html]
+        html: one file for a browser, with bands to hover over and the mode that is clicked in motion; needs
+            plotly, which jaxmlip[html] has
         keep_cell: compute the cell as it is, not its primitive cell
         symprec: tolerance for the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it

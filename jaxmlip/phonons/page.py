@@ -1,7 +1,7 @@
 """One HTML file that shows phonons: bands, density of states, and the cell in the motion of a mode.
 
-page.html beside this file is the template: it holds our styles and our script. The JavaScript of plotly, which
-draws, is written into the page, so that the page loads nothing.
+page.html beside this file is the template: it holds our styles and our script. The JavaScript of plotly,
+which draws, is written into the page, so that the page loads nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jaxmlip.units import EV_PER_THZ, PER_CM_PER_THZ
 
 TEMPLATE = Path(__file__).with_name("page.html")
 AMPLITUDE = 0.3  # Å, of the atom that moves most
-CELLS, ATOMS = 6, 600  # at most: cells along each lattice vector, and atoms, that a page moves
+CELLS, ATOMS = 6, 240  # at most: cells along each lattice vector, and atoms, that a page moves
 STEPS = 127  # of one byte with a sign, for the largest displacement: 0.002 Å each
 
 
@@ -98,9 +98,7 @@ def as_record(bands: Bands, density: Density | None = None) -> dict[str, Any]:
             "distance": _rounded(bands.distance, 4),
             "q_points": _rounded(modes.q_points, 6),
             "frequencies": _rounded(modes.frequencies, 3),
-            "segments": [
-                [label(s.first), label(s.last), s.rows.start, s.rows.stop] for s in bands.segments
-            ],
+            "segments": [[label(s.first), label(s.last), s.rows.start, s.rows.stop] for s in bands.segments],
             "ticks": [_rounded(places, 4), names],
             "repeats": [repeats(q, atoms.pbc, len(atoms)) for q in modes.q_points],
         },
@@ -159,7 +157,8 @@ def _density(density: Density, numbers: np.ndarray, kinds: list[int]) -> dict[st
 def _displacements(modes: Modes) -> list[str]:
     root = np.sqrt(modes.primitive.get_masses())[:, None]
     found = []
-    for turn, vectors in zip(position_phases(modes.primitive, modes.q_points), modes.eigenvectors, strict=True):
+    phases = position_phases(modes.primitive, modes.q_points)
+    for turn, vectors in zip(phases, modes.eigenvectors, strict=True):
         size = len(vectors)
         u = (turn[:, None] * vectors).T.reshape(size, -1, 3) / root
         u /= np.linalg.norm(u, axis=2).max(axis=1)[:, None, None]

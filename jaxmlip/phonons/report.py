@@ -246,7 +246,7 @@ def main(
 ) -> None:
     """Runs the command: prints `table`, and writes JSON, a figure and files for phonopy to `out`.
 
-    The primitive cell is used unless `keep_cell`. `html` is written as `page` has it, with the name of the file
+    The primitive cell is used unless `keep_cell`. A `page` is written to `html`, with the name of the file
     `source` at its head. `settings` go to `phonons`. Raises ValueError if `animate` is no mode of the path,
     before anything is computed.
     """

@@ -191,8 +191,9 @@ def test_a_click_moves_all_cells_with_the_phases_of_the_wave(bands, light, tmp_p
 def test_hovering_tells_branch_wave_vector_and_frequency_in_three_units(bands, light, tmp_path):
     scenario = """
     const bands = element("bands").data;
-    return { texts: bands.map((its) => its.text ?? null), rows: bands[0].customdata, y: bands.map((its) => its.y),
-      shapes: element("bands").layout.shapes.length, axes: Object.keys(element("bands").layout) };"""
+    return { texts: bands.map((its) => its.text ?? null), rows: bands[0].customdata,
+      y: bands.map((its) => its.y), shapes: element("bands").layout.shapes.length,
+      axes: Object.keys(element("bands").layout) };"""
     found = run(page(bands), tmp_path, scenario)
     rows, thz = found["rows"], bands.modes.frequencies
     assert [q for q in rows if q is not None] == list(range(len(thz)))
