@@ -234,7 +234,7 @@ def test_space_stops_and_starts_and_arrows_choose_other_modes(bands, light, tmp_
 
 def test_names_stay_text_whatever_they_are(bands, light):
     name = "a</script><script>alert(1)</script> [b] & 'c' {{data}} \udcff.cif"
-    point = "</script><!--<b>&"
+    point = "</script x><!--<script <b>&"
     odd = replace(bands, segments=[Segment(point, "<i>", slice(0, len(bands.distance)))])
     html = page(odd, model="<b>m</b>", functional="{{plotly}}", source=name)
     html.encode()
