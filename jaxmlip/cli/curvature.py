@@ -198,6 +198,7 @@ def phonons(
     width: float | None = None,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
+    html: Path | None = None,
     keep_cell: Flag = False,
     symprec: float = 1e-5,
     memory_limit: float | None = None,
@@ -222,6 +223,8 @@ def phonons(
         width: standard deviation of a Gaussian for each mode (THz); default: linear tetrahedra
         born: a BORN file of phonopy for this crystal: splits longitudinal from transverse optical modes
         animate: write this mode as frames: the number of the wave vector on the path, and of the branch
+        html: one file for a browser, with bands to hover over and the mode that is clicked in motion; needs
+            plotly, which jaxmlip[html] has
         keep_cell: compute the cell as it is, not its primitive cell
         symprec: tolerance for the symmetry that is used, in Å
         memory_limit: in GB; the number of columns computed at once is chosen to stay below it
@@ -235,6 +238,8 @@ def phonons(
     at_least(0, animate=animate)
     together.check()
     check_folder(out)
+    if html is not None:
+        _check_page(html, out)
     if born is not None and not born.is_file():
         raise FileNotFoundError(f"{born} is not a file; needed a BORN file as phonopy-vasp-born writes it.")
     together.connect()
@@ -251,10 +256,23 @@ def phonons(
         width=width,
         born=born,
         animate=animate,
+        html=html,
+        source=str(file),
         keep_cell=keep_cell,
         symprec=symprec,
         memory_limit=in_bytes(memory_limit),
     )
+
+
+def _check_page(html: Path, out: Path) -> None:
+    """Raises, before anything is computed, if no page can be made or written."""
+    from jaxmlip.phonons.page import plotly_script
+
+    if html.suffix != ".html":
+        raise ValueError(f"found --html {html}, needed a name that ends in .html.")
+    if out.exists() or html.parent.resolve() != out.resolve():  # else its folder is made with the others
+        check_file(html)
+    plotly_script()
 
 
 def conductivity(

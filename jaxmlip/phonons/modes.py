@@ -113,6 +113,30 @@ def _labels(path: str, special: dict[str, np.ndarray]) -> list[list[str]]:
     return parts
 
 
+def ticks(bands: Bands) -> tuple[list[float], list[str]]:
+    """Places and names of special points; two names in one place if the path jumps."""
+    places, names = [], []
+    for segment in bands.segments:
+        first, last = bands.distance[segment.rows][[0, -1]]
+        if not places:
+            places, names = [float(first)], [label(segment.first)]
+        elif names[-1] != label(segment.first):
+            names[-1] += f"|{label(segment.first)}"
+        places.append(float(last))
+        names.append(label(segment.last))
+    return places, names
+
+
+def label(name: str) -> str:
+    """The name of a special point as figures show it."""
+    return "Γ" if name == "G" else name
+
+
+def period(q: float, most: int = 4) -> int:
+    """The number of cells after which a wave repeats along a lattice vector, at most `most`."""
+    return next((k for k in range(1, most) if abs(k * q - round(k * q)) < 1e-6), most)
+
+
 def animation(
     modes: Modes, q: int, branch: int, *, repeats=(1, 1, 1), amplitude: float = 0.3, frames: int = 20
 ) -> list[Atoms]:

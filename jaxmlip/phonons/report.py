@@ -25,8 +25,9 @@ from jaxmlip.phonons.density import (
 )
 from jaxmlip.phonons.lattice import TOLERANCE, Lattice
 from jaxmlip.phonons.lines import wide_mesh
-from jaxmlip.phonons.modes import Bands, Modes, animation, band_path
+from jaxmlip.phonons.modes import Bands, Modes, animation, band_path, period, ticks
 from jaxmlip.phonons.nac import NAC
+from jaxmlip.phonons.page import page
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
 from jaxmlip.system.console import PlainConsole, console
 from jaxmlip.system.files import write_whole, writing_folder
@@ -109,11 +110,11 @@ def draw(found: Phonons, path: Path) -> None:
         left.plot(
             bands.distance[segment.rows], bands.modes.frequencies[segment.rows], color=COLOURS[0], lw=1.1
         )
-    ticks, names = _ticks(bands)
-    for x in ticks:
+    places, names = ticks(bands)
+    for x in places:
         left.axvline(x, color="0.8", lw=0.7, zorder=0)
-    left.set_xticks(ticks, names)
-    left.set(xlim=(ticks[0], ticks[-1]), ylabel="frequency (THz)", xlabel="wave vector")
+    left.set_xticks(places, names)
+    left.set(xlim=(places[0], places[-1]), ylabel="frequency (THz)", xlabel="wave vector")
     density = found.density
     right.plot(density.total, density.thz, color="0.25", lw=1.1, label="total")
     numbers = atoms.numbers
@@ -139,24 +140,6 @@ def draw(found: Phonons, path: Path) -> None:
         title += " (imaginary modes below 0)"
     left.set_title(title, loc="left", fontsize=10)
     figure.savefig(path, dpi=160)
-
-
-def _ticks(bands: Bands) -> tuple[list[float], list[str]]:
-    """Places and names of special points; two names in one place if the path jumps."""
-    ticks, names = [], []
-    for segment in bands.segments:
-        first, last = bands.distance[segment.rows][[0, -1]]
-        if not ticks:
-            ticks, names = [float(first)], [_label(segment.first)]
-        elif names[-1] != _label(segment.first):
-            names[-1] += f"|{_label(segment.first)}"
-        ticks.append(float(last))
-        names.append(_label(segment.last))
-    return ticks, names
-
-
-def _label(name: str) -> str:
-    return "Γ" if name == "G" else name
 
 
 def as_record(found: Phonons) -> dict[str, Any]:
@@ -253,6 +236,8 @@ def main(
     *,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
+    html: Path | None = None,
+    source: str = "",
     keep_cell: bool = False,
     tolerance: float = TOLERANCE,
     symprec: float = SYMPREC,
@@ -261,8 +246,9 @@ def main(
 ) -> None:
     """Runs the command: prints `table`, and writes JSON, a figure and files for phonopy to `out`.
 
-    The primitive cell is used unless `keep_cell`. `settings` go to `phonons`. Raises ValueError if `animate`
-    is no mode of the path, before anything is computed.
+    The primitive cell is used unless `keep_cell`. A `page` is written to `html`, with the name of the file
+    `source` at its head. `settings` go to `phonons`. Raises ValueError if `animate` is no mode of the path,
+    before anything is computed.
     """
     terminal = console()
     symmetry = Symmetry(in_box(crystal), symprec)
@@ -290,10 +276,15 @@ def main(
             terminal.print(f"no files for phonopy: {error}", soft_wrap=True)
         if animate is not None:
             modes = found.bands.modes
-            repeats = tuple(_period(x) for x in modes.q_points[animate[0]])
+            repeats = tuple(period(x) for x in modes.q_points[animate[0]])
             ase.io.write(draft / "mode.extxyz", animation(modes, *animate, repeats=repeats))
             written.append("mode.extxyz")
     terminal.print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
+    if html is not None:
+        functional = ", ".join(potential.functionals) or str(potential.manifest.get("functional", ""))
+        said = {"model": potential.name, "functional": functional, "source": source, "mode": animate}
+        write_whole(html, page(found.bands, found.density, **said))
+        terminal.print(f"written to {html}", soft_wrap=True)
 
 
 def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str, Any]) -> None:
@@ -318,8 +309,3 @@ def _reduced(symmetry: Symmetry, terminal: PlainConsole) -> Symmetry:
             soft_wrap=True,
         )
     return symmetry.primitive
-
-
-def _period(q: float, most: int = 4) -> int:
-    """The number of cells after which a wave repeats, at most `most`."""
-    return next((k for k in range(1, most) if abs(k * q - round(k * q)) < 1e-6), most)

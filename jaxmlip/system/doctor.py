@@ -25,6 +25,7 @@ EXTRAS = {
     "phono3py": "thermal conductivity, third order from displacements",
     "slurm": "--slurm of sweeps and screenings",
     "parquet": "the table of a screening as Parquet",
+    "html": "a page to look at phonons in a browser",
     "cuequivariance": "MACE on NVIDIA GPUs, with cuequivariance-ops-jax-cu12 or -cu13",
 }
 SETTINGS = ("JAXMLIP_", "JAX_", "XLA_", "CUDA_VISIBLE_DEVICES")  # how names of variables begin

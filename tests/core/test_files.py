@@ -339,6 +339,7 @@ def test_a_pipe_is_not_read_as_a_checkpoint_or_a_structure(work, tmp_path, monke
         "phonons salt.cif --symprec 0",
         "phonons salt.cif --animate -1 0",
         "phonons salt.cif --born missing",
+        "phonons salt.cif --html page.txt",
         "relax salt.cif --steps -1",
         "relax salt.cif --fmax 0",
         "relax salt.cif --fmax nan",
