@@ -35,6 +35,7 @@ from jaxmlip.models.function import energy_function
 from jaxmlip.models.limits import fault_of
 from jaxmlip.models.m3gnet import M3GNet, M3GNetConfig
 from jaxmlip.models.mace import MACE, MACEConfig
+from jaxmlip.models.matgl_chgnet import MatglCHGNet, MatglCHGNetConfig
 from jaxmlip.models.mattersim import MatterSim, MatterSimConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
@@ -52,6 +53,7 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type]] = {
     "m3gnet": (M3GNet, M3GNetConfig),
     "mace": (MACE, MACEConfig),
     "mattersim": (MatterSim, MatterSimConfig),
+    "matgl-chgnet": (MatglCHGNet, MatglCHGNetConfig),
 }
 FUNCTION = "function"  # an energy function that the user wrote
 LARGEST_MANIFEST = 10_000_000  # bytes; the manifest of a published model has some thousands

@@ -35,6 +35,7 @@ from crystals import triclinic
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
+from jaxmlip.models.matgl_chgnet import MatglCHGNetConfig
 from jaxmlip.models.mattersim import MatterSimConfig
 from jaxmlip.potential import random_potential
 from jaxmlip.system.programs import programs
@@ -57,6 +58,9 @@ MODELS = {
     "m3gnet-smooth": M3GNetConfig(**M3GNET, blocks=1),
     "m3gnet-spherical": M3GNetConfig(**M3GNET, blocks=2, smooth=False),
     "mattersim": MatterSimConfig(features=6, radial=2, blocks=2, bond_cutoff=4.0, angle_cutoff=3.0),
+    "matgl-chgnet": MatglCHGNetConfig(
+        features=6, radial=4, angular=2, blocks=2, bond_cutoff=4.0, angle_cutoff=3.0, readout=(6,)
+    ),
     "mace-density": MACEConfig(**MACE, harmonics_l=2, radial_widths=(8, 8)),
     "mace-residual": MACEConfig(
         **MACE,
@@ -75,7 +79,8 @@ MODELS = {
 SHORT, STABLE = "chgnet-short", 49
 QUICK = "quick"  # for claims about training: see quick_network
 FIRST = "chgnet-0.3"
-SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "mace-residual")  # much like others of these
+# Much like others of these.
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "matgl-chgnet", "mace-residual")
 KINDS = ("chgnet-0.3", "m3gnet-smooth", "mace-density")  # one of each architecture; MatterSim is an M3GNet
 
 

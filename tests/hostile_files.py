@@ -193,17 +193,25 @@ class Made:
     def __init__(self, home: Path):
         self.home = home
         self.chgnet, self.m3gnet = made.small_chgnet(), made.small_m3gnet()
-        self.mattersim = made.small_mattersim()
+        self.mattersim, self.matgl_chgnet = made.small_mattersim(), made.small_matgl_chgnet()
         made.save(home / "chgnet.pt", self.chgnet)
         made.save(home / "mattersim.pth", self.mattersim)
-        made.save_m3gnet(home / "m3gnet", *self.m3gnet)
+        made.save_matgl(home / "m3gnet", *self.m3gnet)
+        made.save_matgl(home / "matgl-chgnet", *self.matgl_chgnet)
         golden = Path(__file__).parent / "golden" / "mace"
         for name in ("density", "two-heads"):
             (home / f"{name}.model").write_bytes(gzip.decompress((golden / f"{name}.model.gz").read_bytes()))
         from weights_convert.conversion import convert_file
 
-        self.files = ["chgnet.pt", "m3gnet", "mattersim.pth", "density.model", "two-heads.model"]
-        self.folders = ["of_chgnet.pt", "of_m3gnet", "of_mattersim.pth", "of_density.model"]
+        self.files = [
+            "chgnet.pt",
+            "m3gnet",
+            "matgl-chgnet",
+            "mattersim.pth",
+            "density.model",
+            "two-heads.model",
+        ]
+        self.folders = [f"of_{file}" for file in self.files[:-1]]
         for file in self.files:
             potential = convert_file(home / file, head="pbe" if "heads" in file else None)
             if f"of_{file}" in self.folders:
@@ -245,9 +253,9 @@ class Made:
         return target
 
     def values(self, rng) -> Path:
-        """Options and tensors of CHGNet, MatterSim and M3GNet."""
+        """Options and tensors of CHGNet, MatterSim, M3GNet and matgl's CHGNet."""
         target = Path("v")
-        kind = rng.choice(["chgnet", "mattersim", "m3gnet"])
+        kind = rng.choice(["chgnet", "mattersim", "m3gnet", "matgl-chgnet"])
         if kind == "mattersim":
             checkpoint = copy.deepcopy(self.mattersim)
             self._change(rng, checkpoint["model"], checkpoint["model_args"], checkpoint)
@@ -257,9 +265,9 @@ class Made:
             model = checkpoint["model"]
             self._change(rng, model["state_dict"], model["model_args"], checkpoint)
             return made.save(Path("v.pt"), checkpoint)
-        state, options = copy.deepcopy(self.m3gnet)
+        state, options = copy.deepcopy(self.m3gnet if kind == "m3gnet" else self.matgl_chgnet)
         self._change(rng, state, options["kwargs"]["model"]["init_args"], options)
-        made.save_m3gnet(target, {key: x for key, x in state.items() if isinstance(x, np.ndarray)}, {})
+        made.save_matgl(target, {key: x for key, x in state.items() if isinstance(x, np.ndarray)}, {})
         (target / "model.json").write_text(json.dumps(options, default=str))
         return target
 

@@ -244,6 +244,97 @@ def small_m3gnet(smooth: bool = True) -> tuple[dict[str, np.ndarray], dict[str, 
     return state, {"@class": "Potential", "kwargs": {"model": network, "calc_repuls": False}}
 
 
+def small_matgl_chgnet() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """state.pt and model.json of a tiny CHGNet of matgl in its older layout, each number a different one.
+
+    Its elements are oxygen, hydrogen and magnesium, in this order.
+    """
+    f, radial, angular, blocks = 4, 3, 2, 3
+    shapes: dict[str, tuple[int, ...]] = {
+        "data_std": (),
+        "element_refs.property_offset": (3,),
+        "model.bond_expansion.frequencies": (radial,),
+        "model.threebody_bond_expansion.frequencies": (radial,),
+        "model.angle_expansion.frequencies": (angular + 1,),
+        "model.atom_embedding.weight": (3, f),
+        "model.bond_embedding.layers.0.weight": (f, radial),
+        "model.angle_embedding.layers.0.weight": (f, 2 * angular + 1),
+        "model.sitewise_readout.weight": (1, f),
+        "model.sitewise_readout.bias": (1,),
+        **{f"model.{kind}_bond_weights.weight": (f, radial) for kind in ("atom", "bond", "threebody")},
+    }
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (f,)
+
+    def layers(name: str, *widths: int) -> None:
+        for k, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            shapes[f"{name}.layers.{k}.weight"] = (outputs, inputs)
+            shapes[f"{name}.layers.{k}.bias"] = (outputs,)
+
+    def gated(name: str, *widths: int) -> None:
+        for side in ("layers", "gates"):
+            layers(f"{name}.{side}", *widths)
+            norm(f"{name}.{side}.norm_layers.0")
+
+    for t in range(blocks):
+        atoms, bonds = f"model.atom_graph_layers.{t}", f"model.bond_graph_layers.{t}.conv_layer"
+        for kind in ("node", "edge"):
+            gated(f"{atoms}.conv_layer.{kind}_update_func", 3 * f, f, f)
+        shapes[f"{atoms}.conv_layer.node_out_func.weight"] = (f, f)
+        norm(f"{atoms}.atom_norm")
+        norm(f"{atoms}.bond_norm")
+        if t < blocks - 1:
+            gated(f"{bonds}.node_update_func", 4 * f, f, f)
+            shapes[f"{bonds}.node_out_func.weight"] = (f, f)
+            gated(f"{bonds}.edge_update_func", 4 * f, f)
+    layers("model.final_layer", f, 5, 1)
+    state, start = {}, 1
+    for key, shape in shapes.items():
+        count = int(np.prod(shape))
+        state[key] = np.asarray(np.arange(start, start + count, dtype=np.float32).reshape(shape) / 64)
+        start += count
+    state |= {"data_mean": np.zeros((), np.float32), "element_refs.onehot": np.eye(3, dtype=np.float32)}
+    options = {
+        "element_types": ["O", "H", "Mg"],
+        **dict.fromkeys(("dim_atom_embedding", "dim_bond_embedding", "dim_angle_embedding"), f),
+        **dict.fromkeys(("dim_state_embedding", "dim_state_feats", "layer_bond_weights")),
+        **dict.fromkeys(("non_linear_bond_embedding", "non_linear_angle_embedding"), False),
+        "cutoff": 5.0,
+        "threebody_cutoff": 3.0,
+        "cutoff_exponent": 5,
+        "max_n": radial,
+        "max_f": angular,
+        "learn_basis": False,
+        "num_blocks": blocks,
+        "shared_bond_weights": "both",
+        "atom_conv_hidden_dims": [f],
+        "bond_update_hidden_dims": [f],
+        "bond_conv_hidden_dims": [f],
+        "angle_update_hidden_dims": [],
+        "conv_dropout": 0.0,
+        "final_mlp_type": "mlp",
+        "final_hidden_dims": [5],
+        "final_dropout": 0.0,
+        "pooling_operation": "sum",
+        "readout_field": "atom_feat",
+        "activation_type": "swish",
+        "normalization": "layer",
+        "normalize_hidden": False,
+        "is_intensive": False,
+        "num_targets": 1,
+        "num_site_targets": 1,
+        "task_type": "regression",
+    }
+    network = {
+        "@class": "CHGNet",
+        "@module": "matgl.models._chgnet",
+        "@model_version": 1,
+        "init_args": options,
+    }
+    return state, {"@class": "Potential", "kwargs": {"model": network, "calc_repuls": False}}
+
+
 def small_mattersim() -> dict[str, Any]:
     """A checkpoint in mattersim's layout of a tiny network of five elements, with different numbers."""
     f, count, blocks, elements = 4, 2, 2, 5
@@ -298,8 +389,8 @@ def small_mattersim() -> dict[str, Any]:
     }
 
 
-def save_m3gnet(folder: Path, state: Mapping[str, np.ndarray], options: Any) -> Path:
-    """Writes the two files of an M3GNet into `folder`."""
+def save_matgl(folder: Path, state: Mapping[str, np.ndarray], options: Any) -> Path:
+    """Writes the two files of a network of matgl into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / "state.pt", state)
     (folder / "model.json").write_text(json.dumps(options))

@@ -29,6 +29,7 @@ SHARED = (
     "m3gnet-smooth",
     "m3gnet-spherical",
     "mattersim",
+    "matgl-chgnet",
     "mace-density",
     "mace-residual",
 )

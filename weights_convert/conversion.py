@@ -15,30 +15,42 @@ from jaxmlip import potential
 from jaxmlip.models import limits
 from jaxmlip.system.borders import CheckpointError, brief, cut, guard, listed
 from jaxmlip.system.versions import own_version
-from weights_convert import chgnet, m3gnet, mace, mattersim, published, relatives, rules, torch_zip
+from weights_convert import (
+    chgnet,
+    m3gnet,
+    mace,
+    matgl,
+    matgl_chgnet,
+    mattersim,
+    published,
+    relatives,
+    rules,
+    torch_zip,
+)
 
 # Each module has CONVENTION, NAMES (hyperparameters that its files call differently), the functions
 # recognises, tensors, config and elements of a checkpoint, and the functions rules and set_aside of a
-# configuration. The module has the name of the architecture in jaxmlip.potential. If its models can have
-# several heads, it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
+# configuration. The keys are those of jaxmlip.potential.ARCHITECTURES. If its models can have several heads,
+# it has a function `heads` of a checkpoint, and `tensors` takes the name of one.
 ARCHITECTURES: dict[str, ModuleType] = {
     "chgnet": chgnet,
     "m3gnet": m3gnet,
     "mace": mace,
     "mattersim": mattersim,
+    "matgl-chgnet": matgl_chgnet,
 }
 
 
 def is_checkpoint(folder: Path) -> bool:
     """True if `folder` looks like one that a trainer wrote, whole or not, rather than Potential.save."""
-    return not (folder / "manifest.json").exists() and any((folder / name).is_file() for name in m3gnet.FILES)
+    return not (folder / "manifest.json").exists() and any((folder / name).is_file() for name in matgl.FILES)
 
 
 def convert_file(source: Path, name: str | None = None, head: str | None = None) -> potential.Potential:
     """The potential that the checkpoint `source` holds, called `name` (default: as published, or the file).
 
-    A folder is a checkpoint if its architecture is published as several files, as M3GNet is. `head` selects
-    the head of a model with several.
+    A folder is a checkpoint if its architecture is published as several files, as those of matgl are. `head`
+    selects the head of a model with several.
 
     Nothing in the file is run. Raises CheckpointError if no architecture recognises it, if it has
     options that are not supported or that no model has, if its tensors and the model disagree or hold no
@@ -48,8 +60,8 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     source = Path(source)
     if source.exists() and not source.is_file() and not source.is_dir():
         raise CheckpointError("is a device or a pipe, needed a file or a folder.", source)
-    checkpoint = m3gnet.read(source) if source.is_dir() else torch_zip.read(source)
-    digest = published.digest(source, m3gnet.FILES)
+    checkpoint = matgl.read(source) if source.is_dir() else torch_zip.read(source)
+    digest = published.digest(source, matgl.FILES)
     known = published.name_of(source, digest)
     with guard(source, CheckpointError, "Save the model again with the trainer of its own package."):
         architecture = _recognise(checkpoint)

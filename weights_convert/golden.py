@@ -3,9 +3,10 @@
     python -m weights_convert.golden tests/golden              # needs chgnet 0.4.2
     python -m weights_convert.golden tests/golden/mace mace    # needs mace-torch 0.3.16
     python -m weights_convert.golden tests/golden/mattersim mattersim    # needs mattersim 1.2.5
+    python -m weights_convert.golden tests/golden/matgl matgl-chgnet    # needs matgl 4.1.2
 
 These write one .npz for each model with keys structure/quantity (including the structure's positions, cell
-and numbers; all are periodic in three directions), and `versions`; for mace and mattersim also the models,
+and numbers; all are periodic in three directions), and `versions`; for all but chgnet also the models,
 which are small and have random weights. Neither JAX nor jaxmlip is needed.
 """
 
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from weights_convert import original_chgnet, original_mace, original_mattersim
+from weights_convert import original_chgnet, original_mace, original_matgl, original_mattersim
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -191,6 +192,7 @@ def record_mace(out: Path) -> None:
                     record(evaluate, small_structures(), original_mace.versions(), target)
 
 
+WITH_MATGL_HESSIAN = ("MgO_strained", "MgO_ideal", "Cu_one_atom", "TiNiO_thin", "CO2_box")
 WITH_MATTERSIM_HESSIAN = ("MgO_strained", "MgO_ideal", "Cu_one_atom", "TiNiO_thin", "CO2_box")
 
 
@@ -219,9 +221,32 @@ def record_mattersim(out: Path) -> None:
         record(evaluate, crystals, original_mattersim.versions(), out / f"{variant}.npz")
 
 
+def record_matgl(out: Path) -> None:
+    """Records random CHGNets and M3GNets, each as the two files of a folder that are read."""
+    out.mkdir(parents=True, exist_ok=True)
+    small = small_structures()
+    crystals = {**structures(), "O_isolated": small["O_isolated"], **further_structures()}
+    for seed, (variant, (kind, options)) in enumerate(original_matgl.VARIANTS.items()):
+        potential = original_matgl.random_model(seed, kind, **options)
+        original_matgl.strengthen(potential, crystals["NaCl_rattled"])
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            potential.save(folder)
+            packed = gzip.compress((folder / "state.pt").read_bytes(), mtime=0)
+            (out / f"{variant}.state.pt.gz").write_bytes(packed)
+            (out / f"{variant}.model.json").write_bytes((folder / "model.json").read_bytes())
+            original = original_matgl.read(folder)
+
+        def evaluate(name: str, atoms: Atoms, original=original) -> dict[str, np.ndarray]:
+            return original_matgl.evaluate(original, atoms, with_hessian=name in WITH_MATGL_HESSIAN)
+
+        record(evaluate, crystals, original_matgl.versions(), out / f"{variant}.npz")
+
+
 PACKAGES = {
     "chgnet": (original_chgnet, record_chgnet, "chgnet==0.4.2"),
     "mace": (original_mace, record_mace, "mace-torch==0.3.16"),
+    "matgl-chgnet": (original_matgl, record_matgl, "matgl==4.1.2"),
     "mattersim": (original_mattersim, record_mattersim, "mattersim==1.2.5"),
 }
 

@@ -62,7 +62,7 @@ class Source:
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of some of the files
     # False: the sha256 is known from one place alone, and another content is accepted with a warning.
     sure: bool = True
-    git: str = ""  # the sum by which a repository of git knows the only file, if the sha256 is not known
+    git: str = ""  # the sum by which a repository of git knows the file whose sha256 is not known
 
     @property
     def file(self) -> str:
@@ -78,14 +78,24 @@ class Source:
     def difference(self, place: Path) -> str:
         """What the file or folder `place` has and what was published if they differ, "" if they are alike."""
         if self.git:
-            found = "" if place.is_dir() else git_sum(place)
-            return "" if found == self.git else f"{place} has git's sum {found or None}, needed {self.git}"
+            return self._git_difference(place)
         found, wanted = digest(place, self.files), self.sha256
         if wanted == found:
             return ""
         sizes = {name: (place / name if place.is_dir() else place).stat().st_size for name in self.sizes}
         wrong = [f" ({size:,} bytes, needed {self.sizes[name]:,})" for name, size in sizes.items()]
         return f"{place} has sha256 {found}, needed {wanted}{''.join(wrong)}"
+
+    def _git_difference(self, place: Path) -> str:
+        if place.is_dir() != (len(self.files) > 1):
+            return f"{place} has git's sum None, needed {self.git}"
+        for name, wanted in self.files.items():
+            file = place / name if place.is_dir() else place
+            if wanted and (found := digest(file, ())) != wanted:
+                return f"{file} has sha256 {found}, needed {wanted}"
+            if not wanted and (found := git_sum(file)) != self.git:
+                return f"{file} has git's sum {found}, needed {self.git}"
+        return ""
 
 
 def digest(place: Path, files: Iterable[str]) -> str | dict[str, str]:
@@ -124,6 +134,12 @@ def _chgnet(file: str, sha256: str, functional: str, description: str) -> Source
 def _m3gnet(folder: str, state: str, options: str, functional: str, description: str) -> Source:
     files = {"state.pt": state, "model.json": options}
     return Source("m3gnet", files, Address(f"{MATGL}/{folder}"), BSD_MATGL, functional, description)
+
+
+def _matgl_chgnet(folder: str, git: str, options: str, functional: str, description: str) -> Source:
+    files = {"model.json": options, "state.pt": ""}
+    origin = Address(f"{MATGL}/{folder}")
+    return Source("matgl-chgnet", files, origin, BSD_MATGL, functional, description, git=git)
 
 
 def _mace(
@@ -187,6 +203,35 @@ MODELS: dict[str, Source] = {
         "50fc9e0db095c22412c97fb5436dc8bcf6a58eda4c87c3e5090fe5bdfa3d6b19",
         "r2SCAN",
         "fitted to MatPES",
+    ),
+    # No state.pt of these was at hand. Git's sums are those that the repository has at this commit.
+    "chgnet-mptrj-2023.12.1": _matgl_chgnet(
+        "CHGNet-MPtrj-2023.12.1-2.7M-PES",
+        "738c06c1c1dcf757ddf0ab68a7441a60167a4243",
+        "7be1673194c7544a1cdf835f60ccf7113617b794866d982e4ab9ae2766db85b3",
+        MIXED_PBE,
+        "matgl's CHGNet, 128 features; fitted to MPtrj",
+    ),
+    "chgnet-mptrj-2024.2.13": _matgl_chgnet(
+        "CHGNet-MPtrj-2024.2.13-11M-PES",
+        "5e774d6b8f92a30cdbff531e45862b9fd94046b6",
+        "478c0680271c444fd725abca0ea7b1de650ef839d10c162cde03bdb3a29d3f41",
+        MIXED_PBE,
+        "matgl's CHGNet, 256 features; fitted to MPtrj",
+    ),
+    "chgnet-matpes-pbe-2025.2.10": _matgl_chgnet(
+        "CHGNet-MatPES-PBE-2025.2.10-2.7M-PES",
+        "841b6fbf7c8a48de746aa91698f05bf164c72743",
+        "f67068e08cba79187849fa6f63ef0659ca23093f71af29954377b72351adc974",
+        "PBE",
+        "matgl's CHGNet, 128 features; fitted to MatPES",
+    ),
+    "chgnet-matpes-r2scan-2025.2.10": _matgl_chgnet(
+        "CHGNet-MatPES-r2SCAN-2025.2.10-2.7M-PES",
+        "748bccb61322bde447d9683510a8e4c7ea00e9fd",
+        "720c61abe920578a1ac5ed3414c0d578801c44b53379b736748e2e03c6b239b4",
+        "r2SCAN",
+        "matgl's CHGNet, 128 features; fitted to MatPES",
     ),
     # Addresses are those of mace-torch 0.3.16. No file of these was at hand: sha256 and sizes are what others
     # have noted, several of them alike unless `sure` is False.

@@ -15,12 +15,14 @@ SIGNS = {
     "composition_model.fc.weight": "CHGNet",
     "node_embedding.linear.weight": "MACE",
     "model.embedding.layer_node_embedding.weight": "M3GNet",
+    "model.atom_bond_weights.weight": "CHGNet of matgl",
     "atom_embedding.mlp.0.linear.weight": "MatterSim",
 }
 ADVICE = {
     "CHGNet": "Save both from Python: torch.save({'model': model.as_dict()}, FILE).",
     "MACE": "Take the .model file that mace_run_train writes beside it.",
     "M3GNet": "Give the folder that it lies in, with model.json: matgl saves both.",
+    "CHGNet of matgl": "Give the folder that it lies in, with model.json: matgl saves both.",
     "MatterSim": "Save both from Python: Potential(model).save(FILE).",
 }
 
@@ -63,7 +65,7 @@ def _of_module(module: Record) -> str:
             f"it holds a whole {name} of chgnet as one object, needed its weights and options. Save them "
             "where chgnet is: torch.save({'model': model.as_dict()}, FILE)."
         )
-    if package == "matgl" and name in ("M3GNet", "Potential"):
+    if package == "matgl" and name in ("M3GNet", "CHGNet", "Potential"):
         return (
             f"it holds a whole {name} of matgl as one object, needed the folder that its Potential's save "
             "method writes, with state.pt and model.json."
@@ -75,8 +77,8 @@ def _of_module(module: Record) -> str:
         )
     if package == "matgl":
         return (
-            f"it holds a {name} of matgl, which is not read here; of matgl M3GNets are, as folders with "
-            "state.pt and model.json."
+            f"it holds a {name} of matgl, which is not read here; of matgl M3GNets and CHGNets are, as "
+            "folders with state.pt and model.json."
         )
     return f"it holds a {class_of(module)} as one object, of no known architecture. " + (
         "Needed a file or folder of the trainers of chgnet, matgl, mace-torch or mattersim."

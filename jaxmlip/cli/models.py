@@ -59,7 +59,7 @@ def convert(
 
     Args:
         source: the checkpoint: a file of CHGNet's, MACE's or MatterSim's trainer, or the folder of an M3GNet
-            of matgl
+            or a CHGNet of matgl
         out: the folder to write model.safetensors and manifest.json to
         name: name of the model; default: the name of the file
         head: the head to use of a model with several

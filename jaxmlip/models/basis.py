@@ -23,7 +23,7 @@ def bessel(r: Float[Array, " n"], frequencies: Float[Array, " k"], cutoff: float
     return safe.divide((2 / cutoff) ** 0.5 * waves, r[:, None])
 
 
-def polynomial_envelope(r: Float[Array, " n"], cutoff: float, p: int) -> Float[Array, " n"]:
+def polynomial_envelope(r: Float[Array, "*n"], cutoff: float, p: int) -> Float[Array, "*n"]:
     """Falls from 1 at r = 0 to 0 at the cutoff with two vanishing derivatives: DimeNet eq. (8)."""
     x = r / cutoff
     u = 1 + x**p * (-(p + 1) * (p + 2) / 2 + x * (p * (p + 2) - x * p * (p + 1) / 2))

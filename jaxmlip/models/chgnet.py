@@ -22,7 +22,7 @@ from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe
 from jaxmlip.models.activations import silu, silu_gate
 from jaxmlip.models.basis import Expansion, bessel, fourier, polynomial_envelope
-from jaxmlip.models.layers import MLP, CentredNorm, Linear
+from jaxmlip.models.layers import MLP, CentredNorm, Linear, matrix, multiples_of
 from jaxmlip.models.network import Network
 from jaxmlip.system.arrays import Array
 
@@ -178,19 +178,19 @@ class CHGNet(Network):
         # Smooth radial bases ẽ of the atom graph and of the bond graph, and angular basis.
         radial = partial(smooth_bessel, cutoff=c.bond_cutoff, p=c.envelope)
         radial_short = partial(smooth_bessel, cutoff=c.angle_cutoff, p=c.envelope)
-        ω = self.param("bond_frequencies", _multiples_of(jnp.pi), (c.radial,))
-        ω_short = self.param("short_bond_frequencies", _multiples_of(jnp.pi), (c.radial,))
-        ω_angle = self.param("angle_frequencies", _multiples_of(1.0), (c.angular // 2,))
+        ω = self.param("bond_frequencies", multiples_of(jnp.pi), (c.radial,))
+        ω_short = self.param("short_bond_frequencies", multiples_of(jnp.pi), (c.radial,))
+        ω_angle = self.param("angle_frequencies", multiples_of(1.0), (c.angular // 2,))
         angle = self._angle(graph, safe.unit(vectors[:short], r[:short]), ends)
 
         # Embeddings v⁰, e⁰, a⁰ and the weights of the messages.
         table = self.param("elements", nn.initializers.normal(1.0), (c.elements, f))
         v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
-        embedding = _kernel(self, "bond_embedding", (c.radial, f))
+        embedding = matrix(self, "bond_embedding", (c.radial, f))
         e = Bonds(Expansion(radial, r[:short], ω, embedding), Expansion(radial, r[short:], ω, embedding))
-        a = Expansion(fourier, angle, ω_angle, _kernel(self, "angle_embedding", (c.angular, f)))
-        bond_weight = Expansion(radial, r, ω, _kernel(self, "bond_weight", (c.radial, f))).array()
-        kernel = _kernel(self, "short_bond_weight", (c.radial, f))
+        a = Expansion(fourier, angle, ω_angle, matrix(self, "angle_embedding", (c.angular, f)))
+        bond_weight = Expansion(radial, r, ω, matrix(self, "bond_weight", (c.radial, f))).array()
+        kernel = matrix(self, "short_bond_weight", (c.radial, f))
         short_weight = Expansion(radial_short, r[:short], ω_short, kernel).array()
         short_weight = gather(short_weight, ends.bond, ends.image)
         angle_weight = short_weight, gather(short_weight, graph.angle_to)
@@ -227,24 +227,3 @@ def smooth_bessel(r, frequencies, cutoff: float, p: int):
 def multiplied_out(features: Expansion | Array) -> Array:
     """Features as an array, as a sum needs them."""
     return features.array() if isinstance(features, Expansion) else features
-
-
-class _Kernel(nn.Module):
-    """A single matrix, under the name that a linear layer would give it."""
-
-    shape: tuple[int, int]
-
-    @nn.compact
-    def __call__(self) -> Array:
-        return self.param("kernel", nn.initializers.lecun_normal(), self.shape)
-
-
-def _kernel(scope: nn.Module, name: str, shape: tuple[int, int]) -> Array:
-    return _Kernel(shape, name=name, parent=scope)()
-
-
-def _multiples_of(unit: float):
-    def initialise(key, shape, dtype=float):
-        return unit * jnp.arange(1, shape[0] + 1, dtype=dtype)
-
-    return initialise

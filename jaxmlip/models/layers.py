@@ -84,3 +84,27 @@ class MLP(nn.Module):
         for k, width in enumerate(self.features):
             x = Linear(width, name=f"layer_{k}")(silu(x) if k else x)
         return x
+
+
+class _Matrix(nn.Module):
+    """A single matrix, under the name that a linear layer would give it."""
+
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", nn.initializers.lecun_normal(), self.shape)
+
+
+def matrix(scope: nn.Module, name: str, shape: tuple[int, int]) -> Array:
+    """The matrix `name` of the module `scope`, for an `Expansion`."""
+    return _Matrix(shape, name=name, parent=scope)()
+
+
+def multiples_of(unit: float, first: int = 1):
+    """Initialises frequencies as `unit` times first, first + 1, …"""
+
+    def initialise(key, shape, dtype=float):
+        return unit * jnp.arange(first, first + shape[0], dtype=dtype)
+
+    return initialise

@@ -6,7 +6,7 @@ atom i between its bonds to j and k, f_c for the envelope, ⊕ for features side
 Features of bonds have a direction. Their arrays have the shape (bonds, 2, features); the two are
 first -> second and second -> first, and both are kept at the bond's first atom. Messages run along that
 direction, from i to j, as in the code that the published weights were fitted with; the paper's (5) sums the
-messages of each i.
+messages of each i, as later versions of that code do.
 
 The sum over k in (2) is not taken for each pair of bonds. By the addition theorem P_l(cos θ_jik) is a sum of
 products of spherical harmonics of the two bonds. So one sum over the bonds of atom i serves all of them, and
@@ -47,6 +47,7 @@ class M3GNetConfig:
     angle_cutoff: float = 4.0  # Å, of the bonds in three-body terms
     smooth: bool = True  # radial functions whose first two derivatives vanish at the cutoff too
     elements: int = 94  # embedded atomic numbers, from hydrogen on
+    at_start: bool = False  # messages are summed at the atom where their bond starts, not where it ends
 
     def __post_init__(self):
         if not 1 <= self.angular <= 3:
@@ -93,15 +94,20 @@ class Message(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, h: Expansion) -> Float[Array, "bonds 2 f"]:
         hidden, *later = self.features
-        first, second, far = graph.first, graph.second, graph.images
-        start, end = jnp.split(Linear(4 * hidden, bias=False, name="atoms")(v), 2, axis=-1)
-        x = Linear(2 * hidden, name="bond")(e)
-        forward = x[:, 0] + gather(start, first) + gather(end, second, far)
-        backward = x[:, 1] + gather(start, second, far) + gather(end, first)
-        x = jnp.stack([forward, backward], axis=1)
+        x = of_both_directions(graph, v, e, 2 * hidden)
         weight = Linear(later[-1], bias=False, name="weight")(h)
         weight = silu(weight) if self.activated else weight
         return Gated(tuple(later), name="phi")(x) * weight[:, None]
+
+
+def of_both_directions(graph: CrystalGraph, v, e, width: int) -> Float[Array, "bonds 2 {width}"]:
+    """W [v_i, v_j, e_ij] + b for both directions of each bond, with layers of the module that calls this."""
+    first, second, far = graph.first, graph.second, graph.images
+    start, end = jnp.split(Linear(2 * width, bias=False, name="atoms")(v), 2, axis=-1)
+    x = Linear(width, name="bond")(e)
+    forward = x[:, 0] + gather(start, first) + gather(end, second, far)
+    backward = x[:, 1] + gather(start, second, far) + gather(end, first)
+    return jnp.stack([forward, backward], axis=1)
 
 
 class M3GNet(Network):
@@ -115,8 +121,8 @@ class M3GNet(Network):
 
     @property
     def reach(self) -> Reach:
-        # A bond learns of the others at its start before it tells the atom at its end.
-        return Reach(self.config.blocks, over_angles=True)
+        # A bond learns of the others at its start before it tells the atom at its end, or at its start.
+        return Reach(self.config.blocks, over_angles=not self.config.at_start)
 
     @nn.compact
     def __call__(self, graph: CrystalGraph) -> dict[str, Float[Array, " atoms"]]:
@@ -139,8 +145,9 @@ class M3GNet(Network):
             e = jnp.concatenate([e[:short] + learnt, e[short:]])  # (3)
             e = e + Message(widths, name=f"bond_update_{t}")(graph, v, e, h)  # (4)
             m = Message(widths, name=f"atom_update_{t}")(graph, v, e, h)
-            v = v + scatter_add(m[:, 0], graph.second, len(v), graph.images)  # (5)
-            v = v + scatter_add(m[:, 1], graph.first, len(v))
+            at_first, at_second = (m[:, 0], m[:, 1]) if c.at_start else (m[:, 1], m[:, 0])
+            v = v + scatter_add(at_second, graph.second, len(v), graph.images)  # (5)
+            v = v + scatter_add(at_first, graph.first, len(v))
 
         x = Linear(2 * c.features, name="readout_first")(v)
         energy = Gated((c.hidden, c.hidden, 1), linear=True, name="readout")(x)[:, 0]

@@ -58,7 +58,7 @@ class ModelConfig:
 
     start: str | None = None  # a name that `jaxmlip models` lists, a model folder or a torch checkpoint
     head: str | None = None  # the head to take, if start is a checkpoint with several
-    architecture: Literal["chgnet", "m3gnet", "mace", "mattersim"] | None = (
+    architecture: Literal["chgnet", "m3gnet", "mace", "mattersim", "matgl-chgnet"] | None = (
         None  # with random parameters, instead of start
     )
     # Changes of the architecture's defaults, such as {features: 32}. The elements of mace are those of the

@@ -13,6 +13,7 @@ from jaxmlip import hessian, hessian_columns
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.gradients import gradient, hvp
 from jaxmlip.derivatives.response import Response
+from jaxmlip.models.matgl_chgnet import MatglCHGNetConfig
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 STEP, STRAIN = 1e-4, 1e-5  # Å; of differences
@@ -298,6 +299,7 @@ def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_u
 def test_the_energy_is_smooth_where_a_neighbour_crosses_a_cutoff(potential, predicted):
     """A bond appears at one cutoff, an angle at the other."""
     cutoffs = [cutoff for cutoff in potential.cutoffs[:2] if cutoff]
+    skip_if_it_jumps_at_cutoffs(potential)
     if not getattr(potential.model.config, "smooth", True):
         cutoffs = cutoffs[1:]  # see the next test
     for cutoff in cutoffs:
@@ -321,7 +323,15 @@ def test_spherical_bessel_functions_let_forces_jump_at_the_cutoff_but_not_energi
     assert np.abs(below["forces"] - above["forces"]).max() > 1e-3
 
 
-def test_an_isolated_atom_is_the_limit_of_pulling_atoms_apart(predicted):
+def skip_if_it_jumps_at_cutoffs(potential) -> None:
+    if isinstance(potential.model.config, MatglCHGNetConfig):
+        pytest.skip(
+            "its radial functions vanish at the cutoff with a slope, and with learnt frequencies not at all"
+        )
+
+
+def test_an_isolated_atom_is_the_limit_of_pulling_atoms_apart(potential, predicted):
+    skip_if_it_jumps_at_cutoffs(potential)
     single, (both,) = predicted["atoms alone"], predicted["atoms apart"]
     np.testing.assert_allclose(both["site_energies"], [p["energy"] for p in single], atol=1e-9)
     for p in single:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ from jaxmlip.cli import main
 from jaxmlip.crystals.graph import Cutoffs, from_atoms
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.potential import Potential
-from weights_convert import m3gnet
+from weights_convert import m3gnet, matgl
 from weights_convert.conversion import convert_file
 from weights_convert.torch_zip import CheckpointError
 
@@ -64,13 +65,13 @@ def three_body_of_the_first_block(potential, graph):
 
 @pytest.fixture
 def folder(tmp_path):
-    return made.save_m3gnet(tmp_path / "tiny", *made.small_m3gnet())
+    return made.save_matgl(tmp_path / "tiny", *made.small_m3gnet())
 
 
 @pytest.mark.parametrize("smooth", [True, False])
 def test_every_number_of_the_files_is_kept_once_or_set_aside(tmp_path, smooth):
     state, options = made.small_m3gnet(smooth)
-    potential = convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+    potential = convert_file(made.save_matgl(tmp_path / "tiny", state, options))
     aside = ("data_mean", "element_refs.onehot", *m3gnet.BUFFERS)
     source = np.concatenate([x.ravel() for key, x in state.items() if key not in aside])
     found = np.concatenate([np.ravel(x) for x in jax.tree.leaves(potential.params)])
@@ -97,7 +98,7 @@ def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tm
     potential = Potential.from_folder(tmp_path / "out")
     assert potential.model.config == M3GNetConfig(features=4, hidden=3, radial=2, blocks=2, elements=12)
     assert potential.manifest["convention"] == m3gnet.CONVENTION
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in m3gnet.FILES}
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in matgl.FILES}
     assert potential.manifest["source_sha256"] == sums
     crystal = Atoms("MgO", [(0, 0, 0), (2.1, 0.1, 0)], cell=[4.2, 4.2, 4.2], pbc=True)
     assert potential.predict(crystal)["energy"] == jaxmlip.load(folder).predict(crystal)["energy"]
@@ -106,20 +107,23 @@ def test_a_converted_folder_is_loaded_with_its_origin_in_the_manifest(folder, tm
 def test_verification_says_for_which_architectures_it_is(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(folder), str(tmp_path / "out"), "--verify"])
-    assert "runs the original of chgnet, mace, mattersim, and found m3gnet" in capsys.readouterr().err
+    assert (
+        "runs the original of chgnet, mace, matgl-chgnet, mattersim, and found m3gnet"
+        in capsys.readouterr().err
+    )
 
 
 def test_tensors_in_double_precision_stay_so(tmp_path):
     state, options = made.small_m3gnet()
     state = {key: x.astype(np.float64) for key, x in state.items()}
-    potential = convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+    potential = convert_file(made.save_matgl(tmp_path / "tiny", state, options))
     potential.save(tmp_path / "out")
     again = Potential.from_folder(tmp_path / "out")
     assert {x.dtype for x in jax.tree.leaves(again.params)} == {np.dtype(np.float64)}
     assert again.arrays["reference_energies"].dtype == np.float32  # computes as it was asked to
 
 
-@pytest.mark.parametrize("name", m3gnet.FILES)
+@pytest.mark.parametrize("name", matgl.FILES)
 @pytest.mark.parametrize("load", [jaxmlip.load, convert_file])
 def test_a_folder_that_lacks_a_file_is_told_by_its_name(folder, name, load):
     (folder / name).unlink()
@@ -129,7 +133,7 @@ def test_a_folder_that_lacks_a_file_is_told_by_its_name(folder, name, load):
         load(folder)
 
 
-@pytest.mark.parametrize("name", m3gnet.FILES)
+@pytest.mark.parametrize("name", matgl.FILES)
 def test_a_truncated_file_is_told_by_its_name(folder, name):
     file = folder / name
     file.write_bytes(file.read_bytes()[:-100])
@@ -145,14 +149,14 @@ def test_a_tensor_of_another_shape_is_told_with_both_shapes(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"bond_update_1/weight/kernel: found shape \(3, 4\), needed \(2, 4\)"
     ):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+        convert_file(made.save_matgl(tmp_path / "tiny", state, options))
 
 
 def test_a_row_for_each_element_is_needed(tmp_path):
     state, options = made.small_m3gnet()
     state["element_refs.property_offset"] = np.ones(2, np.float32)
     with pytest.raises(CheckpointError, match=r"property_offset: found shape \(2,\), needed \(3,\), 3 rows"):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+        convert_file(made.save_matgl(tmp_path / "tiny", state, options))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words
     state, options = made.small_m3gnet()
     options["kwargs"]["model"]["init_args"][option] = value
     with pytest.raises(CheckpointError, match=words):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+        convert_file(made.save_matgl(tmp_path / "tiny", state, options))
 
 
 def test_an_option_that_is_left_out_is_not_guessed(tmp_path):
@@ -191,21 +195,21 @@ def test_an_option_that_is_left_out_is_not_guessed(tmp_path):
         state, options = made.small_m3gnet()
         del options["kwargs"]["model"]["init_args"][option]
         with pytest.raises(CheckpointError, match=f"{option}=None \\(needed"):
-            convert_file(made.save_m3gnet(tmp_path / option, state, options))
+            convert_file(made.save_matgl(tmp_path / option, state, options))
 
 
 def test_a_shift_of_the_energy_that_does_not_add_up_over_atoms_is_refused(tmp_path):
     state, options = made.small_m3gnet()
     state["data_mean"] = np.array(0.5, np.float32)
     with pytest.raises(CheckpointError, match=r"data_mean=0.5 \(needed 0"):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+        convert_file(made.save_matgl(tmp_path / "tiny", state, options))
 
 
 def test_nuclear_repulsion_is_refused(tmp_path):
     state, options = made.small_m3gnet()
     options["kwargs"]["calc_repuls"] = True
     with pytest.raises(CheckpointError, match=r"calc_repuls=True \(needed False\)"):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+        convert_file(made.save_matgl(tmp_path / "tiny", state, options))
 
 
 @pytest.mark.parametrize(
@@ -246,38 +250,43 @@ def test_numbers_that_are_no_weights_are_refused(tmp_path, name, value, words):
     state, options = made.small_m3gnet()
     state[name] = value
     with pytest.raises(CheckpointError, match=words):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+        convert_file(made.save_matgl(tmp_path / "tiny", state, options))
 
 
-@pytest.mark.parametrize("name", ["CHGNet", "TensorNet", "QET"])
+@pytest.mark.parametrize("name", ["TensorNet", "QET"])
 @pytest.mark.parametrize("alone", [True, False])
 def test_another_class_of_matgl_is_told_by_its_name(folder, name, alone):
     inner = {"@class": name, "@model_version": 1, "init_args": {}}
     (folder / "model.json").write_text(
         json.dumps(inner if alone else {"@class": "Potential", "kwargs": {"model": inner}})
     )
-    with pytest.raises(CheckpointError, match=f"has a {name} of matgl, which is not read here") as caught:
+    with pytest.raises(CheckpointError, match=f"has a {name} of matgl, which is not read here"):
         jaxmlip.load(folder)
-    assert ("load('chgnet-0.3.0')" in str(caught.value)) is (name == "CHGNet")
+
+
+@pytest.mark.parametrize("name", ["M3GNet", "CHGNet"])
+def test_a_network_without_its_potential_is_told(folder, name):
+    (folder / "model.json").write_text(json.dumps({"@class": name, "@model_version": 1, "kwargs": {}}))
+    with pytest.raises(CheckpointError, match=f"has an? {name} alone, without energies of the elements"):
+        jaxmlip.load(folder)
 
 
 @pytest.mark.parametrize("sign", ["matgl.models._m3gnet_pyg", "matgl.models._m3gnet_dgl", "compile_model"])
-def test_an_m3gnet_of_matgl_3_or_later_is_told_as_such(tmp_path, sign):
+def test_messages_of_an_m3gnet_of_matgl_3_or_later_run_the_other_way(tmp_path, folder, sign):
     state, options = made.small_m3gnet()
     if sign == "compile_model":  # matgl 4
         options["kwargs"][sign] = False
     else:
         options["kwargs"]["model"]["@module"] = sign
-    with pytest.raises(
-        CheckpointError, match=r"M3GNet of matgl 3\.0\.0 or later, whose messages run the other"
-    ):
-        convert_file(made.save_m3gnet(tmp_path / "tiny", state, options))
+    later, before = convert_file(made.save_matgl(tmp_path / "later", state, options)), convert_file(folder)
+    assert later.model.config == replace(before.model.config, at_start=True)
+    jax.tree.map(np.testing.assert_array_equal, later.params, before.params)
 
 
 def test_dropout_that_matgl_writes_since_1_3_changes_nothing(tmp_path, folder):
     state, options = made.small_m3gnet()
     options["kwargs"]["model"]["init_args"]["dropout"] = 0.1
-    found = convert_file(made.save_m3gnet(tmp_path / "later", state, options))
+    found = convert_file(made.save_matgl(tmp_path / "later", state, options))
     jax.tree.map(np.testing.assert_array_equal, found.params, convert_file(folder).params)
 
 

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxmlip import Potential, hessian, sparse_hessian, stream_sparse_hessian
 from jaxmlip.crystals.reach import Reach, coupled
 from jaxmlip.derivatives.sparse import colouring
 from jaxmlip.derivatives.streaming import columns_done
+from jaxmlip.models.m3gnet import M3GNet
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,15 @@ def test_a_hessian_is_zero_exactly_where_no_atom_sees_both(potential, long):
     found = coupled(potential.graph(long), potential.model.reach).toarray()
     assert 0.2 < found.mean() < 0.9
     np.testing.assert_array_equal(blocks(whole_of(potential.name)), found)
+
+
+@pytest.mark.slow
+def test_messages_that_are_summed_where_their_bond_starts_reach_less_far(long):
+    other = small_potential("m3gnet-spherical")
+    potential = replace(other, model=M3GNet(replace(other.model.config, at_start=True)))
+    found = coupled(potential.graph(long), potential.model.reach).toarray()
+    assert found.sum() < coupled(other.graph(long), other.model.reach).toarray().sum()
+    np.testing.assert_array_equal(blocks(hessian(potential, long)), found)
 
 
 def test_a_crystal_narrower_than_the_network_sees_has_no_zeros(any_potential, crystal):
