@@ -176,7 +176,7 @@ def conducted(
 ) -> dict[str, Any]:
     """What a row has of one method: κ (W/m/K) and SRME, frequencies against DFT's, or why κ was refused.
 
-    Finished wave vectors, of which a wurtzite has an hour, are kept in a folder in `parts`.
+    Finished wave vectors, of which a wurtzite has minutes, are kept in a folder in `parts`.
     """
     from jaxmlip.phonons.imaginary import ImaginaryModesError, imaginary
     from jaxmlip.phonons.third import SmallSupercellWarning, second_order, third_order
