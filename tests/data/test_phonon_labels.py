@@ -629,7 +629,7 @@ def test_averages_of_frequencies_that_are_too_high_for_thz_are_refused():
             Labels(averages=replace(its, **wrong)).check(2, "KI")
 
 
-def test_constants_of_third_order_are_labels_that_their_own_potential_repeats(tmp_path):
+def test_constants_of_third_order_are_labels_that_their_own_potential_repeats(tmp_path, monkeypatch, capsys):
     potential, salt = pairs.potential(alike=2**0.5), bulk("NaCl", "rocksalt", 4.6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SmallSupercellWarning)
@@ -641,6 +641,12 @@ def test_constants_of_third_order_are_labels_that_their_own_potential_repeats(tm
     assert set(found.labels.pairs[:, 0]) == {3 * atom + x for atom in constants.cells.p2s for x in range(3)}
     assert np.abs(dft).max() == np.abs(constants.fc3).max() > 1
     np.testing.assert_allclose(model, dft, rtol=0, atol=1e-8)
+
+    monkeypatch.setattr("jaxmlip.training.evaluate.COLUMNS", 20)  # of 63
+    ((_, few, model),) = (vars(x).values() for x in compare(potential, split_of(found))["third"])
+    np.testing.assert_array_equal(few, dft[::4])
+    np.testing.assert_allclose(model, few, rtol=0, atol=1e-8)
+    assert "every 4th of 63 columns" in " ".join(capsys.readouterr().out.split())
 
     nothing = replace(
         constants, fc3=np.where(np.arange(4)[:, None, None, None, None] == 2, 0.0, constants.fc3)
