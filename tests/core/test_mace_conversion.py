@@ -1,6 +1,5 @@
 """Models of mace-torch, read without it, repeat what it computes; files that are no such model are told."""
 
-import functools
 import gzip
 import json
 import math
@@ -13,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 import torch_files as made
-from ase import Atoms
 from ase.build import bulk
 from conftest import public
+from parity import golden
 
 import jaxmlip
 from jaxmlip import cli
@@ -50,22 +49,6 @@ def load(files, variant: str, dtype: str = "float64") -> Potential:
     return jaxmlip.load(files[name], dtype, head=head or None)
 
 
-@functools.cache
-def golden(variant: str) -> tuple[dict[str, Atoms], dict[str, dict[str, np.ndarray]]]:
-    """The crystals, and what the original gives for each."""
-    values: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(GOLDEN / f"{variant}.npz") as archive:
-        for key in archive.files:
-            if "/" in key:
-                crystal, quantity = key.split("/")
-                values.setdefault(crystal, {})[quantity] = archive[key]
-    crystals = {
-        key: Atoms(its["numbers"], positions=its["positions"], cell=its["cell"], pbc=True)
-        for key, its in values.items()
-    }
-    return crystals, values
-
-
 def assert_repeats(found, wanted, quantities) -> None:
     """`found` and `wanted`: crystal -> quantity -> values."""
     for quantity in quantities:
@@ -85,7 +68,7 @@ def assert_repeats(found, wanted, quantities) -> None:
 )
 def test_a_converted_model_repeats_the_original(files, variant):
     potential = load(files, variant)
-    crystals, wanted = golden(variant)
+    crystals, wanted = golden(f"mace/{variant}")
     found = dict(zip(crystals, potential.predict(list(crystals.values())), strict=True))
     assert_repeats(found, wanted, ("energy", "site_energies", "forces", "stress"))
 
@@ -93,7 +76,7 @@ def test_a_converted_model_repeats_the_original(files, variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["density", "cutoff-on-weights"])
 def test_the_hessian_of_a_converted_model_repeats_that_of_the_original(files, variant):
-    crystals, wanted = golden(variant)
+    crystals, wanted = golden(f"mace/{variant}")
     name = "CoO_strained"
     found = {name: {"hessian": jaxmlip.hessian(load(files, variant), crystals[name])}}
     assert_repeats(found, {name: wanted[name]}, ["hessian"])

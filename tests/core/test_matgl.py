@@ -1,6 +1,5 @@
 """Networks of matgl repeat their original; files of its CHGNet, sound and otherwise, are told apart."""
 
-import functools
 import gzip
 import hashlib
 import math
@@ -14,6 +13,7 @@ import torch_files as made
 from ase import Atoms
 from ase.build import bulk
 from conftest import public
+from parity import golden
 
 import jaxmlip
 from jaxmlip.models.matgl_chgnet import MatglCHGNet, MatglCHGNetConfig
@@ -51,25 +51,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@functools.cache
-def golden(variant: str) -> tuple[dict[str, Atoms], dict[str, dict[str, np.ndarray]]]:
-    """The crystals, and what the original gives for each."""
-    values: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(GOLDEN / f"{variant}.npz") as archive:
-        for key in archive.files:
-            if "/" in key:
-                crystal, quantity = key.split("/")
-                values.setdefault(crystal, {})[quantity] = archive[key]
-    crystals = {
-        key: Atoms(its["numbers"], positions=its["positions"], cell=its["cell"], pbc=True)
-        for key, its in values.items()
-    }
-    return crystals, values
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_energies_forces_stresses_and_moments_repeat_the_original(folders, variant):
-    crystals, wanted = golden(variant)
+    crystals, wanted = golden(f"matgl/{variant}")
     found = jaxmlip.load(folders[variant], "float64").predict(list(crystals.values()))
     for (name, its), ours in zip(wanted.items(), found, strict=True):
         for quantity in its.keys() & (EXACT.keys() - {"hessian"}):
@@ -88,7 +72,7 @@ def test_energies_forces_stresses_and_moments_repeat_the_original(folders, varia
 @pytest.mark.parametrize("variant", ["matpes", *OTHERS])
 @pytest.mark.parametrize("crystal", ["MgO_strained", "MgO_ideal", "TiNiO_thin", "CO2_box", "Cu_one_atom"])
 def test_a_hessian_repeats_that_of_the_original(folders, crystal, variant):
-    crystals, wanted = golden(variant)
+    crystals, wanted = golden(f"matgl/{variant}")
     found = jaxmlip.hessian(jaxmlip.load(folders[variant], "float64"), crystals[crystal])
     np.testing.assert_allclose(found, wanted[crystal]["hessian"], rtol=0, atol=EXACT["hessian"])
 

@@ -1,6 +1,5 @@
 """MatterSim: it repeats its original, and its files, sound and otherwise, are told apart."""
 
-import functools
 import gzip
 import hashlib
 import math
@@ -10,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 import torch_files as made
-from ase import Atoms
 from conftest import public
+from parity import golden
 
 import jaxmlip
 from jaxmlip.models.basis import harmonics
@@ -41,25 +40,9 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@functools.cache
-def golden(variant: str) -> tuple[dict[str, Atoms], dict[str, dict[str, np.ndarray]]]:
-    """The crystals, and what the original gives for each."""
-    values: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(GOLDEN / f"{variant}.npz") as archive:
-        for key in archive.files:
-            if "/" in key:
-                crystal, quantity = key.split("/")
-                values.setdefault(crystal, {})[quantity] = archive[key]
-    crystals = {
-        key: Atoms(its["numbers"], positions=its["positions"], cell=its["cell"], pbc=True)
-        for key, its in values.items()
-    }
-    return crystals, values
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_energies_forces_and_stresses_repeat_the_original(files, variant):
-    crystals, wanted = golden(variant)
+    crystals, wanted = golden(f"mattersim/{variant}")
     found = jaxmlip.load(files[variant], "float64").predict(list(crystals.values()))
     for (name, its), ours in zip(wanted.items(), found, strict=True):
         for quantity in ("energy", "site_energies", "forces", "stress"):
@@ -82,7 +65,7 @@ def test_energies_forces_and_stresses_repeat_the_original(files, variant):
 @SLOW
 @pytest.mark.parametrize("crystal", ["MgO_strained", "MgO_ideal", "TiNiO_thin", "CO2_box", "Cu_one_atom"])
 def test_a_hessian_repeats_that_of_the_original(files, crystal):
-    crystals, wanted = golden("1m")
+    crystals, wanted = golden("mattersim/1m")
     found = jaxmlip.hessian(jaxmlip.load(files["1m"], "float64"), crystals[crystal])
     np.testing.assert_allclose(found, wanted[crystal]["hessian"], rtol=0, atol=EXACT["hessian"])
 
