@@ -73,6 +73,20 @@ MODELS = {
         repulsion=False,
         cutoff_on_basis=False,
     ),
+    "mace-nonlinear": MACEConfig(
+        **MACE,
+        harmonics_l=1,
+        correlation=(2, 2),
+        blocks=("nonlinear-residual",) * 2,
+        radial_widths=(4,),
+        density_width=4,
+        edge_channels=(2, 2),
+        agnostic_product=True,
+        agnesi=False,
+        soft=True,
+        repulsion=False,
+        cutoff_on_basis=False,
+    ),
 }
 # For claims that no model makes truer: its programs take a third as long to compile, and simple crystals
 # are stable in it.
@@ -80,7 +94,7 @@ SHORT, STABLE = "chgnet-short", 49
 QUICK = "quick"  # for claims about training: see quick_network
 FIRST = "chgnet-0.3"
 # Much like others of these.
-SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "matgl-chgnet", "mace-residual")
+SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "matgl-chgnet", "mace-residual", "mace-nonlinear")
 KINDS = ("chgnet-0.3", "m3gnet-smooth", "mace-density")  # one of each architecture; MatterSim is an M3GNet
 
 
@@ -182,9 +196,9 @@ def architecture(request):
     return small_potential(request.param)
 
 
-@pytest.fixture(scope="session", params=[*KINDS, "mattersim"])
+@pytest.fixture(scope="session", params=[*KINDS, "mattersim", "mace-nonlinear"])
 def network(request):
-    """The same and MatterSim, for the laws of second and third order that all others follow from."""
+    """The same and what else is new, for the laws of second and third order that all others follow from."""
     return small_potential(request.param)
 
 

@@ -32,6 +32,7 @@ SHARED = (
     "matgl-chgnet",
     "mace-density",
     "mace-residual",
+    "mace-nonlinear",
 )
 KEPT = Path(__file__).parents[1] / ".pytest_cache/d/programs"  # `pytest --cache-clear` drops them
 MOST_KEPT = 2 * 2**30  # bytes; those of one state of the code take a tenth

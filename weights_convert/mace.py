@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlip.models import limits, symmetric
-from jaxmlip.models.mace import MACEConfig, message_paths
+from jaxmlip.models.mace import NONLINEAR, MACEConfig, message_paths
 from jaxmlip.system.borders import CheckpointError, brief, cut, listed
 from weights_convert.modules import at, children, class_of, contents, get, irreps, number, tensor, walk
 from weights_convert.modules import tensors as registered
@@ -30,6 +30,7 @@ BLOCKS = {
     "mace.modules.blocks.RealAgnosticResidualInteractionBlock": "residual",
     "mace.modules.blocks.RealAgnosticDensityInteractionBlock": "density",
     "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": "density-residual",
+    "mace.modules.blocks.RealAgnosticResidualNonLinearInteractionBlock": NONLINEAR,
 }
 # Forms of a model made for other programs and libraries, by the beginning of the names of their classes.
 LAMMPS = ("mace.calculators.lammps", "lammps.")
@@ -43,7 +44,15 @@ READOUT = "mace.modules.blocks.NonLinearReadoutBlock"
 BESSEL = "mace.modules.radial.BesselBasis"
 CUTOFF = "mace.modules.radial.PolynomialCutoff"
 AGNESI = "mace.modules.radial.AgnesiTransform"
+SOFT = "mace.modules.radial.SoftTransform"
 SILU = "torch.nn.functional.silu"
+SIGMOID = "torch.nn.functional.sigmoid"
+GATE = "mace.modules.gate.GatedEquivariantBlock"  # since mace-torch 0.3.15
+EARLIER_GATE = "e3nn.nn._gate.Gate"
+# What is between two linear layers of the radial network of a non-linear block, and such a layer.
+NORM, ACTIVATION, LINEAR = (
+    f"torch.nn.modules.{name}" for name in ("normalization.LayerNorm", "activation.SiLU", "linear.Linear")
+)
 MOST_HEADS = 100
 RESIDUE = 1e-5  # bound of sums of float32 numbers of order one that should vanish
 
@@ -51,9 +60,7 @@ RESIDUE = 1e-5  # bound of sums of float32 numbers of order one that should vani
 # before the attribute existed means that value, too.
 SUPPORTED: dict[str, Any] = {
     "use_so3": False,
-    "use_agnostic_product": False,
     "use_last_readout_only": False,
-    "edge_irreps": None,
     "embedding_specs": None,
 }
 
@@ -65,6 +72,9 @@ NAMES = {
     "average_neighbours": "avg_num_neighbors",
     "radial_widths": "radial_MLP",
     "activation_scale": "the constant of the activations",
+    "agnostic_product": "use_agnostic_product",
+    "edge_channels": "edge_irreps",
+    "gate_scale": "the constant of the gates",
 }  # our names of what is read, if they differ
 
 
@@ -190,11 +200,16 @@ def _classes(model: Any) -> Iterator[tuple[str, Any, Any]]:
     for path, needed in (("bessel_fn", BESSEL), ("cutoff_fn", CUTOFF)):
         yield f"radial_embedding.{path}", class_of(at(model, f"radial_embedding.{path}")), needed
     transform = _class_at(model, "radial_embedding.distance_transform")
-    yield "radial_embedding.distance_transform", transform, AGNESI if transform else None
+    known = transform in (None, AGNESI, SOFT)
+    yield "radial_embedding.distance_transform", transform, transform if known else f"{AGNESI} or {SOFT}"
     yield "joint_embedding", _class_at(model, "joint_embedding"), None
     for path in children(model, "interactions"):
         kind = class_of(at(model, path))
         yield path, kind, kind if kind in BLOCKS else " or ".join(BLOCKS)
+        if BLOCKS.get(kind) == NONLINEAR:
+            gate = class_of(at(model, f"{path}.equivariant_nonlin"))
+            known = gate in (GATE, EARLIER_GATE)
+            yield f"{path}.equivariant_nonlin", gate, gate if known else f"{GATE} or {EARLIER_GATE}"
     for path in children(model, "products"):
         yield path, class_of(at(model, path)), PRODUCT
     first, *others = children(model, "readouts")
@@ -218,16 +233,64 @@ def _options(model: Any) -> Iterator[tuple[str, Any, Any]]:
         yield f"{path}.conv_fusion", get(model, f"{path}.conv_fusion", None), None
         yield from _acceleration(model, path)
         yield from _acceleration(model, f"{path}.reshape")
+        if _block(model, path) == NONLINEAR:
+            yield from _nonlinear(model, path)
+            continue
         yield from _network(model, f"{path}.conv_tp_weights")
-        if BLOCKS[class_of(at(model, path))].startswith("density"):
+        if _block(model, path).startswith("density"):
             yield from _network(model, f"{path}.density_fn")
+    agnostic = get(model, "use_agnostic_product", False)
     for path in children(model, "products"):
-        yield f"{path}.use_agnostic_product", get(model, f"{path}.use_agnostic_product", False), False
+        yield f"{path}.use_agnostic_product", get(model, f"{path}.use_agnostic_product", False), agnostic
         yield from _acceleration(model, path)
     for path in children(model, "readouts")[1:][-1:]:
         yield f"{path}.num_heads", get(model, f"{path}.num_heads", 1), len(heads(model))
         acts = [_function(model, act) for act in children(model, f"{path}.non_linearity.acts")]
         yield f"the gate ({path}.non_linearity)", ", ".join(acts), SILU
+
+
+def _block(model: Any, path: str) -> str:
+    """Our name of the interaction block at `path`."""
+    return BLOCKS[class_of(at(model, path))]
+
+
+def _nonlinear(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    """What a non-linear block requires of its networks and gates."""
+    yield "radial_embedding.apply_cutoff", get(model, "radial_embedding.apply_cutoff", True), False
+    for name in ("transpose_mul_ir", "transpose_ir_mul"):
+        yield f"{path}.{name}", _class_at(model, f"{path}.{name}"), None
+    for name in ("conv_tp_weights", "density_fn"):
+        parts = _parts_of(model, f"{path}.{name}")
+        kinds = [class_of(at(model, part)) for part in parts]
+        needed = [*[LINEAR, NORM, ACTIVATION] * (len(kinds) // 3), LINEAR]
+        yield f"{path}.{name}.net", ", ".join(kinds), ", ".join(needed)
+        for part, kind in zip(parts, kinds, strict=True):
+            if kind == NORM:
+                yield f"{part}.eps", number(model, f"{part}.eps"), 1e-5
+    for kind, (functions, _) in _gates(model, path).items():
+        needed = SILU if kind == "scalars" else SIGMOID
+        yield f"the gate ({path}.equivariant_nonlin), {kind}", ", ".join(sorted(set(functions))), needed
+
+
+def _parts_of(model: Any, path: str) -> list[str]:
+    """The paths of the layers of the RadialMLP at `path`: linear ones, layer norms and activations."""
+    inside = contents(at(model, f"{path}.net"))
+    return [f"{path}.net.{k}" for k in sorted(int(name) for name in inside if name.isdecimal())]
+
+
+def _gates(model: Any, path: str) -> dict[str, tuple[list[str], list[float]]]:
+    """The functions on scalars and on gates of the non-linear block at `path`, with their constants."""
+    here, found = f"{path}.equivariant_nonlin", {}
+    for kind, one in (("scalars", "scalar"), ("gates", "gate")):
+        if class_of(at(model, here)) == GATE:
+            functions = [class_of(at(model, f"{here}._act_{one}"))]
+            constants = [number(model, f"{here}._{one}_cst")]
+        else:
+            acts = children(model, f"{here}.act_{kind}.acts")
+            functions = [_function(model, act) for act in acts]
+            constants = [number(model, f"{act}.cst") for act in acts if at(model, act) is not None]
+        found[kind] = (functions, [float(constant) for constant in constants])
+    return found
 
 
 def _acceleration(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -261,18 +324,27 @@ def _layers(model: Any, path: str) -> list[str]:
 def _config(model: Any) -> MACEConfig:
     """The sizes of the model; `_layout` compares everything else with them."""
     blocks, products, readouts = (children(model, name) for name in ("interactions", "products", "readouts"))
-    networks = [_layers(model, f"{block}.conv_tp_weights") for block in blocks]
-    acts = [f"{layer}.act" for layers in networks for layer in layers[:-1]]
+    nonlinear = [block for block in blocks if _block(model, block) == NONLINEAR]
+    acts = [
+        f"{layer}.act"
+        for block in blocks
+        if block not in nonlinear
+        for layer in _layers(model, f"{block}.conv_tp_weights")[:-1]
+    ]
     width = MACEConfig.readout
     if len(readouts) > 1:
         width = tensor(model, f"{readouts[-1]}.linear_2.weight").size // len(heads(model)) ** 2
         acts += children(model, f"{readouts[-1]}.non_linearity.acts")
-    scales = sorted({float(number(model, f"{act}.cst")) for act in acts})
+    gates = [_gates(model, block) for block in nonlinear]
+    scales = {float(number(model, f"{act}.cst")) for act in acts}
+    scales = sorted(scales.union(*(constants for its in gates for _, constants in [its["scalars"]])))
+    gate_scales = sorted({constant for its in gates for constant in its["gates"][1]})
     averages = sorted({float(number(model, f"{block}.avg_num_neighbors")) for block in blocks})
     counts = (
         ("the number of products", len(products), len(blocks)),
         ("the number of readouts", len(readouts), len(blocks)),
         ("the constants of activations", scales, scales[:1]),
+        ("the constants of gates", gate_scales, gate_scales[:1]),
         ("the averages of avg_num_neighbors", averages, averages[:1]),
     )
     _raise("this MACE has options that are not supported", _differences(counts))
@@ -281,6 +353,8 @@ def _config(model: Any) -> MACEConfig:
         return len(irreps(at(model, path), path)) - 1
 
     correlation = [f"{path}.symmetric_contractions.contractions.0.correlation" for path in products]
+    sent = tuple(_sent(model, block) for block in blocks)
+    widths = [width for block in nonlinear for width in _widths(model, f"{block}.density_fn")]
     found = MACEConfig(
         elements=tuple(int(z) for z in tensor(model, "atomic_numbers")),
         channels=_channels(model),
@@ -291,60 +365,60 @@ def _config(model: Any) -> MACEConfig:
         cutoff=float(number(model, "r_max")),
         radial=tensor(model, "radial_embedding.bessel_fn.bessel_weights").size,
         envelope=int(number(model, "radial_embedding.cutoff_fn.p")),
-        radial_widths=tuple(tensor(model, f"{layer}.weight").shape[1] for layer in networks[0][:-1]),
+        radial_widths=_widths(model, f"{blocks[0]}.conv_tp_weights"),
         average_neighbours=averages[0],
         readout=width,
-        agnesi=get(model, "radial_embedding.distance_transform", None) is not None,
+        agnesi=_class_at(model, "radial_embedding.distance_transform") == AGNESI,
+        soft=_class_at(model, "radial_embedding.distance_transform") == SOFT,
         repulsion="pair_repulsion" in contents(model),
         cutoff_on_basis=bool(get(model, "radial_embedding.apply_cutoff", True)),
         activation_scale=scales[0],
+        edge_channels=() if set(sent) == {_channels(model)} else sent,
+        agnostic_product=get(model, "use_agnostic_product", False),
+        density_width=[*widths, MACEConfig.density_width][0],
+        gate_scale=[*gate_scales, MACEConfig.gate_scale][0],
     )
     limits.check(found, NAMES, CheckpointError)  # checked first: the rest takes long for large values
     sources = [_coupling(_using(found, L, nu)[0], L, nu) for L, nu in found.couplings()]
     return replace(found, paths=tuple(tensor(model, path).shape[-1] for path in sources))
 
 
+def _widths(model: Any, path: str) -> tuple[int, ...]:
+    """The hidden widths of the network at `path`, of either kind."""
+    if "net" in contents(at(model, path)):
+        layers = [tensor(model, f"{layer}.weight") for layer in _parts_of(model, path)[::3]]
+        return tuple(len(weight) for weight in layers[:-1])
+    return tuple(tensor(model, f"{layer}.weight").shape[1] for layer in _layers(model, path)[:-1])
+
+
+def _sent(model: Any, block: str) -> int:
+    """The number of channels of what neighbours send in the interaction at `block`."""
+    path = f"{block}.conv_tp.irreps_in1"
+    (count, *_), *_ = irreps(at(model, path), path)
+    return count
+
+
 def _layout(model: Any, c: MACEConfig) -> Iterator[tuple[str, Any, Any]]:
     """Paths, the layout found there, and the layout that the rules below assume."""
-    numbers, f = len(c.elements), c.channels
+    f = c.channels
     ordered = sorted({z for z in c.elements if 1 <= z <= 118})
     yield "atomic_numbers", sorted(c.elements), ordered
     yield "radial_embedding.cutoff_fn.r_max", number(model, "radial_embedding.cutoff_fn.r_max"), c.cutoff
     if c.repulsion:
         yield "pair_repulsion_fn.p", number(model, "pair_repulsion_fn.p"), c.envelope
 
-    features = [_spell([(f, l, (-1) ** l) for l in range(l_max + 1)]) for l_max in range(9)]
-    A, last = features[c.harmonics_l], len(c.blocks) - 1
-    one_each = _spell([(1, l, (-1) ** l) for l in range(c.harmonics_l + 1)])
-    yield from _irreps(model, "spherical_harmonics.irreps_out", one_each)
+    features = [_features(f, l_max) for l_max in range(9)]
+    last = len(c.blocks) - 1
+    found = get(model, "edge_irreps", None)
+    if found is not None and last:
+        yield "edge_irreps", _spell(irreps(found, "edge_irreps")), _features(c.sent(last), c.hidden_l)
+    yield from _irreps(model, "spherical_harmonics.irreps_out", _features(1, c.harmonics_l))
     for t, block in enumerate(c.blocks):
-        here, in_l, out_l = f"interactions.{t}", c.hidden_l if t else 0, c.out_l(t)
-        h = features[in_l]
-        paths = message_paths((in_l + 1) ** 2, c.harmonics_l)
-        messages = [(f, l3, (-1) ** l3) for *_, l3 in paths]
-        yield from _linear(model, f"{here}.linear_up", h, h)
-        yield from _irreps(model, f"{here}.conv_tp.irreps_in1", h)
-        yield from _irreps(model, f"{here}.conv_tp.irreps_in2", one_each)
-        yield from _irreps(model, f"{here}.conv_tp.irreps_out", _spell(messages))
-        needed = [(l1, l2, k, "uvu", True, 2 * l3 + 1, (f, 1)) for k, (l1, l2, l3) in enumerate(paths)]
-        yield f"{here}.conv_tp.instructions", _instructions(model, f"{here}.conv_tp"), needed
-        yield from _linear(model, f"{here}.linear", _spell(_merged(messages)), A)
-        residual = block.endswith("residual")
-        first, second = (h, features[out_l]) if residual else (A, A)
-        yield from _irreps(model, f"{here}.skip_tp.irreps_in1", first)
-        yield from _irreps(model, f"{here}.skip_tp.irreps_in2", _spell([(numbers, 0, 1)]))
-        yield from _irreps(model, f"{here}.skip_tp.irreps_out", second)
-        needed = [
-            (l, 0, l, "uvw", True, (2 * l + 1) / (f * numbers), (f, numbers, f)) for l in _skipped(c, t)
-        ]
-        needed = [(*row[:5], round(row[5], 9), row[6]) for row in needed]
-        yield f"{here}.skip_tp.instructions", _instructions(model, f"{here}.skip_tp"), needed
-        yield from _irreps(model, f"{here}.reshape.irreps", A)
-
-        here = f"products.{t}"
-        if residual:
+        yield from _interaction_layout(model, c, t)
+        here, out_l = f"products.{t}", c.out_l(t)
+        if block.endswith("residual"):
             yield f"{here}.use_sc", at(model, f"{here}.use_sc"), True
-        yield from _irreps(model, f"{here}.symmetric_contractions.irreps_in", A)
+        yield from _irreps(model, f"{here}.symmetric_contractions.irreps_in", features[c.harmonics_l])
         yield from _irreps(model, f"{here}.symmetric_contractions.irreps_out", features[out_l])
         yield from _linear(model, f"{here}.linear", features[out_l], features[out_l])
         for L in range(out_l + 1):
@@ -359,6 +433,75 @@ def _layout(model: Any, c: MACEConfig) -> Iterator[tuple[str, Any, Any]]:
             yield from _linear(model, f"{here}.linear_2", hidden, energies)
         else:
             yield from _linear(model, f"{here}.linear", features[out_l], energies)
+
+
+def _interaction_layout(model: Any, c: MACEConfig, t: int) -> Iterator[tuple[str, Any, Any]]:
+    """The part of `_layout` of the interaction of layer t."""
+    here, in_l, out_l = f"interactions.{t}", c.hidden_l if t else 0, c.out_l(t)
+    numbers, f, e = len(c.elements), c.channels, c.sent(t)
+    A, h, sent, out = _features(f, c.harmonics_l), _features(f, in_l), _features(e, in_l), _features(f, out_l)
+    paths = message_paths((in_l + 1) ** 2, c.harmonics_l)
+    messages = [(e, l3, (-1) ** l3) for *_, l3 in paths]
+    summed, residual = _spell(_merged(messages)), c.blocks[t].endswith("residual")
+    yield from _linear(model, f"{here}.linear_up", h, sent)
+    yield from _irreps(model, f"{here}.conv_tp.irreps_in1", sent)
+    yield from _irreps(model, f"{here}.conv_tp.irreps_in2", _features(1, c.harmonics_l))
+    yield from _irreps(model, f"{here}.conv_tp.irreps_out", _spell(messages))
+    needed = [(l1, l2, k, "uvu", True, 2 * l3 + 1, (e, 1)) for k, (l1, l2, l3) in enumerate(paths)]
+    yield f"{here}.conv_tp.instructions", _instructions(model, f"{here}.conv_tp"), needed
+    yield from _irreps(model, f"{here}.reshape.irreps", A)
+    if c.blocks[t] == NONLINEAR:
+        of_elements, scalars = _spell([(numbers, 0, 1)]), _features(f, 0)
+        gated = _spell(_merged([(f * (c.harmonics_l + 1), 0, 1), *_triples(f, c.harmonics_l)[1:]]))
+        yield from _linear(model, f"{here}.source_embedding", of_elements, scalars)
+        yield from _linear(model, f"{here}.target_embedding", of_elements, scalars)
+        yield from _linear(model, f"{here}.linear_res", sent, gated)
+        yield from _linear(model, f"{here}.linear_1", summed, gated)
+        yield from _linear(model, f"{here}.linear_2", A, A)
+        yield from _linear(model, f"{here}.skip_tp", h, out)
+        yield from _gate_layout(model, f"{here}.equivariant_nonlin", f, c.harmonics_l)
+        return
+    yield from _linear(model, f"{here}.linear", summed, A)
+    first, second = (h, out) if residual else (A, A)
+    yield from _irreps(model, f"{here}.skip_tp.irreps_in1", first)
+    yield from _irreps(model, f"{here}.skip_tp.irreps_in2", _spell([(numbers, 0, 1)]))
+    yield from _irreps(model, f"{here}.skip_tp.irreps_out", second)
+    squares = {l: round((2 * l + 1) / (f * numbers), 9) for l in _skipped(c, t)}
+    needed = [(l, 0, l, "uvw", True, square, (f, numbers, f)) for l, square in squares.items()]
+    yield f"{here}.skip_tp.instructions", _instructions(model, f"{here}.skip_tp"), needed
+
+
+def _gate_layout(model: Any, here: str, f: int, l_max: int) -> Iterator[tuple[str, Any, Any]]:
+    """Requires a gate that takes f scalars, then f gates for each l, then the tensors, and gives as many."""
+    gates = _merged([(f, 0, 1)] * l_max)
+    tensors = _triples(f, l_max)[1:]
+    for name, needed in (
+        ("irreps_scalars", [(f, 0, 1)]),
+        ("irreps_gates", gates),
+        ("irreps_gated", tensors),
+        ("_irreps_in", _merged([(f, 0, 1), *gates, *tensors])),
+        ("_irreps_out", _triples(f, l_max)),
+    ):
+        path = f"{here}.{name}"
+        yield path, _spell(_merged(irreps(at(model, path), path))), _spell(needed)
+    if class_of(at(model, here)) == GATE:
+        yield f"{here}._layout_is_ir_mul", at(model, f"{here}._layout_is_ir_mul"), False
+        for name, needed in (("s_start", 0), ("s_len", f), ("g_start", f), ("g_len", f * l_max)):
+            yield f"{here}._{name}", at(model, f"{here}._{name}"), needed
+        found = [tuple(its) for its in at(model, f"{here}._gated_info")]
+        starts = [f * (l_max + l**2) for l in range(1, l_max + 1)]
+        rows = enumerate(starts, start=1)
+        needed = [(start, f * (2 * l + 1), 2 * l + 1, f, f * (l - 1)) for l, start in rows]
+        yield f"{here}._gated_info", found, needed
+
+
+def _triples(f: int, l_max: int) -> list[tuple[int, int, int]]:
+    """f channels of each l with the parity of the harmonics."""
+    return [(f, l, (-1) ** l) for l in range(l_max + 1)]
+
+
+def _features(f: int, l_max: int) -> str:
+    return _spell(_triples(f, l_max))
 
 
 def _irreps(model: Any, path: str, needed: str) -> Iterator[tuple[str, Any, Any]]:
@@ -427,24 +570,9 @@ def rules(config: MACEConfig) -> list[Rule]:
         ),
         *_constants(c),
     ]
-    for t, block in enumerate(c.blocks):
-        source, target = f"interactions.{t}", f"network/interaction_{t}"
-        in_l, out_l = c.hidden_l if t else 0, c.out_l(t)
-        paths = [l3 for *_, l3 in message_paths((in_l + 1) ** 2, c.harmonics_l)]
-        mixed = [(paths.count(l) * f, f) for l in range(c.harmonics_l + 1)]
-        made += [
-            _flat(f"{source}.linear_up", f"{target}/up", [(f, f)] * (in_l + 1)),
-            Rule((f"{source}.conv_tp_weights.layer{{k}}.weight",), (f"{target}/radial/layer_{{k}}",)),
-            _flat(f"{source}.linear", f"{target}/mix", mixed),
-            Rule(
-                (f"{source}.skip_tp.weight",),
-                tuple(f"{target}/skip/l{l}" for l in _skipped(c, t)),
-                partial(_by_element, [(f, numbers, f) for _ in _skipped(c, t)]),
-            ),
-        ]
-        if block.startswith("density"):
-            made.append(Rule((f"{source}.density_fn.layer0.weight",), (f"{target}/radial/density",)))
-
+    for t in range(len(c.blocks)):
+        out_l = c.out_l(t)
+        made += _interaction_rules(c, t)
         source, target = f"products.{t}", f"network/product_{t}"
         for L in range(out_l + 1):
             contraction = f"{source}.symmetric_contractions.contractions.{L}"
@@ -469,6 +597,56 @@ def rules(config: MACEConfig) -> list[Rule]:
     return made
 
 
+def _interaction_rules(c: MACEConfig, t: int) -> list[Rule]:
+    """The rules of the interaction of layer t."""
+    source, target = f"interactions.{t}", f"network/interaction_{t}"
+    f, e, numbers, in_l = c.channels, c.sent(t), len(c.elements), c.hidden_l if t else 0
+    paths = [l3 for *_, l3 in message_paths((in_l + 1) ** 2, c.harmonics_l)]
+    nonlinear = c.blocks[t] == NONLINEAR
+    # In a non-linear block there are gates beside the scalars.
+    outs = [f * (c.harmonics_l + 1) if nonlinear else f] + [f] * c.harmonics_l
+    mixed = [(paths.count(l) * e, out) for l, out in enumerate(outs)]
+    made = [_flat(f"{source}.linear_up", f"{target}/up", [(f, e)] * (in_l + 1))]
+    if nonlinear:
+        for name in ("source", "target"):
+            shaped = partial(_reshaped, (numbers, f))
+            made.append(Rule((f"{source}.{name}_embedding.weight",), (f"{target}/radial/{name}",), shaped))
+        return [
+            *made,
+            *_normed(f"{source}.conv_tp_weights", f"{target}/radial/weights", len(c.radial_widths) + 1),
+            *_normed(f"{source}.density_fn", f"{target}/radial/density", 2),
+            _flat(f"{source}.linear_res", f"{target}/own", [(e, out) for out in outs[: in_l + 1]]),
+            _flat(f"{source}.linear_1", f"{target}/mix", mixed),
+            _flat(f"{source}.linear_2", f"{target}/out", [(f, f)] * (c.harmonics_l + 1)),
+            _flat(f"{source}.skip_tp", f"{target}/skip", [(f, f) for _ in _skipped(c, t)]),
+            Rule((f"{source}.alpha",), (f"{target}/offset",)),
+            Rule((f"{source}.beta",), (f"{target}/slope",)),
+        ]
+    made += [
+        Rule((f"{source}.conv_tp_weights.layer{{k}}.weight",), (f"{target}/radial/layer_{{k}}",)),
+        _flat(f"{source}.linear", f"{target}/mix", mixed),
+        Rule(
+            (f"{source}.skip_tp.weight",),
+            tuple(f"{target}/skip/l{l}" for l in _skipped(c, t)),
+            partial(_by_element, [(f, numbers, f) for _ in _skipped(c, t)]),
+        ),
+    ]
+    if c.blocks[t].startswith("density"):
+        made.append(Rule((f"{source}.density_fn.layer0.weight",), (f"{target}/radial/density",)))
+    return made
+
+
+def _normed(source: str, target: str, layers: int) -> Iterator[Rule]:
+    """The rules of a RadialMLP: linear layers, with a layer norm and an activation between two of them."""
+    for k in range(layers):
+        here = f"{target}_{k}"
+        yield Rule((f"{source}.net.{3 * k}.weight",), (f"{here}_kernel",), np.transpose)
+        yield Rule((f"{source}.net.{3 * k}.bias",), (f"{here}_bias",))
+        if k:
+            yield Rule((f"{source}.net.{3 * k - 2}.weight",), (f"{here}_scale",))
+            yield Rule((f"{source}.net.{3 * k - 2}.bias",), (f"{here}_shift",))
+
+
 def _constants(c: MACEConfig) -> list[Rule]:
     """Rules for constants of a file that training leaves alone."""
     basis, transform, zbl = (
@@ -484,12 +662,15 @@ def _constants(c: MACEConfig) -> list[Rule]:
     ]
     if c.agnesi:
         made.append(Rule(tuple(f"{transform}.{name}" for name in "aqp"), ("constants/agnesi",), _stacked))
+    if c.soft:
+        made.append(Rule((f"{transform}.alpha",), ("constants/soft",)))
     if c.repulsion:
         made += [
             Rule((f"{zbl}.c",), ("constants/zbl_coefficients",)),
             Rule((f"{zbl}.a_exp", f"{zbl}.a_prefactor"), ("constants/zbl_length",), _stacked),
         ]
-    radii = [f"{part}.covalent_radii" for part, used in ((transform, c.agnesi), (zbl, c.repulsion)) if used]
+    parts = ((transform, c.agnesi or c.soft), (zbl, c.repulsion))
+    radii = [f"{part}.covalent_radii" for part, used in parts if used]
     if radii:
         made.append(Rule(tuple(radii), ("constants/covalent_radii",), _same))
     for L, nu in c.couplings():

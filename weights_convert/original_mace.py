@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -83,6 +84,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "correlation": 2,
         "heads": ["pbe", "r2scan"],
     },
+    # As MACE-MH-1 is put together.
+    "nonlinear": {
+        "blocks": ("RealAgnosticResidualNonLinear", "RealAgnosticResidualNonLinear"),
+        "hidden_irreps": "4x0e + 4x1o",
+        "edge_irreps": "3x0e + 3x1o",
+        "use_edge_irreps_first": True,
+        "use_agnostic_product": True,
+        "apply_cutoff": False,
+        "max_ell": 2,
+        "radial_MLP": [8, 8],
+        "distance_transform": "Agnesi",
+        "pair_repulsion": True,
+        "heads": ["omat", "omol"],
+    },
+    "soft": {
+        "blocks": ("RealAgnosticDensity", "RealAgnosticResidualNonLinear"),
+        "hidden_irreps": "4x0e + 4x1o",
+        "edge_irreps": "5x0e + 5x1o",
+        "apply_cutoff": False,
+        "max_ell": 2,
+        "correlation": 2,
+        "radial_MLP": [7],
+        "distance_transform": "Soft",
+        "earlier_gate": True,
+    },
 }
 
 
@@ -113,11 +139,17 @@ def precision(dtype: str = "float64") -> Iterator[None]:
 
 
 def random_model(
-    blocks: tuple[str, str], dtype: str = "float64", scaled: bool = True, seed: int = 0, **options: Any
+    blocks: tuple[str, str],
+    dtype: str = "float64",
+    scaled: bool = True,
+    seed: int = 0,
+    earlier_gate: bool = False,
+    **options: Any,
 ) -> Any:
     """A model whose weights, reference energies, scales and shifts are random numbers of order one.
 
     `blocks` are the interactions of the first layer and of the others; `options` go to the model's class.
+    With `earlier_gate` its gates are those of e3nn, as mace-torch had them before 0.3.15.
     """
     with precision(dtype):
         import mace  # noqa: F401  before e3nn, so that it can read its constants with newer versions of torch
@@ -132,9 +164,9 @@ def random_model(
         options = {**COMMON, **options}
         several = (len(options["heads"]),) if "heads" in options else ()
         numbers = options["atomic_numbers"]
+        its_irreps = {name: o3.Irreps(options[name]) for name in options if name.endswith("_irreps")}
         options |= {
-            "hidden_irreps": o3.Irreps(options["hidden_irreps"]),
-            "MLP_irreps": o3.Irreps(options["MLP_irreps"]),
+            **its_irreps,
             "num_elements": len(numbers),
             "atomic_energies": -5 * rng.random((*several, len(numbers))),
             "interaction_cls_first": first,
@@ -146,10 +178,19 @@ def random_model(
                 "atomic_inter_scale": 0.5 + rng.random(several),
                 "atomic_inter_shift": rng.normal(size=several),
             }
-        model = (ScaleShiftMACE if scaled else MACE)(**options)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)
+        gate = _earlier_gate if earlier_gate else interactions.GatedEquivariantBlock
+        with mock.patch.object(interactions, "GatedEquivariantBlock", gate):
+            model = (ScaleShiftMACE if scaled else MACE)(**options)
+        for name, parameter in model.named_parameters():
+            # What sums are divided by is far from zero, as in a model that was trained.
+            torch.nn.init.normal_(parameter, mean=6.0 if name.endswith(".alpha") else 0.0)
         return model.eval()
+
+
+def _earlier_gate(layout: str, **options: Any) -> Any:
+    from e3nn.nn import Gate
+
+    return Gate(**options)
 
 
 def strengthen(model: Any, atoms: Atoms) -> None:

@@ -39,7 +39,7 @@ def messages(
 
 
 def contract(
-    coefficients: dict[int, Float[Array, "atoms terms channels"]],
+    coefficients: dict[int, Float[Array, "rows _ channels"]],
     A: Float[Array, "atoms lm channels"],
     l_max: int,
     L: int,
@@ -47,7 +47,7 @@ def contract(
     """Contractions as of `symmetric.contract`."""
     n, _, channels = A.shape
     polynomial = contraction_polynomial(l_max, L, tuple(coefficients), channels)
-    found = _evaluated(polynomial, [x.reshape(n, -1) for x in (*coefficients.values(), A)])
+    found = _evaluated(polynomial, [x.reshape(len(x), -1) for x in (*coefficients.values(), A)])
     return found.reshape(n, 2 * L + 1, channels)
 
 

@@ -24,7 +24,10 @@ SPECIES = 16 * ELEMENTS  # elements times functionals
 
 # Hyperparameters of all architectures by name, with the least and the most; for a tuple, of each item.
 WHOLE: dict[str, tuple[int, int]] = {
-    **dict.fromkeys(("features", "hidden", "channels", "readout", "radial_widths"), (1, 4096)),
+    **dict.fromkeys(
+        ("features", "hidden", "channels", "readout", "radial_widths", "edge_channels", "density_width"),
+        (1, 4096),
+    ),
     **dict.fromkeys(("radial", "angular"), (1, 1024)),
     "blocks": (1, 32),
     "envelope": (1, 64),
@@ -36,7 +39,7 @@ WHOLE: dict[str, tuple[int, int]] = {
 }
 LENGTHS = {"bond_cutoff", "angle_cutoff", "cutoff"}
 LONGEST_LENGTH = 20.0  # Å
-POSITIVE = {"average_neighbours": 1e6, "activation_scale": 100.0}  # with the most
+POSITIVE = {"average_neighbours": 1e6, "activation_scale": 100.0, "gate_scale": 100.0}  # with the most
 LARGEST = float(np.finfo(np.float32).max)  # of weights: potentials compute in float32 by default
 MOST_COUPLINGS = 150_000  # entries of the largest coupling tensor of MACE, whose symmetric part is sought
 

@@ -28,7 +28,8 @@ from jaxmlip.models.basis import along, polynomial_envelope
 from jaxmlip.models.network import Network
 from jaxmlip.system.arrays import Array
 
-BLOCKS = ("agnostic", "residual", "density", "density-residual")
+NONLINEAR = "nonlinear-residual"
+BLOCKS = ("agnostic", "residual", "density", "density-residual", NONLINEAR)
 BOHR, E2 = 0.529, 14.3996  # Å, and eV Å: e²/4πε₀; the digits that the published potentials were fitted with
 ZBL_DECAYS = (3.2, 0.9423, 0.4028, 0.2016)  # Ziegler, Biersack, Littmark 1985, in units of 1/a
 
@@ -50,9 +51,14 @@ class MACEConfig:
     average_neighbours: float = 1.0  # divides the sum of messages in blocks without density
     readout: int = 16  # hidden width of the last readout
     agnesi: bool = True  # distances are transformed before the Bessel functions are applied
+    soft: bool = False  # the same by another function, which keeps long distances
     repulsion: bool = True  # the ZBL pair repulsion is added
     cutoff_on_basis: bool = True  # False: the cutoff polynomial multiplies the output of the radial network
     activation_scale: float = 1.6791767923989418  # c with ⟨(c SiLU(x))²⟩ = 1 for normal x, as in e3nn
+    edge_channels: tuple[int, ...] = ()  # of what neighbours send in each layer; empty: `channels`
+    agnostic_product: bool = False  # the products have the same weights for all elements
+    density_width: int = 64  # hidden width of the network for densities in non-linear blocks
+    gate_scale: float = 1.8467055342154763  # the same as activation_scale for the sigmoid
     # Numbers of couplings to (L, ν) = (0, 1), (0, 2), …, (1, 1), …; empty: as many as a basis has. Published
     # files have more, which are linearly dependent.
     paths: tuple[int, ...] = ()
@@ -68,6 +74,18 @@ class MACEConfig:
                 f"found hidden_l={self.hidden_l} and harmonics_l={self.harmonics_l}, needed features between "
                 "layers that go no higher than the harmonics that they are made of."
             )
+        if self.agnesi and self.soft:
+            raise ValueError("found agnesi=True and soft=True, needed at most one transform of distances.")
+        if self.edge_channels and len(self.edge_channels) != len(self.blocks):
+            raise ValueError(
+                f"found edge_channels={self.edge_channels!r} for {len(self.blocks)} blocks, needed a number "
+                "for each, or none."
+            )
+        if NONLINEAR in self.blocks and self.cutoff_on_basis:
+            raise ValueError(
+                f"found cutoff_on_basis=True with a {NONLINEAR} block, needed False: its radial network has "
+                "biases, so energies would jump where a neighbour comes within the cutoff."
+            )
 
     @property
     def fan_in(self) -> int:
@@ -77,6 +95,10 @@ class MACEConfig:
     def out_l(self, layer: int) -> int:
         """Highest l of the features after a layer; the last layer gives only scalars."""
         return 0 if layer == len(self.blocks) - 1 else self.hidden_l
+
+    def sent(self, layer: int) -> int:
+        """The number of channels of what neighbours send in a layer."""
+        return self.edge_channels[layer] if self.edge_channels else self.channels
 
     def couplings(self) -> list[tuple[int, int]]:
         """The (L, ν) of all symmetric couplings that a layer uses."""
@@ -99,6 +121,7 @@ class TensorLinear(nn.Module):
     """Linear layer that mixes channels: a matrix for each l, the same for all m, divided by √(fan-in)."""
 
     features: int
+    scalars: int = 0  # features of l = 0; 0: as many as of the others
 
     @nn.compact
     def __call__(self, x: list[Float[Array, "n _ _"]]) -> list[Float[Array, "n _ _"]]:
@@ -106,7 +129,7 @@ class TensorLinear(nn.Module):
         return [self._matrix(l, y) for l, y in enumerate(x)]
 
     def _matrix(self, l: int, y):
-        shape = (y.shape[-1], self.features)
+        shape = (y.shape[-1], self.scalars or self.features if l == 0 else self.features)
         return y @ self.param(f"l{l}", nn.initializers.normal(1.0), shape) / shape[0] ** 0.5
 
 
@@ -149,10 +172,7 @@ class RadialWeights(nn.Module):
 def radial_weights(config: MACEConfig, r, radius, constants, layers, density):
     """The output of the radial network for each bond; the edge density is its last column."""
     c = config
-    envelope = polynomial_envelope(r, c.cutoff, c.envelope)[:, None]
-    x = agnesi(r, radius, *constants["agnesi"]) if c.agnesi else r
-    waves = jnp.sin(constants["bessel_frequencies"][None] * x[:, None])
-    basis = safe.divide(constants["bessel_prefactor"] * waves, x[:, None])
+    basis, envelope = radial_basis(c, r, radius, constants)
     if c.cutoff_on_basis:
         basis = basis * envelope
     y = basis
@@ -166,10 +186,96 @@ def radial_weights(config: MACEConfig, r, radius, constants, layers, density):
     return y if c.cutoff_on_basis else y * envelope
 
 
+def radial_basis(config: MACEConfig, r, radius, constants):
+    """The Bessel functions of eq. (8), of transformed distances if there are such, and the cutoff's factor.
+
+    `radius` is the mean covalent radius of both atoms.
+    """
+    x = r
+    if config.agnesi:
+        x = agnesi(r, radius, *constants["agnesi"])
+    elif config.soft:
+        x = soft(r, 2 * radius, constants["soft"])
+    waves = jnp.sin(constants["bessel_frequencies"][None] * x[:, None])
+    basis = safe.divide(constants["bessel_prefactor"] * waves, x[:, None])
+    return basis, polynomial_envelope(r, config.cutoff, config.envelope)[:, None]
+
+
+def soft(r, length, steepness):
+    """Near ¾ of `length`, the sum of covalent radii, for shorter distances, and near r above 4/3 of it."""
+    low, high = 0.75 * length, 4 / 3 * length
+    weight = (1 + jnp.tanh(steepness * (r - (low + high) / 2) / (high - low))) / 2
+    return low + (r - low) * weight
+
+
 def agnesi(r, radius, a, q, p):
     """(1 + a x^q / (1 + x^(q-p)))⁻¹, x = r / r₀: Witt et al., J. Chem. Phys. 159, 164101 (2023)."""
     x = jnp.where(r > 0, r, 1.0) / radius
     return jnp.where(r > 0, 1 / (1 + a * x**q / (1 + x ** (q - p))), 0.0)
+
+
+class PairWeights(nn.Module):
+    """What RadialWeights is, of the elements of both atoms too: for first atoms, then for second ones.
+
+    Its networks have biases and layer norms, with weights as they act.
+    """
+
+    config: MACEConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, r, radius, element, constants):
+        c, small = self.config, nn.initializers.normal(1e-3)
+        first, second = element[graph.first], element[graph.second]
+        ends = (jnp.concatenate([second, first]), jnp.concatenate([first, second]))
+        shape = (len(c.elements), c.channels)
+        embedded = [self.param(name, small, shape) / c.fan_in**0.5 for name in ("source", "target")]
+        starts, networks = [], []
+        for name, widths in (
+            ("weights", (*c.radial_widths, self.features)),
+            ("density", (c.density_width, 1)),
+        ):
+            start, *layers = self._network(name, (c.radial + 2 * c.channels, *widths))
+            parts = jnp.split(start["kernel"], [c.radial, c.radial + c.channels])
+            # A product for each element instead of each bond.
+            of_ends = [(x @ part)[end] for x, part, end in zip(embedded, parts[1:], ends, strict=True)]
+            starts.append(sum(of_ends) + start["bias"][None])
+            networks.append((parts[0], layers))
+        both = [x if x is None else jnp.concatenate([x, x]) for x in (r, radius)]
+        return along(partial(pair_weights, c), 0, *both, constants, networks, starts)
+
+    def _network(self, name: str, widths: tuple[int, ...]) -> list[dict[str, Array]]:
+        """The parameters of each layer; before all but the first there are a layer norm and a SiLU."""
+        made, matrix = [], nn.initializers.lecun_normal()
+        for k, shape in enumerate(itertools.pairwise(widths)):
+            kinds = {"kernel": (matrix, shape), "bias": (nn.initializers.zeros, shape[1:])}
+            if k:
+                kinds |= {
+                    "scale": (nn.initializers.ones, shape[:1]),
+                    "shift": (nn.initializers.zeros, shape[:1]),
+                }
+            made.append({kind: self.param(f"{name}_{k}_{kind}", *its) for kind, its in kinds.items()})
+        return made
+
+
+def pair_weights(config: MACEConfig, r, radius, constants, networks, starts):
+    """The outputs of both networks for each end of each bond; the edge density is the last column."""
+    basis, envelope = radial_basis(config, r, radius, constants)
+    found = []
+    for (matrix, layers), start in zip(networks, starts, strict=True):
+        y = basis @ matrix + start
+        for its in layers:
+            y = layer_norm(y) * its["scale"][None] + its["shift"][None]
+            y = silu(y) @ its["kernel"] + its["bias"][None]
+        found.append(y)
+    weights, density = found
+    return jnp.concatenate([weights, jnp.tanh(density**2)], axis=1) * envelope
+
+
+def layer_norm(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+    """Each row less its mean, over its standard deviation."""
+    x = x - x.mean(axis=1, keepdims=True)
+    return x / jnp.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)
 
 
 class Interaction(nn.Module):
@@ -187,31 +293,87 @@ class Interaction(nn.Module):
         skip = ElementLinear(f, len(c.elements), c.fan_in, name="skip")
         skipped = skip(h[: c.out_l(self.layer) + 1], element) if residual else None
 
-        h = jnp.concatenate(TensorLinear(f, name="up")(h), axis=1)
+        h = jnp.concatenate(TensorLinear(c.sent(self.layer), name="up")(h), axis=1)
         paths = message_paths(h.shape[1], c.harmonics_l)
-        weights = RadialWeights(c, f * len(paths), density, name="radial")(r, radius, constants)
-        # Each bond carries a message to its first atom and one to its second.
-        i, j, far = graph.first, graph.second, graph.images
-        here = jnp.zeros_like(far)
-        sent = gather(h, jnp.concatenate([j, i]), jnp.concatenate([far, here]))
-        ends, images = jnp.concatenate([i, j]), jnp.concatenate([here, far])
+        features = h.shape[2] * len(paths)
+        weights = RadialWeights(c, features, density, name="radial")(r, radius, constants)
         weights = jnp.concatenate([weights, weights])
-        summed, first = [], 0
-        for l in range(c.harmonics_l + 1):
-            count = sum(l3 == l for *_, l3 in paths)
-            R = weights[:, first * f : (first + count) * f]
-            total = scatter_add(self.messages(harmonics, R, sent, l), ends, len(h), images)
-            summed.append(total.swapaxes(1, 2).reshape(len(h), 2 * l + 1, count * f))
-            first += count
-        A = TensorLinear(f, name="mix")(summed)
+        A = TensorLinear(f, name="mix")(summed_messages(self.messages, graph, h, weights, harmonics))
         if density:
-            edges = scatter_add(weights[:, -1], ends, len(h), images)
+            edges = summed_densities(graph, weights[:, -1])
             A = [x / (edges[:, None, None] + 1) for x in A]
         else:
             A = [x / c.average_neighbours for x in A]
         if not residual:
             A = skip(A, element)
         return A, skipped
+
+
+class NonLinearInteraction(nn.Module):
+    """An Interaction whose A has the atom's own features added, and passes gates and a linear layer."""
+
+    config: MACEConfig
+    layer: int
+    messages: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, graph: CrystalGraph, h, r, radius, harmonics, element, constants):
+        c, f = self.config, self.config.channels
+        skipped = TensorLinear(f, name="skip")(h[: c.out_l(self.layer) + 1])
+        up = TensorLinear(c.sent(self.layer), name="up")(h)
+        gates = f * (c.harmonics_l + 1)  # scalars, and one gate for each tensor
+        own = TensorLinear(f, gates, name="own")(up)
+
+        h = jnp.concatenate(up, axis=1)
+        features = h.shape[2] * len(message_paths(h.shape[1], c.harmonics_l))
+        weights = PairWeights(c, features, name="radial")(graph, r, radius, element, constants)
+        A = TensorLinear(f, gates, name="mix")(summed_messages(self.messages, graph, h, weights, harmonics))
+        slope = self.param("slope", nn.initializers.zeros, ())
+        offset = self.param("offset", nn.initializers.constant(20.0), ())
+        edges = slope * summed_densities(graph, weights[:, -1]) + offset
+        A = [x / edges[:, None, None] for x in A]
+        A = [x + own[l] if l < len(own) else x for l, x in enumerate(A)]
+        return TensorLinear(f, name="out")(self._gated(A)), skipped
+
+    def _gated(self, A: list[Float[Array, "n _ _"]]) -> list[Float[Array, "n _ _"]]:
+        c = self.config
+        scalars, *gates = jnp.split(A[0], c.harmonics_l + 1, axis=-1)
+        gated = [x * (c.gate_scale * nn.sigmoid(gate)) for x, gate in zip(A[1:], gates, strict=True)]
+        return [c.activation_scale * silu(scalars), *gated]
+
+
+def summed_messages(
+    messages: Callable[..., Array],
+    graph: CrystalGraph,
+    h: Float[Array, "atoms components f"],
+    weights: Float[Array, "ends _"],
+    harmonics: list[Float[Array, "bonds _"]],
+) -> list[Float[Array, "atoms _ _"]]:
+    """The sum of eq. (8) over neighbours for each l₃, with a channel for each path and each channel of h.
+
+    Each bond carries a message to its first atom and one to its second. The first columns of `weights` are R.
+    """
+    i, j, far = graph.first, graph.second, graph.images
+    here = jnp.zeros_like(far)
+    sent = gather(h, jnp.concatenate([j, i]), jnp.concatenate([far, here]))
+    ends, images = jnp.concatenate([i, j]), jnp.concatenate([here, far])
+    f, l_max = h.shape[2], len(harmonics) - 1
+    paths = message_paths(h.shape[1], l_max)
+    summed, first = [], 0
+    for l in range(l_max + 1):
+        count = sum(l3 == l for *_, l3 in paths)
+        R = weights[:, first * f : (first + count) * f]
+        total = scatter_add(messages(harmonics, R, sent, l), ends, len(h), images)
+        summed.append(total.swapaxes(1, 2).reshape(len(h), 2 * l + 1, count * f))
+        first += count
+    return summed
+
+
+def summed_densities(graph: CrystalGraph, density: Float[Array, " ends"]) -> Float[Array, " atoms"]:
+    """The sum over the bonds of each atom."""
+    ends = jnp.concatenate([graph.first, graph.second])
+    images = jnp.concatenate([jnp.zeros_like(graph.images), graph.images])
+    return scatter_add(density, ends, len(graph.numbers), images)
 
 
 def message_paths(components: int, harmonics_l: int) -> list[tuple[int, int, int]]:
@@ -273,9 +435,11 @@ class Product(nn.Module):
             coefficients = {}
             for degree in range(1, c.correlation[self.layer] + 1):
                 coupling = constants["coupling"][f"l{L}_nu{degree}"]
-                shape = (len(c.elements), coupling.shape[1], c.channels)
+                rows = 1 if c.agnostic_product else len(c.elements)
+                shape = (rows, coupling.shape[1], c.channels)
                 kernel = self.param(f"l{L}_nu{degree}", nn.initializers.normal(1 / shape[1]), shape)
-                coefficients[degree] = jnp.einsum("tp,npf->ntf", coupling, kernel[element])
+                kernel = kernel if c.agnostic_product else kernel[element]
+                coefficients[degree] = jnp.einsum("tp,npf->ntf", coupling, kernel)
             B.append(self.contract(coefficients, A, c.harmonics_l, L))
         h = TensorLinear(c.channels, name="linear")(B)
         if skipped is not None:
@@ -306,7 +470,7 @@ class MACE(Network):
         r = safe.norm(vectors)
         harmonics = symmetric.spherical_harmonics(safe.unit(vectors, r), c.harmonics_l)
         radius = None
-        if c.agnesi:
+        if c.agnesi or c.soft:
             radii = constants["covalent_radii"][graph.numbers]
             radius = (radii[graph.first] + radii[graph.second]) / 2
 
@@ -316,7 +480,8 @@ class MACE(Network):
             self._repulsion(graph, r, constants) if c.repulsion else jnp.zeros_like(r, shape=len(element))
         )
         for t in range(len(c.blocks)):
-            A, skipped = Interaction(c, t, message, name=f"interaction_{t}")(
+            kind = NonLinearInteraction if c.blocks[t] == NONLINEAR else Interaction
+            A, skipped = kind(c, t, message, name=f"interaction_{t}")(
                 graph, h, r, radius, harmonics, element, constants
             )
             h = Product(c, t, contract, name=f"product_{t}")(A, skipped, element, constants)
@@ -340,7 +505,9 @@ class MACE(Network):
         keep("bessel_prefactor", (2 / c.cutoff) ** 0.5)
         if c.agnesi:
             keep("agnesi", (1.0805, 0.9183, 4.5791))  # a, q, p
-        if c.agnesi or c.repulsion:
+        if c.soft:
+            keep("soft", 4.0)
+        if c.agnesi or c.soft or c.repulsion:
             keep("covalent_radii", covalent_radii)  # Å, by atomic number
         if c.repulsion:
             keep("zbl_coefficients", (0.1818, 0.5099, 0.2802, 0.02817))

@@ -97,14 +97,14 @@ def initial_coupling(
 
 
 def contract(
-    coefficients: dict[int, Float[Array, "atoms _ channels"]],
+    coefficients: dict[int, Float[Array, "rows _ channels"]],
     A: Float[Array, "atoms lm channels"],
     l_max: int,
     L: int,
 ) -> Float[Array, "atoms {2*L+1} channels"]:
     """Sums coefficient times A_{i₁} … A_{i_ν} over degrees ν and terms: the components of B_L.
 
-    `coefficients` has an array for each degree, in the order of `terms`.
+    `coefficients` has an array for each degree, in the order of `terms`, with a row for each atom or for all.
     """
     total = 0.0
     for degree, c in coefficients.items():

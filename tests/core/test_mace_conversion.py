@@ -28,7 +28,8 @@ from weights_convert.torch_zip import CheckpointError, Record
 # Made by `python -m weights_convert.golden tests/golden/mace mace`.
 GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
 VARIANTS = sorted(path.stem for path in GOLDEN.glob("*.npz"))  # of models, and of heads as model.head
-LONG = ("cutoff-on-weights", "degrees-two-three", "three-layers")  # to compile, and of rare options
+# To compile, and of rare options.
+LONG = ("cutoff-on-weights", "degrees-two-three", "three-layers", "nonlinear.omol", "soft")
 # Of both sides in float64, relative to the largest value.
 EXACT = {"energy": 1e-10, "site_energies": 1e-10, "forces": 1e-9, "stress": 1e-9, "hessian": 1e-8}
 
@@ -74,7 +75,7 @@ def test_a_converted_model_repeats_the_original(files, variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["density", "cutoff-on-weights"])
+@pytest.mark.parametrize("variant", ["density", "cutoff-on-weights", "nonlinear.omat", "soft"])
 def test_the_hessian_of_a_converted_model_repeats_that_of_the_original(files, variant):
     crystals, wanted = golden(f"mace/{variant}")
     name = "CoO_strained"
