@@ -199,7 +199,7 @@ class Made:
         made.save_matgl(home / "m3gnet", *self.m3gnet)
         made.save_matgl(home / "matgl-chgnet", *self.matgl_chgnet)
         golden = Path(__file__).parent / "golden" / "mace"
-        for name in ("density", "two-heads"):
+        for name in ("density", "soft", "two-heads"):
             (home / f"{name}.model").write_bytes(gzip.decompress((golden / f"{name}.model.gz").read_bytes()))
         from weights_convert.conversion import convert_file
 
@@ -209,6 +209,7 @@ class Made:
             "matgl-chgnet",
             "mattersim.pth",
             "density.model",
+            "soft.model",
             "two-heads.model",
         ]
         self.folders = [f"of_{file}" for file in self.files[:-1]]
@@ -285,7 +286,7 @@ class Made:
         """Attributes and tensors of MACE, changed after they were read."""
         from weights_convert import torch_zip
 
-        file = self.copied(rng.choice(["density.model"] * 3 + ["two-heads.model"]))
+        file = self.copied(rng.choice(["density.model", "soft.model"] * 2 + ["two-heads.model"]))
         checkpoint = torch_zip.read(file)
         homes = []
 

@@ -88,7 +88,7 @@ def convert_file(source: Path, name: str | None = None, head: str | None = None)
     if known:
         manifest |= {
             "licence": published.MODELS[known].licence,
-            "functional": published.MODELS[known].functional,
+            "functional": published.MODELS[known].heads.get(head, published.MODELS[known].functional),
         }
     params = flax.traverse_util.unflatten_dict(
         {key: _floating(tensor) for key, tensor in flat.items()}, sep="/"

@@ -63,6 +63,8 @@ class Source:
     # False: the sha256 is known from one place alone, and another content is accepted with a warning.
     sure: bool = True
     git: str = ""  # the sum by which a repository of git knows the file whose sha256 is not known
+    # The heads of the file and their functionals, "" where it is not known; empty for a model without heads.
+    heads: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -151,11 +153,13 @@ def _mace(
     licence: str = "MIT",
     functional: str = MIXED_PBE,
     sure: bool = True,
+    heads: Mapping[str, str] | None = None,
 ) -> Source:
     sizes = {} if size is None else {file: size}
-    home = MACE_FOUNDATIONS if release == "mace_matpes_0" else MACE_MP
+    home = MACE_FOUNDATIONS if release in ("mace_matpes_0", "mace_mh_1") else MACE_MP
+    origin = Address(f"{home}/{release}")
     return Source(
-        "mace", {file: sha256}, Address(f"{home}/{release}"), licence, functional, description, sizes, sure
+        "mace", {file: sha256}, origin, licence, functional, description, sizes, sure, heads=heads or {}
     )
 
 
@@ -351,6 +355,23 @@ MODELS: dict[str, Source] = {
         "OMat24, then MatPES",
         ASL,
         "r2SCAN",
+    ),
+    "mace-mh-1": _mace(
+        "mace-mh-1.model",
+        "mace_mh_1",
+        "a522eb7f59c7879963d41586528f4980baf33e086c94aa92e3eafdeccad3be47",
+        59_208_139,
+        "six heads for solids, surfaces and molecules",
+        ASL,
+        "that of its head",
+        heads={
+            "omat_pbe": OMAT_PBE,
+            "mp_pbe_refit_add": MIXED_PBE,
+            "matpes_r2scan": "r2SCAN",
+            "oc20_usemppbe": "",
+            "omol": "ωB97M-V",
+            "spice_wB97M": "ωB97M-D3(BJ)",
+        },
     ),
     # No file of these was at hand. Git's sums are those that the repository has had since 2024.
     "mattersim-v1.0.0-1m": _mattersim(

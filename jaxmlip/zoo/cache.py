@@ -21,16 +21,26 @@ def models_folder() -> Path:
 
 
 def cached() -> list[str]:
-    """The names of `MODELS` whose converted models are on this machine."""
-    return [name for name in MODELS if (models_folder() / name / "manifest.json").is_file()]
+    """The names of `MODELS` whose converted models, of one head at least, are on this machine."""
+    return [
+        name
+        for name, source in MODELS.items()
+        if any((_kept(name, head) / "manifest.json").is_file() for head in source.heads or (None,))
+    ]
 
 
-def load_known(name: str) -> Potential:
+def _kept(name: str, head: str | None) -> Path:
+    return models_folder() / (name if head is None else f"{name}-{head}")
+
+
+def load_known(name: str, head: str | None = None) -> Potential:
     """The potential of a name of `MODELS`: from the cache, or found, converted and cached now.
+
+    `head` is one of its heads if it has any.
 
     Raises FetchError if its file cannot be obtained, CheckpointError if it cannot be converted.
     """
-    kept = models_folder() / name
+    kept = _kept(name, head)
     if kept.exists():
         try:
             return read_kept(kept, MODELS[name])
@@ -40,7 +50,7 @@ def load_known(name: str) -> Potential:
             )
     with tempfile.TemporaryDirectory(prefix="jaxmlip-", ignore_cleanup_errors=True) as scratch:
         found = published_files(name, Path(scratch))
-        made = {each: _convert_and_keep(each, file) for each, file in found.items()}
+        made = {each: _convert_and_keep(each, file, head) for each, file in found.items()}
     return made[name]
 
 
@@ -58,11 +68,11 @@ def read_kept(folder: Path, source: Source) -> Potential:
     return potential
 
 
-def _convert_and_keep(name: str, file: Path) -> Potential:
+def _convert_and_keep(name: str, file: Path, head: str | None) -> Potential:
     """Converts `file` and installs the result in the cache atomically, even beside other processes."""
     from weights_convert.conversion import convert_file  # late, because it imports jaxmlip
 
-    potential = convert_file(file, name)
+    potential = convert_file(file, name, head)
     folder = models_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +82,7 @@ def _convert_and_keep(name: str, file: Path) -> Potential:
         ) as beside:
             potential.save(Path(beside) / "new")
             potential = Potential.from_folder(Path(beside) / "new")
-            put_in_place(Path(beside) / "new", folder / name, MODELS[name])
+            put_in_place(Path(beside) / "new", _kept(name, head), MODELS[name])
     except OSError as error:
         warnings.warn(
             f"the converted model cannot be kept in {folder} ({error.strerror or error}), and will be made "

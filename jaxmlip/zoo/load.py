@@ -31,15 +31,16 @@ def load(
     environment variable JAXMLIP_WEIGHTS names, then fetched from its published place; it is converted once.
     Any other text is the path of a folder that Potential.save wrote, or of a checkpoint (a file, or a folder
     for an architecture that is published as one), which is converted in memory. `head` selects the head of a
-    checkpoint with several. With `products` a MACE uses the kernels of cuequivariance-jax for NVIDIA GPUs.
+    checkpoint, or of a public model, with several. With `products` a MACE uses the kernels of
+    cuequivariance-jax for NVIDIA GPUs.
     `dispersion`, "d3bj", adds what `jaxmlip.zoo.dispersion.with_dispersion` says; so does the same at the end
     of the name, as in "chgnet-0.3.0+d3bj".
 
-    Raises ValueError for an unknown name, for `head` with anything but a checkpoint file, for `products` with
-    anything but a MACE and for `dispersion` as `with_dispersion` does; ImportError if those kernels are not
-    installed; FileNotFoundError if the path does not exist; FetchError if a file cannot be obtained or is not
-    the published one; ManifestError for a folder and weights_convert.torch_zip.CheckpointError for a file
-    that cannot be read.
+    Raises ValueError for an unknown name, for `head` with anything that has none, without it for a public
+    model with several, for `products` with anything but a MACE and for `dispersion` as `with_dispersion`
+    does; ImportError if those kernels are not installed; FileNotFoundError if the path does not exist;
+    FetchError if a file cannot be obtained or is not the published one; ManifestError for a folder and
+    weights_convert.torch_zip.CheckpointError for a file that cannot be read.
     """
     set_up_process()
     if isinstance(name_or_path, str) and not Path(name_or_path).expanduser().exists():
@@ -55,11 +56,12 @@ def load(
 def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str] = ()) -> list[Potential]:
     """The potential of each of `models`, with distinct names, computing in `dtype`.
 
-    `heads` belong to the models that are checkpoint files, one for each in their order; a single one is for
-    all of them. Raises ValueError if their number differs, if a model is given twice, and as `load` does.
+    `heads` belong to the models that are checkpoint files or public ones with heads, one for each in their
+    order; a single one is for all of them. Raises ValueError if their number differs, if a model is given
+    twice, and as `load` does.
     """
     bases = [m if Path(m).expanduser().exists() else split_name(m)[0] for m in models]
-    files = [m not in MODELS and Path(m).expanduser().is_file() for m in bases]
+    files = [bool(MODELS[m].heads) if m in MODELS else Path(m).expanduser().is_file() for m in bases]
     each = list(heads) * sum(files) if len(heads) == 1 else list(heads)
     if heads and (len(each) != sum(files) or not each):
         raise ValueError(
@@ -83,12 +85,18 @@ def load_each(models: Sequence[str], dtype: str = "float32", heads: Sequence[str
 def _load(name_or_path: str | Path, head: str | None) -> Potential:
     path = Path(name_or_path).expanduser()
     known = isinstance(name_or_path, str) and name_or_path in MODELS
-    if head is not None and (known or path.is_dir()):
+    heads = MODELS[name_or_path].heads if known else {}
+    if heads and head not in heads:
+        raise ValueError(
+            f"found head={head!r}, needed one of those that {name_or_path} has: {', '.join(heads)}. On the "
+            f"command line: --head {next(iter(heads))}."
+        )
+    if head is not None and (known or path.is_dir()) and not heads:
         raise ValueError(
             f"found head={head!r}, but {name_or_path} has one head; only a checkpoint file can have several."
         )
     if known:
-        return load_known(name_or_path)
+        return load_known(name_or_path, head) if heads else load_known(name_or_path)
     if path.exists():
         from weights_convert.conversion import convert_file, is_checkpoint  # late, because it imports jaxmlip
 

@@ -19,7 +19,9 @@ from jaxmlip.data.dataset import Dataset
 from jaxmlip.system import parallel
 from jaxmlip.training.config import ConfigError, finetune_config
 from jaxmlip.training.run import prepare
+from jaxmlip.zoo.cache import cached
 from jaxmlip.zoo.load import load_each
+from weights_convert import published
 from weights_convert.torch_zip import CheckpointError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
@@ -45,6 +47,40 @@ def here(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def inside(here, monkeypatch):
     monkeypatch.chdir(here)
+
+
+@pytest.fixture
+def two_heads(here, monkeypatch, tmp_path):
+    """The name of a public model with two heads, its file in the own folder, and an empty cache."""
+    monkeypatch.setenv("JAXMLIP_WEIGHTS", str(here))
+    monkeypatch.setenv("JAXMLIP_CACHE", str(tmp_path / "cache"))
+    files = {"two.model": published.digest(here / "two.model", ())}
+    heads = {"pbe": "PBE", "r2scan": "r2SCAN"}
+    origin = published.Address("https://nowhere.invalid/two")
+    source = published.Source("mace", files, origin, "MIT", "that of its head", "tiny", heads=heads)
+    monkeypatch.setitem(published.MODELS, "two-web", source)
+    return "two-web"
+
+
+def test_a_public_model_with_heads_keeps_each_with_its_functional(two_heads, monkeypatch):
+    expected = {head: jaxmlip.load("two.model", "float64", head=head) for head in HEADS}
+    for again in (False, True):
+        if again:  # from the cache
+            monkeypatch.setattr("jaxmlip.zoo.cache.published_files", None)
+        for head, functional in zip(HEADS, ("PBE", "r2SCAN"), strict=True):
+            found = jaxmlip.load(two_heads, "float64", head=head)
+            jax.tree.map(np.testing.assert_array_equal, found.params, expected[head].params)
+            said = found.manifest["head"], found.manifest["functional"]
+            assert (found.name, *said) == (two_heads, head, functional)
+    assert cached() == [two_heads]
+    names = [its.name for its in load_each([two_heads] * 2, heads=HEADS)]
+    assert names == ["two-web:pbe", "two-web:r2scan"]
+
+
+@pytest.mark.parametrize("head", [None, "scan"])
+def test_a_public_model_with_heads_needs_one_of_them(two_heads, head):
+    with pytest.raises(ValueError, match=rf"found head={head!r}, needed one of .* two-web has: pbe, r2scan"):
+        jaxmlip.load(two_heads, head=head)
 
 
 def test_evaluate_compares_the_head_that_it_is_given(tmp_path, capsys):

@@ -135,15 +135,14 @@ def test_the_published_small_model_gives_what_janus_core_expects():
         assert potential.predict(salt)["energy"] == pytest.approx(energy, abs=1e-6)
 
 
-def test_every_weight_of_a_file_is_kept_once(files):
-    potential = convert_file(files["density"])
-    checkpoint = torch_zip.read(files["density"])
-    weights = [array.ravel() for name, array in modules.tensors(checkpoint).items() if "weight" in name]
-    unused = [name for name in modules.tensors(checkpoint) if name.endswith("bessel_weights")]
-    kept = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(potential.params["network"])])
-    source = np.concatenate([w for w in weights if w.dtype != bool])
-    bessel = modules.tensors(checkpoint)[unused[0]]
-    np.testing.assert_array_equal(np.sort(np.append(kept, bessel)), np.sort(source))
+@pytest.mark.parametrize("variant", ["density", "soft"])
+def test_every_weight_of_a_file_is_kept_once(files, variant):
+    checkpoint = torch_zip.read(files[variant])
+    parts = [here.state["_parameters"].values() for _, here in modules.walk(checkpoint)]
+    source = np.concatenate([its.ravel() for part in parts for its in part if its is not None])
+    kept = jax.tree.leaves(convert_file(files[variant]).params["network"])
+    kept = np.concatenate([leaf.ravel() for leaf in kept])
+    np.testing.assert_array_equal(np.sort(kept), np.sort(source))
 
 
 @pytest.mark.parametrize(("variant", "dtype"), [("agnostic-residual", np.float32), ("density", np.float64)])
@@ -221,10 +220,11 @@ def tampered(files, monkeypatch):
     """Converts a file after change(checkpoint) on what was read."""
 
     def convert_after(change, variant="density"):
-        checkpoint = torch_zip.read(files[variant])
+        name, _, head = variant.partition(".")
+        checkpoint = torch_zip.read(files[name])
         change(checkpoint)
         monkeypatch.setattr(torch_zip, "read", lambda _: checkpoint)
-        return convert_file(files[variant])
+        return convert_file(files[name], head=head or None)
 
     return convert_after
 
@@ -298,12 +298,16 @@ CUEQ = record("mace.modules.wrapper_ops.CuEquivarianceConfig", enabled=True, lay
 TANH = type("tanh", (Record,), {"__qualname__": "torch.tanh"})
 OPTIONS = [
     ("use_so3", True, r"use_so3=True \(needed False\)"),
-    ("use_agnostic_product", True, r"use_agnostic_product=True \(needed False\)"),
+    ("use_agnostic_product", True, r"products\.0\.use_agnostic_product=False \(needed True\)"),
     ("use_last_readout_only", True, r"use_last_readout_only=True \(needed False\)"),
-    ("edge_irreps", "8x0e", r"edge_irreps=8x0e \(needed None\)"),
+    ("edge_irreps", "8x0e", r"edge_irreps=8x0e \(needed 4x0e\+4x1o\)"),
     ("joint_embedding", record("mace.modules.embeddings.GenericJointEmbedding"), r"joint_embedding=mace\."),
     ("radial_embedding.bessel_fn", record("mace.modules.radial.GaussianBasis"), r"bessel_fn=.*GaussianBasis"),
-    ("radial_embedding.distance_transform", record("mace.modules.radial.SoftTransform"), "SoftTransform"),
+    (
+        "radial_embedding.distance_transform",
+        record("mace.modules.radial.Tanh"),
+        r"=mace\.modules.radial\.Tanh",
+    ),
     ("spherical_harmonics.normalization", "norm", r"normalization=norm \(needed component\)"),
     ("interactions.1", record("mace.modules.blocks.RealAgnosticAttResidualInteractionBlock"), "AttResidual"),
     ("readouts.1", record("mace.modules.blocks.NonLinearBiasReadoutBlock"), "NonLinearBiasReadoutBlock"),
@@ -332,6 +336,111 @@ def test_an_option_that_is_not_supported_is_named(tampered, path, value, words):
         return
     with pytest.raises(CheckpointError, match=rf"density\.model: (this MACE|options beyond) .*{words}"):
         tampered(put(path, value))
+
+
+GATES, NET = "interactions.0.equivariant_nonlin", "interactions.0.conv_tp_weights.net"
+NONLINEAR_OPTIONS = [
+    ("radial_embedding.apply_cutoff", True, r"radial_embedding\.apply_cutoff=True \(needed False\)"),
+    ("products.1.use_agnostic_product", False, r"1\.use_agnostic_product=False \(needed True\)"),
+    ("edge_irreps", "8x0e", r"edge_irreps=8x0e \(needed 3x0e\+3x1o\)"),
+    (
+        "interactions.0.transpose_mul_ir",
+        record("mace.Layout"),
+        r"transpose_mul_ir=mace\.Layout \(needed None\)",
+    ),
+    (
+        GATES,
+        record("e3nn.nn.NormGate"),
+        r"equivariant_nonlin=e3nn\.nn\.NormGate \(needed mace\.modules\.gate\.",
+    ),
+    (f"{GATES}._act_scalar", TANH, r"scalars=torch\.tanh \(needed .*silu\)"),
+    (f"{GATES}._act_gate", TANH, r"gates=torch\.tanh \(needed .*sigmoid\)"),
+    (f"{GATES}._scalar_cst", 1.5, r"the constants of activations=\[1\.5, 1\.679"),
+    (f"{GATES}._gate_cst", 1.5, r"the constants of gates=\[1\.5, 1\.846"),
+    (f"{GATES}._gate_cst", -1.5, r"the constants of gates=\[-1\.5, 1\.846"),
+    (f"{GATES}._layout_is_ir_mul", True, r"_layout_is_ir_mul=True \(needed False\)"),
+    (f"{GATES}._g_start", 0, r"_g_start=0 \(needed 4\)"),
+    (
+        f"{GATES}._gated_info",
+        [(12, 12, 3, 4, 4)],
+        r"_gated_info=\[\(12, 12, 3, 4, 4\)\] \(needed \[\(12, 12, 3, 4, 0",
+    ),
+    (f"{GATES}.irreps_gates", "4x0e", r"irreps_gates=4x0e \(needed 8x0e\)"),
+    (f"{NET}.1", record("torch.nn.modules.normalization.RMSNorm"), r"LayerNorm.*RMSNorm|RMSNorm.*LayerNorm"),
+    (f"{NET}.1.eps", 1e-6, r"net\.1\.eps=1e-06 \(needed 1e-05\)"),
+    (
+        "interactions.1.linear_res.irreps_in",
+        "3x0e+3x1e",
+        r"linear_res\.irreps_in=3x0e\+3x1e \(needed 3x0e\+3x1o",
+    ),
+    (
+        "interactions.1.conv_tp.irreps_in1",
+        "4x0e+4x1o",
+        r"conv_tp\.irreps_in1=4x0e\+4x1o|linear_up\.irreps_out=3x0e",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), NONLINEAR_OPTIONS)
+def test_an_option_of_non_linear_blocks_that_is_not_supported_is_named(tampered, path, value, words):
+    with pytest.raises(CheckpointError, match=rf"nonlinear\.model: (this MACE|options beyond) .*({words})"):
+        tampered(put(path, value), "nonlinear.omat")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("interactions.0.alpha", np.ones(3), r"interaction_0/offset: found shape \(3,\), needed \(\)"),
+        ("interactions.0.beta", np.array(np.nan), r"interactions\.0\.beta: found NaN"),
+        ("interactions.1.beta", None, "interaction_1/slope: no tensor of the checkpoint maps here"),
+        (f"{NET}.0.bias", np.ones(3), r"radial/weights_0_bias: found shape \(3,\), needed \(8,\)"),
+        (f"{NET}.4.weight", None, "radial/weights_1_scale|radial/weights_2_scale"),
+        (
+            "interactions.1.density_fn.net.3.weight",
+            np.ones((2, 64)),
+            r"found shape \(64, 2\), needed \(64, 1\)",
+        ),
+        ("interactions.1.source_embedding.weight", np.ones(5), r"found shape \(5,\), needed one of 12"),
+        (
+            "interactions.1.linear_res.weight",
+            np.ones(5),
+            r"linear_res\.weight: found shape \(5,\), needed \(48,\)",
+        ),
+    ],
+)
+def test_a_wrong_or_missing_tensor_of_a_non_linear_block_is_told(tampered, path, value, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        tampered(put(path, value), "nonlinear.omat")
+    assert str(caught.value).isprintable()
+
+
+def test_gates_of_e3nn_are_held_to_the_same(tampered):
+    acts = "interactions.1.equivariant_nonlin.act_gates.acts"
+    with pytest.raises(CheckpointError, match=r"the constants of gates=\[1\.5, 1\.846"):
+        tampered(put(f"{acts}.0.cst", 1.5), "soft")
+    with pytest.raises(CheckpointError, match=r"gates=torch\.nn\.functional\.sigmoid, torch\.tanh \(needed"):
+        tampered(put(f"{acts}.1.f", TANH), "soft")
+
+
+def test_a_soft_transform_needs_its_steepness(tampered):
+    with pytest.raises(CheckpointError, match="constants/soft: no tensor of the checkpoint maps here"):
+        tampered(put("radial_embedding.distance_transform.alpha", None), "soft")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"soft": True}, "found agnesi=True and soft=True"),
+        ({"edge_channels": (8,)}, r"found edge_channels=\(8,\) for 2 blocks"),
+        (
+            {"blocks": ("density", "nonlinear-residual")},
+            "found cutoff_on_basis=True with a nonlinear-residual",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(options, words):
+    with pytest.raises(ValueError, match=words):
+        MACEConfig(elements=(1,), **options)
 
 
 CORRELATION = "products.0.symmetric_contractions.contractions.0.correlation"
