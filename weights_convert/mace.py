@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -261,11 +262,11 @@ def _nonlinear(model: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
         yield f"{path}.{name}", _class_at(model, f"{path}.{name}"), None
     for name in ("conv_tp_weights", "density_fn"):
         parts = _parts_of(model, f"{path}.{name}")
-        kinds = [class_of(at(model, part)) for part in parts]
-        needed = [*[LINEAR, NORM, ACTIVATION] * (len(kinds) // 3), LINEAR]
-        yield f"{path}.{name}.net", ", ".join(kinds), ", ".join(needed)
-        for part, kind in zip(parts, kinds, strict=True):
-            if kind == NORM:
+        yield f"the number of layers of {path}.{name}.net", len(parts), 1 + len(parts) // 3 * 3
+        for part, needed in zip(parts, itertools.cycle((LINEAR, NORM, ACTIVATION)), strict=False):
+            kind = class_of(at(model, part))
+            yield part, kind, needed
+            if kind == needed == NORM:
                 yield f"{part}.eps", number(model, f"{part}.eps"), 1e-5
     for kind, (functions, _) in _gates(model, path).items():
         needed = SILU if kind == "scalars" else SIGMOID
