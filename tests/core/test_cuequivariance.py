@@ -23,6 +23,15 @@ SMALL = MACEConfig(
     radial=3,
     radial_widths=(4,),
 )
+NONLINEAR = replace(
+    SMALL,
+    blocks=("nonlinear-residual",) * 2,
+    correlation=(2, 2),
+    cutoff_on_basis=False,
+    edge_channels=(3, 3),
+    agnostic_product=True,
+    repulsion=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +42,9 @@ def theirs():
     return cuequivariance
 
 
-def test_predictions_hessians_and_dynamical_matrices_are_those_of_our_own_products(theirs, tmp_path):
-    random_potential(SMALL, 0, "float64", name="small").save(tmp_path / "small")
+@pytest.mark.parametrize("config", [SMALL, NONLINEAR], ids=["density", "nonlinear"])
+def test_predictions_hessians_and_dynamical_matrices_are_those_of_our_own_products(theirs, config, tmp_path):
+    random_potential(config, 0, "float64", name="small").save(tmp_path / "small")
     own, other = (
         jaxmlip.load(tmp_path / "small", "float64", products=its) for its in ("xla", "cuequivariance")
     )
