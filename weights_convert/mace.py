@@ -21,7 +21,8 @@ from weights_convert.torch_zip import Record
 
 CONVENTION = (
     "Batatia et al. 2022, as mace-torch 0.3 computes it. Weights are as e3nn keeps them, before the division "
-    "by √(fan-in); U tensors are summed over the orders of their indices."
+    "by √(fan-in), and those of layers of torch as they act; U tensors are summed over the orders of their "
+    "indices."
 )
 LAYOUT = "a whole module of mace-torch, its .model"
 

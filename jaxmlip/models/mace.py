@@ -2,7 +2,9 @@
 
 Features h and A of an atom are spherical tensors: a list by l of arrays (atoms, 2l + 1, channels) in the real
 harmonics of e3nn, all with parity (-1)^l. Weights are stored as in e3nn's layers, with entries of order one,
-and divided by √(fan-in) when they are used.
+and divided by √(fan-in) when they are used; those of radial networks with biases are as they act.
+
+Not in the paper are the distances of `soft`, and non-linear interactions, which are those of MACE-MH-1.
 """
 
 from __future__ import annotations
@@ -217,7 +219,7 @@ def agnesi(r, radius, a, q, p):
 class PairWeights(nn.Module):
     """What RadialWeights is, of the elements of both atoms too: for first atoms, then for second ones.
 
-    Its networks have biases and layer norms, with weights as they act.
+    Its networks have biases and layer norms.
     """
 
     config: MACEConfig
