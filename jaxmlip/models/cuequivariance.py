@@ -97,5 +97,5 @@ def contraction_polynomial(
 
 def _evaluated(polynomial: cue.SegmentedPolynomial, inputs: list[Array]) -> Array:
     method = "uniform_1d" if jax.default_backend() == "gpu" else "naive"
-    shape = jax.ShapeDtypeStruct((len(inputs[0]), polynomial.outputs[0].size), inputs[0].dtype)
+    shape = jax.ShapeDtypeStruct((len(inputs[-1]), polynomial.outputs[0].size), inputs[0].dtype)
     return cuex.segmented_polynomial(polynomial, inputs, [shape], method=method)[0]

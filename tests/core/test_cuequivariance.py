@@ -53,11 +53,11 @@ def test_predictions_hessians_and_dynamical_matrices_are_those_of_our_own_produc
     salt.rattle(0.1, seed=1)
     ours, its = own.predict(salt), other.predict(salt)
     for name, value in ours.items():
-        assert np.ptp(value) > 1e-3 or name == "energy"
+        assert np.ptp(value) > 1e-4 or name == "energy"
         np.testing.assert_allclose(its[name], value, atol=1e-12, err_msg=name)
     q = [[0.1, 0.2, 0.3]]
     D = dynamical_matrix(own, salt, q)
-    assert np.abs(D).max() > 1e-2
+    assert np.abs(D).max() > 1e-3
     np.testing.assert_allclose(dynamical_matrix(other, salt, q), D, atol=1e-12)
     np.testing.assert_allclose(jaxmlip.hessian(other, salt), jaxmlip.hessian(own, salt), atol=1e-12)
 
