@@ -7,15 +7,21 @@ from pathlib import Path
 
 from jaxmlip.cli import main
 
+TESTS = Path(__file__).parent
+RUN = "import quick_network; from jaxmlip.cli import main; main()"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of processes that find the checkout and the network of the tests, and keep their files in `folder`."""
+    path = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "JAXMLIP_CACHE": str(folder / "cache")}
+
 
 def jaxmlip(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    root = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    run = "from jaxmlip.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", run, *arguments],
+        [sys.executable, "-c", RUN, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "JAXMLIP_CACHE": str(folder / "cache")},
+        env=environment(folder),
         capture_output=True,
         text=True,
         check=False,

@@ -88,10 +88,9 @@ MODELS = {
         cutoff_on_basis=False,
     ),
 }
-# For claims that no model makes truer: its programs take a third as long to compile, and simple crystals
-# are stable in it.
+QUICK = "quick"  # for claims that no model makes truer: see quick_network
+# For those that need a published architecture, or simple crystals that are stable.
 SHORT, STABLE = "chgnet-short", 49
-QUICK = "quick"  # for claims about training: see quick_network
 FIRST = "chgnet-0.3"
 # Much like others of these.
 SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "matgl-chgnet", "mace-residual", "mace-nonlinear")
@@ -205,13 +204,13 @@ def network(request):
 @pytest.fixture(scope="session")
 def any_potential():
     """For claims about the library, which no model makes truer."""
-    return small_potential(SHORT)
+    return small_potential(QUICK)
 
 
 @pytest.fixture(scope="session")
-def quick_potential():
-    """For claims about training, which no network makes truer."""
-    return small_potential(QUICK)
+def short_potential():
+    """A published architecture, for claims about files of a model and its parameters."""
+    return small_potential(SHORT)
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def test_predict_accepts_no_crystals_and_keeps_the_order(any_potential, crystals
 def test_potentials_of_one_architecture_share_compiled_programs(any_potential, crystal):
     any_potential.predict(crystal)
     before = jaxmlip.potential._predict._cache_size()
-    other = jaxmlip.potential.random_potential(any_potential.model.config, seed=3, dtype=any_potential.dtype)
+    other = quick_network.potential(any_potential.model.config, seed=3, dtype=any_potential.dtype)
     other.predict(crystal)
     assert jaxmlip.potential._predict._cache_size() == before
 

@@ -10,7 +10,7 @@ from ase.build import bulk
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.io import write
 from commands import complaint, here, jaxmlip
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 
 from jaxmlip import hessian, plan_hessian
 from jaxmlip.cli import COMMANDS, Group, main
@@ -24,7 +24,7 @@ from jaxmlip.units import THZ_PER_ROOT_EV_PER_A2_U
 def folder(tmp_path_factory):
     """A folder with a small model, and structures that are right and wrong."""
     here = tmp_path_factory.mktemp("work")
-    small_potential(SHORT, "float32").save(here / "model")
+    small_potential(QUICK, "float32").save(here / "model")
     salt = bulk("NaCl", "rocksalt", 5.64)
     salt.rattle(0.05, seed=0)
     write(here / "NaCl.cif", salt)
@@ -60,7 +60,7 @@ def test_predict_prints_what_the_potential_predicts_for_each_file(folder):
     assert [r["formula"] for r in rows] == ["ClNa", "ClNa", "ClNa", "Cu"]
     from ase.io import read
 
-    expected = small_potential(SHORT, "float32").predict(read(folder / "POSCAR"))
+    expected = small_potential(QUICK, "float32").predict(read(folder / "POSCAR"))
     np.testing.assert_allclose(rows[1]["energy"], expected["energy"], rtol=1e-5)
     np.testing.assert_allclose(rows[1]["forces"], expected["forces"], atol=1e-4)
 
@@ -135,7 +135,7 @@ def test_hessian_reports_its_memory_and_saves_the_hessian_of_the_file(folder, mo
     from ase.io import read
 
     saved = np.load(folder / "h.npz")
-    expected = hessian(small_potential(SHORT, "float64"), read(folder / "POSCAR"))
+    expected = hessian(small_potential(QUICK, "float64"), read(folder / "POSCAR"))
     np.testing.assert_allclose(saved["hessian"], expected, atol=1e-8)
     np.testing.assert_allclose(np.sort(np.abs(saved["frequencies"]))[:3], 0, atol=1e-3)
 
@@ -147,7 +147,7 @@ def test_hessian_writes_an_array_file_as_it_goes_and_goes_on_with_it(folder, mon
     from ase.io import read
 
     saved = np.load(folder / "h.npy", mmap_mode="r")
-    expected = hessian(small_potential(SHORT, "float64"), read(folder / "POSCAR"))
+    expected = hessian(small_potential(QUICK, "float64"), read(folder / "POSCAR"))
     np.testing.assert_allclose(saved, expected, atol=1e-8)
     again = here(folder, monkeypatch, capsys, *command)
     assert again.returncode == 0, again.stderr
@@ -166,7 +166,7 @@ def test_phonons_writes_bands_a_figure_and_what_phonopy_reads(folder, monkeypatc
     from ase.io import read
 
     D = dynamical_matrix(
-        small_potential(SHORT),
+        small_potential(QUICK),
         read(folder / "POSCAR"),
         record["bands"]["q_points"],
         mass_weighted=True,
@@ -182,7 +182,7 @@ def test_phonons_writes_bands_a_figure_and_what_phonopy_reads(folder, monkeypatc
 def test_hessian_names_the_block_that_fits_into_the_memory_given(folder, monkeypatch, capsys):
     from ase.io import read
 
-    plan = plan_hessian(small_potential(SHORT), read(folder / "POSCAR"), block_size=6)
+    plan = plan_hessian(small_potential(QUICK), read(folder / "POSCAR"), block_size=6)
     too_little = f"{(plan.fixed / 2) / 1e9:.6f}"
     done = here(
         folder, monkeypatch, capsys, "hessian", "POSCAR", "--model", "model", "--memory-limit", too_little

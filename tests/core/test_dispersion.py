@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, graphene, molecule
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 
 # The laws themselves: pytest finds them here, and proves them with the potential of this file.
 from test_laws import (  # noqa: F401
@@ -74,7 +74,7 @@ def made_tables() -> dict[str, np.ndarray]:
 
 
 def dispersed() -> Potential:
-    bare = small_potential(SHORT)
+    bare = small_potential(QUICK)
     return replace(
         bare, model=Dispersed(bare.model, PBE), params={**bare.params, "dispersion": made_tables()}
     )
@@ -180,7 +180,7 @@ def test_energies_forces_and_stress_are_those_of_the_authors_program(tables):
 
 
 def test_it_adds_to_the_energies_of_the_network_whatever_their_scale(potential, crystals):
-    bare = small_potential(SHORT)
+    bare = small_potential(QUICK)
     tables = potential.params["dispersion"]
     for scale in (1.0, 0.5):
         scaled, both = (replace(p, params={**p.params, "scale": np.array(scale)}) for p in (bare, potential))
@@ -211,7 +211,7 @@ def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(potential
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
     found = dynamical_matrix(potential, cell, constants.q_points)
     np.testing.assert_allclose(found, sums, rtol=0, atol=1e-12)
-    bare = dynamical_matrix(small_potential(SHORT), cell, constants.q_points)
+    bare = dynamical_matrix(small_potential(QUICK), cell, constants.q_points)
     assert np.abs(found - bare).max() > 1e-4
 
 
@@ -223,18 +223,18 @@ def test_a_sparse_hessian_knows_that_pairs_reach_farther_than_bonds(potential, c
 
 def test_a_single_atom_has_no_dispersion_and_is_computed(potential):
     alone = Atoms("He", cell=[20, 20, 20], pbc=True)
-    bare = small_potential(SHORT).predict(alone)
+    bare = small_potential(QUICK).predict(alone)
     np.testing.assert_allclose(potential.predict(alone)["energy"], bare["energy"], rtol=1e-12)
 
 
 def test_a_graph_without_pairs_is_refused(potential, crystal):
-    graph = batching.pack([small_potential(SHORT).graph(crystal)])
+    graph = batching.pack([small_potential(QUICK).graph(crystal)])
     with potential.precision(), pytest.raises(ValueError, match="pairs"):
         potential.energy(graph)
 
 
 def test_a_saved_potential_keeps_its_dispersion(potential, crystal, tmp_path):
-    assert potential.parameter_count == small_potential(SHORT).parameter_count
+    assert potential.parameter_count == small_potential(QUICK).parameter_count
     potential.save(tmp_path / "saved")
     again = Potential.from_folder(tmp_path / "saved", "float64")
     assert again.model == potential.model
@@ -263,7 +263,7 @@ def test_a_file_with_other_parameters_of_dispersion_is_refused(potential, tmp_pa
 
 
 def fitted_to(functional: str) -> Potential:
-    bare = small_potential(SHORT)
+    bare = small_potential(QUICK)
     return replace(bare, manifest={**bare.manifest, "functional": functional})
 
 
@@ -280,7 +280,7 @@ def fitted_to(functional: str) -> Potential:
 def test_parameters_are_those_of_the_functional(tables, functional, method, taken):
     found = with_dispersion(fitted_to(functional), method)
     assert found.model.damping == DAMPING[taken]
-    assert found.name == f"{SHORT}+{method}"
+    assert found.name == f"{QUICK}+{method}"
     assert max(found.elements) == HIGHEST
 
 
@@ -306,7 +306,7 @@ def test_energy_functions_and_joined_potentials_are_refused(potential):
     with pytest.raises(ValueError, match="energy function"):
         with_dispersion(of_function, "d3bj")
     with pytest.raises(ValueError, match="PBE, r2SCAN"):
-        with_dispersion(join(small_potential(SHORT), ["PBE", "r2SCAN"]), "d3bj-pbe")
+        with_dispersion(join(small_potential(QUICK), ["PBE", "r2SCAN"]), "d3bj-pbe")
     with pytest.raises(ValueError, match="dispersion"):
         join(potential, ["PBE", "r2SCAN"])
 
@@ -329,13 +329,13 @@ def test_a_folder_of_any_name_is_loaded_with_dispersion(tables, crystal, tmp_pat
 
 def test_training_on_labels_without_dispersion_is_refused(potential, crystal):
     labelled = [LabelledCrystal(crystal, Labels(energy=0.0))]
-    split = MemorySplit.from_crystals(labelled, small_potential(SHORT).cutoffs)
+    split = MemorySplit.from_crystals(labelled, small_potential(QUICK).cutoffs)
     with pytest.raises(DatasetError, match="dispersion"):
         check_data(split, potential)
 
 
 def test_models_with_other_parameters_of_dispersion_share_no_programs(potential):
-    network = small_potential(SHORT).model
+    network = small_potential(QUICK).model
     assert Dispersed(network, PBE) == potential.model
     assert Dispersed(network, Damping("PBE", 0.4, 4.4, 0.8)) != potential.model
     assert Dispersed(network, PBE).identity({}) != Dispersed(network, DAMPING["SCAN"]).identity({})

@@ -9,6 +9,7 @@ import json
 import pkgutil
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import ismodule
 from pathlib import Path
@@ -38,7 +39,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from jaxmlip.cli import COMMANDS, Group, main
 from jaxmlip.models.chgnet import CHGNetConfig
-from jaxmlip.potential import random_potential
+from jaxmlip.potential import Potential, random_potential
 from weights_convert.published import MODELS
 
 OURS = ("jaxmlip", "weights_convert", "experiments", "benchmarks", "tests", "docs")
@@ -100,6 +101,8 @@ NOT_RUN = {
         "--slurm",
     ): "needs SLURM; test_many_devices.py asks submitit",
 }
+# Pages that show what no pairs of atoms have: magnetic moments, and dispersion that is added.
+OF_A_NETWORK = (ROOT / "README.md", ROOT / "docs" / "dispersion.md")
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -111,25 +114,33 @@ def stand_in(monkeypatch, tmp_path):
     """
     config = CHGNetConfig(features=4, radial=3, angular=3, blocks=1, bond_cutoff=4.0, readout=(4,))
     network = random_potential(config, seed=8)  # in which MgO is stable
+    monkeypatch.setattr("jaxmlip.zoo.load.load_known", loading(network))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def loading(chgnet: Potential | None = None) -> Callable[[str], Potential]:
+    """Instead of `load_known`: pairs of atoms, and for CHGNet another potential if one is given."""
     salt = pairs.potential(1.1, alike=2**0.5)
 
-    def load_known(name: str):
-        its = network if name.startswith("chgnet") else salt
+    def load_known(name: str) -> Potential:
+        its = chgnet if chgnet and name.startswith("chgnet") else salt
         said = {**its.manifest, "functional": MODELS[name].functional}
         return replace(its, name=name, manifest=said)
 
-    monkeypatch.setattr("jaxmlip.zoo.load.load_known", load_known)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return load_known
 
 
 def run_python(page: Path) -> dict:
     """Runs all Python of a page, block after block, and gives the names that it leaves."""
     names = {"__name__": page.stem}
-    for its in blocks(page):
-        if its.language == "python":
-            text = "\n" * (its.line - 1) + its.text  # so that an error shows the line of the page
-            exec(compile(text, str(page), "exec"), names)
+    with pytest.MonkeyPatch.context() as patch:
+        if page not in OF_A_NETWORK:
+            patch.setattr("jaxmlip.zoo.load.load_known", loading())
+        for its in blocks(page):
+            if its.language == "python":
+                text = "\n" * (its.line - 1) + its.text  # so that an error shows the line of the page
+                exec(compile(text, str(page), "exec"), names)
     return names
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from ase.build import bulk
 from ase.io import write
-from conftest import SHORT, small_potential
+from commands import RUN, environment
+from conftest import QUICK, small_potential
 
 from jaxmlip import Potential
 from jaxmlip.cli import main
@@ -173,23 +174,18 @@ def limited(size: int, code: str, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-def environment(cache: Path) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "JAXMLIP_CACHE": str(cache / "cache"), "COLUMNS": "200"}
-
-
 def test_saving_a_model_on_a_full_disk_says_so_and_leaves_the_old_one(tmp_path):
-    old = small_potential(SHORT, "float32")
+    old = small_potential(QUICK, "float32")
     old.save(tmp_path / "model")
     before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
     code = (
-        "from jaxmlip import Potential\nfrom dataclasses import replace\n"
+        "import quick_network\nfrom jaxmlip import Potential\nfrom dataclasses import replace\n"
         "p = Potential.from_folder(sys.argv[1] + '/model')\np = replace(p, name='other')\n"
         "for name in ('model', 'new/one'):\n"
         "    try:\n        p.save(sys.argv[1] + '/' + name)\n"
         "    except OSError as error:\n        print(error)\n"
     )
-    done = limited(4000, code, str(tmp_path))
+    done = limited(1000, code, str(tmp_path))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 2
@@ -205,7 +201,7 @@ def test_saving_a_model_on_a_full_disk_says_so_and_leaves_the_old_one(tmp_path):
 def work(tmp_path_factory):
     """A folder with a small model and a structure."""
     here = tmp_path_factory.mktemp("work")
-    small_potential(SHORT, "float32").save(here / "model")
+    small_potential(QUICK, "float32").save(here / "model")
     salt = bulk("NaCl", "rocksalt", 5.64)
     salt.rattle(0.05, seed=0)
     write(here / "salt.cif", salt)
@@ -419,9 +415,8 @@ def test_whatever_is_written_is_moved_into_place():
 
 
 def started(work: Path, *arguments: str) -> subprocess.Popen:
-    run = "from jaxmlip.cli import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-c", run, *arguments],
+        [sys.executable, "-c", RUN, *arguments],
         cwd=work,
         env=environment(work),
         stdout=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from rich.console import Console
 
 import jaxmlip
@@ -40,7 +40,7 @@ def here(tmp_path_factory):
         found = {"energy": float(its["energy"]), "forces": its["forces"]}
         atoms.calc = SinglePointCalculator(atoms, **found)
         ase.io.write(folder / f"{head}.extxyz", [atoms] * 2)
-    small_potential(SHORT, "float32").save(folder / "chgnet")
+    small_potential(QUICK, "float32").save(folder / "chgnet")
     return folder
 
 
@@ -171,7 +171,7 @@ def test_commands_against_dft_take_heads_and_a_precision(command, usual, monkeyp
 
 def test_heads_are_of_checkpoint_files_and_models_keep_their_own_names():
     one, two = load_each(["chgnet", "two.model"], heads=["r2scan"])
-    assert (one.name, two.name, two.manifest["head"]) == (SHORT, "two", "r2scan")
+    assert (one.name, two.name, two.manifest["head"]) == (QUICK, "two", "r2scan")
     for models, heads, named in (
         (["chgnet"], ["pbe"], r"found the heads pbe and 0 checkpoint file\(s\)"),
         (["two.model"], ["pbe", "r2scan"], r"found the heads pbe, r2scan and 1 checkpoint file\(s\)"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import make_supercell
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 
 from jaxmlip import hessian, hessian_columns
 from jaxmlip.crystals import batching
@@ -225,7 +225,7 @@ def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal)
 
 
 def test_a_potential_can_first_be_used_inside_a_function_that_is_compiled(crystal):
-    fresh = small_potential(SHORT)
+    fresh = small_potential(QUICK)
     packed = batching.pack([fresh.graph(crystal)])
     with fresh.precision():
         jax.jit(fresh.energy)(packed)

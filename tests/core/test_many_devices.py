@@ -4,10 +4,10 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import quick_network
 from conftest import write_springs
 from documents import ROOT, Command, block, commands, understood
 from processes import free_address
@@ -15,8 +15,8 @@ from processes import free_address
 PAGE = "docs/many_devices.md"
 CONFIG = """
 model:
-  architecture: m3gnet
-  hyperparameters: {features: 4, hidden: 4, radial: 2, blocks: 1, bond_cutoff: 3.0, angle_cutoff: 2.6}
+  architecture: m3gnet  # as which the quick network plays
+  hyperparameters: {features: 4, bond_cutoff: 3.0, angle_cutoff: 2.6}
 data: {train: [springs.extxyz], fractions: [1, 0, 0]}
 loss: {stress: 0, magmoms: 0}
 steps: 1
@@ -43,7 +43,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "train.yaml").write_text(CONFIG)
     job = (int(free_address().split(":")[1]) - 61440) % 4096  # from which JAX makes the port
     scripts = {
-        "jaxmlip": f"#!/bin/bash\nexec {sys.executable} -c 'from jaxmlip.cli import main; main()' \"$@\"\n",
+        "jaxmlip": f'#!/bin/bash\nexec {" ".join(quick_network.WORKER)} "$@"\n',
         "srun": SRUN.format(job=job),
     }
     for name, text in scripts.items():

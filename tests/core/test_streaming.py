@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHORT, small_potential
+from commands import environment
+from conftest import QUICK, small_potential
 from interruptions import StopError, interrupted
 
 from jaxmlip import hessian, hessian_columns
 from jaxmlip.derivatives.response import Response
 from jaxmlip.derivatives.streaming import columns_done, stream_hessian
-
-ROOT = Path(__file__).parents[2]
 
 
 def counted(monkeypatch) -> list[int]:
@@ -95,6 +94,7 @@ def run_until_killed(folder: Path, columns: int) -> None:
     command = (
         "import time, jaxmlip.derivatives.streaming as s\n"
         "from ase.io import read\n"
+        "import quick_network\n"
         "from jaxmlip import Potential\n"
         "replace = s.os.replace\n"
         "def slowly(*args):\n"
@@ -104,9 +104,7 @@ def run_until_killed(folder: Path, columns: int) -> None:
         "potential = Potential.from_folder('model', 'float64')\n"
         "s.stream_hessian(potential, read('crystal.json'), 'h.npy', block_size=2)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", command], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    process = subprocess.Popen([sys.executable, "-c", command], cwd=folder, env=environment(folder))
     try:
         end = time.monotonic() + 120
         while columns_done(folder / "h.npy") < columns:
@@ -123,7 +121,7 @@ def test_kill_9_loses_nothing_that_was_done(crystal, tmp_path, monkeypatch):
 
     from jaxmlip import Potential
 
-    small_potential(SHORT).save(tmp_path / "model")
+    small_potential(QUICK).save(tmp_path / "model")
     write(tmp_path / "crystal.json", crystal)
     potential = Potential.from_folder(tmp_path / "model", "float64")
     run_until_killed(tmp_path, 4)
@@ -238,7 +236,7 @@ def test_the_record_says_whose_hessian_it_is(any_potential, crystal, tmp_path):
     stream_hessian(any_potential, crystal, tmp_path / "h.npy", block_size=4)
     record = json.loads((tmp_path / "h.npy.json").read_text())
     assert record["formula"] == "HAlMgO2"
-    assert record["potential"] == SHORT
+    assert record["potential"] == any_potential.name
     assert record["dtype"] == "float64"
     assert record["columns"] == list(range(15))
     assert record["done"] == 15

@@ -11,7 +11,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -266,7 +266,7 @@ def labelled(atoms: Atoms, forces: np.ndarray, **info) -> Atoms:
 def folder(tmp_path_factory):
     """A model, and frames whose labels are its own forces, over 0.8 and with an error for NaCl."""
     here = tmp_path_factory.mktemp("frames")
-    potential = small_potential(SHORT, "float32")
+    potential = small_potential(QUICK, "float32")
     potential.save(here / "model")
     rng = np.random.default_rng(0)
     shaken = [bulk("NaCl", "rocksalt", 5.0, cubic=k > 2) for k in range(5)] + [bulk("Si")] * 3
@@ -401,7 +401,7 @@ def test_a_slope_that_says_little_is_pointed_out():
 
 
 def test_every_model_and_material_is_in_the_figure(folder, tmp_path):
-    potential = small_potential(SHORT, "float32")
+    potential = small_potential(QUICK, "float32")
     rows = softening_scale(potential, by_material(read_frames(folder / "salt.extxyz"), "kind"))
 
     def colours(rows_by_model) -> set[tuple]:

@@ -11,7 +11,7 @@ from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 
 import jaxmlip.potential
 from jaxmlip import Calculator, hessian
@@ -42,7 +42,7 @@ def test_the_total_moment_is_the_sum_of_those_of_the_atoms(any_potential, atoms)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_results_come_back_from_a_database_of_ase_as_they_were_in_any_precision(crystal, tmp_path, count):
     atoms = crystal[:count]
-    atoms.calc = Calculator(small_potential(SHORT, "float32"))
+    atoms.calc = Calculator(small_potential(QUICK, "float32"))
     forces, stress, moments = atoms.get_forces(), atoms.get_stress(), atoms.get_magnetic_moments()
     database = ase.db.connect(tmp_path / "x.db")
     database.write(atoms)
@@ -106,16 +106,16 @@ def test_a_relaxation_with_its_cell_lowers_the_energy(atoms):
     assert atoms.get_potential_energy() < before
 
 
-def test_200_steps_of_molecular_dynamics_compile_at_most_twice_and_conserve_energy(any_potential):
+def test_200_steps_of_molecular_dynamics_compile_at_most_twice_and_conserve_energy(short_potential):
     atoms = bulk("W", cubic=True) * (2, 2, 1)
-    atoms.calc = Calculator(any_potential)
+    atoms.calc = Calculator(short_potential)
     rng = np.random.default_rng(0)
     atoms.set_velocities(rng.normal(size=(8, 3)) * np.sqrt(units.kB * 600 / atoms.get_masses())[:, None])
     before = jaxmlip.potential._predict._cache_size()
     bonds, energies = set(), []
 
     def watch():
-        bonds.add(len(any_potential.graph(atoms).first))
+        bonds.add(len(short_potential.graph(atoms).first))
         energies.append(atoms.get_total_energy())
 
     dynamics = VelocityVerlet(atoms, 1.0 * units.fs)

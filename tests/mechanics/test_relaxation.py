@@ -16,7 +16,7 @@ from ase.constraints import FixAtoms
 from ase.io import read, write
 from commands import complaint
 from commands import jaxmlip as command
-from conftest import SHORT, public, small_potential
+from conftest import QUICK, public, small_potential
 
 import jaxmlip.potential
 from jaxmlip.crystals import batches
@@ -467,7 +467,7 @@ def test_chgnet_brings_rattled_rock_salt_back_with_and_without_ase():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     here = tmp_path_factory.mktemp("work")
-    small_potential(SHORT, "float32").save(here / "model")
+    small_potential(QUICK, "float32").save(here / "model")
     salt = bulk("NaCl", "rocksalt", 5.64)
     salt.rattle(0.05, seed=0)
     write(here / "POSCAR", salt)
@@ -482,7 +482,7 @@ def test_the_command_writes_relaxed_structures_with_their_energies_and_forces(fo
     assert done.returncode == 0, done.stderr
     written = read(folder / "relaxed.extxyz", ":")
     assert [a.info["file"] for a in written] == ["POSCAR", "two.extxyz", "two.extxyz [1]"]
-    potential = small_potential(SHORT, "float32")
+    potential = small_potential(QUICK, "float32")
     for atoms in written:
         assert atoms.info["converged"]
         expected = potential.predict(atoms)

@@ -14,7 +14,7 @@ from ase.thermochemistry import HarmonicThermo, HinderedThermo, IdealGasThermo
 from ase.vibrations import Vibrations as AseVibrations
 from ase.vibrations import VibrationsData
 from commands import complaint, here
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 
 from jaxmlip.cli.vibrations import chosen_atoms
 from jaxmlip.crystals.structures import read_crystal
@@ -302,7 +302,7 @@ def test_atoms_are_chosen_by_number_slice_and_element():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("molecules")
-    small_potential(SHORT).save(place / "model")
+    small_potential(QUICK).save(place / "model")
     salt = bulk("NaCl", "rocksalt", 5.64)
     salt.set_constraint(FixAtoms([0]))
     ase.io.write(place / "half [held] @1.vasp", salt)
@@ -321,7 +321,7 @@ def test_the_command_writes_what_it_found(folder, monkeypatch, capsys):
     assert done.returncode == 0, done.stderr
     assert "1 of 2 atoms move (3 of 6 coordinates), the others are held in place by the file" in done.stdout
     record = json.loads((folder / "of [1]" / "vibrations.json").read_text())
-    found = vibrations(small_potential(SHORT), read_crystal(folder / "half [held] @1.vasp"))
+    found = vibrations(small_potential(QUICK), read_crystal(folder / "half [held] @1.vasp"))
     np.testing.assert_allclose(record["frequencies_per_cm"], found.per_cm, rtol=1e-6)
     assert record["infrared_intensities"] is None
     assert "no dipole" in record["infrared_intensities_why_none"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from PIL import Image
 
 pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
@@ -29,7 +29,7 @@ SCALE = 0.81  # of the potential's forces against those that are called DFT's
 def runs(tmp_path_factory) -> Path:
     """Salt, and rutile whose atoms are not at rest in the potential."""
     folder = tmp_path_factory.mktemp("runs")
-    potential = small_potential(SHORT)
+    potential = small_potential(QUICK)
     write_run(folder / "salt", potential, bulk("NaCl", "rocksalt", 5.0), (2, 2, 1), scale=1 / SCALE)
     write_run(folder / "rutile", potential, rutile(), (1, 1, 2), scale=1 / SCALE)
     potential.astype("float32").save(folder / "model")

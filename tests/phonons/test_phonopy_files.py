@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from phonopy_run import write_run
 
 phonopy = pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
@@ -132,7 +132,7 @@ def test_the_command_of_phonopy_goes_on_from_what_is_written(constants, tmp_path
 def salt_run(tmp_path_factory) -> Path:
     """A run on the cubic cell, whose primitive cell is a quarter of it."""
     folder = tmp_path_factory.mktemp("phonopy") / "salt"
-    write_run(folder, small_potential(SHORT), bulk("NaCl", "rocksalt", 5.0, cubic=True), (1, 1, 1), "F")
+    write_run(folder, small_potential(QUICK), bulk("NaCl", "rocksalt", 5.0, cubic=True), (1, 1, 1), "F")
     (folder / "BORN").write_text("14.4\n2 0 0 0 2 0 0 0 2\n1 0 0 0 1 0 0 0 1\n-1 0 0 0 -1 0 0 0 -1\n")
     return folder
 

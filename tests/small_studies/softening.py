@@ -18,7 +18,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from stand_in import Mixture, Morse
@@ -321,18 +321,18 @@ def elastic(root: Path, model: str = "mace-density") -> dict:
     return {"model": (name,), "data": data, "fmax": 1e9, "smax": 1e9, "batch": 3}
 
 
-def force_constants(root: Path, model: str = SHORT) -> dict:
+def force_constants(root: Path, model: str = QUICK) -> dict:
     """A run of phonopy, whose DFT is always the first of the networks."""
     pytest.importorskip("phonopy", reason="phonopy, the extra of that name, is not installed")
     from phonopy_run import write_run
 
-    salt, first = bulk("NaCl", "rocksalt", 5.0), small_potential(SHORT)
+    salt, first = bulk("NaCl", "rocksalt", 5.0), small_potential(QUICK)
     write_run(root / "data/phonopy_examples_PBE/NaCl", first, salt, (2, 2, 1), scale=1 / CURVATURE)
     _, name = saved(root, model, "float64")
     return {"model": (name,), "data": root / "data", "runs": ("NaCl",), "silicon": False}
 
 
-def anharmonicity(root: Path, model: str = SHORT) -> dict:
+def anharmonicity(root: Path, model: str = QUICK) -> dict:
     """A run of phono3py, whose DFT is always the first of the networks."""
     pytest.importorskip("phono3py", reason="phono3py, the extra of that name, is not installed")
     from phono3py.file_IO import write_FORCES_FC3
@@ -340,7 +340,7 @@ def anharmonicity(root: Path, model: str = SHORT) -> dict:
     from jaxmlip.phonons.cells import Cells
     from jaxmlip.phonons.phonopy_files import as_ase
 
-    first, folder = small_potential(SHORT), root / "data/phono3py_examples/Si-PBE"
+    first, folder = small_potential(QUICK), root / "data/phono3py_examples/Si-PBE"
     folder.mkdir(parents=True)
     ph3 = Cells.of(bulk("Si", a=5.6), (2, 1, 1)).to_phono3py()
     ph3.generate_displacements(distance=0.03)
@@ -373,7 +373,7 @@ def write_phonondb(folder: Path, crystals, thz, mesh=(2, 1, 1), stars=None, **mo
         json.dump({name: dict(zip(keys, column, strict=True)) for name, column in columns.items()}, file)
 
 
-def phonons(root: Path, model: str = SHORT) -> dict:
+def phonons(root: Path, model: str = QUICK) -> dict:
     """Rocksalt and zincblende, with frequencies of the potential over FREQUENCY."""
     potential, name = saved(root, model, "float64")
     crystals = [bulk("NaCl", "rocksalt", 5.0), bulk("ZnS", "zincblende", 5.6)]
@@ -411,7 +411,7 @@ def learn_phonons(root: Path) -> dict:
     return {"model": ("pairs",), "data": root / "data", **few}
 
 
-def cure(root: Path, model: str = SHORT) -> dict:
+def cure(root: Path, model: str = QUICK) -> dict:
     """mlearn/Si as it is published, small, and the model that is too soft for it."""
     soft = replace(small_potential(model, "float32"), name=model)
     soft = replace(soft, params={**soft.params, "scale": np.float32(1.0)})

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from PIL import Image
 from small_studies import TABLE, Ran, alone, go, module, on_a_small_scale, softening
 from stand_in import StandIn
@@ -287,7 +287,7 @@ def test_a_potential_that_knows_no_element_is_named_with_what_is_left_out(name, 
         folder = "helium"
     else:
         folder = str(tmp_path / "helium")
-        replace(small_potential(SHORT, "float32"), name="helium", elements=(2,)).save(folder)
+        replace(small_potential(QUICK, "float32"), name="helium", elements=(2,)).save(folder)
     with pytest.raises(RuntimeError, match=r"Nothing could be computed.* helium does not know all elements"):
         go(name, replace(settings, out=tmp_path / "out", **models_of(name, folder)))
     record = json.loads((tmp_path / "out/record.json").read_text())

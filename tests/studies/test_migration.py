@@ -7,7 +7,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
-from conftest import SHORT
+from conftest import QUICK
 from small_studies.softening import OWN, as_dict, magnesium_hop
 
 import experiments.softening.migration as migration
@@ -27,7 +27,7 @@ def agrees_on_silicon(done) -> None:
 
 
 def test_a_network_agrees_with_the_barrier_and_the_forces_it_labelled_itself(ran):
-    done = ran("softening.migration", SHORT)
+    done = ran("softening.migration", QUICK)
     agrees_on_silicon(done)
     assert "approx_neb is not in" in done.text
 

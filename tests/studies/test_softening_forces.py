@@ -11,7 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import SHORT
+from conftest import QUICK
 from small_studies import go
 from small_studies.softening import OWN, STAND_INS, Morse, rattled
 
@@ -54,7 +54,7 @@ def test_against_half_of_its_own_forces_a_stand_in_has_a_slope_of_2(ran):
 
 
 def test_against_half_of_its_own_forces_a_network_has_a_slope_of_2(ran):
-    has_a_slope_of_2(ran("softening.forces", SHORT), SHORT)
+    has_a_slope_of_2(ran("softening.forces", QUICK), QUICK)
 
 
 def test_materials_of_some_unknown_elements_are_left_out_and_the_others_compared(ran, tmp_path, monkeypatch):

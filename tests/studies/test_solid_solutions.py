@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import SHORT
+from conftest import QUICK
 from small_studies import go
 from small_studies.softening import STAND_INS
 
@@ -10,7 +10,7 @@ from experiments.softening.solid_solutions import Settings, ordered_oxides, rank
 
 
 def test_a_network_agrees_with_the_energies_it_labelled_itself(ran):
-    (table,) = ran("softening.solid_solutions", SHORT).record["tables"]
+    (table,) = ran("softening.solid_solutions", QUICK).record["tables"]
     unrelaxed, relaxed = table["rows"]
     for line in (unrelaxed, relaxed):
         assert line[3] == 8

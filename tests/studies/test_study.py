@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHORT, small_potential
+from conftest import QUICK, small_potential
 from rich.console import Console
 
 from jaxmlip.studies.study import Study, StudyError, bootstrap
@@ -67,7 +67,7 @@ def test_a_material_that_fails_is_a_row_with_its_reason_and_is_counted(tmp_path,
 def test_materials_of_unknown_elements_are_left_out_and_named_and_nothing_at_all_is_an_error(
     tmp_path, capsys
 ):
-    salt = replace(small_potential(SHORT), elements=(11, 17))
+    salt = replace(small_potential(QUICK), elements=(11, 17))
     trial = study(tmp_path, {"salt": salt})
     materials = {"NaCl": [11, 17], "Si": [14], "MgO": [12, 8]}
     rows = trial.ask("trying", materials, lambda numbers: numbers, lambda p, numbers: {"n": len(numbers)})
@@ -102,13 +102,13 @@ def test_a_table_prints_its_cells_with_numbers_flush_right():
 
 
 def test_a_folder_of_other_settings_or_weights_is_refused_but_another_model_may_join(tmp_path):
-    study(tmp_path, {"m": small_potential(SHORT)})
+    study(tmp_path, {"m": small_potential(QUICK)})
     with pytest.raises(StudyError, match=r"fmax: 0\.05 there, 0\.1 here"):
         study(tmp_path, fmax=0.1)
     with pytest.raises(StudyError, match=r"other settings or weights \(m: "):
         study(tmp_path, {"m": small_potential("m3gnet-smooth")})
     study(tmp_path, {"n": small_potential("m3gnet-smooth")}, model=("n",))
-    study(tmp_path, {"m": small_potential(SHORT), "n": small_potential("m3gnet-smooth")})
+    study(tmp_path, {"m": small_potential(QUICK), "n": small_potential("m3gnet-smooth")})
 
 
 def test_the_interval_holds_the_mean_of_a_known_distribution_19_times_in_20():

@@ -70,16 +70,16 @@ def batch_of(examples, waves=6, seed=1):
 
 
 @pytest.fixture(scope="module")
-def cells(quick_potential):
-    return cells_of(quick_potential)
+def cells(any_potential):
+    return cells_of(any_potential)
 
 
 @pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
-def test_frequencies_of_cells_side_by_side_are_those_of_phonons(quick_potential, cells):
-    with quick_potential.precision():
-        squares = np.asarray(SQUARES(quick_potential.energy_fn, quick_potential.arrays, cells, Q))
+def test_frequencies_of_cells_side_by_side_are_those_of_phonons(any_potential, cells):
+    with any_potential.precision():
+        squares = np.asarray(SQUARES(any_potential.energy_fn, any_potential.arrays, cells, Q))
     for found, atoms, q in zip(squares, salts(), Q, strict=True):
-        wanted = phonon_modes(quick_potential, atoms, q).frequencies
+        wanted = phonon_modes(any_potential, atoms, q).frequencies
         np.testing.assert_allclose(in_thz(found[:, : 3 * len(atoms)]), wanted, rtol=0, atol=1e-4)
         np.testing.assert_array_equal(found[:, 3 * len(atoms) :], 0)
 
@@ -119,10 +119,10 @@ def test_gradients_of_the_loss_by_the_parameters_are_those_of_differences(name):
     np.testing.assert_allclose(float(found), difference, rtol=1e-6)
 
 
-def test_the_gradient_of_a_matrix_holds_no_other_crystal(quick_potential, cells):
+def test_the_gradient_of_a_matrix_holds_no_other_crystal(any_potential, cells):
     """D of the first crystal does not depend on the wave vectors of the second."""
-    matrices = jax.jit(partial(dynamical_matrices, quick_potential.energy_fn, quick_potential.arrays, cells))
-    with quick_potential.precision():
+    matrices = jax.jit(partial(dynamical_matrices, any_potential.energy_fn, any_potential.arrays, cells))
+    with any_potential.precision():
         one, other = (np.asarray(matrices(q)) for q in (Q, np.stack([Q[0], Q[1] + 0.2])))
     np.testing.assert_allclose(one[0], other[0], rtol=0, atol=1e-14)
     assert np.abs(one[1] - other[1]).max() > 1e-5

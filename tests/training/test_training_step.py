@@ -73,21 +73,21 @@ def test_the_gradient_of_a_loss_on_all_labels_columns_of_two_orders_included_is_
     np.testing.assert_allclose(found, slope, rtol=1e-6)
 
 
-def test_the_loss_is_made_of_what_predict_hessian_and_third_derivatives_give(quick_potential, crystals):
-    examples = labelled(quick_potential, crystals[:2])
+def test_the_loss_is_made_of_what_predict_hessian_and_third_derivatives_give(any_potential, crystals):
+    examples = labelled(any_potential, crystals[:2])
     batch = batch_of(examples, spare=3)
-    with quick_potential.precision():
-        found = means(EVERY, summed(quick_potential.energy_fn, EVERY, flat_params(quick_potential), batch))
-    own = np.asarray(quick_potential.params["reference_energies"], float)
+    with any_potential.precision():
+        found = means(EVERY, summed(any_potential.energy_fn, EVERY, flat_params(any_potential), batch))
+    own = np.asarray(any_potential.params["reference_energies"], float)
     error = {p: [] for p in EVERY.properties}
     weight = {p: [] for p in EVERY.properties}
     start = 0
     for atoms, (_, labels, _) in zip(crystals, examples, strict=False):
-        p, n = quick_potential.predict(atoms), len(atoms)
+        p, n = any_potential.predict(atoms), len(atoms)
         probe = np.asarray(batch.probe[start : start + n]).ravel()
-        column = hessian(quick_potential, atoms) @ probe
+        column = hessian(any_potential, atoms) @ probe
         one, other = np.asarray(batch.ways[:, start : start + n])
-        slope = Response(quick_potential, atoms, along=one)
+        slope = Response(any_potential, atoms, along=one)
         ((_, second),) = slope.columns(np.array([other.argmax()]))
         start += n
         error["energy"] += [
@@ -109,24 +109,24 @@ def test_the_loss_is_made_of_what_predict_hessian_and_third_derivatives_give(qui
 
 
 def test_of_a_stress_the_part_along_vectors_that_repeat_is_learnt_and_of_a_molecule_none(
-    quick_potential, crystals
+    any_potential, crystals
 ):
     slab, molecule = crystals[0].copy(), crystals[1].copy()
     slab.pbc, molecule.pbc = (True, True, False), False
-    examples = labelled(quick_potential, [crystals[0], crystals[1]])
+    examples = labelled(any_potential, [crystals[0], crystals[1]])
     examples = [
-        e._replace(graph=quick_potential.graph(atoms), labels=replace(e.labels, weight=1.0).only(("stress",)))
+        e._replace(graph=any_potential.graph(atoms), labels=replace(e.labels, weight=1.0).only(("stress",)))
         for e, atoms in zip(examples, (slab, molecule), strict=True)
     ]
     loss = LossConfig(energy=0, forces=0, magmoms=0, stress=1.0)
-    with quick_potential.precision():
+    with any_potential.precision():
         found = means(
-            loss, summed(quick_potential.energy_fn, loss, flat_params(quick_potential), batch_of(examples))
+            loss, summed(any_potential.energy_fn, loss, flat_params(any_potential), batch_of(examples))
         )
     normal = np.cross(*slab.cell.array[:2])
     normal /= np.linalg.norm(normal)
     along = np.eye(3) - np.outer(normal, normal)
-    off = quick_potential.predict(slab)["stress"] - along @ examples[0].labels.stress @ along
+    off = any_potential.predict(slab)["stress"] - along @ examples[0].labels.stress @ along
     np.testing.assert_allclose(found["stress_mae"], GPA_PER_EV_PER_A3 * np.abs(off).mean(), rtol=1e-8)
 
 
@@ -137,32 +137,30 @@ def test_losses_are_those_of_the_books(kind):
     np.testing.assert_allclose(LossConfig(kind=kind).of(x), books[kind], rtol=1e-6)
 
 
-def test_a_label_that_is_missing_changes_nothing_whatever_stands_in_its_place(
-    quick_potential, crystals, mesh
-):
+def test_a_label_that_is_missing_changes_nothing_whatever_stands_in_its_place(any_potential, crystals, mesh):
     """Neither the loss nor one bit of a gradient sees it."""
-    examples = labelled(quick_potential, crystals[:2])
+    examples = labelled(any_potential, crystals[:2])
     without = [examples[0], examples[1]._replace(labels=examples[1].labels.only(("energy", "stress")))]
     batch = batch_of(without)
     other = jax.tree.map(np.copy, batch)
     n = len(crystals[0])
     other.forces[n:] = 1e3
-    value = jax.jit(jax.value_and_grad(partial(loss_of, quick_potential, FEW)))
-    with quick_potential.precision():
-        flat = flat_params(quick_potential)
+    value = jax.jit(jax.value_and_grad(partial(loss_of, any_potential, FEW)))
+    with any_potential.precision():
+        flat = flat_params(any_potential)
         np.testing.assert_equal(jax.device_get(value(flat, batch)), jax.device_get(value(flat, other)))
 
 
-def test_the_loss_of_a_batch_is_that_of_its_parts_added_up(quick_potential, crystals):
-    examples = labelled(quick_potential, crystals[:3])
+def test_the_loss_of_a_batch_is_that_of_its_parts_added_up(any_potential, crystals):
+    examples = labelled(any_potential, crystals[:3])
 
     shape = batching.shape_for([e.graph for e in examples])
 
     def of(part):
         batch = collate(part, shape, REFERENCES, np.random.default_rng(1), float)
-        return summed(quick_potential.energy_fn, FEW, flat_params(quick_potential), batch)
+        return summed(any_potential.energy_fn, FEW, flat_params(any_potential), batch)
 
-    with quick_potential.precision():
+    with any_potential.precision():
         parts = jax.tree.map(lambda a, b: a + b, of(examples[:1]), of(examples[1:]))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), of(examples), parts)
 
@@ -179,8 +177,8 @@ def run(potential, examples, config, mesh, steps=3, loss=FEW):
     return state, history, step
 
 
-def test_training_lowers_the_loss_and_leaves_frozen_parameters_alone(quick_potential, crystals, mesh):
-    potential = quick_potential  # whose parameters all have an effect
+def test_training_lowers_the_loss_and_leaves_frozen_parameters_alone(any_potential, crystals, mesh):
+    potential = any_potential  # whose parameters all have an effect
     examples = labelled(potential, crystals[:2])
     config = OptimizerConfig(learning_rate=5e-2, freeze=("bond", "^network/elements$"), clip=10.0, ema=0.9)
     state, history, step = run(potential, examples, config, mesh, steps=24)
@@ -200,37 +198,33 @@ def test_training_lowers_the_loss_and_leaves_frozen_parameters_alone(quick_poten
 
 @pytest.mark.usefixtures("quick")
 def test_a_trained_potential_computes_what_training_computed_also_after_a_save(
-    quick_potential, crystals, mesh, tmp_path
+    any_potential, crystals, mesh, tmp_path
 ):
     """Reference energies and the scale included, and the error before the first step is that of `predict`."""
     from jaxmlip.potential import Potential
 
-    own = np.asarray(quick_potential.params["reference_energies"], float)
+    own = np.asarray(any_potential.params["reference_energies"], float)
     atoms = crystals[0]
     labels = Labels(energy=1.0, forces=np.ones((len(atoms), 3))).check(len(atoms), "it")
-    shape = batching.shape_for([quick_potential.graph(atoms)])
+    shape = batching.shape_for([any_potential.graph(atoms)])
     batch = stack(
-        [
-            collate(
-                [Example(quick_potential.graph(atoms), labels)], shape, own, np.random.default_rng(0), float
-            )
-        ]
+        [collate([Example(any_potential.graph(atoms), labels)], shape, own, np.random.default_rng(0), float)]
     )
     config = OptimizerConfig(learning_rate=0.05, train=("scale", "references"))
-    state = init_state(quick_potential, config, 4, mesh)
-    step = make_train_step(quick_potential, LossConfig(), config, 4, mesh)
-    evaluate = make_eval_step(quick_potential, LossConfig(), mesh)
+    state = init_state(any_potential, config, 4, mesh)
+    step = make_train_step(any_potential, LossConfig(), config, 4, mesh)
+    evaluate = make_eval_step(any_potential, LossConfig(), mesh)
 
     def check(potential, metrics):
         p = potential.predict(atoms)
         np.testing.assert_allclose(metrics["energy_mae"], abs(p["energy"] - 1.0) / len(atoms), rtol=1e-9)
         np.testing.assert_allclose(metrics["forces_mae"], np.abs(p["forces"] - 1).mean(), rtol=1e-9)
 
-    with quick_potential.precision():
-        check(quick_potential, means(LossConfig(), evaluate(state.eval_params, batch)))
+    with any_potential.precision():
+        check(any_potential, means(LossConfig(), evaluate(state.eval_params, batch)))
         for _ in range(3):
             state, _ = step(state, batch)
-        after = potential_of(quick_potential, state)
+        after = potential_of(any_potential, state)
         assert after.params["scale"] != 1
         after.save(tmp_path)
         check(
@@ -258,9 +252,9 @@ def test_the_words_for_groups_of_parameters_find_them_in_every_model(architectur
         ({"freeze": ("all",)}, "no parameter to train"),
     ],
 )
-def test_a_pattern_that_finds_nothing_is_refused_with_the_near_names(quick_potential, config, says):
+def test_a_pattern_that_finds_nothing_is_refused_with_the_near_names(any_potential, config, says):
     with pytest.raises(ValueError, match=says):
-        trained(OptimizerConfig(**config), flat_params(quick_potential))
+        trained(OptimizerConfig(**config), flat_params(any_potential))
 
 
 def test_the_learning_rate_warms_up_and_ends_where_it_should():
@@ -286,9 +280,9 @@ def test_accumulated_batches_make_the_update_of_their_mean():
     assert abs(moved[0] - 1).min() > 1e-4
 
 
-def test_energies_of_thousands_of_electronvolts_lose_nothing_in_float32(quick_potential, mesh):
+def test_energies_of_thousands_of_electronvolts_lose_nothing_in_float32(any_potential, mesh):
     """The references of r2SCAN reach thousands of eV; what is left of them is exact to a µeV per atom."""
-    single = quick_potential.astype("float32")
+    single = any_potential.astype("float32")
     atoms = bulk("Cu", cubic=True).repeat(2)
     references = np.full(120, -4321.0987, np.float32)  # as a checkpoint may have them
     labels = Labels(energy=float(references[29]) * len(atoms) + 0.25).check(len(atoms), "copper")
