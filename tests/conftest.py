@@ -27,11 +27,13 @@ import jax
 import numpy as np
 import pytest
 import quick_network
+import shared_shapes
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from crystals import triclinic
 
+from jaxmlip.crystals import batching
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.models.m3gnet import M3GNetConfig
 from jaxmlip.models.mace import MACEConfig
@@ -211,6 +213,13 @@ def any_potential():
 def short_potential():
     """A published architecture, for claims about files of a model and its parameters."""
     return small_potential(SHORT)
+
+
+@pytest.fixture
+def real_shapes(monkeypatch):
+    """The shapes that users get, for claims about them."""
+    monkeypatch.setattr(batching, "LADDER", shared_shapes.LADDER)
+    monkeypatch.setattr(batching, "close", shared_shapes.close)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import shared_shapes  # noqa: F401, also in processes that import no more than this
 
 from jaxmlip.potential import Potential
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
+import shared_shapes  # noqa: F401, also in processes that import no more than this
 
 from jaxmlip.crystals.fetch import gather, scatter_add
 from jaxmlip.crystals.graph import Cutoffs, bond_vectors

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import quick_network
 from ase.build import bulk
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 import jaxmlip.potential
 from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.batching import BatchShape, round_up
+
+pytestmark = pytest.mark.usefixtures("real_shapes")
 
 
 @given(st.integers(1, 10**7))

@@ -15,6 +15,8 @@ from jaxmlip.derivatives import linear_map
 from jaxmlip.system import programs
 from jaxmlip.system.programs import Programs, mapped
 
+pytestmark = pytest.mark.usefixtures("real_shapes")
+
 CUTOFFS = {
     "chgnet": Cutoffs(6.0, 3.0, True),
     "m3gnet": Cutoffs(5.0, 4.0, False),

@@ -249,7 +249,7 @@ def test_a_chunk_that_another_process_has_is_left_to_it(tmp_path, whole):
     assert table(tmp_path) == table(whole)
 
 
-def test_a_crystal_larger_than_memory_is_named_and_skipped(pairs, monkeypatch):
+def test_a_crystal_larger_than_memory_is_named_and_skipped(pairs, real_shapes, monkeypatch):
     crystals = {"small": bulk("Cu", "fcc", 3.7), "large": bulk("Al", "fcc", 3.7) * (3, 3, 3)}
     for module in ("derivatives.response", "studies.screen.properties"):  # memory of a process varies
         monkeypatch.setattr(f"jaxmlip.{module}.resident", lambda: 0)
