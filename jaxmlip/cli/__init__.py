@@ -22,8 +22,14 @@ from jaxmlip.cli import (
     training,
     vibrations,
 )
+from jaxmlip.cli.options import Help, summary, with_common
 from jaxmlip.system.console import say
 from jaxmlip.system.runtime import collect_rarely
+
+ABOUT = (
+    "The curvature of universal interatomic potentials. Each command has --help, --help-all, --quiet and "
+    "--verbose. --version: its own version."
+)
 
 
 class Group(NamedTuple):
@@ -63,15 +69,19 @@ COMMANDS: dict[str, Callable | Group] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; errors are reported in a few lines on standard error, with exit code 1."""
     collect_rarely()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    help = asked_help(arguments)
+    if help is not None:
+        arguments = ["--help" if word == "--help-all" else word for word in arguments]
     try:
         with warnings.catch_warnings():
             # Ours are for the user, whatever the calling process does with warnings.
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *_: say(f"warning: {message}", stderr=True, style="yellow")
             tyro.cli(
-                _one_of(COMMANDS),
+                _one_of(COMMANDS, arguments, help),
                 prog="jaxmlip",
-                description="The curvature of universal interatomic potentials. --version: its own version.",
+                description=ABOUT,
                 args=arguments,
             )
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
@@ -81,12 +91,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _one_of(commands: dict[str, Callable | Group]) -> Any:
-    """The type that tyro reads as a choice of these commands; making an instance of it runs one."""
+def asked_help(arguments: Sequence[str]) -> Help | None:
+    """Which help the user asks for, if any."""
+    if "--help-all" in arguments:
+        return "whole"
+    return "brief" if {"-h", "--help"} & set(arguments) else None
+
+
+def _one_of(commands: dict[str, Callable | Group], words: Sequence[str], help: Help | None) -> Any:
+    """The type that tyro reads as a choice of these commands; making an instance of it runs one.
+
+    Where `words` ask for help on none of them, each is described by one sentence.
+    """
+    index = set(words[:1]) <= {"-h", "--help"}
     found = [Annotated[None, tyro.conf.Suppress]]  # never offered; with it a single command is a choice, too
     for name, run in commands.items():
         about = None
         if isinstance(run, Group):
-            about, run = run.about, _one_of(run.commands)
+            about, run = run.about, _one_of(run.commands, words[1:], help)
+        else:
+            about, run = summary(run) if index else None, with_common(run, help)
         found.append(Annotated[Any, tyro.conf.subcommand(name, description=about, constructor=run)])
     return Union[tuple(found)]  # noqa: UP007 (the number of commands is known only here)

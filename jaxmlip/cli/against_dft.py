@@ -11,13 +11,14 @@ from jaxmlip.system.arguments import (
     DType,
     Models,
     Positional,
+    Rare,
     SkipBad,
     above_zero,
     at_least,
     in_bytes,
 )
 
-Heads = tyro.conf.UseAppendAction[tuple[str, ...]]
+Heads = Rare[tyro.conf.UseAppendAction[tuple[str, ...]]]
 
 
 def softening(
@@ -26,9 +27,9 @@ def softening(
     data: Path | None = None,
     dtype: DType = "float64",
     out: Path = Path(),
-    memory_limit: float | None = None,
+    memory_limit: Rare[float | None] = None,
 ) -> None:
-    """Phonon frequencies of binary crystals compared with DFT: is the model's curvature too small?
+    """Is a model's curvature too small? Its phonons beside those of DFT.
 
     Args:
         model: the potential; can be given several times; default: chgnet-0.3.0
@@ -52,7 +53,9 @@ def compare(
     dtype: DType = "float64",
     out: Path = Path(),
 ) -> None:
-    """Phonons of a potential compared with the DFT of phonopy runs: same displacements, same settings.
+    """Phonons of a potential beside the DFT of phonopy runs.
+
+    Displacements and settings are the same.
 
     Args:
         folders: phonopy runs: folders with phonopy_disp.yaml (or phonopy_params.yaml, phonopy.yaml) and
@@ -81,7 +84,7 @@ def softening_scale(
     dtype: DType = "float32",
     out: Path = Path(),
 ) -> None:
-    """Slopes of a model's forces against DFT forces, for each material in FILES: are they too weak?
+    """Are a model's forces too weak? Their slopes against those of DFT.
 
     Args:
         files: crystals with DFT forces, such as extxyz, also as .gz

@@ -32,13 +32,14 @@ from jaxmlip.system.arguments import (
     Limit,
     Model,
     Positional,
+    Rare,
     SkipBad,
     Together,
     above_zero,
     at_least,
     in_bytes,
 )
-from jaxmlip.system.console import PlainConsole, console, say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import check_file, check_folder, write_whole, writing
 from jaxmlip.system.parallel import reports
 from jaxmlip.system.tables import Table, show
@@ -58,17 +59,17 @@ def hessian(
     dtype: DType = "float64",
     head: Head = None,
     atoms: tuple[int, ...] = (),
-    memory_limit: float | None = None,
-    block_size: int | None = None,
+    memory_limit: Rare[float | None] = None,
+    block_size: Rare[int | None] = None,
     sparse: Flag = False,
     devices: Devices = None,
     together: Together = ALONE,
     out: Path = Path("hessian.npz"),
 ) -> None:
-    """The Hessian of the structure in FILE (eV/Å²) and its vibrations at q = 0 (all cells move alike).
+    """The Hessian of the structure in FILE (eV/Å²), and its vibrations at q = 0.
 
-    Atoms that the file holds in place, or directions of them (selective dynamics), are left out, as in ASE
-    and VASP: the result is the block of the free ones, or of ATOMS.
+    All cells move alike. Atoms that the file holds, or directions of them (selective dynamics), are left out,
+    as in ASE and VASP: the result is the block of the free ones, or of ATOMS.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
@@ -97,14 +98,14 @@ def hessian(
     check_file(out)
     crystal = read_crystal(file)
     together.connect()
-    limit, terminal = in_bytes(memory_limit), console()
-    coordinates = _vibrating(crystal, atoms, terminal)
+    limit = in_bytes(memory_limit)
+    coordinates = _vibrating(crystal, atoms)
     potential = that_takes(crystal, file, model, dtype, head, devices)
-    found = _coloured(potential, crystal, coordinates, terminal) if sparse else None
+    found = _coloured(potential, crystal, coordinates) if sparse else None
     number = len(coordinates) if found is None else len(found.sums)
     plan = jaxmlip.plan_hessian(potential, crystal, block_size, limit)
     each = "" if potential.mesh is None else f" on each of {potential.mesh.size} devices"
-    terminal.print(
+    note(
         f"{crystal.get_chemical_formula()}: {number} {'sums of ' * sparse}columns, "
         f"{min(plan.block_size, number)} at once{each}, predicted memory {plan.total / 1e9:.3g} GB"
     )
@@ -130,18 +131,19 @@ def hessian(
     shown = range(len(thz)) if len(thz) <= 24 else [*range(12), *range(len(thz) - 12, len(thz))]
     rows = [(k + 1, thz[k]) for k in shown]
     show(Table(f"frequencies at q = 0, {potential.name}", ("mode", "THz"), rows))
-    say(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²; written to {out}")
+    say(f"asymmetry {np.abs(h - h.T).max():.1e} eV/Å²")
+    note(f"written to {out}")
 
 
-def _vibrating(crystal: Atoms, chosen: Sequence[int], terminal: PlainConsole) -> np.ndarray:
+def _vibrating(crystal: Atoms, chosen: Sequence[int]) -> np.ndarray:
     """The numbers 3a + x of the coordinates that vibrate; prints a line if some do not."""
     found = moving_coordinates(crystal, chosen or None)
     if told := who_moves(crystal, found, chosen or None):
-        terminal.print(told)
+        note(told)
     return found
 
 
-def _coloured(potential, crystal, coordinates, terminal: PlainConsole) -> Colouring:
+def _coloured(potential, crystal, coordinates) -> Colouring:
     """The sums of columns that are computed for a sparse Hessian; prints a line about them."""
     from jaxmlip.derivatives.sparse import colouring
 
@@ -151,7 +153,7 @@ def _coloured(potential, crystal, coordinates, terminal: PlainConsole) -> Colour
         told = "nothing is saved: the cell is too short for how far the network sees"
     else:
         told = f"{found.number} colours for {moving} atoms"
-    terminal.print(f"{len(found.sums)} sums instead of {len(coordinates)} columns ({told})", soft_wrap=True)
+    note(f"{len(found.sums)} sums instead of {len(coordinates)} columns ({told})")
     return found
 
 
@@ -168,7 +170,7 @@ def _stream(
 
     done, sparse = columns_done(out), colours is not None
     if done:
-        say(f"{done} {'sums of ' * sparse}columns are there already")
+        note(f"{done} {'sums of ' * sparse}columns are there already")
     every = len(coordinates) == 3 * len(crystal)
     if sparse:
         stream_sparse_hessian(potential, crystal, out, colours, block_size, limit)
@@ -177,7 +179,7 @@ def _stream(
     opens = f'scipy.sparse.load_npz("{out}")' if sparse else f'numpy.load("{out}", mmap_mode="r")'
     what = "row and column k are those" if sparse else "row k is the column"
     which = f"{what} of coordinate k" + ("" if every else f" of {_listed(coordinates)}")
-    say(f"written to {out}; {opens} opens it, {which}")
+    note(f"written to {out}; {opens} opens it, {which}")
 
 
 def _listed(coordinates: np.ndarray) -> str:
@@ -194,19 +196,19 @@ def phonons(
     path: str | None = None,
     points: int = 101,
     mesh: tuple[int, int, int] | None = None,
-    tolerance: float = 1e-3,
-    width: float | None = None,
+    tolerance: Rare[float] = 1e-3,
+    width: Rare[float | None] = None,
     born: Path | None = None,
     animate: tuple[int, int] | None = None,
     html: Path | None = None,
-    keep_cell: Flag = False,
-    symprec: float = 1e-5,
-    memory_limit: float | None = None,
+    keep_cell: Rare[Flag] = False,
+    symprec: Rare[float] = 1e-5,
+    memory_limit: Rare[float | None] = None,
     devices: Devices = None,
     together: Together = ALONE,
     out: Path = Path(),
 ) -> None:
-    """Phonon bands, density of states and thermodynamics of the crystal in FILE, without supercells.
+    """Phonon bands, density of states and thermodynamics, without supercells.
 
     A larger cell is first reduced to its primitive cell. Atoms of different masses or magnetic moments count
     as different there.
@@ -290,12 +292,12 @@ def conductivity(
     transport: Literal["wigner", "particles"] = "wigner",
     isotopes: bool = True,
     boundary: float | None = None,
-    symprec: float = 1e-5,
-    memory_limit: float | None = None,
+    symprec: Rare[float] = 1e-5,
+    memory_limit: Rare[float | None] = None,
     devices: Devices = None,
     out: Path = Path("conductivity"),
 ) -> None:
-    """Lattice thermal conductivity of the crystal in FILE, from exact third derivatives, by phono3py.
+    """Lattice thermal conductivity from exact third derivatives, by phono3py.
 
     It says first what it will compute. The same command goes on after any interruption, and another one, of
     another mesh or other temperatures, takes the constants that OUT has.
@@ -355,7 +357,9 @@ def elastic(
     json_: AsJson = False,
     out: Path = Path("elastic.json"),
 ) -> None:
-    """Elastic constants of the structure in FILE, in the Cartesian axes of the file, by linear response.
+    """Elastic constants of the structure in FILE, by linear response.
+
+    They are in the Cartesian axes of the file.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
@@ -397,7 +401,7 @@ def elastic(
     show(Table(f"{record['formula']}: C / GPa, {potential.name}", ("", *voigt), rows, 1))
     for line in describe(found):
         say(line)
-    say(f"written to {out}")
+    note(f"written to {out}")
 
 
 def relax(
@@ -412,14 +416,14 @@ def relax(
     fixed_shape: Flag = False,
     strains: tuple[Strain, ...] = (),
     fix_symmetry: Flag = False,
-    symprec: float = SYMPREC,
+    symprec: Rare[float] = SYMPREC,
     pressure: float = 0.0,
     steps: int = 500,
     limit: Limit = None,
     skip_bad: SkipBad = False,
     out: Path = Path("relaxed.extxyz"),
 ) -> None:
-    """Relaxes every structure in FILES, several at a time, and writes them to one file.
+    """Relaxes every structure in FILES, several at a time, into one file.
 
     Structures that do not converge are written too, as last reached and marked; the exit code is then 1.
 
@@ -467,7 +471,7 @@ def relax(
     with writing(out) as draft:
         ase.io.write(draft, [r.atoms for r in found], format=kind)
     show(_relaxed(f"{potential.name}, {dtype}", names, found))
-    say(f"written to {out}")
+    note(f"written to {out}")
     failed = [f"{name}: {r.reason}" for name, r in zip(names, found, strict=True) if not r.converged]
     if failed:
         raise RuntimeError(

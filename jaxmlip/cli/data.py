@@ -57,7 +57,7 @@ def inspect(
     figure: Path | None = None,
     json_: AsJson = False,
 ) -> None:
-    """Summarises files of labelled crystals, or a dataset made from them, and lists suspicious ones.
+    """Summarises labelled crystals, or a dataset of them, and lists suspicious ones.
 
     Args:
         source: files, or folders that `jaxmlip data convert` wrote

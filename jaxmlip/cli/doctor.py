@@ -6,7 +6,7 @@ from jaxmlip.system.arguments import AsJson
 
 
 def doctor(json_: AsJson = False) -> None:
-    """Tells what is installed, what is missing and how to get it, devices, memory and caches.
+    """Tells what is installed and what is missing, devices, memory and caches.
 
     Args:
         json_: print everything as JSON instead of tables

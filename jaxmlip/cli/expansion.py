@@ -13,6 +13,7 @@ from jaxmlip.system.arguments import (
     Head,
     Model,
     Positional,
+    Rare,
     above_zero,
     at_least,
     in_bytes,
@@ -29,12 +30,12 @@ def expansion(
     mesh: tuple[int, int, int] | None = None,
     temperatures: tuple[float, ...] = tuple(range(50, 1001, 50)),
     volumes: int | None = None,
-    symprec: float = 1e-5,
-    memory_limit: float | None = None,
+    symprec: Rare[float] = 1e-5,
+    memory_limit: Rare[float | None] = None,
     devices: Devices = None,
     out: Path = Path("expansion"),
 ) -> None:
-    """Thermal expansion of the crystal in FILE, from exact derivatives by strain: no grid of volumes.
+    """Thermal expansion from exact derivatives by strain: no grid of volumes.
 
     A larger cell is first reduced to its primitive cell. The axes are the Cartesian ones of the file.
 

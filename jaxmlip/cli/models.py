@@ -18,15 +18,16 @@ from jaxmlip.system.arguments import (
     Limit,
     Model,
     Positional,
+    Rare,
     SkipBad,
 )
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.tables import Table, show
 
 
 def models(verify: str | None = None) -> None:
-    """Lists the known public models, with their sources and whether they are cached.
+    """Lists the known public models, their sources, and which are cached.
 
     Args:
         verify: instead fetch this one and compare it, in float64, with results that its authors published
@@ -52,10 +53,12 @@ def convert(
     source: Positional[Path],
     out: Positional[Path],
     name: str | None = None,
-    head: str | None = None,
+    head: Rare[str | None] = None,
     verify: Flag = False,
 ) -> None:
-    """Converts a torch checkpoint to a model folder, without torch and without running any code in it.
+    """Converts a torch checkpoint to a model folder, and runs no code in it.
+
+    torch is not needed.
 
     Args:
         source: the checkpoint: a file of CHGNet's, MACE's or MatterSim's trainer, or the folder of an M3GNet
@@ -76,7 +79,7 @@ def convert(
         check_original(potential)
     potential.save(out)
     size = f"{len(potential.elements)} elements, {potential.parameter_count:,} parameters"
-    say(f"{potential.name}: {size}, written to {out}")
+    note(f"{potential.name}: {size}, written to {out}")
     if not verify:
         return
     _tell(differences(source, Potential.from_folder(out, "float64")), f"{out} is not the original")
@@ -101,7 +104,7 @@ def predict(
     skip_bad: SkipBad = False,
     json_: AsJson = False,
 ) -> None:
-    """Predicts energy, forces, stress and magnetic moments of every structure in FILES.
+    """Energy, forces, stress and magnetic moments of every structure in FILES.
 
     Slabs, wires and molecules repeat only in the directions that the file gives; their stress is along those
     directions, per volume of the box.

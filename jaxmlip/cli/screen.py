@@ -18,12 +18,13 @@ from jaxmlip.system.arguments import (
     Limit,
     Model,
     Positional,
+    Rare,
     Several,
     above_zero,
     at_least,
     in_bytes,
 )
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.tables import show
 
 if TYPE_CHECKING:
@@ -44,22 +45,23 @@ def screen(
     head: Head = None,
     fmax: float = 1e-3,
     smax: float = 0.01,
-    steps: int = 500,
-    pressure: float = 0.0,
+    steps: Rare[int] = 500,
+    pressure: Rare[float] = 0.0,
     mesh: tuple[int, int, int] | None = None,
-    symprec: float = 1e-5,
+    symprec: Rare[float] = 1e-5,
     limit: Limit = None,
-    memory_limit: float | None = None,
+    memory_limit: Rare[float | None] = None,
     processes: int | None = None,
-    shard: str | None = None,
+    shard: Rare[str | None] = None,
     slurm: Several = (),
     again: Flag = False,
     collect: Flag = False,
 ) -> None:
-    """Computes properties of thousands of crystals: one row a crystal, and no failure stops the others.
+    """Properties of thousands of crystals; no failure stops the others.
 
-    The same command goes on after any interruption; several at a time on one folder share the work. OUT gets
-    results.csv, results.parquet (with pyarrow), results.db for ASE, summary.md and summary.png.
+    There is a row for each. The same command goes on after any interruption; several at a time on one folder
+    share the work. OUT gets results.csv, results.parquet (with pyarrow), results.db for ASE, summary.md and
+    summary.png.
 
     Args:
         files: files in any format that ASE or pymatgen reads, databases of ASE, JSON of pymatgen, folders,
@@ -106,7 +108,7 @@ def screen(
         raise ValueError(f"found no crystal, and none in {out}; needed files: jaxmlip screen FILES.")
     if again:
         screening.forget_failures()
-    say(_begin(screening), stderr=True)
+    note(_begin(screening), stderr=True)
     asked = {"model": _absolute(model), "dtype": dtype, "head": head}
     failed = of_folder.run(screening, asked, part, number, jobs)
     _write(screening, potential.name)
@@ -133,9 +135,9 @@ def _write(there: Results, model: str) -> None:
     rows = there.rows()
     written = results.write(there.folder, rows, there.names, model)
     show(*results.tables(rows, there.names, model)[:2])
-    say(f"written to {there.folder}: {', '.join(written)}")
+    note(f"written to {there.folder}: {', '.join(written)}")
     if results.PARQUET not in written:
-        say("no Parquet, which needs pyarrow: pip install 'jaxmlip[parquet]'")
+        note("no Parquet, which needs pyarrow: pip install 'jaxmlip[parquet]'")
 
 
 def shard_of(text: str | None) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxmlip.cli.given import of_one, start
-from jaxmlip.system.arguments import DEFAULT_MODEL, DType, Head, Model, Positional, above_zero, at_least
+from jaxmlip.system.arguments import DEFAULT_MODEL, DType, Head, Model, Positional, Rare, above_zero, at_least
 from jaxmlip.system.files import check_folder
 
 
@@ -21,7 +21,7 @@ def stabilise(
     looks: int = 6,
     threshold: float = 0.05,
     mesh: tuple[int, int, int] | None = None,
-    symprec: float = 1e-5,
+    symprec: Rare[float] = 1e-5,
     out: Path = Path("stabilise"),
 ) -> None:
     """From the structure in FILE along its unstable modes to one that is stable.

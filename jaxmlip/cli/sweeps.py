@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlip.system.arguments import Flag, Positional, Several, at_least
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.tables import Table, show
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ def sweep(
     collect: Flag = False,
     example: Flag = False,
 ) -> None:
-    """Starts the runs of a file that are not finished, and writes a table of those that are.
+    """Many training runs: starts those of a file that are not finished.
 
-    The same command goes on after any interruption; several at a time on one folder share the work. For each
-    run the folder has a configuration (ID.yaml), a folder (ID/) and the output of its process (ID.log).
+    It ends with a table of those that are. The same command goes on after any interruption; several at a time
+    on one folder share the work. For each run the folder has a configuration (ID.yaml), a folder (ID/) and
+    the output of its process (ID.log).
 
     Args:
         config: a YAML file with base and vary or runs; --example prints one
@@ -65,7 +66,7 @@ def sweep(
         _foretell(runs, out)
         return
     if not collect:
-        say(f"{len(runs)} runs in {out}", stderr=True)
+        note(f"{len(runs)} runs in {out}", stderr=True)
         run_all(runs, out, 1 if processes is None else processes, reader_options(given) if given else None)
     if not out.is_dir():
         raise ConfigError(f"{out} is not a folder; needed the folder of a sweep. Name it with --out.")
@@ -87,7 +88,7 @@ def _report(runs: Sequence[Run], out: Path) -> dict[str, str]:
     if more:
         shown = ", ".join(more[:SHOWN]) + (", …" if len(more) > SHOWN else "")
         say(f"{len(more)} finished run(s) of other configurations are in {out}: {shown}")
-    say(f"written to {out / 'sweep.csv'} and {out / 'sweep.json'}")
+    note(f"written to {out / 'sweep.csv'} and {out / 'sweep.json'}")
     return left
 
 

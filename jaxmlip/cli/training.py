@@ -17,11 +17,12 @@ from jaxmlip.system.arguments import (
     Head,
     Model,
     Positional,
+    Rare,
     Several,
     Together,
     at_least,
 )
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.tables import show
 
@@ -32,11 +33,11 @@ Changes = Annotated[Several, tyro.conf.arg(name="set")]
 class Reading:
     """Options for reading labelled crystals."""
 
-    option: Several = ()
+    option: Rare[Several] = ()
     """KEY=VALUE for the reader, such as forces_key=dft_forces"""
     skip_bad: Flag = False
     """leave out crystals that cannot be used, and the rest of a file after a break, and say so"""
-    limit: int | None = None
+    limit: Rare[int | None] = None
     """maximum number of crystals to read for each of training, validation and test"""
 
     @property
@@ -61,7 +62,7 @@ def train(
     skip_bad: Flag = False,
     together: Together = ALONE,
 ) -> None:
-    """Trains a potential as the file CONFIG says, or continues the run in its folder.
+    """Trains a potential as the file CONFIG says, or continues its run.
 
     A finished run continues if epochs or steps were raised and nothing else changed: the optimizer keeps its
     state, and the learning rate follows the schedule of the longer run.
@@ -104,17 +105,17 @@ def finetune(
     test: Several = (),
     read: Read = READ,
     train: Several = (),
-    freeze: Several = (),
-    references: Literal["keep", "refit", "isolated"] | None = None,
+    freeze: Rare[Several] = (),
+    references: Rare[Literal["keep", "refit", "isolated"] | None] = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     replay: Several = (),
-    replay_crystals: int | None = None,
+    replay_crystals: Rare[int | None] = None,
     dtype: DType = "float32",
-    seed: int = 0,
-    devices: int | None = None,
-    wandb: Flag = False,
+    seed: Rare[int] = 0,
+    devices: Rare[int | None] = None,
+    wandb: Rare[Flag] = False,
     changes: Changes = (),
     out: Path = Path("finetuned"),
 ) -> None:
@@ -188,7 +189,7 @@ def _run(config: Any, out: Path) -> None:
         how = f"`jaxmlip export {out} FOLDER --functional {several[0]}` makes a potential of one functional"
     else:
         how = f'jaxmlip.load("{out}/model") loads the potential'
-    say(f"written to {out}; {how}")
+    note(f"written to {out}; {how}")
 
 
 def evaluate(
@@ -205,7 +206,7 @@ def evaluate(
     json_: AsJson = False,
     out: Path | None = None,
 ) -> None:
-    """Errors of a model, and slopes of its forces and stresses, against the labels of crystals.
+    """Errors of a model, and slopes of its forces, against labels of crystals.
 
     Args:
         data: labelled crystals: files, folders or patterns, or one dataset
@@ -241,7 +242,9 @@ def export(
     raw: Flag = False,
     functional: str | None = None,
 ) -> None:
-    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`; the run may be unfinished.
+    """Writes a checkpoint of a run as a model folder for `jaxmlip.load`.
+
+    The run may be unfinished.
 
     Args:
         run: the folder of a run, or a checkpoint in one, such as RUN/checkpoints/00001000
@@ -256,7 +259,7 @@ def export(
     potential = exported(run, which, average=not raw, functional=functional)
     potential.save(out)
     step = potential.manifest["trained"]["step"]
-    say(f"{potential.name}, step {step}: written to {out}")
+    note(f"{potential.name}, step {step}: written to {out}")
 
 
 def _all(given: tuple[tuple[str, ...], ...]) -> list[str]:

@@ -19,11 +19,12 @@ from jaxmlip.system.arguments import (
     Head,
     Model,
     Positional,
+    Rare,
     above_zero,
     at_least,
     in_bytes,
 )
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.tables import show
 
@@ -45,15 +46,15 @@ def vibrations(
     spin: float = 0.0,
     symmetry_number: int | None = None,
     frames: int = 20,
-    memory_limit: float | None = None,
+    memory_limit: Rare[float | None] = None,
     devices: Devices = None,
     out: Path = Path("vibrations"),
 ) -> None:
-    """Vibrations and thermochemistry of the molecule, adsorbate or cell in FILE, from an exact Hessian.
+    """Vibrations and thermochemistry of a molecule, an adsorbate or a cell.
 
-    Atoms that the file holds in place are frozen. Of a free molecule (pbc all False) translations and
-    rotations are projected out, of a periodic structure translations, and nothing if atoms are frozen.
-    Infrared intensities need dipoles, which the potentials do not have.
+    They are those of an exact Hessian. Atoms that the file holds in place are frozen. Of a free molecule (pbc
+    all False) translations and rotations are projected out, of a periodic structure translations, and nothing
+    if atoms are frozen. Infrared intensities need dipoles, which the potentials do not have.
 
     Args:
         file: a structure in any format that ASE or pymatgen reads
@@ -84,12 +85,12 @@ def vibrations(
         crystal = rested(potential, crystal, chosen)
     found = computed(potential, crystal, indices=chosen, memory_limit=in_bytes(memory_limit))
     if told := who_moves(crystal, found.coordinates, chosen):
-        say(told)
+        note(told)
     thermo = thermochemistry(found, temperature, pressure, spin, symmetry_number)
     show(*tables(found, thermo, potential.name))
     about = {"file": str(file), "model": potential.name, "dtype": dtype, "relaxed_first": relax}
     write(found, thermo, about, out, frames)
-    say(f"written to {out}: vibrations.json, vibrations.png, vibrations.extxyz")
+    note(f"written to {out}: vibrations.json, vibrations.png, vibrations.extxyz")
 
 
 def saddle(
@@ -102,15 +103,16 @@ def saddle(
     trust: float = 0.1,
     renew: int = 5,
     minima: Flag = False,
-    memory_limit: float | None = None,
+    memory_limit: Rare[float | None] = None,
     devices: Devices = None,
     out: Path = Path("saddle"),
 ) -> None:
-    """The saddle point near the structure in FILE, by eigenvector following with exact Hessians.
+    """The saddle point near the structure in FILE, with exact Hessians.
 
-    If FILE holds several structures they are the images of a band: the search starts at the one with the
-    highest energy in the model, along the band. The cell is fixed, and so are atoms that the file holds. The
-    exit code is 1 if the search does not converge; what was reached is written too.
+    Eigenvectors are followed. If FILE holds several structures they are the images of a band: the search
+    starts at the one with the highest energy in the model, along the band. The cell is fixed, and so are
+    atoms that the file holds. The exit code is 1 if the search does not converge; what was reached is written
+    too.
 
     Args:
         file: a structure near a saddle, or the images of a band in order, as `ase.mep.NEB` writes them
@@ -134,7 +136,7 @@ def saddle(
     potential = that_takes(images[0], file, model, dtype, head, devices)
     start, direction = top_of(potential, images)
     if len(images) > 1:
-        say(f"the highest of {len(images)} images is number {start}, from 0 on")
+        note(f"the highest of {len(images)} images is number {start}, from 0 on")
     found = found_from(
         potential,
         images[start],
@@ -147,11 +149,11 @@ def saddle(
         memory_limit=in_bytes(memory_limit),
     )
     if told := who_moves(images[start], found.vibrations.coordinates):
-        say(told)
+        note(told)
     show(table(found, potential.name))
     about = {"file": str(file), "image": start, "model": potential.name, "dtype": dtype}
     names = write(found, about, out)
-    say(f"written to {out}: {', '.join(names)}")
+    note(f"written to {out}: {', '.join(names)}")
     if not found.converged:
         raise RuntimeError(
             f"no saddle was reached: {found.reason}. More --steps, a smaller --trust or --renew 1 may help, "

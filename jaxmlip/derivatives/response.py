@@ -42,7 +42,7 @@ from jaxmlip.derivatives.proof import prove_waves
 from jaxmlip.system import parallel
 from jaxmlip.system.allocator import giving_memory_back
 from jaxmlip.system.arrays import Array
-from jaxmlip.system.console import say
+from jaxmlip.system.console import detail, note
 from jaxmlip.system.memory import available, resident
 from jaxmlip.system.progress import track
 
@@ -235,7 +235,7 @@ class Response(SecondDerivatives):
         if parallel.Crew.of(mesh).count > 1:  # all hosts have to do the same
             fits = bool(parallel.least(int(fits)))
         if not fits:
-            say(
+            note(
                 f"The linear map of {self.atoms} atoms ({gb(self._size)}) and a column of it need more than "
                 f"the {gb(self._room)} that each of {mesh.size} devices has: the bonds are divided among "
                 "them.",
@@ -568,7 +568,12 @@ class Response(SecondDerivatives):
     def _plan(self, program: Callable, columns: int) -> MemoryPlan:
         if program not in self._plans:
             with self._counted():
-                self._plans[program] = self._planned(program, columns)
+                plan = self._plans[program] = self._planned(program, columns)
+            detail(
+                f"memory for {plan.block_size} columns at once: {gb(plan.total)}, of which "
+                f"{gb(plan.process)} are held already, {gb(plan.fixed)} are kept and "
+                f"{gb(plan.per_column)} are for each column"
+            )
         return self._plans[program]
 
     def _planned(self, program: Callable, columns: int) -> MemoryPlan:

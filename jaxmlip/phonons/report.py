@@ -29,7 +29,7 @@ from jaxmlip.phonons.modes import Bands, Modes, animation, band_path, period, ti
 from jaxmlip.phonons.nac import NAC
 from jaxmlip.phonons.page import page
 from jaxmlip.phonons.phonopy_files import read_born, write_phonopy
-from jaxmlip.system.console import PlainConsole, console
+from jaxmlip.system.console import note
 from jaxmlip.system.files import write_whole, writing_folder
 from jaxmlip.system.parallel import reports
 from jaxmlip.system.plots import COLOURS, panels
@@ -250,10 +250,9 @@ def main(
     `source` at its head. `settings` go to `phonons`. Raises ValueError if `animate` is no mode of the path,
     before anything is computed.
     """
-    terminal = console()
     symmetry = Symmetry(in_box(crystal), symprec)
     if not keep_cell:
-        symmetry = _reduced(symmetry, terminal)
+        symmetry = _reduced(symmetry)
     if animate is not None:
         _check_mode(animate, symmetry.atoms, settings)
     nac = None if born is None else read_born(born, symmetry.atoms, symprec)
@@ -273,18 +272,18 @@ def main(
             write_phonopy(constants, draft, nac)
             written += ["phonopy_params.yaml", "FORCE_CONSTANTS"]
         except ImportError as error:
-            terminal.print(f"no files for phonopy: {error}", soft_wrap=True)
+            note(f"no files for phonopy: {error}")
         if animate is not None:
             modes = found.bands.modes
             repeats = tuple(period(x) for x in modes.q_points[animate[0]])
             ase.io.write(draft / "mode.extxyz", animation(modes, *animate, repeats=repeats))
             written.append("mode.extxyz")
-    terminal.print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
+    note(f"written to {out}: {', '.join(written)}")
     if html is not None:
         functional = ", ".join(potential.functionals) or str(potential.manifest.get("functional", ""))
         said = {"model": potential.name, "functional": functional, "source": source, "mode": animate}
         write_whole(html, page(found.bands, found.density, **said))
-        terminal.print(f"written to {html}", soft_wrap=True)
+        note(f"written to {html}")
 
 
 def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str, Any]) -> None:
@@ -298,14 +297,13 @@ def _check_mode(animate: tuple[int, int], crystal: Atoms, settings: Mapping[str,
         )
 
 
-def _reduced(symmetry: Symmetry, terminal: PlainConsole) -> Symmetry:
+def _reduced(symmetry: Symmetry) -> Symmetry:
     """The symmetry of the primitive cell; prints a line if this is another cell than the given one."""
     if symmetry.copies > 1:
-        terminal.print(
+        note(
             f"{symmetry.atoms.get_chemical_formula()} is {symmetry.copies} primitive cells: wave vectors "
             "and all numbers are for the primitive cell, "
             f"{symmetry.primitive.atoms.get_chemical_formula()}, in the same axes (--keep-cell keeps the "
-            "cell as it is)",
-            soft_wrap=True,
+            "cell as it is)"
         )
     return symmetry.primitive

@@ -34,7 +34,7 @@ from jaxmlip.phonons.transport import Conductivity, Transport, conductivity
 from jaxmlip.phonons.transport_report import as_record, describe, draw, modes_of, table
 from jaxmlip.phonons.triplets import plan
 from jaxmlip.studies.study import fingerprint, save
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import writing
 from jaxmlip.system.tables import show
 from jaxmlip.units import GPA_PER_EV_PER_A3
@@ -210,8 +210,8 @@ def main(
     _say_work(work)
     _check_stable(work.second, work.mesh, options.symprec)
     third = work.third
-    say(f"third order, {third.method}:")
-    say("\n".join(f"  {line}" for line in str(third.checks).splitlines()))
+    note(f"third order, {third.method}:")
+    note("\n".join(f"  {line}" for line in str(third.checks).splitlines()))
     found = work.conductivity()
     shown = float(found.temperatures[np.abs(found.temperatures - SHOWN).argmin()])
     across = {by: cumulative(found, by, temperature=shown) for by in ("frequency", "mean_free_path")}
@@ -233,7 +233,7 @@ def main(
         None,
         **as_record(found, third, work.second, density, across),
     )
-    say(f"and conductivity.npz; for phono3py {', '.join(written)}")
+    note(f"and conductivity.npz; for phono3py {', '.join(written)}")
 
 
 def _say_what_kappa_leaves_out(potential: Potential, crystal: Atoms) -> None:
@@ -293,18 +293,18 @@ def _say_work(work: Work) -> None:
     else:
         columns = sum(map(len, plan(cells, cells.group(o.symprec)).wanted.values()))
         what = f"{columns:,} of {9 * n * N:,} columns"
-    say(f"third order:  {what}; {_size(cells)}")
-    say(f"second order: {_size(wide)}")
+    note(f"third order:  {what}; {_size(cells)}")
+    note(f"second order: {_size(wide)}")
     mesh = " x ".join(map(str, work.mesh))
     waves = len(reduced_mesh(work.mesh, space_group(cells.primitive, o.symprec)).weights)
-    say(
+    note(
         f"conductivity: {waves:,} wave vectors that differ by symmetry, of {mesh}; {3 * n} modes at each, "
         f"{len(o.temperatures)} temperatures"
     )
     triplets = waves * np.prod(work.mesh) / 2
     seconds = EACH * triplets * (27 * n * N**2 + TETRAHEDRA * (3 * n) ** 3)
     if seconds > LONG:
-        say(
+        note(
             f"The wave vectors will need of the order of {_duration(seconds)}; a --mesh of half the numbers "
             "needs about a fiftieth of it. If it is interrupted, the same command goes on."
         )

@@ -18,7 +18,7 @@ from jaxmlip.phonons.expansion_report import as_record, describe, draw, fit_reco
 from jaxmlip.phonons.quasi_harmonic import FEWEST, SPAN, quasi_harmonic
 from jaxmlip.phonons.report import default_mesh
 from jaxmlip.studies.study import save
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.tables import show
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def main(
     _say_what_is_left_out(crystal)
     symmetry = Symmetry(start(crystal), options.symprec)
     if symmetry.copies > 1:
-        say(
+        note(
             f"{crystal.get_chemical_formula()} is {symmetry.copies} primitive cells: all numbers are for the "
             f"primitive cell, {symmetry.primitive.atoms.get_chemical_formula()}, in the same axes"
         )
@@ -75,7 +75,7 @@ def main(
     fit, failed = None, None
     if options.volumes is not None:
         span = _span(found)
-        say(f"quasi-harmonic fit: {options.volumes} volumes, {100 * span[0]:+.1f} to {100 * span[1]:+.1f} %")
+        note(f"quasi-harmonic fit: {options.volumes} volumes, {100 * span[0]:+.1f} to {100 * span[1]:+.1f} %")
         try:
             fit = quasi_harmonic(potential, atoms, **asked, volumes=options.volumes, span=span, **limits)
         except (ValueError, RuntimeError) as error:
@@ -112,7 +112,7 @@ def _say_work(symmetry: Symmetry, mesh: tuple[int, int, int], options: Options) 
     shape = mesh_shape(mesh)
     group = keeping_mesh(shape, symmetry.group_of_masses)
     waves, strains = len(reduced_mesh(shape, group).weights), len(symmetric_strains(group))
-    say(
+    note(
         f"{waves:,} wave vectors that differ by symmetry, of {' x '.join(map(str, shape))}; "
         f"{3 * len(symmetry.atoms)} modes at each; {strains} strain{'s' * (strains > 1)} that the symmetry "
         f"leaves free; {len(options.temperatures)} temperatures"

@@ -19,7 +19,7 @@ from ase import Atoms
 from jaxmlip.crystals.atoms import check_crystal, check_elements
 from jaxmlip.derivatives.slopes import Slope, force_slope
 from jaxmlip.studies.study import save
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import check_folder
 from jaxmlip.system.plots import COLOURS, grid, legend
 from jaxmlip.system.progress import track
@@ -304,7 +304,7 @@ def main(
     materials = by_material(frames, key, most, max_force)
     taken = sum(map(len, materials.values()))
     if taken < len(frames):
-        say(f"{taken} of {len(frames)} frames")
+        note(f"{taken} of {len(frames)} frames")
     potentials = load_each(models, dtype, heads)
     rows_by_model = {potential.name: softening_scale(potential, materials) for potential in potentials}
     records = {

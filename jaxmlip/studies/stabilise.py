@@ -19,7 +19,7 @@ from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry
 from jaxmlip.phonons.instabilities import CELLS, UNSTABLE, Instability, Well, follow, instabilities
 from jaxmlip.studies.study import save
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import writing
 from jaxmlip.system.plots import COLOURS, panels
 from jaxmlip.system.tables import Table, show
@@ -152,7 +152,7 @@ def main(
             _tell(node)
         for node in nodes[max(told, 1) :]:
             gain = 1000 * (nodes[node.parent].energy - node.energy)
-            say(f"  → {node.number}: {node.space_group}, {gain:.2f} meV/atom below {node.parent}")
+            note(f"  → {node.number}: {node.space_group}, {gain:.2f} meV/atom below {node.parent}")
         told = len(nodes)
     lowest = min(nodes, key=lambda each: each.energy)
     show(_table(nodes, potential.name))
@@ -176,22 +176,22 @@ def main(
 
 
 def _tell(node: Node) -> None:
-    say(
+    note(
         f"{node.number}: {node.space_group}, {len(node.atoms)} atoms, {node.energy:.5f} eV/atom: {node.state}"
     )
     for each in node.unstable[:8]:
-        say(f"  {each}")
+        note(f"  {each}")
     if len(node.unstable) > 8:
-        say(f"  and {len(node.unstable) - 8} more")
+        note(f"  and {len(node.unstable) - 8} more")
     for well in node.wells:
         if well.bottom is None:
-            say(f"  along {well.space_group} no energy is lower")
+            note(f"  along {well.space_group} no energy is lower")
             continue
         x, depth = well.bottom
         guess = well.at_rest.bottom
         first = "none" if guess is None else f"{abs(guess[0]):.3f} Å, {1000 * guess[1]:.1f} meV"
         off = "is not checked" if np.isnan(well.misfit) else f"is off by {100 * well.misfit:.2g} %"
-        say(
+        note(
             f"  along {well.space_group}: bottom at {abs(x):.3f} Å, {1000 * depth:.1f} meV in "
             f"{len(well.crystal)} atoms (predicted at rest: {first}); fourth order about it {off}"
         )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from jaxmlip.system.arguments import DEFAULT_MODEL
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import check_folder, write_whole, writing, writing_folder
 from jaxmlip.system.progress import track
 from jaxmlip.system.tables import Estimate, Table
@@ -269,7 +269,7 @@ class Study:
             for file, (_, figure) in figures.items():
                 figure.savefig(draft / file, dpi=150)
             write_whole(draft / RECORD, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
-        say(f"\nwritten to {self.folder}")
+        note(f"\nwritten to {self.folder}")
         if not self.done() and not tables:
             reasons = [f"{key}: {reason.rstrip('.')}." for key, reason in list(failed.items())[:5]]
             raise RuntimeError(" ".join(["Nothing could be computed.", *findings, *reasons]))
@@ -313,7 +313,7 @@ def save(
         text = json.dumps(plain(record), indent=indent, ensure_ascii=False)
         write_whole(draft / f"{name}.json", text + "\n")
         figure.savefig(draft / f"{name}.png", dpi=150)
-    say(f"written to {out / name}.json and {out / name}.png")
+    note(f"written to {out / name}.json and {out / name}.png")
 
 
 def run(main: Callable[[Any], None], settings: type) -> None:

@@ -6,23 +6,26 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from jaxmlip.system.console import keep_silent
 
 DEFAULT_MODEL = "chgnet-0.3.0"
+T = TypeVar("T")
+RARE = "few need it"
+Rare = Annotated[T, RARE]  # an option that `--help` leaves out and `--help-all` has
 Positional = tyro.conf.Positional
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 Several = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data a b --data c
 Model = Annotated[
     str, tyro.conf.arg(help="a name that `jaxmlip models` lists, a model folder or a checkpoint")
 ]
-Head = Annotated[str | None, tyro.conf.arg(help="which head of a checkpoint with several")]
+Head = Annotated[str | None, tyro.conf.arg(help="which head of a checkpoint with several"), RARE]
 Models = tyro.conf.UseAppendAction[tuple[Model, ...]]
 Devices = Annotated[
-    int | None, tyro.conf.arg(help="number of devices that share the columns; default: all there are")
+    int | None, tyro.conf.arg(help="number of devices that share the columns; default: all there are"), RARE
 ]
 DType = Literal["float32", "float64"]
 Limit = Annotated[
@@ -76,7 +79,7 @@ class Processes:
             warnings.simplefilter("ignore", UserWarning)
 
 
-Together = tyro.conf.OmitArgPrefixes[Processes]
+Together = Rare[tyro.conf.OmitArgPrefixes[Processes]]
 ALONE = Processes()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.monitoring
 
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note
 
 # Fraction of the pieces that the kernel allows. Energy and Hessian of one MACE in five shapes, which most
 # libraries of small crystals need, map 16,700; one program more may take a thousand.
@@ -55,7 +55,7 @@ class Programs:
         self.left = mapped()
         if not self.dropped:
             self.dropped = True
-            say(
+            note(
                 f"Compiled programs were dropped, since {before:,} pieces of memory were mapped and Linux "
                 f"allows {self.limit:,} (vm.max_map_count). This is said once.",
                 stderr=True,

@@ -13,15 +13,17 @@ EVERY = 30.0  # seconds between lines where standard error is no terminal
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """Yields `items`, with a progress bar if standard error is a terminal.
+    """Yields `items`, with a progress bar if standard error is a terminal and the user wants remarks.
 
     `total` is their number, where they do not know it.
     """
-    from jaxmlip.system.console import console
+    from jaxmlip.system.console import Telling, console, tells
 
     terminal = console(stderr=True)
     short = isinstance(items, Sized) and len(items) < 2
-    return items if _shown or short or not terminal.is_terminal else _with_bar(items, what, total, terminal)
+    if _shown or short or not terminal.is_terminal or not tells(Telling.USUAL):
+        return items
+    return _with_bar(items, what, total, terminal)
 
 
 def _with_bar(items: Iterable[T], what: str, total: int | None, terminal) -> Iterator[T]:
@@ -47,34 +49,35 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Callable[[int, str], None]]:
-    """A function `show(done, note)` that tells how much of `total` is done, the rate, and the time left.
+    """A function `show(done, words)` that tells how much of `total` is done, the rate, and the time left.
 
     `done` were there before; they do not count for the rate. On a terminal one line is kept up to date, and
-    work within shows no bars; elsewhere a line is written every `every` seconds.
+    work within shows no bars; elsewhere a line is written every `every` seconds. Nothing is told to users who
+    want quiet.
     """
     from rich.live import Live
     from rich.text import Text
 
     from jaxmlip.system.borders import printable
-    from jaxmlip.system.console import console, say
+    from jaxmlip.system.console import Telling, console, note, tells
 
     terminal, began, told, last = console(stderr=True), time.monotonic(), -every, -1
     there = done
 
-    def line(now: int, note: str) -> str:
-        return f"{what}: {pace(total, now, now - there, time.monotonic() - began)}{note and f'; {note}'}"
+    def line(now: int, words: str) -> str:
+        return f"{what}: {pace(total, now, now - there, time.monotonic() - began)}{words and f'; {words}'}"
 
-    if terminal.is_terminal:
+    if terminal.is_terminal and tells(Telling.USUAL):
         with _alone(), Live(console=terminal, transient=True, auto_refresh=False) as live:
-            yield lambda now, note="": live.update(Text(printable(line(now, note))), refresh=True)
+            yield lambda now, words="": live.update(Text(printable(line(now, words))), refresh=True)
         return
 
-    def write(now: int, note: str = "") -> None:
+    def write(now: int, words: str = "") -> None:
         nonlocal told, last
         passed = time.monotonic() - began
         if now != last and (passed - told >= every or now == total):
             told, last = passed, now
-            say(line(now, note), stderr=True)
+            note(line(now, words), stderr=True)
 
     yield write
 

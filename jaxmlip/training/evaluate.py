@@ -20,7 +20,7 @@ from jaxmlip.data.batch import Example
 from jaxmlip.data.dataset import Split
 from jaxmlip.data.labels import PROPERTIES, Averages, Frequencies
 from jaxmlip.potential import Potential
-from jaxmlip.system.console import say
+from jaxmlip.system.console import note, say
 from jaxmlip.system.files import check_folder, write_whole, writing_folder
 from jaxmlip.system.progress import track
 from jaxmlip.system.tables import Estimate, Table, show
@@ -92,7 +92,9 @@ def _pairs(
     if labels.third is not None:
         some = slice(None, None, -(-len(labels.third) // COLUMNS) or 1)
         if some.step > 1:
-            say(f"constants of third order: every {some.step}th of {len(labels.third):,} columns is compared")
+            note(
+                f"constants of third order: every {some.step}th of {len(labels.third):,} columns is compared"
+            )
         model = _third(of(functional), graph, labels.pairs[some])
         found["third"] = Pair(graph.species, labels.third[some], model)
     if labels.frequencies is not None:
@@ -244,4 +246,4 @@ def main(
     for line in suspicions:
         say(f"units? {line}")
     if out is not None:
-        say(f"written to {out / 'evaluation.json'} and {out / 'parity.png'}")
+        note(f"written to {out / 'evaluation.json'} and {out / 'parity.png'}")

@@ -152,10 +152,10 @@ class Records:
     def __init__(
         self, folder: Path, config: TrainConfig, steps: int, say: Callable[[str], None] | None = None
     ):
-        from jaxmlip.system.console import console
+        from jaxmlip.system.console import Telling, console, tells
 
         self.folder, self.config, self.steps = folder, config, steps
-        self._console = console(stderr=True)
+        self._console = console(stderr=True, quiet=not tells(Telling.USUAL))
         self._say = say or (lambda line: self._console.print(line, soft_wrap=True))
         self._live = self._bar = self._task = self._lines = self._board = self._wandb = None
         self._told = -math.inf

@@ -21,7 +21,7 @@ from jaxmlip.data.loader import Loader, Plan
 from jaxmlip.potential import Potential, random_potential
 from jaxmlip.system import parallel
 from jaxmlip.system.allocator import give_memory_back
-from jaxmlip.system.console import PlainConsole, console
+from jaxmlip.system.console import PlainConsole, Telling, console, tells
 from jaxmlip.system.files import write_whole, writing_folder
 from jaxmlip.system.locks import locked
 from jaxmlip.system.tables import Table
@@ -106,7 +106,7 @@ def train_in(folder: Path, config: TrainConfig) -> Result:
 
     first = jax.process_index() == 0
     mesh = parallel.make_mesh(config.devices)
-    terminal = console(stderr=True, quiet=not first)
+    terminal = console(stderr=True, quiet=not (first and tells(Telling.USUAL)))
     if first:
         open_folder(folder, config)
     potential, splits, loader = prepare(config, folder, mesh, terminal)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxmlip.potential import ManifestError, Potential, read_folder
 from jaxmlip.system.borders import brief
+from jaxmlip.system.console import detail
 from jaxmlip.system.files import cache_folder
 from jaxmlip.zoo.download import published_files
 from weights_convert.published import MODELS, Source
@@ -43,7 +44,9 @@ def load_known(name: str, head: str | None = None) -> Potential:
     kept = _kept(name, head)
     if kept.exists():
         try:
-            return read_kept(kept, MODELS[name])
+            found = read_kept(kept, MODELS[name])
+            detail(f"{name}: from the cache, {kept}")
+            return found
         except (ManifestError, OSError) as error:
             warnings.warn(
                 f"the converted model in the cache cannot be used, and is made again: {error}", stacklevel=3

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from jaxmlip.system.console import note
 from jaxmlip.system.files import cache_folder
 from weights_convert.published import PUBLISHED, Wheel
 
@@ -89,7 +90,7 @@ def _from_address(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]
     source = PUBLISHED[name]
     target = scratch / source.origin.folder
     target.mkdir()
-    print(f"fetching {name} (once) …", file=sys.stderr)
+    note(f"fetching {name} (once) …", stderr=True)
     for file in source.files:
         url = source.origin.of(file)
         try:
@@ -111,7 +112,7 @@ def _from_index(name: str, scratch: Path, tried: list[str]) -> dict[str, Path]:
     if not commands:
         tried.append("the package index: this environment has neither pip nor uv")
         return {}
-    print(f"fetching {origin.project} {origin.version} (once) …", file=sys.stderr)
+    note(f"fetching {origin.project} {origin.version} (once) …", stderr=True)
     for tool, command in commands:
         try:
             done = subprocess.run(

@@ -2,10 +2,14 @@
 
 import gc
 import json
+import re
 import warnings
+from dataclasses import is_dataclass
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+import tyro
 from ase.build import bulk
 from ase.constraints import FixAtoms, FixCartesian, FixScaled, FixSymmetry
 from ase.io import write
@@ -243,6 +247,73 @@ def test_help_names_every_command(folder):
     assert done.returncode == 0
     for command in COMMANDS:
         assert command in done.stdout
+
+
+RUN = {
+    f"{name} {second}".strip(): its
+    for name, command in COMMANDS.items()
+    for second, its in (command.commands.items() if isinstance(command, Group) else [("", command)])
+}
+RENAMED = {"changes": "set", "json_": "json"}
+
+
+def help_on(words: str, capsys, asked: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*words.split(), asked])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def options_of(settings) -> set[str]:
+    """Names of the options that a command takes, or settings that it takes apart."""
+    found = set()
+    for name, hint in get_type_hints(settings, include_extras=True).items():
+        kind, *marks = get_args(hint) or (hint,)
+        if is_dataclass(kind):
+            found |= options_of(kind)
+        elif tyro.conf.Positional[int].__metadata__[0] not in marks and name != "return":
+            found.add(RENAMED.get(name, name).replace("_", "-"))
+    return found
+
+
+@pytest.mark.parametrize("words", ["", *RUN, *(name for name in COMMANDS if name not in RUN)])
+def test_help_fits_a_screen(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = help_on(words, capsys, "--help").splitlines()
+    assert sum(max(1, -(-len(line) // 100)) for line in lines) <= 45
+
+
+@pytest.mark.parametrize("words", RUN)
+def test_help_all_has_every_option_and_help_says_if_some_are_left_out(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    brief, whole = (
+        set(re.findall(r"--(?:no-)?([a-z][\w-]*)", help_on(words, capsys, asked)))
+        for asked in ("--help", "--help-all")
+    )
+    assert whole >= options_of(RUN[words]) | {"quiet", "verbose", "help"}
+    assert ("help-all" in brief) == bool(whole - brief)
+
+
+def test_quiet_leaves_results_and_warnings_and_verbose_says_where_the_time_went(folder, monkeypatch, capsys):
+    def said(*more: str):
+        command = ("hessian", "half [held] @1.vasp", "--model", "model", "--out", "said.npz", *more)
+        done = here(folder, monkeypatch, capsys, *command)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    usual, quiet, verbose = said(), said("--quiet"), said("--verbose", "--memory-limit", "20")
+    for remark in ("1 of 2 atoms", "predicted memory", "written to said.npz"):
+        assert remark in usual.stdout
+        assert remark not in quiet.stdout
+    for result in ("THz", "asymmetry"):
+        assert result in quiet.stdout
+    assert quiet.stderr == usual.stderr == ""
+    assert len(verbose.stdout.splitlines()) == len(usual.stdout.splitlines())
+    for told in ("memory for ", "cache of programs: ", "s: tracing ", "most memory "):
+        assert told in verbose.stderr
+    assert "one of them" in complaint(folder, monkeypatch, capsys, "models", "--quiet", "--verbose")
+    bad = ("predict", "nonsense.cif", "POSCAR", "--skip-bad", "--model", "model", "--quiet")
+    assert "warning: " in here(folder, monkeypatch, capsys, *bad).stderr
 
 
 @pytest.mark.parametrize("others", [{}, {"sing": lambda: None}])

@@ -114,7 +114,7 @@ def test_nothing_else_makes_a_console_or_reads_markup():
 
 
 def test_what_is_printed_otherwise_is_json_an_example_or_a_name_of_our_own():
-    fixed = ("json.dumps(", "EXAMPLE", "to_yaml(EXAMPLE)", "f'fetching ", "f'jaxmlip {__version__}'")
+    fixed = ("json.dumps(", "EXAMPLE", "to_yaml(EXAMPLE)", "f'jaxmlip {__version__}'")
     for folder in ("jaxmlip", "experiments"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):

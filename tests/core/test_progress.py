@@ -5,7 +5,7 @@ import io
 import pytest
 
 from jaxmlip.system import progress
-from jaxmlip.system.console import PlainConsole
+from jaxmlip.system.console import PlainConsole, Telling, telling
 
 
 @pytest.fixture
@@ -48,3 +48,13 @@ def test_a_bar_that_is_left_early_makes_room_for_the_next(terminal):
 )
 def test_a_line_tells_the_share_the_rate_and_the_time_left(counts, seconds, line):
     assert progress.pace(*counts, seconds) == line
+
+
+def test_users_who_want_quiet_see_no_progress(terminal, capsys):
+    with telling(Telling.QUIET):
+        work = range(5)
+        assert progress.track(work, "some work") is work
+        with progress.paced(2, 0, "more work") as show:
+            show(2, "done")
+    assert terminal.file.getvalue() == ""
+    assert capsys.readouterr().err == ""

@@ -285,6 +285,6 @@ def _stands(run: Run, sweep: Path) -> str:
 
 
 def _say(line: str) -> None:
-    from jaxmlip.system.console import say
+    from jaxmlip.system.console import note
 
-    say(line, stderr=True)
+    note(line, stderr=True)
