@@ -1,6 +1,7 @@
 """What documents say to run: blocks of Python, and commands in blocks for a shell and between backticks.
 
-A tutorial is a script, so all of it is one block of Python; its comments are prose.
+A tutorial is a script, so all of it is one block of Python; its comments are prose. A notebook is read as a
+page whose cells of code are blocks.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import io
+import json
 import re
 import shlex
 import sys
@@ -23,11 +25,13 @@ from jaxmlip.cli import COMMANDS, Group, main
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = tuple(sorted((ROOT / "docs" / "tutorials").glob("*.py")))
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 PAGES = (
     *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "experiments" / "README.md",
     *TUTORIALS,
+    NOTEBOOK,
 )
 SHELLS = ("sh", "bash", "console")
 PROGRAMS = ("jaxmlip", "python", "pytest", "pip")  # that begin a command between backticks
@@ -65,7 +69,17 @@ def blocks(page: Path) -> list[Block]:
 
 def text_of(page: Path) -> str:
     """What stands on a page, with one backtick on either side of code."""
+    if page == NOTEBOOK:
+        return "\n".join(map(_of_cell, json.loads(page.read_text())["cells"]))
     return page.read_text().replace("``", "`") if page in TUTORIALS else page.read_text()
+
+
+def _of_cell(cell: dict[str, Any]) -> str:
+    """A cell as a part of a page; what begins with % is for the shell, and the only line."""
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return f"{text}\n"
+    return f"```sh\n{text[1:]}\n```\n" if text.startswith("%") else f"```python\n{text}\n```\n"
 
 
 def block(page: str, words: str) -> Block:
@@ -89,7 +103,7 @@ def commands(page: Path) -> list[Command]:
 
 def commands_of(block: Block) -> list[Command]:
     """The commands of a block for a shell."""
-    section, found, line = _section(block.page.read_text(), block.line), [], block.line
+    section, found, line = _section(text_of(block.page), block.line), [], block.line
     for whole in re.findall(r"(?:.*\\\n)*.*\n", block.text):
         found += _commands(block.page, line, section, whole.replace("\\\n", " "), typed=True)
         line += whole.count("\n")

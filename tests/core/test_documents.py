@@ -19,9 +19,11 @@ import jax
 import numpy as np
 import pairs
 import pytest
+import quick_network
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from documents import (
+    NOTEBOOK,
     PAGES,
     ROOT,
     SHELLS,
@@ -59,6 +61,7 @@ TRAINING = ("docs/training.md", "jaxmlip finetune")
 # Blocks for a shell that nothing here runs, by their page and words that no other block of it has, and why.
 NOT_RUN = {
     ("README.md", "jaxmlip softening"): "installs, takes minutes, and calls this very test",
+    ("docs/notebook.ipynb", "pip install"): "installs",
     ("CONTRIBUTING.md", "pre-commit install"): "installs",
     ("CONTRIBUTING.md", "pytest --all"): "runs this very test",
     ("CONTRIBUTING.md", "make -C docs"): "test_site.py builds the site, and the tutorials run here",
@@ -146,7 +149,7 @@ def run_python(page: Path) -> dict:
 
 def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
     write_labelled(stand_in / "frames.extxyz", "SiC")
-    left = {page: run_python(page) for page in PAGES if page not in TUTORIALS}
+    left = {page: run_python(page) for page in PAGES if page not in (*TUTORIALS, NOTEBOOK)}
     found = left[ROOT / "README.md"]
     assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
     assert (len(found["many"]), found["H"].shape) == (100, (6, 6))
@@ -164,15 +167,32 @@ def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_a_tutorial_runs_and_draws(stand_in, page):
+def test_a_tutorial_runs_and_draws(stand_in, page, monkeypatch):
     from matplotlib import pyplot
 
+    quick_network.play(monkeypatch)  # for those that train a network of random parameters
     pyplot.switch_backend("agg")
     try:
         run_python(page)
         assert len(pyplot.get_fignums()) == 1
     finally:
         pyplot.close("all")
+
+
+def test_the_cells_of_the_notebook_run_and_draw(stand_in):
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")
+    try:
+        left = run_python(NOTEBOOK)
+        assert len(pyplot.get_fignums()) == 1
+    finally:
+        pyplot.close("all")
+    assert [h.shape for h in left["hessians"]] == [(6, 6)] * 4
+    assert left["H"].shape == (48, 48)
+    found = json.loads(NOTEBOOK.read_text())
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
+    assert not any(cell.get("outputs") for cell in found["cells"])  # what one machine said is not for others
 
 
 def write_labelled(path: Path, names: str) -> None:
