@@ -20,6 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import jaxmlip
 from jaxmlip import training
+from jaxmlip.training.records import read_metrics
 from jaxmlip.training.sweeps.sweep import write_table
 from jaxmlip.training.sweeps.sweep_file import read_sweep
 
@@ -43,7 +44,8 @@ for _ in range(16):
 # A file of runs
 # --------------
 # ``base`` is what all share, with the keys of ``jaxmlip train --example``. Each combination of what
-# ``vary`` lists is a run: a small M3GNet that begins with random parameters.
+# ``vary`` lists is a run: a small M3GNet that begins with random parameters. With ``seed: [0, 1, 2]``
+# below the learning rates there would be six.
 
 (folder / "sweep.yaml").write_text(f"""
 base:
@@ -57,7 +59,6 @@ base:
   tensorboard: false
 vary:
   optimizer.learning_rate: [1e-3, 1e-2]
-  seed: [0, 1]
 """)
 runs = read_sweep(folder / "sweep.yaml")
 for run in runs:
@@ -71,11 +72,17 @@ rows = write_table(runs, folder / "sweep")
 (error,) = (name for name in rows[0] if name.startswith("forces_mae"))
 for row in rows:
     print(f"{row['name']:28} {error} {row[error]:.3f}")
+
+# %%
+# Each folder has the course of its run as well.
+
 figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
-for rate in dict.fromkeys(row["optimizer.learning_rate"] for row in rows):
-    its = [row[error] for row in rows if row["optimizer.learning_rate"] == rate]
-    axes.plot([rate] * len(its), its, "o")
-axes.set(xscale="log", xlabel="learning rate", ylabel=f"mean error of forces, {error.partition(' / ')[2]}")
+for run in runs:
+    lines = read_metrics(run.folder(folder / "sweep") / "metrics.jsonl")
+    course = [(line["step"], line["forces_mae"]) for line in lines if line["kind"] == "validation"]
+    axes.plot(*zip(*course, strict=True), "o-", ms=3, label=run.name)
+axes.set(xlabel="step", ylabel=f"mean error of forces, {error.partition(' / ')[2]}")
+axes.legend(frameon=False)
 
 # %%
 # Devices

@@ -316,6 +316,20 @@ def takes(command, more: tuple[str, ...]) -> bool:
     return False
 
 
+def test_the_gallery_shows_the_figure_of_every_command_that_draws_one():
+    page = ROOT / "docs" / "gallery.md"
+    shown = re.findall(r"^!\[.+?\]\((\w+\.png)\)\n\n`([^`]+)`", page.read_text(), re.MULTILINE)
+    commands_shown = [command.split() for _, command in shown]
+    for name, its in COMMANDS.items():
+        for second, run in its.commands.items() if isinstance(its, Group) else [("", its)]:
+            if ".png" in run.__doc__:
+                words = f"jaxmlip {name} {second}".split()
+                assert any(its[: len(words)] == words for its in commands_shown), words
+    assert len(shown) == page.read_text().count("![")
+    for file, _ in shown:
+        assert (page.parent / file).stat().st_size < 150_000, file
+
+
 @by_page
 def test_files_and_names_that_a_page_gives_are_there(page):
     text = page.read_text()
