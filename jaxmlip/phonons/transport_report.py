@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxmlip.crystals.atoms import crystal_record
+from jaxmlip.phonons.density import STILL
 from jaxmlip.phonons.spectrum import Cumulative, Spectrum
 from jaxmlip.phonons.third import SecondOrder, ThirdOrder
 from jaxmlip.phonons.transport import Conductivity
@@ -165,7 +166,8 @@ def _distinct(kappa: np.ndarray) -> list[tuple[str, int]]:
 
 def _draw_lifetimes(axes: Axes, found: Conductivity, temperature: float) -> None:
     t = int(np.abs(found.temperatures - temperature).argmin())
-    used = np.isfinite(found.lifetimes[t]) & (found.thz > 0)
+    # Where the crystal moves as a whole linewidths are rounding, and lifetimes any number.
+    used = np.isfinite(found.lifetimes[t]) & (found.thz > STILL)
     axes.plot(found.thz[used], found.lifetimes[t][used], ".", ms=2, color=COLOURS[0], rasterized=True)
     thz = np.linspace(found.thz.max() / 100, found.thz.max(), 100)
     axes.plot(thz, 1 / thz, color="0.4", lw=0.9, label="one period")
