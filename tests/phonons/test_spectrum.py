@@ -14,6 +14,7 @@ from jaxmlip.phonons.meshes import check_mesh
 from jaxmlip.phonons.spectrum import cumulative, spectrum
 from jaxmlip.phonons.supercell import repeat_distance, repeats_beyond
 from jaxmlip.phonons.transport import Conductivity, conductivity
+from jaxmlip.phonons.transport_report import draw
 
 pytest.importorskip("phono3py")
 WURTZITE = bulk("ZnO", "wurtzite", a=3.25, c=5.2, u=0.38)
@@ -56,6 +57,23 @@ def test_a_sum_of_modes_ends_with_all_of_them_and_has_at_each_place_those_below(
         below = found.modes[0][values <= upto.x[k]].sum(axis=0) / found.weights.sum()
         np.testing.assert_allclose(upto.kappa[k], below, rtol=0, atol=1e-12 * found.kappa.max())
     assert cumulative(found, by, [upto.half()], temperature=100.0).kappa[0, 0, 0] >= found.kappa[0, 0, 0] / 2
+
+
+def test_lifetimes_are_drawn_of_modes_that_vibrate(found):
+    """At Γ the crystal moves as a whole: what rounding says of that is not drawn."""
+    still = np.abs(found.thz) < 1e-2
+    assert still.sum() == 3
+    its = replace(
+        found,
+        thz=np.where(still, 1e-6, found.thz),
+        linewidths=np.where(still, 1e-40, found.linewidths),
+        isotope_linewidths=np.where(still, 0.0, found.isotope_linewidths),
+        boundary=None,
+    )
+    across = {by: cumulative(its, by, temperature=100.0) for by in ("frequency", "mean_free_path")}
+    figure = draw(its, spectrum(its, temperature=100.0), across, "springs")
+    (axes,) = (a for a in figure.axes if a.get_ylabel() == "lifetime (ps)")
+    assert axes.lines[0].get_ydata().max() < 1e9
 
 
 def test_what_was_not_computed_is_refused(found):
