@@ -93,6 +93,7 @@ MODELS = {
 QUICK = "quick"  # for claims that no model makes truer: see quick_network
 # For those that need a published architecture, or simple crystals that are stable.
 SHORT, STABLE = "chgnet-short", 49
+ONE_LAYER = "mace-one-layer"  # for derivatives whose program of two layers takes minutes to compile
 FIRST = "chgnet-0.3"
 # Much like others of these.
 SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "matgl-chgnet", "mace-residual", "mace-nonlinear")
@@ -110,7 +111,9 @@ def _small_potential(name: str):
         config = quick_network.QuickConfig(bond_cutoff=4.0, angle_cutoff=3.0)
         potential = quick_network.potential(config, seed=7, name=name)
     else:
-        config = replace(MODELS[FIRST], blocks=1) if name == SHORT else MODELS[name]
+        mace = replace(MODELS["mace-density"], blocks=("density",), correlation=(2,))
+        few = {SHORT: replace(MODELS[FIRST], blocks=1), ONE_LAYER: mace}
+        config = few.get(name) or MODELS[name]
         potential = random_potential(config, seed=7, name=name)
     rng = np.random.default_rng(STABLE if name == SHORT else 7)
     trained = {key: potential.params[key] for key in ("network", "reference_energies")}

@@ -8,7 +8,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, make_supercell
 from ase.io import write
-from conftest import QUICK, small_potential
+from conftest import SHORT, small_potential
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -378,7 +378,7 @@ def test_what_does_not_exist_is_said_in_words(model):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     here = tmp_path_factory.mktemp("elastic")
-    small_potential(QUICK).save(here / "model")
+    small_potential(SHORT).save(here / "model")
     write(here / "POSCAR", bulk("AlP", "zincblende", 5.0))
     write(here / "two.extxyz", [bulk("Cu"), bulk("Cu")])
     return here
@@ -389,7 +389,7 @@ def test_the_command_prints_and_saves_the_constants_of_the_crystal_that_it_relax
     command = ["elastic", str(folder / "POSCAR"), "--model", str(folder / "model")]
     main([*command, "--relax", "--out", str(out)])
     printed, record = capsys.readouterr().out, json.loads(out.read_text())
-    potential = small_potential(QUICK)
+    potential = small_potential(SHORT)
     symbols, places = record["symbols"], record["scaled_positions"]
     rested = Atoms(symbols, cell=record["cell_A"], scaled_positions=places, pbc=True)
     assert np.abs(record["residual"]["stress_GPa"]).max() < 0.1

@@ -388,7 +388,7 @@ def test_small_crystals_fill_the_room_that_a_large_one_leaves(morse, monkeypatch
     assert len({shape for _, shape in batches}) <= 2  # a shell of neighbours may come within the cutoff
 
 
-def test_the_last_slow_crystals_get_a_smaller_batch(morse, monkeypatch):
+def test_the_last_slow_crystals_get_a_smaller_batch(morse, real_shapes, monkeypatch):
     easy = relax(morse, rattled()).atoms
     monkeypatch.setattr("jaxmlip.crystals.batches.MOVING_ON_CPU", 100_000)
     monkeypatch.setattr("jaxmlip.crystals.batches.PATIENCE", 3)

@@ -183,7 +183,7 @@ data:
   split_by: crystal
 loss: {stress: 0, magmoms: 0}
 optimizer: {learning_rate: 1e-2, ema: 0.9}
-monitor: forces_mae
+monitor: energy_mae
 epochs: 4
 batch_size: 4
 checkpoint_every: 3
