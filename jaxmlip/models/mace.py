@@ -27,6 +27,7 @@ from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe, symmetric
 from jaxmlip.models.activations import silu
 from jaxmlip.models.basis import along, polynomial_envelope
+from jaxmlip.models.layers import normalise
 from jaxmlip.models.network import Network
 from jaxmlip.system.arrays import Array
 
@@ -267,17 +268,12 @@ def pair_weights(config: MACEConfig, r, radius, constants, networks, starts):
     for (matrix, layers), start in zip(networks, starts, strict=True):
         y = basis @ matrix + start
         for its in layers:
-            y = layer_norm(y) * its["scale"][None] + its["shift"][None]
+            centred = y - y.mean(axis=1, keepdims=True)
+            y = normalise(centred, 1e-5)[0] * its["scale"][None] + its["shift"][None]
             y = silu(y) @ its["kernel"] + its["bias"][None]
         found.append(y)
     weights, density = found
     return jnp.concatenate([weights, jnp.tanh(density**2)], axis=1) * envelope
-
-
-def layer_norm(x: Float[Array, "n f"]) -> Float[Array, "n f"]:
-    """Each row less its mean, over its standard deviation."""
-    x = x - x.mean(axis=1, keepdims=True)
-    return x / jnp.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)
 
 
 class Interaction(nn.Module):

@@ -44,7 +44,11 @@ def theirs():
 
 @pytest.mark.parametrize("config", [SMALL, NONLINEAR], ids=["density", "nonlinear"])
 def test_predictions_hessians_and_dynamical_matrices_are_those_of_our_own_products(theirs, config, tmp_path):
-    random_potential(config, 0, "float64", name="small").save(tmp_path / "small")
+    potential = random_potential(config, 0, "float64", name="small")
+    for name, its in potential.params["network"].items():
+        if "offset" in its:  # which at the start makes messages small
+            potential.params["network"][name]["offset"] = np.ones_like(its["offset"])
+    potential.save(tmp_path / "small")
     own, other = (
         jaxmlip.load(tmp_path / "small", "float64", products=its) for its in ("xla", "cuequivariance")
     )
@@ -53,11 +57,11 @@ def test_predictions_hessians_and_dynamical_matrices_are_those_of_our_own_produc
     salt.rattle(0.1, seed=1)
     ours, its = own.predict(salt), other.predict(salt)
     for name, value in ours.items():
-        assert np.ptp(value) > 1e-4 or name == "energy"
+        assert np.ptp(value) > 1e-3 or name == "energy"
         np.testing.assert_allclose(its[name], value, atol=1e-12, err_msg=name)
     q = [[0.1, 0.2, 0.3]]
     D = dynamical_matrix(own, salt, q)
-    assert np.abs(D).max() > 1e-3
+    assert np.abs(D).max() > 1e-2
     np.testing.assert_allclose(dynamical_matrix(other, salt, q), D, atol=1e-12)
     np.testing.assert_allclose(jaxmlip.hessian(other, salt), jaxmlip.hessian(own, salt), atol=1e-12)
 
