@@ -13,17 +13,33 @@ EVERY = 30.0  # seconds between lines where standard error is no terminal
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """Yields `items`, with a progress bar if standard error is a terminal and the user wants remarks.
+    """Yields `items`, with a progress bar on standard error, unless the user wants quiet.
 
-    `total` is their number, where they do not know it.
+    Where that is no terminal, a line is written every EVERY seconds. `total` is their number, where they do
+    not know it.
     """
     from jaxmlip.system.console import Telling, console, tells
 
     terminal = console(stderr=True)
     short = isinstance(items, Sized) and len(items) < 2
-    if _shown or short or not terminal.is_terminal or not tells(Telling.USUAL):
+    if _shown or short or not tells(Telling.USUAL):
         return items
-    return _with_bar(items, what, total, terminal)
+    if terminal.is_terminal:
+        return _with_bar(items, what, total, terminal)
+    return _with_lines(items, what, total)
+
+
+def _with_lines(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    from jaxmlip.system.console import note
+
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    began = told = time.monotonic()
+    with _alone():
+        for done, item in enumerate(items):
+            if total is not None and time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                note(f"{what}: {pace(total, done, done, told - began)}", stderr=True)
+            yield item
 
 
 def _with_bar(items: Iterable[T], what: str, total: int | None, terminal) -> Iterator[T]:

@@ -58,3 +58,19 @@ def test_users_who_want_quiet_see_no_progress(terminal, capsys):
             show(2, "done")
     assert terminal.file.getvalue() == ""
     assert capsys.readouterr().err == ""
+
+
+def test_where_there_is_no_terminal_long_work_writes_a_line_now_and_then(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 20))  # each look at the clock finds 20 s more
+    monkeypatch.setattr("jaxmlip.system.progress.time.monotonic", lambda: next(clock))
+    assert list(progress.track("abcd", "letters")) == list("abcd")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("letters: 1 of 4 (25 %)")
+    with telling(Telling.QUIET):
+        assert list(progress.track("abcd", "letters")) == list("abcd")
+    assert not capsys.readouterr().err
+
+
+def test_short_work_writes_nothing_where_there_is_no_terminal(capsys):
+    assert list(progress.track("abcd", "letters")) == list("abcd")
+    assert not capsys.readouterr().err
