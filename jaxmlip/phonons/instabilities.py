@@ -25,6 +25,7 @@ from jaxmlip.phonons.lattice import Lattice
 from jaxmlip.phonons.modes import degenerate
 from jaxmlip.phonons.order_parameter import OrderParameter, commensurate
 from jaxmlip.phonons.report import default_mesh
+from jaxmlip.system.progress import track
 from jaxmlip.units import in_thz
 
 if TYPE_CHECKING:
@@ -264,7 +265,8 @@ def follow(
             "fractions near it, which `instabilities` lists too."
         )
     space = OrderParameter.of(instability.crystal, instability.q_point, instability.modes, cells, symprec)
-    wells = [_well(potential, instability, space, v, symprec) for v in space.directions()]
+    ways = track(space.directions(), "distortions")
+    wells = [_well(potential, instability, space, v, symprec) for v in ways]
     if relax:
         falling = [k for k, well in enumerate(wells) if well.bottom is not None]
         starts = [_moved(wells[k].crystal, wells[k].distortion, wells[k].bottom[0]) for k in falling]

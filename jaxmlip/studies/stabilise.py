@@ -79,8 +79,9 @@ class Node:
 
 
 def stabilise(potential: Potential, crystal: Atoms, options: Options) -> Iterator[list[Node]]:
-    """The tree of crystals below a crystal at rest, after each crystal whose modes were computed.
+    """The tree of crystals below a crystal at rest, whenever it has grown.
 
+    It comes once when the modes of a crystal were computed, and again when the unstable ones were followed.
     It ends when the lowest crystal is stable, its modes cannot be followed, or `options.looks` are used up.
 
     Raises as `instabilities` and `follow` do.
@@ -90,7 +91,11 @@ def stabilise(potential: Potential, crystal: Atoms, options: Options) -> Iterato
         node = min(nodes, key=lambda each: each.energy)
         if node.state != "not looked at":
             return
-        _look(potential, node, options)
+        held = _look(potential, node, options)
+        yield nodes
+        if not held:
+            continue
+        _follow(potential, node, held, options)
         for well in node.wells:
             if well.gain > LOWER and well.relaxed.converged:
                 energy = well.relaxed.energy / len(well.crystal)
@@ -112,8 +117,8 @@ def _same(a: Node, b: Node) -> bool:
     return a.space_group == b.space_group and abs(a.energy - b.energy) < SAME_ENERGY
 
 
-def _look(potential: Potential, node: Node, options: Options) -> None:
-    """Computes the modes of a crystal, and follows the most unstable ones."""
+def _look(potential: Potential, node: Node, options: Options) -> list[Instability]:
+    """Computes the modes of a crystal, and gives the unstable ones that are to be followed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*nearly")
         node.unstable = instabilities(
@@ -125,14 +130,17 @@ def _look(potential: Potential, node: Node, options: Options) -> None:
             symprec=options.symprec,
         )
     held = [each for each in node.unstable if each.cells is not None and each.cells <= options.cells]
-    if not held:
-        node.state = "too large" if node.unstable else "stable"
-        return
+    node.state = "unstable" if held else "too large" if node.unstable else "stable"
     # Of modes that are about as unstable those that repeat sooner come first.
     held.sort(key=lambda each: (round(each.thz / SAME_FREQUENCY), each.cells))
-    for each in held[: options.branches]:
+    return held[: options.branches]
+
+
+def _follow(potential: Potential, node: Node, held: list[Instability], options: Options) -> None:
+    for each in held:
         node.wells += follow(potential, each, cells=options.cells, symprec=options.symprec)
-    node.state = "unstable" if any(well.falls for well in node.wells) else "rough"
+    if not any(well.falls for well in node.wells):
+        node.state = "rough"
 
 
 def main(
@@ -142,21 +150,29 @@ def main(
 
     `start` gives the crystal at rest.
     """
-    import ase.io
-
     atoms = start(crystal)
-    nodes, told = [], 0
+    nodes, told, looked = [], 0, set()
     for nodes in stabilise(potential, atoms, options):
-        looked = [node for node in nodes if node.state != "not looked at"]
-        for node in looked[-1:]:
-            _tell(node)
+        for node in nodes:
+            if node.state != "not looked at" and node.number not in looked:
+                looked.add(node.number)
+                _tell_modes(node)
+                latest = node
+        _tell_wells(latest)
         for node in nodes[max(told, 1) :]:
             gain = 1000 * (nodes[node.parent].energy - node.energy)
             note(f"  → {node.number}: {node.space_group}, {gain:.2f} meV/atom below {node.parent}")
         told = len(nodes)
+        _write(nodes, potential, out, options)  # each time: the next crystal may take hours
     lowest = min(nodes, key=lambda each: each.energy)
     show(_table(nodes, potential.name))
     say(f"lowest: {lowest.number}, {lowest.space_group}; {MEANING[lowest.state]}")
+
+
+def _write(nodes: list[Node], potential: Potential, out: Path, options: Options) -> None:
+    import ase.io
+
+    lowest = min(nodes, key=lambda each: each.energy)
     out.mkdir(parents=True, exist_ok=True)
     for node in nodes:
         with writing(out / f"{node.number}.cif") as draft:
@@ -175,7 +191,7 @@ def main(
     )
 
 
-def _tell(node: Node) -> None:
+def _tell_modes(node: Node) -> None:
     note(
         f"{node.number}: {node.space_group}, {len(node.atoms)} atoms, {node.energy:.5f} eV/atom: {node.state}"
     )
@@ -183,6 +199,9 @@ def _tell(node: Node) -> None:
         note(f"  {each}")
     if len(node.unstable) > 8:
         note(f"  and {len(node.unstable) - 8} more")
+
+
+def _tell_wells(node: Node) -> None:
     for well in node.wells:
         if well.bottom is None:
             note(f"  along {well.space_group} no energy is lower")
