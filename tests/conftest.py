@@ -124,7 +124,7 @@ def _small_potential(name: str):
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="slow proofs too")
     parser.addoption(
-        "--hostile", type=int, default=None, help="how many hostile files to try; default: 60, with --all 200"
+        "--hostile", type=int, default=None, help="how many hostile files to try; default: 20, with --all 200"
     )
 
 

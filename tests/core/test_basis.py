@@ -62,6 +62,7 @@ def test_smooth_functions_vanish_at_the_cutoff_with_two_derivatives():
 
 
 @pytest.mark.parametrize("functions", [spherical, smooth])
+@pytest.mark.slow
 def test_padding_has_finite_derivatives_of_three_orders(functions):
     f = lambda r: functions(r[None]).sum()  # noqa: E731
     for _ in range(4):

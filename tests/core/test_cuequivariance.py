@@ -78,6 +78,7 @@ def test_the_gpu_kernel_takes_the_polynomials_of_published_sizes(theirs):
             assert product.get_dims("u") == {128}
 
 
+@pytest.mark.slow
 def test_products_that_cannot_be_had_are_told(tmp_path, monkeypatch):
     mace, other = (tmp_path / name for name in ("mace", "m3gnet"))
     random_potential(SMALL, 0, name="small").save(mace)

@@ -179,6 +179,7 @@ def test_energies_forces_and_stress_are_those_of_the_authors_program(tables):
                     np.testing.assert_allclose(found, of_stress, rtol=0, atol=2e-8, err_msg=name)
 
 
+@pytest.mark.slow
 def test_it_adds_to_the_energies_of_the_network_whatever_their_scale(potential, crystals):
     bare = small_potential(QUICK)
     tables = potential.params["dispersion"]
@@ -206,6 +207,7 @@ def test_weights_of_references_hold_far_from_all_of_them(tables):
         assert -50 < energy < -0.1
 
 
+@pytest.mark.slow
 def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(potential, cell):
     constants = force_constants(potential, cell, (2, 1, 3))
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)

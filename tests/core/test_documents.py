@@ -148,15 +148,20 @@ def run_python(page: Path) -> dict:
     return names
 
 
-def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
-    write_labelled(stand_in / "frames.extxyz", "SiC")
-    left = {page: run_python(page) for page in PAGES if page not in (*TUTORIALS, NOTEBOOK)}
-    found = left[ROOT / "README.md"]
+def test_the_python_of_the_readme_gives_what_its_comments_say(stand_in):
+    found = run_python(ROOT / "README.md")
     assert found["prediction"].keys() == {"energy", "forces", "stress", "site_energies", "magmoms"}
     assert (len(found["many"]), found["H"].shape) == (100, (6, 6))
     assert found["C"].shape == (6, 6)
     assert (found["potential"].dtype, found["exact"].dtype) == ("float32", "float64")
     assert np.isfinite(found["heat"]).all()
+
+
+@pytest.mark.slow
+def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
+    write_labelled(stand_in / "frames.extxyz", "SiC")
+    apart = (ROOT / "README.md", *TUTORIALS, NOTEBOOK)
+    left = {page: run_python(page) for page in PAGES if page not in apart}
     its = left[ROOT / "docs" / "phonons.md"]
     assert its["D"].shape == (len(its["q_points"]), 6, 6)
     assert its["C"].shape == (6, 6)
@@ -168,6 +173,7 @@ def test_python_of_the_pages_runs_and_gives_what_its_comments_say(stand_in):
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+@pytest.mark.slow
 def test_a_tutorial_runs_and_draws(stand_in, page, monkeypatch):
     from matplotlib import pyplot
 
@@ -227,6 +233,7 @@ def write_mptrj(path: Path, number: int) -> None:
     path.write_text(json.dumps(materials, default=lambda x: x.item()))  # old pymatgens keep bools of NumPy
 
 
+@pytest.mark.slow
 def test_commands_of_the_pages_train_evaluate_and_export(stand_in):
     (stand_in / "runs").mkdir()
     write_labelled(stand_in / "runs" / "a.extxyz", "SiC GaAs")

@@ -137,6 +137,7 @@ def test_the_hessian_is_that_of_differences_symmetric_and_blind_to_shifts(potent
 
 
 @pytest.mark.parametrize("kind", ["pair", "many-body"])
+@pytest.mark.slow
 def test_dynamical_matrices_are_the_fourier_sums_of_a_supercells_hessian(
     kind, potential, many_body, argon, cell
 ):
@@ -304,6 +305,7 @@ def trained(folder, potential: Potential, epochs: int):
 
 
 @pytest.mark.usefixtures("runs_alike")
+@pytest.mark.slow
 def test_training_finds_the_parameters_of_the_labels_goes_on_and_is_saved(argon, tmp_path):
     start = made(2.75)
     shorter = trained(tmp_path / "run", start, 4)

@@ -437,12 +437,13 @@ def killed(work: Path, seconds: float, *arguments: str) -> None:
 @pytest.mark.parametrize(
     ("command", "out"),
     [
-        pytest.param(("hessian", "salt.cif", "--model", "model", "--out"), "h.npy", marks=pytest.mark.slow),
+        (("hessian", "salt.cif", "--model", "model", "--out"), "h.npy"),
         (("relax", "many.extxyz", "--model", "model", "--smax", "5", "--fmax", "0.2", "--out"), "r.extxyz"),
-        pytest.param(("convert", "checkpoint.model"), "m", marks=pytest.mark.slow),
+        (("convert", "checkpoint.model"), "m"),
     ],
     ids=["hessian", "relax", "convert"],
 )
+@pytest.mark.slow
 def test_a_command_that_is_killed_leaves_nothing_half_written_and_comes_to_the_same_end(work, command, out):
     golden = ROOT / "tests" / "golden" / "mace" / "one-layer.model.gz"
     (work / "checkpoint.model").write_bytes(gzip.decompress(golden.read_bytes()))

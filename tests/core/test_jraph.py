@@ -75,6 +75,7 @@ def test_a_padded_batch_comes_back_without_its_padding(all_kinds):
     assert np.array_equal(back.crystal, np.repeat(np.arange(len(graphs)), np.diff(starts)))
 
 
+@pytest.mark.slow
 def test_padding_is_where_the_masks_of_jraph_look_for_it(all_kinds):
     graphs = [from_atoms(atoms, 5.0) for atoms in all_kinds]
     for packed in (

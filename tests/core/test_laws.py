@@ -168,6 +168,7 @@ def test_a_supercell_has_the_energy_of_its_cells_and_their_forces(predicted):
     assert_same(q, {**twice, "energy": 2 * p["energy"], "stress": p["stress"]})
 
 
+@pytest.mark.each_model
 def test_a_batch_gives_what_each_crystal_gives_alone(architecture, crystals):
     graphs = [architecture.graph(atoms) for atoms in crystals]
     room = batching.shape_for(graphs)
@@ -195,7 +196,7 @@ def test_site_energies_add_up_to_the_energy(predicted):
         np.testing.assert_allclose(p["site_energies"].sum(), p["energy"], **TIGHT)
 
 
-@pytest.mark.each_model
+@pytest.mark.slow
 def test_padding_changes_nothing_up_to_second_derivatives(architecture, crystal):
     """What is padded widely has the energy and forces of a batch, and the Hessian of the crystal alone."""
     graph = architecture.graph(crystal)
@@ -347,6 +348,7 @@ def test_an_isolated_atom_has_no_curvature(potential, crystal, variants):
     np.testing.assert_array_equal(rows, 0)
 
 
+@pytest.mark.each_model
 def test_float32_is_close_to_float64(architecture, crystal):
     single = architecture.astype("float32").predict(crystal)
     assert single["forces"].dtype == np.float32

@@ -503,6 +503,7 @@ print(load("tiny-a").name)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_load_and_leave_a_sound_cache(own_folder):
     command = [sys.executable, "-W", "error::UserWarning", "-c", LOADER, MODELS["tiny-a"].sha256]
     pair = [

@@ -23,6 +23,7 @@ from weights_convert.conversion import convert_file
 from weights_convert.torch_zip import CheckpointError
 
 
+@pytest.mark.slow
 def test_the_sum_over_bonds_of_an_atom_is_the_sum_over_pairs_of_bonds(crystal):
     """Eq. (2) of Chen & Ong term by term, from a list of all angles."""
     potential = small_potential("m3gnet-smooth")

@@ -29,7 +29,7 @@ from weights_convert.torch_zip import CheckpointError, Record
 GOLDEN = Path(__file__).parents[1] / "golden" / "mace"
 VARIANTS = sorted(path.stem for path in GOLDEN.glob("*.npz"))  # of models, and of heads as model.head
 # To compile, and of rare options.
-LONG = ("cutoff-on-weights", "degrees-two-three", "three-layers", "nonlinear.omol", "soft")
+LONG = ("density", "cutoff-on-weights", "degrees-two-three", "three-layers", "nonlinear.omol", "soft")
 # Of both sides in float64, relative to the largest value.
 EXACT = {"energy": 1e-10, "site_energies": 1e-10, "forces": 1e-9, "stress": 1e-9, "hessian": 1e-8}
 

@@ -81,6 +81,7 @@ def test_an_m3gnet_of_matgl_4_sums_messages_where_their_bond_starts(folders):
     assert jaxmlip.load(folders["m3gnet-smooth"]).model.config.at_start
 
 
+@pytest.mark.slow
 def test_forces_jump_where_a_bond_reaches_the_cutoff_but_energies_do_not():
     """Its radial functions vanish there with a slope."""
     config = MatglCHGNetConfig(features=4, radial=3, angular=2, blocks=2, bond_cutoff=4.0, readout=(4,))
@@ -91,6 +92,7 @@ def test_forces_jump_where_a_bond_reaches_the_cutoff_but_energies_do_not():
     assert np.abs(below["forces"] - above["forces"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_energy_does_not_depend_on_the_choice_of_the_cell(folders):
     """In the smaller cell bonds within the three-body cutoff join images of one atom."""
     potential = jaxmlip.load(folders["matpes"], "float64")

@@ -36,6 +36,7 @@ def features_before_the_last_convolution(model, params, graph):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_atom_features_before_the_last_convolution_repeat_the_original(name):
     potential = public(name)
     crystals, wanted = golden(name)

@@ -8,7 +8,9 @@ from conftest import public
 import jaxmlip
 
 
-@pytest.mark.parametrize("name", parity.MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "chgnet-0.2.0" else n for n in parity.MODELS]
+)
 def test_energies_forces_stresses_and_moments_repeat_the_original_in_float64(name):
     potential = public(name)
     crystals, wanted = parity.golden(name)
@@ -16,10 +18,12 @@ def test_energies_forces_stresses_and_moments_repeat_the_original_in_float64(nam
         parity.assert_repeats(found, wanted[crystal], crystal, len(crystals[crystal]))
 
 
+@pytest.mark.slow
 def test_float32_keeps_the_digits_that_screening_needs():
     parity.keeps_the_digits_that_screening_needs("chgnet-0.3.0")
 
 
+@pytest.mark.slow
 def test_a_hessian_repeats_that_of_the_original():
     crystals, wanted = parity.golden("chgnet-0.3.0")
     found = jaxmlip.hessian(public("chgnet-0.3.0"), crystals["MgO_strained"])

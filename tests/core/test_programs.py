@@ -66,6 +66,7 @@ def test_a_hundred_small_crystals_take_less_than_ten_shapes(library, name):
         assert batching.shape_for([graph]).fits(batching.exact_shape([graph]))
 
 
+@pytest.mark.slow
 def test_energies_and_hessians_of_a_library_compile_one_program_for_each_shape(
     any_potential, library, compiled
 ):

@@ -32,6 +32,7 @@ def known(monkeypatch):
     return potential, theirs
 
 
+@pytest.mark.slow
 def test_the_command_tells_differences_and_refuses_large_ones(known, capsys):
     potential, theirs = known
     main(["models", "--verify", potential.name])

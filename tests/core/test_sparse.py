@@ -140,6 +140,7 @@ def test_an_energy_function_says_how_far_it_sees_and_is_not_believed(long):
         made(0)
 
 
+@pytest.mark.slow
 def test_a_network_that_sees_further_than_it_says_is_found_out(long, monkeypatch):
     potential = small_potential(FIRST)
     kind = type(potential.model)

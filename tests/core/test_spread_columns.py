@@ -58,6 +58,7 @@ def check(folder: Path, devices: int, model: str, which: str, *runs: subprocess.
             np.testing.assert_allclose(found[name], x, rtol=0, atol=1e-12 * max(1, scale), err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_find_the_hessian_and_dynamical_matrices_that_one_does(begin, tmp_path):
     check(tmp_path, 8, PAIRS, "few", begin(8, PAIRS, "few"))
 

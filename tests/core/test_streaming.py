@@ -116,6 +116,7 @@ def run_until_killed(folder: Path, columns: int) -> None:
         process.wait()
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_that_was_done(crystal, tmp_path, monkeypatch):
     from ase.io import write
 

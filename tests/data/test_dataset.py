@@ -232,6 +232,7 @@ def test_frames_of_a_single_material_are_divided_and_that_is_said(tmp_path):
     assert made.manifest["divided_by"] == "frame"
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_bytes_and_wake_no_device(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "FEW", 100)
     crystals = [labelled(k, f"mp-{k // 3}") for k in range(300)]
@@ -382,6 +383,7 @@ def test_a_configuration_trains_on_what_is_whole(tmp_path):
             read(replace(data, options=options))
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_what_is_needed_and_leaves_nothing(tmp_path):
     # In a process of its own: the limit on the size of files is for all of it.
     code = f"""

@@ -39,6 +39,7 @@ def test_the_atomic_number_of_a_species_does_not_depend_on_its_functional():
     np.testing.assert_array_equal(atomic_number(z[1:] + 2 * ELEMENTS), z[1:])
 
 
+@pytest.mark.each_model
 def test_each_functional_of_a_joined_potential_predicts_what_the_one_predicted_that_it_was_made_of(
     architecture, crystal, tmp_path
 ):
@@ -94,6 +95,7 @@ def test_a_potential_of_several_functionals_is_not_used_without_choosing_one(any
             join(any_potential, names)
 
 
+@pytest.mark.slow
 def test_hessian_columns_are_compared_with_the_functional_that_they_are_of(monkeypatch):
     potential = random_potential(MODELS["m3gnet-spherical"], seed=3)
     joined = join(potential, NAMES[:2])

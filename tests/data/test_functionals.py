@@ -230,6 +230,7 @@ def finished(quick, files, tmp_path_factory):
     return folder / "two"
 
 
+@pytest.mark.slow
 def test_one_network_learns_two_functionals_and_tells_its_errors_of_each(finished, files, capsys):
     results = json.loads((finished / "results.json").read_text())
     assert list(results["by_functional"]) == ["PBE", "r2SCAN"]
@@ -269,6 +270,7 @@ def test_one_network_learns_two_functionals_and_tells_its_errors_of_each(finishe
     assert "'SCAN', needed one of those" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_of_two_functionals_goes_on_as_if_it_had_not_been_stopped(finished, tmp_path, monkeypatch):
     config = read_config(finished / "config.yaml", ["model.name=two"])
     with monkeypatch.context() as patch:

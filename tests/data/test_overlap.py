@@ -87,6 +87,7 @@ def prepared(**changes):
     return [str(w.message) for w in said]
 
 
+@pytest.mark.slow
 def test_validation_on_what_is_trained_on_is_said(springs):
     both = {"data.validation": ["springs.extxyz"], "data.test": ["springs.extxyz"]}
     said = [line for line in prepared(**both) if "trained on, too" in line]

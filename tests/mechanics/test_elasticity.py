@@ -200,6 +200,7 @@ def test_the_tensor_turns_with_the_crystal(model, crystal):
 
 
 @pytest.mark.one_model
+@pytest.mark.slow
 def test_crystals_side_by_side_have_the_constants_that_each_has_alone(model, crystal, zincblende):
     """One atom, two and five: some have columns where others have none left."""
     several = [zincblende, bulk("Cu"), crystal, bulk("Cu", a=3.5)]

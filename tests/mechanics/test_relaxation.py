@@ -453,6 +453,7 @@ def test_a_crystal_that_is_none_is_refused_before_anything_is_computed(morse, mo
         relax_many(morse, [rattled(), nowhere])
 
 
+@pytest.mark.slow
 def test_chgnet_brings_rattled_rock_salt_back_with_and_without_ase():
     potential = public("chgnet-0.3.0", "float32")
     salt = bulk("NaCl", "rocksalt", 5.7)

@@ -31,6 +31,7 @@ def central(f, step=STEP):
     return (4 * near - wide) / 3
 
 
+@pytest.mark.each_model
 def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(network, cell):
     constants = force_constants(network, cell, (2, 1, 3))
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
@@ -189,6 +190,7 @@ def test_one_program_serves_all_wave_vectors_of_all_crystals_of_a_size(any_poten
     assert linear_map.waves._cache_size() == before
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 2**31))
 def test_a_sum_onto_places_is_the_transpose_of_the_fetch_from_them(places, entities, seed):

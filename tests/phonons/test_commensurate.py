@@ -59,6 +59,7 @@ def chain(springs: list[float], cells: int, masses=(20.0,)) -> ForceConstants:
     return ForceConstants(atoms, phi)
 
 
+@pytest.mark.slow
 def test_commensurate_frequencies_are_those_of_the_supercells_whole_hessian(
     small_potential, primitive, constants
 ):

@@ -137,6 +137,7 @@ def test_every_run_and_model_is_in_the_figure(rows, tmp_path):
     assert pixels("two.png", red) > 500
 
 
+@pytest.mark.slow
 def test_softening_of_a_public_model_shows_on_real_forces():
     """NaCl of phonopy's examples: CHGNet 0.3.0 is known to be far too soft there."""
     data = os.environ.get("JAXMLIP_DATA")

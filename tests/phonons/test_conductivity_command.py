@@ -120,6 +120,7 @@ def test_phono3pys_own_command_goes_on_with_its_files(done):
     np.testing.assert_allclose(its[:, :3], np.diagonal(mine, axis1=1, axis2=2), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on_and_gives_the_same(run, done, monkeypatch, tmp_path):
     words = ("near.vasp", *SMALL, "--relax", "--temperatures", "200", "300")
     monkeypatch.setattr("jaxmlip.phonons.transport.TOGETHER", 3)

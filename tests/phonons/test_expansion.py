@@ -109,6 +109,7 @@ def close(found, expected, relative=1e-6) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_grueneisen_tensors_are_slopes_of_the_branches_of_strained_crystals_at_rest(
     pair, monoclinic, shape, strained
 ):
@@ -208,7 +209,7 @@ def test_a_mesh_that_breaks_the_symmetry_is_warned_of(pair, copper, shape):
     assert np.ptp(np.diagonal(its.alpha[1])) > 1e-7
 
 
-@pytest.mark.parametrize("name", ["copper", pytest.param("magnesium", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["copper", "magnesium"])
 def test_a_quasi_harmonic_fit_has_the_same_limit(pair, shape, request, name):
     """Heavier atoms at lower temperatures: all vibrations get smaller by one factor."""
     pytest.importorskip("phonopy")

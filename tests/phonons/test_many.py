@@ -54,7 +54,7 @@ def same(found, expected, relative=1e-12) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * max(scale, 1e-2))
 
 
-@pytest.mark.each_model
+@pytest.mark.slow
 def test_crystals_side_by_side_have_the_dynamical_matrices_that_each_has_alone(architecture):
     crystals = several()
     found = collected(architecture, crystals, lambda k, lattice: lattice.exact(waves(k, lattice.atoms)))

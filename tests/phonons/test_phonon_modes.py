@@ -559,6 +559,7 @@ def test_a_conventional_cell_is_reduced_with_a_line_that_says_so(any_potential, 
 
 
 @pytest.mark.filterwarnings("ignore:Cl4Na4 is 4 primitive cells")
+@pytest.mark.slow
 def test_charges_of_a_born_file_serve_the_given_and_the_primitive_cell(any_potential, tmp_path):
     pytest.importorskip("phonopy")
     (tmp_path / "BORN").write_text("14.4\n2 0 0 0 2 0 0 0 2\n1 0 0 0 1 0 0 0 1\n-1 0 0 0 -1 0 0 0 -1\n")

@@ -114,6 +114,7 @@ def test_a_seed_draws_the_same_crystals_and_more_of_them_add_to_fewer():
         drawn(every, 0, 4, 11)
 
 
+@pytest.mark.slow
 def test_the_published_relaxation_ends_where_forces_and_stress_vanish_and_keeps_the_group():
     start = bulk("Cu", a=3.4, cubic=True)
     found = relaxed(STAND_INS[OWN], start)
@@ -131,6 +132,7 @@ def by_id(done: Ran) -> dict:
     return {row["id"]: row for row in done.rows.values() if "method" in row}
 
 
+@pytest.mark.slow
 def test_one_factor_on_all_constants_lowers_conductivity_by_the_cube_of_the_frequencies(ran):
     copper = by_id(ran("conductivity"))["mp-0"]
     assert copper["mean_ratio"] == pytest.approx(SOFTER**0.5, abs=1e-3)

@@ -31,7 +31,15 @@ def but_slowly(*slow: str, of=TABLE):
     )
 
 
-every = but_slowly(*LONG)
+SLOW = (
+    *LONG,
+    "learn_phonons",
+    "conductivity",
+    "softening.elastic",
+    "transfer.scaling_law",
+    "transfer.teacher_set.make",
+)
+every = but_slowly(*SLOW)
 
 
 @contextmanager
@@ -275,7 +283,7 @@ def test_a_folder_of_other_settings_is_refused_by_their_names_and_stays_as_it_wa
     assert contents(tmp_path / "out") == before
 
 
-@but_slowly(*LONG, of=[name for name in TABLE if TABLE[name].models])
+@but_slowly(*SLOW, of=[name for name in TABLE if TABLE[name].models])
 def test_a_potential_that_knows_no_element_is_named_with_what_is_left_out(name, ran, tmp_path, monkeypatch):
     settings, which = ran(name).settings, TABLE[name].models
     if isinstance(getattr(settings, which), tuple) and set(getattr(settings, which)) <= set(
@@ -328,7 +336,7 @@ def alike(one, other, without: tuple[str, ...]):
         assert one == other
 
 
-@but_slowly(*LONG, "transfer.scaling_law", "softening.force_constants", "softening.anharmonicity")
+@but_slowly(*SLOW, "softening.force_constants", "softening.anharmonicity")
 def test_a_run_that_is_killed_goes_on_with_the_rows_it_has_and_ends_with_the_same(name, ran, tmp_path):
     done = ran(name)
     settings = replace(done.settings, out=tmp_path / "out")

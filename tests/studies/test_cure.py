@@ -11,6 +11,7 @@ import jaxmlip
 
 @pytest.mark.one_model
 @pytest.mark.parametrize("name", ["chgnet-0.3", "m3gnet-smooth", "mace-density"])
+@pytest.mark.slow
 def test_one_frame_gives_the_factor_that_the_forces_lack_and_with_it_every_family(name, ran):
     done = ran("softening.cure", name)
     soft, cured = done.rows.values()
@@ -26,6 +27,7 @@ def test_one_frame_gives_the_factor_that_the_forces_lack_and_with_it_every_famil
     assert float(jaxmlip.load(left / "model").params["scale"]) == pytest.approx(STIFFER, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_training_the_readout_for_a_moment_moves_the_slope(ran, tmp_path):
     """Of one architecture: that training is the same for all is proved in test_training_loop."""
     settings = replace(

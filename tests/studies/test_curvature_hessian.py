@@ -13,6 +13,7 @@ from jaxmlip.phonons.commensurate import dynamical_matrices
 from jaxmlip.phonons.supercell import ForceConstants, force_constants
 
 
+@pytest.mark.slow
 def test_forces_of_a_known_scale_give_every_slope(ran):
     (row,) = ran("softening.force_constants").rows.values()
     found = row["displaced"]

@@ -54,6 +54,7 @@ def test_a_relaxed_vacancy_costs_what_the_potential_says(ran):
     costs_what_the_potential_says(ran("softening.defects"), OWN, STAND_INS[OWN])
 
 
+@pytest.mark.slow
 def test_a_network_agrees_with_the_frames_and_the_vacancy_that_it_labelled_itself(ran):
     done = ran("softening.defects", SHORT)
     errs_by_nothing(done.rows, SHORT)

@@ -11,6 +11,7 @@ from experiments.softening.elastic import Settings, main
 from jaxmlip.studies.study import StudyError, run
 
 
+@pytest.mark.slow
 def test_a_potential_that_is_compared_with_itself_has_ratios_of_one(ran):
     record, name = ran("softening.elastic").record, "mace-density"
     own = own_moduli(small_potential(name, "float32"))

@@ -77,6 +77,7 @@ def measured_alike(done, architecture: str) -> None:
     assert {p.name for p in done.out.glob("*.png")} == figures
 
 
+@pytest.mark.slow
 def test_the_smallest_scaling_law_is_measured_and_choices_that_change_no_run_may_change(
     ran, here, monkeypatch
 ):
@@ -109,6 +110,7 @@ def test_another_architecture_is_measured_and_runs_that_were_never_begun_are_nam
     assert len(here.done) == 3
 
 
+@pytest.mark.slow
 def test_networks_of_each_architecture_and_width_have_the_elements_of_the_data(settings, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "m3gnet", (M3GNet, M3GNetConfig))  # itself
     given = replace(settings, architectures=("chgnet", "m3gnet", "mace"), width=4, widths=(4, 8), seeds=3)

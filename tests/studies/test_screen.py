@@ -100,6 +100,7 @@ def test_a_row_is_what_each_function_gives_for_the_crystal_alone(pairs, rows):
         np.testing.assert_allclose(row["phonons_max_THz"], modes.frequencies.max(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_thermal_expansion_is_that_of_each_crystal_alone_and_slabs_have_none(pairs):
     crystals = {name: many()[name] for name in ("Mg hcp", "Cu fcc", "molecule")}
     found = {

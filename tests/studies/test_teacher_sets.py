@@ -102,6 +102,7 @@ def test_the_record_counts_what_there_is(settings):
     assert statement["throughput"]["structures made"]["per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_set(settings, tmp_path, monkeypatch):
     again = replace(settings, out=tmp_path / "out")
     calls, make_part = [], make_teacher_set.make_part

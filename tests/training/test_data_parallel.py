@@ -40,6 +40,7 @@ def check(expected, out: Path, devices: int) -> None:
         np.testing.assert_allclose(found[name], x, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_training_moves_what_all_devices_are_to_end_with(alone):
     began = pairs.potential().params["network"]["size"]
     for kind in ("float32", "float64", "float64/frequencies"):
@@ -75,6 +76,7 @@ tensorboard: false
 """
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes_ends_where_it_does_in_one(tmp_path, monkeypatch):
     write_springs(tmp_path, 12)
     (tmp_path / "springs.yaml").write_text(CONFIG)

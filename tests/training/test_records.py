@@ -247,6 +247,7 @@ def test_a_finished_run_is_not_trained_again(finished, capsys):
     assert kinds(finished)[-2:] == [("resumed", 16), ("stopped", 16)]
 
 
+@pytest.mark.slow
 def test_a_finished_run_takes_more_epochs_and_nothing_else(finished, tmp_path, monkeypatch, capsys):
     folder = shutil.copytree(finished, tmp_path / "tiny")
     monkeypatch.chdir(finished.parent)

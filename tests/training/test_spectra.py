@@ -88,6 +88,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("m3gnet-smooth",
 
 
 @pytest.mark.parametrize("name", [SHORT, *SLOW])
+@pytest.mark.slow
 def test_gradients_of_the_loss_by_the_parameters_are_those_of_differences(name):
     """Along one direction in the space of all parameters. Modes at Γ are degenerate; one crystal has
     frequencies that belong to no branch, the other has averages too."""
@@ -251,6 +252,7 @@ def test_a_wave_vector_does_not_depend_on_the_device_and_a_batch_only_on_its_ste
     assert Plan(split.sizes, 4, epochs=2, spectra=0 * marked, waves=2).spectra_shape is None
 
 
+@pytest.mark.slow
 def test_a_potential_learns_frequencies_and_evaluation_says_so(tmp_path):
     train, test = stiffer(["MgO", "CaO", "NaCl", "KCl"]), stiffer(["CaO"])
     potential, mesh = pairs.potential(alike=2**0.5), parallel.make_mesh(1)

@@ -253,6 +253,7 @@ def test_training_that_is_killed_in_a_sweep_goes_on_to_the_same_table(here, monk
     assert one["after"] == other["after"] != one["before"]
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_folder_do_every_run_once(here):
     runs = runs_of(here, "vary: {seed: [0, 1]}")
     both = [counting(here, "out", 1) for _ in range(2)]
@@ -262,6 +263,7 @@ def test_two_sweeps_on_one_folder_do_every_run_once(here):
     assert list(collect(runs, "out")) == ["seed=0", "seed=1"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(here, monkeypatch, capsys):
     monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
     seeds = f"vary: {{seed: [{quick_sweep.RAISES}, {quick_sweep.CRASHES}, 1]}}"
@@ -310,6 +312,7 @@ def counted_twice(here, monkeypatch, capsys):
     return Path("out/sweep.csv").read_text()
 
 
+@pytest.mark.slow
 def test_runs_whose_configuration_is_the_same_are_the_same_under_any_name(here, counted_twice, capsys):
     """A value is added to `vary`, of which the one that the runs had is the default."""
     runs = runs_of(here, "vary: {seed: [1, 2], optimizer.clip: [null, 10.0]}")
@@ -364,6 +367,7 @@ def test_submitit_trains_each_run_in_tasks_that_know_each_other(here, monkeypatc
     assert collect(runs, "out")["seed=0"]["after"]["energy"]["rmse"] == 2  # processes
 
 
+@pytest.mark.slow
 def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(here, monkeypatch):
     monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
     (run,) = runs_of(here, "runs: [{steps: 30}]")

@@ -96,6 +96,7 @@ def equal(a: Potential, b: Potential) -> None:
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_returns_the_best_step_of_validation(whole):
     fitted = whole["fitted"]
     first, *_, last = of_kind(whole["events"], Trained)
@@ -234,6 +235,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_bits(whole, t
     equal(fitted.potential, whole["fitted"].potential)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(tmp_path):
     process = script(tmp_path / "run", seconds=0.05)
     wait_for(process, "Trained(step=5")
@@ -247,6 +249,7 @@ def test_sigterm_saves_and_ends_the_process_with_a_word_on_how_to_go_on(tmp_path
     assert newest.step >= 5
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path):
     process = script(until(whole, 20, tmp_path / "run"), devices=4)
     said, _ = process.communicate(timeout=100)
