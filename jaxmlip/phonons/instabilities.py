@@ -38,9 +38,11 @@ UNSTABLE = -0.05  # THz; modes above count as stable: frequencies near Γ have t
 TOLERANCE, SPACING = 0.02, 0.05  # THz, 1/Å: of the mesh on which the lowest mode is looked for
 DENOMINATORS = (2, 3, 4)  # of the wave vectors that are tried as distortions
 FARTHEST = 0.8  # Å that an atom is moved along a mode
-STEPS = 16  # energies along it, on one side
+NEAR, FAR = 16, 6  # energies along it, on one side: up to twice the predicted bottom, and from there on
 ROUNDS, SAME_PLACE = 6, 1e-3  # expansions on the way to a bottom; Å
 FACTORIALS = np.array([1.0, 1.0, 2.0, 6.0, 24.0])
+SAME_POINT = 1e-6  # Å
+NARROW = 0.05  # Å; a well that ends nearer is no well: atoms move as far at any temperature
 ROUGH = 1e-6  # eV per atom; energies that fall by less than this do not fall
 
 
@@ -184,15 +186,21 @@ class Expansion(NamedTuple):
 
     @property
     def bottom(self) -> tuple[float, float] | None:
-        """Amplitude (Å) and energy (eV) of its lowest minimum; None if it has none."""
+        """Amplitude (Å) and energy (eV) of the minimum that lies downhill; None if there is none.
+
+        Of a crest there are two, of which it is the lower one. What lies behind a maximum does not count:
+        there the expansion is of no other use either.
+        """
         slope = np.polynomial.Polynomial(self.derivatives / FACTORIALS).deriv()
         roots = slope.roots()
         x = roots[np.abs(roots.imag) < 1e-9].real
-        x = x[slope.deriv()(x) > 0] + self.amplitude
-        if not len(x):
+        crests = x[slope.deriv()(x) < 0]
+        crests = crests[np.abs(crests) > SAME_POINT]
+        x = [m for m in x[slope.deriv()(x) > 0] if not (crests * (m - crests) > 0).any()]
+        if not x:
             return None
-        energies = self(x)
-        return float(x[energies.argmin()]), float(energies.min())
+        energies = self(np.array(x) + self.amplitude)
+        return float(x[energies.argmin()] + self.amplitude), float(energies.min())
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,13 +220,21 @@ class Well:
 
     @property
     def falls(self) -> bool:
-        """Whether the energy falls; where curvature is negative and it does not, the potential is rough."""
-        return bool(self.energies.min() < -ROUGH * len(self.crystal))
+        """Whether the energy is lower 0.05 Å away or farther.
+
+        Where curvature is negative and it is not, the potential is rough.
+        """
+        return bool(_beyond(self.amplitudes, self.energies)[1] < -ROUGH * len(self.crystal))
 
     @property
     def bottom(self) -> tuple[float, float] | None:
-        """Amplitude (Å) and energy (eV) of the bottom; None if energies never fall."""
+        """Amplitude (Å) and energy (eV) of the bottom; None if energies never fall, or none was found."""
         return None if self.at_bottom is None else self.at_bottom.bottom
+
+    @property
+    def lowest(self) -> float:
+        """The amplitude (Å) of the bottom, or without one that of the lowest energy."""
+        return _beyond(self.amplitudes, self.energies)[0] if self.bottom is None else self.bottom[0]
 
     @property
     def misfit(self) -> float:
@@ -268,8 +284,8 @@ def follow(
     ways = track(space.directions(), "distortions")
     wells = [_well(potential, instability, space, v, symprec) for v in ways]
     if relax:
-        falling = [k for k, well in enumerate(wells) if well.bottom is not None]
-        starts = [_moved(wells[k].crystal, wells[k].distortion, wells[k].bottom[0]) for k in falling]
+        falling = [k for k, well in enumerate(wells) if well.falls]
+        starts = [_moved(wells[k].crystal, wells[k].distortion, wells[k].lowest) for k in falling]
         whole = bool(instability.crystal.pbc.all())
         kept = {"fix_symmetry": whole, "symprec": symprec} | options
         for k, found in zip(falling, relax_many(potential, starts, **kept) if starts else [], strict=True):
@@ -288,18 +304,32 @@ def _well(
     energy, *slopes = derivatives_along(potential, crystal, u[None])[0]
     at_rest = Expansion(0.0, np.array([0.0, *slopes]))
     even = abs(slopes[2]) < 1e-6 * max(1.0, abs(slopes[3]))  # then both signs are alike
-    one_side = FARTHEST * np.arange(1, STEPS + 1) / STEPS
+    one_side = _amplitudes(at_rest.bottom)
     x = np.concatenate([[0.0] if even else [*-one_side[::-1], 0.0], one_side])
     with _near():
         predictions = potential.predict([_moved(crystal, u, each) for each in x])
     energies = np.array([p["energy"] for p in predictions])
     energies -= energies[x == 0]
-    bottom = None
-    if energies.min() < -ROUGH * len(crystal):
-        bottom = _at_bottom(potential, crystal, u, float(x[energies.argmin()]), energy)
+    amplitude, lowest = _beyond(x, energies)
+    falls = lowest < -ROUGH * len(crystal)
+    bottom = _at_bottom(potential, crystal, u, amplitude, energy) if falls else None
     group = Symmetry(_moved(crystal, u, 0.1), symprec).dataset()
     name = "unknown" if group is None else f"{group.international} ({group.number})"
     return Well(instability, crystal, u, energy, at_rest, bottom, x, energies, name)
+
+
+def _amplitudes(predicted: tuple[float, float] | None) -> np.ndarray:
+    """Where energies are computed, on one side: closely around the predicted bottom, and beyond it."""
+    near = FARTHEST if predicted is None else np.clip(2 * abs(predicted[0]), 2 * NARROW, FARTHEST)
+    far = np.linspace(near, FARTHEST, FAR + 1)[1:] if near < FARTHEST else []
+    return np.concatenate([near * np.arange(1, NEAR + 1) / NEAR, far])
+
+
+def _beyond(amplitudes: np.ndarray, energies: np.ndarray) -> tuple[float, float]:
+    """The amplitude (Å) and energy (eV) that is lowest of those that are not too near to count."""
+    far = np.flatnonzero(np.abs(amplitudes) > NARROW - SAME_POINT)
+    k = far[energies[far].argmin()]
+    return float(amplitudes[k]), float(energies[k])
 
 
 def _at_bottom(

@@ -203,8 +203,14 @@ def _tell_modes(node: Node) -> None:
 
 def _tell_wells(node: Node) -> None:
     for well in node.wells:
-        if well.bottom is None:
+        if not well.falls:
             note(f"  along {well.space_group} no energy is lower")
+            continue
+        if well.bottom is None:
+            note(
+                f"  along {well.space_group}: lowest energy {1000 * well.energies.min():.1f} meV at "
+                f"{abs(well.lowest):.3f} Å in {len(well.crystal)} atoms; no minimum of fourth order is near"
+            )
             continue
         x, depth = well.bottom
         guess = well.at_rest.bottom

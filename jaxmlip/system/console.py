@@ -10,6 +10,7 @@ unless the user wants quiet (`note`), and details if the user asks for them (`de
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -40,6 +41,7 @@ class Telling(IntEnum):
     VERBOSE = 2  # and details
 
 
+RANK = "JAXMLIP_TELLING"  # variable of the environment that tells a process how much the one before it says
 _silent = False  # whether this process prints nothing to standard output
 _telling = Telling.USUAL
 
@@ -59,6 +61,16 @@ def telling(much: Telling) -> Iterator[None]:
         yield
     finally:
         _telling = before
+
+
+def telling_now() -> Telling:
+    """How much is said."""
+    return _telling
+
+
+def telling_as_before() -> Telling:
+    """How much the process says that started this one, or gave it to SLURM."""
+    return Telling.__members__.get(os.environ.get(RANK, ""), Telling.USUAL)
 
 
 def tells(rank: Telling) -> bool:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmlip.system.console import RANK, Telling
+
 IN_USE = 75  # exit code if another process does the work: EX_TEMPFAIL of sysexits.h
 TOLD = 5  # lines of the output of a failed process
 
@@ -26,10 +28,11 @@ class JobsError(ValueError):
 
 
 class Task(NamedTuple):
-    """A command, and the file that its output is added to."""
+    """A command, the file that its output is added to, and how much it says there."""
 
     command: tuple[str, ...]
     log: Path
+    rank: Telling = Telling.USUAL
 
 
 class Attempt:
@@ -38,7 +41,7 @@ class Attempt:
     def __init__(self, task: Task, more: Sequence[str] = (), threads: int | None = None):
         self.log = task.log
         self.start = _size(self.log)
-        env = dict(os.environ)
+        env = {**os.environ, RANK: task.rank.name}
         if threads is not None:  # NPROC is for XLA, the others for NumPy's linear algebra
             names = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
             env |= dict.fromkeys(names, str(threads))

@@ -171,6 +171,29 @@ def test_an_expansion_has_the_minimum_of_its_polynomial():
     assert Expansion(0, np.array([0, 0, -1, 0, -1.0])).bottom is None
 
 
+def test_the_bottom_of_an_expansion_lies_on_its_own_side_of_the_crest():
+    """About a point of one of two alike wells an odd error can make the other one the deeper."""
+    whole = np.polynomial.Polynomial([0, 0, -9.0, 0, 600.0])  # minima at ±0.0866
+    there = 0.1
+    derivatives = np.array([whole.deriv(n)(there) if n else whole(there) for n in range(5)])
+    derivatives[3] += 200.0
+    found = Expansion(there, derivatives)
+    x = np.linspace(-0.3, 0.3, 6001)
+    assert x[found(x).argmin()] < -0.1
+    assert found.bottom[0] == pytest.approx(0.0866, abs=0.01)
+    assert found.bottom[1] < 0
+
+
+def test_energies_that_fall_are_said_to_even_without_a_bottom_of_fourth_order(wells):
+    lost = replace(wells[0], at_bottom=None)
+    assert lost.falls
+    assert lost.bottom is None
+    assert lost.lowest == pytest.approx(wells[0].bottom[0], rel=0.15)
+    # A fall that ends nearer than atoms move is none.
+    near = replace(lost, amplitudes=np.array([0, 0.02, 0.06]), energies=np.array([0, -1.0, 1.0]))
+    assert not near.falls
+
+
 def test_a_rough_potential_is_told_from_an_unstable_crystal(pair):
     """A ripple of 0.01 Å on every bond: curvature is negative at its crest; energies rise."""
     atoms = at_rest(pair, bulk("Al", "fcc", 3.6))

@@ -412,10 +412,11 @@ def test_the_command_computes_a_folder_says_what_failed_and_goes_on(command, cap
     "jobs", [(), ("--slurm", "cluster=local", "timeout_min=5")], ids=["here", "submitit"]
 )
 def test_processes_share_the_work_and_one_that_fails_is_told(command, capsys, monkeypatch, jobs):
-    command("given", "--processes", "2", *jobs)
+    command("given", "--processes", "2", "--verbose", *jobs)
     several = Path("out/results.csv").read_text()
     assert "7 of 7 (100 %)" in capsys.readouterr().err
     assert sorted(path.name for path in Path("out/logs").iterdir()) == ["1.log", "2.log"]
+    assert all("s: tracing" in path.read_text() for path in Path("out/logs").iterdir())
     command("--collect")
     assert Path("out/results.csv").read_text() == several
     monkeypatch.setattr("jaxmlip.studies.screen.worker.WORKER", (sys.executable, "-c", "1/0"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jaxmlip.studies.screen.folder import ASKED, WHOLE, Screening
 from jaxmlip.studies.screen.properties import ScreenOptions
+from jaxmlip.system.console import telling, telling_as_before, telling_now
 from jaxmlip.system.jobs import Task, end_with_parent
 
 WORKER = (sys.executable, "-m", "jaxmlip.studies.screen.worker")
@@ -22,12 +23,13 @@ WORKER = (sys.executable, "-m", "jaxmlip.studies.screen.worker")
 
 def task_of(folder: Path, shard: tuple[int, int], log: Path) -> Task:
     """The task of one process."""
-    return Task((*WORKER, str(folder.absolute()), *map(str, shard)), log)
+    return Task((*WORKER, str(folder.absolute()), *map(str, shard)), log, telling_now())
 
 
 def main(arguments: Sequence[str]) -> None:
     """Works until nothing is left that no other process does."""
     from jaxmlip.system.runtime import collect_rarely
+    from jaxmlip.system.spent import accounted
     from jaxmlip.zoo.load import load
 
     end_with_parent()
@@ -38,8 +40,9 @@ def main(arguments: Sequence[str]) -> None:
     options = asked["options"]
     if options["mesh"] is not None:
         options["mesh"] = tuple(options["mesh"])
-    potential = load(asked["model"], asked["dtype"], head=asked["head"])
-    Screening(potential, folder, asked["properties"], ScreenOptions(**options)).work(shard)
+    with telling(telling_as_before()), accounted():
+        potential = load(asked["model"], asked["dtype"], head=asked["head"])
+        Screening(potential, folder, asked["properties"], ScreenOptions(**options)).work(shard)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxmlip.system.console import telling, telling_as_before, telling_now
 from jaxmlip.system.jobs import IN_USE, Task, end_with_parent
 from jaxmlip.system.locks import InUseError, locked
 from jaxmlip.training.config import read_config
@@ -23,7 +24,7 @@ WORKER = (sys.executable, "-m", "jaxmlip.training.sweeps.backends")
 
 def task_of(config: Path) -> Task:
     """The task of the run with this ID.yaml."""
-    return Task((*WORKER, str(config.absolute())), config.with_suffix(".log"))
+    return Task((*WORKER, str(config.absolute())), config.with_suffix(".log"), telling_now())
 
 
 def attempt(config: Path, address: Sequence[str]) -> int:
@@ -58,8 +59,12 @@ def attempt(config: Path, address: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> None:
     """One attempt, as described at the head of this module."""
+    from jaxmlip.system.spent import accounted
+
     end_with_parent()
-    sys.exit(attempt(Path(arguments[0]), arguments[1:]))
+    with telling(telling_as_before()), accounted():
+        code = attempt(Path(arguments[0]), arguments[1:])
+    sys.exit(code)
 
 
 if __name__ == "__main__":
