@@ -297,14 +297,8 @@ def draw(nodes: list[Node], model: str) -> Figure:
             )
         stable = node.state == "stable"
         right.hlines(y, x - 0.3, x + 0.3, color=COLOURS[2] if stable else COLOURS[1], lw=2)
-        right.annotate(
-            f"{node.number}: {node.space_group}",
-            (x, y),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-        )
+    for x, y, label in _labels(nodes, depth):
+        right.annotate(label, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7)
     right.set(xlabel="distortions", ylabel="energy (meV/atom)", title=f"{model}; green: stable")
     right.set_xticks(range(max(depth.values()) + 1))
     right.set_xlim(-0.6, max(depth.values()) + 0.6)
@@ -312,22 +306,38 @@ def draw(nodes: list[Node], model: str) -> Figure:
     return figure
 
 
+def _labels(nodes: list[Node], depth: dict[int, int]) -> list[tuple[int, float, str]]:
+    """Where the names of crystals stand; those of crystals too close to each other stand together."""
+    energies = {node.number: 1000 * (node.energy - nodes[0].energy) for node in nodes}
+    close = 0.06 * (max(energies.values()) - min(energies.values()))
+    found: list[tuple[int, float, str]] = []
+    for node in sorted(nodes, key=lambda each: (depth[each.number], -energies[each.number])):
+        x, y, name = depth[node.number], energies[node.number], f"{node.number}: {node.space_group}"
+        if found and found[-1][0] == x and found[-1][1] - y < close:
+            found[-1] = (x, found[-1][1], f"{found[-1][2]}\n{name}")
+        else:
+            found.append((x, y, name))
+    return found
+
+
 def _draw_wells(axes: Axes, wells: list[Well]) -> None:
     for k, well in enumerate(wells):
         colour, size = COLOURS[k % len(COLOURS)], len(well.crystal) / 1000
-        falls = well.bottom is not None
         x = well.amplitudes
-        shown = x <= 1.5 * abs(well.bottom[0]) if falls else np.ones(len(x), bool)
+        shown = np.abs(x) <= 1.6 * abs(well.lowest)
         q = " ".join(f"{each:.3g}" for each in well.instability.q_point + 0.0)
         axes.plot(x[shown], well.energies[shown] / size, ".", color=colour, label=f"({q}) {well.space_group}")
         fine = np.linspace(x[shown].min(), x[shown].max(), 200)
         axes.plot(fine, np.where((e := well.at_rest(fine)) < 0, e, np.nan) / size, ":", color=colour, lw=1)
-        if falls:
+        if well.bottom is not None:
             near = fine[np.abs(fine - well.bottom[0]) < 0.5 * abs(well.bottom[0])]
             axes.plot(near, well.at_bottom(near) / size, "-", color=colour, lw=1)
     axes.set(xlabel="largest displacement of an atom (Å)", ylabel="energy (meV/atom)")
     if wells:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=6, loc="upper left", ncols=2 if len(wells) > 5 else 1)
+        deepest = min(1000 * well.energies.min() / len(well.crystal) for well in wells)
+        if deepest < 0:
+            axes.set_ylim(1.15 * deepest, -0.9 * deepest)
         axes.set_title(
             "dots: computed; dotted and full lines:\nfourth order at rest, and at the bottom", fontsize=8
         )
