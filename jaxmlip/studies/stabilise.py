@@ -284,40 +284,47 @@ def draw(nodes: list[Node], model: str) -> Figure:
     """Energies along the modes of the first crystal, and the crystals by energy."""
     figure, ((left, right),) = panels(1, 2, (4.4, 3.6))
     _draw_wells(left, nodes[0].wells)
-    base, depth = nodes[0].energy, {0: 0}
-    for node in nodes:
-        if node.parent is not None:
-            depth[node.number] = depth[node.parent] + 1
-    for node in nodes:
-        x, y = depth[node.number], 1000 * (node.energy - base)
-        if node.parent is not None:
-            parent = nodes[node.parent]
-            right.plot(
-                [x - 0.62, x - 0.3], [1000 * (parent.energy - base), y], color="0.75", lw=0.8, zorder=0
-            )
-        stable = node.state == "stable"
-        right.hlines(y, x - 0.3, x + 0.3, color=COLOURS[2] if stable else COLOURS[1], lw=2)
-    for x, y, label in _labels(nodes, depth):
-        right.annotate(label, (x, y), (0, 3), textcoords="offset points", ha="center", fontsize=7)
+    _draw_tree(right, nodes)
     right.set(xlabel="distortions", ylabel="energy (meV/atom)", title=f"{model}; green: stable")
-    right.set_xticks(range(max(depth.values()) + 1))
-    right.set_xlim(-0.6, max(depth.values()) + 0.6)
-    right.margins(y=0.12)
     return figure
 
 
-def _labels(nodes: list[Node], depth: dict[int, int]) -> list[tuple[int, float, str]]:
-    """Where the names of crystals stand; those of crystals too close to each other stand together."""
-    energies = {node.number: 1000 * (node.energy - nodes[0].energy) for node in nodes}
-    close = 0.06 * (max(energies.values()) - min(energies.values()))
-    found: list[tuple[int, float, str]] = []
-    for node in sorted(nodes, key=lambda each: (depth[each.number], -energies[each.number])):
-        x, y, name = depth[node.number], energies[node.number], f"{node.number}: {node.space_group}"
-        if found and found[-1][0] == x and found[-1][1] - y < close:
-            found[-1] = (x, found[-1][1], f"{found[-1][2]}\n{name}")
-        else:
-            found.append((x, y, name))
-    return found
+def _draw_tree(axes: Axes, nodes: list[Node]) -> None:
+    """Crystals by energy, one column for each number of distortions, names on the right."""
+    energy = {node.number: 1000 * (node.energy - nodes[0].energy) for node in nodes}
+    depth = {0: 0}
+    for node in nodes:
+        if node.parent is not None:
+            depth[node.number] = depth[node.parent] + 1
+    gap = 0.05 * (max(energy.values()) - min(energy.values()))
+    for x in range(max(depth.values()) + 1):
+        column = sorted((node for node in nodes if depth[node.number] == x), key=lambda n: energy[n.number])
+        names_at = apart([energy[node.number] for node in column], gap)
+        for node, label_at in zip(column, names_at, strict=True):
+            y, stable = energy[node.number], node.state == "stable"
+            if node.parent is not None:
+                axes.plot([x - 0.62, x - 0.35], [energy[node.parent], y], color="0.8", lw=0.8, zorder=0)
+            axes.hlines(y, x - 0.35, x - 0.1, color=COLOURS[2] if stable else COLOURS[1], lw=2)
+            axes.plot([x - 0.1, x - 0.05], [y, label_at], color="0.8", lw=0.8, zorder=0)
+            name = f"{node.number}: {node.space_group}"
+            axes.text(x - 0.04, label_at, name, va="center", fontsize=7 if max(depth.values()) < 2 else 6)
+    axes.set_xticks(range(max(depth.values()) + 1))
+    axes.set_xlim(-0.45, max(depth.values()) + 0.6)
+    axes.margins(y=0.12)
+
+
+def apart(places: list[float], gap: float) -> np.ndarray:
+    """Places in ascending order, moved as far as it takes for neighbours to be `gap` apart."""
+    groups: list[list[float]] = []  # the sum of the places and their number
+    for place in places:
+        groups.append([place, 1])
+        # A group that comes too close to the one below joins it; both centre on the mean of their places.
+        while len(groups) > 1:
+            (low, n), (high, m) = groups[-2:]
+            if high / m - low / n >= gap * (n + m) / 2:
+                break
+            groups[-2:] = [[low + high, n + m]]
+    return np.concatenate([total / n + gap * (np.arange(n) - (n - 1) / 2) for total, n in groups])
 
 
 def _draw_wells(axes: Axes, wells: list[Well]) -> None:

@@ -21,6 +21,7 @@ from jaxmlip.mechanics.relaxation import at_rest
 from jaxmlip.phonons.instabilities import Expansion, follow, instabilities
 from jaxmlip.phonons.order_parameter import OrderParameter, commensurate
 from jaxmlip.potential import Potential
+from jaxmlip.studies.stabilise import apart
 
 PEROVSKITE = Atoms(
     "CaTiO3",
@@ -192,6 +193,16 @@ def test_energies_that_fall_are_said_to_even_without_a_bottom_of_fourth_order(we
     # A fall that ends nearer than atoms move is none.
     near = replace(lost, amplitudes=np.array([0, 0.02, 0.06]), energies=np.array([0, -1.0, 1.0]))
     assert not near.falls
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=9))
+def test_names_of_crystals_are_moved_apart_around_where_they_were(energies):
+    placed = sorted(energies)
+    found = apart(placed, 0.1)
+    assert (np.diff(found) > 0.1 - 1e-9).all()
+    assert found.mean() == pytest.approx(np.mean(placed), abs=1e-9)
+    far = [float(k) for k in range(len(placed))]
+    np.testing.assert_allclose(apart(far, 0.1), far)
 
 
 def test_a_rough_potential_is_told_from_an_unstable_crystal(pair):
