@@ -505,7 +505,7 @@ class Response(SecondDerivatives):
         respond = partial(self._on_devices(wanted[0].of), *self._given(wanted))
         q, index = self._side_by_side(wanted)
         found = []
-        for start in track(range(0, len(q), size), "dynamical matrices"):
+        for start in track(range(0, len(q), size), "columns of D(q)"):
             count = len(q[start : start + size])
             # The last block repeats some of its columns.
             some = np.resize(np.arange(start, start + count), size)
