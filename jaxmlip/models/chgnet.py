@@ -279,14 +279,18 @@ class CHGNet(Network):
         ω = self.param("bond_frequencies", multiples_of(jnp.pi), (c.radial,))
         if c.update_bonds:
             ends = graph.short_ends()
-            a, weight = self._bond_graph(graph, vectors[:short], r[:short], ends)
+            ω_short = self.param("short_bond_frequencies", multiples_of(jnp.pi), (c.radial,))
+            a = self._angle_features(graph, safe.unit(vectors[:short], r[:short]), ends)
         table = self.param("elements", nn.initializers.normal(1.0), (c.elements, f))
         v = table[jnp.maximum(graph.species - 1, 0)]  # species are the same in every cell
         embedding = matrix(self, "bond_embedding", (c.radial, c.of_bonds))
         e = Bonds(Expansion(radial, r[:short], ω, embedding), Expansion(radial, r[short:], ω, embedding))
         bond_weight = Expansion(radial, r, ω, matrix(self, "bond_weight", (c.radial, f))).array()
         if c.update_bonds:
-            weight = gather(weight.array(), ends.bond, ends.image)
+            radial = partial(smooth_bessel, cutoff=c.angle_cutoff, p=c.envelope)
+            kernel = matrix(self, "short_bond_weight", (c.radial, c.of_bonds))
+            weight = Expansion(radial, r[:short], ω_short, kernel).array()
+            weight = gather(weight, ends.bond, ends.image)
             angle_weight = weight, gather(weight, graph.angle_to)
 
         last = c.blocks - 1
@@ -317,15 +321,12 @@ class CHGNet(Network):
         first = Linear(c.phi_readout.first, centred=c.phi_readout.centred, name="readout_first")(v)
         return Linear(1, name="readout_last")(Gate(c.phi_readout, name="readout")(first))
 
-    def _bond_graph(self, graph: CrystalGraph, vectors, r, ends: BondEnds) -> tuple[Expansion, Expansion]:
-        """a⁰ of the angles, and ẽ of the short bonds, of the given `vectors` and lengths."""
+    def _angle_features(self, graph: CrystalGraph, direction, ends: BondEnds) -> Expansion:
+        """a⁰, in the angular basis."""
         c = self.config
-        radial = partial(smooth_bessel, cutoff=c.angle_cutoff, p=c.envelope)
-        ω = self.param("short_bond_frequencies", multiples_of(jnp.pi), (c.radial,))
-        ω_angle = self.param("angle_frequencies", multiples_of(1.0), (c.angular // 2,))
-        angle = self._angle(graph, safe.unit(vectors, r), ends)
-        a = Expansion(fourier, angle, ω_angle, matrix(self, "angle_embedding", (c.angular, c.of_angles)))
-        return a, Expansion(radial, r, ω, matrix(self, "short_bond_weight", (c.radial, c.of_bonds)))
+        ω = self.param("angle_frequencies", multiples_of(1.0), (c.angular // 2,))
+        kernel = matrix(self, "angle_embedding", (c.angular, c.of_angles))
+        return Expansion(fourier, self._angle(graph, direction, ends), ω, kernel)
 
     def _angle(self, graph: CrystalGraph, direction, ends: BondEnds) -> Float[Array, " angles"]:
         u = gather(direction, ends.bond, ends.image) * ends.sign[:, None]
