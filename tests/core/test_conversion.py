@@ -339,7 +339,7 @@ def test_an_honest_file_of_another_form_is_told_with_what_to_do(tmp_path, conten
         ("composition_model.fc.weight", r"of a CHGNet, without the options.*as_dict"),
         (
             "node_embedding.linear.weight",
-            r"of a MACE, without the options.*the \.model file that mace_run_train",
+            r"of a MACE, without .*avg_num_neighbors.*the \.model file that mace_run_train.*--restart_latest",
         ),
         ("model.embedding.layer_node_embedding.weight", r"of a M3GNet, .*the folder that it lies in"),
         ("atom_embedding.mlp.0.linear.weight", r"of a MatterSim, .*Potential\(model\)\.save\(FILE\)"),
