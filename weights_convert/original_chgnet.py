@@ -197,10 +197,18 @@ def hessian(model: Any, atoms: Atoms) -> np.ndarray:
 
 
 def predictions(checkpoint: Path, crystals: Mapping[str, Atoms]) -> dict[str, dict[str, np.ndarray]]:
-    """The results of `evaluate` for each of `crystals`."""
+    """The results of `evaluate` for each of `crystals` without isolated atoms, which chgnet refuses."""
     with float64():
         model = read(checkpoint)
-        return {name: evaluate(model, atoms) for name, atoms in crystals.items()}
+        cutoff = model.graph_converter.atom_graph_cutoff
+        bonded = {name: atoms for name, atoms in crystals.items() if not _has_isolated(atoms, cutoff)}
+        return {name: evaluate(model, atoms) for name, atoms in bonded.items()}
+
+
+def _has_isolated(atoms: Atoms, cutoff: float) -> bool:
+    from ase.neighborlist import neighbor_list
+
+    return len(np.unique(neighbor_list("i", atoms, cutoff))) < len(atoms)
 
 
 def _graph(model: Any, atoms: Atoms) -> Any:

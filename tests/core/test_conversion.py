@@ -418,7 +418,8 @@ def test_verification_fails_above_its_tolerance(tmp_path, monkeypatch, capsys, d
     file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
     crystal = Atoms("LiO", [(0, 0, 0), (1.9, 0.1, 0)], cell=[4, 4, 4], pbc=True)
     monkeypatch.setattr(original_chgnet, "missing", list)
-    monkeypatch.setattr(golden, "structures_of", lambda _: {"LiO": crystal})
+    refused = Atoms("O", cell=[9, 9, 9], pbc=True)  # by the original
+    monkeypatch.setattr(golden, "structures_of", lambda _: {"LiO": crystal, "O": refused})
     theirs = dict(convert_file(file).astype("float64").predict(crystal))
     theirs["forces"] = theirs["forces"] + difference
     monkeypatch.setattr(original_chgnet, "predictions", lambda *_: {"LiO": theirs})
