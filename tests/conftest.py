@@ -60,7 +60,7 @@ MODELS = {
     "chgnet-options": CHGNetConfig(
         **CHGNET,
         blocks=3,
-        envelope=5,
+        envelope=6,
         readout=(6, 5),
         bond_features=6,
         angle_features=5,
