@@ -57,6 +57,20 @@ MACE = {"elements": tuple(range(1, 95)), "channels": 4, "cutoff": 4.0, "radial":
 MODELS = {
     "chgnet-0.3": CHGNetConfig(**CHGNET, blocks=2, readout=(8, 8)),
     "chgnet-0.2": CHGNetConfig(**CHGNET, blocks=3, readout=(8,), envelope=5, norm=False, output_bias=True),
+    "chgnet-options": CHGNetConfig(
+        **CHGNET,
+        blocks=3,
+        envelope=6,
+        readout=(6, 5),
+        bond_features=6,
+        angle_features=5,
+        atom_hidden=(6, 7),
+        bond_hidden=(),
+        norms=("layer", "batch", "none"),
+        activation="tanh",
+        update_angles=False,
+        gated_readout=True,
+    ),
     "m3gnet-smooth": M3GNetConfig(**M3GNET, blocks=1),
     "m3gnet-spherical": M3GNetConfig(**M3GNET, blocks=2, smooth=False),
     "mattersim": MatterSimConfig(features=6, radial=2, blocks=2, bond_cutoff=4.0, angle_cutoff=3.0),
@@ -96,7 +110,10 @@ SHORT, STABLE = "chgnet-short", 49
 ONE_LAYER = "mace-one-layer"  # for derivatives whose program of two layers takes minutes to compile
 FIRST = "chgnet-0.3"
 # Much like others of these.
-SECOND = ("chgnet-0.2", "m3gnet-spherical", "mattersim", "matgl-chgnet", "mace-residual", "mace-nonlinear")
+SECOND = (
+    *("chgnet-0.2", "chgnet-options", "m3gnet-spherical", "mattersim", "matgl-chgnet"),
+    *("mace-residual", "mace-nonlinear"),
+)
 KINDS = ("chgnet-0.3", "m3gnet-smooth", "mace-density")  # one of each architecture; MatterSim is an M3GNet
 
 
@@ -200,7 +217,7 @@ def architecture(request):
     return small_potential(request.param)
 
 
-@pytest.fixture(scope="session", params=[*KINDS, "mattersim", "mace-nonlinear"])
+@pytest.fixture(scope="session", params=[*KINDS, "chgnet-options", "mattersim", "mace-nonlinear"])
 def network(request):
     """The same and what else is new, for the laws of second and third order that all others follow from."""
     return small_potential(request.param)

@@ -198,13 +198,20 @@ class Made:
         made.save(home / "mattersim.pth", self.mattersim)
         made.save_matgl(home / "m3gnet", *self.m3gnet)
         made.save_matgl(home / "matgl-chgnet", *self.matgl_chgnet)
-        golden = Path(__file__).parent / "golden" / "mace"
+        golden = Path(__file__).parent / "golden"
         for name in ("density", "soft", "two-heads"):
-            (home / f"{name}.model").write_bytes(gzip.decompress((golden / f"{name}.model.gz").read_bytes()))
+            packed = golden / "mace" / f"{name}.model.gz"
+            (home / f"{name}.model").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed = golden / "chgnet" / "widths.pth.tar.gz"
+        (home / "options.tar").write_bytes(gzip.decompress(packed.read_bytes()))
+        from weights_convert import torch_zip
         from weights_convert.conversion import convert_file
+
+        self.options = torch_zip.read(home / "options.tar")
 
         self.files = [
             "chgnet.pt",
+            "options.tar",
             "m3gnet",
             "matgl-chgnet",
             "mattersim.pth",
@@ -256,13 +263,13 @@ class Made:
     def values(self, rng) -> Path:
         """Options and tensors of CHGNet, MatterSim, M3GNet and matgl's CHGNet."""
         target = Path("v")
-        kind = rng.choice(["chgnet", "mattersim", "m3gnet", "matgl-chgnet"])
+        kind = rng.choice(["chgnet", "options", "mattersim", "m3gnet", "matgl-chgnet"])
         if kind == "mattersim":
             checkpoint = copy.deepcopy(self.mattersim)
             self._change(rng, checkpoint["model"], checkpoint["model_args"], checkpoint)
             return made.save(Path("v.pth"), checkpoint)
-        if kind == "chgnet":
-            checkpoint = copy.deepcopy(self.chgnet)
+        if kind in ("chgnet", "options"):
+            checkpoint = copy.deepcopy(self.chgnet if kind == "chgnet" else self.options)
             model = checkpoint["model"]
             self._change(rng, model["state_dict"], model["model_args"], checkpoint)
             return made.save(Path("v.pt"), checkpoint)

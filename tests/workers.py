@@ -26,6 +26,7 @@ OPTIMISED = (
 SHARED = (
     "chgnet-0.3",
     "chgnet-0.2",
+    "chgnet-options",
     "m3gnet-smooth",
     "m3gnet-spherical",
     "mattersim",

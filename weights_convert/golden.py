@@ -6,8 +6,8 @@
     python -m weights_convert.golden tests/golden/matgl matgl-chgnet    # needs matgl 4.1.2
 
 These write one .npz for each model with keys structure/quantity (including the structure's positions, cell
-and numbers; all are periodic in three directions), and `versions`; for all but chgnet also the models,
-which are small and have random weights. Neither JAX nor jaxmlip is needed.
+and numbers; all are periodic in three directions), and `versions`; for all but the published CHGNets also the
+models, which are small and have random weights. Neither JAX nor jaxmlip is needed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDERS = {"chgnet-0.2.0": "0.2.0", "chgnet-0.3.0": "0.3.0", "chgnet-r2scan": "r2scan"}
 WITH_HESSIAN = ("MgO_strained", "CO2_box")
+OF_OTHERS = ("MgO_strained", "TiO2_rutile", "Cu_one_atom", "CO2_box")
 
 
 def structures() -> dict[str, Atoms]:
@@ -168,6 +169,30 @@ def record_chgnet(out: Path) -> None:
                 return found
 
             record(evaluate, structures(), original_chgnet.versions(), out / f"{model_name}.npz")
+    record_other_chgnets(out / "chgnet")
+
+
+def record_other_chgnets(out: Path) -> None:
+    """Records random models with options that the published ones lack."""
+    out.mkdir(parents=True, exist_ok=True)
+    crystals = {name: structures()[name] for name in OF_OTHERS}
+    for seed, (variant, options) in enumerate(original_chgnet.VARIANTS.items()):
+        model = original_chgnet.random_model(seed, **options)
+        original_chgnet.strengthen(model, crystals["TiO2_rutile"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{variant}.pth.tar"
+            original_chgnet.save(model, path)
+            (out / f"{variant}.pth.tar.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+            with original_chgnet.float64():
+                model = original_chgnet.read(path)
+
+                def evaluate(name: str, atoms: Atoms, model=model) -> dict[str, np.ndarray]:
+                    found = original_chgnet.evaluate(model, atoms)
+                    if name in WITH_HESSIAN:
+                        found["hessian"] = original_chgnet.hessian(model, atoms)
+                    return found
+
+                record(evaluate, crystals, original_chgnet.versions(), out / f"{variant}.npz")
 
 
 def record_mace(out: Path) -> None:

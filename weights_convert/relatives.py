@@ -20,7 +20,12 @@ SIGNS = {
 }
 ADVICE = {
     "CHGNet": "Save both from Python: torch.save({'model': model.as_dict()}, FILE).",
-    "MACE": "Take the .model file that mace_run_train writes beside it.",
+    "MACE": (
+        "Kinds of blocks and avg_num_neighbors, a number of the training data, are in no tensor. Take "
+        "the .model file that mace_run_train writes when it ends. If the run was interrupted, call it again "
+        "with the same options, --restart_latest and --max_num_epochs N, for the N in the name …_epoch-N.pt: "
+        "it writes that file without another step."
+    ),
     "M3GNet": "Give the folder that it lies in, with model.json: matgl saves both.",
     "CHGNet of matgl": "Give the folder that it lies in, with model.json: matgl saves both.",
     "MatterSim": "Save both from Python: Potential(model).save(FILE).",

@@ -44,6 +44,9 @@ def differences(source: Path, potential: Potential) -> dict[str, float]:
     head = {"head": potential.manifest["head"]} if "head" in potential.manifest else {}
     crystals = golden.structures_of(potential.elements)
     theirs = original.predictions(source, crystals, **head)
+    crystals = {
+        name: atoms for name, atoms in crystals.items() if name in theirs
+    }  # not all originals take all
     pairs = zip(crystals.items(), potential.predict(crystals.values()), strict=True)
     return _worst((len(atoms), ours, theirs[name]) for (name, atoms), ours in pairs)
 

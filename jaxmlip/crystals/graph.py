@@ -195,7 +195,7 @@ def atomic_number(species):
     return species - abs(species - 1) // ELEMENTS * ELEMENTS  # the absolute value keeps 0, of padding
 
 
-def sum_over_crystals(per_atom: Float[Array, " atoms"], graph: CrystalGraph) -> Float[Array, " crystals"]:
+def sum_over_crystals(per_atom: Float[Array, "atoms *f"], graph: CrystalGraph) -> Float[Array, "crystals *f"]:
     """The sum of a per-atom quantity over the atoms of each crystal."""
     return jax.ops.segment_sum(per_atom, graph.crystal, len(graph.cell))
 

@@ -20,6 +20,7 @@ from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.symmetry import Pairs
 from jaxmlip.derivatives.gradients import hvp
+from jaxmlip.models.function import EnergyFunction
 
 CELLS = 5  # of the supercell: with five, a wave and its opposite differ along each direction
 RATTLE = 0.02  # Å; breaks symmetry, which could hide a term
@@ -33,16 +34,21 @@ def prove_waves(
     """Raises ValueError unless waves through the energy of `potential` have the phases of their cells.
 
     The proof is made once for each potential, on the first crystal, and only if the model is an external
-    energy function. `graph` is that of one crystal, without padding; `respond(graph, q_points, pairs)` gives
-    the responses to waves, (pairs, 3N).
+    energy function; a network says itself whether it has them. `graph` is that of one crystal, without
+    padding; `respond(graph, q_points, pairs)` gives the responses to waves, (pairs, 3N).
     """
     if potential.model.fetches_are_known or not graph.periodic.any():
         return
+    instead = "Use phonons.force_constants of a supercell."
+    if not isinstance(potential.model, EnergyFunction):
+        raise ValueError(
+            f"no wave can be sent through {potential.name}: its energy is that of the mean over all atoms, "
+            "which couples atoms however far apart they are. " + instead
+        )
     size, sizes = (len(graph.species), len(graph.first)), _PROVED.get(potential, set())
     if size in sizes:
         return
     refused = f"no wave can be sent through the energy function {potential.model.config.function}: "
-    instead = "Use phonons.force_constants of a supercell."
     with potential.precision():
         unknown = potential.model.unknown_fetch(potential.params, graph)
     if unknown:

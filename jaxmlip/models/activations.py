@@ -3,10 +3,14 @@
 A Hessian contains each activation in the forward pass, in the backward pass and in the tangents of both.
 Automatic differentiation of x / (1 + exp(-x)) leaves a chain of factors at each of these places. Written out,
 only one factor for each derivative remains, and a linearised gradient keeps a third of the memory. Third
-order contains the third derivatives as well.
+order contains the third derivatives as well. This is done for SiLU, which the published networks have.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxmlip.system.arrays import Array
@@ -106,3 +110,23 @@ def _(primals, tangents):
         by_core * d_core + by_gate * d_gate,
         by_gate * d_core + silu(core) * (slope * (1 - 6 * slope)) * d_gate,
     )
+
+
+# By the names that the chgnet package has for them. ReLU has kinks: forces jump there, and second derivatives
+# are those between them.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": silu,
+    "scaledsilu": lambda x: silu(x) / 0.6,
+    "relu": jax.nn.relu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "softplus": jax.nn.softplus,
+    "sigmoid": jax.lax.logistic,
+    "tanh": jnp.tanh,
+}
+
+
+def gated(activation: str, core: Float[Array, "*n"], gate: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """activation(core) σ(gate), the end of a gated MLP."""
+    if activation == "silu":
+        return silu_gate(core, gate)
+    return ACTIVATIONS[activation](core) * jax.lax.logistic(gate)

@@ -61,7 +61,11 @@ class Dispersed:
 
     network: Network
     damping: Damping
-    fetches_are_known = True
+
+    @property
+    def fetches_are_known(self) -> bool:
+        """Whether every fetch from another cell is made by `crystals.fetch`, as lattice waves need."""
+        return self.network.fetches_are_known
 
     @property
     def config(self) -> Any:
@@ -73,10 +77,10 @@ class Dispersed:
         return self.network.cutoffs._replace(pairs=PAIRS)
 
     @property
-    def reach(self) -> Reach:
+    def reach(self) -> Reach | None:
         """An atom sees the neighbours of its neighbours, which its coordination counts."""
         of_network = self.network.reach
-        return of_network._replace(hops=max(2, of_network.hops))
+        return None if of_network is None else of_network._replace(hops=max(2, of_network.hops))
 
     def identity(self, params: Mapping[str, Any]) -> str:
         """A text that identifies this model; parameters do not enter."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxmlip.models.activations import silu
+from jaxmlip.models.activations import ACTIVATIONS
 from jaxmlip.models.basis import Expansion
 from jaxmlip.system.arrays import Array
 
@@ -74,15 +74,43 @@ def row_mean(x: Float[Array, "n f"], y: Float[Array, "n f"]) -> Float[Array, "n 
     return jnp.einsum("nf,nf->n", x, y)[:, None] / x.shape[-1]
 
 
+class BatchNorm(nn.Module):
+    """Batch norm (Ioffe & Szegedy 2015) as after training: its mean and variance are constants."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n f"]) -> Float[Array, "n f"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        mean = self.variable("constants", "mean", jnp.zeros, x.shape[-1:]).value
+        variance = self.variable("constants", "variance", jnp.ones, x.shape[-1:]).value
+        return (x - mean[None]) * (scale * jax.lax.rsqrt(variance + self.epsilon))[None] + bias[None]
+
+
+NORMS = ("layer", "batch", "none")
+
+
+def normed(kind: str, x: Float[Array, "n f"], name: str, centred: bool = False) -> Float[Array, "n f"]:
+    """The norm called `name`, of a kind in NORMS, of the rows x; `centred` if their mean is already zero.
+
+    It belongs to the module that calls this.
+    """
+    if kind == "layer":
+        return CentredNorm(name=name)(x if centred else x - x.mean(axis=-1, keepdims=True))
+    return BatchNorm(name=name)(x) if kind == "batch" else x
+
+
 class MLP(nn.Module):
-    """Linear layers with SiLU between them; the last one is plain."""
+    """Linear layers with activations between them; the last one is plain."""
 
     features: tuple[int, ...]
+    activation: str = "silu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
         for k, width in enumerate(self.features):
-            x = Linear(width, name=f"layer_{k}")(silu(x) if k else x)
+            x = Linear(width, name=f"layer_{k}")(ACTIVATIONS[self.activation](x) if k else x)
         return x
 
 

@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from jaxmlip.crystals.graph import ELEMENTS
+from jaxmlip.models.activations import ACTIVATIONS
+from jaxmlip.models.layers import NORMS
 from jaxmlip.models.mace import BLOCKS, MACEConfig
 from jaxmlip.system.borders import brief, listed
 
@@ -27,6 +29,9 @@ WHOLE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(
         ("features", "hidden", "channels", "readout", "radial_widths", "edge_channels", "density_width"),
         (1, 4096),
+    ),
+    **dict.fromkeys(
+        ("bond_features", "angle_features", "atom_hidden", "bond_hidden", "angle_hidden"), (1, 4096)
     ),
     **dict.fromkeys(("radial", "angular"), (1, 1024)),
     "blocks": (1, 32),
@@ -89,6 +94,13 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
     """The requirement that the hyperparameter called `name` fails; empty if it is met."""
     if kind == "bool":
         return "" if isinstance(found, bool) else "true or false"
+    if kind.endswith(" | None") and found is None:
+        return ""
+    if name == "activation":
+        return "" if isinstance(found, str) and found in ACTIVATIONS else f"one of {', '.join(ACTIVATIONS)}"
+    if name == "norms":
+        known = isinstance(found, tuple) and len(found) == 3 and all(map(NORMS.__contains__, found))
+        return "" if known else f"three of {', '.join(NORMS)}"
     if name == "blocks" and isinstance(config, MACEConfig):
         known = isinstance(found, tuple) and 1 <= len(found) <= LONGEST_TUPLE and set(found) <= set(BLOCKS)
         return "" if known else f"1 to {LONGEST_TUPLE} of {', '.join(BLOCKS)}"
@@ -99,7 +111,7 @@ def _needed(config: Any, name: str, kind: str, found: Any) -> str:
         sound = _is_number(found) and 0 < found <= POSITIVE[name]
         return "" if sound else f"a number above 0, up to {POSITIVE[name]:g}"
     least, most = WHOLE[name]
-    if kind == "int":
+    if kind.startswith("int"):
         return "" if _is_whole(found, least, most) else f"a whole number from {least} to {most}"
     longest = most if name == "elements" else LONGEST_TUPLE
     sound = isinstance(found, tuple) and len(found) <= longest

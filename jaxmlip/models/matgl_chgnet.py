@@ -25,7 +25,7 @@ from jaxmlip.crystals.graph import BondEnds, CrystalGraph, Cutoffs, bond_vectors
 from jaxmlip.crystals.reach import Reach
 from jaxmlip.models import safe
 from jaxmlip.models.basis import Expansion, bessel, polynomial_envelope
-from jaxmlip.models.chgnet import Gate, multiplied_out
+from jaxmlip.models.chgnet import Gate, GatedMLP, multiplied_out
 from jaxmlip.models.layers import MLP, CentredNorm, Linear, matrix, multiples_of
 from jaxmlip.models.m3gnet import of_both_directions
 from jaxmlip.models.network import Network
@@ -50,6 +50,10 @@ class MatglCHGNetConfig:
     readout: tuple[int, ...] = (128, 128)  # hidden widths of the readout
     elements: int = 94  # embedded atomic numbers, from hydrogen on
 
+    def phi(self, hidden: bool) -> GatedMLP:
+        """The options of a gated MLP with or without a hidden layer."""
+        return GatedMLP((self.features,) * (1 + hidden), "layer" if self.norm else "none")
+
 
 class LayerNorm(nn.Module):
     """Layer norm (Ba et al. 2016) of the last axis."""
@@ -69,7 +73,7 @@ class Message(nn.Module):
     def __call__(self, graph: CrystalGraph, v, e, weight) -> Float[Array, "bonds 2 f"]:
         f = self.config.features
         x = of_both_directions(graph, v, e, 2 * f)
-        y = Gate(self.config.norm, hidden=True, name="phi")(x.reshape(-1, 2 * f))
+        y = Gate(self.config.phi(hidden=True), name="phi")(x.reshape(-1, 2 * f))
         return y.reshape(e.shape) * weight[:, None]
 
 
@@ -103,7 +107,7 @@ class BondConv(nn.Module):
     def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds, weight):
         of_leaving, of_arriving = weight  # at the ends, and at the second end of each angle
         x = AngleInput(self.config, hidden=True, name="inputs")(graph, v, e, a, ends)
-        message = Gate(self.config.norm, hidden=True, name="phi")(x) * of_arriving
+        message = Gate(self.config.phi(hidden=True), name="phi")(x) * of_arriving
         total = of_leaving * scatter_add(message, graph.angle_from, len(of_leaving))
         total = scatter_add(total, jnp.arange(2 * graph.short), 2 * graph.short, ends.image)
         total = jnp.stack(jnp.split(total, 2), axis=1)
@@ -118,7 +122,7 @@ class AngleUpdate(nn.Module):
     @nn.compact
     def __call__(self, graph: CrystalGraph, v, e, a, ends: BondEnds):
         x = AngleInput(self.config, hidden=False, name="inputs")(graph, v, e, a, ends)
-        return multiplied_out(a) + Gate(self.config.norm, hidden=False, name="phi")(x)
+        return multiplied_out(a) + Gate(self.config.phi(hidden=False), name="phi")(x)
 
 
 class AngleInput(nn.Module):

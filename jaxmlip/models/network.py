@@ -16,6 +16,7 @@ class Network(nn.Module):
     """A network from a graph to a dictionary of quantities of each atom, among them site_energies (eV)."""
 
     # Every fetch from another cell is made by `crystals.fetch`, as lattice waves need.
+    # A network with a path of another kind says so by a property.
     fetches_are_known: ClassVar[bool] = True
 
     @nn.nowrap

@@ -164,13 +164,22 @@ def test_without_a_trace_of_the_training_all_elements_are_taken_as_known():
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("update_angle", False, r"update_angle=False \(needed True\)"),
-        ("mlp_first", False, r"mlp_first=False \(needed True\)"),
-        ("non_linearity", "gelu", r"non_linearity='gelu' \(needed 'silu'\)"),
-        ("gMLP_norm", "batch", r"gMLP_norm and readout_norm are .*needed both"),
-        ("atom_fea_dim", 8, r"different widths \[4, 8\] \(needed one\)"),
-        ("atom_conv_hidden_dim", [4, 4], r"atom_conv_hidden_dim=\[4, 4\] \(needed one hidden layer\)"),
+        ("update_angle", 0, r"update_angle=0 \(needed true or false\)"),
+        ("mlp_first", None, r"mlp_first=None \(needed true or false\)"),
+        ("non_linearity", "elu", r"non_linearity='elu' \(needed one of silu, .*, tanh\)"),
+        ("gMLP_norm", "graph", r"gMLP_norm='graph' \(needed 'layer', 'batch' or None\)"),
+        ("conv_norm", ["batch"], r"conv_norm=\['batch'\] \(needed 'layer'"),
+        ("final_mlp", None, r"final_mlp=None \(needed a word\)"),
+        ("bond_fea_dim", None, r"bond_fea_dim=None \(needed a width\)"),
+        ("atom_conv_hidden_dim", [], r"atom_conv_hidden_dim=\[\] \(needed a width, a list"),
+        ("mlp_hidden_dims", "44", r"mlp_hidden_dims='44' \(needed a width, a list"),
         ("attention", True, r"attention=True \(unknown\)"),
+        ("skip_connection", True, "no such layers"),
+        ("cutoff_coeff", 0, "energies jump where a neighbour comes within the cutoff"),
+        ("composition_model", "MPF", "is_intensive=True with composition_model='MPF'"),
+        ("is_intensive", False, "adds those per atom to an energy of a crystal"),
+        ("composition_model", "QM9", r"'QM9' \(needed MPtrj, MPtrj_e, MP-r2SCAN, MPF, None or an AtomRef"),
+        ("composition_model", None, r"None, with a tensor composition_model\.fc\.weight"),
     ],
 )
 def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words):
@@ -196,7 +205,13 @@ def test_an_option_that_is_not_supported_is_named(tmp_path, option, value, words
         ("bond_graph_cutoff", 6, r"angle_cutoff=6.0 \(needed at most bond_cutoff=5.0"),
         ("cutoff_coeff", -1, r"cutoff_coeff=-1 \(needed a whole number"),
         ("mlp_hidden_dims", [4] * 100, r"mlp_hidden_dims=\(4, 4, 4, 4, …\) \(needed up to 32"),
-        ("atom_fea_dim", None, r"atom_fea_dim=None \(needed one hidden layer"),
+        ("atom_fea_dim", None, r"atom_fea_dim=None \(needed a whole number"),
+        ("bond_fea_dim", 10**9, r"bond_fea_dim=1000000000 \(needed a whole number from 1 to 4096"),
+        ("angle_fea_dim", 0, r"angle_fea_dim=0 \(needed a whole"),
+        ("bond_conv_hidden_dim", [4] * 10**4, r"bond_conv_hidden_dim=\(4, 4, 4, 4, …\) \(needed up to 32"),
+        ("atom_conv_hidden_dim", [4, -4], r"atom_conv_hidden_dim=\(4, -4\) \(needed up to 32 whole"),
+        ("angle_layer_hidden_dim", [[4]], r"angle_layer_hidden_dim=.* \(needed up to 32 whole"),
+        ("angle_layer_hidden_dim", 0.5, r"angle_layer_hidden_dim=\(0\.5,?\) \(needed up to 32 whole"),
         ("\x1b[31m\n", 1, r"\\x1b\[31m\\n=1 \(unknown\)"),
     ],
 )
@@ -324,7 +339,7 @@ def test_an_honest_file_of_another_form_is_told_with_what_to_do(tmp_path, conten
         ("composition_model.fc.weight", r"of a CHGNet, without the options.*as_dict"),
         (
             "node_embedding.linear.weight",
-            r"of a MACE, without the options.*the \.model file that mace_run_train",
+            r"of a MACE, without .*avg_num_neighbors.*the \.model file that mace_run_train.*--restart_latest",
         ),
         ("model.embedding.layer_node_embedding.weight", r"of a M3GNet, .*the folder that it lies in"),
         ("atom_embedding.mlp.0.linear.weight", r"of a MatterSim, .*Potential\(model\)\.save\(FILE\)"),
@@ -403,7 +418,8 @@ def test_verification_fails_above_its_tolerance(tmp_path, monkeypatch, capsys, d
     file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
     crystal = Atoms("LiO", [(0, 0, 0), (1.9, 0.1, 0)], cell=[4, 4, 4], pbc=True)
     monkeypatch.setattr(original_chgnet, "missing", list)
-    monkeypatch.setattr(golden, "structures_of", lambda _: {"LiO": crystal})
+    refused = Atoms("O", cell=[9, 9, 9], pbc=True)  # by the original
+    monkeypatch.setattr(golden, "structures_of", lambda _: {"LiO": crystal, "O": refused})
     theirs = dict(convert_file(file).astype("float64").predict(crystal))
     theirs["forces"] = theirs["forces"] + difference
     monkeypatch.setattr(original_chgnet, "predictions", lambda *_: {"LiO": theirs})
