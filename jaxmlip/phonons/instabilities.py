@@ -42,7 +42,8 @@ NEAR, FAR = 16, 6  # energies along it, on one side: up to twice the predicted b
 ROUNDS, SAME_PLACE = 6, 1e-3  # expansions on the way to a bottom; Å
 FACTORIALS = np.array([1.0, 1.0, 2.0, 6.0, 24.0])
 SAME_POINT = 1e-6  # Å
-NARROW = 0.05  # Å; a well that ends nearer is no well: atoms move as far at any temperature
+# Å. A predicted bottom that is nearer is that of a kink or a ripple. Then energies count from CLEAR on.
+NARROW, CLEAR = 0.02, 0.05
 ROUGH = 1e-6  # eV per atom; energies that fall by less than this do not fall
 
 
@@ -220,11 +221,12 @@ class Well:
 
     @property
     def falls(self) -> bool:
-        """Whether the energy is lower 0.05 Å away or farther.
+        """Whether the energy is lower beyond what a kink or a ripple is wide.
 
-        Where curvature is negative and it is not, the potential is rough.
+        That is from half of the predicted bottom on; or if that is nearer than 0.02 Å, from 0.05 Å on.
+        Where curvature is negative and the energy is not lower, the potential is rough.
         """
-        return bool(_beyond(self.amplitudes, self.energies)[1] < -ROUGH * len(self.crystal))
+        return bool(self._beyond[1] < -ROUGH * len(self.crystal))
 
     @property
     def bottom(self) -> tuple[float, float] | None:
@@ -234,7 +236,11 @@ class Well:
     @property
     def lowest(self) -> float:
         """The amplitude (Å) of the bottom, or without one that of the lowest energy."""
-        return _beyond(self.amplitudes, self.energies)[0] if self.bottom is None else self.bottom[0]
+        return self._beyond[0] if self.bottom is None else self.bottom[0]
+
+    @property
+    def _beyond(self) -> tuple[float, float]:
+        return _beyond(self.amplitudes, self.energies, self.at_rest.bottom)
 
     @property
     def misfit(self) -> float:
@@ -310,7 +316,7 @@ def _well(
         predictions = potential.predict([_moved(crystal, u, each) for each in x])
     energies = np.array([p["energy"] for p in predictions])
     energies -= energies[x == 0]
-    amplitude, lowest = _beyond(x, energies)
+    amplitude, lowest = _beyond(x, energies, at_rest.bottom)
     falls = lowest < -ROUGH * len(crystal)
     bottom = _at_bottom(potential, crystal, u, amplitude, energy) if falls else None
     group = Symmetry(_moved(crystal, u, 0.1), symprec).dataset()
@@ -320,14 +326,18 @@ def _well(
 
 def _amplitudes(predicted: tuple[float, float] | None) -> np.ndarray:
     """Where energies are computed, on one side: closely around the predicted bottom, and beyond it."""
-    near = FARTHEST if predicted is None else np.clip(2 * abs(predicted[0]), 2 * NARROW, FARTHEST)
+    near = FARTHEST if predicted is None else np.clip(2 * abs(predicted[0]), 2 * CLEAR, FARTHEST)
     far = np.linspace(near, FARTHEST, FAR + 1)[1:] if near < FARTHEST else []
     return np.concatenate([near * np.arange(1, NEAR + 1) / NEAR, far])
 
 
-def _beyond(amplitudes: np.ndarray, energies: np.ndarray) -> tuple[float, float]:
+def _beyond(
+    amplitudes: np.ndarray, energies: np.ndarray, predicted: tuple[float, float] | None
+) -> tuple[float, float]:
     """The amplitude (Å) and energy (eV) that is lowest of those that are not too near to count."""
-    far = np.flatnonzero(np.abs(amplitudes) > NARROW - SAME_POINT)
+    at = 0.0 if predicted is None else abs(predicted[0])
+    least = min(at / 2, CLEAR) if at > NARROW else CLEAR
+    far = np.flatnonzero(np.abs(amplitudes) > least - SAME_POINT)
     k = far[energies[far].argmin()]
     return float(amplitudes[k]), float(energies[k])
 

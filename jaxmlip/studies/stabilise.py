@@ -35,6 +35,7 @@ State = Literal["not looked at", "stable", "unstable", "rough", "too large"]
 SAME_ENERGY = 2e-4  # eV per atom; crystals of one space group this close count as one
 SAME_FREQUENCY = 0.1  # THz
 LOWER = 1e-5  # eV per atom that a distortion must gain
+MARKS = (".", "x", "+")  # of wells in the figure, whose colours repeat
 PACKAGES = ("jax", "numpy", "phonopy", "spglib", "ase")
 MEANING = {
     "not looked at": "its modes were not computed",
@@ -333,7 +334,9 @@ def _draw_wells(axes: Axes, wells: list[Well]) -> None:
         x = well.amplitudes
         shown = np.abs(x) <= 1.6 * abs(well.lowest)
         q = " ".join(f"{each:.3g}" for each in well.instability.q_point + 0.0)
-        axes.plot(x[shown], well.energies[shown] / size, ".", color=colour, label=f"({q}) {well.space_group}")
+        mark = MARKS[k // len(COLOURS) % len(MARKS)]
+        label = f"({q}) {well.space_group}"
+        axes.plot(x[shown], well.energies[shown] / size, mark, color=colour, ms=5, label=label)
         fine = np.linspace(x[shown].min(), x[shown].max(), 200)
         axes.plot(fine, np.where((e := well.at_rest(fine)) < 0, e, np.nan) / size, ":", color=colour, lw=1)
         if well.bottom is not None:
@@ -346,7 +349,7 @@ def _draw_wells(axes: Axes, wells: list[Well]) -> None:
         if deepest < 0:
             axes.set_ylim(1.15 * deepest, -0.9 * deepest)
         axes.set_title(
-            "dots: computed; dotted and full lines:\nfourth order at rest, and at the bottom", fontsize=8
+            "marks: computed; dotted and full lines:\nfourth order at rest, and at the bottom", fontsize=8
         )
     else:
         axes.set_title("no unstable mode", fontsize=8)

@@ -106,7 +106,7 @@ NOT_RUN = {
 }
 # Pages that show what no pairs of atoms have: magnetic moments, and dispersion that is added.
 OF_A_NETWORK = (ROOT / "README.md", ROOT / "docs" / "dispersion.md")
-NOT_SHOWN = {"stabilise", "softening"}  # in the gallery so far
+NOT_SHOWN = {"softening"}  # in the gallery so far
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

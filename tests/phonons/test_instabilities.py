@@ -190,9 +190,15 @@ def test_energies_that_fall_are_said_to_even_without_a_bottom_of_fourth_order(we
     assert lost.falls
     assert lost.bottom is None
     assert lost.lowest == pytest.approx(wells[0].bottom[0], rel=0.15)
-    # A fall that ends nearer than atoms move is none.
-    near = replace(lost, amplitudes=np.array([0, 0.02, 0.06]), energies=np.array([0, -1.0, 1.0]))
-    assert not near.falls
+    # A narrow well is one if it is predicted, and else a ripple.
+    near = replace(lost, amplitudes=np.array([0, 0.03, 0.06]), energies=np.array([0, -1.0, 1.0]))
+    for bottom, falls in ((0.027, True), (0.004, False)):
+        quartic = np.array([0, 0, -1.0, 0, 6 / bottom**2])  # of -x²/2 + x⁴/4b²
+        told = replace(near, at_rest=Expansion(0.0, quartic))
+        assert told.at_rest.bottom[0] == pytest.approx(bottom) or told.at_rest.bottom[0] == pytest.approx(
+            -bottom
+        )
+        assert told.falls == falls
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=9))
