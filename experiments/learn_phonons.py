@@ -5,7 +5,8 @@
 trains a model on frequencies of phononDB-PBE's 103 binaries (`jaxmlip.training.spectra`: D(q) of primitive
 cells, differentiated by the parameters). Held-out materials share no element with those trained on. Each step
 takes some wave vectors of some crystals, each as likely as its weight, and replays frames with DFT's forces.
-Beside it: the same without replay; with the labels that these cells, relaxed by DFT, have besides (no forces,
+Beside it: the same without replay; with errors that count by each crystal's highest frequency, so that soft ones
+count as stiff ones do; with the labels that these cells, relaxed by DFT, have besides (no forces,
 no stress); with no more of each material than the mean of its frequencies and of their squares, or than its
 density of states; and one factor on all forces, by least squares of squared frequencies. Potential and DFT
 have the same cells. Force errors are of frames that were not trained on, of the replayed materials and of
@@ -53,8 +54,9 @@ if TYPE_CHECKING:
 FOLDER = "phonondb_PBE_103"
 AS_PUBLISHED, FACTOR = "as published", "one factor"
 REPLAY, ALONE, AT_REST = "frequencies", "frequencies, no replay", "frequencies, cells at rest"
+RELATIVE = "relative frequencies"
 MOMENTS, DENSITY = "two moments", "density of states"
-KINDS = (FACTOR, REPLAY, ALONE, AT_REST, MOMENTS, DENSITY)
+KINDS = (FACTOR, REPLAY, RELATIVE, ALONE, AT_REST, MOMENTS, DENSITY)
 KELVIN = 300.0
 FRAMES = 100  # of each replayed file, of which HELD are held out
 HELD = 20
@@ -229,6 +231,8 @@ def labelled(material: Material, kind: str) -> LabelledCrystal:
         labels = Labels(frequencies=Frequencies(modes.q_points, modes.thz, masses, modes.weights))
     if kind == AT_REST:
         labels = replace(labels, forces=np.zeros((n, 3)), stress=np.zeros((3, 3)))
+    if kind == RELATIVE:
+        labels = replace(labels, weights={"frequencies": 1 / float(modes.thz.max())})
     return LabelledCrystal(material.atoms, labels, material.formula, material.id, "PBE").checked()
 
 

@@ -34,6 +34,9 @@ def test_what_is_learnt_of_a_material_is_what_its_kind_says():
     modes = MeshModes(np.zeros((1, 3)), np.ones(1), np.array([[0.0, 0, 0, 5, 5, 5]]))
     material = Material("mp-1", "NaCl", "rocksalt", salt, (1, 1, 1), Spectrum.of(modes.thz), modes)
     assert labelled(material, "frequencies").labels.known == ("frequencies",)
+    relative = labelled(material, "relative frequencies").labels
+    assert relative.known == ("frequencies",)
+    assert relative.weight_of("frequencies") == pytest.approx(0.2)
     labels = labelled(material, "frequencies, cells at rest").labels
     assert labels.known == ("forces", "stress", "frequencies")
     assert not np.any(labels.forces)
