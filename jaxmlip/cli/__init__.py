@@ -11,6 +11,7 @@ import tyro
 
 from jaxmlip.cli import (
     against_dft,
+    conductivity,
     curvature,
     data,
     doctor,
@@ -45,7 +46,7 @@ COMMANDS: dict[str, Callable | Group] = {
     "predict": models.predict,
     "hessian": curvature.hessian,
     "phonons": curvature.phonons,
-    "conductivity": curvature.conductivity,
+    "conductivity": conductivity.conductivity,
     "stabilise": stabilise.stabilise,
     "expansion": expansion.expansion,
     "relax": curvature.relax,
