@@ -5,9 +5,9 @@
 trains a model on frequencies of phononDB-PBE's 103 binaries (`jaxmlip.training.spectra`: D(q) of primitive
 cells, differentiated by the parameters). Held-out materials share no element with those trained on. Each step
 takes some wave vectors of some crystals, each as likely as its weight, and replays frames with DFT's forces.
-Beside it: the same without replay; with errors that count by each crystal's highest frequency, so that soft ones
-count as stiff ones do; with the labels that these cells, relaxed by DFT, have besides (no forces,
-no stress); with no more of each material than the mean of its frequencies and of their squares, or than its
+Beside it: the same without replay; with errors that count by each crystal's highest frequency, so that soft
+ones count as stiff ones do; with the labels that these cells, relaxed by DFT, have besides (no forces, no
+stress); with no more of each material than the mean of its frequencies and of their squares, or than its
 density of states; and one factor on all forces, by least squares of squared frequencies. Potential and DFT
 have the same cells. Force errors are of frames that were not trained on, of the replayed materials and of
 others.
