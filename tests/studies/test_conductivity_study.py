@@ -144,6 +144,7 @@ def test_one_factor_on_all_constants_lowers_conductivity_by_the_cube_of_the_freq
     assert copper["srme"] == pytest.approx(2 * (1 - ratio) / (1 + ratio), abs=0.05)
 
 
+@pytest.mark.slow
 def test_what_is_unstable_has_no_conductivity_an_srme_of_2_and_its_reason(ran):
     salt = by_id(ran("conductivity"))["mp-1"]
     assert (salt["srme"], salt["kappa"]) == (2.0, None)

@@ -11,6 +11,7 @@ from jaxmlip.data.readers.phonondb import MeshModes
 from jaxmlip.studies.phonondb import Material, Spectrum
 
 
+@pytest.mark.slow
 def test_pairs_that_learn_from_one_salt_have_better_phonons_of_another(ran):
     """Pairs share between these salts how far like ions are apart, and no size."""
     rows = {key.split("/")[1]: row for key, row in ran("learn_phonons").rows.items()}

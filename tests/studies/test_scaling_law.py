@@ -126,6 +126,7 @@ def test_networks_of_each_architecture_and_width_have_the_elements_of_the_data(s
         assert network.cutoffs.bond == 5.0
 
 
+@pytest.mark.slow
 def test_one_test_material_far_from_all_others_makes_the_mean_and_not_the_median(teachers, monkeypatch):
     test = scaling_law.teacher_set(teachers, R2SCAN).splits["test"]
     of = [test.title(k).material for k in range(len(test))]

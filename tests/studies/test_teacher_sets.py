@@ -54,6 +54,7 @@ def digests(out: Path) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_all_teachers_label_the_same_crystals_in_the_same_order_and_disagree(settings):
     first, second = (crystals(settings.out, name) for name in ("m3gnet-smooth", "chgnet-0.3"))
     assert sum(map(len, first.values())) == settings.structures

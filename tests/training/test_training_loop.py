@@ -107,6 +107,7 @@ def test_training_lowers_the_loss_and_returns_the_best_step_of_validation(whole)
     assert (fitted.step, fitted.reason) == (40, "all 40 steps are done")
 
 
+@pytest.mark.slow
 def test_the_metrics_before_the_first_step_are_those_of_the_potential_itself(whole):
     potential, data = small_run.start(), small_run.split(7, 1)
     errors = []
