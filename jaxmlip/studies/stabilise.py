@@ -79,21 +79,21 @@ class Node:
     state: State = "not looked at"
 
 
-def stabilise(potential: Potential, crystal: Atoms, options: Options) -> Iterator[list[Node]]:
-    """The tree of crystals below a crystal at rest, whenever it has grown.
+def stabilise(potential: Potential, crystal: Atoms, options: Options) -> Iterator[tuple[list[Node], Node]]:
+    """The tree of crystals below a crystal at rest, and the crystal of it of which more is known now.
 
-    It comes once when the modes of a crystal were computed, and again when the unstable ones were followed.
+    They come when the modes of that crystal were computed, and again when the unstable ones were followed.
     It ends when the lowest crystal is stable, its modes cannot be followed, or `options.looks` are used up.
 
     Raises as `instabilities` and `follow` do.
     """
     nodes = [_node(0, crystal, potential.predict(crystal)["energy"] / len(crystal), options)]
     for _ in range(options.looks):
-        node = min(nodes, key=lambda each: each.energy)
+        node = lowest_of(nodes)
         if node.state != "not looked at":
             return
         held = _look(potential, node, options)
-        yield nodes
+        yield nodes, node
         if not held:
             continue
         _follow(potential, node, held, options)
@@ -103,7 +103,12 @@ def stabilise(potential: Potential, crystal: Atoms, options: Options) -> Iterato
                 child = _node(len(nodes), well.relaxed.atoms.copy(), energy, options, node.number, well)
                 if not any(_same(child, other) for other in nodes):
                     nodes.append(child)
-        yield nodes
+        yield nodes, node
+
+
+def lowest_of(nodes: list[Node]) -> Node:
+    """The crystal of the lowest energy."""
+    return min(nodes, key=lambda each: each.energy)
 
 
 def _node(number: int, atoms: Atoms, energy: float, options: Options, *way: Any) -> Node:
@@ -152,20 +157,16 @@ def main(
     `start` gives the crystal at rest.
     """
     atoms = start(crystal)
-    nodes, told, looked = [], 0, set()
-    for nodes in stabilise(potential, atoms, options):
-        for node in nodes:
-            if node.state != "not looked at" and node.number not in looked:
-                looked.add(node.number)
-                _tell_modes(node)
-                latest = node
-        _tell_wells(latest)
-        for node in nodes[max(told, 1) :]:
-            gain = 1000 * (nodes[node.parent].energy - node.energy)
-            note(f"  → {node.number}: {node.space_group}, {gain:.2f} meV/atom below {node.parent}")
-        told = len(nodes)
+    for nodes, node in stabilise(potential, atoms, options):
+        if not node.wells:
+            _tell_modes(node)
+        else:
+            _tell_wells(node)
+            for child in (each for each in nodes if each.parent == node.number):
+                gain = 1000 * (node.energy - child.energy)
+                note(f"  → {child.number}: {child.space_group}, {gain:.2f} meV/atom below {node.number}")
         _write(nodes, potential, out, options)  # each time: the next crystal may take hours
-    lowest = min(nodes, key=lambda each: each.energy)
+    lowest = lowest_of(nodes)
     show(_table(nodes, potential.name))
     say(f"lowest: {lowest.number}, {lowest.space_group}; {MEANING[lowest.state]}")
 
@@ -173,7 +174,7 @@ def main(
 def _write(nodes: list[Node], potential: Potential, out: Path, options: Options) -> None:
     import ase.io
 
-    lowest = min(nodes, key=lambda each: each.energy)
+    lowest = lowest_of(nodes)
     out.mkdir(parents=True, exist_ok=True)
     for node in nodes:
         with writing(out / f"{node.number}.cif") as draft:

@@ -263,6 +263,31 @@ def test_the_command_ends_in_a_stable_crystal(pair, cubic, tmp_path, monkeypatch
     energy = pair.predict(written)["energy"] / len(written)
     assert energy == pytest.approx(last["energy_eV_per_atom"], abs=1e-5)
     assert (tmp_path / "stabilise" / "stabilise.png").stat().st_size > 10_000
+    lines = done.stdout.splitlines()
+    modes, wells, children = (
+        next(k for k, line in enumerate(lines) if words in line)
+        for words in ("-fold; repeats after", "  along ", "  → 1: ")
+    )
+    assert modes < wells < children
+    assert sum("  → 1: " in line for line in lines) == 1
+
+
+def test_what_was_found_before_a_command_stops_is_kept(pair, cubic, tmp_path, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise RuntimeError("out of time")
+
+    monkeypatch.setattr("jaxmlip.zoo.load.load", lambda *_, **__: pair)
+    monkeypatch.setattr("jaxmlip.studies.stabilise.follow", stopped)
+    write(tmp_path / "sc.vasp", cubic)
+    words = ("stabilise", "sc.vasp", "--cells", "2", "--mesh", "2", "2", "2")
+    done = here(tmp_path, monkeypatch, capsys, *words)
+    assert done.returncode == 1
+    assert "out of time" in done.stderr
+    record = json.loads((tmp_path / "stabilise" / "stabilise.json").read_text())
+    (first,) = record["crystals"]
+    assert (first["state"], record["lowest_is"]) == ("unstable", "unstable")
+    assert first["unstable_modes"]
+    assert len(read(tmp_path / "stabilise" / "0.cif")) == 1
 
 
 def test_a_command_with_a_mistake_says_what_is_needed(pair, cubic, tmp_path, monkeypatch, capsys):
