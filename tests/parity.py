@@ -4,6 +4,7 @@ weights_convert.golden recorded CHGNet in tests/golden; JAXMLIP_REFERENCE names 
 """
 
 import functools
+import gzip
 import os
 from pathlib import Path
 
@@ -26,6 +27,16 @@ REFERENCE = {
         if source.architecture == "m3gnet"
     },
 }
+
+
+def unpacked(folder: Path, pattern: str, into: Path) -> dict[str, Path]:
+    """The compressed files of `folder` that match, written `into` another, by the names of their models."""
+    found = {}
+    for packed in folder.glob(pattern):
+        path = into / packed.stem
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        found[packed.name.removesuffix(pattern[1:])] = path
+    return found
 
 
 @functools.cache

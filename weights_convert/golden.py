@@ -159,16 +159,7 @@ def record_chgnet(out: Path) -> None:
 
     for model_name, folder in FOLDERS.items():
         (checkpoint,) = (Path(chgnet.__file__).parent / "pretrained" / folder).glob("*.pth.tar")
-        with original_chgnet.float64():
-            model = original_chgnet.read(checkpoint)
-
-            def evaluate(name: str, atoms: Atoms, model=model) -> dict[str, np.ndarray]:
-                found = original_chgnet.evaluate(model, atoms)
-                if name in WITH_HESSIAN:
-                    found["hessian"] = original_chgnet.hessian(model, atoms)
-                return found
-
-            record(evaluate, structures(), original_chgnet.versions(), out / f"{model_name}.npz")
+        _record_chgnet(checkpoint, structures(), out / f"{model_name}.npz")
     record_other_chgnets(out / "chgnet")
 
 
@@ -183,16 +174,20 @@ def record_other_chgnets(out: Path) -> None:
             path = Path(folder) / f"{variant}.pth.tar"
             original_chgnet.save(model, path)
             (out / f"{variant}.pth.tar.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-            with original_chgnet.float64():
-                model = original_chgnet.read(path)
+            _record_chgnet(path, crystals, out / f"{variant}.npz")
 
-                def evaluate(name: str, atoms: Atoms, model=model) -> dict[str, np.ndarray]:
-                    found = original_chgnet.evaluate(model, atoms)
-                    if name in WITH_HESSIAN:
-                        found["hessian"] = original_chgnet.hessian(model, atoms)
-                    return found
 
-                record(evaluate, crystals, original_chgnet.versions(), out / f"{variant}.npz")
+def _record_chgnet(checkpoint: Path, crystals: Mapping[str, Atoms], target: Path) -> None:
+    with original_chgnet.float64():
+        model = original_chgnet.read(checkpoint)
+
+        def evaluate(name: str, atoms: Atoms) -> dict[str, np.ndarray]:
+            found = original_chgnet.evaluate(model, atoms)
+            if name in WITH_HESSIAN:
+                found["hessian"] = original_chgnet.hessian(model, atoms)
+            return found
+
+        record(evaluate, crystals, original_chgnet.versions(), target)
 
 
 def record_mace(out: Path) -> None:

@@ -36,17 +36,17 @@ def check_original(potential: Potential) -> None:
 
 
 def differences(source: Path, potential: Potential) -> dict[str, float]:
-    """The largest differences from the original in `source` on small crystals, in UNITS.
+    """The largest differences from the original in `source` on small crystals that it takes, in UNITS.
 
-    `potential` is the converted one, computing in float64.
+    `potential` is the converted one, computing in float64. Raises ValueError if the original takes none.
     """
     original, *_ = golden.PACKAGES[architecture_of(potential.model)]
     head = {"head": potential.manifest["head"]} if "head" in potential.manifest else {}
     crystals = golden.structures_of(potential.elements)
     theirs = original.predictions(source, crystals, **head)
-    crystals = {
-        name: atoms for name, atoms in crystals.items() if name in theirs
-    }  # not all originals take all
+    if not theirs:
+        raise ValueError(f"the original refused all of {', '.join(crystals)}, needed one to compare.")
+    crystals = {name: crystals[name] for name in theirs}
     pairs = zip(crystals.items(), potential.predict(crystals.values()), strict=True)
     return _worst((len(atoms), ours, theirs[name]) for (name, atoms), ours in pairs)
 

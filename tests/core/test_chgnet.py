@@ -1,6 +1,5 @@
 """CHGNets with options that the published ones lack repeat the original, or are refused with a reason."""
 
-import gzip
 import math
 import re
 from dataclasses import replace
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch_files as made
-from parity import assert_repeats, golden
+from parity import assert_repeats, golden, unpacked
 from scipy.special import erf
 
 import jaxmlip
@@ -30,12 +29,7 @@ VARIANTS = ["widths", *(pytest.param(name, marks=SLOW) for name in ("straight", 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    folder, found = tmp_path_factory.mktemp("files"), {}
-    for packed in GOLDEN.glob("*.pth.tar.gz"):
-        path = folder / packed.stem
-        path.write_bytes(gzip.decompress(packed.read_bytes()))
-        found[path.name.split(".")[0]] = path
-    return found
+    return unpacked(GOLDEN, "*.pth.tar.gz", tmp_path_factory.mktemp("files"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -434,6 +434,14 @@ def test_verification_fails_above_its_tolerance(tmp_path, monkeypatch, capsys, d
     assert f"forces   differs by at most {shown} eV/Å" in said.out
 
 
+def test_verification_that_compared_nothing_is_none(tmp_path, monkeypatch, capsys):
+    file = made.save(tmp_path / "small.pth.tar", made.small_chgnet())
+    monkeypatch.setattr(original_chgnet, "missing", list)
+    monkeypatch.setattr(golden, "structures_of", lambda _: {"O": Atoms("O", cell=[9, 9, 9], pbc=True)})
+    monkeypatch.setattr(original_chgnet, "predictions", lambda *_: {})
+    assert "the original refused all of O" in failed(capsys, file, tmp_path / "out", "--verify").err
+
+
 def test_golden_values_are_of_the_crystals_that_a_new_recording_has():
     files = sorted((Path(__file__).parents[1] / "golden").rglob("*.npz"))
     assert len(files) > 10

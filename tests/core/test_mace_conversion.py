@@ -1,6 +1,5 @@
 """Models of mace-torch, read without it, repeat what it computes; files that are no such model are told."""
 
-import gzip
 import json
 import math
 import os
@@ -14,7 +13,7 @@ import pytest
 import torch_files as made
 from ase.build import bulk
 from conftest import public
-from parity import golden
+from parity import golden, unpacked
 
 import jaxmlip
 from jaxmlip import cli
@@ -36,13 +35,7 @@ EXACT = {"energy": 1e-10, "site_energies": 1e-10, "forces": 1e-9, "stress": 1e-9
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("mace")
-    found = {}
-    for packed in GOLDEN.glob("*.model.gz"):
-        path = folder / packed.name.removesuffix(".gz")
-        path.write_bytes(gzip.decompress(packed.read_bytes()))
-        found[path.stem] = path
-    return found
+    return unpacked(GOLDEN, "*.model.gz", tmp_path_factory.mktemp("mace"))
 
 
 def load(files, variant: str, dtype: str = "float64") -> Potential:

@@ -1,6 +1,5 @@
 """MatterSim: it repeats its original, and its files, sound and otherwise, are told apart."""
 
-import gzip
 import hashlib
 import math
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch_files as made
 from conftest import public
-from parity import golden
+from parity import golden, unpacked
 
 import jaxmlip
 from jaxmlip.models.basis import harmonics
@@ -32,12 +31,7 @@ AS_SHIPPED = {"energy": 1e-4, "forces": 1e-4}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    folder, found = tmp_path_factory.mktemp("files"), {}
-    for packed in GOLDEN.glob("*.pth.gz"):
-        path = folder / packed.stem
-        path.write_bytes(gzip.decompress(packed.read_bytes()))
-        found[path.stem] = path
-    return found
+    return unpacked(GOLDEN, "*.pth.gz", tmp_path_factory.mktemp("files"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
