@@ -106,7 +106,6 @@ NOT_RUN = {
 }
 # Pages that show what no pairs of atoms have: magnetic moments, and dispersion that is added.
 OF_A_NETWORK = (ROOT / "README.md", ROOT / "docs" / "dispersion.md")
-NOT_SHOWN = {"softening"}  # in the gallery so far
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -331,7 +330,7 @@ def test_the_gallery_shows_the_figure_of_every_command_that_draws_one():
     for name, its in COMMANDS.items():
         for second, run in its.commands.items() if isinstance(its, Group) else [("", its)]:
             words = f"jaxmlip {name} {second}".split()
-            if ".png" in run.__doc__ and name not in NOT_SHOWN:
+            if ".png" in run.__doc__:
                 assert any(its[: len(words)] == words for its in commands_shown), words
     assert len(shown) == page.read_text().count("![")
     for file, _ in shown:
