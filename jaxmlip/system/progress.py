@@ -33,12 +33,15 @@ def _with_lines(items: Iterable[T], what: str, total: int | None) -> Iterator[T]
     from jaxmlip.system.console import note
 
     total = len(items) if total is None and isinstance(items, Sized) else total
-    began = told = time.monotonic()
+    told = time.monotonic()
+    rate = _Rate(0, told)
     with _alone():
         for done, item in enumerate(items):
-            if total is not None and time.monotonic() - told >= EVERY:
-                told = time.monotonic()
-                note(f"{what}: {pace(total, done, done, told - began)}", stderr=True)
+            now = time.monotonic()
+            lately = rate.lately(done, now)
+            if total is not None and now - told >= EVERY:
+                told = now
+                note(f"{what}: {pace(total, done, *lately)}", stderr=True)
             yield item
 
 
@@ -50,6 +53,21 @@ def _with_bar(items: Iterable[T], what: str, total: int | None, terminal) -> Ite
 
     with _alone():
         yield from rich_track(items, escape(printable(what)), total, console=terminal, transient=True)
+
+
+class _Rate:
+    """How much was done in how long: without the first that came, once there are more, for it waits for
+    programs to be compiled."""
+
+    def __init__(self, done: int, now: float):
+        self._start, self._first = (done, now), None
+
+    def lately(self, done: int, now: float) -> tuple[int, float]:
+        """What was done, and the seconds that it took, as `pace` wants them."""
+        if self._first is None and done > self._start[0]:
+            self._first = (done, now)
+        since = self._first if self._first and done > self._first[0] else self._start
+        return done - since[0], now - since[1]
 
 
 @contextmanager
@@ -67,7 +85,8 @@ def _alone() -> Iterator[None]:
 def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Callable[[int, str], None]]:
     """A function `show(done, words)` that tells how much of `total` is done, the rate, and the time left.
 
-    `done` were there before; they do not count for the rate. On a terminal one line is kept up to date, and
+    `done` were there before; they do not count for the rate, nor does what comes first, once there is more:
+    it waits for programs to be compiled. On a terminal one line is kept up to date, and
     work within shows no bars; elsewhere a line is written every `every` seconds. Nothing is told to users who
     want quiet.
     """
@@ -78,10 +97,11 @@ def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Ca
     from jaxmlip.system.console import Telling, console, note, tells
 
     terminal, began, told, last = console(stderr=True), time.monotonic(), -every, -1
-    there = done
+    rate = _Rate(done, began)
 
     def line(now: int, words: str) -> str:
-        return f"{what}: {pace(total, now, now - there, time.monotonic() - began)}{words and f'; {words}'}"
+        lately = rate.lately(now, time.monotonic())
+        return f"{what}: {pace(total, now, *lately)}{words and f'; {words}'}"
 
     if terminal.is_terminal and tells(Telling.USUAL):
         with _alone(), Live(console=terminal, transient=True, auto_refresh=False) as live:
@@ -90,10 +110,10 @@ def paced(total: int, done: int, what: str, every: float = EVERY) -> Iterator[Ca
 
     def write(now: int, words: str = "") -> None:
         nonlocal told, last
-        passed = time.monotonic() - began
+        passed, text = time.monotonic() - began, line(now, words)
         if now != last and (passed - told >= every or now == total):
             told, last = passed, now
-            note(line(now, words), stderr=True)
+            note(text, stderr=True)
 
     yield write
 

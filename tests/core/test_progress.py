@@ -71,6 +71,24 @@ def test_where_there_is_no_terminal_long_work_writes_a_line_now_and_then(monkeyp
     assert not capsys.readouterr().err
 
 
+def test_what_comes_first_does_not_count_for_the_rate_once_there_is_more(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("jaxmlip.system.progress.time.monotonic", lambda: now[0])
+    times = {1: 60.0, 2: 62.0, 3: 64.0, 4: 96.0}  # the first compiles for a minute
+    for done in progress.track(range(5), "some work"):
+        now[0] = times.get(done + 1, 0)
+    said = capsys.readouterr().err.splitlines()
+    assert "1 of 5 (20 %), 1 a minute, 4 min left" in said[0]
+    assert "4 of 5 (80 %), 5 a minute, 12 s left" in said[1]
+    now[0] = 0.0
+    with progress.paced(9, 4, "more work", every=30.0) as show:
+        for now[0], done in ((60.0, 5), (70.0, 6), (100.0, 8)):
+            show(done)
+    said = capsys.readouterr().err.splitlines()
+    assert "5 of 9 (55 %), 1 a minute, 4 min left" in said[0]
+    assert "8 of 9 (88 %), 4.5 a minute, 13 s left" in said[1]
+
+
 def test_short_work_writes_nothing_where_there_is_no_terminal(capsys):
     assert list(progress.track("abcd", "letters")) == list("abcd")
     assert not capsys.readouterr().err
