@@ -4,12 +4,14 @@
     python -m benchmarks.speed --peer matgl [--model m3gnet-matpes-pbe-2025.1]
     python -m benchmarks.speed --peer mace [--model FILE.model]
     python -m benchmarks.speed --peer mattersim [--model FILE.pth]
+    python -m benchmarks.speed --peer matgl4 [--model matgl4-random-chgnet]
 
 Everything that the model predicts for rattled rock-salt NaCl, neighbours included, float32; and the Hessian
 of 64 atoms (MACE: 32), against one reverse sweep of torch for each row (timed for some rows and multiplied,
-as the rows cost the same). MACE and MatterSim are compared with random weights, in a file that the worker
-makes. The peer runs in a process of its own, with PYTHON if it is installed elsewhere, with one thread and
-with all cores, and the better of both counts. The sides take turns; ratios are within a turn.
+as the rows cost the same). MACE, MatterSim and the networks of matgl since version 4 are compared with random
+weights, in a file or a folder that the worker makes. The peer runs in a process of its own, with PYTHON if it
+is installed elsewhere, with one thread and with all cores, and the better of both counts. The sides take
+turns; ratios are within a turn.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Opponent(NamedTuple):
     told: Callable[[str], str]
     predicts: str
     hessian: tuple[int, int, int] = (2, 2, 2)  # cubic cells of 8 atoms
+    makes_weights: bool = False  # random ones, where our cache has no such file
 
 
 def matgl_folder(model: str) -> str:
@@ -62,8 +65,9 @@ def matgl_folder(model: str) -> str:
 OPPONENTS = {
     "chgnet": Opponent("chgnet-0.3.0", lambda model: model.removeprefix("chgnet-"), "E, F, σ, m"),
     "matgl": Opponent("m3gnet-mp-2021.2.8", matgl_folder, "E, F, σ"),
-    "mace": Opponent("mace-128x0e-128x1o.model", str, "E, F, σ", hessian=(2, 2, 1)),
-    "mattersim": Opponent("mattersim-1m-random.pth", str, "E, F, σ"),
+    "mace": Opponent("mace-128x0e-128x1o.model", str, "E, F, σ", (2, 2, 1), makes_weights=True),
+    "mattersim": Opponent("mattersim-1m-random.pth", str, "E, F, σ", makes_weights=True),
+    "matgl4": Opponent("matgl4-random-m3gnet", str, "E, F, σ", makes_weights=True),
 }
 
 
@@ -71,7 +75,7 @@ OPPONENTS = {
 class Settings:
     """What to compare, and how often."""
 
-    peer: Literal["chgnet", "matgl", "mace", "mattersim"] = "chgnet"
+    peer: Literal["chgnet", "matgl", "mace", "mattersim", "matgl4"] = "chgnet"
     model: str | None = None  # ours, with the same weights at the peer; default: by peer
     peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = (
         sys.executable
@@ -172,7 +176,7 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], rounds: int)
 def main(settings: Settings) -> None:
     opponent = OPPONENTS[settings.peer]
     model = settings.model or opponent.model
-    if model.endswith((".model", ".pth")):
+    if opponent.makes_weights:
         model = str(cache_folder() / model)
     rows = []
 
