@@ -1,6 +1,8 @@
 """How Sphinx makes a site of docs/: `make -C docs`."""
 
 import re
+import sys
+from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -8,6 +10,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import jaxmlip
 from jaxmlip.training.config import descriptions
 
+sys.path.insert(0, str(Path(__file__).parent))  # for tutorial_runs.py
 project, author, release = "jaxmlip", "the jaxmlip developers", jaxmlip.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build", "tutorials"]
@@ -55,6 +58,8 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
+    "reset_modules": ("matplotlib", "tutorial_runs.quiet"),
+    "parallel": True,  # as -j of Sphinx says
     "capture_repr": (),  # what is printed, not what an expression is
     "show_memory": False,
     "show_signature": False,

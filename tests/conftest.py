@@ -276,7 +276,7 @@ def write_springs(folder: Path, number: int) -> None:
         ase.io.write(folder / "springs.extxyz", atoms, append=True)
 
 
-def public(name: str, dtype: str = "float64"):
+def public(name: str, dtype: str = "float64", head: str | None = None):
     """A public potential; the test is skipped, with the reason, where its weights cannot be had."""
     import jaxmlip
     from jaxmlip.zoo.download import FetchError
@@ -284,7 +284,7 @@ def public(name: str, dtype: str = "float64"):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return jaxmlip.load(name, dtype)
+            return jaxmlip.load(name, dtype, head)
     except FetchError as error:
         pytest.skip(f"the weights of {name} cannot be had: {error}")
 

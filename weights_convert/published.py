@@ -168,6 +168,14 @@ def _mattersim(file: str, git: str, description: str) -> Source:
     return Source("mattersim", {file: ""}, origin, licence, MIXED_PBE, description, git=git)
 
 
+MH_HEADS = {
+    "omat_pbe": OMAT_PBE,
+    "mp_pbe_refit_add": MIXED_PBE,
+    "matpes_r2scan": "r2SCAN",
+    "oc20_usemppbe": "",
+    "omol": "ωB97M-V",
+    "spice_wB97M": "ωB97M-D3(BJ)",
+}
 MODELS: dict[str, Source] = {
     "chgnet-0.2.0": _chgnet(
         "chgnet_0.2.0_e30f77s348m32.pth.tar",
@@ -356,6 +364,16 @@ MODELS: dict[str, Source] = {
         ASL,
         "r2SCAN",
     ),
+    "mace-mh-0": _mace(
+        "mace-mh-0.model",
+        "mace_mh_1",
+        "d62ff8f293664e6556cfa49364b28ee72a70cf1e6150f3c111a578397fed609d",
+        None,
+        "seven heads for solids, surfaces and molecules",
+        ASL,
+        "that of its head",
+        heads=MH_HEADS | {"rgd1_b3lyp": "B3LYP"},
+    ),
     "mace-mh-1": _mace(
         "mace-mh-1.model",
         "mace_mh_1",
@@ -364,14 +382,7 @@ MODELS: dict[str, Source] = {
         "six heads for solids, surfaces and molecules",
         ASL,
         "that of its head",
-        heads={
-            "omat_pbe": OMAT_PBE,
-            "mp_pbe_refit_add": MIXED_PBE,
-            "matpes_r2scan": "r2SCAN",
-            "oc20_usemppbe": "",
-            "omol": "ωB97M-V",
-            "spice_wB97M": "ωB97M-D3(BJ)",
-        },
+        heads=MH_HEADS,
     ),
     # No file of these was at hand. Git's sums are those that the repository has had since 2024.
     "mattersim-v1.0.0-1m": _mattersim(

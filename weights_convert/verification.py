@@ -57,18 +57,27 @@ def published() -> dict[str, Any]:
     return json.loads(files("weights_convert").joinpath("published_references.json").read_text("utf-8"))
 
 
-def differences_from_published(potential: Potential) -> dict[str, float]:
-    """The largest differences from what the authors of a public model published, in UNITS.
+def published_head(name: str) -> str | None:
+    """The head that results of this public model were published of; None if it has no heads.
 
-    `potential` computes in float64. Raises ValueError if nothing was published for its name.
+    Raises ValueError if none were published.
     """
     known = published()
-    if potential.name not in known["models"]:
+    if name not in known["models"]:
         raise ValueError(
-            f"no results of {potential.name} have been published that are known here, needed one of "
+            f"no results of {name} have been published that are known here, needed one of "
             f"{', '.join(known['models'])}. `jaxmlip convert FILE OUT --verify` compares with an original "
             "that is installed."
         )
+    return known["heads"].get(name)
+
+
+def differences_from_published(potential: Potential) -> dict[str, float]:
+    """The largest differences from what the authors of a public model published, in UNITS.
+
+    `potential` computes in float64, with its `published_head`.
+    """
+    known = published()
     theirs = known["models"][potential.name]
     crystals = [structure_of(known["structures"][name]) for name in theirs]
     return _worst(

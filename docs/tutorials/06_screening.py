@@ -18,7 +18,7 @@ from jaxmlip.studies.screen import screen
 # A dictionary of crystals, or a list. What fails becomes a reason in its row and stops nothing
 # else. A slab has phonons, but no elastic constants.
 
-lattice = {"LiF": 4.06, "NaCl": 5.69, "MgO": 4.25, "CaO": 4.84, "NaF": 4.70}
+lattice = {"LiF": 4.06, "NaCl": 5.69, "MgO": 4.25, "CaO": 4.84}
 crystals = {name: bulk(name, "rocksalt", a=a) for name, a in lattice.items()}
 crystals["Mg layer"] = fcc111("Mg", (1, 1, 2), a=4.5, vacuum=8.0)
 potential = jaxmlip.load("m3gnet-mp-2021.2.8", dtype="float64")

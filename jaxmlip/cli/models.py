@@ -37,9 +37,10 @@ def models(verify: str | None = None) -> None:
 
     if verify is not None:
         from jaxmlip.zoo.load import load
-        from weights_convert.verification import differences_from_published
+        from weights_convert.verification import differences_from_published, published_head
 
-        _tell(differences_from_published(load(verify, "float64")), f"{verify} is not what was published")
+        potential = load(verify, "float64", published_head(verify))
+        _tell(differences_from_published(potential), f"{verify} is not what was published")
         return
     here = set(cached())
     rows = [

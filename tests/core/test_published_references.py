@@ -8,12 +8,12 @@ from conftest import SHORT, public, small_potential
 
 from jaxmlip.cli import main
 from weights_convert import verification
-from weights_convert.verification import differences_from_published, published
+from weights_convert.verification import differences_from_published, published, published_head
 
 
 @pytest.mark.parametrize("name", published()["models"])
 def test_a_public_model_gives_what_its_authors_published(name):
-    found = differences_from_published(public(name))
+    found = differences_from_published(public(name, head=published_head(name)))
     assert set(found) == {"energy", "forces", "stress"}
     assert found["energy"] < 1e-8
     assert max(found.values()) < 1e-7
@@ -26,9 +26,12 @@ def known(monkeypatch):
     structures = published()["structures"]
     crystals = {name: verification.structure_of(its) for name, its in structures.items()}
     theirs = dict(zip(crystals, potential.predict(crystals.values()), strict=True))
-    record = {"structures": structures, "models": {potential.name: theirs}}
+    record = {"structures": structures, "heads": {}, "models": {potential.name: theirs}}
     monkeypatch.setattr(verification, "published", lambda: record)
-    monkeypatch.setattr("jaxmlip.zoo.load.load_known", lambda name: replace(potential, name=name))
+    monkeypatch.setattr(
+        "jaxmlip.zoo.load.load_known",
+        lambda name, *head: replace(potential, name=name, manifest=potential.manifest | {"asked": head}),
+    )
     return potential, theirs
 
 
@@ -53,3 +56,23 @@ def test_a_model_of_which_nothing_is_published_is_refused_with_those_that_have(k
     said = capsys.readouterr().err
     assert "m3gnet-mp-2021.2.8" in said
     assert "chgnet-0.3.0" in said
+
+
+def test_results_of_a_model_with_heads_are_compared_with_the_head_that_they_are_of(
+    known, monkeypatch, capsys
+):
+    record, asked = verification.published(), []
+    several = {
+        "heads": {"mace-mh-0": "mp_pbe_refit_add"},
+        "models": record["models"] | {"mace-mh-0": known[1]},
+    }
+    monkeypatch.setattr(verification, "published", lambda: record | several)
+    monkeypatch.setattr(
+        verification,
+        "differences_from_published",
+        lambda potential: asked.append(potential.manifest["asked"]) or {"energy": 0.0},
+    )
+    main(["models", "--verify", "mace-mh-0"])
+    main(["models", "--verify", "chgnet-0.3.0"])
+    assert asked == [("mp_pbe_refit_add",), ()]
+    assert "0.0e+00 eV/atom" in capsys.readouterr().out
