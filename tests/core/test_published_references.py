@@ -58,14 +58,10 @@ def test_a_model_of_which_nothing_is_published_is_refused_with_those_that_have(k
     assert "chgnet-0.3.0" in said
 
 
-def test_results_of_a_model_with_heads_are_compared_with_the_head_that_they_are_of(
-    known, monkeypatch, capsys
-):
+def test_results_of_a_head_are_compared_with_that_head(known, monkeypatch, capsys):
     record, asked = verification.published(), []
-    several = {
-        "heads": {"mace-mh-0": "mp_pbe_refit_add"},
-        "models": record["models"] | {"mace-mh-0": known[1]},
-    }
+    models = record["models"] | {"mace-mh-0": known[1]}
+    several = {"heads": {"mace-mh-0": "mp_pbe_refit_add"}, "models": models}
     monkeypatch.setattr(verification, "published", lambda: record | several)
     monkeypatch.setattr(
         verification,
