@@ -88,8 +88,10 @@ def round_up(n: int) -> int:
     return max(8, -(-n // step) * step)
 
 
-# Long bonds of the shapes for small crystals; atoms, short bonds and angles are in proportion.
+# Long bonds of the shapes for small crystals; atoms, short bonds and angles are in proportion, and there is
+# one atom more for padding, since many crystals have 8, 16, 32 or 64.
 LADDER = (64, 128, 256, 512, 1024)
+FEW = 33  # atoms whose Hessians take a shape of LADDER are fewer
 
 
 def shape_for(graphs: Sequence[CrystalGraph], spare: float = 0.0) -> BatchShape:
@@ -113,6 +115,15 @@ def close_shape_for(graphs: Sequence[CrystalGraph]) -> BatchShape:
     return close(exact_shape(graphs))
 
 
+def hessian_shape_for(graphs: Sequence[CrystalGraph]) -> BatchShape:
+    """The shape for second derivatives of `graphs`: of few atoms that of `shape_for`, of more a close one.
+
+    A Hessian has three columns for each atom, so that from FEW atoms on padding costs more than a program.
+    """
+    atoms = sum(len(graph.species) for graph in graphs)
+    return (shape_for if atoms < FEW else close_shape_for)(graphs)
+
+
 def close(n: BatchShape) -> BatchShape:
     """The shape with each number rounded up separately."""
     return BatchShape(*map(round_up, n[:5]), n.crystals)
@@ -125,7 +136,7 @@ def padded_shape(n: BatchShape, spare: float = 0.0) -> BatchShape:
     )
     for long in LADDER:
         for short in (long // 4, long):
-            rung = BatchShape(long // 8, short, long, 3 * long, round_up(wanted.pairs), n.crystals)
+            rung = BatchShape(long // 8 + 1, short, long, 3 * long, round_up(wanted.pairs), n.crystals)
             if rung.fits(wanted):
                 return rung
     return close(wanted)

@@ -146,10 +146,10 @@ class Response(SecondDerivatives):
     Each device of the potential computes `block_size` columns at once. The default is the fastest, less for
     large crystals, reduced to stay within `memory_limit` bytes, counted for the whole process or, on
     accelerators, for the memory of each. Crystals that are padded to the same `shape`, which may be a
-    function of graphs such as `batching.close_shape_for`, share the compiled programs. By default it is one
-    of a few; with a memory limit nothing is padded. `beside` are the bytes that the caller will keep of the
-    results; they count as well. Everything is computed on demand; the linear map lives as long as the
-    response.
+    function of graphs such as `batching.close_shape_for`, share the compiled programs. By default it is that
+    of `batching.hessian_shape_for`; with a memory limit nothing is padded. `beside` are the bytes that the
+    caller will keep of the results; they count as well. Everything is computed on demand; the linear map
+    lives as long as the response.
 
     With `along`, a displacement w (N, 3), the energy is replaced by its slope dE(r + s w)/ds: second
     derivatives are then third derivatives of the energy, along w and two others. `turned` gives those of
@@ -175,7 +175,7 @@ class Response(SecondDerivatives):
             raise ValueError(f"found memory_limit={memory_limit}, needed a number of bytes above 0.")
         graph = crystal if isinstance(crystal, CrystalGraph) else potential.graph(crystal)
         if shape is None:
-            shape = batching.shape_for if memory_limit is None else batching.exact_shape
+            shape = batching.hessian_shape_for if memory_limit is None else batching.exact_shape
         self._begin(potential, [graph], shape, block_size, memory_limit)
         self.beside = beside
         self._along = None if along is None else self._padded(along)

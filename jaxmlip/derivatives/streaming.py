@@ -230,7 +230,8 @@ def _begun(
         return None
     if state["done"] == 0:
         graph = potential.graph(work.atoms)
-        shape = batching.shape_for([graph]) if memory_limit is None else batching.exact_shape([graph])
+        shape_for = batching.hessian_shape_for if memory_limit is None else batching.exact_shape
+        shape = shape_for([graph])
         state |= {
             "format": FORMAT,
             "formula": work.atoms.get_chemical_formula(),
