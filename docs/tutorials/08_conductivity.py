@@ -20,12 +20,12 @@ crystal = jaxmlip.relax(potential, bulk("CaO", "rocksalt", a=4.8), fix_symmetry=
 # %%
 # Force constants
 # ---------------
-# Third order in a supercell of 54 atoms, second order in a larger one. Of the columns of third
+# Both in a supercell of 54 atoms; second order may take a larger one. Of the columns of third
 # order only those are computed that symmetry does not give. The sum rules hold to rounding, which
 # no finite displacement can say.
 
 third = phonons.third_order(potential, crystal, (3, 3, 3))
-second = phonons.second_order(potential, crystal, (4, 4, 4))
+second = phonons.second_order(potential, crystal, (3, 3, 3))
 print(third.checks)
 
 # %%
