@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import jaxmlip.potential
 from jaxmlip.crystals import batches, batching
 from jaxmlip.crystals.batching import BatchShape, round_up
+from jaxmlip.derivatives.response import Response
 
 pytestmark = pytest.mark.usefixtures("real_shapes")
 
@@ -27,6 +28,20 @@ def test_the_ladder_has_four_rungs_to_a_doubling_and_eight_where_waste_is_large(
     assert len({round_up(n) for n in range(1, 257)}) <= 4 * np.log2(256 / 8) + 2
     assert len({round_up(n) for n in range(257, 100_001)}) <= 8 * np.log2(100_000 / 256) + 2
     assert all(round_up(n) < 1.125 * n for n in range(257, 3000))
+
+
+@pytest.mark.parametrize("atoms", [8, 16, 32, 64, 128])
+def test_as_many_atoms_as_a_rung_has_are_not_padded_to_the_next(atoms):
+    shape = batching.padded_shape(BatchShape.holding((atoms, 6 * atoms, 6 * atoms, 0), 1))
+    assert shape[:3] == (atoms + 1, 8 * atoms, 8 * atoms)
+
+
+def test_hessians_of_more_than_few_atoms_take_a_shape_close_to_their_own(any_potential):
+    few, more = ([any_potential.graph(bulk("NaCl", "rocksalt", 5.64) * (2, 2, n))] for n in (4, 5))
+    assert batching.hessian_shape_for(few) == batching.shape_for(few)
+    assert batching.hessian_shape_for(more) == batching.close_shape_for(more)
+    assert batching.close_shape_for(more).messages < 0.8 * batching.shape_for(more).messages
+    assert batching.shape_of(Response(any_potential, more[0]).graph) == batching.close_shape_for(more)
 
 
 def test_packing_and_splitting_give_every_atom_back(any_potential, crystals):

@@ -50,11 +50,12 @@ def test_the_command_tells_differences_and_refuses_large_ones(known, capsys):
     assert "1e-06" in said
 
 
-def test_a_model_of_which_nothing_is_published_is_refused_with_those_that_have(known, capsys):
+@pytest.mark.parametrize("name", ["m3gnet-mp-2021.2.8", "mace-mh-1"])
+def test_a_model_of_which_nothing_is_published_is_refused_with_those_that_have(known, capsys, name):
     with pytest.raises(SystemExit):
-        main(["models", "--verify", "m3gnet-mp-2021.2.8"])
+        main(["models", "--verify", name])
     said = capsys.readouterr().err
-    assert "m3gnet-mp-2021.2.8" in said
+    assert name in said
     assert "chgnet-0.3.0" in said
 
 
