@@ -109,11 +109,6 @@ QUICK = "quick"  # for claims that no model makes truer: see quick_network
 SHORT, STABLE = "chgnet-short", 49
 ONE_LAYER = "mace-one-layer"  # for derivatives whose program of two layers takes minutes to compile
 FIRST = "chgnet-0.3"
-# Much like others of these.
-SECOND = (
-    *("chgnet-0.2", "chgnet-options", "m3gnet-spherical", "mattersim", "matgl-chgnet"),
-    *("mace-residual", "mace-nonlinear"),
-)
 KINDS = ("chgnet-0.3", "m3gnet-smooth", "mace-density")  # one of each architecture; MatterSim is an M3GNet
 
 
@@ -141,7 +136,7 @@ def _small_potential(name: str):
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="slow proofs too")
     parser.addoption(
-        "--hostile", type=int, default=None, help="how many hostile files to try; default: 20, with --all 200"
+        "--hostile", type=int, default=None, help="how many hostile files to try; default: 8, with --all 200"
     )
 
 
@@ -171,17 +166,15 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """Leaves slow proofs out, unless they are asked for: by --all, by their file, or by -m or -k.
 
-    So are models much like others, and all but CHGNet of `each_model`. Of `one_model`, which takes a fixture
-    that others need for each, no other model ever runs.
+    So are laws of published architectures, whose values other tests prove: a law is of the library, and the
+    quick network obeys it. Of `one_model`, which takes a fixture that others need for each, no other model
+    ever runs.
     """
-    of_others = [item for item in items if item.get_closest_marker("one_model") and not_first(item)]
+    of_others = [item for item in items if item.get_closest_marker("one_model") and of_a_model(item)]
     config.hook.pytest_deselected(items=of_others)
     items[:] = [item for item in items if item not in of_others]
     for item in items:
-        given = item.callspec.params if getattr(item, "callspec", None) else {}
-        shared = {"potential", "architecture", "network"} & set(given)
-        further = any(name in item.name for name in SECOND)
-        if (item.get_closest_marker("each_model") and not_first(item)) or (shared and further):
+        if of_a_model(item):
             item.add_marker("slow")
     asked = config.option.all or config.option.markexpr or config.option.keyword
     if not asked and not workers.named_files(config):
@@ -190,10 +183,10 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
-def not_first(item) -> bool:
-    """Whether a test is of a model, and not of the first."""
-    models = [name for name in MODELS if name in item.name]
-    return bool(models) and models != [FIRST]
+def of_a_model(item) -> bool:
+    """Whether a test is the law of all models, for one that is not the quick network."""
+    given = item.callspec.params if getattr(item, "callspec", None) else {}
+    return any(given.get(name, QUICK) != QUICK for name in ("potential", "architecture", "network"))
 
 
 programs().share = 0.5  # a test maps few pieces, and to trace all that is dropped again takes long
@@ -205,19 +198,19 @@ def pytest_runtest_teardown():
     programs().make_room()
 
 
-@pytest.fixture(scope="session", params=list(MODELS))
+@pytest.fixture(scope="session", params=[QUICK, *MODELS])
 def potential(request):
     """Each model in turn, and all of its tests before the next one's."""
     return small_potential(request.param)
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=[QUICK, *KINDS])
 def architecture(request):
     """One model of each architecture, for laws whose proof takes long."""
     return small_potential(request.param)
 
 
-@pytest.fixture(scope="session", params=[*KINDS, "chgnet-options", "mattersim", "mace-nonlinear"])
+@pytest.fixture(scope="session", params=[QUICK, *KINDS, "chgnet-options", "mattersim", "mace-nonlinear"])
 def network(request):
     """The same and what else is new, for the laws of second and third order that all others follow from."""
     return small_potential(request.param)
@@ -326,21 +319,16 @@ def runs_alike(monkeypatch):
 
 
 def share_programs(monkeypatch) -> None:
-    from jaxmlip.system import parallel
-    from jaxmlip.training.step import Needs, flat_params, make_eval_step, make_train_step
+    from jaxmlip.training.step import Needs, make_eval_step, make_train_step
 
     def shared(make):
         def made(potential, *settings):
-            key, mesh = (make, potential.model, *settings), settings[-1]
-            if key not in SHARED_PROGRAMS:
-                SHARED_PROGRAMS[key] = make(potential, *settings).jitted
-            program, double = SHARED_PROGRAMS[key], potential.dtype == "float64"
-            with jax.enable_x64(double):
-                others = parallel.replicate(flat_params(potential), mesh)
+            own, double = make(potential, *settings), potential.dtype == "float64"
+            program = SHARED_PROGRAMS.setdefault((make, potential.model, *settings), own.jitted)
 
             def call(state, batch):
                 with jax.enable_x64(double):
-                    return program(state, others, parallel.spread(batch, mesh))
+                    return program(*own.arguments(state, batch))
 
             call.needs = lambda state, batch: Needs(0, 0, 0.0)
             return call

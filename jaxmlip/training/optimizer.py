@@ -128,9 +128,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimiser for a run of `steps` batches."""
-    rate = learning_rate(config, steps)
+def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser of `config` with the learning rate `rate` at each update."""
     kinds = {
         "adam": lambda: optax.adam(rate),
         "adamw": lambda: optax.adamw(rate, weight_decay=config.weight_decay),

@@ -56,7 +56,7 @@ def init_state(potential: Potential, config: OptimizerConfig, steps: int, mesh: 
         params = {name: flat[name] for name in trained(config, flat)}
         state = TrainState(
             params=params,
-            opt_state=make_optimizer(config, steps).init(params),
+            opt_state=make_optimizer(config, learning_rate(config, steps)).init(params),
             ema=None if config.ema is None else params,
             step=np.zeros((), np.int32),
         )
@@ -103,7 +103,7 @@ def make_train_step(
     {property}_rmse in the units of `losses.UNITS`, grad_norm, learning_rate, and the numbers of crystals and
     atoms. Its attribute `needs`, of the same arguments, compiles the step and says what it needs.
     """
-    optimizer, rate = make_optimizer(config, steps), learning_rate(config, steps)
+    schedule = learning_rate(config, steps)
     everything = _everything(potential, mesh)
 
     def of_shard(params, others, batch):
@@ -121,12 +121,18 @@ def make_train_step(
         of_shard, mesh=mesh, in_specs=(P(), P(), P(parallel.AXIS)), out_specs=P(), check_vma=False
     )
 
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, others, batch: Batch):
-        grads, summed = on_mesh(state.params, others, batch)
+    @jax.jit
+    def rate(step: jax.Array) -> jax.Array:
         with jax.numpy_dtype_promotion("standard"):  # Optax takes powers of floats by its integer counters
+            return jnp.asarray(schedule(step // config.accumulate), float)
+
+    # The rate is an argument, so that runs that differ in it, or in length, share this program.
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, others, batch: Batch, rate: jax.Array):
+        optimizer = make_optimizer(config, lambda _: rate)
+        grads, summed = on_mesh(state.params, others, batch)
+        with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            now = rate(state.step // config.accumulate)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
@@ -136,7 +142,7 @@ def make_train_step(
             ema = jax.tree.map(lambda a, x: decay.astype(x.dtype) * (a - x) + x, ema, params)
         metrics = means(loss, summed) | {
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": now,
+            "learning_rate": rate,
             "crystals": jnp.sum(batch.atoms > 0),
             "atoms": jnp.sum(batch.atoms),
         }
@@ -147,7 +153,7 @@ def make_train_step(
             return step(*arguments(state, batch))
 
     def arguments(state: TrainState, batch: Batch) -> tuple[Any, ...]:
-        return state, everything, parallel.spread(batch, mesh)
+        return state, everything, parallel.spread(batch, mesh), rate(state.step)
 
     def needs(state: TrainState, batch: Batch) -> Needs:
         with _precision(potential):
@@ -185,9 +191,12 @@ def make_eval_step(
 
     def call(params: Flat, batch: Batch):
         with _precision(potential):
-            return on_mesh(params, everything, parallel.spread(batch, mesh))
+            return on_mesh(*arguments(params, batch))
 
-    call.jitted = on_mesh
+    def arguments(params: Flat, batch: Batch) -> tuple[Any, ...]:
+        return params, everything, parallel.spread(batch, mesh)
+
+    call.jitted, call.arguments = on_mesh, arguments
     return call
 
 

@@ -51,7 +51,6 @@ def transferred(architecture, crystals, energies):
     return replace(architecture, params={**architecture.params, "reference_energies": found.energies}), found
 
 
-@pytest.mark.each_model
 def test_a_transferred_potential_is_its_source_plus_the_shift_of_reference_energies(architecture, crystals):
     source = predicted(architecture, crystals)
     rng = np.random.default_rng(1)

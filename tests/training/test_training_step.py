@@ -209,6 +209,20 @@ def test_training_lowers_the_loss_and_leaves_frozen_parameters_alone(any_potenti
     assert not np.array_equal(after["network/magmom/kernel"], mean["network/magmom/kernel"])
 
 
+def test_runs_of_other_rates_and_lengths_share_a_program(any_potential, crystals, mesh):
+    potential = any_potential.astype("float32")
+    batch = stack([batch_of(labelled(any_potential, crystals[:1]), np.dtype("float32"))])
+    others = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=3), 50
+    lowered = []
+    for config, steps in ((OptimizerConfig(), 10), others):
+        step = make_train_step(potential, FEW, config, steps, mesh)
+        arguments = step.arguments(init_state(potential, config, steps, mesh), batch)
+        lowered.append(step.jitted.lower(*arguments).as_text())
+        _, metrics = step(arguments[0], batch)
+        assert float(metrics["learning_rate"]) == float(learning_rate(config, steps)(0))
+    assert lowered[0] == lowered[1]
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_trained_potential_computes_what_training_computed_also_after_a_save(
     any_potential, crystals, mesh, tmp_path
@@ -282,7 +296,7 @@ def test_accumulated_batches_make_the_update_of_their_mean():
     mean = {"w": (grads[0]["w"] + grads[1]["w"]) / 2}
     moved = []
     for accumulate, given in ((1, [mean]), (2, grads)):
-        optimizer = make_optimizer(OptimizerConfig(schedule="constant", accumulate=accumulate), 10)
+        optimizer = make_optimizer(OptimizerConfig(accumulate=accumulate), lambda _: 1e-3)
         state, x = optimizer.init(params), params
         for g in given:
             with jax.numpy_dtype_promotion("standard"):  # Optax mixes whole numbers and others

@@ -134,14 +134,14 @@ def _cost(those: Sequence[_Planned]) -> Cost:
     with jax.enable_x64(its.potential.dtype == "float64"):
         step = make_train_step(its.potential, its.config.loss, optimizer, its.steps, mesh)
         state = init_state(its.potential, optimizer, its.steps, mesh)
-        state, others, batch = step.arguments(state, its.loader.at(0))
+        state, *rest = step.arguments(state, its.loader.at(0))
         began = time.perf_counter()
-        program = step.jitted.lower(state, others, batch).compile()
+        program = step.jitted.lower(state, *rest).compile()
         compilation = time.perf_counter() - began
         taken = []
         for _ in range(1 + STEPS):
             began = time.perf_counter()
-            state, _ = jax.block_until_ready(program(state, others, batch))
+            state, _ = jax.block_until_ready(program(state, *rest))
             taken.append(time.perf_counter() - began)
     analysis: Mapping[str, Any] = program.cost_analysis() or {}
     n = mesh.devices.size
