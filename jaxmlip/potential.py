@@ -40,7 +40,7 @@ from jaxmlip.models.mattersim import MatterSim, MatterSimConfig
 from jaxmlip.system.borders import RefusedError, brief, cut, guard, listed, printable
 from jaxmlip.system.files import writing_folder
 from jaxmlip.system.parallel import check_all_have_some, make_mesh, own_mesh
-from jaxmlip.system.programs import programs
+from jaxmlip.system.programs import QUICKLY, programs
 from jaxmlip.system.progress import track
 
 if TYPE_CHECKING:
@@ -430,7 +430,8 @@ def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: s
     """
     limits.check(config)
     model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
-    params = jax.device_get(jax.jit(partial(_initial, model))(jax.random.key(seed)))
+    initial = jax.jit(partial(_initial, model), compiler_options=QUICKLY)
+    params = jax.device_get(initial(jax.random.key(seed)))
     manifest = {"source": f"random parameters, seed {seed}"}
     return Potential(name, model, params, atomic_numbers(model), manifest, dtype)
 

@@ -11,10 +11,10 @@ from jaxtyping import Float
 
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.response import Differentiable
+from jaxmlip.system.programs import QUICKLY
 
 ORDER = 4
-# A program of four nested derivatives is long and runs for milliseconds: to optimise it would take minutes.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+SPARE = 0.25  # of bonds and angles, so that the crystal farther along the line shares its program
 
 
 def derivatives_along(
@@ -30,7 +30,7 @@ def derivatives_along(
     w, n = np.asarray(directions, float), len(graph.positions)
     if w.ndim != 3 or w.shape[1:] != (n, 3):
         raise ValueError(f"found directions of shape {w.shape}, needed (k, {n}, 3).")
-    packed = batching.pack([graph], batching.close_shape_for([graph]), np.dtype(potential.dtype))
+    packed = batching.pack([graph], batching.shape_for([graph], SPARE), np.dtype(potential.dtype))
     padded = np.zeros((len(w), *packed.positions.shape), potential.dtype)
     padded[:, :n] = w
     with potential.precision():
@@ -38,6 +38,7 @@ def derivatives_along(
         return np.array(jax.device_get(found), float).reshape(-1, ORDER + 1)
 
 
+# To optimise four nested derivatives would take minutes.
 @partial(jax.jit, static_argnames="energy", compiler_options=QUICKLY)
 def _along(energy, params, graph, w):
     def value(x):

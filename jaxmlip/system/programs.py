@@ -16,6 +16,8 @@ import jax.monitoring
 
 from jaxmlip.system.console import note
 
+# Options for programs that take long to compile and milliseconds to run.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Fraction of the pieces that the kernel allows. Energy and Hessian of one MACE in five shapes, which most
 # libraries of small crystals need, map 16,700; one program more may take a thousand.
 SHARE = 0.27
