@@ -24,7 +24,7 @@ from weights_convert.torch_zip import CheckpointError
 # Made by `python -m weights_convert.golden tests/golden`.
 GOLDEN = Path(__file__).parents[1] / "golden" / "chgnet"
 SLOW = pytest.mark.slow
-VARIANTS = ["widths", *(pytest.param(name, marks=SLOW) for name in ("straight", "mean"))]
+VARIANTS = ["widths", "straight", "mean"]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return unpacked(GOLDEN, "*.pth.tar.gz", tmp_path_factory.mktemp("files"))
 
 
+@SLOW  # as published ones do, in test_parity.py
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_energies_forces_stresses_and_moments_repeat_the_original(files, variant):
     crystals, wanted = golden(f"chgnet/{variant}")
@@ -41,7 +42,7 @@ def test_energies_forces_stresses_and_moments_repeat_the_original(files, variant
 
 
 @SLOW
-@pytest.mark.parametrize("variant", ["widths", "straight", "mean"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("crystal", ["MgO_strained", "CO2_box"])
 def test_a_hessian_repeats_that_of_the_original(files, variant, crystal):
     crystals, wanted = golden(f"chgnet/{variant}")
@@ -49,7 +50,7 @@ def test_a_hessian_repeats_that_of_the_original(files, variant, crystal):
     np.testing.assert_allclose(found, wanted[crystal]["hessian"], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["widths", "straight", "mean"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_number_of_a_file_is_kept_once_or_set_aside(files, variant):
     potential = convert_file(files[variant])
     source = [
@@ -206,6 +207,7 @@ def test_where_angles_update_nothing_no_graph_has_them(crystal):
     assert not any("angle" in name or "short" in name for name in potential.params["network"])
 
 
+@SLOW
 def test_an_energy_of_the_mean_has_no_waves_and_no_range(crystal):
     potential = random_potential(replace(SMALL, pooled=True, update_bonds=False), dtype="float64")
     alone, both = potential.predict([crystal, crystal * (2, 1, 1)])

@@ -168,7 +168,6 @@ def test_a_supercell_has_the_energy_of_its_cells_and_their_forces(predicted):
     assert_same(q, {**twice, "energy": 2 * p["energy"], "stress": p["stress"]})
 
 
-@pytest.mark.each_model
 def test_a_batch_gives_what_each_crystal_gives_alone(architecture, crystals):
     graphs = [architecture.graph(atoms) for atoms in crystals]
     room = batching.shape_for(graphs)
@@ -281,7 +280,6 @@ def third_derivatives(potential, crystal: Atoms, *directions: np.ndarray) -> lis
     return [np.concatenate([rows for _, rows in response.turned(w).columns(columns)]) for w in directions]
 
 
-@pytest.mark.each_model
 def test_third_derivatives_are_differences_of_the_hessian_in_any_order_and_add_up_to_zero(network, crystal):
     w, v = np.random.default_rng(4).normal(size=(2, len(crystal), 3))
     along_w, along_v = third_derivatives(network, crystal, w, v)
@@ -301,6 +299,8 @@ def test_the_energy_is_smooth_where_a_neighbour_crosses_a_cutoff(potential, pred
     """A bond appears at one cutoff, an angle at the other."""
     cutoffs = [cutoff for cutoff in potential.cutoffs[:2] if cutoff]
     skip_if_it_jumps_at_cutoffs(potential)
+    if potential.name == QUICK:
+        pytest.skip("its forces vanish where a neighbour leaves, and leave no scale to compare with")
     if not getattr(potential.model.config, "smooth", True):
         cutoffs = cutoffs[1:]  # see the next test
     for cutoff in cutoffs:
@@ -348,7 +348,6 @@ def test_an_isolated_atom_has_no_curvature(potential, crystal, variants):
     np.testing.assert_array_equal(rows, 0)
 
 
-@pytest.mark.each_model
 def test_float32_is_close_to_float64(architecture, crystal):
     single = architecture.astype("float32").predict(crystal)
     assert single["forces"].dtype == np.float32

@@ -13,7 +13,7 @@ import numpy as np
 import pairs
 import pytest
 import spread_columns
-from conftest import FIRST, MODELS, SECOND, small_potential
+from conftest import FIRST, KINDS, small_potential
 from processes import free_address, started
 
 SCRIPT = Path(spread_columns.__file__)
@@ -69,7 +69,7 @@ def test_eight_devices_find_every_other_quantity_that_one_does(begin, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [name for name in MODELS if name not in SECOND])
+@pytest.mark.parametrize("model", KINDS)
 def test_eight_devices_spread_every_architecture(model, begin, tmp_path):
     check(tmp_path, 8, model, "hessian", begin(8, model, "hessian"))
 

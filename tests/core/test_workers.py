@@ -179,7 +179,7 @@ def test_kept_programs_are_dropped_when_too_many_have_gathered(tmp_path):
 
 
 def test_slow_proofs_are_left_out_unless_they_are_asked_for():
-    """One model of each architecture, one alone where that is marked; a file that is named runs whole."""
+    """Laws of the quick network stay, of it alone where that is marked; a file that is named runs whole."""
 
     class Item:
         def __init__(self, name: str, *marks: str, **params):
@@ -195,12 +195,8 @@ def test_slow_proofs_are_left_out_unless_they_are_asked_for():
         items = [
             Item("test_a"),
             Item("test_b", "slow"),
-            *(
-                Item(f"test_c[{name}]", potential=name)
-                for name in ("chgnet-0.3", "chgnet-0.2", "mace-density")
-            ),
-            *(Item(f"test_d[{name}-2]", "each_model") for name in ("chgnet-0.3", "m3gnet-smooth")),
-            *(Item(f"test_g[{name}-2]", "one_model") for name in ("chgnet-0.3", "m3gnet-smooth")),
+            *(Item(f"test_c[{name}]", potential=name) for name in ("quick", "chgnet-0.2", "mace-density")),
+            *(Item(f"test_d[{name}]", "one_model", network=name) for name in ("quick", "m3gnet-smooth")),
             Item("test_e", "one_model"),
             Item("test_f[chgnet-0.2]"),
         ]
@@ -212,8 +208,8 @@ def test_slow_proofs_are_left_out_unless_they_are_asked_for():
         return {item.name for item in items}
 
     every = names(all=True)
-    assert len(every) == 10
-    assert "test_g[m3gnet-smooth-2]" not in every
-    left_out = {"test_b", "test_c[chgnet-0.2]", "test_d[m3gnet-smooth-2]"}
+    assert len(every) == 8
+    assert "test_d[m3gnet-smooth]" not in every
+    left_out = {"test_b", "test_c[chgnet-0.2]", "test_c[mace-density]"}
     assert names() == names(args=("tests/core", "tests/core/test_a.py")) == every - left_out
     assert names(markexpr="slow") == names(keyword="b") == names(args=("tests/core/test_a.py",)) == every

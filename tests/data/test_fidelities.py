@@ -39,7 +39,6 @@ def test_the_atomic_number_of_a_species_does_not_depend_on_its_functional():
     np.testing.assert_array_equal(atomic_number(z[1:] + 2 * ELEMENTS), z[1:])
 
 
-@pytest.mark.each_model
 def test_each_functional_of_a_joined_potential_predicts_what_the_one_predicted_that_it_was_made_of(
     architecture, crystal, tmp_path
 ):

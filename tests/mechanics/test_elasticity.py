@@ -97,7 +97,6 @@ def isotropic(bulk_modulus: float, shear: float, density: float = 4000.0) -> Ela
     return made_of(C, density=density)
 
 
-@pytest.mark.each_model
 def test_clamped_constants_are_differences_of_the_stress(model, crystal):
     found = model.elastic(crystal)
     expected = stress_differences(model, crystal)
@@ -150,7 +149,7 @@ def test_mixed_derivatives_do_not_depend_on_their_order_and_shifts_cost_nothing(
 @pytest.mark.one_model
 def test_sound_velocities_are_the_slopes_of_the_acoustic_branches(model, zincblende):
     """Along one reciprocal vector; the crystal is under stress."""
-    b3, cells, root_mass = zincblende.cell.reciprocal()[2], 32, np.sqrt(zincblende.get_masses())
+    b3, cells, root_mass = zincblende.cell.reciprocal()[2], 64, np.sqrt(zincblende.get_masses())
     m = np.arange(1, 6)
     q = np.outer(m / cells, [0, 0, 1])
 

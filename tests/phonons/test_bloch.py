@@ -31,7 +31,6 @@ def central(f, step=STEP):
     return (4 * near - wide) / 3
 
 
-@pytest.mark.each_model
 def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(network, cell):
     constants = force_constants(network, cell, (2, 1, 3))
     sums = np.fft.ifftn(constants.phi, axes=(0, 1, 2), norm="forward").reshape(-1, 9, 9)
@@ -40,7 +39,6 @@ def test_a_dynamical_matrix_is_the_fourier_sum_of_a_supercells_hessian(network, 
     np.testing.assert_allclose(found, sums, rtol=0, atol=1e-12)
 
 
-@pytest.mark.each_model
 def test_a_dynamical_matrix_is_hermitian_and_conjugate_at_the_opposite_wave_vector(architecture, cell):
     D = dynamical_matrix(architecture, cell, np.concatenate([Q, -Q, Q + np.array([1, 0, -2])]))
     assert np.abs(D.imag).max() > 1e-3 * np.abs(D).max()
@@ -49,7 +47,6 @@ def test_a_dynamical_matrix_is_hermitian_and_conjugate_at_the_opposite_wave_vect
     np.testing.assert_allclose(D[4:], D[:2], rtol=0, atol=1e-12)
 
 
-@pytest.mark.each_model
 def test_a_shift_of_the_whole_crystal_costs_nothing(architecture, cell):
     D = dynamical_matrix(architecture, cell, np.zeros((1, 3)))[0]
     assert np.abs(D.reshape(9, 3, 3).sum(axis=1)).max() < 1e-12
@@ -96,7 +93,6 @@ def test_slopes_by_the_wave_vector_are_those_of_differences(any_potential, cell)
 
 
 @pytest.mark.slow
-@pytest.mark.each_model
 @pytest.mark.parametrize("relaxed", [False, True])
 def test_slopes_by_strain_are_those_of_differences(network, cell, relaxed):
     eps = np.array([[1, 0.3, 0], [0.3, 0.5, 0.1], [0, 0.1, -0.2]])
