@@ -8,9 +8,9 @@ takes some wave vectors of some crystals, each as likely as its weight, and repl
 Beside it: the same without replay; with errors that count by each crystal's highest frequency, so that soft
 ones count as stiff ones do; with the labels that these cells, relaxed by DFT, have besides (no forces, no
 stress); with no more of each material than the mean of its frequencies and of their squares, or than its
-density of states; and one factor on all forces, by least squares of squared frequencies. Potential and DFT
-have the same cells. Force errors are of frames that were not trained on, of the replayed materials and of
-others.
+density of states; one factor on all forces, by least squares of squared frequencies; and training that begins
+with that factor. Potential and DFT have the same cells. Force errors are of frames that were not trained on,
+of the replayed materials and of others.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ FOLDER = "phonondb_PBE_103"
 AS_PUBLISHED, FACTOR = "as published", "one factor"
 REPLAY, ALONE, AT_REST = "frequencies", "frequencies, no replay", "frequencies, cells at rest"
 RELATIVE = "relative frequencies"
+FROM_FACTOR = "one factor, then frequencies"
 MOMENTS, DENSITY = "two moments", "density of states"
-KINDS = (FACTOR, REPLAY, RELATIVE, ALONE, AT_REST, MOMENTS, DENSITY)
+KINDS = (FACTOR, REPLAY, RELATIVE, FROM_FACTOR, ALONE, AT_REST, MOMENTS, DENSITY)
 KELVIN = 300.0
 FRAMES = 100  # of each replayed file, of which HELD are held out
 HELD = 20
@@ -177,9 +178,11 @@ def learnt(
     """The potential after training on the frequencies of `materials`."""
     if kind == AS_PUBLISHED:
         return potential
-    if kind == FACTOR:
+    if kind in (FACTOR, FROM_FACTOR):
         scale = np.float32(best_factor(potential, materials))
-        return replace(potential, params={**potential.params, "scale": scale})
+        potential = replace(potential, params={**potential.params, "scale": scale})
+        if kind == FACTOR:
+            return potential
     crystals = [labelled(m, kind) for m in materials]
     loss = LossConfig(
         energy=0.0,

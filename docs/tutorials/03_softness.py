@@ -14,7 +14,7 @@ import jaxmlip
 from jaxmlip.studies.phonondb import builtin_materials
 from jaxmlip.studies.softening import ratios, softening
 
-wanted = ("MgO", "NaCl", "BN")
+wanted = ("MgO", "NaCl", "SiC")
 materials = [m for m in builtin_materials() if m.formula in wanted]
 potential = jaxmlip.load("m3gnet-mp-2021.2.8", dtype="float64")
 

@@ -92,5 +92,4 @@ axes.legend(frameon=False)
 # ``XLA_FLAGS=--xla_force_host_platform_device_count=8`` before Python starts.
 
 print(len(jax.devices()), "device(s);", os.environ.get("XLA_FLAGS", "no XLA_FLAGS"))
-everywhere = teacher.astype("float64").on_devices()  # or on_devices(4)
-print("Hessian", jaxmlip.hessian(everywhere, bulk("SiC", "zincblende", a=4.36)).shape)
+everywhere = teacher.on_devices()  # or on_devices(4); jaxmlip.hessian(everywhere, atoms) divides its columns
