@@ -19,7 +19,7 @@ def pairs(params, graph):
     """
     owner = jnp.repeat(jnp.arange(len(graph.n_edge)), graph.n_edge, total_repeat_length=len(graph.senders))
     there = jnp.einsum("ek,ekx->ex", graph.edges["shifts"], graph.globals["cell"][owner])
-    x, size = graph.nodes["positions"], params["size"][graph.nodes["species"]]
+    x, size = graph.nodes["positions"], params["readout_size"][graph.nodes["species"]]
     square = jnp.sum((x[graph.senders] + there - x[graph.receivers]) ** 2, axis=1)
     inside = square < REACH**2
     r = jnp.sqrt(jnp.where(inside, square, 1.0))
@@ -33,7 +33,7 @@ def pairs(params, graph):
 def potential(scale: float = 1.0, alike: float = 1.0) -> Potential:
     """Rocksalt is stable if atoms that are `alike` keep √2 times as far apart as others; else metals are."""
     params = {
-        "size": scale * (1.2 + 0.004 * np.array(ELEMENTS)),  # Å
+        "readout_size": scale * (1.2 + 0.004 * np.array(ELEMENTS)),  # Å; `train: [readout]` finds it
         "anion": 1.0 * np.isin(ELEMENTS, ANIONS),
         "alike": np.array(alike),
     }

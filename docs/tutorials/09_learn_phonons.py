@@ -27,7 +27,7 @@ student = jaxmlip.load("m3gnet-matpes-pbe-2025.1", dtype="float64")
 # Frequencies of a primitive cell on a mesh, which symmetry reduces to a few wave vectors. Their
 # weights say how many each stands for; the masses are those of the isotopes that were measured.
 
-crystal = bulk("MgO", "rocksalt", a=4.19)  # at rest, as the teacher has it
+crystal = jaxmlip.relax(teacher, bulk("MgO", "rocksalt", a=4.2), fix_symmetry=True).atoms
 modes = phonons.mesh_modes(teacher, crystal, (4, 4, 4))
 frequencies = Frequencies(
     q_points=modes.q_points,
@@ -42,7 +42,8 @@ print(f"{modes.frequencies.size} frequencies at {len(modes.q_points)} wave vecto
 # %%
 # Training
 # --------
-# In each step the crystal is taken at two of its wave vectors, drawn by their weights. With
+# In each step the crystal is taken at two of its wave vectors, drawn by their weights. For one
+# crystal the last layers suffice (``train``); by default all of the network is trained. With
 # structures that are replayed beside it, which have energies and forces, the model would forget
 # less of what else it knew.
 

@@ -42,7 +42,7 @@ def check(expected, out: Path, devices: int) -> None:
 
 @pytest.mark.slow
 def test_training_moves_what_all_devices_are_to_end_with(alone):
-    began = pairs.potential().params["network"]["size"]
+    began = pairs.potential().params["network"]["readout_size"]
     for kind in ("float32", "float64", "float64/frequencies"):
         ended = next(x for name, x in alone.items() if name.startswith(kind) and name.endswith("size"))
         assert np.abs(ended - began).max() > 1e-3
