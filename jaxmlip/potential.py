@@ -430,7 +430,9 @@ def random_potential(config: Any, seed: int = 0, dtype: str = "float32", name: s
     """
     limits.check(config)
     model = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))(config)
-    initial = jax.jit(partial(_initial, model), compiler_options=QUICKLY)
+    # LLVM's options are for a CPU; a TPU may refuse them.
+    options = QUICKLY if jax.default_backend() == "cpu" else None
+    initial = jax.jit(partial(_initial, model), compiler_options=options)
     params = jax.device_get(initial(jax.random.key(seed)))
     manifest = {"source": f"random parameters, seed {seed}"}
     return Potential(name, model, params, atomic_numbers(model), manifest, dtype)

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxmlip
+from jaxmlip.crystals import batching
 from jaxmlip.crystals.symmetry import Symmetry
-from jaxmlip.derivatives.line import derivatives_along
+from jaxmlip.derivatives.line import _along, derivatives_along
 from jaxmlip.mechanics.relaxation import at_rest
 from jaxmlip.phonons.instabilities import Expansion, follow, instabilities
 from jaxmlip.phonons.order_parameter import OrderParameter, commensurate
@@ -73,6 +74,19 @@ def test_the_second_derivative_along_a_line_is_that_of_the_hessian(architecture,
     found = derivatives_along(architecture, crystal, w)[0]
     assert found[2] == pytest.approx(w.ravel() @ jaxmlip.hessian(architecture, crystal) @ w.ravel(), rel=1e-8)
     assert found[1] == pytest.approx(-np.sum(architecture.predict(crystal)["forces"] * w), rel=1e-8)
+
+
+@pytest.mark.usefixtures("real_shapes")
+def test_a_crystal_farther_along_the_line_shares_the_program(any_potential):
+    rest = bulk("NaCl", "rocksalt", 5.64).repeat(2)
+    farther, w = rest.copy(), np.random.default_rng(5).normal(size=(1, len(rest), 3))
+    farther.positions += 0.1 * w[0]
+    shapes = {batching.shape_for([any_potential.graph(atoms)]) for atoms in (rest, farther)}
+    assert len(shapes) == 2, "what has to be shared is not different"
+    before = _along._cache_size()
+    for atoms in (rest, farther):
+        derivatives_along(any_potential, atoms, w)
+    assert _along._cache_size() == before + 1
 
 
 @given(st.lists(st.tuples(*[st.sampled_from([0, 1 / 2, 1 / 3, 1 / 4, 2 / 3])] * 3), min_size=1, max_size=3))

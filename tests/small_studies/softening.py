@@ -406,7 +406,7 @@ def learn_phonons(root: Path) -> dict:
     for name, count in (("Cu", 24), ("Ni", 3)):
         frames = [rattled(bulk(name, a=3.6, cubic=True), k) for k in range(count)]
         lay(root / f"data/mlearn/{name}.extxyz.gz", labelled(teacher, frames))
-    kinds = ("one factor", "frequencies", "frequencies, no replay")
+    kinds = ("one factor", "one factor, then frequencies", "frequencies", "frequencies, no replay")
     few = {"kinds": kinds, "splits": 1, "held_out": 1, "steps": 30, "learning_rate": 3e-3}
     return {"model": ("pairs",), "data": root / "data", **few}
 
