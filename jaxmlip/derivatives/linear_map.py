@@ -28,8 +28,9 @@ from jaxmlip.system.parallel import AXIS
 
 
 class Gradient(NamedTuple):
-    """The first derivatives of the energy of a padded graph."""
+    """The energy of a padded graph, and its first derivatives."""
 
+    energy: Float[Array, " crystals"]  # eV
     positions: Float[Array, "atoms 3"]  # ∂E/∂r, eV/Å
     strain: Float[Array, "crystals 3 3"]  # ∂E/∂ε, eV
     stress: Float[Array, "crystals 3 3"]  # eV/Å³, as `jaxmlip.derivatives.gradients.stress` has it
@@ -41,19 +42,20 @@ def point(graph: CrystalGraph) -> tuple[Array, Array]:
 
 
 def _slope(energy, params, graph: CrystalGraph) -> Callable:
-    """The function (r, ε) -> ∂E/∂r (eV/Å), ∂E/∂ε (eV)."""
+    """The function (r, ε) -> (∂E/∂r (eV/Å), ∂E/∂ε (eV)), and the energies of the crystals (eV)."""
 
     def total(r, eps):
-        return energy(params, strain(graph.replace(positions=r), eps)).sum()
+        e = energy(params, strain(graph.replace(positions=r), eps))
+        return e.sum(), e
 
-    return jax.grad(total, argnums=(0, 1))
+    return jax.grad(total, argnums=(0, 1), has_aux=True)
 
 
 @partial(jax.jit, static_argnames="energy")
 def linearise(energy, params, graph: CrystalGraph):
     """The gradient, and the linear map from (dr, dε) to its change, as a function that can be passed on."""
-    slope, tangent_map = jax.linearize(_slope(energy, params, graph), *point(graph))
-    return Gradient(*slope, stress(slope[1], graph)), tangent_map
+    slope, tangent_map, e = jax.linearize(_slope(energy, params, graph), *point(graph), has_aux=True)
+    return Gradient(e, *slope, stress(slope[1], graph)), tangent_map
 
 
 def _still(tangent_map, eps) -> Callable:
@@ -86,8 +88,9 @@ def column(energy, params, graph: CrystalGraph, index):
     """The gradient, and column number `index` of the Hessian, (atoms, 3)."""
     r, eps = point(graph)
     unit = jnp.zeros(r.size, r.dtype).at[index].set(1).reshape(r.shape)
-    slope, (change, _) = jax.jvp(_slope(energy, params, graph), (r, eps), (unit, jnp.zeros_like(eps)))
-    return Gradient(*slope, stress(slope[1], graph)), change
+    tangents = unit, jnp.zeros_like(eps)
+    slope, (change, _), e = jax.jvp(_slope(energy, params, graph), (r, eps), tangents, has_aux=True)
+    return Gradient(e, *slope, stress(slope[1], graph)), change
 
 
 def _waves(
@@ -146,7 +149,7 @@ def strained_waves(energy, params, graph: CrystalGraph, eps, along, q, index):
         moved = strain(graph, s * eps)
         moved = moved.replace(positions=moved.positions + s * along)
         there = point(moved)
-        tangent_map = jax.linearize(_slope(energy, params, moved), *there)[1]
+        tangent_map = jax.linearize(_slope(energy, params, moved), *there, has_aux=True)[1]
         return _waves(tangent_map, *there, q, index)
 
     return jnp.stack(jax.jvp(respond, (jnp.zeros((), q.dtype),), (jnp.ones((), q.dtype),)))

@@ -93,20 +93,30 @@ class SecondDerivatives(ABC):
 
     potential: Differentiable
     atoms: int  # their number, N
+    graph: CrystalGraph
 
     @abstractmethod
     def find(self, wanted: Wanted) -> np.ndarray:
         """The columns as rows (…, k, entries)."""
 
-    @property
     @abstractmethod
-    def forces(self) -> np.ndarray:
-        """F (atoms, 3), eV/Å."""
+    def first_order(self) -> Gradient:
+        """The energy of the crystal and its first derivatives, which second ones bring with them."""
 
     @property
-    @abstractmethod
+    def energy(self) -> float:
+        """E, eV."""
+        return float(self.first_order().energy)
+
+    @property
+    def forces(self) -> np.ndarray:
+        """F (atoms, 3), eV/Å."""
+        return -self.first_order().positions
+
+    @property
     def stress(self) -> np.ndarray | None:
         """σ (3, 3), eV/Å³, positive in tension; None for a molecule."""
+        return self.first_order().stress if has_stress(self.graph) else None
 
     def strained_columns(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Second derivatives by positions and strains, as rows (k, N, 3) and (k, 3, 3).
@@ -270,22 +280,18 @@ class Response(SecondDerivatives):
 
     @cached_property
     def gradient(self) -> Gradient:
-        """The first derivatives of the energy of the padded graph."""
+        """The energy of the padded graph, and its first derivatives."""
         return jax.device_get(self._linear[0])
 
     def gradient_of(self, crystal: int) -> Gradient:
-        """The first derivatives of the energy of a crystal: (N, 3), (3, 3) and (3, 3)."""
+        """The energy of a crystal and its first derivatives: a number, (N, 3), (3, 3) and (3, 3)."""
         start = self._starts[crystal]
-        its, (positions, *rest) = slice(start, start + self._numbers[crystal]), self.gradient
-        return Gradient(positions[its], *(x[crystal] for x in rest))
+        its = slice(start, start + self._numbers[crystal])
+        found = self.gradient
+        return Gradient(*(x[its] if x is found.positions else x[crystal] for x in found))
 
-    @property
-    def forces(self) -> np.ndarray:
-        return -self.gradient_of(0).positions
-
-    @property
-    def stress(self) -> np.ndarray | None:
-        return self.gradient_of(0).stress if has_stress(self.graph) else None
+    def first_order(self) -> Gradient:
+        return self.gradient_of(0)
 
     @cached_property
     def _linear(self) -> tuple[Gradient, Callable]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from jaxmlip.crystals import batches, batching
-from jaxmlip.crystals.graph import CrystalGraph, has_stress
+from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.derivatives import linear_map
 from jaxmlip.derivatives.linear_map import Gradient
 from jaxmlip.derivatives.response import Differentiable, Response, SecondDerivatives, Wanted
@@ -143,18 +143,10 @@ class _Seat(SecondDerivatives):
     def find(self, wanted: Wanted) -> np.ndarray:
         return self._guest.ask((self, wanted)) if self._guest.inside else self._alone.find(wanted)
 
-    def _gradient(self) -> Gradient:
+    def first_order(self) -> Gradient:
         if self.gradient is None and self._guest.inside:
             self.strained_columns(np.zeros(0, int))  # comes with any columns, or with none
         return self._alone.gradient_of(0) if self.gradient is None else self.gradient
-
-    @property
-    def forces(self) -> np.ndarray:
-        return -self._gradient().positions
-
-    @property
-    def stress(self) -> np.ndarray | None:
-        return self._gradient().stress if has_stress(self.graph) else None
 
 
 class _Part(NamedTuple):

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from jaxmlip.crystals.atoms import as_atoms
 from jaxmlip.crystals.batches import InFlight
 from jaxmlip.crystals.structures import moving_coordinates
+from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.relaxation import NotConvergedWarning, Relaxation, quiet, relax_many
 from jaxmlip.mechanics.vibrations import (
     IMAGINARY,
@@ -193,9 +194,8 @@ class _Search:
         with quiet():
             graph = self.potential.graph(self._placed(self.here.positions))
         shape = self.compute.shape if self.memory_limit is None else None
-        self.hessian = exact_hessian(
-            self.potential, graph, self.coordinates, memory_limit=self.memory_limit, shape=shape
-        )
+        response = Response(self.potential, graph, memory_limit=self.memory_limit, shape=shape)
+        self.hessian = exact_hessian(response, self.coordinates)
         self.hessians, self.since, self.exact = self.hessians + 1, 0, True
 
     def vibrations(self) -> Vibrations:

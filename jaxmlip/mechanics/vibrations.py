@@ -304,14 +304,11 @@ def vibrations(
     coordinates = moving_coordinates(atoms, indices)
     graph = potential.graph(atoms)
     _check_box(atoms, graph, coordinates)
-    prediction = potential.predict(atoms)
-    force = on_moving(prediction["forces"], coordinates)
+    response = Response(potential, graph, block_size=block_size, memory_limit=memory_limit, shape=shape)
+    hessian = exact_hessian(response, coordinates)
+    force = on_moving(response.forces, coordinates)
     found = Vibrations(
-        atoms,
-        coordinates,
-        exact_hessian(potential, graph, coordinates, block_size, memory_limit, shape),
-        float(prediction["energy"]),
-        float(np.linalg.norm(force, axis=1).max()),
+        atoms, coordinates, hessian, response.energy, float(np.linalg.norm(force, axis=1).max())
     )
     if found.max_force > LARGE_FORCE:
         warnings.warn(
@@ -324,16 +321,8 @@ def vibrations(
     return found
 
 
-def exact_hessian(
-    potential: Potential,
-    crystal: Atoms | CrystalGraph,
-    coordinates: np.ndarray,
-    block_size: int | None = None,
-    memory_limit: float | None = None,
-    shape: BatchShape | None = None,
-) -> Float[np.ndarray, "n n"]:
+def exact_hessian(response: Response, coordinates: np.ndarray) -> Float[np.ndarray, "n n"]:
     """The block of the Hessian of some `coordinates`, in eV/Å² and float64; it takes their columns alone."""
-    response = Response(potential, crystal, block_size=block_size, memory_limit=memory_limit, shape=shape)
     rows = [part[:, coordinates] for _, part in response.columns(coordinates)]
     return np.concatenate(rows).astype(float)
 

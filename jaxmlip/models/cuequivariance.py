@@ -43,7 +43,7 @@ def contract(
     A: Float[Array, "atoms lm channels"],
     l_max: int,
     L: int,
-) -> Float[Array, "atoms 2L+1 channels"]:
+) -> Float[Array, "atoms {2*L+1} channels"]:
     """Contractions as of `symmetric.contract`."""
     n, _, channels = A.shape
     polynomial = contraction_polynomial(l_max, L, tuple(coefficients), channels)

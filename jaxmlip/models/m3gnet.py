@@ -163,7 +163,8 @@ class M3GNet(Network):
 
 def both_harmonics(u: Float[Array, "short 3"], degrees: int, radial: int) -> Float[Array, "short 2 lmn"]:
     """Y_lm of the short bonds, of directions `u`, seen from both ends; the same for each n."""
-    Y = jnp.stack([harmonics(u, degrees), harmonics(-u, degrees)], axis=1)
+    odd = [(-1.0) ** l for l in range(degrees) for _ in range(2 * l + 1)]  # Y_lm(-u) = (-1)^l Y_lm(u)
+    Y = harmonics(u, degrees)[:, None] * jnp.asarray([[np.ones(degrees**2), odd]], u.dtype)
     return jnp.repeat(Y, radial, axis=-1)
 
 

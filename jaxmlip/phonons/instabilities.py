@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
+from jaxmlip.crystals.batches import moving_shape, predicted
+from jaxmlip.crystals.batching import sizes_of
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry, reduced_mesh
 from jaxmlip.derivatives.line import derivatives_along
@@ -31,6 +33,7 @@ from jaxmlip.units import in_thz
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+    from jaxmlip.crystals.batching import BatchShape
     from jaxmlip.potential import Potential
 
 CELLS = 8  # that a distortion may repeat after
@@ -287,14 +290,17 @@ def follow(
             "fractions near it, which `instabilities` lists too."
         )
     space = OrderParameter.of(instability.crystal, instability.q_point, instability.modes, cells, symprec)
-    ways = track(space.directions(), "distortions")
-    wells = [_well(potential, instability, space, v, symprec) for v in ways]
+    ways = [_smallest(space.supercell, space.distortion(v), symprec) for v in space.directions()]
+    # Energies along the ways and the relaxation after them share a program.
+    shape = moving_shape(sizes_of(potential.graphs([crystal for crystal, _ in ways])))
+    ways = track(ways, "distortions")
+    wells = [_well(potential, instability, crystal, u, shape, symprec) for crystal, u in ways]
     if relax:
         falling = [k for k, well in enumerate(wells) if well.falls]
         starts = [_moved(wells[k].crystal, wells[k].distortion, wells[k].lowest) for k in falling]
         whole = bool(instability.crystal.pbc.all())
         kept = {"fix_symmetry": whole, "symprec": symprec} | options
-        for k, found in zip(falling, relax_many(potential, starts, **kept) if starts else [], strict=True):
+        for k, found in zip(falling, relax_many(potential, starts, shape=shape, **kept), strict=True):
             wells[k] = replace(wells[k], relaxed=found)
     return sorted(wells, key=lambda well: (-well.gain, well.energies.min() / len(well.crystal)))
 
@@ -302,18 +308,19 @@ def follow(
 def _well(
     potential: Potential,
     instability: Instability,
-    space: OrderParameter,
-    components: np.ndarray,
+    crystal: Atoms,
+    u: np.ndarray,
+    shape: BatchShape,
     symprec: float,
 ) -> Well:
-    crystal, u = _smallest(space.supercell, space.distortion(components), symprec)
     energy, *slopes = derivatives_along(potential, crystal, u[None])[0]
     at_rest = Expansion(0.0, np.array([0.0, *slopes]))
     even = abs(slopes[2]) < 1e-6 * max(1.0, abs(slopes[3]))  # then both signs are alike
     one_side = _amplitudes(at_rest.bottom)
     x = np.concatenate([[0.0] if even else [*-one_side[::-1], 0.0], one_side])
     with _near():
-        predictions = potential.predict([_moved(crystal, u, each) for each in x])
+        graphs = potential.graphs([_moved(crystal, u, each) for each in x])
+        predictions = predicted(potential, graphs, shapes=(shape,))
     energies = np.array([p["energy"] for p in predictions])
     energies -= energies[x == 0]
     amplitude, lowest = _beyond(x, energies, at_rest.bottom)

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -34,12 +35,13 @@ NONLINEAR = replace(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def theirs():
     pytest.importorskip("cuequivariance_jax", reason="pip install 'jaxmlip[cuequivariance]'")
     from jaxmlip.models import cuequivariance
 
-    return cuequivariance
+    with jax.numpy_rank_promotion("allow"):  # which the package needs
+        yield cuequivariance
 
 
 @pytest.mark.parametrize("config", [SMALL, NONLINEAR], ids=["density", "nonlinear"])

@@ -273,6 +273,12 @@ def test_hessian_columns_are_hessian_vector_products(any_potential, crystal):
         np.testing.assert_allclose(row, np.ravel(column)[: len(row)], **TIGHT)
 
 
+def test_second_derivatives_bring_the_energy_and_its_slopes(any_potential, crystal):
+    found, wanted = Response(any_potential, crystal), any_potential.predict(crystal)
+    for name in ("energy", "forces", "stress"):
+        np.testing.assert_allclose(getattr(found, name), wanted[name], err_msg=name, **TIGHT)
+
+
 def third_derivatives(potential, crystal: Atoms, *directions: np.ndarray) -> list[np.ndarray]:
     """∂³E/∂w∂r∂r, (3N, 3N) in eV/Å³, along each of `directions`, in the programs that all laws share."""
     response = Response(potential, crystal, along=directions[0])

@@ -119,6 +119,10 @@ def test_an_adsorbate_vibrates_as_by_ase_and_costs_its_own_columns(
     assert (free.indices == range(4, 10)).all()
     assert (len(free.thz), free.frozen, free.rigid.shape[1]) == (18, 12, 0)
     np.testing.assert_allclose(found.hessian, free.hessian[12:, 12:], atol=1e-10)
+    predicted = potential.predict(adsorbed)
+    assert free.energy == pytest.approx(predicted["energy"], abs=1e-9)
+    largest = np.linalg.norm(predicted["forces"][4:], axis=1).max()
+    assert free.max_force == pytest.approx(largest, rel=1e-9)
 
 
 def test_directions_that_are_held_do_not_move_and_other_constraints_are_said(potential, triangle):
