@@ -20,12 +20,11 @@ crystal = jaxmlip.relax(potential, bulk("CaO", "rocksalt", a=4.8), fix_symmetry=
 # %%
 # Force constants
 # ---------------
-# Both in a supercell of 54 atoms; second order may take a larger one. Of the columns of third
-# order only those are computed that symmetry does not give. The sum rules hold to rounding, which
-# no finite displacement can say.
+# In a supercell of 54 atoms. Of the columns of third order only those are computed that symmetry
+# does not give. The sum rules hold to rounding, which no finite displacement can say. Second order
+# comes with them; ``phonons.second_order`` has it in a larger supercell.
 
 third = phonons.third_order(potential, crystal, (3, 3, 3))
-second = phonons.second_order(potential, crystal, (3, 3, 3))
 print(third.checks)
 
 # %%
@@ -36,7 +35,7 @@ print(third.checks)
 # frequencies are a quarter too low has too low a conductivity by more than half.
 
 kelvin = (200.0, 300.0, 500.0, 800.0)
-found = phonons.conductivity(third, second, mesh=(7, 7, 7), temperatures=kelvin)
+found = phonons.conductivity(third, mesh=(7, 7, 7), temperatures=kelvin)
 for t, kappa in zip(kelvin, found.kappa, strict=True):
     print(f"{t:5.0f} K {kappa[0, 0]:7.2f} W/m/K")
 

@@ -36,8 +36,10 @@ NOTHING = 1e-10  # eV/Å³; blocks of smaller elements are left out of FORCE_CON
 def to_phono3py(third: ThirdOrder, second: SecondOrder | None = None, **options: Any) -> Phono3py:
     """A Phono3py object with these constants, for all that phono3py does; `options` are its own.
 
-    Raises ImportError if phono3py is not installed, and ValueError if the two are of different crystals.
+    By default second order is that which comes with third order, if any. Raises ImportError if phono3py is
+    not installed, and ValueError if the two are of different crystals.
     """
+    second = third.second if second is None else second
     if second is not None:
         check_same_crystal(third, second)
         options["phonon_supercell_matrix"] = second.cells.supercell_matrix
@@ -74,10 +76,10 @@ def write_third_order(
 ) -> list[str]:
     """Writes constants into `folder` for other codes, and returns the names of the files.
 
-    fc3.hdf5, and fc2.hdf5 if `second` is given, as phono3py, kaldo and phoebe read them; FORCE_CONSTANTS_3RD
-    for ShengBTE, FourPhonon and almaBTE, of atoms within `cutoff` (Å) of the first (default: all);
-    phono3py_params.yaml and phono3py_disp.yaml with the cells, from which `phono3py` continues, or, if it is
-    not installed, the cells of fc3.hdf5 as phonopy.yaml.
+    fc3.hdf5, and fc2.hdf5 if `second` is given or comes with third order, as phono3py, kaldo and phoebe read
+    them; FORCE_CONSTANTS_3RD for ShengBTE, FourPhonon and almaBTE, of atoms within `cutoff` (Å) of the first
+    (default: all); phono3py_params.yaml and phono3py_disp.yaml with the cells, from which `phono3py`
+    continues, or, if it is not installed, the cells of fc3.hdf5 as phonopy.yaml.
 
     Raises ValueError as `to_phono3py` does.
     """
@@ -95,6 +97,7 @@ def write_for_phono3py(third: ThirdOrder, folder: str | Path, second: SecondOrde
 
 def _for_phono3py(third: ThirdOrder, folder: Path, second: SecondOrder | None) -> list[str]:
     """Writes constants and, if phono3py is installed, cells; returns the names of the files."""
+    second = third.second if second is None else second
     if second is not None:
         check_same_crystal(third, second)
     _write_hdf5(folder / "fc3.hdf5", {"fc3": third.fc3, "p2s_map": third.cells.p2s})
@@ -159,7 +162,11 @@ class Phono3pyRun:
     source: Path
     dataset: dict[str, Any]  # as phono3py keeps displacements and forces
     third: ThirdOrder  # of `from_forces`
-    second: SecondOrder  # from the same forces
+
+    @property
+    def second(self) -> SecondOrder:
+        """Second-order constants, from the same forces."""
+        return self.third.second
 
     @property
     def cells(self) -> Cells:
@@ -183,7 +190,7 @@ class Phono3pyRun:
         Raises ValueError if there are fewer or more.
         """
         dataset = _with_forces(self.dataset, np.asarray(forces, float))
-        return Phono3pyRun(self.source, dataset, *from_forces(self.cells, dataset, how))
+        return Phono3pyRun(self.source, dataset, from_forces(self.cells, dataset, how))
 
 
 def read_phono3py(path: str | Path) -> Phono3pyRun:
@@ -218,7 +225,7 @@ def read_phono3py(path: str | Path) -> Phono3pyRun:
         found = told(forces, _read_forces, forces, len(cells.supercell))
         dataset = told(forces, _with_forces, dataset, found)
     how = f"forces of {file.parent}, {len(_each(dataset, 'forces'))} supercells"
-    return Phono3pyRun(path, dataset, *from_forces(cells, dataset, how))
+    return Phono3pyRun(path, dataset, from_forces(cells, dataset, how))
 
 
 def _displacements(file: Path, atoms: int) -> dict[str, Any]:

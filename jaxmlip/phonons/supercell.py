@@ -128,7 +128,7 @@ def force_constants(
     def columns(numbers) -> np.ndarray:
         return hessian_columns(potential, repeated, numbers, memory_limit=memory_limit, shape=shape)
 
-    found = _by_columns(primitive, matrix, columns, symmetry, symprec)
+    found = constants_of_columns(primitive, matrix, columns, symmetry, symprec)
     if space_group:
         found = with_space_group(found, symprec)
     return with_sum_rule(found) if sum_rule else found
@@ -165,7 +165,7 @@ def displaced_force_constants(
         rows = [(forces(k, -displacement) - forces(k, displacement)) / (2 * displacement) for k in numbers]
         return np.array(rows, float)
 
-    return _by_columns(primitive, matrix, columns, symmetry, symprec)
+    return constants_of_columns(primitive, matrix, columns, symmetry, symprec)
 
 
 def with_sum_rule(constants: ForceConstants) -> ForceConstants:
@@ -308,14 +308,18 @@ def cell_number(R: np.ndarray, supercell: np.ndarray) -> np.ndarray:
     return np.ravel_multi_index(tuple(np.moveaxis(R, -1, 0)), supercell.diagonal())
 
 
-def _by_columns(
+def constants_of_columns(
     primitive: Atoms,
     matrix: np.ndarray,
     columns: Callable[[list[int]], np.ndarray],
     symmetry: bool,
     symprec: float,
 ) -> ForceConstants:
-    """Force constants from the columns of the supercell's Hessian of cell 0, or those that symmetry needs."""
+    """Force constants from the columns of the supercell's Hessian of cell 0, or those that symmetry needs.
+
+    `columns` gives those of some coordinates 3i + x of a primitive cell of n atoms, (k, cells, n, 3) in
+    eV/Å², cells relative to that of atom i and in the order of `cell_number`; `matrix` is as of `triangular`.
+    """
     n = len(primitive)
     chosen = dict.fromkeys(range(n), (0, 1, 2))
     if symmetry:

@@ -20,13 +20,19 @@ import numpy as np
 from jaxmlip.crystals import batching
 from jaxmlip.crystals.graph import CrystalGraph
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
-from jaxmlip.derivatives.response import Response, Room
+from jaxmlip.derivatives.response import Response, Room, without_net_force
 from jaxmlip.derivatives.streaming import columns_done, stream_hessian
 from jaxmlip.mechanics.elasticity import internal_response
 from jaxmlip.phonons.cells import Cells, Primitive
 from jaxmlip.phonons.modes import hermitian
 from jaxmlip.phonons.phonopy_files import as_ase
-from jaxmlip.phonons.supercell import ForceConstants, Supercell, force_constants
+from jaxmlip.phonons.supercell import (
+    ForceConstants,
+    Supercell,
+    cell_number,
+    constants_of_columns,
+    force_constants,
+)
 from jaxmlip.phonons.triplets import (
     Column,
     Pairs,
@@ -101,6 +107,9 @@ class ThirdOrder:
     fc3: np.ndarray
     method: str
     checks: Checks
+    # Second order in the same supercell, where it comes with third order: of exact constants that no folder
+    # keeps, and of displacements.
+    second: SecondOrder | None = None
 
     def strained(self, strain: np.ndarray, motion: np.ndarray | None = None) -> SecondOrder:
         """∂Φ2/∂s (eV/Å²) for a strain 1 + s ε under which atoms move with the cell, and by s `motion` (n, 3).
@@ -228,7 +237,7 @@ def third_order(
     if method == "displaced":
         found = _displaced(potential, cells, step, symprec)
         return projected(found) if project else found
-    chosen, there = plan(cells, group), 0
+    chosen, there, slopes = plan(cells, group), 0, None
     limits = {"block_size": block_size, "memory_limit": memory_limit}
     if path is not None:
         how, columns = "exact", _streamed(potential, cells, Path(path), **limits)
@@ -236,7 +245,7 @@ def third_order(
     else:
         limits |= {"shape": shape, "beside": 8 * 27 * len(cells.primitive) * len(cells.supercell) ** 2}
         if method == "exact":
-            how, columns = "exact", _exact(potential, cells, chosen, limits)
+            how, columns = "exact", (slopes := _Slopes(potential, cells, chosen, limits))
         else:
             how = f"differences of exact Hessian columns, ±{step:g} Å"
             columns = _differences(potential, cells, chosen, step, limits)
@@ -244,7 +253,8 @@ def third_order(
     phi, off = completed(chosen, rows)
     known = None if group is None else off
     checks = checked(phi, cells, symprec, len(rows), potential.cutoffs.bond, known)
-    found = ThirdOrder(cells, phi, how, checks)
+    second = None if slopes is None else slopes.second(symmetry, symprec)
+    found = ThirdOrder(cells, phi, how, checks, second)
     return projected(found) if project else found
 
 
@@ -298,12 +308,12 @@ def _displaced(potential: Potential, cells: Cells, step: float, symprec: float) 
     # Supercells that are left out by a cutoff would be None.
     ph3.forces = _forces(potential, ph3.supercells_with_displacements)
     how = f"phono3py's displacements of {step:g} Å, {len(ph3.forces)} supercells"
-    return from_forces(cells, ph3.dataset, how, symprec, potential.cutoffs.bond)[0]
+    return from_forces(cells, ph3.dataset, how, symprec, potential.cutoffs.bond)
 
 
 def from_forces(
     cells: Cells, dataset: dict[str, Any], how: str, symprec: float = SYMPREC, bond: float = 0.0
-) -> tuple[ThirdOrder, SecondOrder]:
+) -> ThirdOrder:
     """What phono3py makes of the displacements and forces in its `dataset`; `how` says where they are from.
 
     Pairs of displaced atoms give the constants by differences, symmetrised as by its `symmetrize_fc3` and
@@ -320,8 +330,8 @@ def from_forces(
     if not fit:
         ph3.symmetrize_fc3()
         ph3.symmetrize_fc2()
-    third = ThirdOrder(cells, np.ascontiguousarray(ph3.fc3, float), how, checks)
-    return third, SecondOrder(cells, np.ascontiguousarray(ph3.fc2, float))
+    second = SecondOrder(cells, np.ascontiguousarray(ph3.fc2, float))
+    return ThirdOrder(cells, np.ascontiguousarray(ph3.fc3, float), how, checks, second)
 
 
 def _second_displaced(potential: Potential, cells: Cells, step: float, symprec: float) -> SecondOrder:
@@ -359,16 +369,42 @@ def _rows(chosen: Plan, columns: Columns, N: int, there: int) -> Mapping[Column,
     return found
 
 
-def _exact(potential: Potential, cells: Cells, chosen: Plan, limits: dict[str, Any]) -> Columns:
-    """Columns of the Hessian of the slope along each displacement."""
-    if limits["shape"] is None and limits["memory_limit"] is None:
-        limits = {**limits, "shape": batching.close_shape_for}  # it is used for much work
-    response = Response(potential, cells.supercell, along=_unit(cells, (0, 0)), **limits)
+class _Slopes:
+    """The slopes of the energy along displacements, as `Columns`: columns of their Hessians.
 
-    def columns(w: tuple[int, int], numbers: list[int], progress: Progress) -> np.ndarray:
-        return _all(response.turned(_unit(cells, w)), numbers, chosen, progress)
+    The gradient of the slope along a displacement, which comes with its Hessian, is a column of the energy's.
+    """
 
-    return columns
+    def __init__(self, potential: Potential, cells: Cells, chosen: Plan, limits: dict[str, Any]):
+        if limits["shape"] is None and limits["memory_limit"] is None:
+            limits = {**limits, "shape": batching.close_shape_for}  # it is used for much work
+        self.cells, self.chosen = cells, chosen
+        self.response = Response(potential, cells.supercell, along=_unit(cells, (0, 0)), **limits)
+        self.gradients: dict[tuple[int, int], np.ndarray] = {}  # (N, 3), eV/Å²
+
+    def __call__(self, w: tuple[int, int], numbers: list[int], progress: Progress) -> np.ndarray:
+        slope = self.response.turned(_unit(self.cells, w))
+        found = _all(slope, numbers, self.chosen, progress)
+        self.gradients[w] = slope.first_order().positions
+        return found
+
+    def second(self, symmetry: bool, symprec: float) -> SecondOrder:
+        """Second-order constants of the supercell.
+
+        The displacements that they need are those of third order: no exchange spares a pair (i, i).
+        """
+        cells, (atom, R), n = self.cells, self.cells.places, len(self.cells.primitive)
+
+        def columns(numbers: list[int]) -> np.ndarray:
+            rows = np.empty((len(numbers), len(cells.supercell) // n, n, 3))
+            for row, number in zip(rows, numbers, strict=True):
+                i, x = divmod(number, 3)
+                cell = cell_number(R - R[cells.p2s[i]], cells.matrix)
+                row[cell, atom] = without_net_force(self.gradients[i, x])
+            return rows
+
+        found = constants_of_columns(cells.primitive, cells.matrix, columns, symmetry, symprec)
+        return SecondOrder.of(found, cells)
 
 
 def _streamed(potential: Potential, cells: Cells, folder: Path, **limits: Any) -> Columns:

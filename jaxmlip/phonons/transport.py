@@ -105,7 +105,7 @@ class Conductivity(_Modes):
 
 def conductivity(
     third: ThirdOrder,
-    second: SecondOrder,
+    second: SecondOrder | None = None,
     *,
     mesh: Sequence[int] | float = 100.0,
     temperatures: Sequence[float] = (300.0,),
@@ -116,6 +116,8 @@ def conductivity(
 ) -> Conductivity:
     """The lattice thermal conductivity of the crystal that these constants are of, by phono3py.
 
+    By default second order is that of the supercell of third order, which comes with it; give one of a larger
+    supercell where forces reach farther.
     `mesh` is the number of wave vectors along each reciprocal vector of the primitive cell, or a length (Å):
     see `check_mesh`. `temperatures` are in K. `transport` is "wigner", with coherences, or
     "particles", the relaxation-time approximation alone. With `isotopes` natural isotopes scatter; an atom
@@ -129,6 +131,12 @@ def conductivity(
     _check(temperatures, transport, boundary)
     check_masses(third.cells.unit)
     _check_anharmonic(third)
+    second = third.second if second is None else second
+    if second is None:
+        raise ValueError(
+            f"found no second-order constants with those of third order ({third.method}), needed `second`: "
+            "phonons.second_order computes them."
+        )
     whole = check_mesh(third.cells, mesh)
     ph3 = to_phono3py(third, second)
     ph3.mesh_numbers = whole

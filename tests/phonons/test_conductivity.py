@@ -1,5 +1,7 @@
 """Thermal conductivity: what phono3py computes is handed on whole, kept, and refused where there is none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -154,6 +156,14 @@ def test_an_atom_with_another_mass_than_its_element_counts_as_one_isotope():
 def test_arguments_that_make_no_sense_are_refused(blende, options, words):
     with pytest.raises(ValueError, match=words):
         conductivity(*blende, mesh=MESH, **options)
+
+
+def test_second_order_of_the_same_supercell_is_the_one_that_came_with_third_order(blende):
+    third, second = blende
+    with pytest.raises(ValueError, match=r"\(springs\).*phonons\.second_order"):
+        conductivity(third, mesh=MESH)
+    found = conductivity(replace(third, second=second), mesh=MESH)
+    np.testing.assert_array_equal(found.kappa, conductivity(third, second, mesh=MESH).kappa)
 
 
 def test_an_old_phono3py_is_named_with_the_version_that_is_needed(monkeypatch):

@@ -124,6 +124,23 @@ def test_a_network_has_the_symmetry_that_saves_columns(any_potential, shape, ble
         assert checks.sum_rule < 1e-8
 
 
+def test_second_order_comes_with_third_order(any_potential, shape, blende):
+    wanted = second_order(any_potential, BLENDE, (2, 1, 1), shape=shape).fc2
+    assert np.abs(wanted).max() > 0.1
+    for found in (blende, third_order(any_potential, BLENDE, (2, 1, 1), symmetry=False, shape=shape)):
+        np.testing.assert_allclose(found.second.fc2, wanted, rtol=0, atol=1e-9)
+
+
+def test_second_order_comes_with_third_order_in_any_crystal(any_potential):
+    crystals = [SYMMETRIC[name][:2] for name in ("turned blende in a cube", "wurtzite", "rutile")]
+    supercells = [Cells.of(*each).supercell for each in crystals]
+    room = batching.BatchShape.covering(batching.exact_shape([any_potential.graph(s)]) for s in supercells)
+    for atoms, supercell in crystals:
+        found = third_order(any_potential, atoms, supercell, shape=room).second.fc2
+        wanted = second_order(any_potential, atoms, supercell, shape=room).fc2
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)
+
+
 def test_differences_of_hessian_columns_approach_the_exact_constants_with_the_square_of_the_step(
     any_potential, shape, blende
 ):
