@@ -4,7 +4,7 @@ Phonons in five minutes
 
 Bands, a density of states and a heat capacity of MgO, from an M3GNet that is fetched the first
 time. On the command line all of it is ``jaxmlip phonons MgO.cif --relax --model
-m3gnet-mp-2021.2.8``.
+m3gnet-matpes-pbe-2025.1``.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ from jaxmlip import phonons
 # Second derivatives want float64. The crystal has to be at rest in the potential itself, so it is
 # relaxed first, with its space group kept.
 
-potential = jaxmlip.load("m3gnet-mp-2021.2.8", dtype="float64")
+potential = jaxmlip.load("m3gnet-matpes-pbe-2025.1", dtype="float64")
 relaxation = jaxmlip.relax(potential, bulk("MgO", "rocksalt", a=4.25), fix_symmetry=True)
 crystal = relaxation.atoms
 print(f"a = {2 ** (2 / 3) * crystal.cell.volume ** (1 / 3):.3f} Å, space group {relaxation.space_group}")

@@ -34,7 +34,7 @@ folder = Path(tempfile.mkdtemp())
 teacher = jaxmlip.load("m3gnet-matpes-pbe-2025.1")
 rng = np.random.default_rng(0)
 for _ in range(16):
-    atoms = bulk("SiC", "zincblende", a=4.36)
+    atoms = bulk("SiC", "zincblende", a=4.36, cubic=True)
     atoms.positions += 0.08 * rng.normal(size=atoms.positions.shape)
     its = teacher.predict(atoms)
     atoms.calc = SinglePointCalculator(atoms, energy=its["energy"], forces=its["forces"])
