@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "matgl")
 
 # Small models by the name of their class: a CHGNet with the options of the published ones of MatPES, but for
-# the widths, one with the defaults of matgl, and an M3GNet with smooth radial functions: matgl rounds
-# constants of the other kind to float32, which moves forces by 2e-7 of the largest.
+# the widths, one with the defaults of matgl, and M3GNets with both kinds of radial functions.
 SYMBOLS = [symbol for z, symbol in enumerate(chemical_symbols[:95]) if not 83 < z < 89][1:]
 SMALL = {
     **dict.fromkeys(("dim_atom_embedding", "dim_bond_embedding", "dim_angle_embedding"), 6),
@@ -56,6 +55,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "plain": ("CHGNet", {**SMALL, "final_hidden_dims": [5]}),
     "m3gnet-smooth": ("M3GNet", {**SMALL_M3GNET, "use_smooth": True}),
+    "m3gnet-spherical": ("M3GNet", {**SMALL_M3GNET, "use_smooth": False}),
 }  # fmt: skip
 NO_CLAMP = -1e-3  # how far from ±1 the M3GNet cuts cosines off, negative to leave them alone
 # Parts of names of CHGNet before matgl moved to PyTorch Geometric, and since.
@@ -115,13 +115,21 @@ def strengthen(potential: Any, atoms: Atoms) -> None:
 
 
 def read(folder: Path) -> Original:
-    """matgl's network with the weights and options in `folder`, from whichever version of matgl."""
+    """matgl's network with the weights and options in `folder`, from whichever version of matgl.
+
+    Roots of Bessel functions are those of its file. matgl rounds them to float32, which moves forces by 2e-7
+    of the largest.
+    """
     import matgl.models
     import torch
+    from matgl.layers import _basis
+    from matgl.utils import maths
 
     inner = json.loads((folder / "model.json").read_text("utf-8"))["kwargs"]["model"]
     state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    network = getattr(matgl.models, inner["@class"])(**inner["init_args"])
+    roots = torch.tensor(np.load(Path(maths.__file__).with_name("sb_roots.npy")), dtype=torch.float64)
+    with mock.patch.object(_basis, "SPHERICAL_BESSEL_ROOTS", roots):
+        network = getattr(matgl.models, inner["@class"])(**inner["init_args"])
     own = {}
     for name, tensor in state.items():
         for older, newer in NEWER if inner["@class"] == "CHGNet" else ():

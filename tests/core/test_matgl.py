@@ -27,7 +27,7 @@ from weights_convert.torch_zip import CheckpointError
 # Made by `python -m weights_convert.golden tests/golden/matgl matgl-chgnet`.
 GOLDEN = Path(__file__).parents[1] / "golden" / "matgl"
 SLOW = pytest.mark.slow
-OTHERS = ("plain", "m3gnet-smooth")
+OTHERS = ("plain", "m3gnet-smooth", "m3gnet-spherical")
 VARIANTS = ["matpes", *(pytest.param(name, marks=SLOW) for name in OTHERS)]
 EXACT = {
     "energy": 1e-8,
