@@ -125,6 +125,15 @@ def test_an_adsorbate_vibrates_as_by_ase_and_costs_its_own_columns(
     assert free.max_force == pytest.approx(largest, rel=1e-9)
 
 
+def test_energy_and_forces_come_with_the_hessian_and_no_other_program_is_run(
+    potential, triangle, monkeypatch
+):
+    monkeypatch.setattr("jaxmlip.potential._predict", None)
+    with pytest.raises(TypeError):
+        potential.predict(triangle)
+    assert np.isfinite(vibrations(potential, triangle).energy)
+
+
 def test_directions_that_are_held_do_not_move_and_other_constraints_are_said(potential, triangle):
     held = triangle.copy()
     held.set_constraint([FixAtoms([0]), FixCartesian(1, [True, False, True]), FixBondLength(1, 2)])

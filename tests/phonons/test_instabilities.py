@@ -21,7 +21,7 @@ from jaxmlip.derivatives.line import _along, derivatives_along
 from jaxmlip.mechanics.relaxation import at_rest
 from jaxmlip.phonons.instabilities import Expansion, follow, instabilities
 from jaxmlip.phonons.order_parameter import OrderParameter, commensurate
-from jaxmlip.potential import Potential
+from jaxmlip.potential import Potential, _predict
 from jaxmlip.studies.stabilise import apart
 
 PEROVSKITE = Atoms(
@@ -87,6 +87,14 @@ def test_a_crystal_farther_along_the_line_shares_the_program(any_potential):
     for atoms in (rest, farther):
         derivatives_along(any_potential, atoms, w)
     assert _along._cache_size() == before + 1
+
+
+@pytest.mark.usefixtures("real_shapes")
+def test_energies_along_a_mode_and_the_relaxation_after_them_share_a_program(pair, unstable):
+    _predict.clear_cache()
+    wells = follow(pair, unstable[0], cells=4)
+    assert any(well.relaxed is not None for well in wells), "nothing was relaxed"
+    assert _predict._cache_size() == 1
 
 
 @given(st.lists(st.tuples(*[st.sampled_from([0, 1 / 2, 1 / 3, 1 / 4, 2 / 3])] * 3), min_size=1, max_size=3))
