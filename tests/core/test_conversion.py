@@ -3,7 +3,9 @@
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import safetensors.numpy
 import torch_files as made
 from ase import Atoms
+from ase.build import bulk
 from conftest import public
 
 from jaxmlip.cli import main
@@ -440,6 +443,34 @@ def test_verification_that_compared_nothing_is_none(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(golden, "structures_of", lambda _: {"O": Atoms("O", cell=[9, 9, 9], pbc=True)})
     monkeypatch.setattr(original_chgnet, "predictions", lambda *_: {})
     assert "the original refused all of O" in failed(capsys, file, tmp_path / "out", "--verify").err
+
+
+def test_the_original_is_asked_for_crystals_whose_atoms_all_have_neighbours(monkeypatch):
+    model = SimpleNamespace(graph_converter=SimpleNamespace(atom_graph_cutoff=3.0))
+    monkeypatch.setattr(original_chgnet, "float64", nullcontext)
+    monkeypatch.setattr(original_chgnet, "read", lambda _: model)
+    monkeypatch.setattr(original_chgnet, "evaluate", lambda _, atoms: {"energy": len(atoms)})
+    pair = Atoms("LiO", [(0, 0, 0), (1.9, 0, 0)], cell=[9, 9, 9], pbc=True)
+    crystals = {"pair": pair, "apart": pair + Atoms("O", [(5, 5, 5)]), "small": bulk("Al", "sc", 2.9)}
+    assert original_chgnet.predictions(Path("any"), crystals) == {
+        "pair": {"energy": 2},
+        "small": {"energy": 1},
+    }
+
+
+def test_published_models_are_recorded_from_the_files_of_their_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "chgnet", SimpleNamespace(__file__=str(tmp_path / "__init__.py")))
+    for name, folder in golden.FOLDERS.items():
+        (tmp_path / "pretrained" / folder).mkdir(parents=True)
+        (tmp_path / "pretrained" / folder / f"of-{name}.pth.tar").touch()
+    recorded = {}
+    monkeypatch.setattr(
+        golden, "_record_chgnet", lambda file, _, target: recorded.update({target: file.name})
+    )
+    monkeypatch.setattr(golden, "record_other_chgnets", lambda out: recorded.update({out: "others"}))
+    golden.record_chgnet(tmp_path)
+    wanted = {tmp_path / f"{name}.npz": f"of-{name}.pth.tar" for name in golden.FOLDERS}
+    assert recorded == wanted | {tmp_path / "chgnet": "others"}
 
 
 def test_golden_values_are_of_the_crystals_that_a_new_recording_has():
