@@ -37,7 +37,7 @@ import tyro
 ROOT = Path(__file__).parents[1]
 DRAWN = ("jaxmlip", "weights_convert")
 MEASURED = (*DRAWN, "experiments")
-LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist")  # of the copy
+LEFT_OUT = ("__pycache__", "*.egg-info", "build", "dist")  # of the copy, and hidden folders
 WORDS = "this body was drawn"  # of the error in place of a body
 FOLDER = "JAXMLIP_DRAWN_FUNCTIONS"  # variable with the folder, for the plugin
 COVERAGE_RC = """[run]
@@ -157,7 +157,12 @@ def without_body(text: str, function: Function) -> str:
 
 def copy_checkout(source: Path, kept: Path) -> None:
     """Copies the checkout; its tests find the compiled programs of the original."""
-    shutil.copytree(source, kept / "checkout", ignore=shutil.ignore_patterns(*LEFT_OUT, kept.name))
+    named = shutil.ignore_patterns(*LEFT_OUT, kept.name)
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return named(folder, names) | {n for n in names if n[0] == "." and Path(folder, n).is_dir()}
+
+    shutil.copytree(source, kept / "checkout", ignore=left_out)
     (source / ".pytest_cache").mkdir(exist_ok=True)
     (kept / "checkout" / ".pytest_cache").symlink_to((source / ".pytest_cache").absolute())
 

@@ -101,11 +101,15 @@ def test_what_a_test_swallows_is_missed_and_what_a_process_of_a_test_needs_is_ca
         "jaxmlip/one.py": SOURCE,
         "jaxmlip/unknown.py": "def never():\n    return 1\n",
         "tests/test_one.py": TESTS,
+        ".settings.yaml": "",
+        ".environment/large": "",
     }.items():
         (mine / name).parent.mkdir(parents=True, exist_ok=True)
         (mine / name).write_text(text)
     drawn_functions.main(Settings(tmp_path / "kept", source=mine))
     said = capsys.readouterr().out
+    assert (tmp_path / "kept/checkout/.settings.yaml").exists()
+    assert not (tmp_path / "kept/checkout/.environment").exists()
     assert "tests: 3 passed" in said
     assert "no test runs jaxmlip/unknown.py:2" not in said
     assert "no test runs jaxmlip/unknown.py:1 never" in said
