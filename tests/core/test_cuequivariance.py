@@ -44,6 +44,7 @@ def theirs():
         yield cuequivariance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, NONLINEAR], ids=["density", "nonlinear"])
 def test_predictions_hessians_and_dynamical_matrices_are_those_of_our_own_products(theirs, config, tmp_path):
     potential = random_potential(config, 0, "float64", name="small")
