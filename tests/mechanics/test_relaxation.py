@@ -202,7 +202,7 @@ def strain_of(start: Atoms, end: Atoms) -> np.ndarray:
     return (vector * np.log(value) / 2) @ vector.T
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["L-BFGS", "FIRE", pytest.param("ASE's BFGS", marks=pytest.mark.slow)])
 def test_the_cell_follows_the_strains_that_are_allowed_and_no_other(morse, way):
     start = rattled()
     at_volume = WAYS[way](morse, start, constant_volume=True)

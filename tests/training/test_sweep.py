@@ -263,7 +263,6 @@ def test_two_sweeps_on_one_folder_do_every_run_once(here):
     assert list(collect(runs, "out")) == ["seed=0", "seed=1"]
 
 
-@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(here, monkeypatch, capsys):
     monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
     seeds = f"vary: {{seed: [{quick_sweep.RAISES}, {quick_sweep.CRASHES}, 1]}}"
@@ -357,7 +356,6 @@ def test_flags_of_a_sweep_without_meaning_are_refused(here, capsys):
         assert named in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_submitit_trains_each_run_in_tasks_that_know_each_other(here, monkeypatch):
     monkeypatch.setattr(backends, "WORKER", quick_sweep.WORKER)
     runs = runs_of(here, f"vary: {{seed: [0, {quick_sweep.RAISES}]}}")
