@@ -202,7 +202,9 @@ def strain_of(start: Atoms, end: Atoms) -> np.ndarray:
     return (vector * np.log(value) / 2) @ vector.T
 
 
-@pytest.mark.parametrize("way", ["L-BFGS", "FIRE", pytest.param("ASE's BFGS", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] if way == "ASE's BFGS" else []) for way in WAYS]
+)
 def test_the_cell_follows_the_strains_that_are_allowed_and_no_other(morse, way):
     start = rattled()
     at_volume = WAYS[way](morse, start, constant_volume=True)
