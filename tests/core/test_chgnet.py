@@ -13,7 +13,7 @@ from parity import assert_repeats, golden, unpacked
 from scipy.special import erf
 
 import jaxmlip
-from jaxmlip.models.activations import ACTIVATIONS
+from jaxmlip.models.activations import ACTIVATIONS, silu, silu_gate
 from jaxmlip.models.chgnet import CHGNetConfig
 from jaxmlip.phonons.bloch import dynamical_matrix
 from jaxmlip.potential import Potential, random_potential
@@ -179,6 +179,21 @@ def test_activations_are_those_of_the_original():
         for name, values in wanted.items():
             found = ACTIVATIONS[name](jax.numpy.asarray(x))
             np.testing.assert_allclose(found, values, rtol=0, atol=1e-15, err_msg=name)
+
+
+def test_derivatives_that_are_written_out_are_those_of_the_formula_to_third_order():
+    rng = np.random.default_rng(0)
+    points, directions = rng.normal(size=(9, 2)), rng.normal(size=(3, 2))
+    σ = jax.nn.sigmoid
+    written = lambda x: silu_gate(x[0], x[1]) + silu(x[0] - x[1])  # noqa: E731
+    formula = lambda x: x[0] * σ(x[0]) * σ(x[1]) + (x[0] - x[1]) * σ(x[0] - x[1])  # noqa: E731
+    with jax.enable_x64(True):
+        for order, along in enumerate(directions, 1):
+            written, formula = (
+                lambda x, f=f, along=along: jax.jvp(f, (x,), (along,))[1] for f in (written, formula)
+            )
+            found, wanted = jax.vmap(written)(points), jax.vmap(formula)(points)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-13, err_msg=f"order {order}")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ase.io import write
 from rich.table import Table as RichTable
 
 from jaxmlip.cli import main
-from jaxmlip.system.console import PlainConsole, console, say
+from jaxmlip.system.console import PlainConsole, Telling, console, keep_silent, say, telling_as_before
 from jaxmlip.system.tables import Table
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,23 @@ def test_a_long_name_is_broken_by_nobody(capsys, monkeypatch):
     said = capsys.readouterr()
     assert said.out == "written to " + "x" * 100 + " or so\n"
     assert said.err == "error: " + "y z" * 50 + "\n"
+
+
+def test_a_process_that_another_speaks_for_still_tells_errors(monkeypatch, capsys):
+    monkeypatch.setattr("jaxmlip.system.console._silent", False)  # again after the test
+    keep_silent()
+    say("a result")
+    say("an error", stderr=True)
+    assert tuple(capsys.readouterr()) == ("", "an error\n")
+
+
+@pytest.mark.parametrize("given", ["QUIET", "VERBOSE", "of an older version", None])
+def test_a_process_says_as_much_as_the_one_that_started_it(given, monkeypatch):
+    monkeypatch.delenv("JAXMLIP_TELLING", raising=False)
+    if given is not None:
+        monkeypatch.setenv("JAXMLIP_TELLING", given)
+    usual = given not in Telling.__members__
+    assert telling_as_before() == (Telling.USUAL if usual else Telling[given])
 
 
 def test_a_console_that_is_no_terminal_has_the_width_that_is_asked_for(monkeypatch):

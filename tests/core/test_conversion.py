@@ -1,5 +1,7 @@
 """From the tensors of a checkpoint to parameters: each used once or set aside, none left empty."""
 
+import gzip
+import json
 import math
 import subprocess
 import sys
@@ -18,7 +20,14 @@ from conftest import public
 
 from jaxmlip.cli import main
 from jaxmlip.potential import Potential, parameter_shapes
-from weights_convert import chgnet, golden, original_chgnet
+from weights_convert import (
+    chgnet,
+    golden,
+    original_chgnet,
+    original_mace,
+    original_matgl,
+    original_mattersim,
+)
 from weights_convert.conversion import convert_file
 from weights_convert.rules import Rule, convert
 from weights_convert.torch_zip import CheckpointError
@@ -471,6 +480,85 @@ def test_published_models_are_recorded_from_the_files_of_their_package(tmp_path,
     golden.record_chgnet(tmp_path)
     wanted = {tmp_path / f"{name}.npz": f"of-{name}.pth.tar" for name in golden.FOLDERS}
     assert recorded == wanted | {tmp_path / "chgnet": "others"}
+
+
+RECORDED = {
+    "mace": (original_mace, golden.record_mace, ".model"),
+    "mattersim": (original_mattersim, golden.record_mattersim, ".pth"),
+    "matgl": (original_matgl, golden.record_matgl, ".state.pt"),
+}
+
+
+@pytest.mark.parametrize(("original", "record", "ending"), RECORDED.values(), ids=RECORDED)
+def test_random_models_are_recorded_as_they_are_read_from_the_files_that_are_kept(
+    original, record, ending, tmp_path, monkeypatch
+):
+    """Without the package: a model is its seed, and the energy of a crystal names the file that was read."""
+
+    def save(seed, path):
+        path = path / "state.pt" if path.is_dir() else path
+        path.write_text(f"model {seed}")
+        (path.parent / "model.json").write_text(f"options {seed}")
+
+    def read(path):
+        return (path / "state.pt" if path.is_dir() else path).read_text()
+
+    def evaluate(model, atoms, head=None, with_hessian=False):
+        found = {"energy": f"{model} {head}", "forces": len(atoms)}
+        if with_hessian:
+            found["hessian"] = np.eye(3)
+        return {name: np.array(x) for name, x in found.items()}
+
+    kind = type("Model", (int,), {"save": save})
+    monkeypatch.setattr(original, "random_model", lambda seed, *_, **__: kind(seed))
+    strengthened = []
+    monkeypatch.setattr(original, "strengthen", lambda model, _: strengthened.append(model))
+    for name, its in {"save": save, "read": read, "evaluate": evaluate}.items():
+        monkeypatch.setattr(original, name, its, raising=name != "save")
+    for name in ("precision", "exact"):
+        monkeypatch.setattr(original, name, lambda *_: nullcontext(), raising=False)
+    monkeypatch.setattr(original, "without_later_tensors", lambda path: None, raising=False)
+    monkeypatch.setattr(original, "versions", lambda: {"package": "1.0"})
+    record(tmp_path / "out")
+    assert strengthened == list(range(len(original.VARIANTS)))
+    for seed, variant in enumerate(original.VARIANTS):
+        kept = tmp_path / "out" / f"{variant}{ending}.gz"
+        assert gzip.decompress(kept.read_bytes()).decode() == f"model {seed}"
+        if original is original_matgl:
+            assert (tmp_path / "out" / f"{variant}.model.json").read_text() == f"options {seed}"
+        archives = sorted((tmp_path / "out").glob(f"{variant}*.npz"))
+        assert archives
+        for file in archives:
+            head = file.name.removeprefix(variant).removesuffix(".npz")[1:] or None
+            with np.load(file) as held:
+                assert json.loads(str(held["versions"])) == {"package": "1.0"}
+                assert str(
+                    held["CoO_strained/energy" if original is original_mace else "CO2_box/energy"]
+                ) == (f"model {seed} {head}")
+                hessians = {key.split("/")[0] for key in held.files if key.endswith("/hessian")}
+                assert hessians
+                assert "O_isolated" not in hessians
+
+
+@pytest.mark.parametrize("original", [original_mace, original_matgl, original_mattersim])
+def test_an_original_predicts_each_crystal_with_the_model_of_the_file(original, monkeypatch):
+    monkeypatch.setattr(original, "read", lambda path: f"model of {path}")
+    monkeypatch.setattr(original, "evaluate", lambda model, atoms, *head: (model, len(atoms), *head))
+    for name in ("precision", "exact"):
+        monkeypatch.setattr(original, name, lambda *_: nullcontext(), raising=False)
+    crystals = {"one": Atoms("O"), "two": Atoms("O2")}
+    head = ("pbe",) if original is original_mace else ()
+    assert original.predictions(Path("file"), crystals, *head) == {
+        "one": ("model of file", 1, *head),
+        "two": ("model of file", 2, *head),
+    }
+
+
+@pytest.mark.parametrize(("cutoff", "repeats"), [(2.5, 1), (3.1, 2), (6.1, 3)])
+def test_a_cell_without_own_images_is_the_smallest_whose_atoms_do_not_see_them(cutoff, repeats):
+    found = original_matgl.without_own_images(bulk("Po", "sc", a=3.0), cutoff)
+    assert len(found) == repeats**3
+    assert np.linalg.norm(found.cell.array, axis=1).min() > cutoff
 
 
 def test_golden_values_are_of_the_crystals_that_a_new_recording_has():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from ase.build import bulk
-from conftest import small_potential
+from conftest import QUICK, small_potential
 
 import jaxmlip
 from jaxmlip.models.mace import MACE, MACEConfig
@@ -81,11 +81,10 @@ def test_the_gpu_kernel_takes_the_polynomials_of_published_sizes(theirs):
             assert product.get_dims("u") == {128}
 
 
-@pytest.mark.slow
 def test_products_that_cannot_be_had_are_told(tmp_path, monkeypatch):
-    mace, other = (tmp_path / name for name in ("mace", "m3gnet"))
+    mace, other = (tmp_path / name for name in ("mace", "other"))
     random_potential(SMALL, 0, name="small").save(mace)
-    small_potential("m3gnet-smooth").save(other)
+    small_potential(QUICK).save(other)
     with pytest.raises(ValueError, match="needed 'xla' or 'cuequivariance'"):
         jaxmlip.load(mace, products="triton")
     with pytest.raises(ValueError, match="needed a MACE"):

@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 from ase import Atoms
 from commands import here
-from conftest import FIRST, small_potential
+from conftest import FIRST, MODELS, small_potential
 from crystals import chain
 from interruptions import StopError, interrupted
 
@@ -22,6 +22,7 @@ from jaxmlip.crystals.reach import Reach, coupled
 from jaxmlip.derivatives.sparse import colouring
 from jaxmlip.derivatives.streaming import columns_done
 from jaxmlip.models.m3gnet import M3GNet
+from jaxmlip.potential import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,20 @@ def test_a_hessian_is_zero_exactly_where_no_atom_sees_both(potential, long):
     found = coupled(potential.graph(long), potential.model.reach).toarray()
     assert 0.2 < found.mean() < 0.9
     np.testing.assert_array_equal(blocks(whole_of(potential.name)), found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_atom_sees_one_hop_further_with_each_layer(name):
+    config = MODELS[name]
+    kind = next(kind for kind, its in ARCHITECTURES.values() if isinstance(config, its))
+
+    def hops(layers: int) -> int:
+        change = {"blocks": layers}
+        if isinstance(config.blocks, tuple):
+            change = {"blocks": config.blocks[:1] * layers, "correlation": (2,) * layers, "edge_channels": ()}
+        return kind(replace(config, **change)).reach.hops
+
+    assert [hops(1), hops(2), hops(4)] == [1, 2, 4]
 
 
 @pytest.mark.slow

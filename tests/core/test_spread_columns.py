@@ -14,7 +14,12 @@ import pairs
 import pytest
 import spread_columns
 from conftest import FIRST, KINDS, small_potential
+from hypothesis import given
+from hypothesis import strategies as st
 from processes import free_address, started
+
+from jaxmlip.crystals.batching import BatchShape, divisible
+from jaxmlip.system import parallel
 
 SCRIPT = Path(spread_columns.__file__)
 PAIRS = "pairs"
@@ -91,3 +96,27 @@ def test_a_process_without_a_device_is_named(any_potential, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(ValueError, match="found 1 devices, which leave process 1, 2 without any"):
         any_potential.on_devices(1)
+
+
+def test_one_device_of_one_process_has_all_of_everything():
+    mesh = parallel.make_mesh()
+    assert parallel.own_mesh(mesh) == mesh
+    assert parallel.least(3) == 3
+    whole = {"bonds": np.arange(6).reshape(3, 2)}
+    np.testing.assert_array_equal(parallel.gather(parallel.divide(whole, mesh)["bonds"]), whole["bonds"])
+
+
+@pytest.mark.parametrize("given", [("host:1", 2, None), (None, 2, 0), (None, None, 1)])
+def test_a_process_is_told_all_of_where_it_belongs_or_nothing(given):
+    with pytest.raises(ValueError, match=rf"processes={given[1]} and process={given[2]}, needed all three"):
+        parallel.connect(*given)
+
+
+@given(parts=st.integers(1, 9), numbers=st.tuples(*[st.integers(0, 99)] * 4))
+def test_bonds_and_angles_are_padded_until_they_can_be_divided(parts, numbers):
+    shape = BatchShape(7, *numbers, crystals=2)
+    found = divisible(shape, parts)
+    assert (found.atoms, found.crystals) == (7, 2)
+    for name in ("short", "long", "angles", "pairs"):
+        assert getattr(found, name) % parts == 0
+        assert 0 <= getattr(found, name) - getattr(shape, name) < parts

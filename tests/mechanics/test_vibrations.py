@@ -17,6 +17,7 @@ from commands import complaint, here
 from conftest import QUICK, small_potential
 
 from jaxmlip.cli.vibrations import chosen_atoms
+from jaxmlip.cli.vibrations import rested as at_rest
 from jaxmlip.crystals.structures import read_crystal
 from jaxmlip.derivatives.response import Response
 from jaxmlip.mechanics.calculator import Calculator
@@ -310,6 +311,19 @@ def test_atoms_are_chosen_by_number_slice_and_element():
     for wrong in ("6", "Fe", "7:", "1-3"):
         with pytest.raises(ValueError, match=rf"--atoms {wrong}, which names no atom of HCu4O; .* 0 to 5"):
             chosen_atoms(slab, (wrong,))
+
+
+def test_chosen_atoms_come_to_rest_in_the_cell_while_the_others_stay(potential, adsorbed):
+    moved = adsorbed.copy()
+    moved.positions[-2:] += [[0.1, 0.0, 0.05], [0.0, 0.1, 0.1]]
+    found = at_rest(potential, moved, [8, 9])
+    np.testing.assert_array_equal(found.positions[:8], moved.positions[:8])
+    np.testing.assert_array_equal(found.cell.array, moved.cell.array)
+    assert np.abs(potential.predict(found)["forces"][8:]).max() < 0.01
+    assert [its.index.tolist() for its in found.constraints] == [[0, 1, 2, 3]]  # those of the file
+    free = at_rest(potential, moved, None)
+    assert np.abs(potential.predict(free)["forces"][4:]).max() < 0.01
+    np.testing.assert_array_equal(free.positions[:4], moved.positions[:4])
 
 
 @pytest.fixture(scope="module")

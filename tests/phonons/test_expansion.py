@@ -129,6 +129,13 @@ def test_grueneisen_tensors_are_slopes_of_the_branches_of_strained_crystals_at_r
     assert np.abs(clamped - np.trace(gamma, axis1=2, axis2=3) / 3).max() > 0.01
 
 
+def test_traces_of_grueneisen_tensors_are_thrice_the_parameters_of_all_modes(pair, monoclinic, shape, found):
+    thz, gamma = grueneisen_tensors(pair, monoclinic, Q[:2], shape=shape)
+    its, wanted = Lattice(pair, monoclinic, shape=shape).grueneisen(Q[:2])
+    close(thz, its)
+    close(np.trace(gamma, axis1=2, axis2=3) / 3, wanted, 1e-9)
+
+
 def test_expansion_is_that_of_strained_crystals(found, strained, monoclinic):
     """Of a monoclinic crystal, whose α has four components; no derivative by strain is used here."""
     volume = monoclinic.get_volume()

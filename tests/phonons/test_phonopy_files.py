@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import QUICK, small_potential
 from phonopy_run import write_run
 
@@ -25,6 +26,7 @@ from jaxmlip.phonons.lattice import mesh_force_constants  # noqa: E402
 from jaxmlip.phonons.nac import NAC, long_range  # noqa: E402
 from jaxmlip.phonons.phonopy_files import (  # noqa: E402
     from_phonopy,
+    read_born,
     read_phonopy,
     to_phonopy,
     write_phonopy,
@@ -221,6 +223,60 @@ def test_forces_of_all_atoms_in_supercells_of_another_size_are_refused(copy):
     (copy / "FORCE_SETS").write_text("0.01 0 0 0.1 0 0\n" * 12)
     with pytest.raises(ValueError, match="has forces on 12 atoms, needed a multiple of 8 atoms"):
         read_phonopy(copy)
+
+
+@pytest.mark.parametrize("all_at_once", [False, True])
+def test_forces_are_read_from_the_output_of_vasp_in_the_order_of_the_displacements(copy, all_at_once):
+    run = read_phonopy(copy)
+    displaced, forces, phi = run.displaced, run.forces, run.constants.phi
+    (copy / "FORCE_SETS").unlink()
+    if all_at_once:
+        moves = np.array([atoms.positions - run.supercell.positions for atoms in displaced])
+        run.phonon.dataset = {"displacements": moves}
+        run.phonon.save(copy / "phonopy_disp.yaml", settings={"force_sets": False, "displacements": True})
+    for k, (atoms, its) in enumerate(zip(displaced, forces, strict=True), 1):
+        atoms.calc = SinglePointCalculator(atoms, forces=its)
+        write_vasprun(copy / f"vasprun.xml-{k:03}", atoms)
+    found = read_phonopy(copy)
+    np.testing.assert_allclose(found.forces, forces, atol=1e-7)
+    np.testing.assert_allclose(found.constants.phi, phi, atol=1e-4)
+    (copy / "vasprun.xml-001").unlink()
+    with pytest.raises(ValueError, match=r"there are 1 files vasprun\.xml\*, needed 2, one for each"):
+        read_phonopy(copy)
+    write_vasprun(copy / "vasprun.xml-001", displaced[0][:7])
+    with pytest.raises(ValueError, match=r"does not have forces on 8 atoms, as the supercell of phonopy_d"):
+        read_phonopy(copy)
+
+
+def write_vasprun(file: Path, atoms: Atoms) -> None:
+    """What phonopy reads of VASP's output, with any forces."""
+    forces = atoms.calc.results["forces"] if atoms.calc else np.zeros((len(atoms), 3))
+
+    def rows(name: str, values: np.ndarray) -> str:
+        lines = "".join(f"<v>{' '.join(f'{x:.12f}' for x in row)}</v>" for row in values)
+        return f'<varray name="{name}">{lines}</varray>'
+
+    species = "".join(f"<rc><c>{s}</c><c>1</c></rc>" for s in atoms.get_chemical_symbols())
+    cell = f'<crystal>{rows("basis", atoms.cell.array)}<i name="volume">{atoms.get_volume()}</i></crystal>'
+    structure = f"<structure>{cell}{rows('positions', atoms.get_scaled_positions())}</structure>"
+    energies = (f'<i name="{name}">0.0</i>' for name in ("e_fr_energy", "e_wo_entrp", "e_0_energy"))
+    energy = f"<energy>{''.join(energies)}</energy>"
+    file.write_text(
+        '<modeling><generator><i name="version" type="string">6.4.3</i></generator>\n'
+        f'<atominfo><array name="atoms"><set>{species}</set></array></atominfo>'
+        f"<calculation>{structure}{rows('forces', forces)}{energy}</calculation></modeling>"
+    )
+
+
+@pytest.mark.parametrize("cubic", [False, True])
+def test_charges_of_a_born_file_serve_the_primitive_cell_and_the_cubic_one(salt_run, cubic):
+    found = read_born(salt_run / "BORN", bulk("NaCl", "rocksalt", 5.0, cubic=cubic))
+    np.testing.assert_allclose(found.born[:, 0, 0], np.tile([1, -1], 4 if cubic else 1), atol=1e-12)
+    np.testing.assert_array_equal(found.dielectric, 2 * np.eye(3))
+    with pytest.raises(ValueError, match=r"BORN cannot be used: .*primitive cell of 1 atoms"):
+        read_born(salt_run / "BORN", bulk("Cu", "fcc", 3.6))
+    with pytest.raises(FileNotFoundError, match="BORN-2 is not a file"):
+        read_born(salt_run / "BORN-2", bulk("Cu", "fcc", 3.6))
 
 
 def test_force_sets_that_break_off_are_refused(copy):

@@ -451,6 +451,15 @@ def test_nothing_at_all_is_an_error_with_a_table_of_reasons(command, capsys):
     assert "partly occupied" in Path("out/summary.md").read_text()
 
 
+def test_crystals_that_all_fail_are_an_error_as_well(command, capsys):
+    ase.io.write("given/own [Pt].cif", bulk("Pt", "fcc", 3.9))
+    for _ in range(2):  # the second time nothing is tried again
+        with pytest.raises(SystemExit):
+            command("given/own [Pt].cif")
+        assert "nothing could be computed; summary.md has the reasons" in capsys.readouterr().err
+    assert "Pt" in Path("out/summary.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path, whole):
     begun = screening(tmp_path)

@@ -176,6 +176,10 @@ def test_errors_are_those_of_phonons_and_a_frequency_of_no_branch_has_the_neares
             np.testing.assert_allclose(row, its[k] - frequencies.thz[k], rtol=0, atol=3e-4)
         else:
             np.testing.assert_allclose(row[:2], [-0.1, 0.1], rtol=0, atol=0.02)
+    # Evaluation has the nearest frequency itself, and all wave vectors.
+    (pair,) = evaluate.compare(potential, MemorySplit([example], potential.cutoffs))["frequencies"]
+    np.testing.assert_allclose(pair.model, [*its.ravel(), its[0, 5], its[0, 0]], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(pair.dft, [*labels.ravel(), *measured[0, :2]], rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::jaxmlip.mechanics.elasticity.NotAtRestWarning")
