@@ -13,8 +13,9 @@ from pymatgen.core import Element
 from jaxmlip.crystals.atoms import check_repeats
 from jaxmlip.crystals.symmetry import TOLERANCE as SYMPREC
 from jaxmlip.crystals.symmetry import Symmetry, keeping_mesh, mesh_shape, reduced_mesh
-from jaxmlip.phonons.expansion import Expansion, expansion, symmetric_strains
+from jaxmlip.phonons.expansion import Expansion, expansion_of, symmetric_strains
 from jaxmlip.phonons.expansion_report import as_record, describe, draw, fit_record, table
+from jaxmlip.phonons.lattice import Lattice
 from jaxmlip.phonons.quasi_harmonic import FEWEST, SPAN, quasi_harmonic
 from jaxmlip.phonons.report import default_mesh
 from jaxmlip.studies.study import save
@@ -71,7 +72,8 @@ def main(
     _say_work(symmetry.primitive, mesh, options)
     limits = {"symprec": options.symprec, "memory_limit": options.memory_limit}
     asked = {"mesh": mesh, "temperatures": options.temperatures}
-    found = expansion(potential, atoms, **asked, **limits)
+    lattice = Lattice(potential, symmetry.primitive, **limits)
+    found = expansion_of(lattice, **asked)
     fit, failed = None, None
     if options.volumes is not None:
         span = _span(found)
@@ -92,7 +94,7 @@ def main(
         draw(found, fit, potential.name),
         (*PACKAGES, "phonopy") if fit is not None else PACKAGES,
         None,
-        **as_record(found, float(potential.predict(atoms)["energy"])),
+        **as_record(found, lattice.response.energy),
         quasi_harmonic=fit_record(fit),
     )
     if failed is not None:

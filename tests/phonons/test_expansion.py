@@ -355,6 +355,7 @@ def test_the_command_writes_what_the_library_computes(
 
 def test_masses_of_a_file_count(folder, pair, copper, shape, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("jaxmlip.zoo.load.load", lambda *_, **__: pair)
+    monkeypatch.setattr("jaxmlip.potential._predict", None)  # the energy comes with the derivatives
     words = ("isotopes.traj", "--mesh", "2", "2", "2", "--temperatures", "300", "--out", str(tmp_path))
     done = here(folder, monkeypatch, capsys, "expansion", *words)
     assert done.returncode == 0, done.stderr
@@ -363,6 +364,8 @@ def test_masses_of_a_file_count(folder, pair, copper, shape, monkeypatch, capsys
     lighter = (copper.get_masses()[0] / 65) ** 0.5
     close(record["zero_point_strain"], lighter * natural)
     assert record["quasi_harmonic"] is None
+    monkeypatch.undo()
+    assert record["crystal"]["static_energy_eV"] == pytest.approx(pair.predict(copper)["energy"], abs=1e-9)
 
 
 @pytest.mark.parametrize(
