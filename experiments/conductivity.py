@@ -8,9 +8,9 @@ come from displacements of 0.03 Å ("displaced") in the published supercells; ph
 with isotopes. "exact" has the derivatives of the potential instead, and all else alike. A crystal whose
 relaxation fails or changes its space group, or that has imaginary modes, has no conductivity: its SRME is 2.
 
-`--cubic N --wurtzite M --seed S` draw crystals before anything is run. `--shard K/N --out shard-K` computes
-part K of N; `--join shard-1 shard-2` takes the rows of such folders over. A model cured of its softness is
-one more `--model`: experiments.softening.cure leaves it in OUT/runs/…/model.
+`--cubic N --wurtzite M --seed S` draw crystals before anything is run; `--materials` names them. `--shard K/N
+--out shard-K` computes part K of N; `--join shard-1 shard-2` takes the rows of such folders over. A model
+cured of its softness is one more `--model`: experiments.softening.cure leaves it in OUT/runs/…/model.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from jaxmlip.system.allocator import give_memory_back
 from jaxmlip.system.arguments import DType, Models, above_zero, at_least
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxmlip.phonons.transport import Conductivity
     from jaxmlip.potential import Potential
 
@@ -57,7 +59,7 @@ NO_SHEAR = (True, True, True, False, False, False)
 SYMPREC = 1e-5  # Å
 BOUNDARY = 1e6  # µm
 # They choose rows, and change none.
-CHOICES = ("methods", "cubic", "wurtzite", "seed", "shard", "join")
+CHOICES = ("methods", "materials", "cubic", "wurtzite", "seed", "shard", "join")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Settings:
     methods: tuple[str, ...] = METHODS  # how constants are obtained: displaced, exact
     step: float = 0.03  # Å, of displacements
     dtype: DType = "float64"  # published runs have float32
+    materials: tuple[str, ...] = ()  # formulas, or ids such as mp-22905; default: those drawn, or all
     cubic: int | None = None  # this many rock salts and zinc blendes, drawn at random; default: all
     wurtzite: int | None = None  # this many wurtzites; default: all
     seed: int = 0  # of the draw
@@ -85,7 +88,7 @@ def main(settings: Settings) -> None:
     part, parts = shard_of(settings.shard)
     folder = data_file(settings.data, FOLDER)
     references, every = read_references(folder), read_published(folder)
-    chosen = drawn(references, settings.seed, settings.cubic, settings.wurtzite)
+    chosen = asked_for(references, settings)
     models = settings.model or DEFAULTS
     # A folder may hold a model trained further under the name of a published one.
     published = {name: run for name, run in every.items() if name in models}
@@ -102,6 +105,24 @@ def main(settings: Settings) -> None:
     softness = softness_table(every, {r.material.id: r.dft.kappa for r in references})
     shown = [*tables(found, published), softness] if any(found.values()) else []
     study.write(shown, figures(found, published), findings(found, published))
+
+
+def asked_for(references: Sequence[Reference], settings: Settings) -> list[Reference]:
+    """The crystals of `--materials`, or those drawn, in the order of the data set.
+
+    Raises ValueError for a crystal that is not there, and if both are asked for.
+    """
+    if not settings.materials:
+        return drawn(references, settings.seed, settings.cubic, settings.wurtzite)
+    if (settings.cubic, settings.wurtzite) != (None, None):
+        raise ValueError("found --materials and a number to be drawn, needed one of both.")
+    names = [{r.material.id, r.material.formula} for r in references]
+    if unknown := set(settings.materials).difference(*names):
+        raise ValueError(
+            f"found --materials {min(unknown)}, which none of the {len(references)} crystals is; needed "
+            f"formulas or ids, such as {references[0].material.formula} or {references[0].material.id}."
+        )
+    return [r for r, its in zip(references, names, strict=True) if its & set(settings.materials)]
 
 
 def conduct(study: Study, settings: Settings, label: str, materials: dict[str, Reference]) -> None:

@@ -15,7 +15,7 @@ from small_studies import Ran, go
 from small_studies.conductivity import MESH, SOFTER
 from small_studies.softening import OWN, SOFT, STAND_INS
 
-from experiments.conductivity import conducted, refused, relaxed
+from experiments.conductivity import Settings, asked_for, conducted, refused, relaxed
 from jaxmlip.crystals.symmetry import reduced_mesh, space_group
 from jaxmlip.data.readers.phonondb import FREQUENCIES_FILE, STRUCTURES_FILE
 from jaxmlip.phonons.imaginary import imaginary
@@ -112,6 +112,25 @@ def test_a_seed_draws_the_same_crystals_and_more_of_them_add_to_fewer():
     assert drawn(every, 0, None, None) == every
     with pytest.raises(ValueError, match="--wurtzite 11, needed at most 10"):
         drawn(every, 0, 4, 11)
+
+
+def test_crystals_are_named_by_formula_and_by_id_or_drawn():
+    named = {"mp-1": "ZnO", "mp-2": "LiCl", "mp-3": "ZnO", "mp-4": "BN"}
+    every = [
+        SimpleNamespace(material=SimpleNamespace(id=id, formula=formula), cubic=True)
+        for id, formula in named.items()
+    ]
+
+    def ids(*materials, **drawn):
+        return [r.material.id for r in asked_for(every, Settings(materials=materials, **drawn))]
+
+    assert ids("mp-4", "ZnO") == ["mp-1", "mp-3", "mp-4"]
+    assert ids() == list(named)
+    assert len(ids(cubic=2)) == 2
+    with pytest.raises(ValueError, match=r"--materials NaCl, which none of the 4 crystals is.*ZnO or mp-1"):
+        ids("LiCl", "NaCl")
+    with pytest.raises(ValueError, match="--materials and a number to be drawn"):
+        ids("LiCl", cubic=0)
 
 
 @pytest.mark.slow
