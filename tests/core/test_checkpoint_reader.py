@@ -158,6 +158,46 @@ def test_a_call_of_anything_else_is_refused_and_not_made(path, tmp_path, module,
     assert mark.exists()
 
 
+@pytest.mark.parametrize("opcode", ["INST", "OBJ"])
+def test_the_older_ways_of_pickle_to_call_something_are_refused_as_well(path, tmp_path, opcode):
+    mark = tmp_path / "ran"
+    word = made.plain(f"touch {mark}")
+    attack = b"(" + (word + b"iposix\nsystem\n" if opcode == "INST" else b"cposix\nsystem\n" + word + b"o")
+    with pytest.raises(CheckpointError, match=r"asks to load posix\.system.*nothing was run"):
+        torch_zip.read(made.write(path, attack))
+    assert not mark.exists()
+    pickle.loads(b"\x80\x02" + attack + b".")
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("opcode", ["INST", "OBJ"])
+def test_a_class_that_is_called_in_an_older_way_is_a_record_and_a_dictionary_keeps_its_keys(path, opcode):
+    def called(module: str, name: str, argument: bytes) -> bytes:
+        if opcode == "INST":
+            return b"(" + argument + f"i{module}\n{name}\n".encode()
+        return b"(" + f"c{module}\n{name}\n".encode() + argument + b"o"
+
+    layer = torch_zip.read(made.write(path, called("torch.nn", "Linear", made.plain(3))))
+    assert (type(layer).__qualname__, layer.args) == ("torch.nn.Linear", (3,))
+    pairs = called("collections", "OrderedDict", made.plain([("a", 1), ("b", 2)]))
+    assert torch_zip.read(made.write(path, pairs)) == {"a": 1, "b": 2}
+    large = called("collections", "OrderedDict", made.plain([(2**70, 1)]))
+    with pytest.raises(CheckpointError, match="too many parts or digits"):
+        torch_zip.read(made.write(path, large))
+
+
+def test_a_bytearray_is_made_of_bytes_and_of_no_number_which_would_be_its_size(path):
+    pairs = [
+        (made.plain(b"ab"), bytearray(b"ab")),
+        (made.plain("ab") + made.plain("ascii"), bytearray(b"ab")),
+    ]
+    for arguments, wanted in pairs:
+        held = made.name("builtins", "bytearray") + b"(" + arguments + b"tR"
+        assert torch_zip.read(made.write(path, held)) == wanted
+    with pytest.raises(CheckpointError, match="a bytearray is made of int, not of bytes"):
+        torch_zip.read(made.write(path, made.call("builtins", "bytearray", made.plain(2**40))))
+
+
 @pytest.mark.parametrize("full", ["torch.os.system", "torch.serialization.os.system", "numpy.f2py.os.system"])
 def test_a_function_reached_through_a_recorded_package_is_refused(path, tmp_path, full):
     mark = tmp_path / "ran"

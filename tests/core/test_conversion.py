@@ -482,16 +482,17 @@ def test_published_models_are_recorded_from_the_files_of_their_package(tmp_path,
     assert recorded == wanted | {tmp_path / "chgnet": "others"}
 
 
-RECORDED = {
-    "mace": (original_mace, golden.record_mace, ".model"),
-    "mattersim": (original_mattersim, golden.record_mattersim, ".pth"),
-    "matgl": (original_matgl, golden.record_matgl, ".state.pt"),
+RECORDED = {  # and a crystal without a Hessian
+    "chgnet": (original_chgnet, golden.record_other_chgnets, ".pth.tar", "TiO2_rutile"),
+    "mace": (original_mace, golden.record_mace, ".model", "O_isolated"),
+    "mattersim": (original_mattersim, golden.record_mattersim, ".pth", "O_isolated"),
+    "matgl": (original_matgl, golden.record_matgl, ".state.pt", "O_isolated"),
 }
 
 
-@pytest.mark.parametrize(("original", "record", "ending"), RECORDED.values(), ids=RECORDED)
+@pytest.mark.parametrize(("original", "record", "ending", "without"), RECORDED.values(), ids=RECORDED)
 def test_random_models_are_recorded_as_they_are_read_from_the_files_that_are_kept(
-    original, record, ending, tmp_path, monkeypatch
+    original, record, ending, without, tmp_path, monkeypatch
 ):
     """Without the package: a model is its seed, and the energy of a crystal names the file that was read."""
 
@@ -515,8 +516,9 @@ def test_random_models_are_recorded_as_they_are_read_from_the_files_that_are_kep
     monkeypatch.setattr(original, "strengthen", lambda model, _: strengthened.append(model))
     for name, its in {"save": save, "read": read, "evaluate": evaluate}.items():
         monkeypatch.setattr(original, name, its, raising=name != "save")
-    for name in ("precision", "exact"):
+    for name in ("precision", "exact", "float64"):
         monkeypatch.setattr(original, name, lambda *_: nullcontext(), raising=False)
+    monkeypatch.setattr(original, "hessian", lambda *_: np.eye(3), raising=False)
     monkeypatch.setattr(original, "without_later_tensors", lambda path: None, raising=False)
     monkeypatch.setattr(original, "versions", lambda: {"package": "1.0"})
     record(tmp_path / "out")
@@ -537,7 +539,7 @@ def test_random_models_are_recorded_as_they_are_read_from_the_files_that_are_kep
                 ) == (f"model {seed} {head}")
                 hessians = {key.split("/")[0] for key in held.files if key.endswith("/hessian")}
                 assert hessians
-                assert "O_isolated" not in hessians
+                assert without not in hessians
 
 
 @pytest.mark.parametrize("original", [original_mace, original_matgl, original_mattersim])
