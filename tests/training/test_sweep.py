@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import quick_network
 import quick_sweep
-import submitit  # noqa: F401 (its import closes log handlers, those that pytest makes for a test too)
+import submitit  # its import closes log handlers, those that pytest makes for a test too
 from conftest import write_springs
 from workers import cores
 
 from jaxmlip.cli import main
-from jaxmlip.system.jobs import Slurm
+from jaxmlip.system.jobs import Attempt, Job, Slurm, Task
 from jaxmlip.system.locks import InUseError, in_use, locked
 from jaxmlip.training.config import ConfigError, from_mapping, to_yaml
 from jaxmlip.training.records import RunFolderError
@@ -386,6 +386,19 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(here, monkeypatch):
     assert submitted.code == 0
     assert run.finished("out")
     assert starts(run, Path("out")) == 2
+
+
+def test_a_job_that_is_about_to_end_stops_its_process_and_is_queued_again(tmp_path):
+    words = "import sys; sys.stdin.read(); print('saved what it had'); sys.exit(3)"
+    job = Job(Task((sys.executable, "-c", words), tmp_path / "log"))
+    job.attempt = Attempt(job.task)
+    queued = job.checkpoint()
+    assert job.attempt.poll() == 3
+    assert "exit code 3" in job.attempt.reason()
+    assert "saved what it had" in job.attempt.reason()
+    assert isinstance(queued, submitit.helpers.DelayedSubmission)
+    assert queued.function.task == job.task
+    assert queued.function.attempt is None
 
 
 def test_parameters_that_submitit_does_not_know_are_told(here, capsys):
