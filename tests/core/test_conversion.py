@@ -542,6 +542,29 @@ def test_random_models_are_recorded_as_they_are_read_from_the_files_that_are_kep
                 assert without not in hessians
 
 
+KEPT = {"chgnet": "", "mace": "mace", "matgl-chgnet": "matgl", "mattersim": "mattersim"}  # folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", golden.PACKAGES)
+def test_a_recording_repeats_the_one_that_is_kept(package, tmp_path):
+    original, record, requirement = golden.PACKAGES[package]
+    if absent := original.missing():
+        pytest.skip(f"no {' and no '.join(absent)} here: pip install {requirement}")
+    record(tmp_path)
+    kept = Path(__file__).parents[1] / "golden" / KEPT[package]
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.npz"))
+    assert made
+    for file in made:
+        with np.load(kept / file) as before, np.load(tmp_path / file) as after:
+            assert set(before.files) == set(after.files)
+            for key in set(before.files) - {"versions"}:
+                scale = max(1, np.abs(before[key]).max())
+                np.testing.assert_allclose(
+                    after[key], before[key], rtol=0, atol=1e-8 * scale, err_msg=f"{file} {key}"
+                )
+
+
 @pytest.mark.parametrize("original", [original_mace, original_matgl, original_mattersim])
 def test_an_original_predicts_each_crystal_with_the_model_of_the_file(original, monkeypatch):
     monkeypatch.setattr(original, "read", lambda path: f"model of {path}")
