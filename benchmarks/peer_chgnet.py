@@ -49,7 +49,8 @@ def use_float64(model) -> CHGNet:
     for module in (chgnet.graph.converter, chgnet.graph.crystalgraph, chgnet.model.model):
         module.TORCH_DTYPE = torch.float64
     torch.set_default_dtype(torch.float64)
-    return model.double()
+    model.double().composition_model.float()  # which is asked in float32, whatever the rest has
+    return model
 
 
 def load(name: str, dtype: str) -> CHGNet:

@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ class Opponent(NamedTuple):
 
 
 def matgl_folder(model: str) -> str:
-    """The folder of the published files, which matgl reads too, in JAXMLIP_WEIGHTS."""
+    """The folder of the published files, which matgl reads too, in JAXMLIP_WEIGHTS; others by their name."""
+    if model not in MODELS:
+        return model
     name = MODELS[model].origin.folder
     for folder in sorted(Path(os.environ.get("JAXMLIP_WEIGHTS", ".")).rglob(name)):
         return str(folder)
@@ -67,7 +70,7 @@ OPPONENTS = {
     "matgl": Opponent("m3gnet-mp-2021.2.8", matgl_folder, "E, F, σ"),
     "mace": Opponent("mace-128x0e-128x1o.model", str, "E, F, σ", (2, 2, 1), makes_weights=True),
     "mattersim": Opponent("mattersim-1m-random.pth", str, "E, F, σ", makes_weights=True),
-    "matgl4": Opponent("matgl4-random-m3gnet", str, "E, F, σ", makes_weights=True),
+    "matgl4": Opponent("matgl4-random-m3gnet", matgl_folder, "E, F, σ", makes_weights=True),
 }
 
 
@@ -95,11 +98,12 @@ class Peer:
 
     def __init__(self, python: str, name: str, *arguments: str):
         script = Path(__file__).with_name(f"peer_{name}.py")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
             [python, str(script), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors,
             text=True,
         )
         self.versions = self._answer(
@@ -110,7 +114,9 @@ class Peer:
     def _answer(self, without: str) -> Any:
         line = self.process.stdout.readline()
         if not line:
-            raise PeerError(without)
+            self.errors.seek(0)
+            last = self.errors.read().strip().rpartition("\n")[2]
+            raise PeerError(f"{without} It said: {last}" if last else without)
         return json.loads(line)
 
     def ask(self, task: str, threads: int, **request: Any) -> list[float]:
@@ -118,7 +124,7 @@ class Peer:
         with contextlib.suppress(BrokenPipeError):  # nor will it answer
             self.process.stdin.write(json.dumps({"task": task, "threads": threads, **request}) + "\n")
             self.process.stdin.flush()
-        answer = self._answer(f"the peer died of {task!r}, for want of memory perhaps.")
+        answer = self._answer(f"the peer died of {task!r}, for want of memory if it said nothing.")
         time.sleep(REST)
         return answer
 
@@ -133,6 +139,7 @@ class Peer:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
+        self.errors.close()
 
 
 def plain(atoms: Atoms) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What do third-order force constants cost, exact, and from phono3py's displacements with the same forces?
 
     python -m benchmarks.third_order [--model m3gnet-mp-2021.2.8]
-    python -m benchmarks.third_order --peer chgnet | matgl [--peer-python PYTHON]
+    python -m benchmarks.third_order --peer chgnet | matgl | matgl4 [--peer-python PYTHON]
 
 Rock salt, 64 atoms, and wurtzite, 72 atoms, in float64: seconds for the linear map of one displacement and
 for a column, in those of the Hessian; programs compiled for the first of them; seconds for all constants,
@@ -27,7 +27,7 @@ from ase.build import bulk
 
 import jaxmlip
 from benchmarks.library import KINDS, Compilations
-from benchmarks.speed import OPPONENTS, Peer, peer_of, seconds
+from benchmarks.speed import Peer, peer_of, seconds
 from jaxmlip.crystals import batching
 from jaxmlip.derivatives.response import Response
 from jaxmlip.phonons.cells import Cells
@@ -48,7 +48,7 @@ class Settings:
     rounds: int = 3
     differences: bool = True  # of exact Hessian columns too
     displaced: bool = True  # with phono3py, if it is installed
-    peer: Literal["chgnet", "matgl"] | None = None
+    peer: Literal["chgnet", "matgl", "matgl4"] | None = None
     peer_python: Annotated[str, tyro.conf.arg(help="interpreter that has the peer installed")] = (
         sys.executable
     )
@@ -138,7 +138,7 @@ def main(settings: Settings) -> None:
         for name in settings.crystals:
             measure(name, potential, settings, None)
         return
-    if OPPONENTS[settings.peer].model.split("-")[0] != settings.model.split("-")[0]:
+    if {"chgnet": "chgnet"}.get(settings.peer, "m3gnet") != settings.model.split("-")[0]:
         raise SystemExit(f"{settings.peer} does not have {settings.model}; give --model.")
     with closing(peer_of(settings, settings.model, "float64")) as peer:
         for name in settings.crystals:
